@@ -1,0 +1,3 @@
+# The one door to BLAS: c[rows, n] = a[rows, k] . b[k, n] + beta * c, all row-major, ld* in floats.
+cdef void gemm(const float *a, int lda, const float *b, int ldb, float *c, int ldc,
+               int rows, int k, int n, float beta) noexcept nogil

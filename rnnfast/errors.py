@@ -1,0 +1,32 @@
+"""Every error that rnnfast raises on purpose: one family, so that a service needs one ``except``.
+
+Each message says what came, what was expected and where (file, node, attribute, input).
+"""
+
+
+class Error(Exception):
+    """Base of every error raised by rnnfast."""
+
+
+class ModelError(Error, ValueError):
+    """The file or graph is wrong: not ONNX, truncated, a cycle, a missing tensor, weights that do not fit."""
+
+
+class UnsupportedError(Error, NotImplementedError):
+    """The graph is well formed, but asks for something that rnnfast does not compute."""
+
+
+class InputError(Error, ValueError):
+    """A call's values are wrong: names, shapes, lengths, ranges."""
+
+
+class InputTypeError(Error, TypeError):
+    """A call's types are wrong: dtypes, or an object that is no array."""
+
+
+class LimitError(Error, MemoryError):
+    """The work asked for is larger than the limits allow (memory, loop iterations, nesting)."""
+
+
+class IsaError(Error, ValueError):
+    """An instruction set that does not exist or that this CPU cannot run was asked for."""

@@ -1,0 +1,52 @@
+/* The activations of ONNX's recurrent operators and the other elementwise functions, on blocks. */
+#ifndef RNNFAST_ACTIVATIONS_H
+#define RNNFAST_ACTIVATIONS_H
+
+#include "kernels.h"
+#include "vmath.h"
+
+/* With a constant `kind` the switch folds away. NaN stays NaN in every one of them. */
+INLINE vf activate(int kind, float alpha, float beta, vf x)
+{
+    const vf a = v_set1(alpha), b = v_set1(beta), zero = v_zero(), one = v_set1(1.0f);
+    switch (kind) {
+    case ACT_RELU: return v_max(zero, x);
+    case ACT_TANH: return v_tanh(x);
+    case ACT_SIGMOID: return v_sigmoid(x);
+    case ACT_AFFINE: return v_fma(a, x, b);
+    case ACT_LEAKY_RELU: return v_select(v_lt(x, zero), v_mul(a, x), x);
+    case ACT_THRESHOLDED_RELU: return v_select(v_lt(x, a), zero, x);
+    case ACT_SCALED_TANH: return v_mul(a, v_tanh(v_mul(b, x)));
+    case ACT_HARD_SIGMOID: return v_min(one, v_max(zero, v_fma(a, x, b)));
+    case ACT_ELU: return v_select(v_lt(x, zero), v_mul(a, v_expm1(x)), x);
+    case ACT_SOFTSIGN: return v_div(x, v_add(one, v_abs(x)));
+    case ACT_SOFTPLUS: return v_softplus(x);
+    case ACT_EXP: return v_exp(x);
+    case ACT_EXPM1: return v_expm1(x);
+    case ACT_LOG: return v_log(x);
+    case ACT_LOG1P: return v_log1p(x);
+    case ACT_ERF: return v_erf(x);
+    }
+    return x;
+}
+
+static void unary_kernel(activation act, const float *x, float *y, size_t n)
+{
+    /* one loop for each function, so that the switch is outside of the loop */
+#define CASE(KIND)                                                                       \
+    case KIND:                                                                           \
+        for (size_t i = 0; i + VL <= n; i += VL)                                         \
+            v_store(y + i, activate(KIND, act.alpha, act.beta, v_load(x + i)));          \
+        break;
+    switch (act.kind) {
+    CASE(ACT_RELU) CASE(ACT_TANH) CASE(ACT_SIGMOID) CASE(ACT_AFFINE) CASE(ACT_LEAKY_RELU) CASE(ACT_THRESHOLDED_RELU)
+    CASE(ACT_SCALED_TANH) CASE(ACT_HARD_SIGMOID) CASE(ACT_ELU) CASE(ACT_SOFTSIGN) CASE(ACT_SOFTPLUS)
+    CASE(ACT_EXP) CASE(ACT_EXPM1) CASE(ACT_LOG) CASE(ACT_LOG1P) CASE(ACT_ERF)
+    }
+#undef CASE
+    const size_t tail = n % VL;
+    if (tail)
+        v_store_n(y + n - tail, activate(act.kind, act.alpha, act.beta, v_load_n(x + n - tail, tail)), tail);
+}
+
+#endif

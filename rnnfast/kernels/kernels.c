@@ -1,0 +1,16 @@
+/* Every kernel, compiled once for each instruction set with ISA defined as its name. */
+#include "cells.h"
+
+static unsigned flush_denormals(void) { return v_flush_denormals(); }
+static void restore_mode(unsigned mode) { v_restore_mode(mode); }
+
+#define NAME(isa) NAME_(isa)
+#define NAME_(isa) rnnfast_kernels_##isa
+#define TEXT(isa) TEXT_(isa)
+#define TEXT_(isa) #isa
+
+extern const kernels NAME(ISA);
+const kernels NAME(ISA) = {
+    TEXT(ISA), matmul_kernel, cell_step_kernel, gru_gates_kernel, gru_output_kernel, unary_kernel,
+    flush_denormals, restore_mode,
+};

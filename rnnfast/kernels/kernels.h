@@ -1,0 +1,89 @@
+/* The contract between the kernels and the engine: types, and one table of functions for each instruction set.
+ *
+ * Nothing here allocates, fails or keeps a pointer. Sizes are in elements, leading dimensions (ld*) in floats.
+ * A unit is one hidden unit; a block is 16 columns (VL of vec.h). Outputs never alias inputs unless said.
+ */
+#ifndef RNNFAST_KERNELS_H
+#define RNNFAST_KERNELS_H
+
+#include <stddef.h>
+
+/* Elementwise functions. The first eleven are ONNX's activations of recurrent cells. */
+enum {
+    ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_AFFINE, ACT_LEAKY_RELU, ACT_THRESHOLDED_RELU, ACT_SCALED_TANH,
+    ACT_HARD_SIGMOID, ACT_ELU, ACT_SOFTSIGN, ACT_SOFTPLUS,
+    ACT_EXP, ACT_EXPM1, ACT_LOG, ACT_LOG1P, ACT_ERF
+};
+
+typedef struct {
+    int kind;                   /* ACT_* */
+    float alpha, beta;
+} activation;
+
+/* A packed matrix [k, gates * units]. Columns stand in blocks of 16, blocks in panels; a panel is [k][width][16]
+ * with up to `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one pass over k
+ * yields every gate of these units. Missing units are zeros. */
+typedef struct {
+    const float *w;
+    const float *bias;          /* [blocks * 16] in the same column order, or NULL: zeros */
+    ptrdiff_t k, units, gates;
+    ptrdiff_t blocks;           /* gates * ceil(units / 16) */
+    ptrdiff_t panel;            /* blocks of a full panel: 3 for three gates, else 4 */
+} matrix;
+
+enum { CELL_RNN, CELL_LSTM, CELL_GRU, CELL_GRU_RESET_FIRST };  /* GRU: linear_before_reset = 1, then 0 */
+
+/* One direction of one recurrent layer. Gate order is ONNX's: RNN i; LSTM i o f c; GRU z r h. */
+typedef struct {
+    int kind;                   /* CELL_* */
+    ptrdiff_t hidden_size;
+    matrix r;                   /* recurrent weights; CELL_GRU_RESET_FIRST: of z and r */
+    matrix r_candidate;         /* CELL_GRU_RESET_FIRST: of h */
+    const float *candidate_bias;/* CELL_GRU: Rbh [ceil16(H)], zeros if absent */
+    const float *peephole;      /* CELL_LSTM: p_i, p_o, p_f, each [ceil16(H)], or NULL */
+    activation act[3];          /* LSTM f g h; GRU f g; RNN f */
+    float clip;                 /* bound of the pre-activations; INFINITY: none */
+    int input_forget;           /* LSTM: f = 1 - i */
+    int fused;                  /* default activations, none of clip, peepholes and input_forget */
+} cell;
+
+/* One step of `rows` sequences. */
+typedef struct {
+    const float *xg;            /* [rows, 16 * r.blocks] input projections and biases, in the columns of r */
+    ptrdiff_t ldx;
+    const float *xg_candidate;  /* CELL_GRU_RESET_FIRST: [rows, 16 * r_candidate.blocks] */
+    ptrdiff_t ldx_candidate;
+    const float *hr;            /* recurrent products computed elsewhere (BLAS), same columns as xg, or NULL */
+    const float *h;             /* [rows, r.k] previous output */
+    ptrdiff_t ldh;
+    float *c;                   /* LSTM: [rows, ceil16(H)] cell state, updated in place */
+    float *h_out;               /* [rows, hidden_size] new output */
+    ptrdiff_t ldo;
+    float *z, *rh;              /* CELL_GRU_RESET_FIRST: [rows, ceil16(H)] scratch, written by gru_gates */
+    ptrdiff_t rows;
+} step;
+
+typedef struct {
+    const char *name;
+    /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
+    void (*matmul)(const matrix *w, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n);
+    /* RNN, LSTM, and GRU with linear_before_reset: the whole step */
+    void (*cell_step)(const cell *q, const step *s);
+    /* GRU without linear_before_reset: z and r * h; then, with s->h the r * h of the first and h_prev the h
+     * before this step, the output */
+    void (*gru_gates)(const cell *q, const step *s);
+    void (*gru_output)(const cell *q, const step *s, const float *h_prev, ptrdiff_t ldh_prev);
+    /* y[n] = act(x[n]); x may be y */
+    void (*unary)(activation act, const float *x, float *y, size_t n);
+    /* denormals off for this thread; returns the mode to hand to restore_mode */
+    unsigned (*flush_denormals)(void);
+    void (*restore_mode)(unsigned mode);
+} kernels;
+
+/* out[k][...] = the packed form of w[k * stride_k + n * stride_n], n = gate * units + unit; m gives the shape */
+void rnnfast_pack(const matrix *m, const float *w, ptrdiff_t stride_k, ptrdiff_t stride_n, float *out);
+
+/* table i of those this CPU can run, best first; NULL past the last */
+const kernels *rnnfast_kernels(int i);
+
+#endif

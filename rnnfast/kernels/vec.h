@@ -1,0 +1,178 @@
+/* The vector vocabulary: blocks of 16 floats, whatever the registers of the instruction set.
+ *
+ * One block is one AVX-512 register, two AVX2 registers or an array of 16 floats (generic). Kernels are written
+ * once on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation for each lane
+ * (fma rounds once), so a kernel gives the same bits on every instruction set. v_min and v_max return their
+ * second argument when either is NaN, as x86 does: v_max(lo, x) keeps a NaN in x.
+ */
+#ifndef RNNFAST_VEC_H
+#define RNNFAST_VEC_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define VL 16                    /* lanes of a block */
+/* Kernels are made for constant sizes by inlining them. On arrays of 16 that multiplies code without gain. */
+#if defined(__AVX2__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+#define POW2_BIAS 0x1.8000fep23f /* 1.5 * 2^23 + 127: adding it rounds to whole, for v_pow2 */
+#define SQRT_HALF_BITS 0x3f3504f3
+
+#if defined(__AVX512F__)
+
+#include <immintrin.h>
+
+typedef __m512 vf;
+typedef __mmask16 vm;
+
+INLINE vf v_set1(float x) { return _mm512_set1_ps(x); }
+INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+INLINE vf v_load_n(const float *p, size_t n) { return _mm512_maskz_loadu_ps((vm)((1u << n) - 1), p); }
+INLINE void v_store_n(float *p, vf x, size_t n) { _mm512_mask_storeu_ps(p, (vm)((1u << n) - 1), x); }
+INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }            /* a * b + c */
+INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }          /* c - a * b */
+INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }                       /* a < b ? a : b */
+INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }                       /* a > b ? a : b */
+INLINE vm v_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+INLINE vf v_select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }    /* m ? a : b */
+
+INLINE vf v_and_bits(vf a, uint32_t bits) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
+}
+INLINE vf v_or(vf a, vf b) {
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+/* 2^n for x = POW2_BIAS + n, n whole in [-127, 128]: 0 at -127, infinity at 128 */
+INLINE vf v_pow2(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
+/* normal x = 2^k m with m in [sqrt(1/2), sqrt(2)): returns k; any other x gives some finite k and m */
+INLINE vf v_split(vf x, vf *m) {
+    const __m512i half = _mm512_set1_epi32(SQRT_HALF_BITS);
+    const __m512i i = _mm512_sub_epi32(_mm512_castps_si512(x), half);
+    const __m512i fraction = _mm512_and_si512(i, _mm512_set1_epi32(0x007fffff));
+    *m = _mm512_castsi512_ps(_mm512_add_epi32(fraction, half));
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(i, 23));
+}
+
+#elif defined(__AVX2__)
+
+#include <immintrin.h>
+
+typedef struct { __m256 a, b; } vf;
+typedef struct { __m256 a, b; } vm;
+
+#define V_BOTH(type, fa, fb) ((type){ fa, fb })
+
+INLINE vf v_set1(float x) { __m256 r = _mm256_set1_ps(x); return V_BOTH(vf, r, r); }
+INLINE vf v_load(const float *p) { return V_BOTH(vf, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+INLINE vf v_load_n(const float *p, size_t n) {
+    float t[VL] = { 0 };
+    memcpy(t, p, n * sizeof(float));
+    return v_load(t);
+}
+INLINE void v_store_n(float *p, vf x, size_t n) {
+    float t[VL];
+    v_store(t, x);
+    memcpy(p, t, n * sizeof(float));
+}
+INLINE vf v_add(vf x, vf y) { return V_BOTH(vf, _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
+INLINE vf v_sub(vf x, vf y) { return V_BOTH(vf, _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
+INLINE vf v_mul(vf x, vf y) { return V_BOTH(vf, _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
+INLINE vf v_div(vf x, vf y) { return V_BOTH(vf, _mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
+INLINE vf v_fma(vf x, vf y, vf z) { return V_BOTH(vf, _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)); }
+INLINE vf v_fnma(vf x, vf y, vf z) {
+    return V_BOTH(vf, _mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b));
+}
+INLINE vf v_min(vf x, vf y) { return V_BOTH(vf, _mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+INLINE vf v_max(vf x, vf y) { return V_BOTH(vf, _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
+INLINE vm v_lt(vf x, vf y) {
+    return V_BOTH(vm, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ));
+}
+INLINE vf v_select(vm m, vf x, vf y) {
+    return V_BOTH(vf, _mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b));
+}
+INLINE vf v_and_bits(vf x, uint32_t bits) {
+    __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32((int)bits));
+    return V_BOTH(vf, _mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m));
+}
+INLINE vf v_or(vf x, vf y) { return V_BOTH(vf, _mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)); }
+
+INLINE __m256 v_pow2_half(__m256 x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23)); }
+INLINE vf v_pow2(vf x) { return V_BOTH(vf, v_pow2_half(x.a), v_pow2_half(x.b)); }
+
+INLINE __m256 v_split_half(__m256 x, __m256 *m) {
+    const __m256i half = _mm256_set1_epi32(SQRT_HALF_BITS);
+    const __m256i i = _mm256_sub_epi32(_mm256_castps_si256(x), half);
+    const __m256i fraction = _mm256_and_si256(i, _mm256_set1_epi32(0x007fffff));
+    *m = _mm256_castsi256_ps(_mm256_add_epi32(fraction, half));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(i, 23));
+}
+INLINE vf v_split(vf x, vf *m) { return V_BOTH(vf, v_split_half(x.a, &m->a), v_split_half(x.b, &m->b)); }
+
+#undef V_BOTH
+
+#else
+
+typedef struct { float v[VL]; } vf;
+typedef struct { uint32_t v[VL]; } vm;
+
+#define V_LANES(type, expr) do { type r; for (int i = 0; i < VL; i++) r.v[i] = (expr); return r; } while (0)
+
+INLINE uint32_t v_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+INLINE float v_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+
+INLINE vf v_set1(float x) { V_LANES(vf, x); }
+INLINE vf v_load(const float *p) { V_LANES(vf, p[i]); }
+INLINE void v_store(float *p, vf x) { memcpy(p, x.v, sizeof x.v); }
+INLINE vf v_load_n(const float *p, size_t n) { V_LANES(vf, (size_t)i < n ? p[i] : 0.0f); }
+INLINE void v_store_n(float *p, vf x, size_t n) { memcpy(p, x.v, n * sizeof(float)); }
+INLINE vf v_add(vf x, vf y) { V_LANES(vf, x.v[i] + y.v[i]); }
+INLINE vf v_sub(vf x, vf y) { V_LANES(vf, x.v[i] - y.v[i]); }
+INLINE vf v_mul(vf x, vf y) { V_LANES(vf, x.v[i] * y.v[i]); }
+INLINE vf v_div(vf x, vf y) { V_LANES(vf, x.v[i] / y.v[i]); }
+INLINE vf v_fma(vf x, vf y, vf z) { V_LANES(vf, fmaf(x.v[i], y.v[i], z.v[i])); }
+INLINE vf v_fnma(vf x, vf y, vf z) { V_LANES(vf, fmaf(-x.v[i], y.v[i], z.v[i])); }
+INLINE vf v_min(vf x, vf y) { V_LANES(vf, x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
+INLINE vf v_max(vf x, vf y) { V_LANES(vf, x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
+INLINE vm v_lt(vf x, vf y) { V_LANES(vm, x.v[i] < y.v[i]); }
+INLINE vf v_select(vm m, vf x, vf y) { V_LANES(vf, m.v[i] ? x.v[i] : y.v[i]); }
+INLINE vf v_and_bits(vf x, uint32_t bits) { V_LANES(vf, v_float(v_bits(x.v[i]) & bits)); }
+INLINE vf v_or(vf x, vf y) { V_LANES(vf, v_float(v_bits(x.v[i]) | v_bits(y.v[i]))); }
+INLINE vf v_pow2(vf x) { V_LANES(vf, v_float(v_bits(x.v[i]) << 23)); }
+INLINE float v_split_lane(float x, float *m) {
+    const uint32_t u = v_bits(x) - SQRT_HALF_BITS;
+    *m = v_float((u & 0x007fffffu) + SQRT_HALF_BITS);
+    return (float)((int32_t)u >> 23);
+}
+INLINE vf v_split(vf x, vf *m) { V_LANES(vf, v_split_lane(x.v[i], &m->v[i])); }
+
+#undef V_LANES
+
+#endif
+
+/* Flush-to-zero and denormals-are-zero on, for the calling thread; the mode before, to be restored */
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+INLINE unsigned v_flush_denormals(void) { unsigned mode = _mm_getcsr(); _mm_setcsr(mode | 0x8040); return mode; }
+INLINE void v_restore_mode(unsigned mode) { _mm_setcsr(mode); }
+#else
+INLINE unsigned v_flush_denormals(void) { return 0; }
+INLINE void v_restore_mode(unsigned mode) { (void)mode; }
+#endif
+
+INLINE vf v_zero(void) { return v_set1(0.0f); }
+INLINE vf v_abs(vf x) { return v_and_bits(x, 0x7fffffffu); }
+INLINE vf v_sign(vf x) { return v_and_bits(x, 0x80000000u); }                     /* the sign bit alone */
+INLINE vf v_copysign(vf magnitude, vf sign) { return v_or(v_abs(magnitude), v_sign(sign)); }
+
+#endif

@@ -1,0 +1,42 @@
+"""The activation functions of ONNX RNN, GRU and LSTM, in NumPy, from https://onnx.ai/onnx/operators/onnx__LSTM.html."""
+import numpy as np
+
+
+def _sigmoid(x, alpha, beta):
+    """1 / (1 + exp(-x)), written with exp(-|x|) so that it neither overflows nor cancels."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+ACTIVATIONS = {
+    "Relu": lambda x, alpha, beta: np.maximum(x, 0.0),
+    "Tanh": lambda x, alpha, beta: np.tanh(x),
+    "Sigmoid": _sigmoid,
+    "Affine": lambda x, alpha, beta: alpha * x + beta,
+    "LeakyRelu": lambda x, alpha, beta: np.where(x >= 0, x, alpha * x),
+    "ThresholdedRelu": lambda x, alpha, beta: np.where(x < alpha, 0.0, x),
+    "ScaledTanh": lambda x, alpha, beta: alpha * np.tanh(beta * x),
+    "HardSigmoid": lambda x, alpha, beta: np.minimum(np.maximum(alpha * x + beta, 0.0), 1.0),
+    "Elu": lambda x, alpha, beta: np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0.0))),
+    "Softsign": lambda x, alpha, beta: x / (1.0 + np.abs(x)),
+    "Softplus": lambda x, alpha, beta: np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))),
+}
+"""name -> function(x, alpha, beta); those that take no alpha or no beta ignore it."""
+
+_DEFAULTS = {
+    "Affine": (1.0, 0.0),
+    "LeakyRelu": (0.01, 0.0),
+    "ThresholdedRelu": (1.0, 0.0),
+    "ScaledTanh": (1.0, 1.0),
+    "HardSigmoid": (0.2, 0.5),
+    "Elu": (1.0, 0.0),
+}
+
+
+def defaults(name):
+    """(alpha, beta) of the activation `name` where a model gives none: those of the ONNX operator of that name.
+
+    ONNX no longer has operators Affine and ScaledTanh: their values here leave x and tanh(x) as they are. 0.0 stands
+    where none is taken.
+    """
+    return _DEFAULTS.get(name, (0.0, 0.0))
