@@ -1,0 +1,63 @@
+"""What callers hand to layers, checked once: the errors name the argument, what came and what was expected."""
+import numpy as np
+
+from ..errors import InputError, InputTypeError
+
+
+def as_array(value, name):
+    """`value` as an ndarray, whatever offers one (nested lists, torch tensors on the CPU ...)."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # foreign array types raise whatever they like
+        raise InputTypeError(f"{name}: cannot be read as an array ({type(value).__name__}: {error})") from error
+
+
+def as_weight(value, name):
+    """A float32 copy of `value`, whose dtype must fit into float32 without loss."""
+    array = as_array(value, name)
+    if array.dtype.kind not in "fV" or not np.can_cast(array.dtype, np.float32):
+        raise InputTypeError(f"{name}: dtype is {array.dtype}, expected float32 (or a narrower float)")
+    return np.array(array, np.float32, order="C")
+
+
+def as_input(value, name):
+    """`value` as a float32 array; other dtypes are refused, as a silent cast may lose what the caller meant."""
+    array = as_array(value, name)
+    if array.dtype != np.float32:
+        raise InputTypeError(f"{name}: dtype is {array.dtype}, expected float32")
+    return array
+
+
+def check_shape(array, shape, name, axes):
+    """`shape` is what `array` must have; `axes` says in words what that is."""
+    if array.shape != shape:
+        raise InputError(f"{name}: shape is {list(array.shape)}, expected {list(shape)} ({axes})")
+
+
+def check_size(value, name, least=1):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InputTypeError(f"{name}: {value!r} is no integer")
+    if value < least:
+        raise InputError(f"{name}: {value} is less than {least}")
+    return int(value)
+
+
+def check_choice(value, name, choices):
+    if value not in choices:
+        raise InputError(f"{name}: {value!r} is none of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_lengths(lengths, steps, rows):
+    """Lengths as int64 [rows], each from 0 to `steps`; None stays None."""
+    if lengths is None:
+        return None
+    array = as_array(lengths, "lengths")
+    if array.dtype.kind not in "iu":
+        raise InputTypeError(f"lengths: dtype is {array.dtype}, expected integers")
+    check_shape(array, (rows,), "lengths", "one for each row")
+    wrong = np.flatnonzero((array < 0) | (array > steps))
+    if wrong.size:
+        row = wrong[0]
+        raise InputError(f"lengths: {array[row]} at row {row}, expected 0 to {steps}, the number of steps")
+    return array.astype(np.int64)

@@ -1,0 +1,123 @@
+"""Weights of recurrent layers in the three layouts that they come in: torch's, ONNX's and Keras's.
+
+Each stacks the gates along one axis, in its own order; the tables below are all that differs. Layers keep torch's.
+"""
+import numpy as np
+
+from ..errors import ModelError
+from .checks import as_weight
+
+GATES = {
+    "RNN": {"torch": "i", "onnx": "i", "keras": "i"},
+    "LSTM": {"torch": "ifco", "onnx": "iofc", "keras": "ifco"},
+    "GRU": {"torch": "rzh", "onnx": "zrh", "keras": "zrh"},
+}
+"""Order of the gates, in ONNX's letters; torch calls the LSTM's c g, and the GRU's h n."""
+
+PEEPHOLES = {"torch": "ifo", "onnx": "iof"}
+"""Order of the LSTM's peepholes. torch has none: its layers' order of gates goes on."""
+
+
+def reorder(array, source, target):
+    """`array` with the blocks of its first axis, named by the letters of `source`, in the order of `target`."""
+    blocks = dict(zip(source, np.split(array, len(source)), strict=True))
+    return np.concatenate([blocks[letter] for letter in target])
+
+
+def suffix(layer, direction):
+    """The end of a torch parameter's name: "l0", "l0_reverse" ..."""
+    return f"l{layer}_reverse" if direction else f"l{layer}"
+
+
+def to_onnx(kind, parameters, end):
+    """Arguments W, R, B, P and projection of `_engine.Cell` from torch-named parameters that end in `end`."""
+    def gates(name, order=GATES[kind]):
+        array = parameters.get(f"{name}_{end}")
+        return None if array is None else reorder(array, order["torch"], order["onnx"])
+
+    biases = gates("bias_ih"), gates("bias_hh")
+    return {
+        "W": gates("weight_ih"),
+        "R": gates("weight_hh"),
+        "B": None if biases[0] is None else np.concatenate(biases),
+        "P": gates("weight_peephole", PEEPHOLES),
+        "projection": parameters.get(f"weight_hr_{end}"),
+    }
+
+
+def from_onnx(kind, W, R, B=None, P=None):
+    """-> (input_size, hidden_size, number of directions, torch-named parameters) of ONNX's W, R, B and P."""
+    gates = len(GATES[kind]["onnx"])
+    arrays = {name: as_weight(a, name) for name, a in (("W", W), ("R", R), ("B", B), ("P", P)) if a is not None}
+    W = arrays["W"]
+    if W.ndim != 3 or not all(W.shape) or W.shape[1] % gates or W.shape[0] > 2:
+        raise ModelError(f"W: shape is {list(W.shape)}, expected [directions, {gates} * hidden_size, input_size]")
+    directions, hidden_size, input_size = W.shape[0], W.shape[1] // gates, W.shape[2]
+    expected = {
+        "W": (directions, gates * hidden_size, input_size),
+        "R": (directions, gates * hidden_size, hidden_size),
+        "B": (directions, 2 * gates * hidden_size),
+        "P": (directions, 3 * hidden_size),
+    }
+    for name, array in arrays.items():
+        _expect(array, expected[name], name)
+
+    order = GATES[kind]
+    parameters = {}
+    for d in range(directions):
+        end = suffix(0, d)
+        parameters[f"weight_ih_{end}"] = reorder(arrays["W"][d], order["onnx"], order["torch"])
+        parameters[f"weight_hh_{end}"] = reorder(arrays["R"][d], order["onnx"], order["torch"])
+        if "B" in arrays:
+            for name, half in zip(("bias_ih", "bias_hh"), np.split(arrays["B"][d], 2), strict=True):
+                parameters[f"{name}_{end}"] = reorder(half, order["onnx"], order["torch"])
+        if "P" in arrays:
+            parameters[f"weight_peephole_{end}"] = reorder(arrays["P"][d], PEEPHOLES["onnx"], PEEPHOLES["torch"])
+    return input_size, hidden_size, directions, parameters
+
+
+def from_keras(kind, weights, *, two_biases=False):
+    """-> (input_size, hidden_size, number of directions, torch-named parameters) of `layer.get_weights()` of Keras:
+    [kernel, recurrent_kernel, bias], or twice that of a Bidirectional; the biases are absent without use_bias.
+
+    two_biases: the bias is [2, 3 * units], as a GRU with reset_after has it.
+    """
+    if len(weights) not in (2, 3, 4, 6):
+        raise ModelError(f"weights: {len(weights)} arrays came, expected kernel, recurrent_kernel and, if used, bias; "
+                         "twice these for a Bidirectional")
+    directions = 1 if len(weights) < 4 else 2
+    names = ["kernel", "recurrent_kernel", "bias"][:len(weights) // directions]
+    prefixes = [""] if directions == 1 else ["forward ", "backward "]
+    labels = [prefix + name for prefix in prefixes for name in names]
+    arrays = [as_weight(a, label) for a, label in zip(weights, labels, strict=True)]
+
+    order = GATES[kind]
+    gates = len(order["keras"])
+    kernel = arrays[0]
+    if kernel.ndim != 2 or not all(kernel.shape) or kernel.shape[1] % gates:
+        raise ModelError(f"{labels[0]}: shape is {list(kernel.shape)}, expected [input size, {gates} * units]")
+    input_size, units = kernel.shape[0], kernel.shape[1] // gates
+    expected = {
+        "kernel": (input_size, gates * units),
+        "recurrent_kernel": (units, gates * units),
+        "bias": (2, gates * units) if two_biases else (gates * units,),
+    }
+    parameters = {}
+    for position, (label, array) in enumerate(zip(labels, arrays, strict=True)):
+        d, name = divmod(position, len(names))
+        name, end = names[name], suffix(0, d)
+        _expect(array, expected[name], label)
+        if name == "kernel":
+            parameters[f"weight_ih_{end}"] = reorder(array.T, order["keras"], order["torch"])
+        elif name == "recurrent_kernel":
+            parameters[f"weight_hh_{end}"] = reorder(array.T, order["keras"], order["torch"])
+        else:
+            on_input, on_state = array if two_biases else (array, np.zeros_like(array))
+            parameters[f"bias_ih_{end}"] = reorder(on_input, order["keras"], order["torch"])
+            parameters[f"bias_hh_{end}"] = reorder(on_state, order["keras"], order["torch"])
+    return input_size, units, directions, parameters
+
+
+def _expect(array, shape, name):
+    if array.shape != shape:
+        raise ModelError(f"{name}: shape is {list(array.shape)}, expected {list(shape)}")

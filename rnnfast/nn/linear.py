@@ -1,0 +1,88 @@
+"""Layers that are one product or one look-up."""
+import numpy as np
+
+from .. import _engine
+from ..errors import InputError, InputTypeError
+from .checks import as_array, as_input, check_choice, check_size
+from .module import Module, Row
+
+
+class Linear(Module):
+    """y = x W^T + b, with torch's arguments and state dict: weight [out_features, in_features], bias [out_features].
+
+    matmul: "packed" (own kernels, the same bits everywhere), "blas", or None for this processor's default.
+    rng: a seed or a numpy Generator for the initial weights.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, matmul=None, rng=None):
+        self.in_features = check_size(in_features, "in_features")
+        self.out_features = check_size(out_features, "out_features")
+        self.bias = bool(bias)
+        self.matmul = check_choice(matmul, "matmul", (None, *_engine.MATMULS))
+        self._set(uniform(self.shapes(), 1 / np.sqrt(in_features), rng))
+
+    def shapes(self):
+        shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
+        return shapes if self.bias else {"weight": shapes["weight"]}
+
+    def _pack(self, parameters):
+        return _engine.Matrix(parameters["weight"].T, parameters.get("bias"), matmul=self.matmul)
+
+    def __call__(self, x):
+        """x [..., in_features] float32 -> [..., out_features]"""
+        x = as_input(x, "x")
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise InputError(f"x: shape is {list(x.shape)}, expected [..., {self.in_features}] (in_features)")
+        return self._packed.multiply(x)
+
+    def rows(self, shape=None):
+        weights = self.in_features * self.out_features
+        parameters = weights + self.bias * self.out_features
+        output = (*(shape or ("...", self.in_features))[:-1], self.out_features)
+        return [Row(repr(self), output, parameters, 2 * weights, 4 * parameters)]
+
+
+class Embedding(Module):
+    """y = weight[x], with torch's arguments and state dict: weight [num_embeddings, embedding_dim].
+
+    padding_idx: its row starts as zeros. rng: a seed or a numpy Generator for the initial weights.
+    """
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, *, rng=None):
+        self.num_embeddings = check_size(num_embeddings, "num_embeddings")
+        self.embedding_dim = check_size(embedding_dim, "embedding_dim")
+        self.padding_idx = padding_idx
+        weight = np.random.default_rng(rng).standard_normal((num_embeddings, embedding_dim), np.float32)
+        if padding_idx is not None:
+            self.padding_idx = check_size(padding_idx, "padding_idx", least=-num_embeddings)
+            if padding_idx >= num_embeddings:
+                raise InputError(f"padding_idx: {padding_idx}, expected less than num_embeddings = {num_embeddings}")
+            weight[padding_idx] = 0
+        self._set({"weight": weight})
+
+    def shapes(self):
+        return {"weight": (self.num_embeddings, self.embedding_dim)}
+
+    def _pack(self, parameters):
+        return parameters["weight"]
+
+    def __call__(self, x):
+        """x [...] integers from 0 to num_embeddings - 1 -> [..., embedding_dim] float32"""
+        x = as_array(x, "x")
+        if x.dtype.kind not in "iu":
+            raise InputTypeError(f"x: dtype is {x.dtype}, expected integers")
+        wrong = np.argwhere((x < 0) | (x >= self.num_embeddings))
+        if len(wrong):
+            where = wrong[0].tolist()
+            raise InputError(f"x: {x[tuple(where)]} at {where}, expected 0 to {self.num_embeddings - 1}")
+        return self._packed[x]
+
+    def rows(self, shape=None):
+        parameters = self.num_embeddings * self.embedding_dim
+        return [Row(repr(self), (*(shape or ("...",)), self.embedding_dim), parameters, 0, 4 * self.embedding_dim)]
+
+
+def uniform(shapes, bound, rng):
+    """torch's initial weights of dense and recurrent layers: uniform in +-bound."""
+    rng = np.random.default_rng(rng)
+    return {name: rng.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}

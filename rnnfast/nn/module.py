@@ -1,0 +1,137 @@
+"""What all layers share: named parameters, state dicts and the summary."""
+import inspect
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..errors import InputTypeError, ModelError
+from .checks import as_weight
+
+
+class Row(NamedTuple):
+    """One line of a summary; `flops` and `bytes` are those of one step of one row (one time step at batch 1)."""
+    layer: str
+    output: tuple
+    parameters: int
+    flops: int
+    bytes: int
+
+
+class Module:
+    """A layer. Its parameters change only by `load_state_dict`; calling it changes nothing, from any thread."""
+
+    _parameters = {}
+
+    def shapes(self):
+        """Name of each parameter -> its shape, in the order of the state dict."""
+        return {}
+
+    def state_dict(self):
+        """Name of each parameter -> its values: float32, read-only."""
+        return dict(self._parameters)
+
+    def load_state_dict(self, state_dict):
+        """Take all parameters from a mapping of name to array (anything that ``np.asarray`` takes: ndarrays, torch
+        tensors ...). The names and shapes must be exactly those of `shapes()`, the dtypes float32 or narrower floats.
+
+        Raises ModelError for names and shapes, InputTypeError for dtypes; nothing is loaded then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise InputTypeError(f"state_dict: a {type(state_dict).__name__} came, expected a mapping of name to array")
+        shapes = self.shapes()
+        missing = [name for name in shapes if name not in state_dict]
+        unexpected = [str(name) for name in state_dict if name not in shapes]
+        if missing or unexpected:
+            raise ModelError(f"state_dict of {self!r}: missing {', '.join(missing) or 'nothing'}, "
+                             f"unexpected {', '.join(unexpected) or 'nothing'}")
+        parameters = {name: as_weight(state_dict[name], name) for name in shapes}
+        for name, shape in shapes.items():
+            if parameters[name].shape != shape:
+                raise ModelError(f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, "
+                                 f"expected {list(shape)}")
+        self._set(parameters)
+
+    def _output(self, x, lengths):
+        """What the next layer of a Sequential gets."""
+        return self(x)
+
+    def _set(self, parameters):
+        for array in parameters.values():
+            array.flags.writeable = False
+        packed = self._pack(parameters)
+        self._parameters, self._packed = parameters, packed
+
+    def _pack(self, parameters):
+        """What a call computes with; replaced as a whole, so that a call in another thread sees old or new."""
+
+    def rows(self, shape=None):
+        """The summary's rows, for an input of this shape: numbers, and names of free axes such as "T" and "B"."""
+        raise NotImplementedError
+
+    def summary(self):
+        """A table of layers: output shape, parameters, and for one step of one row its flops and bytes.
+
+        flops: 2 for each multiply-add of a matrix product; elementwise work is not counted.
+        bytes: parameters read, each once, at 4 bytes; what a step at batch 1 has to fetch.
+        """
+        rows = self.rows()
+        total = Row("total", (), *(sum(column) for column in zip(*(row[2:] for row in rows))))
+        lines = [("layer", "output", "parameters", "flops/step", "bytes/step")]
+        lines += [(row.layer, f"[{', '.join(map(str, row.output))}]" if row.output else "",
+                   *(f"{number:,}" for number in row[2:])) for row in [*rows, total]]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+                      for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
+            for line in lines)
+
+    def __repr__(self):
+        given = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if parameter.default is parameter.empty:
+                given.append(repr(value))
+            elif value != parameter.default:
+                given.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+class Sequential(Module):
+    """Layers one after another. Of a recurrent layer the outputs go on, its last state does not.
+
+    The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them.
+    """
+
+    def __init__(self, *layers):
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise InputTypeError(f"Sequential: layer {position} is a {type(layer).__name__}, expected an nn.Module")
+        self.layers = layers
+
+    def __call__(self, x, *, lengths=None):
+        """x as the first layer takes it; lengths [B] go to every recurrent layer."""
+        for layer in self.layers:
+            x = layer._output(x, lengths)
+        return x
+
+    def _output(self, x, lengths):
+        return self(x, lengths=lengths)
+
+    def shapes(self):
+        return {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()}
+
+    def state_dict(self):
+        return {f"{i}.{name}": a for i, layer in enumerate(self.layers) for name, a in layer.state_dict().items()}
+
+    def _set(self, parameters):
+        for i, layer in enumerate(self.layers):
+            layer._set({name: parameters[f"{i}.{name}"] for name in layer.shapes()})
+
+    def rows(self, shape=None):
+        rows = []
+        for i, layer in enumerate(self.layers):
+            rows += [row._replace(layer=f"{i} {row.layer}") for row in layer.rows(shape)]
+            shape = rows[-1].output
+        return rows
+
+    def __repr__(self):
+        return f"Sequential({', '.join(map(repr, self.layers))})"
