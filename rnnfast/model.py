@@ -1,0 +1,148 @@
+"""A loaded model: immutable, called with named inputs, shared by any number of threads."""
+import collections
+import collections.abc
+import dataclasses
+import functools
+import threading
+
+import numpy as np
+
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.inputs import admit
+from rnnfast.onnx import native
+from rnnfast.onnx.graph import read
+from rnnfast.onnx.summary import summarise
+from rnnfast.onnx.trace import Program, fold
+from rnnfast.onnx.widen import widen
+
+# Programs of one model at a time: one for each set of initializers that callers override, and the references.
+MAX_PROGRAMS = 4
+
+
+def load(source, *, matmul=None):
+    """A Model of an ONNX file (a path) or of its bytes.
+
+    matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. Raises ModelError for a
+    file that is wrong and UnsupportedError for a graph that asks for what is not computed.
+    """
+    return Model(source, matmul=matmul)
+
+
+class Outputs(dict):
+    """Output name -> ndarray, in the graph's order; names that are identifiers are attributes too."""
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no output {name!r}, there are {list(self)}") from None
+
+
+class Model:
+    """One ONNX model, read, checked, folded and packed once.
+
+    inputs, outputs: tuples of objects with `name` and `type` (which has `dtype` and `shape`; str(type) is
+    onnxruntime's name of it); inputs that have an initializer may be left out of a call. graph: the checked Graph.
+    """
+    def __init__(self, source, *, matmul=None):
+        self.graph, self.source = read(source)
+        self.matmul = matmul
+        self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
+        self._types = {v.name: v.type for v in self.inputs}
+        self._programs = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._program(frozenset(), False)
+
+    @property
+    def required_inputs(self):
+        """The names of the inputs that have no default."""
+        return [v.name for v in self.inputs if v.name not in self.graph.constants]
+
+    def __call__(self, feed=None, /, **inputs):
+        """Outputs for the inputs, by keyword or in one mapping (for names that are no identifiers).
+
+        Arrays must have the declared type; Python numbers and lists of them are converted where they fit exactly.
+        """
+        return self._run(feed, inputs, reference=False)
+
+    def reference(self, feed=None, /, **inputs):
+        """The same graph in float64 by NumPy alone: slow, and what `rnnfast check` compares with."""
+        return self._run(feed, inputs, reference=True)
+
+    def _run(self, feed, inputs, reference):
+        program, args = self.prepare(self.merged(feed, inputs), reference)
+        with np.errstate(all="ignore"):
+            outputs = program(args)
+        taken = {id(x) for a in args for x in (a if type(a) is list else [a])}
+        return Outputs((v.name, _fresh(value, taken)) for v, value in zip(self.outputs, outputs))
+
+    def merged(self, feed, inputs):
+        """One dict of a positional mapping and keywords."""
+        if feed is None:
+            return inputs
+        if not isinstance(feed, collections.abc.Mapping):
+            raise InputTypeError(f"{self.source.label}: inputs are {type(feed).__name__}, expected a mapping by name")
+        return {**feed, **inputs}
+
+    def prepare(self, feed, reference=False):
+        """(Program, its arguments) of a call; every input is checked."""
+        label, constants = self.source.label, self.graph.constants
+        for name in feed:
+            if name not in self._types:
+                raise InputError(f"{label}: there is no input {name!r}, only {list(self._types)}")
+        missing = [name for name in self._types if name not in feed and name not in constants]
+        if missing:
+            raise InputError(f"{label}: input {missing[0]!r} is missing: the model has {list(self._types)}")
+        program = self._program(frozenset(name for name in feed if name in constants), reference)
+        args = [admit(feed[name], self._types[name], f"{label}: input {name!r}") for name in program.names]
+        return program, widen(args) if reference else args
+
+    def _program(self, overridden, reference):
+        """The program that takes these initializers from the caller."""
+        key = overridden, reference
+        with self._lock:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+                return self._programs[key]
+        program = self.build(overridden, reference)
+        with self._lock:
+            program = self._programs.setdefault(key, program)
+            while len(self._programs) > MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+        return program
+
+    def build(self, overridden=frozenset(), reference=False, record=None):
+        """A new Program; each step that it traces is appended to `record`."""
+        constants = {name: value for name, value in self.graph.constants.items() if name not in overridden}
+        graph = dataclasses.replace(self.graph, constants=constants)
+        with np.errstate(all="ignore"):
+            if reference:
+                graph = fold(widen(graph), native.lower_reference)
+            else:
+                graph = fold(graph, functools.partial(native.lower, matmul=self.matmul))
+        return Program(graph, [v.name for v in self.inputs if v.name not in constants], record=record)
+
+    def summary(self, feed=None, /, **inputs):
+        """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.
+
+        Shapes are those of a call with the inputs given; an input that is not given is zeros, of length 1 along
+        the dimensions that the model leaves open.
+        """
+        return summarise(self, self.merged(feed, inputs))
+
+    def __repr__(self):
+        inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)
+        outputs = ", ".join(f"{v.name}: {v.type}" for v in self.outputs)
+        return f"<rnnfast.Model {self.source.label} ({inputs}) -> ({outputs})>"
+
+
+def _fresh(value, taken):
+    """An output that shares memory with no input, constant or other output. Constants are marked read-only."""
+    if type(value) is list:
+        return [_fresh(v, taken) for v in value]
+    if value is None:
+        return None
+    flags = value.flags
+    if id(value) in taken or not (flags.owndata and flags.writeable and flags.c_contiguous):
+        value = np.array(value, order="C")
+    taken.add(id(value))
+    return value

@@ -1,0 +1,369 @@
+"""A file or bytes -> a checked Graph: operators found, attributes bound, names resolved, nodes put in order."""
+import dataclasses
+import heapq
+import os
+from typing import Callable
+
+import numpy as np
+
+from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError
+from rnnfast.onnx import binding, control, recurrent, tensors
+
+MIN_IR_VERSION = 3
+# Graphs within graphs (branches, loop bodies, functions) and nodes in all of them: a file of a few bytes could ask
+# for any number of both.
+MAX_DEPTH = 24
+MAX_NODES = 100_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Type:
+    """Of an input or output: a tensor, or a sequence or optional of `element`.
+
+    shape: an int for a fixed dimension, a str for a named one, None for one not given; None if the rank is not given.
+    """
+    kind: str
+    dtype: np.dtype | None = None
+    shape: tuple | None = None
+    element: "Type | None" = None
+
+    def __str__(self):
+        """As onnxruntime writes it: tensor(float), seq(tensor(int64)), optional(...)."""
+        if self.kind == "tensor":
+            return f"tensor({'undefined' if self.dtype is None else tensors.type_name(self.dtype)})"
+        return f"{self.kind}({self.element or ''})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """An input or output of a graph."""
+    name: str
+    type: Type
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Node:
+    """One operator, its attributes bound; a call of a model's own function has the attribute `body` and no function.
+
+    Nodes are not changed once they are made; `altered` gives another one.
+    """
+    where: str                  # for messages: file, node, operator
+    name: str
+    domain: str
+    op_type: str
+    inputs: tuple               # names; "" for an absent one
+    outputs: tuple
+    function: Callable | None   # the NumPy function, which takes `attributes` as keyword arguments
+    attributes: dict
+    run: Callable | None = None     # what is executed, once lowered
+    graphs: dict = dataclasses.field(init=False)    # those among the attributes: branches and bodies
+    needs: set = dataclasses.field(init=False)      # the names that it reads, its graphs' captures among them
+
+    def __post_init__(self):
+        self.graphs = {name: value for name, value in self.attributes.items() if isinstance(value, Graph)}
+        self.needs = set(self.inputs).union(*(graph.captures for graph in self.graphs.values()))
+        self.needs.discard("")
+
+    def altered(self, *, function=None, attributes=None, run=None):
+        """A copy with another function, attributes or run."""
+        return Node(self.where, self.name, self.domain, self.op_type, self.inputs, self.outputs,
+                    function or self.function, attributes or self.attributes, run)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """Nodes in an order that runs; `captures` are the names that it takes from the graphs around it."""
+    name: str
+    inputs: tuple
+    outputs: tuple
+    constants: dict
+    nodes: tuple
+    captures: frozenset
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """What a file says besides its graph."""
+    label: str
+    ir_version: int
+    opsets: dict
+    producer: str
+    doc_string: str
+    metadata: dict
+
+
+def read(source, problems=None):
+    """(Graph, Source) of a path, or of a model's bytes.
+
+    Raises ModelError for what is wrong and UnsupportedError for what is not computed; with a list `problems` the
+    UnsupportedErrors of nodes are collected there instead and those nodes have no function.
+    """
+    proto, label, folder = _load(source)
+    try:
+        return _Reader(proto, label, folder, problems).read()
+    except Error:
+        raise
+    except RecursionError:
+        raise LimitError(f"{label}: graphs are nested too deep") from None
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, MemoryError) as e:
+        raise ModelError(f"{label}: cannot be read: {type(e).__name__}: {e}") from e
+
+
+def _load(source):
+    """(ModelProto, name for messages, folder)"""
+    import onnx
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data, label, folder = bytes(source), "<bytes>", None
+    elif isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        label, folder = os.path.basename(path), os.path.dirname(os.path.abspath(path))
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{path}: cannot be read: {e}") from e
+    else:
+        raise ModelError(f"expected a path or the bytes of an ONNX model, got {type(source).__name__}")
+    try:
+        return onnx.ModelProto.FromString(data), label, folder
+    except Exception as e:
+        raise ModelError(f"{label}: not an ONNX model, or truncated: {e}") from e
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Scope:
+    """Where a node stands: what its operators and attribute references mean, and which names are around it."""
+    opsets: dict
+    references: dict            # inside a function: attribute name -> AttributeProto of the call
+    around: frozenset
+    depth: int
+    calls: tuple                # the functions that are being called
+
+
+class _Reader:
+    def __init__(self, proto, label, folder, problems):
+        self.proto, self.label, self.folder, self.problems = proto, label, folder, problems
+        self.functions = {}
+        self.nodes = 0
+
+    def read(self):
+        import onnx
+        proto = self.proto
+        if not proto.HasField("graph"):
+            raise ModelError(f"{self.label}: not an ONNX model, or truncated: it has no graph")
+        if not MIN_IR_VERSION <= proto.ir_version <= onnx.IR_VERSION:
+            raise UnsupportedError(f"{self.label}: IR version {proto.ir_version} is not supported, only "
+                                   f"{MIN_IR_VERSION} to {onnx.IR_VERSION}")
+        if not proto.opset_import:
+            raise ModelError(f"{self.label}: truncated: no opset is given")
+        opsets = self.opsets(proto.opset_import, self.label)
+        for function in proto.functions:
+            key = (_domain(function.domain), function.name, function.overload)
+            if key in self.functions:
+                raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
+            self.functions[key] = function
+        graph = self.graph(proto.graph, _Scope(opsets, {}, frozenset(), 0, ()))
+        metadata = {p.key: p.value for p in proto.metadata_props}
+        producer = f"{proto.producer_name} {proto.producer_version}".strip()
+        return graph, Source(self.label, proto.ir_version, opsets, producer, proto.doc_string, metadata)
+
+    def opsets(self, imports, where):
+        import onnx
+        opsets = {}
+        for entry in imports:
+            domain = _domain(entry.domain)
+            if opsets.setdefault(domain, entry.version) != entry.version:
+                raise ModelError(f"{where}: opsets {opsets[domain]} and {entry.version} of domain {domain!r}")
+        newest = onnx.defs.onnx_opset_version()
+        if not 1 <= opsets.get("", 1) <= newest:
+            raise UnsupportedError(f"{where}: opset {opsets['']} is not supported, only {binding.MODERN_OPSET} to "
+                                   f"{newest}, and lower ones where an operator has not changed since")
+        return opsets
+
+    # ------------------------------------------------------------------------------------------- graphs
+    def graph(self, proto, scope):
+        where = f"{self.label}: graph {proto.name!r}"
+        if scope.depth > MAX_DEPTH:
+            raise LimitError(f"{where}: graphs are nested deeper than {MAX_DEPTH}")
+        inputs = tuple(Value(v.name, _type(v.type, f"{where}: input {v.name!r}")) for v in proto.input)
+        outputs = tuple(Value(v.name, _type(v.type, f"{where}: output {v.name!r}")) for v in proto.output)
+        if not outputs:
+            raise ModelError(f"{where}: it has no outputs")
+        return self.checked(proto.name, inputs, outputs, self.constants(proto, where), proto.node, scope, where)
+
+    def constants(self, proto, where):
+        constants = {}
+        dense = [(t.name, t, tensors.decode) for t in proto.initializer]
+        sparse = [(s.values.name, s, tensors.decode_sparse) for s in proto.sparse_initializer]
+        for name, tensor, decode in dense + sparse:
+            if name in constants or not name:
+                raise ModelError(f"{where}: initializer {name!r} is {'given twice' if name else 'without a name'}")
+            constants[name] = decode(tensor, where, self.folder)
+        return constants
+
+    def checked(self, name, inputs, outputs, constants, protos, scope, where):
+        """A Graph of nodes whose names are all resolved."""
+        names = [v.name for v in inputs]
+        if len(set(names)) < len(names) or "" in names:
+            raise ModelError(f"{where}: inputs {names} are not distinct names")
+        produced = [o for node in protos for o in node.output if o]
+        defined = set(constants).union(names)
+        for output in produced:
+            if output in defined:
+                raise ModelError(f"{where}: tensor {output!r} is defined twice")
+            defined.add(output)
+        inner = dataclasses.replace(scope, around=scope.around | defined, depth=scope.depth + 1)
+        nodes = [self.node(proto, i, inner) for i, proto in enumerate(protos)]
+        for value in outputs:
+            if value.name not in inner.around:
+                raise ModelError(f"{where}: output {value.name!r} is produced by no node")
+        nodes = _sorted(nodes, set(produced), where)
+        used = {v.name for v in outputs}.union(*(node.needs for node in nodes))
+        return Graph(name, inputs, outputs, constants, tuple(nodes), frozenset(used - defined))
+
+    # ------------------------------------------------------------------------------------------- nodes
+    def node(self, proto, index, scope):
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise LimitError(f"{self.label}: more than {MAX_NODES} nodes")
+        where = f"{self.label}: node {repr(proto.name) if proto.name else f'#{index}'} ({proto.op_type})"
+        domain = _domain(proto.domain)
+        inputs = tuple(proto.input)
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        for name in inputs:
+            if name and name not in scope.around:
+                raise ModelError(f"{where}: input {name!r} is produced by no node and is no input or initializer")
+        attributes = self.attributes(proto, scope, where)
+        function = self.functions.get((domain, proto.op_type, proto.overload))
+        try:
+            if function is not None:
+                function, bound = None, {"body": self.body(function, attributes, inputs, proto, scope, where)}
+            else:
+                function, bound = self.operator(proto, domain, inputs, attributes, scope, where)
+        except UnsupportedError as e:
+            if self.problems is None:
+                raise
+            self.problems.append(e)
+            function, bound = None, {}
+        return Node(where, proto.name, domain, proto.op_type, inputs, tuple(proto.output), function, bound)
+
+    def operator(self, proto, domain, inputs, attributes, scope, where):
+        """(function, keyword arguments)"""
+        if domain not in scope.opsets:
+            if domain == "":
+                raise ModelError(f"{where}: no opset is given for ONNX's own operators")
+            raise UnsupportedError(f"{where}: operator {domain}.{proto.op_type} is not supported")
+        opset = scope.opsets[domain]
+        function = binding.find(domain, proto.op_type, opset, where)
+        binding.check_inputs(function, inputs, where)
+        most = binding.most_outputs(domain, proto.op_type, opset)
+        if not proto.output or most is not None and len(proto.output) > most:
+            raise ModelError(f"{where}: {len(proto.output)} outputs, expected 1 to {most}")
+        bound = binding.bind(function, attributes, len(proto.output), _Context(self, scope, where), where)
+        control.check(function, len(inputs), len(proto.output), bound, where)
+        if not domain and proto.op_type in recurrent.KINDS:
+            recurrent.check_attributes(proto.op_type, bound, where)
+        return function, bound
+
+    def attributes(self, proto, scope, where):
+        """name -> AttributeProto, references to the attributes of the function around it resolved"""
+        attributes = {}
+        for attribute in proto.attribute:
+            name = attribute.name
+            if name in attributes:
+                raise ModelError(f"{where}: attribute {name!r} is given twice")
+            if attribute.ref_attr_name:
+                referred = scope.references.get(attribute.ref_attr_name)
+                if referred is None:
+                    continue
+                attribute = type(referred)()
+                attribute.CopyFrom(referred)
+                attribute.name = name
+            attributes[name] = attribute
+        return attributes
+
+    def body(self, function, attributes, inputs, call, scope, where):
+        """The Graph of a model's own function, for one call of it."""
+        key = (_domain(function.domain), function.name, function.overload)
+        if key in scope.calls:
+            raise ModelError(f"{where}: the function calls itself")
+        if scope.depth > MAX_DEPTH:
+            raise LimitError(f"{where}: functions are nested deeper than {MAX_DEPTH}")
+        defaults = {a.name: a for a in function.attribute_proto}
+        unknown = sorted(attributes.keys() - set(function.attribute) - defaults.keys())
+        if unknown:
+            raise ModelError(f"{where}: attribute {unknown[0]!r} is none of the function's")
+        if len(inputs) > len(function.input) or len(call.output) > len(function.output):
+            raise ModelError(f"{where}: {len(inputs)} inputs and {len(call.output)} outputs, the function has "
+                             f"{len(function.input)} and {len(function.output)}")
+        opsets = self.opsets(function.opset_import, where) or scope.opsets
+        inner = _Scope(opsets, defaults | attributes, frozenset(), scope.depth, (*scope.calls, key))
+        anything = Type("tensor")
+        return self.checked(function.name, tuple(Value(n, anything) for n in function.input),
+                            tuple(Value(n, anything) for n in function.output), {}, function.node, inner, where)
+
+
+class _Context:
+    """Decodes the tensors and graphs among a node's attributes."""
+    def __init__(self, reader, scope, where):
+        self.reader, self.scope, self.where = reader, scope, where
+
+    def tensor(self, proto):
+        return tensors.decode(proto, self.where, self.reader.folder)
+
+    def subgraph(self, proto):
+        return self.reader.graph(proto, self.scope)
+
+
+def _domain(domain):
+    return "" if domain == "ai.onnx" else domain
+
+
+def _type(proto, where):
+    kind = proto.WhichOneof("value")
+    if kind == "tensor_type":
+        tensor = proto.tensor_type
+        try:
+            dtype = tensors.numpy_dtype(tensor.elem_type) if tensor.elem_type else None
+        except UnsupportedError as e:
+            raise UnsupportedError(f"{where}: {e}") from None
+        shape = tuple(map(_dimension, tensor.shape.dim)) if tensor.HasField("shape") else None
+        return Type("tensor", dtype, shape)
+    if kind == "sequence_type":
+        return Type("seq", element=_type(proto.sequence_type.elem_type, where))
+    if kind == "optional_type":
+        return Type("optional", element=_type(proto.optional_type.elem_type, where))
+    if kind is None:
+        return Type("tensor")
+    raise UnsupportedError(f"{where}: values of {kind} are not supported")
+
+
+def _dimension(dim):
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
+
+
+def _sorted(nodes, produced, where):
+    """The nodes, each behind those whose outputs it reads, else in the file's order; `produced`: what nodes make."""
+    maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
+    waits_for = [{maker[name] for name in node.needs if name in produced} for node in nodes]
+    followers = [[] for _ in nodes]
+    for i, makers in enumerate(waits_for):
+        for j in makers:
+            followers[j].append(i)
+    missing = [len(makers) for makers in waits_for]
+    ready = [i for i, count in enumerate(missing) if count == 0]
+    order = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(nodes[i])
+        for j in followers[i]:
+            missing[j] -= 1
+            if missing[j] == 0:
+                heapq.heappush(ready, j)
+    if len(order) < len(nodes):
+        stuck = [nodes[i].where.split(": ", 1)[1] for i, count in enumerate(missing) if count]
+        raise ModelError(f"{where}: a cycle through {', '.join(stuck[:3])}")
+    return order

@@ -1,0 +1,190 @@
+"""Which operators have a native form, and what it is: ``LOWER[op_type](node, constants, matmul)`` -> callable or None.
+
+A lowering happens once, at load, on the inputs that are constant then. It returns what is run in the operator's
+place, for float32; other types go to the operator's NumPy function.
+"""
+import functools
+import math
+
+import numpy as np
+
+from rnnfast import _engine
+from rnnfast.errors import InputError
+from rnnfast.onnx import recurrent
+from rnnfast.onnx.ops.linear import gemm_1
+from rnnfast.onnx.ops.types import check_size
+from rnnfast.onnx.ops.windows import pad, place
+
+# ONNX operator -> the engine's function, those that NumPy computes differently on different processors.
+UNARY = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus"}
+# Windows of a convolution that are copied at a time: they stay in the second-level cache.
+WINDOW_FLOATS = 2**17
+
+
+def lower(node, constants, matmul=None):
+    """The native callable of a node, or None."""
+    if node.domain or node.op_type not in LOWER:
+        return None
+    return LOWER[node.op_type](node, constants, matmul)
+
+
+def lower_reference(node, constants):
+    """For the float64 reference: what a recurrent node drops must be dropped there too."""
+    if not node.domain and node.op_type in recurrent.KINDS:
+        return recurrent.lower(node, constants, native=False)
+    return None
+
+
+def _for_float32(fast, node):
+    """`fast` for inputs of float32, the NumPy function for others (and for inputs of different types)."""
+    slow = functools.partial(node.function, **node.attributes)
+
+    def run(*inputs):
+        if all([x is None or x.dtype == np.float32 for x in inputs]):
+            return fast(*inputs)
+        return slow(*inputs)
+    return run
+
+
+def _is_weight(array, rank):
+    return array is not None and array.dtype == np.float32 and array.ndim == rank
+
+
+def _lower_unary(node, constants, matmul):
+    return _for_float32(functools.partial(_engine.unary, UNARY[node.op_type]), node)
+
+
+def _lower_matmul(node, constants, matmul):
+    """B packed once where it is a constant matrix, else at each call."""
+    packed = _engine.Matrix(constants[1], matmul=matmul) if _is_weight(constants[1], 2) else None
+
+    def run(a, b):
+        if packed is not None:
+            return packed.multiply(a)
+        if a.ndim == 0 or b.ndim == 0:
+            raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected no scalars")
+        if b.ndim == 1:
+            return run(a, b[:, None])[..., 0]
+        if a.ndim == 1:
+            return run(a[None], b)[..., 0, :]
+        if b.ndim == 2:
+            return _engine.Matrix(b, matmul=matmul).multiply(a)
+        return _multiply_stacks(a, b, matmul)
+    return _for_float32(run, node)
+
+
+def _multiply_stacks(a, b, matmul):
+    """Matrices [..., M, K] times [..., K, N], the stacks broadcast."""
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    check_size((*stack, a.shape[-2], b.shape[-1]), a.dtype)
+    y = np.empty((*stack, a.shape[-2], b.shape[-1]), np.float32)
+    a, b = np.broadcast_to(a, stack + a.shape[-2:]), np.broadcast_to(b, stack + b.shape[-2:])
+    for i in np.ndindex(*stack):
+        y[i] = _engine.Matrix(b[i], matmul=matmul).multiply(a[i])
+    return y
+
+
+def _lower_gemm(node, constants, matmul):
+    """B and a bias row C packed once where they are constant, else at each call. A bias row begins the chains."""
+    settings = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | node.attributes
+    alpha, beta = np.float32(settings["alpha"]), np.float32(settings["beta"])
+    if node.function is gemm_1:
+        return None
+
+    def pack(b, c):
+        """The Matrix, and C if it is added behind the product."""
+        b = b.T if settings["transB"] else b
+        if c is None or beta == 0:
+            return _engine.Matrix(b, matmul=matmul), None
+        is_row = c.ndim <= 2 and c.shape[:-1] in ((), (1,)) and c.shape[-1:] in ((), (1,), b.shape[1:])
+        if alpha == beta == 1 and is_row:
+            return _engine.Matrix(b, np.broadcast_to(c.reshape(-1), b.shape[1:]), matmul=matmul), None
+        return _engine.Matrix(b, matmul=matmul), c
+
+    b, c = (*constants, None)[1:3]
+    has_c = len(node.inputs) > 2 and node.inputs[2] != ""
+    packed = pack(b, c) if _is_weight(b, 2) and (not has_c or c is not None and c.dtype == np.float32) else None
+
+    def run(a, b, c=None):
+        if a.ndim != 2 or b.ndim != 2:
+            raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected matrices")
+        matrix, added = packed or pack(b, c)
+        y = matrix.multiply(a.T if settings["transA"] else a)
+        y = y if alpha == 1 else alpha * y
+        if added is None:
+            return y
+        if np.broadcast_shapes(y.shape, added.shape) != y.shape:
+            raise InputError(f"C of shape {added.shape} does not broadcast to the product's shape {y.shape}")
+        return y + (added if beta == 1 else beta * added)
+    return _for_float32(run, node)
+
+
+def _lower_conv(node, constants, matmul):
+    """The kernel packed once where it is constant, else at each call: for each group a matrix that takes windows."""
+    settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
+    group, kernel_shape = settings.pop("group", 1), settings.pop("kernel_shape", None)
+    windows_of = functools.lru_cache(16)(functools.partial(place, **settings))
+
+    def pack(w, bias):
+        _check_kernel(w, bias, kernel_shape, group)
+        rows = w.reshape(group, w.shape[0] // group, math.prod(w.shape[1:]))
+        biases = [None] * group if bias is None else bias.reshape(group, -1)
+        return [_engine.Matrix(part.T, part_bias, matmul=matmul) for part, part_bias in zip(rows, biases)]
+
+    w, bias = (*constants, None)[1:3]
+    has_bias = len(node.inputs) > 2 and node.inputs[2] != ""
+    constant = w is not None and w.dtype == np.float32 and (not has_bias or _is_weight(bias, 1))
+    packed = pack(w, bias) if constant else None
+
+    def run(x, w, bias=None):
+        matrices = packed or pack(w, bias)
+        if x.ndim != w.ndim or x.shape[1] != w.shape[1] * group:
+            raise InputError(f"X and W have shapes {x.shape} and {w.shape} for group = {group}")
+        return _convolve(x, windows_of(x.shape[2:], w.shape[2:]), matrices, w.shape[0] // group)
+    return _for_float32(run, node)
+
+
+def _check_kernel(w, bias, kernel_shape, group):
+    if w.ndim < 3 or group < 1 or w.shape[0] % group or kernel_shape is not None and kernel_shape != w.shape[2:]:
+        raise InputError(f"W has shape {w.shape}, with group = {group} and kernel_shape = {kernel_shape}")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise InputError(f"the bias has shape {bias.shape}, expected {w.shape[:1]}")
+
+
+def _convolve(x, windows, matrices, outputs):
+    """y[n,m,o] = bias[m] + sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation], windows by lines of axis 0."""
+    samples, group, axes = x.shape[0], len(matrices), 1 + len(windows.kernel)
+    y = np.empty((samples, group * outputs, *windows.output), np.float32)
+    if y.size == 0:
+        return y
+    x = np.ascontiguousarray(pad(x, windows, 0))
+    taps = _taps(x, windows)
+    channels = x.shape[1] // group
+    lines = max(1, WINDOW_FLOATS // math.prod(taps.shape[2:]))
+    batch = max(1, lines // windows.output[0])
+    for n in range(0, samples, batch):
+        for start in range(0, windows.output[0], lines):
+            block = taps[n:n + batch, start:start + lines]
+            for g, matrix in enumerate(matrices):
+                part = block[(slice(None),) * axes + (slice(g * channels, (g + 1) * channels),)]
+                rows = matrix.multiply(part.reshape(*part.shape[:axes], matrix.K))
+                y[n:n + batch, g * outputs:(g + 1) * outputs, start:start + lines] = rows.transpose(
+                    0, axes, *range(1, axes))
+    return y
+
+
+def _taps(x, windows):
+    """[N, *output, C, *kernel]: a view of the contiguous x [N, C, *covered], windows overlapping."""
+    steps = x.strides[2:]
+    strides = (x.strides[0], *(n * s for n, s in zip(steps, windows.strides)),
+               x.strides[1], *(n * d for n, d in zip(steps, windows.dilations)))
+    return np.ndarray((x.shape[0], *windows.output, x.shape[1], *windows.kernel), np.float32, x, 0, strides)
+
+
+LOWER = {
+    **dict.fromkeys(UNARY, _lower_unary),
+    **dict.fromkeys(recurrent.KINDS, recurrent.lower),
+    "MatMul": _lower_matmul,
+    "Gemm": _lower_gemm,
+    "Conv": _lower_conv,
+}

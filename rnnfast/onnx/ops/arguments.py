@@ -1,0 +1,53 @@
+"""Axes, counts and indices that come from attributes and input values, as checked Python integers."""
+import numpy as np
+
+from rnnfast.errors import InputError, InputTypeError
+
+
+def check_axis(axis, rank):
+    """`axis` of a tensor of this rank, counted from the front."""
+    if not -rank <= axis < rank:
+        raise InputError(f"axis {axis} is out of range for a tensor of rank {rank}")
+    return axis % rank
+
+
+def check_axes(axes, rank):
+    """Distinct axes of a tensor of this rank, counted from the front; all of them where `axes` is None."""
+    if axes is None:
+        return list(range(rank))
+    checked = [check_axis(axis, rank) for axis in axes]
+    if len(set(checked)) != len(checked):
+        raise InputError(f"axes {list(axes)} name an axis of a tensor of rank {rank} twice")
+    return checked
+
+
+def integers(x, name):
+    """The values of a vector (or scalar) input as Python integers; None for an absent one."""
+    if x is None:
+        return None
+    if x.dtype.kind not in "iu":
+        raise InputTypeError(f"{name} is of type {x.dtype}, expected an integer type")
+    if x.ndim > 1:
+        raise InputError(f"{name} has shape {x.shape}, expected a vector")
+    return x.reshape(-1).tolist()
+
+
+def integer(x, name):
+    """The value of a one-element input as a Python integer."""
+    if x.size != 1:
+        raise InputError(f"{name} has shape {x.shape}, expected one element")
+    return integers(x.reshape(1), name)[0]
+
+
+def check_indices(indices, size):
+    """Indices into an axis of `size` elements, counted from its front, as int64."""
+    if indices.dtype.kind != "i":
+        raise InputTypeError(f"indices are of type {indices.dtype}, expected int32 or int64")
+    indices = indices.astype(np.int64, copy=False)
+    if indices.size:
+        low, high = int(indices.min()), int(indices.max())
+        if low < -size or high >= size:
+            raise InputError(f"index {low if low < -size else high} is out of range for an axis of {size} elements")
+        if low < 0:
+            indices = np.where(indices < 0, indices + size, indices)
+    return indices

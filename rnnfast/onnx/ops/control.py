@@ -1,0 +1,178 @@
+"""If, Loop and Scan. A graph attribute arrives as a callable: it takes the graph's inputs, returns the list of its
+outputs, and its `outputs` are their types.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
+from rnnfast.onnx.ops.types import MAX_TENSOR_BYTES, Ints, Subgraph, check_size
+
+# A Loop whose condition never turns false would hang the process.
+MAX_ITERATIONS = 1_000_000
+
+
+def condition(value, name="cond"):
+    """The truth of a bool tensor of one element."""
+    if value.dtype != bool:
+        raise InputTypeError(f"{name} is {value.dtype}, expected bool")
+    if value.size != 1:
+        raise InputError(f"{name} has shape {value.shape}, expected one element")
+    return bool(value.item())
+
+
+def if_(cond, *, then_branch: Subgraph, else_branch: Subgraph):
+    return tuple((then_branch if condition(cond) else else_branch)())
+
+
+def loop(M=None, cond=None, *initial, body: Subgraph):
+    """body(iteration, cond, *carried) -> cond, *carried, *rows of the scan outputs"""
+    if M is not None and (M.dtype != np.int64 or M.size != 1):
+        raise InputError(f"M is {M.dtype} of shape {M.shape}, expected one int64")
+    trips = None if M is None else M.item()
+    going = cond is None or condition(cond)
+    carried, rows = list(initial), [_Rows(t) for t in body.outputs[1 + len(initial):]]
+    i = 0
+    while going and (trips is None or i < trips):
+        if i == MAX_ITERATIONS:
+            raise LimitError(f"a loop of more than {MAX_ITERATIONS} iterations")
+        outputs = body(np.array(i, np.int64), np.array(True), *carried)
+        # without the input cond only the trip count ends the loop
+        going = condition(outputs[0], "the body's condition") or cond is None and trips is not None
+        carried = outputs[1:1 + len(carried)]
+        for row, value in zip(rows, outputs[1 + len(carried):]):
+            row.append(value)
+        i += 1
+    if i == 0:
+        _learn_types(rows, body, carried)
+    return (*carried, *(row.stacked() for row in rows))
+
+
+def _learn_types(rows, body, carried):
+    """Without an iteration, rows whose type the body does not declare get that of a trial iteration, not kept."""
+    if all(row.type.dtype is not None and row.type.shape is not None for row in rows):
+        return
+    outputs = body(np.array(0, np.int64), np.array(True), *carried)
+    for row, value in zip(rows, outputs[1 + len(carried):]):
+        row.type = Like(value.dtype, value.shape)
+
+
+class Like(NamedTuple):
+    """The type of a scan output's rows."""
+    dtype: np.dtype
+    shape: tuple
+
+
+class _Rows:
+    """What a body gave for one scan output, iteration by iteration."""
+    def __init__(self, type_):
+        self.type, self.values, self.nbytes = type_, [], 0
+
+    def append(self, value):
+        if self.values and (value.shape != self.values[0].shape or value.dtype != self.values[0].dtype):
+            raise InputError(f"a scan output's shape changes from {self.values[0].shape} to {value.shape}")
+        self.nbytes += value.nbytes
+        if self.nbytes > MAX_TENSOR_BYTES:
+            raise LimitError(f"a scan output of more than {MAX_TENSOR_BYTES} bytes")
+        self.values.append(value)
+
+    def stacked(self, axis=0, backwards=False):
+        """All of them along a new axis."""
+        if not self.values:
+            if self.type.dtype is None or self.type.shape is None:
+                raise UnsupportedError("a scan output without a declared type, of no iterations")
+            shape = [n if isinstance(n, int) else 0 for n in self.type.shape]
+            shape.insert(_position(axis, len(shape) + 1, "scan_output_axes"), 0)
+            return np.empty(shape, self.type.dtype)
+        _position(axis, self.values[0].ndim + 1, "scan_output_axes")
+        return np.stack(self.values[::-1] if backwards else self.values, axis)
+
+
+def _position(axis, rank, name):
+    if not -rank <= axis < rank:
+        raise InputError(f"{name}: axis {axis} is out of range for rank {rank}")
+    return axis % rank
+
+
+def _flags(values, count, name):
+    """One 0 or 1 for each."""
+    if values is None:
+        return (0,) * count
+    if len(values) != count or not set(values) <= {0, 1}:
+        raise InputError(f"{name} = {list(values)}, expected {count} of 0 or 1")
+    return values
+
+
+def _axes(values, count, name):
+    if values is not None and len(values) != count:
+        raise InputError(f"{name} = {list(values)}, expected {count} of them")
+    return (0,) * count if values is None else values
+
+
+def scan_9(*values, body: Subgraph, num_scan_inputs: int, scan_input_axes: Ints | None = None,
+           scan_input_directions: Ints | None = None, scan_output_axes: Ints | None = None,
+           scan_output_directions: Ints | None = None):
+    """body(*states, *slices of the inputs) -> *states, *slices of the outputs, for each index of the scanned axis"""
+    count = len(values) - num_scan_inputs
+    states, n_outputs = list(values[:count]), len(body.outputs) - count
+    axes = _axes(scan_input_axes, num_scan_inputs, "scan_input_axes")
+    directions = _flags(scan_input_directions, num_scan_inputs, "scan_input_directions")
+    output_axes = _axes(scan_output_axes, n_outputs, "scan_output_axes")
+    output_directions = _flags(scan_output_directions, n_outputs, "scan_output_directions")
+    scanned = [np.moveaxis(x, _position(axis, x.ndim, "scan_input_axes"), 0) for x, axis in zip(values[count:], axes)]
+    scanned = [x[::-1] if backwards else x for x, backwards in zip(scanned, directions)]
+    states, rows = _scan(body, states, scanned)
+    stacked = (row.stacked(axis, backwards) for row, axis, backwards in zip(rows, output_axes, output_directions))
+    return (*states, *stacked)
+
+
+def _scan(body, states, scanned):
+    """The last states, and the rows of each output."""
+    lengths = {len(x) for x in scanned}
+    if len(lengths) != 1:
+        raise InputError(f"scanned inputs of lengths {sorted(lengths)}, expected one length")
+    rows = [_Rows(t) for t in body.outputs[len(states):]]
+    for t in range(lengths.pop()):
+        outputs = body(*states, *(x[t] for x in scanned))
+        states = outputs[:len(states)]
+        for row, value in zip(rows, outputs[len(states):]):
+            row.append(value)
+    return states, rows
+
+
+def scan_8(sequence_lens=None, *values, body: Subgraph, num_scan_inputs: int, directions: Ints | None = None):
+    """The first form: axis 0 of states and inputs is the batch, axis 1 of inputs the scanned one, rows end at their
+    sequence_lens and the outputs are zero behind it.
+    """
+    count = len(values) - num_scan_inputs
+    backwards = _flags(directions, num_scan_inputs, "directions")
+    if any(x.ndim < 1 for x in values[:count]) or any(x.ndim < 2 for x in values[count:]):
+        raise InputError(f"inputs of shapes {[x.shape for x in values]}, expected a batch axis and a scanned one")
+    if len({len(x) for x in values}) != 1 or len({x.shape[1] for x in values[count:]}) != 1:
+        raise InputError(f"inputs of shapes {[x.shape for x in values]} differ in batch or length")
+    batch, length = values[count].shape[:2]
+    lens = [length] * batch if sequence_lens is None else sequence_lens.tolist()
+    if np.shape(lens) != (batch,) or any(not 0 <= n <= length for n in lens):
+        raise InputError(f"sequence_lens {lens}, expected {batch} of 0 to {length}")
+    results = []
+    for b, n in enumerate(lens):
+        scanned = [x[b, n - 1::-1] if flag and n else x[b, :n] for x, flag in zip(values[count:], backwards)]
+        states, rows = _scan(body, [x[b] for x in values[:count]], [x[:n] for x in scanned])
+        results.append([*states, *(_padded(row.stacked(), length) for row in rows)])
+    if not results:
+        raise InputError("a batch of 0")
+    return tuple(np.stack(column) for column in zip(*results))
+
+
+def _padded(x, length):
+    check_size((length, *x.shape[1:]), x.dtype)
+    padded = np.zeros((length, *x.shape[1:]), x.dtype)
+    padded[:len(x)] = x
+    return padded
+
+
+OPS = {
+    "If": {1: if_},
+    "Loop": {1: loop},
+    "Scan": {8: scan_8, 9: scan_9},
+}

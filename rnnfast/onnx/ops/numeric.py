@@ -1,0 +1,115 @@
+"""What all arithmetic operators share: element types, half precision, NumPy's warnings, axes."""
+import functools
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.onnx.ops.types import check_size
+
+
+def is_floating(dtype):
+    """True for float16/32/64 and for the bfloat16, float8, float6 and float4 types of ml_dtypes (kind "V" or "f")."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
+def is_half(dtype):
+    """float16 or bfloat16, told apart from other two-byte types without importing ml_dtypes."""
+    return dtype.itemsize == 2 and dtype.kind in "fV"
+
+
+def widen(x):
+    """float16 and bfloat16 as float32; any other array as it is."""
+    return x.astype(np.float32) if x is not None and is_half(x.dtype) else x
+
+
+def same_dtype(inputs):
+    """The one element type of all inputs that are present; the first one always is."""
+    dtype = inputs[0].dtype
+    for x in inputs:
+        if x is not None and x.dtype != dtype:
+            raise InputTypeError(f"inputs of types {dtype} and {x.dtype}, expected one type")
+    return dtype
+
+
+def _results(results, half):
+    """Results as arrays (a NumPy function of 0-d arrays returns scalars), float32 ones rounded to `half` if given."""
+    if isinstance(results, tuple):
+        return tuple(None if y is None else _results(y, half) for y in results)
+    results = np.asarray(results)
+    return results.astype(half) if half is not None and results.dtype == np.float32 else results
+
+
+def numeric(function):
+    """An operator whose inputs have one element type; float16 and bfloat16 are computed in float32, rounded once."""
+    @functools.wraps(function)
+    def operator(*inputs, **attributes):
+        dtype = same_dtype(inputs)
+        with np.errstate(all="ignore"):
+            if is_half(dtype):
+                return _results(function(*map(widen, inputs), **attributes), dtype)
+            return _results(function(*inputs, **attributes), None)
+    return operator
+
+
+def floating(function):
+    """A `numeric` operator that ONNX defines for floating-point tensors only."""
+    compute = numeric(function)
+
+    @functools.wraps(function)
+    def operator(*inputs, **attributes):
+        dtype = same_dtype(inputs)
+        if not is_floating(dtype):
+            raise InputTypeError(f"input of type {dtype}, expected a floating-point type")
+        return compute(*inputs, **attributes)
+    return operator
+
+
+def quiet(function):
+    """An operator that handles element types itself: only NumPy's warnings are off and the results are arrays."""
+    @functools.wraps(function)
+    def operator(*inputs, **attributes):
+        with np.errstate(all="ignore"):
+            return _results(function(*inputs, **attributes), None)
+    return operator
+
+
+def check_numbers(x):
+    """Refuse bool and strings, of which NumPy would also compute something."""
+    if x.dtype.kind not in "iuf" and not is_floating(x.dtype):
+        raise InputTypeError(f"input of type {x.dtype}, expected numbers")
+
+
+def check_broadcast(*inputs):
+    """Check that the shapes broadcast, to a tensor within the size limit."""
+    first = inputs[0]
+    if any(x.shape != first.shape for x in inputs[1:]):
+        check_size(np.broadcast_shapes(*(x.shape for x in inputs)), first.dtype)
+
+
+def check_broadcasts_to(parameter, x, name):
+    """Check ONNX's unidirectional broadcasting: `parameter` is stretched to the shape of x, x is not stretched."""
+    if parameter.ndim > x.ndim or any(n not in (1, m) for n, m in zip(parameter.shape[::-1], x.shape[::-1])):
+        raise InputError(f"{name} of shape {parameter.shape} does not broadcast to shape {x.shape}")
+
+
+def axis_index(axis, x):
+    """`axis` counted from the front, or an AxisError (a ValueError)."""
+    return normalize_axis_index(int(axis), x.ndim)
+
+
+def rows(x, axes):
+    """x with `axes` flattened into a last, contiguous axis.
+
+    NumPy adds a contiguous last axis pairwise, in an order that depends on its length only; over other axes the order
+    depends on the whole shape, so that one row's bits would change with the batch.
+    """
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    shape = [x.shape[axis] for axis in kept]
+    length = int(np.prod([x.shape[axis] for axis in axes], dtype=np.int64))
+    return np.ascontiguousarray(x.transpose(kept + list(axes))).reshape(*shape, length)
+
+
+def per_channel(vector, x):
+    """A vector [C] shaped to broadcast along axis 1 of x [N,C,...]."""
+    return vector.reshape(-1, *(1,) * (x.ndim - 2))

@@ -1,0 +1,121 @@
+"""Linear quantization: y = saturate(round(x / scale) + zero_point), ties to even."""
+import numpy as np
+
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.onnx.ops.cast import convert, is_integer, limits
+from rnnfast.onnx.ops.numeric import axis_index, floating, is_floating, is_half, quiet, widen
+from rnnfast.onnx.ops.types import Dtype, Flag
+
+
+def centred(x, zero_point):
+    """x - zero_point in float64: sums of products of 8-bit numbers are exact there, and BLAS multiplies them."""
+    x = x.astype(np.float64)
+    return x if zero_point is None else x - zero_point.astype(np.float64)
+
+
+def quantized(quotient, zero_point, dtype, saturate=1):
+    """round(quotient) + zero_point within the range of `dtype`; float types are rounded by the conversion itself."""
+    if not is_integer(dtype):
+        if zero_point is not None:
+            quotient = quotient + zero_point.astype(quotient.dtype)
+        return convert(quotient, dtype, saturate)
+    quotient = np.rint(quotient)
+    if zero_point is not None:
+        quotient = quotient + zero_point.astype(quotient.dtype)
+    return np.clip(quotient, *limits(dtype)).astype(np.int32).astype(dtype)
+
+
+def requantize(product, scale, y_scale, zero_point, dtype):
+    """A product of quantized numbers, given in float64 and of scale `scale`, quantized anew."""
+    dtype = np.dtype(np.float32) if is_half(dtype) else dtype
+    factor = scale.astype(dtype) / y_scale.astype(dtype)
+    return quantized(product.astype(dtype) * factor, zero_point, zero_point.dtype)
+
+
+def _spread(parameter, x, axis, block_size, name):
+    """A scale or zero point that broadcasts to x: one for all, one per index of `axis`, or one per block along it."""
+    if parameter is None or parameter.size == 1 and parameter.ndim <= 1:
+        return parameter if parameter is None else parameter.reshape(())
+    axis = axis_index(axis, x)
+    if parameter.ndim == 1 and not block_size:
+        if parameter.shape[0] != x.shape[axis]:
+            raise InputError(f"{name} has {parameter.shape[0]} elements, but axis {axis} of the input of shape "
+                             f"{x.shape} has {x.shape[axis]}")
+        return parameter.reshape(-1, *(1,) * (x.ndim - axis - 1))
+    blocks = -(-x.shape[axis] // block_size) if block_size > 0 else 0
+    expected = (*x.shape[:axis], blocks, *x.shape[axis + 1:])
+    if block_size <= 0 or parameter.shape != expected:
+        raise InputError(f"{name} has shape {parameter.shape}, which does not fit blocks of {block_size} along "
+                         f"axis {axis} of an input of shape {x.shape}")
+    return np.repeat(parameter, block_size, axis)[(*(slice(None),) * axis, slice(x.shape[axis]))]
+
+
+def _check_zero_point(scale, zero_point):
+    if zero_point is not None and zero_point.size != scale.size:
+        raise InputError(f"zero point of shape {zero_point.shape} with a scale of shape {scale.shape}")
+
+
+def _one_type(zero_point, output_dtype):
+    """The type asked for by the zero point, by output_dtype, or uint8."""
+    if zero_point is None:
+        return output_dtype or np.dtype(np.uint8)
+    if output_dtype is not None and output_dtype != zero_point.dtype:
+        raise InputTypeError(f"output_dtype {output_dtype} with a zero point of type {zero_point.dtype}")
+    return zero_point.dtype
+
+
+@quiet
+def quantize_linear(x, y_scale, y_zero_point=None, *, axis: int = 1, block_size: int = 0,
+                    output_dtype: Dtype | None = None, precision: Dtype | None = None, saturate: Flag = 1):
+    """The quotient has the precision of y_scale, or `precision`."""
+    dtype = _one_type(y_zero_point, output_dtype)
+    _check_zero_point(y_scale, y_zero_point)
+    scale = _spread(y_scale, x, axis, block_size, "y_scale")
+    zero_point = _spread(y_zero_point, x, axis, block_size, "y_zero_point")
+    precision = precision or (scale.dtype if scale.dtype.itemsize > 1 and is_floating(scale.dtype) else x.dtype)
+    if not is_floating(precision):
+        precision = np.dtype(np.float64)
+    quotient = widen(x.astype(precision)) / widen(scale.astype(precision))
+    if np.isnan(quotient).any():
+        if is_floating(x.dtype) and np.isnan(x).any():
+            raise InputError("the input contains NaN, which no quantized number stands for")
+        # 0 / 0: a row of zeros whose scale was computed from the row.
+        quotient = np.where(np.isnan(quotient), 0, quotient)
+    return quantized(quotient.astype(precision) if is_half(precision) else quotient, zero_point, dtype, saturate)
+
+
+@quiet
+def dequantize_linear(x, x_scale, x_zero_point=None, *, axis: int = 1, block_size: int = 0,
+                      output_dtype: Dtype | None = None):
+    """(x - x_zero_point) * x_scale in the type of x_scale, or output_dtype."""
+    if x_zero_point is not None and x_zero_point.dtype != x.dtype:
+        raise InputTypeError(f"zero point of type {x_zero_point.dtype} for an input of type {x.dtype}")
+    _check_zero_point(x_scale, x_zero_point)
+    dtype = output_dtype or x_scale.dtype
+    wide = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+    scale = _spread(x_scale, x, axis, block_size, "x_scale").astype(wide)
+    # int32 does not fit in float32, but has no zero point; smaller integers do.
+    value = x.astype(wide)
+    if x_zero_point is not None:
+        value = value - _spread(x_zero_point, x, axis, block_size, "x_zero_point").astype(wide)
+    return (value * scale).astype(dtype)
+
+
+@floating
+def dynamic_quantize_linear(x):
+    """uint8, with the scale (max - min) / 255 of a range that contains 0; the scale of nothing but zeros is 1."""
+    if np.isnan(x).any():
+        raise InputError("the input contains NaN, which no quantized number stands for")
+    lowest, highest = x.min(initial=0), x.max(initial=0)
+    scale = (highest - lowest) / x.dtype.type(255)
+    if scale == 0:
+        scale = x.dtype.type(1)
+    zero_point = np.asarray(np.rint(np.clip(-lowest / scale, 0, 255))).astype(np.uint8)
+    return quantized(x / scale, zero_point, zero_point.dtype), np.asarray(scale, x.dtype), zero_point
+
+
+OPS = {
+    "DequantizeLinear": {10: dequantize_linear},
+    "DynamicQuantizeLinear": {11: dynamic_quantize_linear},
+    "QuantizeLinear": {10: quantize_linear},
+}

@@ -1,0 +1,115 @@
+"""Sequences (Python lists of tensors) and optional values (None where empty)."""
+import numpy as np
+
+from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.onnx.ops.arguments import check_axis, integer, integers
+from rnnfast.onnx.ops.numeric import same_dtype
+from rnnfast.onnx.ops.shape import concat, parts
+from rnnfast.onnx.ops.types import Dtype, Flag
+
+# Each tensor of a sequence is a Python object of some hundred bytes, however few elements it has.
+MAX_PARTS = 2**20
+
+
+def _check_sequence(sequence):
+    if not isinstance(sequence, list):
+        raise InputTypeError("a tensor, expected a sequence")
+
+
+def sequence_empty(*, dtype: Dtype | None = None):
+    return []
+
+
+def sequence_construct(*xs):
+    same_dtype(xs)
+    return list(xs)
+
+
+def sequence_insert(sequence, tensor, position=None):
+    """The tensor comes to stand before what is at `position` of [-n, n], by default at the end."""
+    _check_sequence(sequence)
+    same_dtype((*sequence[:1], tensor))
+    n = len(sequence)
+    place = n if position is None else integer(position, "position")
+    if not -n <= place <= n:
+        raise InputError(f"position {place} is out of range for inserting into a sequence of {n} tensors")
+    place = place + n if place < 0 else place
+    return [*sequence[:place], tensor, *sequence[place:]]
+
+
+def _place(sequence, position):
+    _check_sequence(sequence)
+    place, n = integer(position, "position"), len(sequence)
+    if not -n <= place < n:
+        raise InputError(f"position {place} is out of range for a sequence of {n} tensors")
+    return place % n
+
+
+def sequence_erase(sequence, position=None):
+    place = _place(sequence, np.array(-1) if position is None else position)
+    return [*sequence[:place], *sequence[place + 1:]]
+
+
+def sequence_at(sequence, position):
+    return sequence[_place(sequence, position)]
+
+
+def sequence_length(sequence):
+    _check_sequence(sequence)
+    return np.array(len(sequence), np.int64)
+
+
+def concat_from_sequence(sequence, *, axis: int, new_axis: Flag = 0):
+    _check_sequence(sequence)
+    if not sequence:
+        raise InputError("an empty sequence has nothing to concatenate")
+    if new_axis:
+        axis = check_axis(axis, sequence[0].ndim + 1)
+        if any(x.shape != sequence[0].shape for x in sequence):
+            raise InputError(f"tensors of shapes {', '.join(str(x.shape) for x in sequence)}, expected equal ones")
+        sequence = [np.expand_dims(x, axis) for x in sequence]
+    return concat(*sequence, axis=axis)
+
+
+def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
+    """Parts of the sizes in a vector, or all of one size (the last may be smaller), by default of size 1."""
+    axis = check_axis(axis, x.ndim)
+    n = x.shape[axis]
+    if split is not None and split.ndim == 1:
+        return list(parts(x, integers(split, "split"), axis))
+    size = 1 if split is None else integer(split, "split")
+    if size < 1:
+        raise InputError(f"split is {size}, expected 1 or more")
+    if -(-n // size) > MAX_PARTS:
+        raise LimitError(f"a sequence of {-(-n // size)} tensors, more than the limit of {MAX_PARTS}")
+    whole = list(parts(x, [min(size, n - start) for start in range(0, n, size)], axis))
+    return whole if keepdims or split is not None else [part.squeeze(axis) for part in whole]
+
+
+def optional(element):
+    return element
+
+
+def optional_get_element(optional):
+    if optional is None:
+        raise InputError("the optional value is empty")
+    return optional
+
+
+def optional_has_element(optional=None):
+    return np.array(optional is not None)
+
+
+OPS = {
+    "SequenceEmpty": {11: sequence_empty},
+    "SequenceConstruct": {11: sequence_construct},
+    "SequenceInsert": {11: sequence_insert},
+    "SequenceErase": {11: sequence_erase},
+    "SequenceAt": {11: sequence_at},
+    "SequenceLength": {11: sequence_length},
+    "ConcatFromSequence": {11: concat_from_sequence},
+    "SplitToSequence": {11: split_to_sequence},
+    "Optional": {15: optional},
+    "OptionalGetElement": {15: optional_get_element},
+    "OptionalHasElement": {15: optional_has_element},
+}

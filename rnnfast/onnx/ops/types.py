@@ -1,0 +1,49 @@
+"""What an operator's signature can say of an attribute, and the guard against sizes that come from values."""
+import math
+from typing import Literal
+
+import numpy as np
+
+from rnnfast.errors import LimitError
+
+
+class Ints(tuple):
+    """A tuple of Python ints (ONNX attribute type INTS)."""
+
+
+class Floats(tuple):
+    """A tuple of Python floats (ONNX attribute type FLOATS)."""
+
+
+class Strs(tuple):
+    """A tuple of str (ONNX attribute type STRINGS)."""
+
+
+class Dtype:
+    """An ONNX element type number, handed to the operator as a ``numpy.dtype``."""
+
+
+class Tensor:
+    """A tensor attribute, handed to the operator as an ndarray."""
+
+
+class Subgraph:
+    """A graph attribute: the body of If, Loop or Scan."""
+
+
+Flag = Literal[0, 1]
+"""An attribute that is off or on."""
+
+
+MAX_TENSOR_BYTES = 2**31
+
+
+def check_size(shape, dtype):
+    """Raise LimitError before a tensor of `shape` is allocated whose size comes from values, not from inputs.
+
+    A dimension of 0 counts as 1: a tensor of shape (0, 2**60) needs no memory, but loops over its axes must end too.
+    """
+    size = math.prod(max(int(n), 1) for n in shape) * np.dtype(dtype).itemsize
+    if size > MAX_TENSOR_BYTES:
+        raise LimitError(f"a tensor of shape {tuple(int(n) for n in shape)} needs {size} bytes, "
+                         f"more than the limit of {MAX_TENSOR_BYTES}")

@@ -1,0 +1,118 @@
+"""Where the windows of a convolution or a pooling lie: padding, strides and dilations over any number of axes."""
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.onnx.ops.types import check_size
+
+# Some exporters write an empty string for NOTSET.
+AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID", ""]
+
+
+class Windows(NamedTuple):
+    """One entry per spatial axis. Tap k of window o is at input position o * stride + k * dilation - begin."""
+    size: tuple       # of the input
+    kernel: tuple
+    strides: tuple
+    dilations: tuple
+    begin: tuple      # padding before the input
+    end: tuple        # and behind it
+    output: tuple     # number of windows
+
+    def extent(self, axis):
+        """Input positions that a window spans."""
+        return extent(self.kernel[axis], self.dilations[axis])
+
+    def covered(self, axis):
+        """Padded input positions from the first window's start to the last one's end."""
+        return (self.output[axis] - 1) * self.strides[axis] + self.extent(axis) if self.output[axis] else 0
+
+    def positions(self, axis):
+        """[output, kernel]: the input position of each tap; those outside of [0, size) are padding."""
+        starts = np.arange(self.output[axis]) * self.strides[axis] - self.begin[axis]
+        return starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+
+
+def extent(kernel, dilation):
+    return (kernel - 1) * dilation + 1
+
+
+def attribute(values, default, rank, least, name):
+    """An attribute with one value per axis, checked."""
+    if values is None:
+        return (default,) * rank
+    if len(values) != rank:
+        raise InputError(f"{name} = {tuple(values)} has {len(values)} values, expected {rank}")
+    if any(value < least for value in values):
+        raise InputError(f"{name} = {tuple(values)}, expected values of at least {least}")
+    return tuple(values)
+
+
+def explicit_pads(pads, auto_pad, rank):
+    """The pads attribute as (begin, end), which auto_pad excludes."""
+    pads = attribute(pads, 0, 2 * rank, 0, "pads")
+    if auto_pad not in ("NOTSET", "") and any(pads):
+        raise UnsupportedError(f"pads = {pads} together with auto_pad = {auto_pad}")
+    return pads[:rank], pads[rank:]
+
+
+def split_padding(total, auto_pad):
+    """Half of `total` on each side; the odd one is at the end for SAME_UPPER, otherwise at the beginning."""
+    smaller = total // 2
+    return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
+
+
+def place(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
+    """The Windows over an input of spatial shape `size`, from the attributes of Conv and of the pooling operators."""
+    rank = len(size)
+    if rank == 0:
+        raise InputError("the input has no spatial axes")
+    kernel = attribute(kernel, 1, rank, 1, "kernel_shape")
+    strides = attribute(strides, 1, rank, 1, "strides")
+    dilations = attribute(dilations, 1, rank, 1, "dilations")
+    begin, end = map(list, explicit_pads(pads, auto_pad, rank))
+    output = []
+    for axis in range(rank):
+        span, stride = extent(kernel[axis], dilations[axis]), strides[axis]
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            count = -(-size[axis] // stride)
+            total = max(0, (count - 1) * stride + span - size[axis])
+            begin[axis], end[axis] = split_padding(total, auto_pad)
+        else:
+            room = size[axis] + begin[axis] + end[axis] - span
+            count = room // stride + 1
+            # A window that ceil_mode adds has to begin in the input or in the padding before it.
+            if ceil_mode and auto_pad != "VALID" and room % stride and count * stride < size[axis] + begin[axis]:
+                count += 1
+            if count < 1:
+                raise InputError(f"spatial axis {axis} of {size[axis]}, padded by {begin[axis]} and {end[axis]}, "
+                                 f"is shorter than a window of {span}")
+        output.append(count)
+    return Windows(tuple(size), kernel, strides, dilations, tuple(begin), tuple(end), tuple(output))
+
+
+def pad(x, windows, fill):
+    """x [N,C,*size] with `fill` around it, cut or extended to exactly what the windows cover."""
+    rank = len(windows.size)
+    covered = tuple(windows.covered(axis) for axis in range(rank))
+    kept = tuple(min(size, max(0, total - begin)) for size, total, begin in zip(windows.size, covered, windows.begin))
+    x = x[(..., *(slice(0, n) for n in kept))]
+    if kept == covered:
+        return x
+    check_size(x.shape[:-rank] + covered, x.dtype)
+    padded = np.full(x.shape[:-rank] + covered, fill, x.dtype)
+    padded[(..., *(slice(begin, begin + n) for begin, n in zip(windows.begin, kept)))] = x
+    return padded
+
+
+def view(padded, windows):
+    """[N,C,*output,*kernel]: all windows over the result of `pad`, without a copy."""
+    rank = len(windows.size)
+    if math.prod(windows.output) == 0:
+        return np.zeros(padded.shape[:-rank] + windows.output + windows.kernel, padded.dtype)
+    spans = tuple(windows.extent(axis) for axis in range(rank))
+    taps = sliding_window_view(padded, spans, axis=tuple(range(-rank, 0)))
+    return taps[(..., *(slice(None, None, step) for step in windows.strides + windows.dilations))]

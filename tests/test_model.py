@@ -1,0 +1,324 @@
+"""Model and InferenceSession: what goes in, what comes out, what is folded, what is shared."""
+import concurrent.futures
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import rnnfast
+from rnnfast.errors import InputError, InputTypeError, ModelError
+from tests.graphs import load, model_of, onnxruntime, parse, random
+
+GRU = parse("""g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
+    y, last = GRU <hidden_size = 3> (x, w, r, bias, , h) }""",
+            w=random(0, 1, 9, 4), r=random(1, 1, 9, 3), bias=random(2, 1, 18))
+
+
+# ------------------------------------------------------------------------------------------------ calls
+def test_call_by_keyword_and_mapping():
+    model = rnnfast.load(GRU)
+    x, h = random(3, 5, 2, 4), random(4, 1, 2, 3)
+    out = model(x=x, h=h)
+    assert list(out) == ["y", "last"] and out.y is out["y"] and dict(out).keys() == out.keys()
+    for other in (model({"x": x, "h": h}), model({"x": x}, h=h)):
+        np.testing.assert_array_equal(other.y, out.y)
+    with pytest.raises(AttributeError, match="'z'.*'last'"):
+        out.z
+
+
+def test_inputs_and_outputs_are_described():
+    model = rnnfast.load(GRU)
+    assert [(v.name, str(v.type), v.type.shape) for v in model.inputs] == [
+        ("x", "tensor(float)", ("t", "b", 4)), ("h", "tensor(float)", (1, "b", 3))]
+    assert [v.name for v in model.outputs] == ["y", "last"]
+    assert "x: tensor(float)" in repr(model)
+
+
+X, H = random(3, 5, 2, 4), random(4, 1, 2, 3)
+WRONG_INPUTS = {
+    "missing": ({"x": X}, InputError, "input 'h' is missing"),
+    "unknown": ({"x": X, "h": H, "z": H}, InputError, "no input 'z'"),
+    "dtype": ({"x": X.astype(np.float64), "h": H}, InputTypeError, "input 'x' is double, expected float"),
+    "integers": ({"x": np.zeros((5, 2, 4), int), "h": H}, InputTypeError, "input 'x' is int64"),
+    "rank": ({"x": X[0], "h": H}, InputError, r"input 'x' has shape \(2, 4\), expected \(t, b, 4\)"),
+    "fixed dimension": ({"x": X[..., :3], "h": H}, InputError, r"'x' has shape \(5, 2, 3\)"),
+    "batch": ({"x": X, "h": random(0, 1, 3, 3)}, InputError, r"GRU.*initial_h has shape \(1, 3, 3\)"),
+    "ragged list": ({"x": [[1.0], [1.0, 2.0]], "h": H}, InputError, "'x'"),
+    "text": ({"x": "text", "h": H}, InputTypeError, "'x' is str"),
+    "None": ({"x": None, "h": H}, InputTypeError, "'x' is NoneType"),
+    "object": ({"x": X.astype(object), "h": H}, InputTypeError, "'x'"),
+    "bool": ({"x": X > 0, "h": H}, InputTypeError, "'x' is bool"),
+    "name": ({3: X, "h": H}, InputError, "no input 3"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INPUTS)
+def test_wrong_inputs(case):
+    feed, error, message = WRONG_INPUTS[case]
+    with pytest.raises(error, match=f"<bytes>: .*{message}"):
+        rnnfast.load(GRU)(feed)
+    assert issubclass(error, (ValueError, TypeError))
+
+
+def test_no_mapping():
+    with pytest.raises(InputTypeError, match="expected a mapping"):
+        rnnfast.load(GRU)([X, H])
+
+
+def identity(elem_type, shape=()):
+    return load(model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", elem_type, shape)],
+                         [("y", elem_type, shape)]))
+
+
+@pytest.mark.parametrize("elem_type, value", [
+    (TensorProto.INT64, 16000), (TensorProto.INT64, np.int32(5)), (TensorProto.INT64, 3.0), (TensorProto.UINT8, 255),
+    (TensorProto.FLOAT, 0.1), (TensorProto.FLOAT, 3), (TensorProto.FLOAT, float("nan")), (TensorProto.FLOAT16, 1.5),
+    (TensorProto.FLOAT, float("inf")), (TensorProto.BOOL, True), (TensorProto.DOUBLE, 0.1), (TensorProto.BFLOAT16, 1.5),
+    (TensorProto.STRING, "text")])
+def test_python_numbers_are_converted(elem_type, value):
+    y = identity(elem_type)(x=value).y
+    assert y.dtype == identity(elem_type).inputs[0].type.dtype and y.shape == ()
+    if elem_type == TensorProto.STRING:
+        assert y.item() == value
+    else:
+        np.testing.assert_array_equal(y, np.asarray(value).astype(y.dtype))
+
+
+@pytest.mark.parametrize("elem_type, value", [
+    (TensorProto.INT64, float("nan")), (TensorProto.INT64, 0.5), (TensorProto.UINT8, 256), (TensorProto.UINT8, -1),
+    (TensorProto.INT32, 2**40), (TensorProto.INT64, 2**70), (TensorProto.FLOAT, 1e300), (TensorProto.FLOAT16, 1e6),
+    (TensorProto.BOOL, 1), (TensorProto.INT64, True), (TensorProto.INT64, float("inf")), (TensorProto.FLOAT, 1j)])
+def test_python_numbers_that_do_not_fit(elem_type, value):
+    with pytest.raises((InputError, InputTypeError), match="input 'x'"):
+        identity(elem_type)(x=value)
+
+
+@pytest.mark.parametrize("make", [
+    lambda a: a[::-1], lambda a: a.T.copy().T, lambda a: np.asfortranarray(a), lambda a: a.astype(">f4"),
+    lambda a: unaligned(a), lambda a: np.ma.array(a)])
+def test_layouts_of_input_arrays(make):
+    model = rnnfast.load(parse("g (float[n,3] x) => (float[n,4] y) { y = MatMul (x, w) }", w=random(0, 3, 4)))
+    x = random(1, 5, 3)
+    np.testing.assert_array_equal(model(x=make(x)).y, model(x=np.array(make(x), np.float32)).y)
+
+
+def unaligned(a):
+    raw = np.zeros(a.nbytes + 1, np.uint8)
+    view = raw[1:].view(np.float32).reshape(a.shape)
+    view[:] = a
+    return view
+
+
+def test_outputs_are_fresh():
+    """Nothing that a caller does to an output reaches inputs, constants or other outputs."""
+    model = rnnfast.load(parse("""
+        g (float[n,3] x) => (float[n,3] same, float[n,3] again, float[3,n] turned, float[3] row, float[2] k,
+                             int64[2] shape) {
+        same = Identity (x)  again = Identity (x)  turned = Transpose (x)  row = Gather <axis = 0> (x, zero)
+        k = Identity (constant)  shape = Shape (x) }""", zero=np.int64(0), constant=np.array([1, 2], np.float32)))
+    x = random(0, 4, 3)
+    before = x.copy()
+    for _ in range(2):
+        out = model(x=x)
+        for a, b in itertools.combinations([x, *out.values()], 2):
+            assert not np.may_share_memory(a, b)
+        for value in out.values():
+            assert value.flags.owndata and value.flags.c_contiguous and value.flags.writeable
+            value[...] = 9
+        np.testing.assert_array_equal(x, before)
+        assert model(x=x).k.tolist() == [1, 2] and model(x=x).shape.tolist() == [4, 3]
+
+
+def test_no_warnings_and_nothing_printed(capfd):
+    model = rnnfast.load(parse("""g (float[n] x) => (float[n] y, float[n] z, float m) {
+        l = Log (x)  y = Div (x, zero)  z = Sqrt (l)  m = ReduceMean <keepdims = 0> (empty) }""",
+                               zero=np.float32(0), empty=np.zeros((0,), np.float32)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert np.isnan(model(x=[-1.0, 0.0]).y[1])
+    assert capfd.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------ initializers
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_initializers_that_are_inputs_may_be_overridden(ir_version):
+    w, x, h = random(0, 1, 9, 4), random(3, 5, 2, 4), random(4, 1, 2, 3)
+    node = helper.make_node("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=3)
+    model = model_of([node], [("x", 1, ["t", "b", 4]), ("h", 1, [1, "b", 3]), ("w", 1, [1, 9, 4])],
+                     [("y", 1, ["t", 1, "b", 3])], {"w": w, "r": random(1, 1, 9, 3)}, opset=14, ir_version=ir_version)
+    ours = load(model)
+    assert ours.required_inputs == ["x", "h"]
+    first = ours(x=x, h=h).y
+    np.testing.assert_array_equal(ours(x=x, h=h, w=w).y, first)
+    other = ours(x=x, h=h, w=-w).y
+    assert np.abs(other - first).max() > 0.1
+    np.testing.assert_array_equal(ours(x=x, h=h).y, first)
+    model.graph.initializer[0].raw_data = (-w).tobytes()
+    np.testing.assert_array_equal(load(model)(x=x, h=h).y, other)
+
+
+# ------------------------------------------------------------------------------------------------ folding and plans
+def steps(model, feed):
+    """The operators that a call with these shapes runs."""
+    model(feed)
+    program, args = model.prepare(feed)
+    from rnnfast.onnx.trace import trace
+    plan, _ = trace(program, args)
+    return [where.rpartition("(")[2][:-1] for *_, where in plan.steps]
+
+
+def test_shape_arithmetic_is_folded():
+    """The chain that torch writes for a state of the batch's size."""
+    text = """g (float[t,b,4] x) => (float[t,1,b,3] y) {
+        s = Shape (x)  b = Gather <axis = 0> (s, one)  b1 = Unsqueeze (b, axis)
+        dims = Concat <axis = 0> (first, b1, last)  h = ConstantOfShape <value = float[1] {0.5}> (dims)
+        w1 = Slice (wide, from, to, axis)  w2 = Concat <axis = 0> (w1, w1, w1)  w = Unsqueeze (w2, axis)
+        y = GRU <hidden_size = 3> (x, w, r, , , h) }"""
+    model = parse(text, one=np.int64(1), axis=np.array([0]), first=np.array([1]), last=np.array([3]),
+                  wide=random(0, 5, 4), **{"from": np.array([1]), "to": np.array([4])}, r=random(1, 1, 9, 3))
+    ours = rnnfast.load(model)
+    for b in (2, 5):
+        feed = {"x": random(b, 6, b, 4)}
+        assert steps(ours, feed) == ["GRU"]
+        np.testing.assert_allclose(ours(feed).y, onnxruntime(model, feed)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_shapes_that_values_decide_are_not_folded():
+    """NonZero's output has as many columns as x has non-zeros: the same input shape gives different sizes."""
+    model = rnnfast.load(parse("""g (float[n] x) => (int64[2] s, float[m] y) {
+        i = NonZero (x)  s = Shape (i)  y = Expand (half, s) }""", half=np.float32(0.5)))
+    for x in ([1.0, 0, 2], [1.0, 3, 2], [0.0, 0, 0], [1.0, 0, 2]):
+        count = np.count_nonzero(x)
+        out = model(x=x)
+        assert out.s.tolist() == [1, count] and out.y.shape == (1, count)
+
+
+@pytest.mark.parametrize("op, attributes, values", [
+    ("Expand", "", ([2, 3], [4, 3])), ("Reshape", "", ([3, 4], [2, 6])), ("Tile", "", ([2, 1], [1, 3])),
+    ("Pad", "", ([0, 1, 0, 0], [2, 0, 0, 1])), ("ReduceSum", "<keepdims = 1>", ([0], [1])),
+    ("TopK", "<axis = -1>", ([1], [2])), ("ConstantOfShape", None, ([2, 3], [3, 1]))])
+def test_sizes_from_values(op, attributes, values):
+    """A size that is an input's value may differ between two calls with inputs of the same shapes."""
+    x = {"Reshape": random(0, 12), "Expand": random(0, 1, 3)}.get(op, random(0, 4, 3))
+    call = f"{op} {attributes or ''} ({'' if attributes is None else 'x, '}n)"
+    names = "y, i" if op == "TopK" else "y"
+    model = parse(f"g (float[{','.join('ab'[:x.ndim])}] x, int64[k] n) => (int64[r] s, float[c,d] y) "
+                  f"{{ {names} = {call}  s = Shape (y) z = Abs (x) }}")
+    ours = rnnfast.load(model)
+    for value in values * 2:
+        feed = {"x": x, "n": np.array(value)}
+        expected = onnxruntime(model, feed)
+        out = ours(feed)
+        assert out.s.tolist() == expected["s"].tolist()
+        np.testing.assert_array_equal(out.y, expected["y"])
+
+
+def test_unused_nodes_do_not_run():
+    text = "g (float[n] x) => (float[n] y) { z = Add (x, wrong)  y = Neg (x) }"
+    model = rnnfast.load(parse(text, wrong=random(0, 7)))
+    assert steps(model, {"x": np.zeros(3, np.float32)}) == ["Neg"]
+
+
+def test_plans_are_bounded():
+    from rnnfast.onnx.trace import MAX_PLANS
+    model = rnnfast.load(GRU)
+    for t in range(3 * MAX_PLANS):
+        model(x=random(0, t, 2, 4), h=H)
+    program, _ = model.prepare({"x": X, "h": H})
+    assert len(program._plans) == MAX_PLANS
+
+
+def test_first_call_and_later_calls_agree_to_the_bit():
+    x, h = random(3, 50, 3, 4), random(4, 1, 3, 3)
+    model = rnnfast.load(GRU)
+    first = model(x=x, h=h)
+    for other in (model(x=x, h=h), rnnfast.load(GRU)(x=x, h=h)):
+        assert all(other[name].tobytes() == first[name].tobytes() for name in first)
+
+
+def test_threads_share_a_model():
+    model = rnnfast.load(GRU)
+    feeds = [{"x": random(t, t % 7 + 1, 2, 4), "h": random(t + 50, 1, 2, 3)} for t in range(40)]
+    expected = [rnnfast.load(GRU)(feed).y.tobytes() for feed in feeds]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            assert [y.y.tobytes() for y in pool.map(model, feeds)] == expected
+
+
+def test_matmul_engines_agree():
+    pytest.importorskip("scipy")
+    feed = {"x": X, "h": H}
+    packed, blas = (rnnfast.load(GRU, matmul=m)(feed).y for m in ("packed", "blas"))
+    np.testing.assert_allclose(packed, blas, rtol=0, atol=1e-6)
+    with pytest.raises(ModelError, match="matmul"):
+        rnnfast.load(GRU, matmul="fast")
+
+
+# ------------------------------------------------------------------------------------------------ reference, summary
+def test_reference_is_float64_everywhere():
+    """Casts to float, constants and defaults of type float are float64 there."""
+    model = rnnfast.load(parse("""g (float[n] x, int64[n] i) => (float[n] y, int64[1] s) {
+        f = Cast <to = 1> (i)  k = ConstantOfShape (s)  c = Constant <value_float = 0.1> ()
+        a = Mul (x, c)  b = Div (a, f)  d = Add (b, third)  y = Add (d, k)  s = Shape (x) }""",
+                               third=np.float32(1 / 3)))
+    x, i = random(0, 4), np.arange(4) + 3
+    y = model.reference(x=x, i=i).y
+    assert y.dtype == np.float64
+    tenth, third = np.float64(np.float32(0.1)), np.float64(np.float32(1 / 3))
+    np.testing.assert_array_equal(y, x.astype(np.float64) * tenth / i + third)
+
+
+def test_summary():
+    summary = rnnfast.load(GRU).summary(x=X, h=H)
+    layer, = summary.layers
+    assert (layer.op_type, layer.shape, layer.parameters, layer.nbytes) == ("GRU", (5, 1, 2, 3), 27 + 36 + 18, 4 * 81)
+    assert layer.flops == summary.flops == 2 * 5 * 2 * (27 + 36)
+    text = str(summary)
+    assert "5x1x2x3" in text and "81" in text and summary.problem is None
+
+
+def test_summary_where_zeros_do_not_run():
+    model = rnnfast.load(parse("g (float[b,1,t] x) => (float[b,2,u] y) { y = Conv (x, w) }", w=random(0, 2, 1, 9)))
+    summary = model.summary()
+    assert summary.layers[0].shape is None and "shorter than a window" in str(summary)
+    assert model.summary(x=random(0, 1, 1, 20)).layers[0].shape == (1, 2, 12)
+
+
+# ------------------------------------------------------------------------------------------------ session
+def test_session_has_onnxruntime_names(tmp_path):
+    path = tmp_path / "gru.onnx"
+    path.write_bytes(GRU)
+    options = rnnfast.SessionOptions()
+    options.inter_op_num_threads = options.intra_op_num_threads = 1
+    options.graph_optimization_level = rnnfast.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = rnnfast.InferenceSession(str(path), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    import onnxruntime as ort
+    theirs = ort.InferenceSession(GRU, providers=["CPUExecutionProvider"])
+    for ours, other in ((session.get_inputs(), theirs.get_inputs()), (session.get_outputs(), theirs.get_outputs())):
+        assert [(a.name, a.type, a.shape) for a in ours] == [(a.name, a.type, a.shape) for a in other]
+    assert session.get_providers() == theirs.get_providers()
+    feed = {"x": X, "h": H}
+    for names in (None, [], ["last"], ["last", "y"]):
+        for a, b in zip(session.run(names, feed), theirs.run(names, feed), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="no output 'z'"):
+        session.run(["z"], feed)
+    with pytest.raises(InputTypeError):
+        session.run(None, {"x": X.astype(np.float64), "h": H})
+
+
+@pytest.mark.parametrize("name", ["SessionOptions", "RunOptions"])
+def test_options_have_onnxruntime_fields(name):
+    import onnxruntime as ort
+    theirs = {n for n in dir(getattr(ort, name)()) if not n.startswith("_")}
+    # what belongs to other devices, to custom operators or to other files' weights
+    device = {"add_external_initializers", "add_external_initializers_from_files_in_memory", "add_initializer",
+              "add_free_dimension_override_by_denotation", "add_free_dimension_override_by_name", "add_provider",
+              "add_provider_for_devices", "has_providers", "set_provider_selection_policy",
+              "set_provider_selection_policy_delegate", "set_load_cancellation_flag", "sync_stream",
+              "set_ep_context_data_read_func", "clear_ep_context_data_read_func", "add_active_adapter",
+              "get_run_config_entry"}
+    assert theirs - device <= set(dir(getattr(rnnfast, name)()))
