@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SILERO := build/silero_vad/data/silero_vad.onnx
+NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*.pyx rnnfast/*.pxd rnnfast/kernels/*)
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+
+.PHONY: demo test slow sanitize clean
+
+demo: $(VENV)/installed $(SILERO)
+	$(BIN)/python models/vad_demo.py $(SILERO)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# What takes long or fetches the packages of others.
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+# The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards.
+sanitize: $(VENV)/installed
+	rm -f rnnfast/*.so $(VENV)/installed
+	RNNFAST_CFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
+		$(BIN)/pip install -q -e '.[test]'
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest; \
+		status=$$?; rm -f rnnfast/*.so; exit $$status
+
+clean:
+	rm -rf $(VENV) build *.egg-info rnnfast/*.so rnnfast/_engine.c rnnfast/_blas.c
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# In place: Python files are used as they stand, the rest is compiled.
+$(VENV)/installed: $(NATIVE) | $(BIN)/python
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@
+
+$(SILERO): | $(BIN)/python
+	$(BIN)/pip download -q --no-deps --only-binary :all: -d build silero-vad==6.2.3
+	$(BIN)/python -m zipfile -e build/silero_vad-6.2.3-*.whl build
+	touch $@

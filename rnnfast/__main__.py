@@ -1,0 +1,3 @@
+from rnnfast.cli import main
+
+main(prog_name="rnnfast")

@@ -1,0 +1,101 @@
+"""`rnnfast info`: what is in a file, and what of it is not supported."""
+import collections
+import json
+
+import click
+import numpy as np
+
+from rnnfast.cli.tables import console, table
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.errors import UnsupportedError
+from rnnfast.model import load
+from rnnfast.onnx.graph import read
+
+DEFAULT_SIZE = 1
+
+
+@click.command()
+@click.argument("file")
+@input_option
+@dim_option(DEFAULT_SIZE)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(file, given, dims, as_json):
+    """Show what FILE holds and what is not supported.
+
+    Inputs, outputs, operators and layers are listed; the layers' shapes and operations are those of a run on zeros, and on what is given with -i.
+    """
+    problems = []
+    graph, source = read(file, problems)
+    facts = {
+        "file": file,
+        "ir_version": source.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in source.opsets.items()},
+        "producer": " ".join(filter(None, map(source.metadata.get, ("producer_name", "producer_version")))),
+        "inputs": [_value(v, graph.constants) for v in graph.inputs],
+        "outputs": [_value(v, {}) for v in graph.outputs],
+        "operators": dict(sorted(operators(graph).items())),
+        "parameters": parameters(graph),
+        "unsupported": list(dict.fromkeys(map(str, problems))),
+    }
+    summary = None
+    if not problems:
+        try:
+            model = load(file)
+        except UnsupportedError as e:
+            facts["unsupported"] = [str(e)]
+        else:
+            feed = fill(read_inputs(given, model), model, Sizes(dims, DEFAULT_SIZE), np.zeros)
+            summary = model.summary(feed)
+            facts["layers"] = [layer._asdict() for layer in summary.layers]
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _print(facts, summary)
+    if facts["unsupported"]:
+        click.get_current_context().exit(1)
+
+
+def _value(value, constants):
+    shape = value.type.shape
+    return {"name": value.name, "type": str(value.type), "shape": None if shape is None else list(shape),
+            "default": value.name in constants}
+
+
+def _within(graph):
+    """The graph and those within it: branches, bodies and called functions."""
+    yield graph
+    for node in graph.nodes:
+        for inner in node.graphs.values():
+            yield from _within(inner)
+
+
+def operators(graph):
+    """operator -> how many nodes, those of inner graphs among them."""
+    return collections.Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+                               for inner in _within(graph) for node in inner.nodes)
+
+
+def parameters(graph):
+    """The number of floating-point constants."""
+    constants = [a for inner in _within(graph) for a in inner.constants.values()]
+    constants += [a for inner in _within(graph) for node in inner.nodes if node.op_type == "Constant"
+                  for a in node.attributes.values() if hasattr(a, "dtype")]
+    return sum(a.size for a in constants if a.dtype.kind in "fV")
+
+
+def _print(facts, summary):
+    screen = console()
+    opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
+    made_by = f", made by {facts['producer']}" if facts["producer"] else ""
+    screen.print(f"{facts['file']}: opset {opsets}, IR version {facts['ir_version']}{made_by}")
+    for title in ("inputs", "outputs"):
+        screen.print(table(title, dict.fromkeys(("name", "type", "shape"), "left"), map(_cells, facts[title])))
+    screen.print("operators: " + ", ".join(f"{name} {count}" for name, count in facts["operators"].items()))
+    screen.print(f"parameters: {facts['parameters']:,}" if summary is None else f"\n{summary}")
+    for problem in facts["unsupported"]:
+        screen.print(f"not supported: {problem}")
+
+
+def _cells(value):
+    shape = "any" if value["shape"] is None else f"[{', '.join('?' if n is None else str(n) for n in value['shape'])}]"
+    return value["name"], value["type"], shape + (" (has a default)" if value["default"] else "")

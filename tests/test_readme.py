@@ -1,0 +1,58 @@
+"""Every command and every output in README.md, and what it says of the operators."""
+import doctest
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from rnnfast.onnx.ops import MODULES, table
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+# (command, what it prints) of each "$ command" in the console blocks
+COMMANDS = [(command, output) for block in re.findall(r"```console\n(.*?)```", TEXT, re.S)
+            for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)]
+SILERO = ROOT / "build" / "silero_vad" / "data" / "silero_vad.onnx"
+
+
+def comparable(text):
+    """Without what differs from machine to machine: numbers with a point or an exponent, and the width of columns."""
+    text = re.sub(r"-?\d+\.\d+(e[-+]\d+)?|\d+e[-+]\d+|\b\d+(?= times faster)|(?<= )0(?= +ok)", "N", text)
+    return [re.sub(r"[─-]{4,}", "-", re.sub(r" +", " ", line)).strip() for line in text.strip().splitlines()]
+
+
+def test_python(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert failed == 0 and attempted > 15
+
+
+@pytest.mark.parametrize("command, output", COMMANDS, ids=[command for command, _ in COMMANDS])
+def test_command(command, output, tmp_path):
+    command, _, kept = command.partition(" | grep ")
+    if command == "make demo":
+        if not SILERO.exists():
+            pytest.skip("make demo has not fetched the model")
+        command = f"models/vad_demo.py {SILERO}"
+    else:
+        pytest.importorskip("rich")
+        pytest.importorskip("onnxruntime")
+        command = f"-m {command}"
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    result = subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.stderr == ""
+    printed = [line for line in result.stdout.splitlines(keepends=True) if kept.strip("'") in line]
+    assert comparable("".join(printed)) == comparable(output)
+
+
+def test_operators():
+    groups = dict(re.findall(r"^\| (\w+) \| ([\w., ]+) \|$", TEXT.partition("## Operators")[2], re.M))
+    del groups["group"]
+    assert sorted(groups) == sorted(MODULES)
+    listed = [name for names in groups.values() for name in names.split(", ")]
+    assert sorted(listed) == sorted(".".join(filter(None, key)) for key in table())
