@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from rnnfast import nn, reference
+from rnnfast import activations, nn, reference
 from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
 
 TOLERANCE = 2e-6
@@ -512,8 +512,8 @@ def test_activation_layers(layer_class):
 
 
 def test_every_activation_has_the_defaults_of_the_reference():
-    assert list(nn.activation.DEFAULTS) == list(reference.ACTIVATIONS)
-    for name, values in nn.activation.DEFAULTS.items():
+    assert list(activations.DEFAULTS) == list(reference.ACTIVATIONS)
+    for name, values in activations.DEFAULTS.items():
         assert tuple(v or 0.0 for v in values) == reference.defaults(name)
 
 

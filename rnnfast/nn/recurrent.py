@@ -19,9 +19,9 @@ import numbers
 import numpy as np
 
 from .. import _engine
+from ..activations import as_activation, resolve
 from ..errors import InputError, InputTypeError, ModelError
 from . import convert
-from .activation import as_activation, resolve
 from .checks import as_input, check_choice, check_lengths, check_shape, check_size
 from .linear import uniform
 from .module import Module, Row

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast import _engine
+from rnnfast.activations import resolve
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError
-from rnnfast.reference.activations import ACTIVATIONS, defaults
 
 
 class Kind(NamedTuple):
@@ -22,10 +22,6 @@ KINDS = {
     "LSTM": Kind(4, ("Sigmoid", "Tanh", "Tanh")),
 }
 REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-# The activations that take from activation_alpha and from activation_beta, in the order of the node's activations.
-TAKES_ALPHA = {"Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu"}
-TAKES_BETA = {"Affine", "ScaledTanh", "HardSigmoid"}
-CANONICAL = {name.lower(): name for name in ACTIVATIONS}
 
 
 class Layer(NamedTuple):
@@ -124,15 +120,10 @@ def _activations(kind, directions, names, alphas, betas):
         names = standard * directions    # ("Tanh", "Tanh") is the spec's default, whatever the direction
     if len(names) != len(standard) * directions:
         raise UnsupportedError(f"attribute 'activations' = {list(names)}, expected {len(standard) * directions}")
-    alphas, betas, triples = iter(alphas or ()), iter(betas or ()), []
-    for name in names:
-        if name.lower() not in CANONICAL:
-            raise UnsupportedError(f"attribute 'activations' = {list(names)}: {name!r} is not supported, only "
-                                   f"{', '.join(CANONICAL.values())}")
-        name = CANONICAL[name.lower()]
-        alpha, beta = defaults(name)
-        triples.append((name, next(alphas, alpha) if name in TAKES_ALPHA else alpha,
-                        next(betas, beta) if name in TAKES_BETA else beta))
+    try:
+        triples = resolve(names, alphas, betas)
+    except UnsupportedError as e:
+        raise UnsupportedError(f"attribute 'activations' = {list(names)}: {e}") from None
     return tuple(zip(*[iter(triples)] * len(standard)))
 
 

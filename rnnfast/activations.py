@@ -1,0 +1,67 @@
+"""The activation functions of recurrent cells, by ONNX's names, and the alpha and beta that each takes."""
+import math
+import numbers
+
+from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+
+DEFAULTS = {
+    "Relu": (None, None),
+    "Tanh": (None, None),
+    "Sigmoid": (None, None),
+    "Affine": (1.0, 0.0),
+    "LeakyRelu": (0.01, None),
+    "ThresholdedRelu": (1.0, None),
+    "ScaledTanh": (1.0, 1.0),
+    "HardSigmoid": (0.2, 0.5),
+    "Elu": (1.0, None),
+    "Softsign": (None, None),
+    "Softplus": (None, None),
+}
+"""ONNX's activation -> its default (alpha, beta); None where it takes none."""
+
+_CANONICAL = {name.lower(): name for name in DEFAULTS}
+
+
+def resolve(names, alphas=None, betas=None):
+    """ONNX's three attributes as a tuple of (name, alpha, beta).
+
+    Names ignore case. Values are consumed in order by those activations that take them, the rest default, and values
+    left over are ignored: so does onnxruntime, where ONNX's text leaves it open.
+    """
+    alphas, betas = iter(() if alphas is None else alphas), iter(() if betas is None else betas)
+    triples = []
+    for name in names:
+        canonical = _canonical(name)
+        alpha, beta = DEFAULTS[canonical]
+        alpha = 0.0 if alpha is None else next(alphas, alpha)
+        beta = 0.0 if beta is None else next(betas, beta)
+        triples.append(_triple(canonical, alpha, beta))
+    return tuple(triples)
+
+
+def as_activation(value):
+    """(name, alpha, beta) from that or from a name alone."""
+    if isinstance(value, str):
+        return resolve([value])[0]
+    try:
+        name, alpha, beta = value
+    except (TypeError, ValueError):
+        raise InputTypeError(f"activation: {value!r} is neither a name nor (name, alpha, beta)") from None
+    return _triple(_canonical(name), alpha, beta)
+
+
+def _canonical(name):
+    if not isinstance(name, str):
+        raise InputTypeError(f"activation: {name!r} is no name")
+    if name.lower() not in _CANONICAL:
+        raise UnsupportedError(f"activation: {name!r} is none of {', '.join(DEFAULTS)}")
+    return _CANONICAL[name.lower()]
+
+
+def _triple(name, alpha, beta):
+    for label, value in (("alpha", alpha), ("beta", beta)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InputTypeError(f"{name}: {label} is {value!r}, expected a number")
+        if not math.isfinite(value):
+            raise InputError(f"{name}: {label} is {value!r}, expected a finite number")
+    return name, float(alpha), float(beta)
