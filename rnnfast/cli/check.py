@@ -39,12 +39,13 @@ def check(file, given, dims, seed, tolerance, as_json):
     peers["onnxruntime"], absent = onnxruntime_outputs(file, model, feed)
     rows = [_row(name, outputs[name], {peer: theirs and theirs[name] for peer, theirs in peers.items()}, tolerance)
             for name in outputs]
+    passed = all(row["passed"] for row in rows)
     if as_json:
         click.echo(json.dumps({"file": file, "tolerance": tolerance, "onnxruntime": absent or "compared",
-                               "outputs": list(map(_strict, rows)), "passed": all(row["passed"] for row in rows)}, indent=2))
+                               "outputs": list(map(_strict, rows)), "passed": passed}, indent=2))
     else:
         _print(rows, tolerance, absent)
-    if not all(row["passed"] for row in rows):
+    if not passed:
         click.get_current_context().exit(1)
 
 

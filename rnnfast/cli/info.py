@@ -22,7 +22,8 @@ DEFAULT_SIZE = 1
 def info(file, given, dims, as_json):
     """Show what FILE holds and what is not supported.
 
-    Inputs, outputs, operators and layers are listed; the layers' shapes and operations are those of a run on zeros, and on what is given with -i.
+    Inputs, outputs, operators and layers are listed; the layers' shapes and operations are those of a run on zeros,
+    and on what is given with -i.
     """
     problems = []
     graph, source = read(file, problems)

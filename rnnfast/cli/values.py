@@ -99,16 +99,15 @@ def dim_option(default):
 
 
 def fill(feed, model, sizes, draw):
-    """`feed` with draw(shape, dtype) for the inputs that it lacks and that have no default."""
+    """`feed` with draw(shape, dtype) for the tensors of known rank that it lacks and that have no default."""
     feed = dict(feed)
     for value in model.inputs:
-        if value.name in feed or value.name not in model.required_inputs:
-            continue
-        if value.type.kind != "tensor" or value.type.dtype is None or value.type.dtype.kind not in "fiubV":
-            raise InputError(f"input {value.name!r} is {value.type}: give it with -i")
-        shape, dtype = sizes.shape(value), value.type.dtype
-        check_size(shape, np.float64)
-        feed[value.name] = np.asarray(draw(shape, dtype)).astype(dtype)
+        dtype, shape = value.type.dtype, value.type.shape
+        needed = value.name not in feed and value.name in model.required_inputs
+        if needed and value.type.kind == "tensor" and dtype is not None and dtype != object and shape is not None:
+            shape = sizes.of(value)
+            check_size(shape, np.float64)
+            feed[value.name] = np.asarray(draw(shape, dtype)).astype(dtype)
     sizes.check_used()
     return feed
 
@@ -123,10 +122,8 @@ class Sizes:
                 raise InputError(f"--dim {text!r}: expected NAME=N or INPUT.AXIS=N")
             self.sizes[match[1]] = int(match[2])
 
-    def shape(self, value):
+    def of(self, value):
         """The shape of an input, its open dimensions filled."""
-        if value.type.shape is None:
-            raise InputError(f"input {value.name!r} has no declared rank: give it with -i")
         return tuple(n if isinstance(n, int) else self._size(n, f"{value.name}.{axis}")
                      for axis, n in enumerate(value.type.shape))
 
