@@ -10,9 +10,9 @@ from rnnfast import _engine
 FUNCTIONS = {
     "Exp": (np.exp, 1.05, -38.4155),
     "Expm1": (np.expm1, 1.65, 0.387692),
-    "Log": (np.log, 1.0, 1.568),
-    "Log1p": (np.log1p, 1.5, 0.415215),
-    "Sigmoid": (special.expit, 2.5, -16.64672),
+    "Log": (np.log, 1.0, 1.56865513),
+    "Log1p": (np.log1p, 1.5, 0.414404482),
+    "Sigmoid": (special.expit, 2.45, -16.6425343),
     "Tanh": (np.tanh, 2.0, 0.518919),
     "Softplus": (lambda x: np.logaddexp(0, x), 2.0, 0.00274112),
     "Erf": (special.erf, 1.95, 0.216744781),
@@ -21,7 +21,8 @@ TINY = np.finfo(np.float32).tiny
 INF, NAN = np.inf, np.nan
 STRIDE = 1741                  # odd and prime: 2.5 million of the 2^32 patterns, of every exponent, ends and NaNs
 # overflow and underflow of exp, where tanh and erf become 1, where sums round, the ends of range reductions
-LANDMARKS = (0, TINY, 2**-24, 2**-12, 0.35, 2**-0.5, 1, 2**0.5, 3.92, 9.01, 16.64, 17.33, 87.3365, 88.3763, 88.72283, 2**25)
+LANDMARKS = (0, TINY, 2**-24, 2**-12, 0.35, 2**-0.5, 1, 2**0.5, 3.92, 9.01, 16.64, 17.33, 87.3365, 88.3763, 88.72283,
+             2**25)
 
 
 def near(x, count=4000):

@@ -1,7 +1,7 @@
 """Fits the constants of vmath.h and prints them as they stand there: python fit.py (needs mpmath, NumPy and SciPy).
 
-A polynomial is a weighted minimax fit (a linear programme on a grid). Its coefficients are rounded to float32 one after the
-other from the lowest up; after each, the rest is fitted again, so that later ones absorb the rounding of the
+A polynomial is a weighted minimax fit (a linear programme on a grid). Its coefficients are rounded to float32 one after
+the other from the lowest up; after each, the rest is fitted again, so that later ones absorb the rounding of the
 earlier ones, and of both neighbouring float32 numbers that one is kept which leaves the smaller error.
 """
 from collections.abc import Callable
@@ -93,7 +93,8 @@ def float32_fit(x, y, weight, terms):
         ideal = minimax(x, y, weight, fixed, terms)[1][len(fixed)]
         nearest = np.float32(ideal)
         other = np.nextafter(nearest, np.float32(np.inf if ideal > nearest else -np.inf))
-        fixed = min(([*fixed, float(c)] for c in (nearest, other)), key=lambda kept: minimax(x, y, weight, kept, terms)[0])
+        both = [*fixed, float(nearest)], [*fixed, float(other)]
+        fixed = min(both, key=lambda kept: minimax(x, y, weight, kept, terms)[0])
     return minimax(x, y, weight, fixed, terms)
 
 
