@@ -9,6 +9,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
+cimport numpy as cnp
+
 import os
 
 import numpy as np
@@ -17,7 +19,11 @@ from rnnfast.errors import IsaError, LimitError
 
 from rnnfast._kernels cimport *
 
+cnp.import_array()
+
 cdef enum:
+    SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
+    SPARE_FLOATS = 1 << 20
     BLOCK = 16                  # columns of a block, VL of vec.h
     PROJECTION_FLOATS = 65536   # input projections that are held at once: they stay in the second-level cache
 
@@ -88,7 +94,7 @@ cdef bint use_blas(matmul) except -1:
 
 # ---------------------------------------------------------------------------------------------- memory
 cdef class Buffer:
-    """Zeroed floats on a cache line, with room for one block read past the end."""
+    """Floats from a cache line on, with room for one block read past the end."""
     cdef float *p
     cdef readonly Py_ssize_t size
 
@@ -102,10 +108,27 @@ cdef class Buffer:
         if posix_memalign(<void **>&self.p, 64, nbytes) != 0:
             self.p = NULL
             raise LimitError(f"no memory for a buffer of {nbytes} bytes")
-        memset(self.p, 0, nbytes)
 
     def __dealloc__(self):
         free(self.p)
+
+
+cdef list spare = []
+
+
+cdef Buffer borrow(Py_ssize_t size):
+    """A workspace of at least `size` floats: one that an earlier call gave back, if it is large enough."""
+    cdef Buffer memory
+    if spare:
+        memory = spare.pop()
+        if memory.size >= size:
+            return memory
+    return Buffer(size)
+
+
+cdef void give_back(Buffer memory):
+    if memory.size <= SPARE_FLOATS and len(spare) < SPARE_BUFFERS:
+        spare.append(memory)
 
 
 cdef const float nothing = 0.0
@@ -119,8 +142,20 @@ cdef const float *data(const float[:, :, :] view):
     return &nothing if view.shape[0] == 0 or view.shape[1] == 0 or view.shape[2] == 0 else &view[0, 0, 0]
 
 
+cdef inline bint is_float32(a) noexcept:
+    """Whether `a` is an ndarray of native, aligned float32."""
+    return cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and cnp.PyArray_ISBEHAVED_RO(a)
+
+
+cdef inline bint contiguous_rows(cnp.ndarray a) noexcept:
+    cdef int last = cnp.PyArray_NDIM(a) - 1
+    return last >= 0 and (cnp.PyArray_DIM(a, last) <= 1 or cnp.PyArray_STRIDE(a, last) == 4)
+
+
 cdef object readable(a):
     """float32, aligned, contiguous along the last axis; copied only if it is not so already."""
+    if is_float32(a) and contiguous_rows(a):
+        return a
     a = np.asarray(a, dtype=np.float32)
     if not a.flags.aligned or (a.ndim and a.shape[-1] > 1 and a.strides[-1] != 4):
         a = a.copy()
@@ -185,6 +220,7 @@ cdef class Matrix:
         self.m.panel = 3 if gates == 3 else 4
         self.weight = Buffer(self.K * self.m.blocks * BLOCK)
         self.bias = Buffer(self.m.blocks * BLOCK)
+        memset(self.bias.p, 0, self.bias.size * sizeof(float))
         cdef matrix row = self.m
         row.k = 1
         if bias is not None:
@@ -390,34 +426,28 @@ cdef struct Workspace:
     Py_ssize_t steps            # steps whose input projections are held at once
 
 
+cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
+    """The next part of a workspace; returns where the one behind it begins. Without a base it only counts."""
+    part[0] = NULL if base == NULL else base + at
+    return at + (size + BLOCK - 1) // BLOCK * BLOCK
+
+
 cdef Py_ssize_t lay_out(Cell q, Batch *b, Workspace *w, float *base) noexcept nogil:
     """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
-    cdef Py_ssize_t columns = (q.q.r.blocks + (q.q.r_candidate.blocks if q.x_candidate is not None else 0)) * BLOCK
-    cdef Py_ssize_t rows, at = 0
-    w.steps = max(1, min(b.T, PROJECTION_FLOATS // max(columns * b.B, 1)))
+    cdef Py_ssize_t columns = q.q.r.blocks * BLOCK, rows, at = 0
+    cdef Py_ssize_t candidate_columns = q.q.r_candidate.blocks * BLOCK if q.x_candidate is not None else 0
+    w.steps = max(1, min(b.T, PROJECTION_FLOATS // max((columns + candidate_columns) * b.B, 1)))
     rows = w.steps * b.B
-    w.xg = base
-    at = rows * q.q.r.blocks * BLOCK
-    w.xg_candidate = base + at
-    at = rows * columns
-    w.packed = base + at
-    at += rows * q.input_size if b.order != NULL else 0
-    w.h = base + at
-    at += 2 * b.B * q.output_size if b.order != NULL else 0
-    w.zeros = base + at
-    at += max(q.output_size, q.padded)
-    at = (at + BLOCK - 1) // BLOCK * BLOCK
-    w.c = base + at
-    at += b.B * q.padded
-    w.z = base + at
-    at += b.B * q.padded if q.x_candidate is not None else 0
-    w.rh = base + at
-    at += b.B * q.padded if q.x_candidate is not None else 0
-    w.hr = base + at
-    at += b.B * q.q.r.blocks * BLOCK if q.r.blas else 0
-    w.unprojected = base + at
-    at += b.B * q.hidden_size if q.project is not None else 0
-    return at
+    at = place(&w.xg, base, at, rows * columns)
+    at = place(&w.xg_candidate, base, at, rows * candidate_columns)
+    at = place(&w.packed, base, at, rows * q.input_size if b.order != NULL else 0)
+    at = place(&w.h, base, at, 2 * b.B * q.output_size if b.order != NULL else 0)
+    at = place(&w.zeros, base, at, q.output_size)
+    at = place(&w.c, base, at, b.B * q.padded)
+    at = place(&w.z, base, at, b.B * q.padded if q.x_candidate is not None else 0)
+    at = place(&w.rh, base, at, b.B * q.padded if q.x_candidate is not None else 0)
+    at = place(&w.hr, base, at, b.B * columns if q.r.blas else 0)
+    return place(&w.unprojected, base, at, b.B * q.hidden_size if q.project is not None else 0)
 
 
 cdef void project_input(Matrix m, Batch *b, float *packed, Py_ssize_t I, Py_ssize_t first, Py_ssize_t steps,
@@ -520,6 +550,27 @@ cdef void run_direction(Cell q, Batch *b, Workspace *w, const float *h0, const f
             memset(b.y + t * b.y_t + row * b.y_b, 0, O * sizeof(float))
 
 
+cdef object new_array(int ndim, cnp.npy_intp a, cnp.npy_intp b, cnp.npy_intp c):
+    cdef cnp.npy_intp[3] shape = [a, b, c]
+    return cnp.PyArray_EMPTY(ndim, shape, cnp.NPY_FLOAT32, 0)
+
+
+cdef object state_array(a, Py_ssize_t D, Py_ssize_t B, Py_ssize_t size, name):
+    """An initial state as contiguous float32 [D, B, size], or None."""
+    if a is None:
+        return None
+    if not is_float32(a) or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        a = np.array(a, dtype=np.float32, order="C")
+    if (cnp.PyArray_NDIM(a) != 3 or cnp.PyArray_DIM(a, 0) != D or cnp.PyArray_DIM(a, 1) != B
+            or cnp.PyArray_DIM(a, 2) != size):
+        raise ValueError(f"{name} has shape {a.shape}, expected {(D, B, size)}")
+    return a
+
+
+cdef inline float *address(a) noexcept:
+    return NULL if a is None else <float *>cnp.PyArray_DATA(a)
+
+
 def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None):
     """Runs one layer, one or both directions, over a batch of sequences.
 
@@ -529,28 +580,33 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     Returns Y_h [D, B, O] and Y_c [D, B, H] (None but for LSTM): each row's state after its last step, zeros for
     rows of length 0. Shapes are the caller's to check.
     """
-    cdef Py_ssize_t D = len(cells), d, size
-    cdef Cell q = cells[0]
+    cdef Py_ssize_t D = len(cells), d, size = 0
+    cdef Cell q = cells[0], other
     cdef Batch b
     cdef Workspace w
-    x = readable(x)
-    cdef const float[:, :, :] xv = x
-    cdef float[:, :, :, :] yv = y
-    b.T, b.B = xv.shape[0], xv.shape[1]
     cdef Py_ssize_t O = q.output_size, H = q.hidden_size
-    if (x.shape[2] != q.input_size or y.shape != (b.T, D, b.B, O) or len(reverse) != D or not y.flags.aligned
-            or (y.size and O > 1 and y.strides[3] != 4)):
+    cdef bint has_c = q.q.kind == CELL_LSTM
+    x = readable(x)
+    if cnp.PyArray_NDIM(x) != 3 or not is_float32(y) or cnp.PyArray_NDIM(y) != 4 or not cnp.PyArray_ISWRITEABLE(y):
+        raise ValueError(f"x {np.shape(x)} and y {np.shape(y)} must be float32 of 3 and 4 axes, y writeable")
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(y)
+    b.T, b.B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
+    if (cnp.PyArray_DIM(x, 2) != q.input_size or shape[0] != b.T or shape[1] != D or shape[2] != b.B or shape[3] != O
+            or len(reverse) != D or (b.T * b.B and not contiguous_rows(y))):
         raise ValueError(f"x {x.shape} and y {y.shape} do not fit {D} cells of {q.input_size} inputs and {O} outputs")
     for other in cells:
-        if (other.kind, other.input_size, other.hidden_size, other.output_size) != (q.kind, q.input_size, H, O):
+        if (other.q.kind != q.q.kind or other.input_size != q.input_size or other.hidden_size != H
+                or other.output_size != O):
             raise ValueError("the cells of both directions must have the same kind and sizes")
-    h0, c0 = state_array(initial_h, (D, b.B, O), "initial_h"), state_array(initial_c, (D, b.B, H), "initial_c")
-    y_h = np.empty((D, b.B, O), np.float32)
-    y_c = np.empty((D, b.B, H), np.float32) if q.kind == "LSTM" else None
+    h0 = state_array(initial_h, D, b.B, O, "initial_h")
+    c0 = state_array(initial_c, D, b.B, H, "initial_c")
+    y_h = new_array(3, D, b.B, O)
+    y_c = new_array(3, D, b.B, H) if has_c else None
     if b.B == 0 or H == 0 or O == 0:
         return y_h, y_c
-    b.x = data(xv)
-    b.x_t, b.x_b = xv.strides[0] // 4, xv.strides[1] // 4
+    b.x = <const float *>cnp.PyArray_DATA(x)
+    b.x_t, b.x_b = cnp.PyArray_STRIDE(x, 0) // 4, cnp.PyArray_STRIDE(x, 1) // 4
+    b.y_t, b.y_b = cnp.PyArray_STRIDE(y, 0) // 4, cnp.PyArray_STRIDE(y, 2) // 4 if b.B > 1 else O
     b.order = b.counts = b.lens = NULL
     cdef Py_ssize_t[::1] lens, order, counts
     if sequence_lens is not None and b.T and np.any(np.asarray(sequence_lens) != b.T):
@@ -564,16 +620,15 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     cdef float *c0_p = address(c0)
     cdef float *y_h_p = address(y_h)
     cdef float *y_c_p = address(y_c)
-    cdef Buffer memory = None
+    cdef float *y_p = <float *>cnp.PyArray_DATA(y)
+    for other in cells:
+        size = max(size, lay_out(other, &b, &w, NULL))
+    cdef Buffer memory = borrow(size)
     cdef unsigned mode
     for d in range(D):
         q = cells[d]
         b.reverse = reverse[d]
-        b.y = &yv[0, d, 0, 0] if b.T else NULL
-        b.y_t, b.y_b = yv.strides[0] // 4, yv.strides[2] // 4 if b.B > 1 else O
-        size = lay_out(q, &b, &w, NULL)
-        if memory is None or memory.size < size:
-            memory = Buffer(size)
+        b.y = y_p + d * (cnp.PyArray_STRIDE(y, 1) // 4)
         with nogil:
             lay_out(q, &b, &w, memory.p)
             memset(w.zeros, 0, O * sizeof(float))
@@ -582,17 +637,5 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
                           c0_p + d * b.B * H if c0_p != NULL else NULL, y_h_p + d * b.B * O,
                           y_c_p + d * b.B * H if y_c_p != NULL else NULL)
             active.restore_mode(mode)
+    give_back(memory)
     return y_h, y_c
-
-
-cdef object state_array(a, shape, name):
-    if a is None:
-        return None
-    a = np.ascontiguousarray(a, dtype=np.float32)
-    if a.shape != shape:
-        raise ValueError(f"{name} has shape {a.shape}, expected {shape}")
-    return a if a.flags.aligned else a.copy()
-
-
-cdef float *address(a):
-    return NULL if a is None else <float *><size_t>a.ctypes.data
