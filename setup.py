@@ -21,10 +21,10 @@ isas = [row for row in ISAS if row[1] is None or platform.machine() in row[1]]
 
 
 class BuildKernels(build_ext):
-    """Compiles kernels.c once for each instruction set and links the objects into the engine."""
+    """Compiles kernels.c once for each instruction set and links the objects into one extension."""
 
     def build_extension(self, ext):
-        if ext.name == "rnnfast._engine":
+        if ext.name == "rnnfast._kernels":
             ext.extra_objects = [
                 obj
                 for name, _, flags, _ in isas
@@ -41,9 +41,10 @@ setup(
     cmdclass={"build_ext": BuildKernels},
     ext_modules=cythonize(
         [
-            Extension("rnnfast._engine", ["rnnfast/_engine.pyx", f"{KERNELS}/dispatch.c"],
+            Extension("rnnfast._kernels", ["rnnfast/_kernels.pyx", f"{KERNELS}/dispatch.c"],
                       define_macros=[("RNNFAST_ISAS", " ".join(f"ISA({name}, {test})" for name, _, _, test in isas))],
                       **common),
+            Extension("rnnfast._engine", ["rnnfast/_engine.pyx"], **common),
             Extension("rnnfast._blas", ["rnnfast/_blas.pyx"], **common),
         ],
         compiler_directives={

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 # name -> where it lives: imported when first asked for, so that `import rnnfast` costs next to nothing
 _LAZY = {
-    **dict.fromkeys(("get_isa", "isas", "set_isa"), "rnnfast._engine"),
+    **dict.fromkeys(("get_isa", "isas", "set_isa"), "rnnfast._kernels"),
     **dict.fromkeys(("Model", "load"), "rnnfast.model"),
     **dict.fromkeys(("ExecutionMode", "GraphOptimizationLevel", "InferenceSession", "RunOptions", "SessionOptions",
                      "get_available_providers", "get_device"), "rnnfast.session"),

@@ -1,21 +1,16 @@
-"""The engine: packed weights, the time loop, the choice of instruction set. float32; the GIL ends here.
+"""The engine: the cells of one direction with their packed weights, and the time loop. float32; the GIL ends here.
 
 Shapes are checked by the callers (rnnfast.nn, rnnfast.onnx); this module checks again only what would crash.
-Workspaces are allocated once for each call, their size depends on the batch and the layer but not on the length.
+A workspace depends on the batch and the layer, not on the length of the sequences; later calls use it again.
 """
-from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.math cimport INFINITY
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from posix.stdlib cimport posix_memalign
 
 cimport numpy as cnp
 
-import os
-
 import numpy as np
 
-from rnnfast.errors import IsaError, LimitError
+from rnnfast._kernels import ACTIVATIONS
 
 from rnnfast._kernels cimport *
 
@@ -24,95 +19,10 @@ cnp.import_array()
 cdef enum:
     SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
     SPARE_FLOATS = 1 << 20
-    BLOCK = 16                  # columns of a block, VL of vec.h
     PROJECTION_FLOATS = 65536   # input projections that are held at once: they stay in the second-level cache
-
-ctypedef void (*gemm_function)(const float *, int, const float *, int, float *, int, int, int, int, float) noexcept nogil
-
-cdef const kernels *active = NULL
-cdef gemm_function gemm = NULL
-
-ACTIVATIONS = {
-    "Relu": ACT_RELU, "Tanh": ACT_TANH, "Sigmoid": ACT_SIGMOID, "Affine": ACT_AFFINE, "LeakyRelu": ACT_LEAKY_RELU,
-    "ThresholdedRelu": ACT_THRESHOLDED_RELU, "ScaledTanh": ACT_SCALED_TANH, "HardSigmoid": ACT_HARD_SIGMOID,
-    "Elu": ACT_ELU, "Softsign": ACT_SOFTSIGN, "Softplus": ACT_SOFTPLUS,
-}
-FUNCTIONS = ACTIVATIONS | {"Exp": ACT_EXP, "Expm1": ACT_EXPM1, "Log": ACT_LOG, "Log1p": ACT_LOG1P, "Erf": ACT_ERF}
-MATMULS = ("packed", "blas")
-
-
-# ---------------------------------------------------------------------------------------------- instruction sets
-def isas():
-    """Names of the instruction sets that this CPU can run, best first."""
-    names = []
-    while rnnfast_kernels(len(names)) != NULL:
-        names.append(rnnfast_kernels(len(names)).name.decode())
-    return tuple(names)
-
-
-def get_isa():
-    """The name of the instruction set in use."""
-    return active.name.decode()
-
-
-def set_isa(name):
-    """Use the kernels of one instruction set for every call from now on, in the whole process.
-
-    `name` is one of ``isas()``. Results keep their bits. Raises IsaError for any other name.
-    """
-    global active
-    known = isas()
-    if name not in known:
-        raise IsaError(f"instruction set {name!r} is not available: this CPU and build have {', '.join(known)}")
-    active = rnnfast_kernels(known.index(name))
-
-
-set_isa(os.environ.get("RNNFAST_ISA") or isas()[0])
-
-
-def default_matmul():
-    """'packed', or 'blas' on a processor for which there is no tuned kernel and where SciPy is installed."""
-    if isas() != ("generic",):
-        return "packed"
-    from importlib.util import find_spec
-    return "blas" if find_spec("scipy") else "packed"
-
-
-cdef bint use_blas(matmul) except -1:
-    """Whether `matmul` ('packed', 'blas' or None for the default) means BLAS, which is loaded when it first does."""
-    global gemm
-    if matmul is None:
-        matmul = default_matmul()
-    if matmul not in MATMULS:
-        raise ValueError(f"matmul is {matmul!r}, expected one of {MATMULS} or None")
-    if matmul == "blas" and gemm == NULL:
-        from rnnfast import _blas
-        capsule = _blas.__pyx_capi__["gemm"]
-        gemm = <gemm_function>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
-    return matmul == "blas"
 
 
 # ---------------------------------------------------------------------------------------------- memory
-cdef class Buffer:
-    """Floats from a cache line on, with room for one block read past the end."""
-    cdef float *p
-    cdef readonly Py_ssize_t size
-
-    def __cinit__(self, size):
-        self.p = NULL
-        self.size = size
-        cdef size_t nbytes
-        if size * 4 > 2**46:
-            raise LimitError(f"a buffer of {size} floats does not fit the address space")
-        nbytes = (self.size + BLOCK) * sizeof(float)
-        if posix_memalign(<void **>&self.p, 64, nbytes) != 0:
-            self.p = NULL
-            raise LimitError(f"no memory for a buffer of {nbytes} bytes")
-
-    def __dealloc__(self):
-        free(self.p)
-
-
 cdef list spare = []
 
 
@@ -129,169 +39,6 @@ cdef Buffer borrow(Py_ssize_t size):
 cdef void give_back(Buffer memory):
     if memory.size <= SPARE_FLOATS and len(spare) < SPARE_BUFFERS:
         spare.append(memory)
-
-
-cdef const float nothing = 0.0
-
-
-cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
-    return (units + BLOCK - 1) // BLOCK
-
-
-cdef const float *data(const float[:, :, :] view):
-    return &nothing if view.shape[0] == 0 or view.shape[1] == 0 or view.shape[2] == 0 else &view[0, 0, 0]
-
-
-cdef inline bint is_float32(a) noexcept:
-    """Whether `a` is an ndarray of native, aligned float32."""
-    return cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and cnp.PyArray_ISBEHAVED_RO(a)
-
-
-cdef inline bint contiguous_rows(cnp.ndarray a) noexcept:
-    cdef int last = cnp.PyArray_NDIM(a) - 1
-    return last >= 0 and (cnp.PyArray_DIM(a, last) <= 1 or cnp.PyArray_STRIDE(a, last) == 4)
-
-
-cdef object readable(a):
-    """float32, aligned, contiguous along the last axis; copied only if it is not so already."""
-    if is_float32(a) and contiguous_rows(a):
-        return a
-    a = np.asarray(a, dtype=np.float32)
-    if not a.flags.aligned or (a.ndim and a.shape[-1] > 1 and a.strides[-1] != 4):
-        a = a.copy()
-    return a
-
-
-# ---------------------------------------------------------------------------------------------- elementwise
-def unary(name, x, float alpha=0.0, float beta=0.0):
-    """Elementwise function of a float32 array of any shape; `name` is a key of FUNCTIONS.
-
-    Denormal inputs count as zero and denormal results are flushed to zero.
-    """
-    cdef activation act
-    act.kind = FUNCTIONS[name]
-    act.alpha = alpha
-    act.beta = beta
-    x = np.asarray(x, dtype=np.float32, order="C")
-    x = x if x.flags.aligned else x.copy()
-    y = np.empty_like(x)
-    cdef const float[::1] source = x.reshape(-1)
-    cdef float[::1] target = y.reshape(-1)
-    cdef size_t n = source.shape[0]
-    cdef const float *from_x
-    cdef float *to_y
-    cdef unsigned mode
-    if n:
-        from_x, to_y = &source[0], &target[0]
-        with nogil:
-            mode = active.flush_denormals()
-            active.unary(act, from_x, to_y, n)
-            active.restore_mode(mode)
-    return y
-
-
-# ---------------------------------------------------------------------------------------------- matrices
-cdef class Matrix:
-    """Weights [K, N] and a bias [N], packed once: ``multiply(x)`` is ``x @ weight + bias``.
-
-    Every output is one chain of fused multiply-adds over k from its bias, so a row's bits do not depend on the
-    other rows. With ``matmul="blas"`` they are BLAS's. `gates` cuts N into gates that are stored side by side.
-    """
-    cdef matrix m
-    cdef Buffer weight, bias
-    cdef bint blas
-    cdef readonly Py_ssize_t K, N
-
-    def __init__(self, weight, bias=None, *, matmul=None, int gates=1):
-        weight = readable(weight)
-        cdef Py_ssize_t k
-        cdef const float[:, :] w = weight
-        cdef const float *source = NULL
-        if weight.size:
-            source = &w[0, 0]
-        self.blas = use_blas(matmul)
-        self.K, self.N = weight.shape
-        if self.N % gates:
-            raise ValueError(f"{self.N} columns are not {gates} gates")
-        self.m.k = self.K
-        self.m.gates = gates
-        self.m.units = self.N // gates
-        self.m.blocks = gates * blocks_of(self.m.units)
-        self.m.panel = 3 if gates == 3 else 4
-        self.weight = Buffer(self.K * self.m.blocks * BLOCK)
-        self.bias = Buffer(self.m.blocks * BLOCK)
-        memset(self.bias.p, 0, self.bias.size * sizeof(float))
-        cdef matrix row = self.m
-        row.k = 1
-        if bias is not None:
-            bias = np.ascontiguousarray(bias, dtype=np.float32)
-            if bias.shape != (self.N,):
-                raise ValueError(f"bias of shape {bias.shape}, expected ({self.N},)")
-            if self.N:
-                rnnfast_pack(&row, <const float *><size_t>bias.ctypes.data, 0, 1, self.bias.p)
-        if weight.size and not self.blas:
-            rnnfast_pack(&self.m, source, w.strides[0] // 4, w.strides[1] // 4, self.weight.p)
-        elif weight.size:
-            # the same order of columns, one row after the other
-            for k in range(self.K):
-                rnnfast_pack(&row, source + k * (w.strides[0] // 4), 0, w.strides[1] // 4,
-                             self.weight.p + k * self.m.blocks * BLOCK)
-        self.m.w = self.weight.p
-        self.m.bias = self.bias.p
-
-    @property
-    def nbytes(self):
-        """Bytes that the packed form takes."""
-        return 4 * (self.weight.size + self.bias.size)
-
-    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
-                      Py_ssize_t n) noexcept nogil:
-        """c[rows, n] = bias + a[rows, K] . w, n columns in packed order; GIL-free, mode set by the caller"""
-        cdef Py_ssize_t i
-        if not self.blas:
-            active.matmul(&self.m, a, lda, c, ldc, rows, n)
-            return
-        for i in range(rows):
-            memcpy(c + i * ldc, self.m.bias, n * sizeof(float))
-        if self.m.k and (lda >= self.m.k or rows == 1):
-            gemm(a, max(lda, self.m.k), self.m.w, self.m.blocks * BLOCK, c, ldc, rows, self.m.k, n, 1.0)
-        elif self.m.k:
-            # BLAS takes no rows that overlap or run backwards
-            for i in range(rows):
-                gemm(a + i * lda, self.m.k, self.m.w, self.m.blocks * BLOCK, c + i * ldc, ldc, 1, self.m.k, n, 1.0)
-
-    def multiply(self, x, out=None):
-        """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.
-
-        Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied.
-        """
-        x = readable(x)
-        if x.ndim == 0 or x.shape[-1] != self.K:
-            raise ValueError(f"x has shape {x.shape}, expected [..., {self.K}]")
-        shape = x.shape[:-1] + (self.N,)
-        if x.ndim != 2:
-            x = readable(x.reshape(-1, self.K) if x.size else np.zeros((int(np.prod(x.shape[:-1])), self.K), np.float32))
-        if out is None:
-            out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise ValueError(f"out must be a C-contiguous float32 array of shape {shape}")
-        cdef const float[:, :, :] a = x[None]
-        cdef float[:, ::1] c = out.reshape(-1, self.N)
-        cdef Py_ssize_t rows = c.shape[0], done = 0, part
-        cdef const float *source = data(a)
-        cdef float *target = NULL
-        cdef unsigned mode
-        if rows and self.N:
-            target = &c[0, 0]
-            with nogil:
-                mode = active.flush_denormals()
-                while done < rows:
-                    part = min(rows - done, 1 << 20)   # BLAS counts in int
-                    self.product(source + done * (a.strides[1] // 4), a.strides[1] // 4, target + done * self.N,
-                                 self.N, part, self.N)
-                    done += part
-                active.restore_mode(mode)
-        return out
 
 
 # ---------------------------------------------------------------------------------------------- cells
@@ -580,10 +327,9 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     Returns Y_h [D, B, O] and Y_c [D, B, H] (None but for LSTM): each row's state after its last step, zeros for
     rows of length 0. Shapes are the caller's to check.
     """
-    cdef Py_ssize_t D = len(cells), d, size = 0
+    cdef Py_ssize_t D = len(cells)
     cdef Cell q = cells[0], other
     cdef Batch b
-    cdef Workspace w
     cdef Py_ssize_t O = q.output_size, H = q.hidden_size
     cdef bint has_c = q.q.kind == CELL_LSTM
     x = readable(x)
@@ -616,26 +362,73 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
         order = np.argsort(-np.asarray(lens), kind="stable")
         counts = np.searchsorted(-np.asarray(lens)[order], -np.arange(b.T))
         b.lens, b.order, b.counts = &lens[0], &order[0], &counts[0]
-    cdef float *h0_p = address(h0)
-    cdef float *c0_p = address(c0)
-    cdef float *y_h_p = address(y_h)
-    cdef float *y_c_p = address(y_c)
-    cdef float *y_p = <float *>cnp.PyArray_DATA(y)
-    for other in cells:
-        size = max(size, lay_out(other, &b, &w, NULL))
-    cdef Buffer memory = borrow(size)
+    run_layer(cells, reverse, &b, <float *>cnp.PyArray_DATA(y), cnp.PyArray_STRIDE(y, 1) // 4, address(h0), address(c0),
+              address(y_h), address(y_c))
+    return y_h, y_c
+
+
+cdef int run_layer(tuple cells, tuple reverse, Batch *b, float *y, Py_ssize_t y_d, const float *h0, const float *c0,
+                   float *y_h, float *y_c) except -1:
+    """Every direction of a layer; y_d floats lie between the directions of y."""
+    cdef Cell q
+    cdef Workspace w
+    cdef Py_ssize_t d, size = 0, of_h, of_c
     cdef unsigned mode
-    for d in range(D):
+    for q in cells:
+        size = max(size, lay_out(q, b, &w, NULL))
+    cdef Buffer memory = borrow(size)
+    for d in range(len(cells)):
         q = cells[d]
         b.reverse = reverse[d]
-        b.y = y_p + d * (cnp.PyArray_STRIDE(y, 1) // 4)
+        b.y = y + d * y_d
+        of_h, of_c = d * b.B * q.output_size, d * b.B * q.hidden_size
         with nogil:
-            lay_out(q, &b, &w, memory.p)
-            memset(w.zeros, 0, O * sizeof(float))
+            lay_out(q, b, &w, memory.p)
+            memset(w.zeros, 0, q.output_size * sizeof(float))
             mode = active.flush_denormals()
-            run_direction(q, &b, &w, h0_p + d * b.B * O if h0_p != NULL else NULL,
-                          c0_p + d * b.B * H if c0_p != NULL else NULL, y_h_p + d * b.B * O,
-                          y_c_p + d * b.B * H if y_c_p != NULL else NULL)
+            run_direction(q, b, &w, h0 + of_h if h0 != NULL else NULL, c0 + of_c if c0 != NULL else NULL, y_h + of_h,
+                          y_c + of_c if y_c != NULL else NULL)
             active.restore_mode(mode)
     give_back(memory)
-    return y_h, y_c
+    return 0
+
+
+def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first):
+    """A stack of layers on whole sequences, directions concatenated, in one call: y, h, c.
+
+    stack: for each layer its cells. x [T, B, I] ([B, T, I] with `batch_first`), h0 [layers * D, B, O], c0 [layers *
+    D, B, H] or None. Returns None unless everything is float32 of fitting shapes, states contiguous: the caller then
+    finds out what is wrong, or converts it.
+    """
+    cdef Py_ssize_t D = len(reverse), layers = len(stack), layer, of_h, of_c
+    cdef Py_ssize_t time_axis = 1 if batch_first else 0
+    cdef Cell q = stack[0][0]
+    cdef Batch b
+    cdef Py_ssize_t O = q.output_size, H = q.hidden_size
+    if not is_float32(x) or cnp.PyArray_NDIM(x) != 3 or cnp.PyArray_DIM(x, 2) != q.input_size or not contiguous_rows(x):
+        return None
+    b.T, b.B = cnp.PyArray_DIM(x, time_axis), cnp.PyArray_DIM(x, 1 - time_axis)
+    b.order = b.counts = b.lens = NULL
+    if b.T == 0 or b.B == 0 or not is_state(h0, layers * D, b.B, O) or not is_state(c0, layers * D, b.B, H):
+        return None
+    h = new_array(3, layers * D, b.B, O)
+    c = new_array(3, layers * D, b.B, H) if q.q.kind == CELL_LSTM else None
+    cdef float *h0_p = address(h0)
+    cdef float *c0_p = address(c0)
+    cdef float *c_p = address(c)
+    y = x
+    for layer in range(layers):
+        x = y
+        y = new_array(3, b.B, b.T, D * O) if batch_first else new_array(3, b.T, b.B, D * O)
+        b.x = address(x)
+        b.x_t, b.x_b = cnp.PyArray_STRIDE(x, time_axis) // 4, cnp.PyArray_STRIDE(x, 1 - time_axis) // 4
+        b.y_t, b.y_b = cnp.PyArray_STRIDE(y, time_axis) // 4, cnp.PyArray_STRIDE(y, 1 - time_axis) // 4
+        of_h, of_c = layer * D * b.B * O, layer * D * b.B * H
+        run_layer(stack[layer], reverse, &b, address(y), O, h0_p + of_h if h0_p != NULL else NULL,
+                  c0_p + of_c if c0_p != NULL else NULL, address(h) + of_h, c_p + of_c if c_p != NULL else NULL)
+    return y, h, c
+
+
+cdef inline bint is_state(a, Py_ssize_t n, Py_ssize_t B, Py_ssize_t size) noexcept:
+    return a is None or (is_float32(a) and cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_NDIM(a) == 3
+                         and cnp.PyArray_DIM(a, 0) == n and cnp.PyArray_DIM(a, 1) == B and cnp.PyArray_DIM(a, 2) == size)

@@ -1,4 +1,6 @@
-# rnnfast/kernels/kernels.h for Cython
+# rnnfast/kernels/kernels.h for Cython, and what _kernels.pyx shares with the engine
+cimport numpy as cnp
+
 cdef extern from "kernels.h" nogil:
     int ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_AFFINE, ACT_LEAKY_RELU, ACT_THRESHOLDED_RELU, ACT_SCALED_TANH
     int ACT_HARD_SIGMOID, ACT_ELU, ACT_SOFTSIGN, ACT_SOFTPLUS, ACT_EXP, ACT_EXPM1, ACT_LOG, ACT_LOG1P, ACT_ERF
@@ -50,3 +52,33 @@ cdef extern from "kernels.h" nogil:
 
     void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept
     const kernels *rnnfast_kernels(int) noexcept
+
+cdef enum:
+    BLOCK = 16                  # columns of a block, VL of vec.h
+
+cdef const kernels *active      # the instruction set in use
+
+cdef class Buffer:
+    cdef float *p
+    cdef readonly Py_ssize_t size
+
+cdef class Matrix:
+    cdef matrix m
+    cdef Buffer weight, bias
+    cdef bint blas
+    cdef readonly Py_ssize_t K, N
+    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
+                      Py_ssize_t n) noexcept nogil
+
+cdef object readable(a)
+
+cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
+    return (units + BLOCK - 1) // BLOCK
+
+cdef inline bint is_float32(a) noexcept:
+    """Whether `a` is an ndarray of native, aligned float32."""
+    return cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and cnp.PyArray_ISBEHAVED_RO(a)
+
+cdef inline bint contiguous_rows(cnp.ndarray a) noexcept:
+    cdef int last = cnp.PyArray_NDIM(a) - 1
+    return last >= 0 and (cnp.PyArray_DIM(a, last) <= 1 or cnp.PyArray_STRIDE(a, last) == 4)

@@ -28,9 +28,10 @@ def resolve(names, alphas=None, betas=None):
     Names ignore case. Values are consumed in order by those activations that take them, the rest default, and values
     left over are ignored: so does onnxruntime, where ONNX's text leaves it open.
     """
-    alphas, betas = iter(() if alphas is None else alphas), iter(() if betas is None else betas)
+    alphas = iter(() if alphas is None else as_tuple(alphas, "activation_alpha"))
+    betas = iter(() if betas is None else as_tuple(betas, "activation_beta"))
     triples = []
-    for name in names:
+    for name in as_tuple(names, "activations"):
         canonical = _canonical(name)
         alpha, beta = DEFAULTS[canonical]
         alpha = 0.0 if alpha is None else next(alphas, alpha)
@@ -50,6 +51,16 @@ def as_activation(value):
     return _triple(_canonical(name), alpha, beta)
 
 
+def as_tuple(values, name):
+    """The values of a list or of anything else that can be iterated, but a string."""
+    try:
+        if isinstance(values, str):
+            raise TypeError
+        return tuple(values)
+    except TypeError:
+        raise InputTypeError(f"{name}: {values!r} came, expected a list") from None
+
+
 def _canonical(name):
     if not isinstance(name, str):
         raise InputTypeError(f"activation: {name!r} is no name")
@@ -62,6 +73,10 @@ def _triple(name, alpha, beta):
     for label, value in (("alpha", alpha), ("beta", beta)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise InputTypeError(f"{name}: {label} is {value!r}, expected a number")
-        if not math.isfinite(value):
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an int beyond every float
+            finite = False
+        if not finite:
             raise InputError(f"{name}: {label} is {value!r}, expected a finite number")
     return name, float(alpha), float(beta)

@@ -4,6 +4,9 @@ import numpy as np
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.onnx.tensors import type_name
 
+# Kinds of NumPy dtypes in words; numbers have ONNX's names.
+KINDS = {"O": "object", "S": "bytes", "U": "str"}
+
 
 def admit(value, expected, where):
     """`value` as the graph takes it; `expected` is a Type. Arrays keep their type, Python values are converted."""
@@ -13,12 +16,23 @@ def admit(value, expected, where):
         if not isinstance(value, (list, tuple)):
             raise InputTypeError(f"{where} is {type(value).__name__}, expected a list of {expected.element}")
         return [admit(v, expected.element, f"{where}[{i}]") for i, v in enumerate(value)]
+    array = value if type(value) is np.ndarray else _as_array(value, where)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__") and not isinstance(value, np.generic):
-        array = _same_type(np.asarray(value), expected.dtype, where)
+        array = _same_type(array, expected.dtype, where)
     else:
-        array = _converted(value, expected.dtype, where)
+        array = _converted(value, array, expected.dtype, where)
     _check_shape(array, expected.shape, where)
     return array
+
+
+def _as_array(value, where):
+    try:
+        return np.asarray(value)
+    except (ValueError, OverflowError) as e:
+        raise InputError(f"{where} is no array: {e}") from e
+    except Exception as e:  # foreign array types raise whatever they like
+        raise InputTypeError(f"{where} is {type(value).__name__}, which cannot be read as an array: "
+                             f"{type(e).__name__}: {e}") from e
 
 
 def _same_type(array, dtype, where):
@@ -26,29 +40,57 @@ def _same_type(array, dtype, where):
         return array
     if dtype == object and array.dtype.kind in "US" or array.dtype == dtype.newbyteorder():
         return array.astype(dtype)
-    raise InputTypeError(f"{where} is {type_name(array.dtype)}, expected {type_name(dtype)}")
+    came = f"an array of {KINDS[array.dtype.kind]}" if array.dtype.kind in KINDS else type_name(array.dtype)
+    raise InputTypeError(f"{where} is {came}, expected {type_name(dtype)}")
 
 
-def _converted(value, dtype, where):
-    """A Python number, or nested lists of them, where the declared type holds each of them (float32 rounds)."""
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, OverflowError) as e:
-        raise InputError(f"{where} is no array: {e}") from None
+def _converted(value, array, dtype, where):
+    """A Python number, or nested lists of them, where the declared type holds each of them (float32 rounds).
+
+    array: `value` as NumPy reads it.
+    """
     if dtype is None or array.dtype == dtype:
         return array
     if dtype == object and array.dtype.kind == "U":
         return array.astype(object)
+    if array.dtype == object and array.size and {type(v) for v in array.flat} == {int} and dtype.kind in "iufV":
+        array = _from_large_ints(array, dtype, where)
     if array.size and not _convertible(array, dtype):
-        raise InputTypeError(f"{where} is {type(value).__name__} of {type_name(array.dtype)}, "
-                             f"expected {type_name(dtype)}")
+        raise InputTypeError(f"{where} is {_described(value, array)}, expected {type_name(dtype)}")
     with np.errstate(all="ignore"):
         result = array.astype(dtype)
-        if dtype.kind in "iu" and array.dtype.kind != "b" and not np.array_equal(result.astype(array.dtype), array):
+        if "int" in dtype.name and not (_in_range(array, dtype) and np.array_equal(result.astype(array.dtype), array)):
             raise InputError(f"{where} holds a value that {type_name(dtype)} does not")
-        if np.any(np.isinf(result.astype(np.float64)) & np.isfinite(array.astype(np.float64))):
+        if np.any(~np.isfinite(result.astype(np.float64)) & np.isfinite(array.astype(np.float64))):
             raise InputError(f"{where} holds a value beyond the range of {type_name(dtype)}")
     return result
+
+
+def _from_large_ints(array, dtype, where):
+    """Python integers that no integer type of NumPy holds."""
+    try:
+        return array.astype(np.float64)
+    except OverflowError:
+        raise InputError(f"{where} holds a value beyond the range of {type_name(dtype)}") from None
+
+
+def _in_range(array, dtype):
+    """Compared as Python numbers, which neither round nor wrap around. NaN is in no range."""
+    if array.size == 0 or dtype.kind not in "iu":   # the types of fewer than 8 bits cannot wrap around to equality
+        return True
+    limits = np.iinfo(dtype)
+    return limits.min <= array.min().item() and array.max().item() <= limits.max
+
+
+def _described(value, array):
+    """A Python value in words: its type, and of a list that of its members."""
+    name = type(value).__name__
+    if array.dtype.kind == "O":
+        members = {type(v).__name__ for v in array.flat}
+        return name if members == {name} else f"{name} of {' and '.join(sorted(members))}"
+    if not isinstance(value, (list, tuple)):
+        return name
+    return f"{name} of {KINDS.get(array.dtype.kind) or type_name(array.dtype)}"
 
 
 def _convertible(array, dtype):

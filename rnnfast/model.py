@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from rnnfast import _kernels
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.inputs import admit
 from rnnfast.onnx import native
@@ -23,7 +24,8 @@ def load(source, *, matmul=None):
     """A Model of an ONNX file (a path) or of its bytes.
 
     matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. Raises ModelError for a
-    file that is wrong and UnsupportedError for a graph that asks for what is not computed.
+    file that is wrong, UnsupportedError for a graph that asks for what is not computed and InputError for another
+    `matmul`.
     """
     return Model(source, matmul=matmul)
 
@@ -44,6 +46,8 @@ class Model:
     onnxruntime's name of it); inputs that have an initializer may be left out of a call. graph: the checked Graph.
     """
     def __init__(self, source, *, matmul=None):
+        if matmul not in (None, *_kernels.MATMULS):
+            raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, _kernels.MATMULS))}")
         self.graph, self.source = read(source)
         self.matmul = matmul
         self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
@@ -61,6 +65,8 @@ class Model:
         """Outputs for the inputs, by keyword or in one mapping (for names that are no identifiers).
 
         Arrays must have the declared type; Python numbers and lists of them are converted where they fit exactly.
+        LimitError where the loops of the call take more than a million iterations together, or what it computes needs
+        more than 4 GiB at a time.
         """
         return self._run(feed, inputs, reference=False)
 
@@ -81,6 +87,9 @@ class Model:
             return inputs
         if not isinstance(feed, collections.abc.Mapping):
             raise InputTypeError(f"{self.source.label}: inputs are {type(feed).__name__}, expected a mapping by name")
+        for name in inputs:
+            if name in feed:
+                raise InputError(f"{self.source.label}: input {name!r} is given twice, in the mapping and by keyword")
         return {**feed, **inputs}
 
     def prepare(self, feed, reference=False):
@@ -111,7 +120,7 @@ class Model:
         return program
 
     def build(self, overridden=frozenset(), reference=False, record=None):
-        """A new Program; each step that it traces is appended to `record`."""
+        """A new Program; record(node, input values, output values) is called with each step that it traces."""
         constants = {name: value for name, value in self.graph.constants.items() if name not in overridden}
         graph = dataclasses.replace(self.graph, constants=constants)
         with np.errstate(all="ignore"):
@@ -119,13 +128,15 @@ class Model:
                 graph = fold(widen(graph), native.lower_reference)
             else:
                 graph = fold(graph, functools.partial(native.lower, matmul=self.matmul))
-        return Program(graph, [v.name for v in self.inputs if v.name not in constants], record=record)
+        names = [v.name for v in self.inputs if v.name not in constants]
+        return Program(graph, names, self.source.label, record=record)
 
     def summary(self, feed=None, /, **inputs):
         """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.
 
         Shapes are those of a call with the inputs given; an input that is not given is zeros, of length 1 along
-        the dimensions that the model leaves open.
+        the dimensions that the model leaves open. Inputs that the model does not take raise as in a call; where the
+        run itself ends early, `problem` says why.
         """
         return summarise(self, self.merged(feed, inputs))
 

@@ -1,7 +1,7 @@
 """onnxruntime's names on a Model, so that a program moves over by changing an import."""
 import enum
 
-from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.model import Model
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -105,7 +105,9 @@ class InferenceSession:
     def run(self, output_names, input_feed, run_options=None):
         """The named outputs (all of them for None or an empty list) as a list of fresh arrays."""
         known = [v.name for v in self.model.outputs]
-        wanted = list(output_names) if output_names else known
+        if output_names is not None and not isinstance(output_names, (list, tuple)):
+            raise InputTypeError(f"output names are {type(output_names).__name__}, expected a list of str or None")
+        wanted = output_names or known
         for name in wanted:
             if name not in known:
                 raise InputError(f"there is no output {name!r}, only {known}")

@@ -1,12 +1,12 @@
 import pytest
 
-from rnnfast import _engine
+from rnnfast import _kernels
 
 
-@pytest.fixture(params=_engine.isas())
+@pytest.fixture(params=_kernels.isas())
 def isa(request):
     """Each instruction set that this machine has, in turn."""
-    before = _engine.get_isa()
-    _engine.set_isa(request.param)
+    before = _kernels.get_isa()
+    _kernels.set_isa(request.param)
     yield request.param
-    _engine.set_isa(before)
+    _kernels.set_isa(before)

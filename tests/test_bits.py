@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnfast import _engine
+from rnnfast import _kernels
 
 from .cases import DIRECTIONS, bits, cells, random_input, random_layer, run
 
@@ -96,13 +96,13 @@ def test_a_ragged_row_is_the_row_alone(name, direction, sizes, T, lens, seed):
 def test_every_instruction_set(name, sizes, T, B, seed):
     rng, layer, packed = make(name, sizes, seed)
     x, h, c, _ = random_input(rng, layer, T, B)
-    before, results = _engine.get_isa(), []
+    before, results = _kernels.get_isa(), []
     try:
-        for isa in _engine.isas():
-            _engine.set_isa(isa)
+        for isa in _kernels.isas():
+            _kernels.set_isa(isa)
             results.append(bits(run(packed, layer, x, h, c)))
     finally:
-        _engine.set_isa(before)
+        _kernels.set_isa(before)
     assert all(r == results[0] for r in results)
 
 
@@ -132,14 +132,14 @@ def test_matrix_rows(rows, k, n, seed):
     rng = np.random.default_rng(seed)
     weight, bias = rng.standard_normal((k, n)).astype(np.float32), rng.standard_normal(n).astype(np.float32)
     x = rng.standard_normal((rows, k)).astype(np.float32)
-    matrix = _engine.Matrix(weight, bias, matmul="packed")
-    before, results = _engine.get_isa(), []
+    matrix = _kernels.Matrix(weight, bias, matmul="packed")
+    before, results = _kernels.get_isa(), []
     try:
-        for isa in _engine.isas():
-            _engine.set_isa(isa)
+        for isa in _kernels.isas():
+            _kernels.set_isa(isa)
             whole = matrix.multiply(x)
             results.append(whole.tobytes())
             assert np.concatenate([matrix.multiply(x[i:i + 1]) for i in range(rows)]).tobytes() == whole.tobytes()
     finally:
-        _engine.set_isa(before)
+        _kernels.set_isa(before)
     assert all(r == results[0] for r in results)

@@ -1,4 +1,6 @@
 """If, Loop, Scan and a model's own functions: against onnxruntime, and by hand where it differs from ONNX's text."""
+import tracemalloc
+
 import numpy as np
 import onnx
 import pytest
@@ -6,6 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
 from rnnfast.errors import InputError, LimitError, ModelError, UnsupportedError
+from rnnfast.onnx import budget
+from rnnfast.onnx.ops import control
 from tests.graphs import load, model_of, onnxruntime, parse, random
 
 TOLERANCE = 1e-6    # float32 results of a few operations, of size 1
@@ -161,11 +165,84 @@ def test_loop_limit():
     model = rnnfast.load(parse("""g (float x) => (float y) { y = Loop (, on, x)
         <body = b (int64 i, bool going, float h) => (bool more, float h2) { more = Identity (on)  h2 = Neg (h) }> }""",
                          on=np.array(True)))
-    from rnnfast.onnx.ops import control
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "MAX_ITERATIONS", 100)
+        patch.setattr(budget, "MAX_ITERATIONS", 100)
         with pytest.raises(LimitError, match="Loop.*100 iterations"):
             model(x=1.0)
+
+
+def test_limit_of_iterations_is_that_of_the_call(monkeypatch):
+    """20 times a Loop of 10 iterations, whose own limit it stays below; the Scan alone passes."""
+    monkeypatch.setattr(budget, "MAX_ITERATIONS", 100)
+    inner = {
+        "Loop": """h2 = Loop (ten, on, h) <body = c (int64 j, bool on1, float a) => (bool on2, float a2) {
+            on2 = Identity (on1)  a2 = Neg (a) }>""",
+        "Scan": """h2 = Scan (h, x) <num_scan_inputs = 1, body = c (float a, float r) => (float a2) {
+            a2 = Add (a, r) }>"""}
+    for nodes in inner.values():
+        model = rnnfast.load(parse(f"""g (int64 n, float[t] x, float s) => (float y) {{
+            y = Loop (n, on, s) <body = b (int64 i, bool going, float h) => (bool more, float h2) {{
+                more = Identity (going)  {nodes} }}> }}""", on=np.array(True), ten=np.int64(10)))
+        for n, passes in ((9, True), (20, False), (9, True)):
+            if passes:
+                model(n=n, x=np.ones(10, np.float32), s=1.0)
+            else:
+                with pytest.raises(LimitError, match="<bytes>: node.*100 iterations"):
+                    model(n=n, x=np.ones(10, np.float32), s=1.0)
+    scan = rnnfast.load(parse("g (float s, float[t] x) => (float y) { y = " + inner["Scan"].partition("= ")[2]
+                              .replace("(h, x)", "(s, x)") + " }"))
+    assert scan(s=1.0, x=np.ones(100, np.float32)).y == 101
+    with pytest.raises(LimitError, match="Scan.*100 iterations"):
+        scan(s=1.0, x=np.ones(101, np.float32))
+
+
+ROWS = """g (int64 n, float[k] x) => (float[t,1] ys) {
+    ys = Loop (n, on) <body = b (int64 i, bool going) => (bool more, float[1] s) {
+        more = Identity (going)  f = Cast <to = 1> (i)  large = Add (x, f)  s = Slice (large, zero, one) }>
+}"""
+
+
+def test_rows_keep_nothing_but_themselves():
+    """Each row is the first element of 1 MiB."""
+    model = rnnfast.load(parse(ROWS, on=np.array(True), zero=np.array([0]), one=np.array([1])))
+    x = np.zeros(2**18, np.float32)
+    tracemalloc.start()
+    try:
+        ys = model(n=50, x=x).ys
+        assert tracemalloc.get_traced_memory()[1] < 10 * x.nbytes
+    finally:
+        tracemalloc.stop()
+    assert ys[:, 0].tolist() == list(range(50))
+
+
+def test_limit_of_rows_is_that_of_the_call(monkeypatch):
+    """Small rows count together, of all outputs."""
+    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 300)
+    model = rnnfast.load(parse("""g (int64 n, float[k] x) => (float[t,k] a, float[t,k] b) {
+        a, b = Loop (n, on) <body = c (int64 i, bool going) => (bool more, float[k] p, float[k] q) {
+            more = Identity (going)  p = Neg (x)  q = Abs (x) }> }""", on=np.array(True)))
+    x = random(0, 4)
+    for _ in range(3):
+        assert model(n=9, x=x).a.shape == (9, 4)
+        with pytest.raises(LimitError, match="Loop.*300 bytes"):
+            model(n=10, x=x)
+
+
+def test_limit_of_carried_sequences(monkeypatch):
+    """Their members' memory counts once; of a view that of what it is cut from."""
+    monkeypatch.setattr(control, "MAX_TENSOR_BYTES", 4000)
+    text = """g (int64 n, float[k] x) => (int64 m) {
+        empty = SequenceEmpty ()
+        s = Loop (n, on, empty) <body = b (int64 i, bool going, seq(float[k]) h) => (bool more, seq(float[k]) h2) {
+            more = Identity (going)  MEMBER  h2 = SequenceInsert (h, r) }>
+        m = SequenceLength (s) }"""
+    for member, n in (("r = Neg (x)", 10), ("l = Neg (x)  r = Slice (l, zero, one)", 10), ("r = Identity (x)", 1000)):
+        model = rnnfast.load(parse(text.replace("MEMBER", member), on=np.array(True), zero=np.array([0]),
+                                   one=np.array([1])))
+        assert model(n=n, x=random(0, 100)).m == n
+        if n == 10:
+            with pytest.raises(LimitError, match="Loop.*4000 bytes"):
+                model(n=20, x=random(0, 100))
 
 
 def test_error_in_a_body_names_the_node():
@@ -221,6 +298,21 @@ def test_scan_8_with_lengths():
         assert not out.ys[b, n:].any()
     with pytest.raises(InputError, match="sequence_lens"):
         model(lens=[3, 5], s=s, x=x)
+
+
+def test_loop_and_scan_without_iterations_and_declared_rows():
+    """The rows' type is that of a trial iteration, whose results are not kept."""
+    body = "=> ({more} h2, s) {{ {keep} h2 = Neg (h)  f = Add (h, {a})  s = Cast <to = 11> (f) }}"
+    loop = "last, ys = Loop (zero, on, h0) <body = b (int64 i, bool on1, float[k] h) " + body.format(
+        more="on2,", keep="on2 = Identity (on1)", a="h0") + ">"
+    scan = "last, ys = Scan (h0, x) <num_scan_inputs = 1, body = b (float[k] h, float[k] a) " + body.format(
+        more="", keep="", a="a") + ">"
+    for nodes in (loop, scan):
+        model = rnnfast.load(parse(f"g (float[k] h0, float[t,k] x) => (float[k] last, double[t,k] ys) {{ {nodes} }}",
+                                   on=np.array(True), zero=np.int64(0)))
+        for _ in range(2):
+            out = model(h0=[1.0, 2, 3], x=np.zeros((0, 3), np.float32))
+            assert out.last.tolist() == [1, 2, 3] and out.ys.shape == (0, 3) and out.ys.dtype == np.float64
 
 
 @pytest.mark.parametrize("change", ["0", "9"])

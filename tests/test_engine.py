@@ -7,14 +7,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rnnfast import _engine
+from rnnfast import _engine, _kernels
 from rnnfast.errors import IsaError
 
 from .cases import (ALPHA_BETA, DEFAULT, DIRECTIONS, FUNCTIONS, bits, cells, expect, random_input, random_layer, run)
 
 # Rounding of float32 chains of at most 110 terms over 7 steps, relative to the largest output; measured 3e-6.
 TOLERANCE = 1e-5
-NAMES = list(_engine.ACTIVATIONS)
+NAMES = list(_kernels.ACTIVATIONS)
 
 
 def assert_close(got, want, tolerance=TOLERANCE):
@@ -45,7 +45,7 @@ def layers(draw):
 
 @settings(max_examples=250, derandomize=True, deadline=None)
 @given(options=layers(), T=st.integers(0, 7), B=st.integers(1, 9), states=st.booleans(), ragged=st.booleans(),
-       matmul=st.sampled_from(_engine.MATMULS), seed=st.integers(0, 2**31))
+       matmul=st.sampled_from(_kernels.MATMULS), seed=st.integers(0, 2**31))
 def test_conformance(options, T, B, states, ragged, matmul, seed):
     """Every attribute of every cell, sampled together, on every instruction set."""
     rng = np.random.default_rng(seed)
@@ -60,20 +60,20 @@ def test_conformance(options, T, B, states, ragged, matmul, seed):
         near.activations = tuple(tuple((n, a + 1e-4 * (n == "ThresholdedRelu"), b) for n, a, b in f)
                                  for f in layer.activations)
         assume(np.allclose(expect(near, *inputs)[0], want[0], atol=2e-3))
-    before, results = _engine.get_isa(), []
+    before, results = _kernels.get_isa(), []
     try:
-        for isa in _engine.isas():
-            _engine.set_isa(isa)
+        for isa in _kernels.isas():
+            _kernels.set_isa(isa)
             got = run(cells(layer, matmul), layer, *inputs)
             assert_close(got, want)
             results.append(bits(got))
     finally:
-        _engine.set_isa(before)
+        _kernels.set_isa(before)
     assert matmul == "blas" or all(r == results[0] for r in results)
 
 
 @pytest.mark.parametrize("kind", DEFAULT)
-@pytest.mark.parametrize("matmul", _engine.MATMULS)
+@pytest.mark.parametrize("matmul", _kernels.MATMULS)
 def test_long_and_wide(isa, kind, matmul):
     """More steps than input projections are held at once, sizes over several panels."""
     rng = np.random.default_rng(3)
@@ -85,7 +85,7 @@ def test_long_and_wide(isa, kind, matmul):
 
 
 @pytest.mark.parametrize("kind", DEFAULT)
-@pytest.mark.parametrize("matmul", _engine.MATMULS)
+@pytest.mark.parametrize("matmul", _kernels.MATMULS)
 def test_strides(isa, kind, matmul):
     """x and y in any order of axes, with gaps, backwards: the same bits as contiguous arrays."""
     rng = np.random.default_rng(4)
@@ -120,7 +120,7 @@ def test_projection(isa):
     W, R, proj = (rng.standard_normal(s).astype(np.float32) * np.float32(0.4) for s in ((4 * H, I), (4 * H, P), (P, H)))
     functions = (("Sigmoid", 0, 0), ("Tanh", 0, 0), ("Tanh", 0, 0))
     x = rng.standard_normal((T, B, I)).astype(np.float32)
-    for matmul in _engine.MATMULS:
+    for matmul in _kernels.MATMULS:
         cell = _engine.Cell("LSTM", W, R, activations=functions, projection=proj, matmul=matmul)
         y = np.empty((T, 1, B, P), np.float32)
         y_h, y_c = _engine.recurrent((cell,), (False,), x, y)
@@ -140,8 +140,8 @@ def test_overlapping_rows(isa):
     signal = rng.standard_normal(400).astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(signal, 65)[::13]
     weight = rng.standard_normal((65, 37)).astype(np.float32)
-    for matmul in _engine.MATMULS:
-        matrix = _engine.Matrix(weight, matmul=matmul)
+    for matmul in _kernels.MATMULS:
+        matrix = _kernels.Matrix(weight, matmul=matmul)
         got = matrix.multiply(frames)
         np.testing.assert_allclose(got, frames.astype(np.float64) @ weight, atol=1e-4)
         if matmul == "packed":
@@ -162,7 +162,7 @@ def test_the_chain_is_fma_in_order_from_the_bias(isa):
         lost = (total - exact) != chain
         odd = (total.view(np.int64) | lost).view(np.float64)
         chain = np.where(lost, odd, total).astype(np.float32)
-    got = _engine.Matrix(weight, bias, matmul="packed").multiply(x)
+    got = _kernels.Matrix(weight, bias, matmul="packed").multiply(x)
     assert np.max(np.abs(got.view(np.int32) - chain.view(np.int32))) == 0
 
 
@@ -171,28 +171,28 @@ def test_activations(isa, name):
     alpha, beta = ALPHA_BETA.get(name, (0.0, 0.0))
     x = np.random.default_rng(0).standard_normal(1003).astype(np.float32) * 3
     from rnnfast.reference import ACTIVATIONS
-    np.testing.assert_allclose(_engine.unary(name, x, alpha, beta), ACTIVATIONS[name](x.astype(np.float64), alpha, beta),
+    np.testing.assert_allclose(_kernels.unary(name, x, alpha, beta), ACTIVATIONS[name](x.astype(np.float64), alpha, beta),
                                rtol=4e-7, atol=1e-7)
-    assert np.isnan(_engine.unary(name, np.float32([np.nan]), alpha, beta)).all()
+    assert np.isnan(_kernels.unary(name, np.float32([np.nan]), alpha, beta)).all()
 
 
 def test_denormals_are_flushed_inside_and_the_caller_keeps_its_mode(isa):
     tiny = np.float32([1e-40, -1e-40])
     before = (tiny * np.float32(0.5)).tobytes()
-    assert not np.any(_engine.unary("Affine", tiny, 1.0, 0.0))
+    assert not np.any(_kernels.unary("Affine", tiny, 1.0, 0.0))
     assert (tiny * np.float32(0.5)).tobytes() == before
     assert sys.float_info.min / 2 != 0
 
 
 def test_isa_choice():
-    before = _engine.get_isa()
-    for name in _engine.isas():
-        _engine.set_isa(name)
-        assert _engine.get_isa() == name
+    before = _kernels.get_isa()
+    for name in _kernels.isas():
+        _kernels.set_isa(name)
+        assert _kernels.get_isa() == name
     with pytest.raises(IsaError, match="sse9.*generic"):
-        _engine.set_isa("sse9")
-    assert _engine.get_isa() == "generic"
-    _engine.set_isa(before)
+        _kernels.set_isa("sse9")
+    assert _kernels.get_isa() == "generic"
+    _kernels.set_isa(before)
 
 
 def test_wrong_calls_are_refused():
@@ -207,6 +207,6 @@ def test_wrong_calls_are_refused():
         with pytest.raises(ValueError):
             _engine.recurrent(*bad)
     with pytest.raises(ValueError, match="expected"):
-        _engine.Matrix(np.zeros((3, 4), np.float32)).multiply(np.zeros((2, 5), np.float32))
+        _kernels.Matrix(np.zeros((3, 4), np.float32)).multiply(np.zeros((2, 5), np.float32))
     with warnings.catch_warnings(), pytest.raises(ValueError, match="matmul"):
-        _engine.Matrix(np.zeros((3, 4), np.float32), matmul="fast")
+        _kernels.Matrix(np.zeros((3, 4), np.float32), matmul="fast")

@@ -78,6 +78,23 @@ def test_no_file(tmp_path):
             rnnfast.load(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_no_regular_file(tmp_path):
+    """Reading from these would wait or never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero", tmp_path):
+        with pytest.raises(ModelError, match="not a regular file"):
+            rnnfast.load(path)
+
+
+def test_large_file(tmp_path):
+    with open(tmp_path / "large.onnx", "wb") as file:
+        file.truncate(2**31 + 1)    # takes no room on the disk
+    with pytest.raises(ModelError, match="2147483649 bytes"):
+        rnnfast.load(tmp_path / "large.onnx")
+
+
 def test_file_is_named(tmp_path):
     path = tmp_path / "vad.onnx"
     path.write_bytes(changed(WRONG_FILES["operator"][0]).SerializeToString())

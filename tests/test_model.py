@@ -1,6 +1,7 @@
 """Model and InferenceSession: what goes in, what comes out, what is folded, what is shared."""
 import concurrent.futures
 import itertools
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from rnnfast.errors import InputError, InputTypeError, ModelError
+from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
+from rnnfast.onnx import budget, trace
 from tests.graphs import load, model_of, onnxruntime, parse, random
 
 GRU = parse("""g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
@@ -36,6 +38,11 @@ def test_inputs_and_outputs_are_described():
     assert "x: tensor(float)" in repr(model)
 
 
+class Foreign:
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("on another device")
+
+
 X, H = random(3, 5, 2, 4), random(4, 1, 2, 3)
 WRONG_INPUTS = {
     "missing": ({"x": X}, InputError, "input 'h' is missing"),
@@ -46,9 +53,15 @@ WRONG_INPUTS = {
     "fixed dimension": ({"x": X[..., :3], "h": H}, InputError, r"'x' has shape \(5, 2, 3\)"),
     "batch": ({"x": X, "h": random(0, 1, 3, 3)}, InputError, r"GRU.*initial_h has shape \(1, 3, 3\)"),
     "ragged list": ({"x": [[1.0], [1.0, 2.0]], "h": H}, InputError, "'x'"),
-    "text": ({"x": "text", "h": H}, InputTypeError, "'x' is str"),
-    "None": ({"x": None, "h": H}, InputTypeError, "'x' is NoneType"),
-    "object": ({"x": X.astype(object), "h": H}, InputTypeError, "'x'"),
+    "text": ({"x": "text", "h": H}, InputTypeError, "'x' is str, expected float"),
+    "None": ({"x": None, "h": H}, InputTypeError, "'x' is NoneType, expected float"),
+    "no array": ({"x": object(), "h": H}, InputTypeError, "'x' is object, expected float"),
+    "texts": ({"x": ["a"], "h": H}, InputTypeError, "'x' is list of str, expected float"),
+    "array of texts": ({"x": np.array(["a"]), "h": H}, InputTypeError, "'x' is an array of str, expected float"),
+    "a None": ({"x": [1.0, None], "h": H}, InputTypeError, "'x' is list of NoneType and float, expected float"),
+    "object": ({"x": X.astype(object), "h": H}, InputTypeError, "'x' is an array of object, expected float"),
+    "foreign": ({"x": Foreign(), "h": H}, InputTypeError, "'x' is Foreign, .* RuntimeError: on another device"),
+    "list of foreign": ({"x": [Foreign()], "h": H}, InputTypeError, "'x' is list, .* on another device"),
     "bool": ({"x": X > 0, "h": H}, InputTypeError, "'x' is bool"),
     "name": ({3: X, "h": H}, InputError, "no input 3"),
 }
@@ -67,6 +80,12 @@ def test_no_mapping():
         rnnfast.load(GRU)([X, H])
 
 
+@pytest.mark.parametrize("method", ["__call__", "reference", "summary"])
+def test_inputs_given_twice(method):
+    with pytest.raises(InputError, match="<bytes>: input 'x' is given twice"):
+        getattr(rnnfast.load(GRU), method)({"x": X, "h": H}, x=X)
+
+
 def identity(elem_type, shape=()):
     return load(model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", elem_type, shape)],
                          [("y", elem_type, shape)]))
@@ -76,7 +95,8 @@ def identity(elem_type, shape=()):
     (TensorProto.INT64, 16000), (TensorProto.INT64, np.int32(5)), (TensorProto.INT64, 3.0), (TensorProto.UINT8, 255),
     (TensorProto.FLOAT, 0.1), (TensorProto.FLOAT, 3), (TensorProto.FLOAT, float("nan")), (TensorProto.FLOAT16, 1.5),
     (TensorProto.FLOAT, float("inf")), (TensorProto.BOOL, True), (TensorProto.DOUBLE, 0.1), (TensorProto.BFLOAT16, 1.5),
-    (TensorProto.STRING, "text")])
+    (TensorProto.STRING, "text"), (TensorProto.UINT64, 2**63), (TensorProto.INT64, -2**63), (TensorProto.INT4, -8),
+    (TensorProto.FLOAT, 2**70)])
 def test_python_numbers_are_converted(elem_type, value):
     y = identity(elem_type)(x=value).y
     assert y.dtype == identity(elem_type).inputs[0].type.dtype and y.shape == ()
@@ -89,10 +109,20 @@ def test_python_numbers_are_converted(elem_type, value):
 @pytest.mark.parametrize("elem_type, value", [
     (TensorProto.INT64, float("nan")), (TensorProto.INT64, 0.5), (TensorProto.UINT8, 256), (TensorProto.UINT8, -1),
     (TensorProto.INT32, 2**40), (TensorProto.INT64, 2**70), (TensorProto.FLOAT, 1e300), (TensorProto.FLOAT16, 1e6),
-    (TensorProto.BOOL, 1), (TensorProto.INT64, True), (TensorProto.INT64, float("inf")), (TensorProto.FLOAT, 1j)])
+    (TensorProto.BOOL, 1), (TensorProto.INT64, True), (TensorProto.INT64, float("inf")), (TensorProto.FLOAT, 1j),
+    (TensorProto.INT64, 2**63), (TensorProto.INT64, 2.0**63), (TensorProto.UINT64, -1), (TensorProto.FLOAT, 10**400),
+    (TensorProto.INT4, 8), (TensorProto.UINT4, -1), (TensorProto.FLOAT8E4M3FN, 1e6)])
 def test_python_numbers_that_do_not_fit(elem_type, value):
     with pytest.raises((InputError, InputTypeError), match="input 'x'"):
         identity(elem_type)(x=value)
+
+
+@pytest.mark.parametrize("feed, error, message", [({"q": 1}, InputError, "no input 'q'"),
+                                                  ({"x": "a"}, InputTypeError, "'x' is str"),
+                                                  ({"h": H[0]}, InputError, "'h' has shape")])
+def test_wrong_inputs_of_a_summary(feed, error, message):
+    with pytest.raises(error, match=message):
+        rnnfast.load(GRU).summary(feed)
 
 
 @pytest.mark.parametrize("make", [
@@ -165,8 +195,7 @@ def steps(model, feed):
     """The operators that a call with these shapes runs."""
     model(feed)
     program, args = model.prepare(feed)
-    from rnnfast.onnx.trace import trace
-    plan, _ = trace(program, args)
+    plan, _ = trace.trace(program, args, budget.Budget(args))
     return [where.rpartition("(")[2][:-1] for *_, where in plan.steps]
 
 
@@ -231,6 +260,77 @@ def test_plans_are_bounded():
     assert len(program._plans) == MAX_PLANS
 
 
+def peak(call):
+    """The most bytes that were allocated at a time in a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_results_are_released_behind_their_last_use():
+    """A chain of 40 results, in the first call and in later ones; of them a few live at a time."""
+    names = ["x", *(f"v{i}" for i in range(40))]
+    nodes = [helper.make_node("Abs" if i % 2 else "Neg", [a], [b]) for i, (a, b) in enumerate(zip(names, names[1:]))]
+    model = load(model_of(nodes, [("x", 1, ["n"])], [("v39", 1, ["n"])]))
+    x = np.zeros(2**20, np.float32)
+    for _ in range(2):
+        assert peak(lambda: model(x=x)) < 4 * x.nbytes
+
+
+WIDE = """g (float[n] x, float[m] z) => (float[k] y) {
+    a = Neg (x)  b = Abs (x)  c = Neg (a)  d = Compress <axis = 0> (c, keep)  e = Abs (d)  y = Sum (a, b, d, e) }"""
+
+
+def test_limit_of_the_memory_of_a_call(monkeypatch):
+    """Four results of 1 MiB live at a time; arguments and views are not counted."""
+    model = rnnfast.load(parse(WIDE, keep=np.ones(2**18, bool)))
+    feed = {"x": np.zeros(2**18, np.float32), "z": np.zeros(0, np.float32)}
+    for limit, passes in ((2**22 + 2**21, True), (3 * 2**20, False)):
+        monkeypatch.setattr(budget, "MAX_RUN_BYTES", limit)
+        for _ in range(2):
+            if passes:
+                model(feed)
+            else:
+                with pytest.raises(LimitError, match=rf"<bytes>: node.*more than {limit} bytes"):
+                    model(feed)
+    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 2**20)
+    views = rnnfast.load(parse("g (float[n] x) => (float[a,b] y) { v = Reshape (x, s)  y = Transpose (v) }",
+                               s=np.array([2, -1])))
+    assert views(x=np.zeros(2**20, np.float32)).y.shape == (2**19, 2)
+
+
+def test_limit_of_folded_results(monkeypatch):
+    """What a model keeps at load and in a plan is bounded; the rest is computed at each call, and is the same."""
+    nodes = "".join(f"c{i} = ConstantOfShape <value = float[1] {{{i}}}> (s)  " for i in range(8))
+    text = f"g (float[n] x) => (float[n] y) {{ SHAPE {nodes} k = Sum (c0, c1, c2, c3, c4, c5, c6, c7) y = Add (x, k) }}"
+    of_input = parse(text.replace("SHAPE", "s = Shape (x)"))
+    of_constant = parse(text.replace("SHAPE", ""), s=np.array([2**15]))
+    x = random(0, 2**15)
+    monkeypatch.setattr(trace, "MAX_FOLDED_BYTES", 3 * x.nbytes + 8)
+    for data, most in ((of_input, 3), (of_constant, 6)):
+        model = rnnfast.load(data)
+        for _ in range(2):
+            np.testing.assert_array_equal(model(x=x).y, x + np.float32(28))
+        program, _ = model.prepare({"x": x})
+        plan, = program._plans.values()
+        kept = sum({id(v): v.nbytes for v in (*plan.template, *program.graph.constants.values()) if v is not None}
+                   .values())
+        assert kept <= most * x.nbytes + 16 and len(plan.steps) == 10 - most
+
+
+@pytest.mark.parametrize("text", ["y = Shape (x)", "y = Shape (w)", "y = Cast <to = 7> (x)",
+                                  "y = If (c) < then_branch = t () => (float[n] ty) { ty = Cast <to = 7> (x) }, "
+                                  "else_branch = e () => (float[n] ey) { ey = Neg (x) } >"])
+def test_outputs_have_the_declared_type(text):
+    model = rnnfast.load(parse(f"g (float[n] x, bool c) => (float[n] y) {{ {text} }}", w=random(0, 3)))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"<bytes>.*output '.*y' is tensor\(int64\), but declared tensor\(float\)"):
+            model(x=random(0, 3), c=True)
+
+
 def test_first_call_and_later_calls_agree_to_the_bit():
     x, h = random(3, 50, 3, 4), random(4, 1, 3, 3)
     model = rnnfast.load(GRU)
@@ -253,8 +353,9 @@ def test_matmul_engines_agree():
     feed = {"x": X, "h": H}
     packed, blas = (rnnfast.load(GRU, matmul=m)(feed).y for m in ("packed", "blas"))
     np.testing.assert_allclose(packed, blas, rtol=0, atol=1e-6)
-    with pytest.raises(ModelError, match="matmul"):
-        rnnfast.load(GRU, matmul="fast")
+    for model in (GRU, parse("g (float[n] x) => (float[n] y) { y = Neg (x) }")):
+        with pytest.raises(InputError, match="matmul is 'fast', expected None or one of 'packed', 'blas'"):
+            rnnfast.load(model, matmul="fast")
 
 
 # ------------------------------------------------------------------------------------------------ reference, summary
@@ -308,6 +409,9 @@ def test_session_has_onnxruntime_names(tmp_path):
         session.run(["z"], feed)
     with pytest.raises(InputTypeError):
         session.run(None, {"x": X.astype(np.float64), "h": H})
+    for names in (5, "last"):
+        with pytest.raises(InputTypeError, match="output names are (int|str)"):
+            session.run(names, feed)
 
 
 @pytest.mark.parametrize("name", ["SessionOptions", "RunOptions"])

@@ -1,12 +1,15 @@
 """Layers against the float64 reference and their own promises."""
+import copy
 import itertools
+import pickle
 import threading
 
 import numpy as np
 import pytest
 
 from rnnfast import activations, nn, reference
-from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
+from rnnfast.errors import Error, InputError, InputTypeError, LimitError, ModelError, UnsupportedError
+from rnnfast.nn import checks
 
 TOLERANCE = 2e-6
 """Largest difference from float64 relative to the largest output: a few roundings of float32 (6e-8 each) per step.
@@ -195,6 +198,12 @@ def test_empty_and_single(variant, steps, rows):
         np.testing.assert_allclose(got, right, atol=TOLERANCE)
 
 
+def test_no_lengths_for_no_rows():
+    assert nn.LSTM(5, 7)(np.zeros((4, 0, 5), np.float32), lengths=[])[0].shape == (4, 0, 7)
+    with pytest.raises(InputError, match=r"lengths: shape is \[0\], expected \[3\]"):
+        nn.LSTM(5, 7)(np.zeros((4, 3, 5), np.float32), lengths=[])
+
+
 def test_either_state_of_an_lstm_may_be_absent():
     rng = np.random.default_rng(1)
     layer = nn.LSTM(5, 7, rng=rng)
@@ -373,6 +382,117 @@ def test_a_state_dict_must_be_a_mapping():
         nn.GRU(5, 7).load_state_dict([1])
 
 
+def test_a_sequential_is_loaded_whole_or_not_at_all(monkeypatch):
+    net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    before = net.state_dict()
+
+    def fail(parameters):
+        raise MemoryError
+
+    monkeypatch.setattr(net.layers[1], "_pack", fail)
+    with pytest.raises(LimitError, match=r"Linear\(7, 3\): no memory for the weights"):
+        net.load_state_dict({name: a + 1 for name, a in before.items()})
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+LAYERS = {
+    "RNN": lambda: nn.RNN(5, 7, nonlinearity="relu", activations=iter(["Elu"])),
+    "GRU": lambda: nn.GRU(5, 7, bidirectional=True, merge="sum", linear_before_reset=False, rng=1),
+    "LSTM": lambda: nn.LSTM(5, 7, 2, proj_size=3, peepholes=True, clip=0.4),
+    "Linear": lambda: nn.Linear(5, 7),
+    "Embedding": lambda: nn.Embedding(11, 3, padding_idx=2),
+    "activation": lambda: nn.LeakyReLU(0.3),
+    "Sequential": lambda: nn.Sequential(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), nn.GRU(4, 3)),
+}
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
+                         ids=["copy", "deepcopy", "pickle"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_copies_have_the_same_bits(layer, duplicate):
+    layer = LAYERS[layer]()
+    x = np.arange(10) if isinstance(layer, nn.Embedding) else uniform(np.random.default_rng(1), 4, 3, 5)
+    other = duplicate(layer)
+    outputs = [y[0] if isinstance(y, tuple) else y for y in (layer(x), other(x))]
+    np.testing.assert_array_equal(*outputs)
+    assert repr(other) == repr(layer) and other.state_dict().keys() == layer.state_dict().keys()
+    assert not any(array.flags.writeable for array in other.state_dict().values())
+
+
+def test_a_copy_is_loaded_alone():
+    layer = nn.Linear(5, 7)
+    other, before = copy.copy(layer), layer.state_dict()
+    other.load_state_dict({name: a + 1 for name, a in before.items()})
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_loaded_weights_are_the_only_ones_drawn_or_packed(monkeypatch):
+    weights = nn.Linear(5, 7).state_dict()
+    packed = []
+    pack = nn.Linear._pack
+    monkeypatch.setattr(nn.Linear, "_draw", None)
+    monkeypatch.setattr(nn.Linear, "_pack", lambda self, parameters: packed.append(1) or pack(self, parameters))
+    layer = nn.Linear(5, 7)
+    layer.load_state_dict(weights)
+    layer(np.zeros(5, np.float32))
+    assert packed == [1]
+
+
+def test_first_calls_at_once_draw_once():
+    x = uniform(np.random.default_rng(1), 3, 5)
+    for _ in range(20):
+        layer, barrier, results = nn.Linear(5, 64), threading.Barrier(4), []
+
+        def work():
+            barrier.wait()
+            results.append(layer(x))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for y in results:
+            np.testing.assert_array_equal(y, layer(x))
+        assert len(results) == 4
+
+
+def test_weights_loaded_during_a_first_call_stay(monkeypatch):
+    layer, weights = nn.Linear(5, 7), nn.Linear(5, 7, rng=1).state_dict()
+    loading = threading.Thread(target=layer.load_state_dict, args=(weights,))
+    draw = nn.Linear._draw
+
+    def slow(self, rng):
+        loading.start()
+        loading.join(0.1)
+        return draw(self, rng)
+
+    monkeypatch.setattr(nn.Linear, "_draw", slow)
+    layer(np.zeros(5, np.float32))
+    loading.join()
+    np.testing.assert_array_equal(layer.state_dict()["weight"], weights["weight"])
+
+
+def test_initial_weights_without_memory(monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(nn.Linear, "_draw", fail)
+    with pytest.raises(LimitError, match=r"Linear\(5, 7\): no memory for the weights"):
+        nn.Linear(5, 7)(np.zeros(5, np.float32))
+    huge = np.broadcast_to(np.float32(1), (2**40, 2**20))
+    with pytest.raises(LimitError, match="weight: weights of"):
+        nn.Linear(5, 7, bias=False).load_state_dict({"weight": huge})
+
+
+def test_blas_without_scipy_is_refused_by_the_constructor(monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match="matmul: 'blas' needs SciPy"):
+        nn.Linear(5, 7, matmul="blas")
+
+
 @pytest.mark.parametrize("kind", GATES)
 def test_initial_weights(kind):
     first, same, other = (getattr(nn, kind)(50, 16, rng=seed).state_dict() for seed in (1, 1, 2))
@@ -433,6 +553,19 @@ def test_a_wrong_call_is_refused(arguments, error, message):
     (lambda: nn.Linear(5, -1), InputError, "out_features: -1 is less than 1"),
     (lambda: nn.Embedding(5, 3, padding_idx=5), InputError, "padding_idx: 5, expected less than num_embeddings = 5"),
     (lambda: nn.Sequential(nn.Tanh(), 3), InputTypeError, "Sequential: layer 1 is a int"),
+    (lambda: nn.LSTM(2**40, 2**40), LimitError, r"LSTM\(1099511627776, 1099511627776\): weights of \d+ bytes"),
+    (lambda: nn.LSTM(5, 7, 2**40), LimitError, "num_layers: 1099511627776 is more than the limit of 1024"),
+    (lambda: nn.Linear(2**40, 1024), LimitError, "more than the limit of 68719476736"),
+    (lambda: nn.Embedding(2**40, 2**40), LimitError, "more than the limit of 68719476736"),
+    (lambda: nn.LSTM(5, 7, activations=5), InputTypeError, "activations: 5 came, expected a list"),
+    (lambda: nn.RNN(5, 7, activations="Tanh"), InputTypeError, "activations: 'Tanh' came, expected a list"),
+    (lambda: nn.RNN(5, 7, activations=[("Elu", 10**400, 0)]), InputError, "alpha is 1000+, expected a finite number"),
+    (lambda: nn.LSTM(5, 7, clip=10**400), InputError, "clip: 1000+, expected 0.0 to inf"),
+    (lambda: nn.GRU(5, 7, rng="x"), InputTypeError, "rng: 'x' is neither a seed nor a numpy Generator"),
+    (lambda: nn.Linear(5, 7, rng=-1), InputError, "rng: -1 is no seed"),
+    (lambda: nn.LSTM(5, 7, bidirectional=True, merge=np.array(["sum", "mul"])), InputError, "is none of 'concat'"),
+    (lambda: nn.LSTM(5, 7, bias=np.ones(2)), InputError, "bias: .* is none of False, True"),
+    (lambda: nn.Module().summary(), UnsupportedError, "Module has no rows for a summary"),
 ])
 def test_wrong_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
@@ -552,6 +685,8 @@ def test_summary():
     lines = net.summary().splitlines()
     assert len(lines) == 8 and lines[0].split() == ["layer", "output", "parameters", "flops/step", "bytes/step"]
     assert lines[-1].split()[1:] == [f"{sum(row[i] for row in rows):,}" for i in (2, 3, 4)]
+    for empty in (nn.Sequential(), nn.Sequential(nn.Sequential())):
+        assert empty.summary().splitlines()[-1].split() == ["total", "0", "0", "0"]
 
 
 @pytest.mark.parametrize("layer, text", [

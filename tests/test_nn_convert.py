@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from rnnfast import nn
-from rnnfast.errors import Error, InputError, ModelError
+from rnnfast.errors import Error, InputError, InputTypeError, ModelError
 
 from .test_nn import (DEFAULT_ACTIVATIONS, FUNCTIONS, GATES, MERGES, assert_close, call, initial_states, sigmoid,
                       uniform)
@@ -71,6 +71,11 @@ def test_from_onnx(kind, direction, options):
     ({"direction": "backward"}, "direction: 'backward' is none of 'forward', 'reverse', 'bidirectional'"),
     ({"activations": ["Tanh"]}, "activations: 1 came, expected 3 for direction='forward'"),
     ({"layout": 2}, "layout: 2 is none of 0, 1"),
+    ({"layout": np.zeros(2)}, "layout: .* is none of 0, 1"),
+    ({"W": None, "R": None}, "W: dtype is object, expected float32"),
+    ({"R": None}, "R: dtype is object, expected float32"),
+    ({"activations": 5}, "activations: 5 came, expected a list"),
+    ({"activations": ["Elu"] * 3, "activation_alpha": 5}, "activation_alpha: 5 came, expected a list"),
 ])
 def test_onnx_arrays_that_do_not_fit(change, message):
     arrays = onnx_arrays(np.random.default_rng(1), "LSTM", 1)
@@ -159,6 +164,12 @@ def test_keras_activations():
     assert (layer(x)[0] != nn.LSTM.from_keras(arrays)(x)[0]).any()
     with pytest.raises(InputError, match="activation: 'hard_sigmoid' is none of linear, tanh"):
         nn.LSTM.from_keras(arrays, recurrent_activation="hard_sigmoid")
+
+
+@pytest.mark.parametrize("weights", [5, None, "abc"])
+def test_keras_weights_must_be_a_list(weights):
+    with pytest.raises(InputTypeError, match="weights: a .* came, expected a list of arrays"):
+        nn.GRU.from_keras(weights)
 
 
 @pytest.mark.parametrize("shapes, keywords, message", [

@@ -1,7 +1,10 @@
 """Arithmetic operators against onnxruntime and against plain formulas, where ONNX's own node tests are thin."""
+import contextlib
 import itertools
 import math
 import random
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +119,16 @@ def test_conv_in_blocks(monkeypatch):
         assert_close(run("Conv", [x, w], group=2, pads=(1, 0, 2, 1)), whole)
 
 
+def test_conv_of_no_channels_is_its_bias():
+    from rnnfast.onnx import native
+    x, w, bias = np.zeros((2, 0, 5), np.float32), np.zeros((3, 0, 2), np.float32), np.float32([1, -2, 3])
+    node = SimpleNamespace(op_type="Conv", domain="", inputs=("x", "w", "b"), attributes={},
+                           function=lookup("", "Conv", 20))
+    expected = np.broadcast_to(bias[:, None], (2, 3, 4))
+    np.testing.assert_array_equal(native.lower(node, [None, w, bias])(x, w, bias), expected)
+    np.testing.assert_array_equal(run("Conv", [x, w, bias]), expected)
+
+
 def test_conv_transpose():
     rng = np.random.default_rng(3)
     choose = random.Random(3)
@@ -173,6 +186,60 @@ def test_max_pool_indices(storage_order):
                                        **attributes)
         np.testing.assert_array_equal(y, expected[0])
         np.testing.assert_array_equal(indices, expected[1])
+
+
+@pytest.mark.parametrize("kernel, dilation, stride, pads", [
+    (2, 1, 1, (1, 0)), (9, 1, 1, (8, 8)), (12, 2, 3, (7, 15)), (30, 3, 2, (29, 58)), (8, 3, 4, (15, 6)),
+    (7, 1, 3, (6, 2))])
+def test_pooling_of_windows_shorter_and_longer_than_the_input(kernel, dilation, stride, pads):
+    """Against each window's own elements; onnxruntime refuses some."""
+    x = np.round(floats(np.random.default_rng(22), 1, 1, 8))
+    windows = [[i for i in range(o, o + kernel * dilation, dilation) if 0 <= i < 8]
+               for o in range(-pads[0], 8 + pads[1] - (kernel - 1) * dilation, stride)]
+    attributes = dict(kernel_shape=(kernel,), dilations=(dilation,), strides=(stride,), pads=pads)
+    if not all(windows):
+        with pytest.raises(InputError, match="without any input"):
+            run("MaxPool", [x], **attributes)
+        return
+    y, indices = run("MaxPool", [x], n_outputs=2, **attributes)
+    assert indices[0, 0].tolist() == [max(window, key=lambda i: x[0, 0, i]) for window in windows]
+    np.testing.assert_array_equal(y[0, 0], x[0, 0, indices[0, 0]])
+    average = run("AveragePool", [x], **attributes)[0, 0]
+    assert_close(average, np.array([x[0, 0, window].mean() for window in windows], np.float32))
+
+
+@pytest.mark.parametrize("error, attributes", [
+    (None, dict(kernel_shape=(2**24,), auto_pad="SAME_UPPER")),
+    (None, dict(kernel_shape=(2**16 + 1,), pads=(2**16, 2**16))),
+    (None, dict(kernel_shape=(2,), dilations=(2**28,), pads=(2**28, 0))),
+    (InputError, dict(kernel_shape=(3,), pads=(2**24, 2**24))),
+    (InputError, dict(kernel_shape=(3,), pads=(2**62, 2**62))),
+    (LimitError, dict(kernel_shape=(2**63 - 1,), pads=(2**62, 2**62))),
+    (LimitError, dict(kernel_shape=(2**31,), pads=(2**31 - 1, 2**31 - 1)))])
+def test_huge_pooling_windows_take_the_inputs_memory(error, attributes):
+    x = np.arange(8, dtype=np.float32)[None, None]
+    tracemalloc.start()
+    try:
+        for op_type, outputs in (("MaxPool", dict(n_outputs=2)), ("AveragePool", {}), ("LpPool", {})):
+            with pytest.raises(error) if error else contextlib.nullcontext():
+                run(op_type, [x], **attributes, **outputs)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_pooling_of_too_much_work_is_refused():
+    with pytest.raises(LimitError, match="operations"):
+        run("MaxPool", [np.zeros((1, 1, 2**18), np.float32)], kernel_shape=(2**18,), auto_pad="SAME_UPPER")
+
+
+@pytest.mark.parametrize("op_type", ["MaxPool", "AveragePool", "LpPool"])
+def test_pooling_under_valid_ignores_ceil_mode(op_type):
+    """As the spec's formula of the output's shape does; onnxruntime gives another window."""
+    x = floats(np.random.default_rng(23), 1, 1, 7)
+    for auto_pad, ceil_mode, count in (("VALID", 0, 3), ("VALID", 1, 3), ("NOTSET", 0, 3), ("NOTSET", 1, 4)):
+        y = run(op_type, [x], kernel_shape=(2,), strides=(2,), auto_pad=auto_pad, ceil_mode=ceil_mode)
+        assert (y[0] if isinstance(y, tuple) else y).shape == (1, 1, count)
 
 
 def test_global_pooling():
@@ -263,6 +330,77 @@ def test_a_rows_bits_do_not_depend_on_the_batch(op_type):
         for row in range(5):
             alone = run(op_type, [x.take([row], batch), np.array([axis])])
             assert alone.tobytes() == whole.take([row], batch).tobytes()
+
+
+# Inputs with a batch of 9 on axis 0, and a batch 1 row that differs in layout: every operator that adds up.
+REDUCING = [
+    ("LayerNormalization", [(9, 6, 37), (37,)], {}), ("LayerNormalization", [(9, 37, 6), (37, 6)], dict(axis=1)),
+    ("RMSNormalization", [(9, 6, 37), (37,)], {}), ("InstanceNormalization", [(9, 6, 37), (6,), (6,)], {}),
+    ("GroupNormalization", [(9, 6, 37), (6,), (6,)], dict(num_groups=2)),
+    ("LpNormalization", [(9, 37, 6)], dict(axis=1, p=1)), ("LpNormalization", [(9, 6, 37)], dict(axis=-1)),
+    ("MeanVarianceNormalization", [(9, 37, 6)], dict(axes=(1,))), ("LRN", [(9, 6, 37)], dict(size=3)),
+    ("MeanVarianceNormalization", [(9, 6, 5, 7)], dict(axes=(2, 3))),
+    ("Softmax", [(9, 37, 6)], dict(axis=1)), ("LogSoftmax", [(9, 6, 37)], dict(axis=-1)),
+    ("GlobalAveragePool", [(9, 6, 37)], {}), ("GlobalLpPool", [(9, 6, 37)], {}), ("GlobalMaxPool", [(9, 6, 37)], {}),
+    ("AveragePool", [(9, 6, 37)], dict(kernel_shape=(20,))), ("LpPool", [(9, 6, 37)], dict(kernel_shape=(20,))),
+    ("MaxPool", [(9, 6, 37)], dict(kernel_shape=(20,))), ("ConvTranspose", [(9, 6, 37), (6, 4, 3)], {}),
+    ("Einsum", [(9, 5, 37), (9, 5, 37)], dict(equation="btc,bsc->bts")),
+    ("Einsum", [(9, 37, 6)], dict(equation="btc->bt")), ("Einsum", [(9, 37, 6)], dict(equation="btc->b")),
+    ("Einsum", [(9, 37, 6), (6, 37)], dict(equation="btc,ct->b")),
+    ("Einsum", [(9, 37), (37, 8, 6), (9, 6)], dict(equation="bi,ioj,bj->bo")),
+    ("Einsum", [(9, 37, 6), (5, 6)], dict(equation="...c,dc->...d")),
+    *((op, [(9, 37, 6)], dict(axes=axes)) for op in REDUCTIONS for axes in ((1,), (2,), (1, 2)))]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("op_type, shapes, attributes", REDUCING)
+def test_a_rows_bits_depend_neither_on_the_batch_nor_on_the_layout(op_type, shapes, attributes, zeros):
+    """Transposed inputs, of which NumPy reshapes those of one row without a copy; `zeros` are of both signs."""
+    rng = np.random.default_rng(19)
+    inputs = [floats(rng, *shape) for shape in shapes]
+    if zeros:
+        inputs[0] = np.copysign(np.float32(0), inputs[0])
+    opset = {"RMSNormalization": 23, "GroupNormalization": 21}.get(op_type, 17)
+    if op_type.startswith("Reduce") and op_type != "ReduceSum":
+        opset = 13
+    elif op_type == "ReduceSum":
+        inputs, attributes, opset = [inputs[0], np.array(attributes["axes"])], {}, 13
+
+    def outputs(inputs):
+        y = run(op_type, inputs, opset, **attributes)
+        return y[0] if isinstance(y, tuple) else y
+
+    whole = outputs(inputs)
+    for order in itertools.permutations(range(inputs[0].ndim)):
+        def stored(x):
+            if x.ndim != len(order):
+                return x
+            return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        assert outputs([stored(x) for x in inputs]).tobytes() == whole.tobytes()
+        for row in (0, 8):
+            alone = outputs([stored(x[row:row + 1]) if x.shape[:1] == (9,) else x for x in inputs])
+            assert alone.tobytes() == whole[row:row + 1].tobytes()
+
+
+@pytest.mark.parametrize("op_type, axis", [("Softmax", 1), ("LogSoftmax", 2)])
+def test_softmax_over_trailing_axes_ignores_the_layout(op_type, axis):
+    x = floats(np.random.default_rng(20), 1, 6, 37)
+    view = np.ascontiguousarray(x.transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert run(op_type, [view], 11, axis=axis).tobytes() == run(op_type, [x], 11, axis=axis).tobytes()
+
+
+def test_einsum_of_random_equations():
+    rng, choose = np.random.default_rng(21), random.Random(21)
+    for _ in range(150):
+        sizes = dict(zip("abcde", (choose.randint(0, 4) for _ in range(5))))
+        terms = ["".join(choose.choices("abcde", k=choose.randint(0, 3))) for _ in range(choose.randint(1, 4))]
+        used = sorted(set("".join(terms)))
+        equation = ",".join(terms) + "->" + "".join(choose.sample(used, choose.randint(0, len(used))))
+        xs = [floats(rng, *(sizes[letter] for letter in term)) for term in terms]
+        expected = np.einsum(equation, *(x.astype(np.float64) for x in xs), optimize=False)
+        assert_close(run("Einsum", xs, equation=equation), np.asarray(expected, np.float32))
+    x = np.arange(6, dtype=np.int32).reshape(2, 3)
+    np.testing.assert_array_equal(run("Einsum", [x, x], equation="ij,kj->ik"), x @ x.T, strict=True)
 
 
 @pytest.mark.parametrize("op_type", ["ArgMax", "ArgMin"])

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from rnnfast import _engine
+from rnnfast import _kernels
 
 # function: float64 oracle, largest error in ULP (as stated in vmath.h, where it was found on all 2^32 floats),
 # where that is
@@ -58,7 +58,7 @@ def bits(x):
 def test_error(isa, name):
     oracle, bound, _ = FUNCTIONS[name]
     x = samples(name)
-    y = _engine.unary(name, x)
+    y = _kernels.unary(name, x)
     with np.errstate(all="ignore"):
         true = oracle(flushed(x).astype(np.float64))
         rounded = true.astype(np.float32)
@@ -74,15 +74,15 @@ def test_error(isa, name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_bits_on_every_instruction_set(name):
-    before = _engine.get_isa()
+    before = _kernels.get_isa()
     x = samples(name)
     results = {}
     try:
-        for isa in _engine.isas():
-            _engine.set_isa(isa)
-            results[isa] = bits(_engine.unary(name, x))
+        for isa in _kernels.isas():
+            _kernels.set_isa(isa)
+            results[isa] = bits(_kernels.unary(name, x))
     finally:
-        _engine.set_isa(before)
+        _kernels.set_isa(before)
     reference = results.pop("generic")
     for isa, result in results.items():
         different = np.flatnonzero(result != reference)
@@ -103,8 +103,8 @@ def test_same_bits_on_every_instruction_set(name):
     ],
 )
 def test_special_values(isa, name, x, y):
-    np.testing.assert_array_equal(bits(_engine.unary(name, np.float32(x))), bits(np.float32(y)))
-    assert np.isnan(_engine.unary(name, np.float32([NAN, -NAN]))).all()
+    np.testing.assert_array_equal(bits(_kernels.unary(name, np.float32(x))), bits(np.float32(y)))
+    assert np.isnan(_kernels.unary(name, np.float32([NAN, -NAN]))).all()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -112,13 +112,13 @@ def test_denormals_count_as_zero(isa, name):
     denormals = np.arange(1, 2**23, 4093, dtype=np.int32).view(np.float32)
     for x in (denormals, -denormals):
         zeros = np.copysign(np.zeros_like(x), x)
-        np.testing.assert_array_equal(bits(_engine.unary(name, x)), bits(_engine.unary(name, zeros)))
+        np.testing.assert_array_equal(bits(_kernels.unary(name, x)), bits(_kernels.unary(name, zeros)))
 
 
 @pytest.mark.parametrize("name", ["Tanh", "Erf"])
 def test_odd(isa, name):
     x = samples(name)
-    np.testing.assert_array_equal(bits(_engine.unary(name, -x)), bits(-_engine.unary(name, x)))
+    np.testing.assert_array_equal(bits(_kernels.unary(name, -x)), bits(-_kernels.unary(name, x)))
 
 
 @pytest.mark.parametrize("name, ends", [("Exp", (-87.3365, 88.72283)), ("Expm1", (-17.33, 88.72283)), ("Tanh", (9.01,)),
@@ -126,11 +126,11 @@ def test_odd(isa, name):
 def test_monotone_at_the_ends(isa, name, ends):
     for end in ends:
         x = np.sort(np.copysign(near(abs(end)), np.float32(end)))
-        y = _engine.unary(name, x)
+        y = _kernels.unary(name, x)
         assert (y[1:] >= y[:-1]).all()
 
 
 @pytest.mark.parametrize("name, low", [("Tanh", -1), ("Erf", -1), ("Sigmoid", 0)])
 def test_range(isa, name, low):
-    y = _engine.unary(name, samples(name))
+    y = _kernels.unary(name, samples(name))
     assert np.nanmin(y) == low and np.nanmax(y) == 1

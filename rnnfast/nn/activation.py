@@ -1,18 +1,18 @@
 """Activation functions as layers with torch's names and arguments."""
-from .. import _engine
+from .. import _kernels
 from ..activations import as_activation, resolve
 from .checks import as_input
 from .module import Module, Row
 
 
 class Activation(Module):
-    """An elementwise function of a float32 array of any shape."""
+    """An elementwise function of a float32 array of any shape: the layers below say which."""
 
     function = None
     """(name, alpha, beta) of the engine's elementwise function."""
 
     def __call__(self, x):
-        return _engine.unary(self.function[0], as_input(x, "x"), *self.function[1:])
+        return _kernels.unary(self.function[0], as_input(x, "x"), *self.function[1:])
 
     def rows(self, shape=None):
         return [Row(repr(self), shape or ("...",), 0, 0, 0)]

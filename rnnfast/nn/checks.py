@@ -1,7 +1,18 @@
 """What callers hand to layers, checked once: the errors name the argument, what came and what was expected."""
+import contextlib
+import math
+from importlib.util import find_spec
+
 import numpy as np
 
-from ..errors import InputError, InputTypeError
+from .. import _kernels
+from ..errors import InputError, InputTypeError, LimitError, UnsupportedError
+
+MAX_LAYERS = 1024
+"""Recurrent layers in one stack."""
+
+MAX_WEIGHT_BYTES = 2**36
+"""Weights of one layer, or stack of recurrent layers."""
 
 
 def as_array(value, name):
@@ -17,7 +28,9 @@ def as_weight(value, name):
     array = as_array(value, name)
     if array.dtype.kind not in "fV" or not np.can_cast(array.dtype, np.float32):
         raise InputTypeError(f"{name}: dtype is {array.dtype}, expected float32 (or a narrower float)")
-    return np.array(array, np.float32, order="C")
+    check_weights(name, [array.shape])
+    with within_memory(name):
+        return np.array(array, np.float32, order="C")
 
 
 def as_input(value, name):
@@ -43,9 +56,48 @@ def check_size(value, name, least=1):
 
 
 def check_choice(value, name, choices):
-    if value not in choices:
+    try:
+        known = value in frozenset(choices)
+    except TypeError:  # unhashable: an array, a list
+        known = False
+    if not known:
         raise InputError(f"{name}: {value!r} is none of {', '.join(map(repr, choices))}")
     return value
+
+
+def check_flag(value, name):
+    return bool(check_choice(value, name, (False, True)))
+
+
+def check_matmul(value):
+    check_choice(value, "matmul", (None, *_kernels.MATMULS))
+    if value == "blas" and find_spec("scipy") is None:
+        raise UnsupportedError("matmul: 'blas' needs SciPy, which is not installed")
+    return value
+
+
+def check_weights(owner, shapes):
+    """Refuse weights that are too large before anything is allocated; `owner` is the layer or their name."""
+    size = 4 * sum(map(math.prod, shapes))
+    if size > MAX_WEIGHT_BYTES:
+        raise LimitError(f"{owner}: weights of {size} bytes are more than the limit of {MAX_WEIGHT_BYTES}")
+
+
+@contextlib.contextmanager
+def within_memory(owner):
+    try:
+        yield
+    except MemoryError as error:
+        raise LimitError(f"{owner}: no memory for the weights") from error
+
+
+def as_generator(rng):
+    try:
+        return np.random.default_rng(rng)
+    except TypeError:
+        raise InputTypeError(f"rng: {rng!r} is neither a seed nor a numpy Generator") from None
+    except ValueError as error:
+        raise InputError(f"rng: {rng!r} is no seed ({error})") from None
 
 
 def check_lengths(lengths, steps, rows):
@@ -53,7 +105,7 @@ def check_lengths(lengths, steps, rows):
     if lengths is None:
         return None
     array = as_array(lengths, "lengths")
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iu" and array.size:  # NumPy reads [] as float64
         raise InputTypeError(f"lengths: dtype is {array.dtype}, expected integers")
     check_shape(array, (rows,), "lengths", "one for each row")
     wrong = np.flatnonzero((array < 0) | (array > steps))

@@ -4,7 +4,7 @@ Each stacks the gates along one axis, in its own order; the tables below are all
 """
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import InputTypeError, ModelError
 from .checks import as_weight
 
 GATES = {
@@ -48,7 +48,8 @@ def to_onnx(kind, parameters, end):
 def from_onnx(kind, W, R, B=None, P=None):
     """-> (input_size, hidden_size, number of directions, torch-named parameters) of ONNX's W, R, B and P."""
     gates = len(GATES[kind]["onnx"])
-    arrays = {name: as_weight(a, name) for name, a in (("W", W), ("R", R), ("B", B), ("P", P)) if a is not None}
+    arrays = {"W": as_weight(W, "W"), "R": as_weight(R, "R")}
+    arrays |= {name: as_weight(a, name) for name, a in (("B", B), ("P", P)) if a is not None}
     W = arrays["W"]
     if W.ndim != 3 or not all(W.shape) or W.shape[1] % gates or W.shape[0] > 2:
         raise ModelError(f"W: shape is {list(W.shape)}, expected [directions, {gates} * hidden_size, input_size]")
@@ -82,6 +83,8 @@ def from_keras(kind, weights, *, two_biases=False):
 
     two_biases: the bias is [2, 3 * units], as a GRU with reset_after has it.
     """
+    if not isinstance(weights, (list, tuple)):
+        raise InputTypeError(f"weights: a {type(weights).__name__} came, expected a list of arrays")
     if len(weights) not in (2, 3, 4, 6):
         raise ModelError(f"weights: {len(weights)} arrays came, expected kernel, recurrent_kernel and, if used, bias; "
                          "twice these for a Bidirectional")

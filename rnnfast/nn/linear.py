@@ -1,9 +1,9 @@
 """Layers that are one product or one look-up."""
 import numpy as np
 
-from .. import _engine
+from .. import _kernels
 from ..errors import InputError, InputTypeError
-from .checks import as_array, as_input, check_choice, check_size
+from .checks import as_array, as_input, check_flag, check_matmul, check_size, check_weights
 from .module import Module, Row
 
 
@@ -17,16 +17,20 @@ class Linear(Module):
     def __init__(self, in_features, out_features, bias=True, *, matmul=None, rng=None):
         self.in_features = check_size(in_features, "in_features")
         self.out_features = check_size(out_features, "out_features")
-        self.bias = bool(bias)
-        self.matmul = check_choice(matmul, "matmul", (None, *_engine.MATMULS))
-        self._set(uniform(self.shapes(), 1 / np.sqrt(in_features), rng))
+        self.bias = check_flag(bias, "bias")
+        self.matmul = check_matmul(matmul)
+        check_weights(self, self.shapes().values())
+        self._initialize(rng)
 
     def shapes(self):
         shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
         return shapes if self.bias else {"weight": shapes["weight"]}
 
+    def _draw(self, rng):
+        return uniform(self.shapes(), 1 / np.sqrt(self.in_features), rng)
+
     def _pack(self, parameters):
-        return _engine.Matrix(parameters["weight"].T, parameters.get("bias"), matmul=self.matmul)
+        return _kernels.Matrix(parameters["weight"].T, parameters.get("bias"), matmul=self.matmul)
 
     def __call__(self, x):
         """x [..., in_features] float32 -> [..., out_features]"""
@@ -52,16 +56,21 @@ class Embedding(Module):
         self.num_embeddings = check_size(num_embeddings, "num_embeddings")
         self.embedding_dim = check_size(embedding_dim, "embedding_dim")
         self.padding_idx = padding_idx
-        weight = np.random.default_rng(rng).standard_normal((num_embeddings, embedding_dim), np.float32)
         if padding_idx is not None:
-            self.padding_idx = check_size(padding_idx, "padding_idx", least=-num_embeddings)
-            if padding_idx >= num_embeddings:
+            self.padding_idx = check_size(padding_idx, "padding_idx", least=-self.num_embeddings)
+            if self.padding_idx >= self.num_embeddings:
                 raise InputError(f"padding_idx: {padding_idx}, expected less than num_embeddings = {num_embeddings}")
-            weight[padding_idx] = 0
-        self._set({"weight": weight})
+        check_weights(self, self.shapes().values())
+        self._initialize(rng)
 
     def shapes(self):
         return {"weight": (self.num_embeddings, self.embedding_dim)}
+
+    def _draw(self, rng):
+        weight = rng.standard_normal((self.num_embeddings, self.embedding_dim), np.float32)
+        if self.padding_idx is not None:
+            weight[self.padding_idx] = 0
+        return {"weight": weight}
 
     def _pack(self, parameters):
         return parameters["weight"]
@@ -84,5 +93,4 @@ class Embedding(Module):
 
 def uniform(shapes, bound, rng):
     """torch's initial weights of dense and recurrent layers: uniform in +-bound."""
-    rng = np.random.default_rng(rng)
     return {name: rng.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}

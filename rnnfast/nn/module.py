@@ -1,10 +1,13 @@
 """What all layers share: named parameters, state dicts and the summary."""
 import inspect
+import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..errors import InputTypeError, ModelError
-from .checks import as_weight
+from ..errors import InputTypeError, ModelError, UnsupportedError
+from .checks import as_generator, as_weight, within_memory
+
+_INITIALIZING = threading.Lock()
 
 
 class Row(NamedTuple):
@@ -17,9 +20,15 @@ class Row(NamedTuple):
 
 
 class Module:
-    """A layer. Its parameters change only by `load_state_dict`; calling it changes nothing, from any thread."""
+    """A layer. Its parameters change only by `load_state_dict`; calling it changes nothing, from any thread.
 
-    _parameters = {}
+    A copy or an unpickled layer has the same parameters and gives the same bits. Initial weights without a seed are
+    drawn when they are first asked for.
+    """
+
+    _weights = None
+    """(parameters, what a call computes with): replaced as a whole, so that a call in another thread sees old or new.
+    None: the initial ones are not drawn yet."""
 
     def shapes(self):
         """Name of each parameter -> its shape, in the order of the state dict."""
@@ -27,13 +36,14 @@ class Module:
 
     def state_dict(self):
         """Name of each parameter -> its values: float32, read-only."""
-        return dict(self._parameters)
+        return dict(self._initialized()[0])
 
     def load_state_dict(self, state_dict):
         """Take all parameters from a mapping of name to array (anything that ``np.asarray`` takes: ndarrays, torch
         tensors ...). The names and shapes must be exactly those of `shapes()`, the dtypes float32 or narrower floats.
 
-        Raises ModelError for names and shapes, InputTypeError for dtypes; nothing is loaded then.
+        Raises ModelError for names and shapes, InputTypeError for dtypes, LimitError for want of memory; nothing is
+        loaded then.
         """
         if not isinstance(state_dict, Mapping):
             raise InputTypeError(f"state_dict: a {type(state_dict).__name__} came, expected a mapping of name to array")
@@ -48,24 +58,62 @@ class Module:
             if parameters[name].shape != shape:
                 raise ModelError(f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, "
                                  f"expected {list(shape)}")
-        self._set(parameters)
+        self._replace(self._prepare(parameters))
 
     def _output(self, x, lengths):
         """What the next layer of a Sequential gets."""
         return self(x)
 
-    def _set(self, parameters):
-        for array in parameters.values():
-            array.flags.writeable = False
-        packed = self._pack(parameters)
-        self._parameters, self._packed = parameters, packed
+    def _initialize(self, rng):
+        """The end of a constructor. A seed or a Generator is used now, so that a Generator's numbers go to the layers
+        in the order of their construction; without one, weights that are loaded next were drawn and packed for
+        nothing."""
+        generator = as_generator(rng)
+        if rng is not None:
+            self._initialized(generator)
+
+    def _draw(self, rng):
+        """Initial values of the parameters from a numpy Generator."""
+        return {}
 
     def _pack(self, parameters):
-        """What a call computes with; replaced as a whole, so that a call in another thread sees old or new."""
+        """What a call computes with."""
+
+    @property
+    def _packed(self):
+        return (self._weights or self._initialized())[1]
+
+    def _initialized(self, rng=None):
+        """The weights, drawn now unless they were drawn or loaded before; once, whatever the threads."""
+        if self._weights is None:
+            with _INITIALIZING:
+                if self._weights is None:
+                    with within_memory(self):
+                        parameters = self._draw(as_generator(rng))
+                    self._weights = self._prepare(parameters)
+        return self._weights
+
+    def _prepare(self, parameters):
+        """What `_replace` takes; nothing is changed yet."""
+        for array in parameters.values():
+            array.flags.writeable = False
+        with within_memory(self):
+            return parameters, self._pack(parameters)
+
+    def _replace(self, prepared):
+        with _INITIALIZING:  # or a first call under way would put its initial weights over these
+            self._weights = prepared
+
+    def __getstate__(self):
+        return self.__dict__ | {"_weights": self.state_dict()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._weights = self._prepare(state["_weights"])
 
     def rows(self, shape=None):
         """The summary's rows, for an input of this shape: numbers, and names of free axes such as "T" and "B"."""
-        raise NotImplementedError
+        raise UnsupportedError(f"{type(self).__name__} has no rows for a summary")
 
     def summary(self):
         """A table of layers: output shape, parameters, and for one step of one row its flops and bytes.
@@ -74,7 +122,7 @@ class Module:
         bytes: parameters read, each once, at 4 bytes; what a step at batch 1 has to fetch.
         """
         rows = self.rows()
-        total = Row("total", (), *(sum(column) for column in zip(*(row[2:] for row in rows))))
+        total = Row("total", (), *(sum(row[i] for row in rows) for i in (2, 3, 4)))
         lines = [("layer", "output", "parameters", "flops/step", "bytes/step")]
         lines += [(row.layer, f"[{', '.join(map(str, row.output))}]" if row.output else "",
                    *(f"{number:,}" for number in row[2:])) for row in [*rows, total]]
@@ -98,7 +146,9 @@ class Module:
 class Sequential(Module):
     """Layers one after another. Of a recurrent layer the outputs go on, its last state does not.
 
-    The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them.
+    The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them. Loading
+    changes all layers or, after an error, none; it changes them one after another, so a call in another thread at that
+    moment may see some layers old and some new.
     """
 
     def __init__(self, *layers):
@@ -122,15 +172,25 @@ class Sequential(Module):
     def state_dict(self):
         return {f"{i}.{name}": a for i, layer in enumerate(self.layers) for name, a in layer.state_dict().items()}
 
-    def _set(self, parameters):
-        for i, layer in enumerate(self.layers):
-            layer._set({name: parameters[f"{i}.{name}"] for name in layer.shapes()})
+    def _prepare(self, parameters):
+        return [layer._prepare({name: parameters[f"{i}.{name}"] for name in layer.shapes()})
+                for i, layer in enumerate(self.layers)]
+
+    def _replace(self, prepared):
+        for layer, of_layer in zip(self.layers, prepared, strict=True):
+            layer._replace(of_layer)
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
 
     def rows(self, shape=None):
         rows = []
         for i, layer in enumerate(self.layers):
             rows += [row._replace(layer=f"{i} {row.layer}") for row in layer.rows(shape)]
-            shape = rows[-1].output
+            shape = rows[-1].output if rows else shape
         return rows
 
     def __repr__(self):

@@ -19,10 +19,11 @@ import numbers
 import numpy as np
 
 from .. import _engine
-from ..activations import as_activation, resolve
-from ..errors import InputError, InputTypeError, ModelError
+from ..activations import as_activation, as_tuple, resolve
+from ..errors import InputError, InputTypeError, LimitError, ModelError
 from . import convert
-from .checks import as_input, check_choice, check_lengths, check_shape, check_size
+from .checks import (MAX_LAYERS, as_input, check_choice, check_flag, check_lengths, check_matmul, check_shape,
+                     check_size, check_weights)
 from .linear import uniform
 from .module import Module, Row
 
@@ -70,26 +71,31 @@ class _Recurrent(Module):
         self.input_size = check_size(input_size, "input_size")
         self.hidden_size = check_size(hidden_size, "hidden_size")
         self.num_layers = check_size(num_layers, "num_layers")
-        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        if self.num_layers > MAX_LAYERS:
+            raise LimitError(f"num_layers: {num_layers} is more than the limit of {MAX_LAYERS}")
+        self.bias, self.batch_first = check_flag(bias, "bias"), check_flag(batch_first, "batch_first")
+        self.bidirectional = check_flag(bidirectional, "bidirectional")
         self.dropout = _check_number(dropout, "dropout", 0.0, 1.0)
         self.merge = check_choice(merge, "merge", tuple(_MERGES))
-        self.reverse = bool(reverse)
+        self.reverse = check_flag(reverse, "reverse")
         self.clip = None if clip is None else _check_number(clip, "clip", 0.0, math.inf)
-        self.matmul = check_choice(matmul, "matmul", (None, *_engine.MATMULS))
+        self.matmul = check_matmul(matmul)
         if self.clip == 0:
             raise InputError(f"clip: {clip!r}, expected more than 0")
-        if bidirectional and reverse:
+        if self.bidirectional and self.reverse:
             raise InputError("reverse: a bidirectional layer has both directions")
-        if merge != "concat" and not bidirectional:
+        if merge != "concat" and not self.bidirectional:
             raise InputError(f"merge: {merge!r} needs bidirectional=True")
 
         self._reverse = (False, True) if self.bidirectional else (self.reverse,)
         defaults = (resolve(self.default_activations),) * len(self._reverse)
+        activations = None if activations is None else as_tuple(activations, "activations")
         self._activations = defaults if activations is None else self._resolve(activations)
         self.activations = None if self._activations == defaults else activations
         self._output_size = self.proj_size or self.hidden_size
         self._merged_size = self._output_size * (len(self._reverse) if merge == "concat" else 1)
-        self._set(uniform(self.shapes(), 1 / np.sqrt(self.hidden_size), rng))
+        check_weights(self, self.shapes().values())
+        self._initialize(rng)
 
     def _resolve(self, activations):
         """For each direction its (name, alpha, beta) triples."""
@@ -116,6 +122,9 @@ class _Recurrent(Module):
                 if self.peepholes:
                     shapes[f"weight_peephole_{end}"] = 3 * self.hidden_size,
         return shapes
+
+    def _draw(self, rng):
+        return uniform(self.shapes(), 1 / np.sqrt(self.hidden_size), rng)
 
     def _pack(self, parameters):
         return tuple(
@@ -286,7 +295,7 @@ class GRU(_Recurrent):
     def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
                  bidirectional=False, *, merge="concat", linear_before_reset=True, reverse=False, activations=None,
                  clip=None, matmul=None, rng=None):
-        self.linear_before_reset = bool(linear_before_reset)
+        self.linear_before_reset = check_flag(linear_before_reset, "linear_before_reset")
         self.cell_options = {"linear_before_reset": self.linear_before_reset}
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
                         reverse=reverse, activations=activations, clip=clip, matmul=matmul, rng=rng)
@@ -312,6 +321,7 @@ class GRU(_Recurrent):
                    merge="concat", batch_first=True, matmul=None):
         """A layer from `get_weights()` of a Keras GRU, or of a Bidirectional one. reset_after=True is Keras's default
         and has a bias [2, 3 * units]."""
+        reset_after = check_flag(reset_after, "reset_after")
         return cls._from_keras(weights, reset_after, (recurrent_activation, activation), merge,
                                linear_before_reset=reset_after, batch_first=batch_first, matmul=matmul)
 
@@ -339,7 +349,8 @@ class LSTM(_Recurrent):
         self.proj_size = check_size(proj_size, "proj_size", least=0)
         if self.proj_size and self.proj_size >= check_size(hidden_size, "hidden_size"):
             raise InputError(f"proj_size: {proj_size}, expected less than hidden_size = {hidden_size}")
-        self.peepholes, self.input_forget = bool(peepholes), bool(input_forget)
+        self.peepholes = check_flag(peepholes, "peepholes")
+        self.input_forget = check_flag(input_forget, "input_forget")
         self.cell_options = {"input_forget": self.input_forget}
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
                         reverse=reverse, activations=activations, clip=clip, matmul=matmul, rng=rng)
@@ -384,9 +395,13 @@ def _keras_activation(value):
 def _check_number(value, name, least, most):
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputTypeError(f"{name}: {value!r} is no number")
-    if not least <= value <= most:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.nan
+    if not least <= number <= most:
         raise InputError(f"{name}: {value!r}, expected {least} to {most}")
-    return float(value)
+    return number
 
 
 def _unsqueeze(state, name):

@@ -2,6 +2,7 @@
 import dataclasses
 import heapq
 import os
+import stat
 from typing import Callable
 
 import numpy as np
@@ -14,6 +15,8 @@ MIN_IR_VERSION = 3
 # for any number of both.
 MAX_DEPTH = 24
 MAX_NODES = 100_000
+# Protocol buffers cannot be larger; larger weights stand in external data.
+MAX_FILE_BYTES = 2**31
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,8 +121,15 @@ def _load(source):
         path = os.fspath(source)
         label, folder = os.path.basename(path), os.path.dirname(os.path.abspath(path))
         try:
+            info = os.stat(path)    # before it is opened: that of a pipe would wait for a writer
+            if not stat.S_ISREG(info.st_mode):
+                raise ModelError(f"{path}: cannot be read: not a regular file")
+            if info.st_size > MAX_FILE_BYTES:
+                raise ModelError(f"{path}: cannot be read: {info.st_size} bytes, a model has {MAX_FILE_BYTES} at most")
             with open(path, "rb") as file:
                 data = file.read()
+        except ModelError:
+            raise
         except (OSError, ValueError) as e:
             raise ModelError(f"{path}: cannot be read: {e}") from e
     else:

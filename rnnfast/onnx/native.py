@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from rnnfast import _engine
+from rnnfast import _kernels
 from rnnfast.errors import InputError
 from rnnfast.onnx import recurrent
 from rnnfast.onnx.ops.linear import gemm_1
@@ -51,12 +51,12 @@ def _is_weight(array, rank):
 
 
 def _lower_unary(node, constants, matmul):
-    return _for_float32(functools.partial(_engine.unary, UNARY[node.op_type]), node)
+    return _for_float32(functools.partial(_kernels.unary, UNARY[node.op_type]), node)
 
 
 def _lower_matmul(node, constants, matmul):
     """B packed once where it is a constant matrix, else at each call."""
-    packed = _engine.Matrix(constants[1], matmul=matmul) if _is_weight(constants[1], 2) else None
+    packed = _kernels.Matrix(constants[1], matmul=matmul) if _is_weight(constants[1], 2) else None
 
     def run(a, b):
         if packed is not None:
@@ -68,7 +68,7 @@ def _lower_matmul(node, constants, matmul):
         if a.ndim == 1:
             return run(a[None], b)[..., 0, :]
         if b.ndim == 2:
-            return _engine.Matrix(b, matmul=matmul).multiply(a)
+            return _kernels.Matrix(b, matmul=matmul).multiply(a)
         return _multiply_stacks(a, b, matmul)
     return _for_float32(run, node)
 
@@ -80,7 +80,7 @@ def _multiply_stacks(a, b, matmul):
     y = np.empty((*stack, a.shape[-2], b.shape[-1]), np.float32)
     a, b = np.broadcast_to(a, stack + a.shape[-2:]), np.broadcast_to(b, stack + b.shape[-2:])
     for i in np.ndindex(*stack):
-        y[i] = _engine.Matrix(b[i], matmul=matmul).multiply(a[i])
+        y[i] = _kernels.Matrix(b[i], matmul=matmul).multiply(a[i])
     return y
 
 
@@ -95,11 +95,11 @@ def _lower_gemm(node, constants, matmul):
         """The Matrix, and C if it is added behind the product."""
         b = b.T if settings["transB"] else b
         if c is None or beta == 0:
-            return _engine.Matrix(b, matmul=matmul), None
+            return _kernels.Matrix(b, matmul=matmul), None
         is_row = c.ndim <= 2 and c.shape[:-1] in ((), (1,)) and c.shape[-1:] in ((), (1,), b.shape[1:])
         if alpha == beta == 1 and is_row:
-            return _engine.Matrix(b, np.broadcast_to(c.reshape(-1), b.shape[1:]), matmul=matmul), None
-        return _engine.Matrix(b, matmul=matmul), c
+            return _kernels.Matrix(b, np.broadcast_to(c.reshape(-1), b.shape[1:]), matmul=matmul), None
+        return _kernels.Matrix(b, matmul=matmul), c
 
     b, c = (*constants, None)[1:3]
     has_c = len(node.inputs) > 2 and node.inputs[2] != ""
@@ -129,7 +129,7 @@ def _lower_conv(node, constants, matmul):
         _check_kernel(w, bias, kernel_shape, group)
         rows = w.reshape(group, w.shape[0] // group, math.prod(w.shape[1:]))
         biases = [None] * group if bias is None else bias.reshape(group, -1)
-        return [_engine.Matrix(part.T, part_bias, matmul=matmul) for part, part_bias in zip(rows, biases)]
+        return [_kernels.Matrix(part.T, part_bias, matmul=matmul) for part, part_bias in zip(rows, biases)]
 
     w, bias = (*constants, None)[1:3]
     has_bias = len(node.inputs) > 2 and node.inputs[2] != ""
@@ -160,7 +160,7 @@ def _convolve(x, windows, matrices, outputs):
     x = np.ascontiguousarray(pad(x, windows, 0))
     taps = _taps(x, windows)
     channels = x.shape[1] // group
-    lines = max(1, WINDOW_FLOATS // math.prod(taps.shape[2:]))
+    lines = max(1, WINDOW_FLOATS // max(1, math.prod(taps.shape[2:])))
     batch = max(1, lines // windows.output[0])
     for n in range(0, samples, batch):
         for start in range(0, windows.output[0], lines):

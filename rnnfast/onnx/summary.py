@@ -56,17 +56,20 @@ def _line(row, widths):
 
 def summarise(model, feed):
     """The Summary of a Model, with the shapes of a call with `feed`; inputs that it lacks are zeros."""
-    record = []
-    program = model.build(record=record)
+    recorded = {}
+
+    def record(node, inputs, outputs):
+        if id(node) not in recorded:
+            recorded[id(node)] = getattr(outputs[0], "shape", None), flops(node.op_type, inputs, outputs)
+
     zeros = {v.name: _zeros(v.type) for v in model.inputs if v.name in model.required_inputs}
+    args = model.prepare(zeros | {name: feed[name] for name in feed})[1]
+    program = model.build(frozenset(name for name in feed if name in model.graph.constants), record=record)
     try:
-        program(model.prepare(zeros | {name: feed[name] for name in feed})[1])
+        program(args)
         problem = None
     except Error as e:
         problem = str(e)
-    recorded = {}
-    for node, inputs, outputs in record:
-        recorded.setdefault(id(node), (getattr(outputs[0], "shape", None), flops(node.op_type, inputs, outputs)))
     layers, others = [], {}
     _collect(program.graph, {}, recorded, layers, others)
     return Summary(tuple(layers), others, sum(count for _, count in recorded.values()), problem)

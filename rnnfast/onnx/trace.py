@@ -12,15 +12,20 @@ import threading
 import numpy as np
 
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError, ModelError, UnsupportedError
+from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner, owners
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
+from rnnfast.onnx.tensors import type_name
 
 # Operators that look at their first input's shape only.
 SHAPE_ONLY = {"Shape", "Size", "EyeLike"}
 # Operators that may hand on or give an absent optional value.
 OPTIONAL = {"Identity", "If", "Loop", "Optional", "OptionalGetElement", "OptionalHasElement"}
-# A result larger than this and than what it is made of is computed again at each call, not kept in a plan.
+# What a plan keeps of results that depend on shapes only; what is beyond that is computed again at each call.
 MAX_FOLDED_BYTES = 2**24
+# What a model keeps of results that depend on constants only: that much more, and a multiple of the constants' own
+# size (weights of one byte become floats of four).
+FOLDED_RATIO = 4
 MAX_PLANS = 16
 
 
@@ -39,25 +44,43 @@ def located(error, where):
     return new
 
 
-def nbytes(value):
-    if isinstance(value, list):
-        return sum(map(nbytes, value))
-    return 0 if value is None else value.nbytes
+class Folded:
+    """The bytes of known results that are kept, up to a limit; a part of those of `around`, given back at the end."""
+    def __init__(self, limit, around=None):
+        self.limit, self.around, self.nbytes = limit, around, 0
+        self._lock = threading.RLock()
+
+    def keeps(self, results, inputs):
+        """Whether there is room for the results of a node, which is then taken; views of its inputs need none."""
+        taken = owners(inputs).keys()
+        return self._take(sum(array.nbytes for key, array in owners(results).items() if key not in taken))
+
+    def _take(self, nbytes):
+        with self._lock:
+            if self.nbytes + nbytes > self.limit or self.around is not None and not self.around._take(nbytes):
+                return False
+            self.nbytes += nbytes
+            return True
+
+    def __del__(self):
+        if self.around is not None:
+            self.around._take(-self.nbytes)
 
 
 # ------------------------------------------------------------------------------------------------ at load
-def fold(graph, lower, known=None):
+def fold(graph, lower, known=None, folded=None):
     """The Graph with constant results computed, dead nodes dropped and every node's `run` set.
 
     lower(node, constants) -> a native callable or None; `constants` has an array for each input that is constant,
     else None. `known`: the constants among the graph's inputs and captures.
     """
     nested, known = known is not None, known or {}
+    folded = folded or Folded(MAX_FOLDED_BYTES + FOLDED_RATIO * _constant_bytes(graph))
     constants = known | graph.constants
     nodes = []
     for node in _live(graph.nodes, graph.outputs):
-        node = _prepared(node, constants, lower)
-        results = _folded(node, constants, nested) if node.run is not None else None
+        node = _prepared(node, constants, lower, folded)
+        results = _results(node, constants, nested, folded) if node.run is not None else None
         if results is None:
             nodes.append(node)
         else:
@@ -67,6 +90,16 @@ def fold(graph, lower, known=None):
     constants = {name: array for name, array in constants.items() if name in used and name not in known}
     defined = constants.keys() | {v.name for v in graph.inputs}.union(*(node.outputs for node in nodes))
     return dataclasses.replace(graph, constants=constants, nodes=tuple(nodes), captures=frozenset(used - defined))
+
+
+def _constant_bytes(graph):
+    """Of a graph and of those within: initializers, and the tensors that Constant nodes hold."""
+    count = sum(array.nbytes for array in graph.constants.values())
+    for node in graph.nodes:
+        count += sum(map(_constant_bytes, node.graphs.values()))
+        if node.op_type == "Constant":
+            count += sum(v.nbytes for v in node.attributes.values() if isinstance(v, np.ndarray))
+    return count
 
 
 def _live(nodes, outputs):
@@ -79,7 +112,7 @@ def _live(nodes, outputs):
     return live[::-1]
 
 
-def _prepared(node, constants, lower):
+def _prepared(node, constants, lower, folded):
     """The node with its graphs folded, or with `run` set."""
     if node.graphs:
         graphs = {}
@@ -89,7 +122,7 @@ def _prepared(node, constants, lower):
                 known = {v.name: constants[actual] for v, actual in pairs if actual in constants}
             else:
                 known = {capture: constants[capture] for capture in graph.captures if capture in constants}
-            graphs[name] = fold(graph, lower, known)
+            graphs[name] = fold(graph, lower, known, folded)
         return node.altered(attributes=node.attributes | graphs)
     try:
         run = lower(node, [constants.get(name) for name in node.inputs])
@@ -104,7 +137,7 @@ def _at_load(error, node):
     return ModelError(str(error)) if isinstance(error, (InputError, InputTypeError)) else error
 
 
-def _folded(node, constants, nested):
+def _results(node, constants, nested, folded):
     """name -> result of a node whose inputs are all constant, or None where it is left to the run."""
     if not all(name in constants or not name for name in node.inputs):
         return None
@@ -116,7 +149,7 @@ def _folded(node, constants, nested):
             return None     # a branch that is never taken may be wrong
         raise _at_load(e, node) from e
     results = results if isinstance(results, tuple) else (results,)
-    if nbytes(list(results)) > max(MAX_FOLDED_BYTES, nbytes(inputs)):
+    if not folded.keeps(results, inputs):
         return None
     _check_outputs(node, results)
     _protect(results)
@@ -143,26 +176,32 @@ def _check_outputs(node, results):
 class Plan:
     """Steps on a list of values, for one set of input shapes: immutable, run by any number of threads at once.
 
-    template: the values before a run (what is known, None for the rest; inputs come first); steps: (callable, the
-    places of its inputs, the places of its outputs, where it stands in the file).
+    template: the values before a run (what is known, None for the rest; inputs come first, then the call's Budget);
+    steps: (callable, the places of its inputs, the places of its outputs, those of them that may be large, the places
+    of values that no later step needs, where it stands in the file); folded: the Folded of what the template keeps.
     """
-    __slots__ = ("template", "steps", "outputs")
+    __slots__ = ("template", "steps", "outputs", "folded")
 
-    def __init__(self, template, steps, outputs):
-        self.template, self.steps, self.outputs = template, steps, outputs
+    def __init__(self, template, steps, outputs, folded):
+        self.template, self.steps, self.outputs, self.folded = template, steps, outputs, folded
 
-    def __call__(self, args):
+    def __call__(self, args, budget):
         values = self.template.copy()
         values[:len(args)] = args
+        values[len(args)] = budget
         where = ""
         try:
-            for run, inputs, outputs, where in self.steps:
+            for run, inputs, outputs, large, released, where in self.steps:
                 result = run(*[values[i] for i in inputs])
                 if type(result) is tuple:
                     for i, value in zip(outputs, result):
                         values[i] = value
                 else:
                     values[outputs[0]] = result
+                for i in large:
+                    budget.count(values[i])
+                for i in released:
+                    values[i] = None
         except Exception as e:
             raise located(e, where) from e
         return [values[i] for i in self.outputs]
@@ -178,25 +217,28 @@ def _key(value):
 class Program:
     """A folded graph that runs: plans by the shapes of its inputs, the least recently used dropped.
 
-    names: the run-time inputs, in order; known: name -> _Value that a graph around it knows; record: a list that
-    receives (node, input values, output values) of each step that is traced.
+    names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
+    graph around it knows; folded: the Folded of the plan around it; record: called with (node, input values, output
+    values) of each step that is traced.
     """
-    def __init__(self, graph, names, known=None, record=None):
-        self.graph, self.names, self.known, self.record = graph, names, known or {}, record
+    def __init__(self, graph, names, where, known=None, folded=None, record=None):
+        self.graph, self.names, self.where, self.known = graph, names, where, known or {}
+        self.folded, self.record = folded, record
         self.outputs = [v.type for v in graph.outputs]
         self._plans = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, args):
+    def __call__(self, args, budget=None):
         """The outputs for arguments in the order of `names`; they may share memory with these and with each other."""
+        budget = budget or Budget(args)
         key = tuple([_key(a) for a in args])
         with self._lock:
             plan = self._plans.get(key)
             if plan is not None and len(self._plans) > 1:
                 self._plans.move_to_end(key)
         if plan is not None:
-            return plan(args)
-        plan, outputs = trace(self, args)
+            return plan(args, budget)
+        plan, outputs = trace(self, args, budget)
         with self._lock:
             self._plans[key] = plan
             while len(self._plans) > MAX_PLANS:
@@ -207,12 +249,12 @@ class Program:
 class _Value:
     """A tensor, sequence or absent optional while it is traced.
 
-    known: it depends on constants and input shapes only; fixed: its shape does.
+    known: it depends on constants and input shapes only; fixed: its shape does; place: where it is in the plan.
     """
-    __slots__ = ("data", "known", "fixed")
+    __slots__ = ("data", "known", "fixed", "place")
 
     def __init__(self, data, known, fixed):
-        self.data, self.known, self.fixed = data, known, fixed
+        self.data, self.known, self.fixed, self.place = data, known, fixed, None
 
 
 class _Scope(dict):
@@ -225,60 +267,88 @@ class _Scope(dict):
         return self.around[name]
 
 
-ABSENT = _Value(None, True, True)
-
-
-def trace(program, args):
+def trace(program, args, budget):
     """(Plan, outputs) of a program for arguments of these shapes."""
-    tracer = _Tracer(program.record)
-    inputs = {name: tracer.runtime(a, True) for name, a in zip(program.names, args)}
-    outputs = tracer.graph(program.graph, _Scope(None, program.known | inputs))
+    tracer = _Tracer(args, budget, program.folded, program.record)
+    scope = _Scope(None, {name: _Value(array, True, True) for name, array in program.known.items()})
+    scope.update(zip(program.names, tracer.inputs))
+    outputs = tracer.graph(program.graph, scope)
+    for declared, value in zip(program.graph.outputs, outputs):
+        _check_type(value.data, declared.type, f"{program.where}: output {declared.name!r}")
     return tracer.plan(outputs), [value.data for value in outputs]
+
+
+def _check_type(value, declared, where):
+    """That a graph's output has the element type that the graph declares for it."""
+    if isinstance(value, list):
+        for member in value:
+            _check_type(member, declared.element or declared, where)
+    elif declared.element is not None:
+        _check_type(value, declared.element, where)
+    elif value is not None and declared.dtype is not None and value.dtype != declared.dtype:
+        error = ModelError(f"{where} is tensor({type_name(value.dtype)}), but declared {declared}")
+        error.located = True
+        raise error
+
+
+def _last_uses(graph):
+    """For each node, the names that neither a later one nor the graph's outputs need."""
+    needed, last = {v.name for v in graph.outputs}, []
+    for node in reversed(graph.nodes):
+        names = node.needs.union(node.outputs)
+        last.append(names - needed)
+        needed |= names
+    return last[::-1]
 
 
 class _Tracer:
     """Runs nodes on real values and notes the steps that a plan needs."""
-    def __init__(self, record):
-        self.template, self.values, self.places, self.steps, self.record = [], [], {}, [], record
+    def __init__(self, args, budget, folded, record):
+        self.template, self.steps, self.budget, self.record = [], [], budget, record
+        self.folded = Folded(MAX_FOLDED_BYTES, folded)
+        self.absent = _Value(None, True, True)
+        self.inputs = [self.runtime(a, True) for a in args]
+        self.budget_input = self.runtime(budget, True)
 
     def runtime(self, data, fixed):
         """A value that is new at each run."""
-        return self.placed(_Value(data, False, fixed))
-
-    def placed(self, value):
-        self.places[id(value)] = len(self.template)
-        self.template.append(value.data if value.known else None)
-        self.values.append(value)   # keeps its id from being used again
+        value = _Value(data, False, fixed)
+        self.place(value)
         return value
 
     def place(self, value):
         """Where the value is in the plan; known ones get a place when a step first needs them."""
-        if id(value) not in self.places:
-            self.placed(value)
-        return self.places[id(value)]
+        if value.place is None:
+            value.place = len(self.template)
+            self.template.append(value.data if value.known else None)
+        return value.place
 
     def plan(self, outputs):
         places = [self.place(value) for value in outputs]
-        needed, steps = set(places), []
-        for step in reversed(self.steps):
-            if not needed.isdisjoint(step[2]):
-                needed.update(step[1])
-                steps.append(step)
-        return Plan(self.template, tuple(steps[::-1]), places)
+        needed, steps, n_given = set(places), [], len(self.inputs) + 1
+        for run, inputs, made, large, where in reversed(self.steps):
+            if needed.isdisjoint(made):
+                continue
+            released = {i for i in inputs + made if i >= n_given and self.template[i] is None} - needed
+            needed.update(inputs)
+            steps.append((run, inputs, made, large, tuple(released), where))
+        return Plan(self.template, tuple(steps[::-1]), places, self.folded)
 
     def graph(self, graph, scope):
-        """The values of the graph's outputs."""
+        """The values of the graph's outputs. The scope forgets the others behind their last use."""
         for name, array in graph.constants.items():
             scope[name] = _Value(array, True, True)
-        for node in graph.nodes:
+        for node, last_used in zip(graph.nodes, _last_uses(graph)):
             try:
                 self.node(node, scope)
             except Exception as e:
                 raise located(e, node.where) from e
+            for name in last_used:
+                scope.pop(name, None)
         return [scope[v.name] for v in graph.outputs]
 
     def node(self, node, scope):
-        inputs = [scope[name] if name else ABSENT for name in node.inputs]
+        inputs = [scope[name] if name else self.absent for name in node.inputs]
         if node.function is None:
             outputs = self.call(node, inputs)
         elif node.function is if_ and inputs[0].known:
@@ -295,18 +365,20 @@ class _Tracer:
     def call(self, node, inputs):
         """A function of the model: its nodes take the place of the call."""
         body = node.attributes["body"]
-        values = inputs + [ABSENT] * (len(body.inputs) - len(inputs))
+        values = inputs + [self.absent] * (len(body.inputs) - len(inputs))
         return self.graph(body, _Scope(None, zip((v.name for v in body.inputs), values)))
 
     def control(self, node, inputs, scope):
         """If, Loop or Scan over programs of its graphs, which take what they capture behind their own inputs."""
         captures = sorted({name for graph in node.graphs.values() for name in graph.captures})
-        known = {name: scope[name] for name in captures if scope[name].known}
+        known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
-        programs = {key: Program(graph, [v.name for v in graph.inputs] + names, known, self.record)
+        programs = {key: Program(graph, [v.name for v in graph.inputs] + names, node.where, known, self.folded,
+                                 self.record)
                     for key, graph in node.graphs.items()}
         values = inputs + [scope[name] for name in names]
-        return self.execute(node, _Control(node, len(inputs), programs), values, all(v.known for v in values), False)
+        run = _Control(node, len(inputs), programs)
+        return self.execute(node, run, [self.budget_input, *values], all(v.known for v in values), False)
 
     def operator(self, node, inputs):
         shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed
@@ -320,14 +392,21 @@ class _Tracer:
         results = run(*[v.data for v in inputs])
         results = results if isinstance(results, tuple) else (results,)
         _check_outputs(node, results)
-        if folds and nbytes(list(results)) <= max(MAX_FOLDED_BYTES, sum(nbytes(v.data) for v in inputs)):
+        if folds and self.folded.keeps(results, [v.data for v in inputs if v is not self.budget_input]):
             _protect(results)
             return [_Value(value, True, True) for value in results]
+        for value in results:
+            self.budget.count(value)
         outputs = [self.runtime(value, fixed) for value in results]
-        self.steps.append((run, tuple(map(self.place, inputs)), tuple(map(self.place, outputs)), node.where))
+        large = tuple(v.place for v in outputs if not fixed or _is_large(v.data))
+        self.steps.append((run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where))
         if self.record is not None:
-            self.record.append((node, [v.data for v in inputs], list(results)))
+            self.record(node, [v.data for v in inputs], results)
         return outputs
+
+
+def _is_large(value):
+    return isinstance(value, np.ndarray) and owner(value).nbytes >= COUNTED_BYTES
 
 
 class _Control:
@@ -336,16 +415,16 @@ class _Control:
         self.function, self.n_inputs, self.programs = node.function, n_inputs, programs
         self.attributes = {name: value for name, value in node.attributes.items() if name not in programs}
 
-    def __call__(self, *args):
+    def __call__(self, budget, *args):
         captured = args[self.n_inputs:]
-        bodies = {name: _Body(program, captured) for name, program in self.programs.items()}
+        bodies = {name: _Body(program, captured, budget) for name, program in self.programs.items()}
         return self.function(*args[:self.n_inputs], **self.attributes, **bodies)
 
 
 class _Body:
     """A graph as If, Loop and Scan call it."""
-    def __init__(self, program, captured):
-        self.program, self.captured, self.outputs = program, captured, program.outputs
+    def __init__(self, program, captured, budget):
+        self.program, self.captured, self.outputs, self.budget = program, captured, program.outputs, budget
 
     def __call__(self, *args):
-        return self.program(args + self.captured)
+        return self.program(args + self.captured, self.budget)

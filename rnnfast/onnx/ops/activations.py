@@ -157,7 +157,7 @@ def _over_trailing_axes(function):
             raise InputError(f"axis {axis} is out of range for a tensor of {x.ndim} dimensions")
         if x.size == 0:
             return x
-        return function(x.reshape(outer, -1)).reshape(x.shape)
+        return function(np.ascontiguousarray(x).reshape(outer, -1)).reshape(x.shape)
     operator.__name__ = function.__name__
     return operator
 

@@ -1,15 +1,13 @@
 """If, Loop and Scan. A graph attribute arrives as a callable: it takes the graph's inputs, returns the list of its
-outputs, and its `outputs` are their types.
+outputs, its `outputs` are their types, and its `budget` is that of the call.
 """
 from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
+from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.onnx.budget import owners
 from rnnfast.onnx.ops.types import MAX_TENSOR_BYTES, Ints, Subgraph, check_size
-
-# A Loop whose condition never turns false would hang the process.
-MAX_ITERATIONS = 1_000_000
 
 
 def condition(value, name="cond"):
@@ -31,30 +29,48 @@ def loop(M=None, cond=None, *initial, body: Subgraph):
         raise InputError(f"M is {M.dtype} of shape {M.shape}, expected one int64")
     trips = None if M is None else M.item()
     going = cond is None or condition(cond)
-    carried, rows = list(initial), [_Rows(t) for t in body.outputs[1 + len(initial):]]
+    carried, rows = list(initial), [_Rows(t, body.budget) for t in body.outputs[1 + len(initial):]]
+    sequences = _Sequences()
     i = 0
     while going and (trips is None or i < trips):
-        if i == MAX_ITERATIONS:
-            raise LimitError(f"a loop of more than {MAX_ITERATIONS} iterations")
+        body.budget.iterate()
         outputs = body(np.array(i, np.int64), np.array(True), *carried)
         # without the input cond only the trip count ends the loop
         going = condition(outputs[0], "the body's condition") or cond is None and trips is not None
         carried = outputs[1:1 + len(carried)]
         for row, value in zip(rows, outputs[1 + len(carried):]):
             row.append(value)
+        sequences.check(i, carried)
         i += 1
-    if i == 0:
-        _learn_types(rows, body, carried)
+    if i == 0 and not _declared(rows):
+        _learn_types(rows, body, np.array(0, np.int64), np.array(True), *carried)
     return (*carried, *(row.stacked() for row in rows))
 
 
-def _learn_types(rows, body, carried):
+def _declared(rows):
+    return all(row.type.dtype is not None and row.type.shape is not None for row in rows)
+
+
+def _learn_types(rows, body, *args):
     """Without an iteration, rows whose type the body does not declare get that of a trial iteration, not kept."""
-    if all(row.type.dtype is not None and row.type.shape is not None for row in rows):
-        return
-    outputs = body(np.array(0, np.int64), np.array(True), *carried)
-    for row, value in zip(rows, outputs[1 + len(carried):]):
+    body.budget.iterate()
+    outputs = body(*args)
+    for row, value in zip(rows, outputs[len(outputs) - len(rows):]):
         row.type = Like(value.dtype, value.shape)
+
+
+class _Sequences:
+    """Bounds what carried sequences hold. It is looked at again when they may have grown by an eighth."""
+    def __init__(self):
+        self.due = 0
+
+    def check(self, i, carried):
+        if i < self.due:
+            return
+        sequences = [value for value in carried if type(value) is list]
+        if sum(array.nbytes for array in owners(sequences).values()) > MAX_TENSOR_BYTES:
+            raise LimitError(f"a loop carries sequences of more than {MAX_TENSOR_BYTES} bytes")
+        self.due = i + 1 + sum(map(len, sequences)) // 8
 
 
 class Like(NamedTuple):
@@ -65,8 +81,8 @@ class Like(NamedTuple):
 
 class _Rows:
     """What a body gave for one scan output, iteration by iteration."""
-    def __init__(self, type_):
-        self.type, self.values, self.nbytes = type_, [], 0
+    def __init__(self, type_, budget):
+        self.type, self.budget, self.values, self.nbytes = type_, budget, [], 0
 
     def append(self, value):
         if self.values and (value.shape != self.values[0].shape or value.dtype != self.values[0].dtype):
@@ -74,17 +90,18 @@ class _Rows:
         self.nbytes += value.nbytes
         if self.nbytes > MAX_TENSOR_BYTES:
             raise LimitError(f"a scan output of more than {MAX_TENSOR_BYTES} bytes")
+        value = value if value.base is None else value.copy()   # a view would keep all that it is cut from
+        self.budget.keep_row(value)
         self.values.append(value)
 
     def stacked(self, axis=0, backwards=False):
         """All of them along a new axis."""
         if not self.values:
-            if self.type.dtype is None or self.type.shape is None:
-                raise UnsupportedError("a scan output without a declared type, of no iterations")
             shape = [n if isinstance(n, int) else 0 for n in self.type.shape]
             shape.insert(_position(axis, len(shape) + 1, "scan_output_axes"), 0)
             return np.empty(shape, self.type.dtype)
         _position(axis, self.values[0].ndim + 1, "scan_output_axes")
+        self.budget.drop_rows(self.values)
         return np.stack(self.values[::-1] if backwards else self.values, axis)
 
 
@@ -131,13 +148,22 @@ def _scan(body, states, scanned):
     lengths = {len(x) for x in scanned}
     if len(lengths) != 1:
         raise InputError(f"scanned inputs of lengths {sorted(lengths)}, expected one length")
-    rows = [_Rows(t) for t in body.outputs[len(states):]]
-    for t in range(lengths.pop()):
+    rows = [_Rows(t, body.budget) for t in body.outputs[len(states):]]
+    length = lengths.pop()
+    for t in range(length):
+        body.budget.iterate()
         outputs = body(*states, *(x[t] for x in scanned))
         states = outputs[:len(states)]
         for row, value in zip(rows, outputs[len(states):]):
             row.append(value)
+    if length == 0 and not _declared(rows):
+        _learn_types(rows, body, *states, *map(_zero_slice, scanned))
     return states, rows
+
+
+def _zero_slice(x):
+    check_size(x.shape[1:], x.dtype)
+    return np.zeros(x.shape[1:], x.dtype)
 
 
 def scan_8(sequence_lens=None, *values, body: Subgraph, num_scan_inputs: int, directions: Ints | None = None):

@@ -49,7 +49,8 @@ def _correlate(x, w, windows, group):
         for start in range(0, windows.output[0], lines):
             part = y[n:n + batch, :, start:start + lines]
             block = taps[(slice(n, n + batch), *(slice(None),) * (1 + rank), slice(start, start + lines))]
-            columns = block.reshape(part.shape[0], group, weight.shape[2], -1)
+            columns = np.ascontiguousarray(block).reshape(part.shape[0], group, weight.shape[2],
+                                                          math.prod(part.shape[2:]))
             part[...] = np.matmul(weight, columns).reshape(part.shape)
     return y
 
@@ -139,7 +140,7 @@ def conv_transpose(x, w, bias=None, *, auto_pad: AutoPad = "NOTSET", dilations: 
     check_size((samples, outputs, *spans), x.dtype)
     y = np.zeros((samples, outputs, *spans), x.dtype)
     weight = w.reshape(group, channels // group, math.prod(w.shape[1:])).swapaxes(1, 2)
-    columns = np.matmul(weight, x.reshape(samples, group, channels // group, math.prod(size)))
+    columns = np.matmul(weight, np.ascontiguousarray(x).reshape(samples, group, channels // group, math.prod(size)))
     columns = columns.reshape(samples, outputs, *kernel, *size)
     for tap in np.ndindex(*kernel):
         place_of_tap = (slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in zip(tap, dilations, size, strides))

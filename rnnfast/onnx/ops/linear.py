@@ -1,10 +1,16 @@
 """Matrix products: MatMul, Gemm, Einsum and the quantized ones."""
+import math
+
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.onnx.ops.numeric import check_broadcasts_to, check_numbers, is_floating, numeric, quiet, same_dtype
+from rnnfast.onnx.ops.numeric import (check_broadcasts_to, check_numbers, is_floating, numeric, quiet, rows,
+                                      same_dtype)
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Flag, check_size
+
+# Products of an Einsum that are held at a time, unless one line of the second operand has more.
+PRODUCTS = 2**18
 
 
 @numeric
@@ -41,13 +47,16 @@ def gemm_1(a, b, c, *, alpha: float = 1.0, beta: float = 1.0, broadcast: Flag = 
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 
-def _einsum_shape(equation, shapes):
-    """The output's shape, or an InputError where the equation does not fit the operands."""
+def _labels(equation, shapes):
+    """What each operand's axes and the output's stand for, and the sizes; or an InputError where they do not fit.
+
+    A label is a letter, or a negative number for an axis under the ellipsis, counted from its end.
+    """
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
     if len(terms) != len(shapes):
         raise InputError(f"equation {equation!r} has {len(terms)} terms for {len(shapes)} inputs")
-    sizes, ellipsis = {}, ()
+    sizes, ellipsis, labels = {}, (), []
     for term, shape in zip(terms, shapes):
         before, dots, after = term.partition("...")
         if not dots and len(term) != len(shape) or len(before) + len(after) > len(shape):
@@ -55,6 +64,7 @@ def _einsum_shape(equation, shapes):
         end = len(shape) - len(after)
         if dots:
             ellipsis = np.broadcast_shapes(ellipsis, shape[len(before):end])
+        labels.append([*before, *range(len(before) - end, 0), *after])
         for letter, size in zip(before + after, shape[:len(before)] + shape[end:]):
             if not letter.isascii() or not letter.isalpha():
                 raise InputError(f"equation {equation!r} contains {letter!r}, expected letters")
@@ -65,16 +75,77 @@ def _einsum_shape(equation, shapes):
     unknown = set(output.replace("...", "", 1)) - set(sizes)
     if unknown:
         raise InputError(f"{min(unknown)!r} in the output of equation {equation!r} is in no input")
-    return (*(ellipsis if "..." in output else ()), *(sizes[letter] for letter in output.replace("...", "", 1)))
+    if ellipsis and "..." not in output:
+        raise InputError(f"the output of equation {equation!r} lacks the ellipsis of its inputs")
+    before, _, after = output.partition("...")
+    sizes |= dict(zip(range(-len(ellipsis), 0), ellipsis))
+    result = [*before, *range(-len(ellipsis), 0), *after]
+    if len(set(result)) != len(result):
+        raise InputError(f"the output of equation {equation!r} names an axis twice")
+    return labels, result, sizes
+
+
+def _without(x, labels, kept):
+    """x with one axis per label, and those that are not in `kept` added up."""
+    for label in dict.fromkeys(labels):
+        while labels.count(label) > 1:
+            i, j = (axis for axis, other in enumerate(labels) if other == label and labels[:axis].count(label) < 2)
+            x, labels = np.diagonal(x, axis1=i, axis2=j), [*labels[:i], *labels[i + 1:j], *labels[j + 1:], label]
+    summed = tuple(axis for axis, label in enumerate(labels) if label not in kept)
+    if summed:
+        x = rows(x, summed).sum(axis=-1, dtype=x.dtype)
+    return x, [label for label in labels if label in kept]
+
+
+def _arranged(x, labels, groups, sizes):
+    """x with its axes of each group of labels flattened into one, contiguous; absent ellipsis axes are stretched."""
+    order = [label for group in groups for label in group]
+    x = x.transpose([labels.index(label) for label in order if label in labels])
+    x = x[tuple(slice(None) if label in labels else None for label in order)]
+    shape = [sizes[label] for label in order]
+    check_size(shape, x.dtype)
+    return np.ascontiguousarray(np.broadcast_to(x, shape)).reshape(
+        [math.prod(sizes[label] for label in group) for group in groups])
+
+
+def _contract(a, a_labels, b, b_labels, kept, sizes):
+    """The sum of products of two operands over the labels that are not in `kept`, and its labels.
+
+    Not by BLAS, nor by np.einsum's own loops: their order of summation changes with the whole shape, and so one
+    row's bits would change with the batch. The sum over a last, contiguous axis depends on its length only.
+    """
+    a, a_labels = _without(a, a_labels, {*kept, *b_labels})
+    b, b_labels = _without(b, b_labels, {*kept, *a_labels})
+    both = [label for label in a_labels if label in b_labels]
+    batch, inner = ([label for label in both if (label in kept) == side] for side in (True, False))
+    outer = [[label for label in labels if label not in both] for labels in (a_labels, b_labels)]
+    a = _arranged(a, a_labels, (batch, outer[0], inner), sizes)
+    b = _arranged(b, b_labels, (batch, outer[1], inner), sizes)
+    labels = [*batch, *outer[0], *outer[1]]
+    check_size([sizes[label] for label in labels], a.dtype)
+    y = np.empty((*a.shape[:2], b.shape[1]), a.dtype)
+    lines = max(1, PRODUCTS // max(1, b.shape[1] * b.shape[2]))
+    stacks = max(1, lines // max(1, a.shape[1]))
+    for i in range(0, a.shape[0], stacks):
+        for j in range(0, a.shape[1], lines):
+            part = slice(i, i + stacks), slice(j, j + lines)
+            products = np.multiply(a[part][:, :, None], b[part[0], None], order="C")
+            products.sum(axis=-1, dtype=a.dtype, out=y[part])
+    return y.reshape([sizes[label] for label in labels]), labels
 
 
 @numeric
 def einsum(*xs, equation: str):
-    """Every letter stands for one size: sizes of 1 are broadcast under an ellipsis only."""
+    """Every letter stands for one size: sizes of 1 are broadcast under an ellipsis only. Operands are multiplied from
+    left to right, each label added up as soon as no later operand has it."""
     check_numbers(xs[0])
-    equation = equation.replace(" ", "")
-    check_size(_einsum_shape(equation, [x.shape for x in xs]), xs[0].dtype)
-    return np.einsum(equation, *xs, optimize=len(xs) > 1)
+    terms, output, sizes = _labels(equation.replace(" ", ""), [x.shape for x in xs])
+    check_size([sizes[label] for label in output], xs[0].dtype)
+    y, labels = xs[0], terms[0]
+    for i, (x, term) in enumerate(zip(xs[1:], terms[1:]), 1):
+        y, labels = _contract(y, labels, x, term, set(output).union(*terms[i + 1:]), sizes)
+    y, labels = _without(y, labels, output)
+    return y.transpose([labels.index(label) for label in output])
 
 
 def _per_row(parameter):

@@ -115,7 +115,7 @@ def _scaled(y, x, scale, bias=None):
 def _inner(x, axis):
     """x as a matrix whose rows are all elements from `axis` on; float16 and bfloat16 as float32."""
     axis = axis_index(axis, x)
-    matrix = widen(x).reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    matrix = rows(widen(x), tuple(range(axis, x.ndim))).reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
     return matrix, (*x.shape[:axis], *(1,) * (x.ndim - axis))
 
 
@@ -146,7 +146,7 @@ def _normalize_groups(x, groups, epsilon):
     if groups < 1 or x.shape[1] % groups:
         raise InputError(f"{x.shape[1]} channels do not make {groups} groups")
     inner = math.prod(x.shape[1:]) // groups
-    return _standardized(x.reshape(x.shape[0], groups, inner), epsilon)[0].reshape(x.shape)
+    return _standardized(np.ascontiguousarray(x).reshape(x.shape[0], groups, inner), epsilon)[0].reshape(x.shape)
 
 
 @floating
@@ -170,7 +170,8 @@ def group_normalization(x, scale, bias, *, num_groups: int, epsilon: float = EPS
 def lp_normalization(x, *, axis: int = -1, p: Literal[1, 2] = 2):
     """x / (sum(|x|^p))^(1/p); a row of zeros stays zero"""
     axis = axis_index(axis, x)
-    norm = np.abs(x).sum(axis=axis, keepdims=True) if p == 1 else np.sqrt((x * x).sum(axis=axis, keepdims=True))
+    norm = rows(np.abs(x) if p == 1 else x * x, (axis,)).sum(axis=-1)
+    norm = np.expand_dims(norm if p == 1 else np.sqrt(norm), axis)
     return np.where(norm == 0, 0, x / norm)
 
 
@@ -178,9 +179,10 @@ def lp_normalization(x, *, axis: int = -1, p: Literal[1, 2] = 2):
 def mean_variance_normalization(x, *, axes: Ints = Ints((0, 2, 3))):
     """(x - mean) / (sqrt(mean(x^2) - mean^2) + 1e-9), the function that the spec gives"""
     axes = tuple(axis_index(axis, x) for axis in axes)
-    mean = x.mean(axis=axes, keepdims=True)
-    deviation = np.sqrt(np.square(x - mean).mean(axis=axes, keepdims=True))
-    return (x - mean) / (deviation + np.asarray(1e-9, x.dtype))
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
+    x = x - _mean(rows(x, axes)).reshape(kept)
+    deviation = np.sqrt(_mean(rows(np.square(x), axes)).reshape(kept))
+    return x / (deviation + np.asarray(1e-9, x.dtype))
 
 
 @floating

@@ -3,10 +3,16 @@ import math
 
 import numpy as np
 
-from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.errors import InputError, LimitError, UnsupportedError
 from rnnfast.onnx.ops.numeric import floating, is_floating, numeric, rows
-from rnnfast.onnx.ops.types import Flag, Ints
-from rnnfast.onnx.ops.windows import AutoPad, pad, place, view
+from rnnfast.onnx.ops.types import Flag, Ints, check_size
+from rnnfast.onnx.ops.windows import AutoPad, place
+
+# Positions are computed in int64.
+MAX_SPAN = 2**62
+# Operations that a pooling may take along one axis, tens of seconds of them; a loop's overhead counts as LOOP_COST.
+MAX_WORK = 2**33
+LOOP_COST = 1000
 
 
 def _windows(x, kernel_shape, auto_pad, **attributes):
@@ -14,48 +20,99 @@ def _windows(x, kernel_shape, auto_pad, **attributes):
     if auto_pad.startswith("SAME") and any(windows.covered(axis) < size - 1 for axis, size in enumerate(windows.size)):
         raise UnsupportedError(f"auto_pad = {auto_pad} with windows that leave a gap of more than one position at the "
                                f"ends, where ONNX's formula gives a negative padding")
-    if any(windows.begin) or any(windows.end):
-        for axis, size in enumerate(windows.size):
-            positions = windows.positions(axis)
-            if not ((0 <= positions) & (positions < size)).any(axis=1).all():
-                raise InputError(f"padding of {windows.begin[axis]} and {windows.end[axis]} on spatial axis {axis} "
-                                 f"leaves a window without any input")
+    for axis in range(len(windows.size)):
+        _check_reach(windows, axis)
+    check_size((*x.shape[:2], *windows.output), x.dtype)
+    for axis, size in enumerate(windows.size):
+        check_size((windows.output[axis],), np.int64)
+        if not windows.taps(axis, 0, size).all():
+            raise _untouched(windows, axis)
     return windows
 
 
-def _slide(combine, padded, windows):
-    """[N,C,*output]: `combine` over the taps of each window, axis after axis."""
+def _check_reach(windows, axis):
+    """That the first and the last window reach the input and that all positions are int64, before any is computed."""
+    span = windows.extent(axis)
+    last = (windows.output[axis] - 1) * windows.strides[axis] - windows.begin[axis]
+    if windows.output[axis] and (windows.begin[axis] >= span or last >= windows.size[axis]):
+        raise _untouched(windows, axis)
+    if max(span, windows.strides[axis]) >= MAX_SPAN:
+        raise LimitError(f"a window of {span} positions and a stride of {windows.strides[axis]}, "
+                         f"more than the limit of {MAX_SPAN}")
+
+
+def _untouched(windows, axis):
+    return InputError(f"padding of {windows.begin[axis]} and {windows.end[axis]} on spatial axis {axis} leaves a "
+                      f"window without any input")
+
+
+def _meetings(windows, axis):
+    """Pairs of slices, of windows and of as many input positions that a tap of theirs is at: by taps or by positions,
+    whichever are fewer, each window meeting its positions in ascending order and never the padding."""
+    size, kernel, stride = windows.size[axis], windows.kernel[axis], windows.strides[axis]
+    dilation, begin, count = windows.dilations[axis], windows.begin[axis], windows.output[axis]
+    if kernel <= size:
+        for shift in range(-begin, kernel * dilation - begin, dilation):
+            first, last = max(0, -(shift // stride)), min(count - 1, (size - 1 - shift) // stride)
+            if first <= last:
+                position = first * stride + shift
+                yield slice(first, last + 1), slice(position, last * stride + shift + 1, stride)
+        return
+    common = math.gcd(stride, dilation)
+    step = dilation // common
+    for i in range(size):
+        if (i + begin) % common:
+            continue
+        # o * stride = i + begin - k * dilation for some k of [0, kernel)
+        residue = (i + begin) // common * pow(stride // common, -1, step)
+        first, last = max(0, -(-(i + begin - (kernel - 1) * dilation) // stride)), min(count - 1, (i + begin) // stride)
+        first += (residue - first) % step
+        if first <= last:
+            yield slice(first, last + 1, step), slice(i, i + 1)
+
+
+def _check_work(shape, windows, axis):
+    loops = min(windows.kernel[axis], windows.size[axis])
+    if loops * (math.prod(shape) + LOOP_COST) > MAX_WORK:
+        raise LimitError(f"windows of {windows.kernel[axis]} over {windows.size[axis]} positions for an output of "
+                         f"shape {shape} need more than the limit of {MAX_WORK} operations")
+
+
+def _slide(combine, x, windows, start):
+    """[N,C,*output]: `combine` over the taps of each window, axis after axis, begun from `start`."""
     for axis in range(len(windows.size)):
-        step, stride = windows.dilations[axis], windows.strides[axis]
         lead = (slice(None),) * (2 + axis)
-        last = (windows.output[axis] - 1) * stride + 1 if windows.output[axis] else 0
-        taps = [padded[(*lead, slice(k * step, k * step + last, stride))] for k in range(windows.kernel[axis])]
-        padded = taps[0]
-        for tap in taps[1:]:
-            padded = combine(padded, tap)
-    return padded
+        shape = (*x.shape[:2 + axis], windows.output[axis], *x.shape[3 + axis:])
+        check_size(shape, x.dtype)
+        _check_work(shape, windows, axis)
+        y = np.full(shape, start, x.dtype)
+        for outputs, inputs in _meetings(windows, axis):
+            part = y[(*lead, outputs)]
+            combine(part, x[(*lead, inputs)], out=part)
+        x = y
+    return x
 
 
-def _indices(x, y, windows, column_major):
+def _indices(x, windows, column_major):
     """The position in x, flattened, of each window's first largest element; column_major counts the spatial axes'
     positions from the first axis on."""
-    rank = len(windows.size)
-    flat = np.zeros((1,) * (2 * rank), np.int64)
-    inside = np.ones((1,) * (2 * rank), bool)
-    for axis, size in enumerate(windows.size):
-        others = windows.size[:axis] if column_major else windows.size[axis + 1:]
-        shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = windows.output[axis], windows.kernel[axis]
-        positions = windows.positions(axis).reshape(shape)
-        flat = flat + positions * math.prod(others)
-        inside = inside & (0 <= positions) & (positions < size)
-    taps = view(pad(x, windows, 0), windows)
-    largest = y.reshape(*y.shape, *(1,) * rank)
-    found = ((taps == largest) | (taps != taps)) & inside
-    first = found.reshape(*y.shape, -1).argmax(axis=-1)
-    flat = np.broadcast_to(flat.reshape(*windows.output, -1), (*y.shape, math.prod(windows.kernel)))
-    image = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *(1,) * rank) * math.prod(windows.size)
-    return image + np.take_along_axis(flat, first[..., None], axis=-1)[..., 0]
+    order = "F" if column_major else "C"
+    # From the last axis on: of equal elements the one that is first in row-major order is to stay.
+    where = np.broadcast_to(np.arange(math.prod(windows.size)).reshape(windows.size, order=order), x.shape)
+    for axis in reversed(range(len(windows.size))):
+        lead = (slice(None),) * (2 + axis)
+        shape = (*x.shape[:2 + axis], windows.output[axis], *x.shape[3 + axis:])
+        check_size(shape, np.int64)
+        _check_work(shape, windows, axis)
+        y, found = np.zeros(shape, x.dtype), np.full(shape, -1)
+        for outputs, inputs in _meetings(windows, axis):
+            largest, index, taps = y[(*lead, outputs)], found[(*lead, outputs)], x[(*lead, inputs)]
+            better = (index < 0) | (taps > largest) | ((taps != taps) & (largest == largest))
+            np.copyto(largest, taps, where=better)
+            np.copyto(index, where[(*lead, inputs)], where=better)
+        x, where = y, found
+    image = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *(1,) * len(windows.size))
+    return image * math.prod(windows.size) + where
 
 
 @numeric
@@ -65,8 +122,8 @@ def max_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: 
     windows = _windows(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
                        ceil_mode=ceil_mode)
     lowest = -math.inf if is_floating(x.dtype) else np.iinfo(x.dtype).min
-    y = _slide(np.maximum, pad(x, windows, lowest), windows)
-    return y, _indices(x, y, windows, storage_order == 1) if n_outputs > 1 else None
+    y = _slide(np.maximum, x, windows, lowest)
+    return y, _indices(x, windows, storage_order == 1) if n_outputs > 1 else None
 
 
 def _counts(windows, include_pad):
@@ -74,9 +131,7 @@ def _counts(windows, include_pad):
     counts = np.ones((1,) * len(windows.size), np.int64)
     for axis, size in enumerate(windows.size):
         low, high = (-windows.begin[axis], size + windows.end[axis]) if include_pad else (0, size)
-        positions = windows.positions(axis)
-        counted = ((low <= positions) & (positions < high)).sum(axis=1)
-        counts = counts * counted.reshape(-1, *(1,) * (len(windows.size) - axis - 1))
+        counts = counts * windows.taps(axis, low, high).reshape(-1, *(1,) * (len(windows.size) - axis - 1))
     return counts
 
 
@@ -86,7 +141,7 @@ def average_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mo
                  strides: Ints | None = None):
     windows = _windows(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
                        ceil_mode=ceil_mode)
-    total = _slide(np.add, pad(x, windows, 0), windows)
+    total = _slide(np.add, x, windows, 0)
     return total / _counts(windows, count_include_pad).astype(x.dtype)
 
 
@@ -96,7 +151,7 @@ def lp_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: F
     """sum(|x|^p)^(1/p)"""
     windows = _windows(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
                        ceil_mode=ceil_mode)
-    return _root(_slide(np.add, _power(pad(x, windows, 0), p), windows), p)
+    return _root(_slide(np.add, _power(x, p), windows, 0), p)
 
 
 def _power(x, p):

@@ -33,7 +33,7 @@ def _extreme(x, axes, find, of_nothing):
     shape = [x.shape[axis] for axis in range(x.ndim) if axis not in axes]
     if any(x.shape[axis] == 0 for axis in axes):
         return np.full(shape, of_nothing, x.dtype)
-    return find(x, axis=tuple(axes))
+    return find(rows(x, axes), axis=-1)
 
 
 def _lowest(dtype):

@@ -30,10 +30,13 @@ class Windows(NamedTuple):
         """Padded input positions from the first window's start to the last one's end."""
         return (self.output[axis] - 1) * self.strides[axis] + self.extent(axis) if self.output[axis] else 0
 
-    def positions(self, axis):
-        """[output, kernel]: the input position of each tap; those outside of [0, size) are padding."""
+    def taps(self, axis, low, high):
+        """[output]: how many taps of each window are at input positions of [low, high)."""
         starts = np.arange(self.output[axis]) * self.strides[axis] - self.begin[axis]
-        return starts[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+        dilation = self.dilations[axis]
+        first = np.maximum(-((starts - low) // dilation), 0)
+        last = np.minimum((high - 1 - starts) // dilation, self.kernel[axis] - 1)
+        return np.maximum(last - first + 1, 0)
 
 
 def extent(kernel, dilation):
@@ -84,7 +87,8 @@ def place(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
         else:
             room = size[axis] + begin[axis] + end[axis] - span
             count = room // stride + 1
-            # A window that ceil_mode adds has to begin in the input or in the padding before it.
+            # A window that ceil_mode adds has to begin in the input or in the padding before it. The spec's formula
+            # for VALID has no ceil_mode; onnxruntime adds a window there too.
             if ceil_mode and auto_pad != "VALID" and room % stride and count * stride < size[axis] + begin[axis]:
                 count += 1
             if count < 1:

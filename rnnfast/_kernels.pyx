@@ -1,0 +1,224 @@
+"""The C kernels for Python: the choice of instruction set, memory, packed matrices and elementwise functions. float32."""
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from posix.stdlib cimport posix_memalign
+
+cimport numpy as cnp
+
+import os
+
+import numpy as np
+
+from rnnfast.errors import IsaError, LimitError
+
+cnp.import_array()
+
+ctypedef void (*gemm_function)(const float *, int, const float *, int, float *, int, int, int, int, float) noexcept nogil
+
+cdef gemm_function gemm = NULL
+
+ACTIVATIONS = {
+    "Relu": ACT_RELU, "Tanh": ACT_TANH, "Sigmoid": ACT_SIGMOID, "Affine": ACT_AFFINE, "LeakyRelu": ACT_LEAKY_RELU,
+    "ThresholdedRelu": ACT_THRESHOLDED_RELU, "ScaledTanh": ACT_SCALED_TANH, "HardSigmoid": ACT_HARD_SIGMOID,
+    "Elu": ACT_ELU, "Softsign": ACT_SOFTSIGN, "Softplus": ACT_SOFTPLUS,
+}
+FUNCTIONS = ACTIVATIONS | {"Exp": ACT_EXP, "Expm1": ACT_EXPM1, "Log": ACT_LOG, "Log1p": ACT_LOG1P, "Erf": ACT_ERF}
+MATMULS = ("packed", "blas")
+
+
+# ---------------------------------------------------------------------------------------------- instruction sets
+def isas():
+    """Names of the instruction sets that this CPU can run, best first."""
+    names = []
+    while rnnfast_kernels(len(names)) != NULL:
+        names.append(rnnfast_kernels(len(names)).name.decode())
+    return tuple(names)
+
+
+def get_isa():
+    """The name of the instruction set in use."""
+    return active.name.decode()
+
+
+def set_isa(name):
+    """Use the kernels of one instruction set for every call from now on, in the whole process.
+
+    `name` is one of ``isas()``. Results keep their bits. Raises IsaError for any other name.
+    """
+    global active
+    known = isas()
+    if name not in known:
+        raise IsaError(f"instruction set {name!r} is not available: this CPU and build have {', '.join(known)}")
+    active = rnnfast_kernels(known.index(name))
+
+
+set_isa(os.environ.get("RNNFAST_ISA") or isas()[0])
+
+
+def default_matmul():
+    """'packed', or 'blas' on a processor for which there is no tuned kernel and where SciPy is installed."""
+    if isas() != ("generic",):
+        return "packed"
+    from importlib.util import find_spec
+    return "blas" if find_spec("scipy") else "packed"
+
+
+cdef bint use_blas(matmul) except -1:
+    """Whether `matmul` ('packed', 'blas' or None for the default) means BLAS, which is loaded when it first does."""
+    global gemm
+    if matmul is None:
+        matmul = default_matmul()
+    if matmul not in MATMULS:
+        raise ValueError(f"matmul is {matmul!r}, expected one of {MATMULS} or None")
+    if matmul == "blas" and gemm == NULL:
+        from rnnfast import _blas
+        capsule = _blas.__pyx_capi__["gemm"]
+        gemm = <gemm_function>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+    return matmul == "blas"
+
+
+# ---------------------------------------------------------------------------------------------- memory
+cdef class Buffer:
+    """Floats from a cache line on, with room for one block read past the end."""
+    def __cinit__(self, size):
+        self.p = NULL
+        self.size = size
+        cdef size_t nbytes
+        if size * 4 > 2**46:
+            raise LimitError(f"a buffer of {size} floats does not fit the address space")
+        nbytes = (self.size + BLOCK) * sizeof(float)
+        if posix_memalign(<void **>&self.p, 64, nbytes) != 0:
+            self.p = NULL
+            raise LimitError(f"no memory for a buffer of {nbytes} bytes")
+
+    def __dealloc__(self):
+        free(self.p)
+
+
+cdef object readable(a):
+    """float32, aligned, contiguous along the last axis; copied only if it is not so already."""
+    if is_float32(a) and contiguous_rows(a):
+        return a
+    a = np.asarray(a, dtype=np.float32)
+    if not a.flags.aligned or (a.ndim and a.shape[-1] > 1 and a.strides[-1] != 4):
+        a = a.copy()
+    return a
+
+
+# ---------------------------------------------------------------------------------------------- elementwise
+def unary(name, x, float alpha=0.0, float beta=0.0):
+    """Elementwise function of a float32 array of any shape; `name` is a key of FUNCTIONS.
+
+    Denormal inputs count as zero and denormal results are flushed to zero.
+    """
+    cdef activation act
+    act.kind = FUNCTIONS[name]
+    act.alpha = alpha
+    act.beta = beta
+    if not is_float32(x) or not cnp.PyArray_IS_C_CONTIGUOUS(x):
+        x = np.require(x, np.float32, ("C", "A"))
+    y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.NPY_FLOAT32, 0)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+    cdef float *target = <float *>cnp.PyArray_DATA(y)
+    cdef size_t n = cnp.PyArray_SIZE(x)
+    cdef unsigned mode
+    with nogil:
+        mode = active.flush_denormals()
+        active.unary(act, source, target, n)
+        active.restore_mode(mode)
+    return y
+
+
+# ---------------------------------------------------------------------------------------------- matrices
+cdef class Matrix:
+    """Weights [K, N] and a bias [N], packed once: ``multiply(x)`` is ``x @ weight + bias``.
+
+    Every output is one chain of fused multiply-adds over k from its bias, so a row's bits do not depend on the
+    other rows. With ``matmul="blas"`` they are BLAS's. `gates` cuts N into gates that are stored side by side.
+    """
+    def __init__(self, weight, bias=None, *, matmul=None, int gates=1):
+        cdef Py_ssize_t k, stride_k, stride_n
+        weight = readable(weight)
+        if cnp.PyArray_NDIM(weight) != 2:
+            raise ValueError(f"weight has shape {weight.shape}, expected two axes")
+        cdef const float *source = <const float *>cnp.PyArray_DATA(weight)
+        stride_k, stride_n = cnp.PyArray_STRIDE(weight, 0) // 4, cnp.PyArray_STRIDE(weight, 1) // 4
+        self.blas = use_blas(matmul)
+        self.K, self.N = weight.shape
+        if self.N % gates:
+            raise ValueError(f"{self.N} columns are not {gates} gates")
+        self.m.k = self.K
+        self.m.gates = gates
+        self.m.units = self.N // gates
+        self.m.blocks = gates * blocks_of(self.m.units)
+        self.m.panel = 3 if gates == 3 else 4
+        self.weight = Buffer(self.K * self.m.blocks * BLOCK)
+        self.bias = Buffer(self.m.blocks * BLOCK)
+        memset(self.bias.p, 0, self.bias.size * sizeof(float))
+        cdef matrix row = self.m
+        row.k = 1
+        if bias is not None:
+            bias = np.ascontiguousarray(bias, dtype=np.float32)
+            if bias.shape != (self.N,):
+                raise ValueError(f"bias of shape {bias.shape}, expected ({self.N},)")
+            if self.N:
+                rnnfast_pack(&row, <const float *>cnp.PyArray_DATA(bias), 0, 1, self.bias.p)
+        if weight.size and not self.blas:
+            rnnfast_pack(&self.m, source, stride_k, stride_n, self.weight.p)
+        elif weight.size:
+            # the same order of columns, one row after the other
+            for k in range(self.K):
+                rnnfast_pack(&row, source + k * stride_k, 0, stride_n, self.weight.p + k * self.m.blocks * BLOCK)
+        self.m.w = self.weight.p
+        self.m.bias = self.bias.p
+
+    @property
+    def nbytes(self):
+        """Bytes that the packed form takes."""
+        return 4 * (self.weight.size + self.bias.size)
+
+    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
+                      Py_ssize_t n) noexcept nogil:
+        """c[rows, n] = bias + a[rows, K] . w, n columns in packed order; GIL-free, mode set by the caller"""
+        cdef Py_ssize_t i
+        if not self.blas:
+            active.matmul(&self.m, a, lda, c, ldc, rows, n)
+            return
+        for i in range(rows):
+            memcpy(c + i * ldc, self.m.bias, n * sizeof(float))
+        if self.m.k and (lda >= self.m.k or rows == 1):
+            gemm(a, max(lda, self.m.k), self.m.w, self.m.blocks * BLOCK, c, ldc, rows, self.m.k, n, 1.0)
+        elif self.m.k:
+            # BLAS takes no rows that overlap or run backwards
+            for i in range(rows):
+                gemm(a + i * lda, self.m.k, self.m.w, self.m.blocks * BLOCK, c + i * ldc, ldc, 1, self.m.k, n, 1.0)
+
+    def multiply(self, x, out=None):
+        """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.
+
+        Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied.
+        """
+        x = readable(x)
+        if x.ndim == 0 or x.shape[-1] != self.K:
+            raise ValueError(f"x has shape {x.shape}, expected [..., {self.K}]")
+        shape = x.shape[:-1] + (self.N,)
+        if x.ndim != 2:
+            x = readable(x.reshape(-1, self.K) if x.size else np.zeros((int(np.prod(x.shape[:-1])), self.K), np.float32))
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"out must be a C-contiguous float32 array of shape {shape}")
+        cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0), lda = cnp.PyArray_STRIDE(x, 0) // 4, done = 0, part
+        cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+        cdef float *target = <float *>cnp.PyArray_DATA(out)
+        cdef unsigned mode
+        if rows and self.N:
+            with nogil:
+                mode = active.flush_denormals()
+                while done < rows:
+                    part = min(rows - done, 1 << 20)   # BLAS counts in int
+                    self.product(source + done * lda, lda, target + done * self.N, self.N, part, self.N)
+                    done += part
+                active.restore_mode(mode)
+        return out
