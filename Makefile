@@ -5,7 +5,7 @@ SILERO := build/silero_vad/data/silero_vad.onnx
 NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*.pyx rnnfast/*.pxd rnnfast/kernels/*)
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
-.PHONY: demo test slow sanitize clean
+.PHONY: demo test slow bench sanitize clean
 
 demo: $(VENV)/installed $(SILERO)
 	$(BIN)/python models/vad_demo.py $(SILERO)
@@ -17,6 +17,10 @@ test: $(VENV)/installed
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
+# rnnfast next to other engines, which are fetched; build/bench.json, .md and charts. An hour on a quiet machine.
+bench: $(VENV)/bench
+	$(BIN)/python -m bench --plot
+
 # The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards.
 sanitize: $(VENV)/installed
 	rm -f rnnfast/*.so $(VENV)/installed
@@ -27,7 +31,7 @@ sanitize: $(VENV)/installed
 		status=$$?; rm -f rnnfast/*.so; exit $$status
 
 clean:
-	rm -rf $(VENV) build *.egg-info rnnfast/*.so rnnfast/_engine.c rnnfast/_blas.c
+	rm -rf $(VENV) build *.egg-info rnnfast/*.so rnnfast/_engine.c rnnfast/_kernels.c rnnfast/_blas.c
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +39,10 @@ $(BIN)/python:
 # In place: Python files are used as they stand, the rest is compiled.
 $(VENV)/installed: $(NATIVE) | $(BIN)/python
 	$(BIN)/pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/pip install -q -e '.[bench,plot]'
 	touch $@
 
 $(SILERO): | $(BIN)/python

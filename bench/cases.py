@@ -1,0 +1,143 @@
+"""What is measured: one row a case."""
+import dataclasses
+import itertools
+
+KINDS = ("LSTM", "GRU", "RNN")
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """x [T, B, I] float32 through `layers` recurrent layers of H units in one or two directions.
+
+    state: initial states are given and last states returned; entry: how rnnfast is called, as "layer" (rnnfast.nn)
+    or "session" (InferenceSession); targets: number of threads -> the least ratio of the best peer's time to rnnfast's.
+    """
+    name: str
+    kind: str
+    T: int
+    B: int
+    I: int
+    H: int
+    layers: int = 1
+    directions: int = 1
+    state: bool = False
+    entry: str = "layer"
+    targets: dict = dataclasses.field(default_factory=dict, hash=False)
+    group: str = "main"
+    headline: str = ""      # what the headline chart calls it, if it is there
+
+    def __post_init__(self):
+        if self.state and self.layers * self.directions != 1:
+            raise ValueError(f"{self.name}: cases with states have one layer and one direction")
+
+    @property
+    def cells(self):
+        """The input size of each cell, layer by layer, direction by direction."""
+        return [self.I if layer == 0 else self.directions * self.H
+                for layer in range(self.layers) for _ in range(self.directions)]
+
+
+def _case(kind, T, B, H, one, two=1.0, *, I=None, layers=1, directions=1, state=False, entry="layer", headline=""):
+    """A row of the main table: `one` and `two` are the targets on one and two threads."""
+    name = f"{'Bi' * (directions == 2)}{kind}{layers if layers > 1 else ''}-T{T}-B{B}-H{H}"
+    name += f"-I{I}" * (I is not None) + f"-{entry}" * state
+    return Case(name, kind, T, B, I or H, H, layers, directions, state, entry, {1: one, 2: two}, headline=headline)
+
+
+MAIN = [
+    _case("LSTM", 1, 1, 64, 3.5, state=True, entry="session"),
+    _case("LSTM", 1, 1, 128, 3, state=True, entry="session", headline="one step, 128 units"),
+    _case("LSTM", 1, 1, 256, 1.45, state=True, entry="session"),
+    _case("LSTM", 1, 1, 512, 1.3, state=True, entry="session"),
+    _case("LSTM", 1, 1, 64, 5, state=True),
+    _case("LSTM", 1, 1, 128, 4, state=True),
+    _case("LSTM", 1, 1, 256, 1.5, state=True),
+    _case("LSTM", 1, 1, 512, 1.35, state=True),
+    _case("LSTM", 100, 1, 64, 1.8),
+    _case("LSTM", 100, 1, 128, 1.45, headline="100 steps, 128 units"),
+    _case("LSTM", 100, 1, 256, 1.25, 1.5),
+    _case("LSTM", 100, 1, 512, 1.2, 1.15),
+    _case("LSTM", 50, 1, 1024, 1.2),
+    _case("LSTM", 4800, 1, 16, 3, I=1, headline="4800 steps, 16 units, 1 input"),
+    _case("LSTM", 4800, 1, 40, 2, I=1),
+    _case("LSTM", 100, 1, 256, 1.3, 1.5, directions=2, headline="both directions, 100 steps, 256 units"),
+    _case("LSTM", 50, 16, 256, 1.06, directions=2),
+    _case("LSTM", 100, 1, 128, 1.45, layers=3),
+    _case("LSTM", 100, 8, 128, 1.1),
+    _case("LSTM", 100, 8, 256, 1.08),
+    _case("LSTM", 100, 32, 128, 1.05),
+    _case("LSTM", 100, 32, 256, 1.07, 1.05, headline="batch 32, 100 steps, 256 units"),
+    _case("LSTM", 50, 32, 512, 1.05),
+    _case("LSTM", 50, 128, 256, 1.07),
+    _case("GRU", 100, 1, 64, 1.8, headline="GRU, 100 steps, 64 units"),
+    _case("GRU", 100, 1, 256, 1.3),
+    _case("GRU", 100, 1, 512, 1.25),
+    _case("GRU", 50, 32, 256, 1.08),
+    _case("GRU", 100, 1, 128, 1.5, directions=2),
+    _case("RNN", 100, 1, 128, 1.8),
+    _case("RNN", 100, 32, 128, 1.2),
+]
+
+SIZES = (7, 20, 33, 48, 96, 100, 150, 200, 300, 384, 600, 768)
+BATCHES = (1, 2, 3, 5, 12, 24, 64)
+STEPS = (1, 7, 37, 500)
+INPUTS = ("1", "H/2", "H", "2H", "4H")
+MAX_FLOPS = 6e10    # of one call: half a second to a second
+
+
+def _sweep():
+    """Sizes in between, none of which may be slower than a peer.
+
+    The numbers of batches, steps and kinds have no common factor, so that counting through them at once meets every
+    combination of the three, and every size with each batch.
+    """
+    for n, (H, B) in enumerate(itertools.product(SIZES, BATCHES)):
+        yield _between(KINDS[n % 3], STEPS[n % 4], B, H, INPUTS[n % 5])
+    for H, T in itertools.product(SIZES, STEPS):
+        yield _between("LSTM", T, 1, H, "H")
+
+
+def _between(kind, T, B, H, inputs):
+    I = {"1": 1, "H/2": H // 2, "H": H, "2H": 2 * H, "4H": 4 * H}[inputs]
+    while 2 * T * B * GATES[kind] * H * (I + H) > MAX_FLOPS:
+        T = max(steps for steps in STEPS if steps < T)
+    return Case(f"{kind}-T{T}-B{B}-H{H}-I{I}", kind, T, B, I, H, state=T == 1, targets={1: 1.0, 2: 1.0}, group="sweep")
+
+
+SWEEP = list(dict.fromkeys(_sweep()))
+CASES = MAIN + SWEEP
+# One of each kind of work, for a look that everything runs.
+QUICK = ("LSTM-T1-B1-H128-session", "LSTM-T1-B1-H128-layer", "LSTM-T100-B1-H128", "GRU-T100-B1-H64",
+         "LSTM-T100-B8-H128", "BiLSTM-T100-B1-H256", "LSTM3-T100-B1-H128", "RNN-T100-B1-H128")
+
+# The ratios' geometric mean over parts of the sweep, one thread: what it is called, which cases, the target.
+MEANS = [
+    ("B = 1, T > 1", lambda case: case.B == 1 and case.T > 1, 1.4),
+    ("T = 1", lambda case: case.T == 1, 2.5),
+    ("B >= 8", lambda case: case.B >= 8, 1.07),
+]
+
+
+def share_target(case):
+    """The least share of the machine's limit on one thread, or None."""
+    if case.B == 1 and case.T > 1:
+        return 0.85
+    if case.B >= 32 and case.H >= 256:
+        return 0.92
+    return 0.86 if case.B >= 32 and case.H == 128 else None
+
+
+def select(patterns, quick=False):
+    """The cases of these names, groups or parts of names, in order."""
+    chosen = [case for case in CASES if case.name in QUICK] if quick else CASES
+    for pattern in patterns:
+        if not any(_matches(case, pattern) for case in CASES):
+            raise ValueError(f"no case or group is called {pattern!r}")
+    if patterns:
+        return [case for case in CASES if any(_matches(case, pattern) for pattern in patterns)]
+    return chosen
+
+
+def _matches(case, pattern):
+    return pattern == case.group or pattern == case.name or pattern.endswith("*") and case.name.startswith(pattern[:-1])

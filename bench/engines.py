@@ -1,0 +1,255 @@
+"""The engines that are compared, each in the fastest form of its own documented interface.
+
+prepare(case, state_dict, threads) -> call; call(x[, h0[, c0]]) -> outputs. NumPy arrays in and out, float32. Outputs
+are y and, for cases with states, the last states, in the engine's own arrangement (`problem.canonical` knows them).
+state_dict has torch's names. What is imported is imported in `prepare` or `load`, so that a missing package is missed
+there only. `package`: the distribution that must be installed; `peer`: somebody else's, what rnnfast is compared with.
+"""
+import importlib.util
+import sys
+
+import numpy as np
+
+from bench.problem import ends, onnx_model
+
+
+class Engine:
+    package, module, peer = "numpy", "numpy", True
+
+    def installed(self):
+        return importlib.util.find_spec(self.module) is not None
+
+
+class Numpy(Engine):
+    """What a good engineer writes: one product for the whole input, one a step, gates together, in place."""
+    name = "numpy"
+
+    def prepare(self, case, state_dict, threads):
+        step = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}[case.kind]
+        cells = [_NumpyCell(case.kind, state_dict, end) for end, _ in ends(case)]
+
+        def call(x, *states):
+            y = x
+            for layer in range(case.layers):
+                x, y = y, np.empty((case.T, case.B, case.directions * case.H), x.dtype)
+                for d in range(case.directions):
+                    cell = cells[layer * case.directions + d]
+                    last = cell.run(step, x, y[..., d * case.H:(d + 1) * case.H], states, reverse=d == 1)
+            return (y, *last) if case.state else (y,)
+        return call
+
+
+class _NumpyCell:
+    """Weights transposed, once; the LSTM's gates in the order i, f, o, g, so that the sigmoids are one call."""
+    def __init__(self, kind, state_dict, end):
+        arrays = [state_dict[f"{name}_{end}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        if kind == "LSTM":
+            arrays = [np.concatenate([np.split(a, 4)[gate] for gate in (0, 1, 3, 2)]) for a in arrays]
+        w, self.r, b, self.b_r = np.ascontiguousarray(arrays[0].T), np.ascontiguousarray(arrays[1].T), *arrays[2:]
+        if kind == "GRU":       # the recurrent bias of n is multiplied by r
+            H = len(self.r)
+            b, self.b_r = b + np.concatenate([self.b_r[:2 * H], np.zeros_like(self.b_r[:H])]), self.b_r[2 * H:]
+        else:
+            b = b + self.b_r
+        self.w, self.b, self.states = w, b, 2 if kind == "LSTM" else 1
+
+    def run(self, step, x, y, states, reverse):
+        T, B, I = x.shape
+        H, G = self.r.shape
+        xg = (x.reshape(T * B, I) @ self.w).reshape(T, B, G)
+        xg += self.b
+        if states:
+            state = [s[0].copy() for s in states]
+        else:
+            state = [np.zeros((B, H), x.dtype) for _ in range(self.states)]
+        recurrent = np.empty((B, G), x.dtype)
+        for t in reversed(range(T)) if reverse else range(T):
+            np.matmul(state[0], self.r, out=recurrent)
+            step(xg[t], recurrent, state, H, self.b_r)
+            y[t] = state[0]
+        return [s[None] for s in state]
+
+
+def _sigmoid(x):
+    np.negative(x, out=x)
+    np.exp(x, out=x)
+    x += 1
+    np.reciprocal(x, out=x)
+
+
+def _rnn(g, recurrent, state, H, b_r):
+    g += recurrent
+    np.tanh(g, out=state[0])
+
+
+def _gru(g, recurrent, state, H, b_r):
+    h, = state
+    gates, n = g[:, :2 * H], g[:, 2 * H:]
+    gates += recurrent[:, :2 * H]
+    _sigmoid(gates)
+    hn = recurrent[:, 2 * H:]
+    hn += b_r
+    hn *= gates[:, :H]
+    n += hn
+    np.tanh(n, out=n)
+    h -= n
+    h *= gates[:, H:]
+    h += n
+
+
+def _lstm(g, recurrent, state, H, b_r):
+    h, c = state
+    g += recurrent
+    _sigmoid(g[:, :3 * H])
+    np.tanh(g[:, 3 * H:], out=g[:, 3 * H:])
+    c *= g[:, H:2 * H]
+    g[:, 3 * H:] *= g[:, :H]
+    c += g[:, 3 * H:]
+    np.tanh(c, out=h)
+    h *= g[:, 2 * H:3 * H]
+
+
+class Onnxruntime(Engine):
+    name = package = module = "onnxruntime"
+
+    def prepare(self, case, state_dict, threads):
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        return _session(onnxruntime, options, case, state_dict)
+
+
+def _session(module, options, case, state_dict):
+    """onnxruntime's interface, which rnnfast has too."""
+    session = module.InferenceSession(onnx_model(case, state_dict), options, providers=["CPUExecutionProvider"])
+    run, outputs = session.run, [v.name for v in session.get_outputs()]
+    if not case.state:
+        return lambda x: run(outputs, {"x": x})
+    if case.kind == "LSTM":
+        return lambda x, h0, c0: run(outputs, {"x": x, "h0": h0, "c0": c0})
+    return lambda x, h0: run(outputs, {"x": x, "h0": h0})
+
+
+class Torch(Engine):
+    name = package = module = "torch"
+
+    def prepare(self, case, state_dict, threads):
+        import torch
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+        layer = getattr(torch.nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2).eval()
+        layer.load_state_dict({name: torch.from_numpy(a) for name, a in state_dict.items()})
+        tensor, inference = torch.from_numpy, torch.inference_mode
+
+        def sequence(x):
+            with inference():
+                return layer(tensor(x))[0].numpy()
+
+        def lstm(x, h0, c0):
+            with inference():
+                y, (h, c) = layer(tensor(x), (tensor(h0), tensor(c0)))
+            return y.numpy(), h.numpy(), c.numpy()
+
+        def other(x, h0):
+            with inference():
+                y, h = layer(tensor(x), tensor(h0))
+            return y.numpy(), h.numpy()
+        return sequence if not case.state else lstm if case.kind == "LSTM" else other
+
+
+class Openvino(Engine):
+    name = package = module = "openvino"
+
+    def prepare(self, case, state_dict, threads):
+        # Else it forks in the middle of the measurement, to send usage data.
+        sys.modules.setdefault("openvino_telemetry", None)
+        import openvino
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(onnx_model(case, state_dict), b""), "CPU", {
+            "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False})     # the process is pinned as a whole
+        request, keys = compiled.create_infer_request(), compiled.outputs
+
+        def call(*values):
+            # Outputs are views, valid until the next call: its cheapest form.
+            results = request.infer(values, share_inputs=True, share_outputs=True)
+            return [results[key] for key in keys]
+        return call
+
+
+class Jax(Engine):
+    name = package = module = "jax"
+
+    def prepare(self, case, state_dict, threads):
+        import jax
+        jax.config.update("jax_default_matmul_precision", "highest")
+        cells = [{name: jax.numpy.asarray(state_dict[f"{key}_{end}"].T) for name, key in
+                  (("w", "weight_ih"), ("r", "weight_hh"), ("b", "bias_ih"), ("b_r", "bias_hh"))}
+                 for end, _ in ends(case)]
+        compiled = jax.jit(lambda cells, *values: _jax_stack(jax, case, cells, *values))
+        return lambda *values: [np.asarray(v) for v in compiled(cells, *values)]
+
+
+def _jax_stack(jax, case, cells, x, *states):
+    zeros = jax.numpy.zeros((case.B, case.H), x.dtype)
+    initial = tuple(s[0] for s in states) or (zeros,) * (1 + (case.kind == "LSTM"))
+    step = {"RNN": _jax_rnn, "GRU": _jax_gru, "LSTM": _jax_lstm}[case.kind]
+    for layer in range(case.layers):
+        parts = []
+        for d in range(case.directions):
+            cell = cells[layer * case.directions + d]
+
+            def body(state, xg, cell=cell):
+                state = step(jax, cell, xg, *state)
+                return state, state[0]
+            last, part = jax.lax.scan(body, initial, x @ cell["w"] + cell["b"], reverse=d == 1)
+            parts.append(part)
+        x = parts[0] if len(parts) == 1 else jax.numpy.concatenate(parts, -1)
+    return (x, *(s[None] for s in last)) if case.state else (x,)
+
+
+def _jax_rnn(jax, cell, xg, h):
+    return jax.numpy.tanh(xg + h @ cell["r"] + cell["b_r"]),
+
+
+def _jax_gru(jax, cell, xg, h):
+    xr, xz, xn = jax.numpy.split(xg, 3, -1)
+    hr, hz, hn = jax.numpy.split(h @ cell["r"] + cell["b_r"], 3, -1)
+    r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+    return (1 - z) * jax.numpy.tanh(xn + r * hn) + z * h,
+
+
+def _jax_lstm(jax, cell, xg, h, c):
+    i, f, g, o = jax.numpy.split(xg + h @ cell["r"] + cell["b_r"], 4, -1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jax.numpy.tanh(g)
+    return jax.nn.sigmoid(o) * jax.numpy.tanh(c), c
+
+
+class Rnnfast(Engine):
+    name = package = module = "rnnfast"
+    peer = False
+    matmul = None
+
+    def prepare(self, case, state_dict, threads):
+        import rnnfast
+        if case.entry == "session":
+            options = rnnfast.SessionOptions()
+            options.intra_op_num_threads, options.matmul = threads, self.matmul
+            return _session(rnnfast, options, case, state_dict)
+        threading = {"threads": threads} if threads > 1 else {}
+        layer = getattr(rnnfast.nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2,
+                                               matmul=self.matmul, **threading)
+        layer.load_state_dict(state_dict)
+        if not case.state:
+            return lambda x: layer(x)[0]
+        return (lambda x, h0, c0: layer(x, (h0, c0))) if case.kind == "LSTM" else layer
+
+
+class Blas(Rnnfast):
+    """One BLAS product for the whole input, one a step, gates fused: no interpreter between the steps."""
+    name, matmul = "blas", "blas"
+    package = module = "scipy"
+
+
+ENGINES = {engine.name: engine for engine in (Rnnfast(), Numpy(), Blas(), Onnxruntime(), Torch(), Openvino(), Jax())}

@@ -1,0 +1,83 @@
+"""A process in which no setting favours an engine, and what it ran on."""
+import glob
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import subprocess
+
+# Settings of numeric libraries: all removed (OPENBLAS_CORETYPE, for one, halves OpenBLAS), then the threads set.
+LIBRARIES = re.compile(r"(OPENBLAS|GOTO|BLIS|MKL|DNNL|ONEDNN|OMP|GOMP|KMP|LIBOMP|TBB|ORT|OV|TORCH|ATEN|NUMEXPR|JAX|XLA"
+                       r"|VECLIB|NVPL|NPY)_|(NPY|NUMPY)_DISABLE|RNNFAST_NUM_THREADS$")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+           "NUMEXPR_NUM_THREADS")
+PACKAGES = ("rnnfast", "numpy", "scipy", "onnx", "onnxruntime", "torch", "openvino", "jax", "jaxlib")
+
+
+def clean(environ, threads):
+    """(the environment for a measuring process, name -> value of what it lacks)"""
+    removed = {name: value for name, value in environ.items() if LIBRARIES.match(name)}
+    kept = {name: value for name, value in environ.items() if name not in removed}
+    return kept | settings(threads), removed
+
+
+def settings(threads):
+    eigen = "true" if threads > 1 else "false"
+    return dict.fromkeys(THREADS, str(threads)) | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={threads}",
+    }
+
+
+def machine():
+    """What the report says of the hardware and system."""
+    import rnnfast
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "caches": caches(),
+        "isas": list(rnnfast.isas()),
+        "isa": rnnfast.get_isa(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "compiler": compiler(),
+        "versions": versions(),
+    }
+
+
+def cpu_name():
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.M)
+    return match[1] if match else platform.machine()
+
+
+def caches():
+    """Bytes of the data caches that the first core sees: "L1", "L2", "L3". Empty where the system does not say."""
+    sizes = {}
+    for folder in map(pathlib.Path, sorted(glob.glob("/sys/devices/system/cpu/cpu0/cache/index*"))):
+        kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction":
+            sizes[f"L{level}"] = int(size.rstrip("KM")) * {"K": 2**10, "M": 2**20}.get(size[-1], 1)
+    return sizes
+
+
+def compiler():
+    try:
+        return subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True,
+                              check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def versions():
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,143 @@
+"""Charts, drawn from results as JSON."""
+import itertools
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
+
+from bench import report  # noqa: E402
+
+COLOURS = {"rnnfast": "#d6336c", "numpy": "#868e96", "blas": "#f783ac", "onnxruntime": "#1971c2", "torch": "#e8590c",
+           "openvino": "#5f3dc4", "jax": "#2f9e44"}
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+         "svg.hashsalt": "rnnfast", "svg.fonttype": "none"}
+# What the lines of a panel have in common.
+PANELS = [
+    ("one step, with state", lambda case: case.T == 1 and case.entry == "layer"),
+    ("a step within a sequence", lambda case: 50 <= case.T <= 100),
+]
+
+
+def draw(results, out, suffix=".svg"):
+    """Writes OUT-steps, OUT-roofline and OUT-headline next to `out`, of the run with the fewest threads.
+
+    Returns their paths.
+    """
+    run = min(results["runs"], key=lambda run: run["threads"])
+    machine = results["machine"]
+    paths = []
+    with plt.rc_context(STYLE):
+        for name, chart in (("steps", steps), ("roofline", roofline), ("headline", headline)):
+            figure = chart(run, machine)
+            paths.append(out.with_name(f"{out.stem}-{name}{suffix}"))
+            # No date, so that the same results give the same file.
+            metadata = {"Date": None} if suffix == ".svg" else None
+            figure.savefig(paths[-1], bbox_inches="tight", metadata=metadata, dpi=150)
+            plt.close(figure)
+    return paths
+
+
+def _note(figure, run, machine):
+    threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+    figure.text(0, -0.04, f"{machine['cpu']}, {machine['isa']}, {threads}, float32, medians", fontsize=7,
+                color="#868e96")
+
+
+def steps(run, machine):
+    """Time of a step against hidden size, an LSTM with batch 1, for each engine."""
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 3.8), layout="constrained")
+    for panel, (title, chosen) in zip(axes, PANELS):
+        sizes = set()
+        for engine, colour in COLOURS.items():
+            points = []
+            for record in run["records"]:
+                case, seconds = report.case_of(record), report.time_of(record, engine)
+                if seconds and _plain_lstm(case) and chosen(case):
+                    points.append((case.H, seconds / case.T * 1e6))
+            if points:
+                panel.plot(*zip(*sorted(points)), "o-", color=colour, label=engine, markersize=4,
+                           linewidth=2.5 if engine == "rnnfast" else 1.2, zorder=3 if engine == "rnnfast" else 2)
+                sizes.update(size for size, _ in points)
+        panel.set(xscale="log", yscale="log", title=title, xlabel="hidden size", ylabel="microseconds a step")
+        panel.set_xticks(sorted(sizes))
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter("")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.grid(alpha=0.25)
+    handles = dict(zip(*axes[-1].get_legend_handles_labels()[::-1])) | dict(
+        zip(*axes[0].get_legend_handles_labels()[::-1]))
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+    _note(figure, run, machine)
+    return figure
+
+
+def _plain_lstm(case):
+    plain = (case.kind, case.B, case.layers, case.directions, case.group) == ("LSTM", 1, 1, 1, "main")
+    return plain and case.I == case.H
+
+
+def roofline(run, machine):
+    """FLOP/s against FLOP for each byte of weights read: the machine's limits and where the cases stand."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    limits = run["limits"]
+    reach = [2**(e / 4) for e in range(-12, 33)]
+    for level, style in zip(("L1", "L2", "L3", "DRAM"), ("-", "--", "-.", ":")):
+        axes.plot(reach, [min(limits["fma"], limits[level] * x) / 1e9 for x in reach], style, color="#495057",
+                  linewidth=1, label=f"{level} {limits[level] / 1e9:.0f} GB/s")
+    for engine in ("rnnfast", "best of the others"):
+        points = []
+        for record in run["records"]:
+            case = report.case_of(record)
+            if case.group != "main":
+                continue
+            name = "rnnfast" if engine == "rnnfast" else report.best_peer(record)
+            seconds = name and report.time_of(record, name)
+            if seconds:
+                work = report.flops(case)
+                points.append((work / report.weight_bytes(case), work / seconds / 1e9))
+        if points:
+            axes.scatter(*zip(*points), s=18, label=engine, zorder=3, alpha=0.8,
+                         color=COLOURS.get(engine, "#1971c2"), marker="o" if engine == "rnnfast" else "x")
+    axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte of weights read (about half the batch)",
+             ylabel="GFLOP/s", title=f"roofline: {limits['fma'] / 1e9:.0f} GFLOP/s")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _note(figure, run, machine)
+    return figure
+
+
+def headline(run, machine):
+    """For the README: the others' time over rnnfast's, for a handful of cases."""
+    records = [record for record in run["records"] if record["case"]["headline"]]
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.75 * max(1, len(records))), layout="constrained")
+    engines = [name for name in COLOURS if name == "rnnfast" or name in report.PEERS]
+    width = 0.8 / len(engines)
+    longest = 6
+    for (row, record), (place, engine) in itertools.product(enumerate(records), enumerate(engines)):
+        result = record["results"].get(engine, {})
+        if not result.get("relative"):
+            continue
+        times, height = result["relative"][1], row + (place - (len(engines) - 1) / 2) * width
+        axes.barh(height, min(times, longest), width * 0.9, color=COLOURS[engine])
+        axes.text(min(times, longest) + 0.05, height, f"{times:.1f}{' ...' if times > longest else ''}", va="center",
+                  fontsize=6, color="#495057")
+    labels = []
+    for record in records:
+        labels.append(f"{record['case']['headline']}\nrnnfast {_time(report.time_of(record, 'rnnfast'))}")
+    axes.set_yticks(range(len(records)), labels)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, longest * 1.08), xlabel="time of a call, rnnfast = 1 (shorter is faster)")
+    axes.legend([Patch(color=COLOURS[name]) for name in engines], engines, frameon=False, fontsize=8, loc="lower left",
+                bbox_to_anchor=(0, 1), ncols=len(engines))
+    _note(figure, run, machine)
+    return figure
+
+
+def _time(seconds):
+    if seconds is None:
+        return "was not measured"
+    return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,120 @@
+"""What an engine gets for a case and what it must give: weights, inputs, the ONNX model and the right outputs."""
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bench.cases import GATES
+from rnnfast import reference
+from rnnfast.activations import resolve
+from rnnfast.nn.convert import suffix, to_onnx
+
+OPSET = 17
+# Rows of a batch that the row-by-row reference computes too; no row depends on another.
+REFERENCE_ROWS = 2
+# Of the vectorised float64 outputs to the reference's, the same mathematics in another order; measured: 4e-15.
+ORACLE_TOLERANCE = 1e-12
+
+
+def ends(case):
+    """The ends of the parameters' names, cell by cell, with each cell's input size."""
+    return [(suffix(*divmod(i, case.directions)), size) for i, size in enumerate(case.cells)]
+
+
+def weights(case, seed=0):
+    """torch's names and layout: uniform in +-1/sqrt(H), as torch initialises."""
+    rng = np.random.default_rng(seed)
+    bound, rows = case.H**-0.5, GATES[case.kind] * case.H
+    return {f"{name}_{end}": rng.uniform(-bound, bound, shape).astype(np.float32)
+            for end, size in ends(case)
+            for name, shape in (("weight_ih", (rows, size)), ("weight_hh", (rows, case.H)),
+                                ("bias_ih", (rows,)), ("bias_hh", (rows,)))}
+
+
+def inputs(case, seed=1):
+    """(x, h0, c0) with states (no c0 but for LSTM), (x,) without."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((case.T, case.B, case.I), np.float32)
+    states = (1 + (case.kind == "LSTM")) * case.state
+    return x, *(rng.uniform(-1, 1, (1, case.B, case.H)).astype(np.float32) for _ in range(states))
+
+
+def onnx_model(case, state_dict):
+    """The case as the bytes of an ONNX model: x -> Y [T, D, B, H] and, with states, Y_h and Y_c."""
+    nodes, initializers, value = [], [], "x"
+    states = [name for name in ("h", "c")[:1 + (case.kind == "LSTM")] if case.state]
+    for layer in range(case.layers):
+        arrays = [to_onnx(case.kind, state_dict, suffix(layer, d)) for d in range(case.directions)]
+        for name in "WRB":
+            initializers.append(numpy_helper.from_array(np.stack([a[name] for a in arrays]), f"{name}{layer}"))
+        attributes = {"linear_before_reset": 1} if case.kind == "GRU" else {}
+        nodes.append(helper.make_node(
+            case.kind, [value, *(f"{name}{layer}" for name in "WRB"), "", *(f"{s}0" for s in states)],
+            [f"y{layer}", *(f"{s}n" for s in states)], hidden_size=case.H,
+            direction="bidirectional" if case.directions == 2 else "forward", **attributes))
+        if layer + 1 < case.layers:
+            nodes += [helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]),
+                      helper.make_node("Reshape", [f"t{layer}", "merged"], [f"x{layer}"])]
+            value = f"x{layer}"
+    if case.layers > 1:
+        initializers.append(numpy_helper.from_array(np.array([case.T, case.B, case.directions * case.H]), "merged"))
+
+    def values(shapes):
+        return [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+
+    state = (1, case.B, case.H)
+    graph = helper.make_graph(
+        nodes, case.name,
+        values({"x": (case.T, case.B, case.I)} | {f"{s}0": state for s in states}),
+        values({f"y{case.layers - 1}": (case.T, case.directions, case.B, case.H)} | {f"{s}n": state for s in states}),
+        initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    return model.SerializeToString()
+
+
+def canonical(outputs):
+    """Any engine's outputs as a flat list: y as [T, B, D*H], then the last states."""
+    flat = []
+    for value in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+        flat += canonical(value) if isinstance(value, (list, tuple)) else [np.asarray(value)]
+    if flat[0].ndim == 4:       # ONNX's [T, D, B, H]
+        flat[0] = flat[0].swapaxes(1, 2).reshape(*flat[0].shape[::2], -1)
+    return flat
+
+
+def expected(case, state_dict, values, numpy_engine):
+    """The right outputs in float64: the NumPy engine's own lines in that type, checked against the reference."""
+    wide = {name: array.astype(np.float64) for name, array in state_dict.items()}
+    outputs = canonical(numpy_engine.prepare(case, wide, 1)(*(v.astype(np.float64) for v in values)))
+    rows = np.unique(np.linspace(0, case.B - 1, REFERENCE_ROWS).astype(int))
+    slow = _reference(case, wide, [v[:, rows] for v in values])
+    for fast, right in zip(outputs, slow, strict=True):
+        error = np.abs(fast[:, rows] - right).max()
+        if not error <= ORACLE_TOLERANCE:
+            raise AssertionError(f"{case.name}: the float64 outputs are {error:.2g} from the reference's")
+    return outputs
+
+
+def _reference(case, state_dict, values):
+    """rnnfast.reference's outputs: [T, B, D*H] and the last states."""
+    (x, *states), last = values, []
+    kwargs = {"linear_before_reset": True} if case.kind == "GRU" else {}
+    activations = (resolve({"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+                           [case.kind]),) * case.directions
+    for layer in range(case.layers):
+        arrays = [to_onnx(case.kind, state_dict, suffix(layer, d)) for d in range(case.directions)]
+        W, R, B = (np.stack([a[name] for a in arrays]) for name in "WRB")
+        x, *last = getattr(reference, case.kind.lower())(
+            x, W, R, B, None, *states, activations=activations,
+            direction="bidirectional" if case.directions == 2 else "forward", **kwargs)
+        x, = canonical(x)
+    return [x, *last] if case.state else [x]
+
+
+def difference(outputs, right):
+    """The largest difference, relative to each right output's largest value; infinity where shapes differ."""
+    outputs = canonical(outputs)
+    if [a.shape for a in outputs] != [a.shape for a in right]:
+        return float("inf")
+    if any(a.dtype != np.float32 for a in outputs):
+        raise TypeError(f"outputs are {[str(a.dtype) for a in outputs]}, expected float32")
+    return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in zip(outputs, right)]))

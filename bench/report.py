@@ -1,0 +1,200 @@
+"""Results as JSON -> what they say: ratios, rates, shares of the machine's limit; a Markdown table of them."""
+import math
+
+from bench.cases import GATES, MEANS, Case, share_target
+from bench.engines import ENGINES
+from bench.probe import USUAL_CACHES
+
+PEERS = [name for name, engine in ENGINES.items() if engine.peer]
+STATUS = {"missing": "-", "failed": "failed", "wrong": "WRONG"}
+
+
+def case_of(record):
+    fields = dict(record["case"])
+    fields["targets"] = {int(threads): ratio for threads, ratio in fields["targets"].items()}
+    return Case(**fields)
+
+
+def time_of(record, engine):
+    """Median seconds, or None."""
+    seconds = record["results"].get(engine, {}).get("seconds")
+    return seconds and seconds[1]
+
+
+def best_peer(record):
+    """The name of the fastest, or None."""
+    return min((name for name in PEERS if time_of(record, name)), key=lambda name: time_of(record, name), default=None)
+
+
+def ratio(record):
+    """The best peer's time divided by rnnfast's, the median over rounds; or None."""
+    peer = best_peer(record)
+    relative = peer and record["results"][peer]["relative"]
+    return relative and relative[1]
+
+
+def flops(case):
+    """Of the products in one call: two for each multiply-add."""
+    return sum(2 * case.T * case.B * GATES[case.kind] * case.H * (size + case.H) for size in case.cells)
+
+
+def weight_bytes(case):
+    """Read in one call: input weights once, recurrent weights at each step."""
+    return sum(4 * GATES[case.kind] * case.H * (size + case.T * case.H) for size in case.cells)
+
+
+def bound(case, limits, caches, threads):
+    """Seconds below which the machine's limits do not let a call come.
+
+    Of each product the longer of its multiply-adds at the FMA rate and its weights at the rate of the innermost cache
+    that holds them: for the recurrent product a cell's recurrent weights (all weights, where there is one step only),
+    for the input product all weights of the case. Threads share the weights.
+    """
+    rows = GATES[case.kind] * case.H
+    everything = sum(4 * rows * (size + case.H) for size in case.cells)
+    total = 0
+    for size in case.cells:
+        recurrent = 4 * rows * case.H
+        held = recurrent if case.T > 1 else everything
+        total += max(2 * case.T * case.B * rows * size / limits["fma"],
+                     4 * rows * size / limits[level(everything, caches, threads)])
+        total += case.T * max(2 * case.B * rows * case.H / limits["fma"],
+                              recurrent / limits[level(held, caches, threads)])
+    return total
+
+
+def level(size, caches, threads):
+    """The innermost cache that holds `size` bytes; the last one is shared by the cores, the others are each one's."""
+    caches = USUAL_CACHES | caches
+    if size <= caches["L1"] * threads:
+        return "L1"
+    if size <= caches["L2"] * threads:
+        return "L2"
+    return "L3" if size <= caches["L3"] else "DRAM"
+
+
+def share(record, run, machine):
+    """The share of the limit that rnnfast reaches, or None."""
+    ours = time_of(record, "rnnfast")
+    return bound(case_of(record), run["limits"], machine["caches"], run["threads"]) / ours if ours else None
+
+
+def geometric_mean(values):
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
+# ------------------------------------------------------------------------------------------------ Markdown
+def markdown(results):
+    machine = results["machine"]
+    found = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in machine["caches"].items())
+    lines = [
+        f"# {machine['cpu']}", "",
+        f"{machine['cores']} cores; {caches}; {machine['system']}; instruction set {machine['isa']} of "
+        f"{', '.join(machine['isas'])}", "",
+        f"Python {machine['python']}, {found}; {machine['compiler']}", "",
+        "Median microseconds of a call, float32. `ratio`: the best of the others' times divided by rnnfast's in the "
+        "same round, the median over rounds (blas is rnnfast on BLAS and no other); in bold where it is below its "
+        "target. `spread`: quartiles of rnnfast's time. GB/s: weights, the recurrent ones once a step. `limit`: the "
+        "share of what the machine can do that rnnfast reaches; it can be over 100 % where a part of the weights stays "
+        "in an inner cache.",
+    ]
+    for run in results["runs"]:
+        lines += ["", *_run(run, machine)]
+    removed = results.get("removed")
+    if removed:
+        lines += ["", "Removed from the environment: " + ", ".join(f"`{k}={v}`" for k, v in removed.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _run(run, machine):
+    threads, limits = run["threads"], run["limits"]
+    rates = ", ".join(f"{name} {limits[name] / 1e9:.0f} GB/s" for name in limits if name != "fma")
+    yield f"## {'One thread' if threads == 1 else f'{threads} threads'}"
+    yield ""
+    yield (f"Measured limits: {limits['fma'] / 1e9:.0f} GFLOP/s; {rates}. At most {run['rounds']} rounds. Load average "
+           f"{run['load']['before'][0]:.1f} before, {run['load']['after'][0]:.1f} after.")
+    engines = [name for name in ENGINES if any(name in record["results"] for record in run["records"])]
+    for group in dict.fromkeys(record["case"]["group"] for record in run["records"]):
+        records = [record for record in run["records"] if record["case"]["group"] == group]
+        yield ""
+        yield from _table(
+            ["case", *(f"{name} us" if name == "rnnfast" else name for name in engines), "spread", "best peer", "ratio",
+             "target", "GFLOP/s", "GB/s", "limit", "limit target"],
+            [_row(record, run, machine, engines) for record in records])
+        yield ""
+        yield from _notes(records, threads)
+
+
+def _row(record, run, machine, engines):
+    case, ours, found = case_of(record), time_of(record, "rnnfast"), ratio(record)
+    target = case.targets.get(run["threads"])
+    result = record["results"].get("rnnfast", {})
+    missed = found is not None and target is not None and found < target
+    rates = ("", "", "")
+    if ours:
+        rates = (f"{flops(case) / ours / 1e9:.1f}", f"{weight_bytes(case) / ours / 1e9:.1f}",
+                 f"{share(record, run, machine):.0%}")
+    least = share_target(case) if run["threads"] == 1 else None
+    return [case.name, *(_time(record["results"].get(name)) for name in engines),
+            f"{_us(result['seconds'][0])}-{_us(result['seconds'][2])}" if ours else "", best_peer(record) or "",
+            "" if found is None else f"**{found:.2f}**" if missed else f"{found:.2f}",
+            "" if target is None else f"{target:g}", *rates, "" if least is None else f"{least:.0%}"]
+
+
+def _time(result):
+    if result is None:
+        return ""
+    return _us(result["seconds"][1]) if result["status"] == "ok" else STATUS[result["status"]]
+
+
+def _us(seconds):
+    return f"{seconds * 1e6:.{max(0, 2 - int(math.log10(max(seconds * 1e6, 1))))}f}"
+
+
+def _notes(records, threads):
+    """Sums over a table, and what went wrong in it."""
+    ratios = {case_of(record): ratio(record) for record in records}
+    ratios = {case: found for case, found in ratios.items() if found is not None}
+    wanted = [(found, case.targets[threads]) for case, found in ratios.items() if threads in case.targets]
+    if wanted:
+        least = min(ratios, key=ratios.get)
+        yield (f"{sum(found >= target for found, target in wanted)} of {len(wanted)} ratios reach their target; the "
+               f"smallest is {ratios[least]:.2f} ({least.name}), their geometric mean "
+               f"{geometric_mean(list(ratios.values())):.2f}.")
+    if threads == 1 and any(case.group == "sweep" for case in ratios):
+        for title, chosen, target in MEANS:
+            mean = geometric_mean([found for case, found in ratios.items() if chosen(case)])
+            if mean is not None:
+                yield f"Geometric mean at {title}: {mean:.2f} (target {target:g})."
+    for (name, what), cases in problems(records).items():
+        more = f" and {len(cases) - 1} more" * (len(cases) > 1)
+        yield f"{name} {what} ({cases[0]}{more})."
+
+
+def problems(records):
+    """(engine, what went wrong) -> the names of the cases."""
+    found = {}
+    for record in records:
+        for name, result in record["results"].items():
+            if result["status"] == "wrong":
+                what = f"is wrong: {_error(result['error'])}"
+            elif result["status"] == "failed":
+                what = f"failed: {' '.join(result['message'].split())[:200]}"
+            else:
+                continue
+            found.setdefault((name, what), []).append(record["case"]["name"])
+    return found
+
+
+def _error(error):
+    return "shapes differ or NaN" if error is None else f"off by {error:.2g} of the largest output"
+
+
+def _table(header, rows):
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    yield "| " + " | ".join(cell.ljust(n) for cell, n in zip(header, widths)) + " |"
+    yield "| " + " | ".join("-" * n if i == 0 else "-" * (n - 1) + ":" for i, n in enumerate(widths)) + " |"
+    for row in rows:
+        yield "| " + " | ".join(cell.ljust(n) if i == 0 else cell.rjust(n)
+                                for i, (cell, n) in enumerate(zip(row, widths))) + " |"

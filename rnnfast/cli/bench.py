@@ -1,0 +1,134 @@
+"""`rnnfast bench`: how long a model's call takes, next to onnxruntime's where that is asked for."""
+import functools
+import json
+import re
+
+import click
+import numpy as np
+
+import rnnfast
+from rnnfast.cli.check import TOLERANCE, difference, draw
+from rnnfast.cli.progress import track
+from rnnfast.cli.tables import console, table
+from rnnfast.cli.timing import interleave, pinned, quartiles
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.model import load
+
+DEFAULT_SIZE = 1
+ROUNDS, SAMPLE_SECONDS, LIMIT = 31, 0.01, 20
+# What exporters call the open dimensions.
+AXES = {"--batch": re.compile(r"batch|^(n|b|bs)$", re.I),
+        "--steps": re.compile(r"time|step|seq|frame|length|samples|^(t|l)$", re.I)}
+
+
+def effort_options(command):
+    """What `bench` and `profile` take alike."""
+    for option in (
+            click.option("--json", "as_json", is_flag=True, help="For programs."),
+            click.option("--seed", default=0, show_default=True, help="Of the random inputs."),
+            click.option("--steps", type=click.IntRange(1), metavar="T",
+                         help="Size of the open dimensions named like time, steps or sequence."),
+            click.option("--batch", type=click.IntRange(1), metavar="N",
+                         help="Size of the open dimensions named like batch."),
+            dim_option(DEFAULT_SIZE),
+            input_option):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("file")
+@effort_options
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--against", "peers", type=click.Choice(["onnxruntime"]), multiple=True, help="Measured in turn with it.")
+@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Samples of each.")
+def bench(file, given, dims, batch, steps, seed, as_json, threads, peers, rounds):
+    """Measure the time of a call of FILE.
+
+    Outputs are checked against the float64 reference's first; what is wrong is not measured. Inputs that are not given
+    with -i are random as for `check`. The process is pinned to as many cores as there are threads.
+    """
+    with pinned(threads):
+        model = load(file, **({"threads": threads} if threads > 1 else {}))
+        feed = inputs_of(model, given, dims, batch, steps, seed)
+        calls = {"rnnfast": functools.partial(model, feed)}
+        if peers:
+            calls["onnxruntime"] = _onnxruntime(file, model, feed, threads)
+        right = list(model.reference(feed).values())
+        largest = max([1, *(float(np.max(np.abs(a), initial=0)) for a in right if getattr(a, "dtype", None) != object)])
+        results = {name: {"error": difference(list(call().values()), right)} for name, call in calls.items()}
+        good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * largest}
+        progress = functools.partial(track, description=file)
+        timed = interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, track=progress) if good else {}
+    for name, (seconds, count) in timed.items():
+        results[name] |= {"seconds": quartiles(seconds), "calls": count, "rounds": len(seconds)}
+        if "rnnfast" in timed:
+            results[name]["relative"] = quartiles(seconds / timed["rnnfast"].seconds)
+    facts = {"file": file, "threads": threads, "isa": rnnfast.get_isa(), "flops": model.summary(feed).flops,
+             "inputs": {name: list(np.shape(value)) for name, value in feed.items()}, "results": results}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _print(facts)
+    if len(timed) < len(calls):
+        click.get_current_context().exit(1)
+
+
+def inputs_of(model, given, dims, batch, steps, seed):
+    """The feed of a call: what is given, else random values with open dimensions of the sizes asked for."""
+    drawn = functools.partial(draw, np.random.default_rng(seed))
+    return fill(read_inputs(given, model), model, Sizes(_named(model, dims, batch, steps), DEFAULT_SIZE), drawn)
+
+
+def _named(model, dims, batch, steps):
+    """`dims` with NAME=N for the dimensions that --batch and --steps mean."""
+    names = {n for v in model.inputs for n in v.type.shape or () if isinstance(n, str)}
+    added = []
+    for option, size in (("--batch", batch), ("--steps", steps)):
+        if size is not None:
+            meant = [n for n in sorted(names) if AXES[option].search(n)]
+            if not meant:
+                raise InputError(f"{option}: no open dimension is named like one; there are {sorted(names)}, and --dim")
+            added += [f"{name}={size}" for name in meant]
+    return [*added, *dims]      # the last one counts
+
+
+def _onnxruntime(file, model, feed, threads):
+    """A call that gives output name -> array."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UnsupportedError("--against onnxruntime: it is not installed") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    types = {v.name: v.type.dtype for v in model.inputs}
+    feed = {name: np.asarray(value, types[name]) for name, value in feed.items()}
+    names = [v.name for v in model.outputs]
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session.run(names, feed)
+    except Exception as e:      # it has a dozen classes of them without a common one
+        raise UnsupportedError(f"--against onnxruntime: refused: {e}") from e
+    return lambda: dict(zip(names, session.run(names, feed)))
+
+
+def _print(facts):
+    screen = console()
+    shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
+    screen.print(f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}")
+    columns = {"": "left"} | dict.fromkeys(("microseconds", "quartiles", "times rnnfast's", "GFLOP/s", "calls",
+                                            "to reference"), "right")
+    rows = (_row(name, result, facts["flops"]) for name, result in facts["results"].items())
+    screen.print(table(None, columns, rows))
+
+
+def _row(name, result, flops):
+    error = f"{result['error']:.2g}"
+    if "seconds" not in result:
+        return name, "WRONG", "", "", "", "", error
+    lower, median, upper = (f"{s * 1e6:.4g}" for s in result["seconds"])
+    relative = f"{result['relative'][1]:.2f}" if "relative" in result else ""
+    return (name, median, f"{lower} to {upper}", relative, f"{flops / result['seconds'][1] / 1e9:.2f}",
+            f"{result['rounds']} x {result['calls']}", error)

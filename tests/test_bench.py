@@ -1,0 +1,298 @@
+"""The harness: it refuses wrong engines, its tables are whole, and results become tables and charts."""
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner  # noqa: E402
+
+from bench import environment, measure, problem, report  # noqa: E402
+from bench.cases import CASES, KINDS, MAIN, QUICK, STEPS, SWEEP, Case, select  # noqa: E402
+from bench.engines import ENGINES, Numpy  # noqa: E402
+from rnnfast.cli import main  # noqa: E402
+from rnnfast.cli.timing import interleave, pinned  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODELS = ROOT / "models"
+EFFORT = {"rounds": 2, "duration": 1e-5, "limit": 1}
+SMALL = Case("small", "LSTM", 4, 3, 5, 6)
+
+
+def reduced(case):
+    """The same work with odd small sizes."""
+    return dataclasses.replace(case, T=min(case.T, 5), B=min(case.B, 3), I=7, H=9)
+
+
+# ------------------------------------------------------------------------------------------------ engines
+# JAX and OpenVINO keep threads, which a process must not have that forks later: they run in one of their own.
+APART = ("openvino", "jax")
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES.values() if engine.name not in APART],
+                         ids=lambda engine: engine.name)
+def test_engines_are_right(engine):
+    if not engine.installed():
+        pytest.skip(f"{engine.name} is not installed")
+    for case in map(reduced, select((), quick=True)):
+        result = measure.measure(case, [engine], 1, **EFFORT)[engine.name]
+        assert result["status"] == "ok" and 0 < result["error"] < measure.TOLERANCE, (case, result)
+        assert result["seconds"][1] > 0 and result["rounds"] == 2
+
+
+class Altered(Numpy):
+    """The NumPy engine with something done to its outputs."""
+    name = "altered"
+
+    def __init__(self, alter):
+        self.alter, self.calls = alter, 0
+
+    def prepare(self, case, state_dict, threads):
+        right = super().prepare(case, state_dict, threads)
+
+        def call(*inputs):
+            self.calls += 1
+            return self.alter(right(*inputs)[0])
+        return call
+
+
+def nan(y):
+    y[-1, -1, -1] = np.nan
+    return y
+
+
+def one_value(y):
+    y[1, 1, 1] += 1e-3
+    return y
+
+
+@pytest.mark.parametrize("alter", [nan, one_value, lambda y: y[:-1], lambda y: y[::-1], lambda y: (y, y)])
+def test_a_wrong_engine_is_not_timed(alter):
+    engine = Altered(alter)
+    results = measure.measure(SMALL, [engine, ENGINES["numpy"]], 1, **EFFORT)
+    assert results["altered"]["status"] == "wrong" and "seconds" not in results["altered"]
+    assert engine.calls == 1 and results["numpy"]["status"] == "ok"
+    json.dumps(results, allow_nan=False)
+
+
+def test_weights_of_bfloat16_are_wrong():
+    class Bfloat16(Numpy):
+        def prepare(self, case, state_dict, threads):
+            if state_dict["weight_ih_l0"].dtype == np.float32:      # float64 is the oracle's
+                state_dict = {n: (a.view(np.uint32) + 0x8000 & 0xffff0000).view(np.float32)
+                              for n, a in state_dict.items()}
+            return super().prepare(case, state_dict, threads)
+    assert measure.measure(SMALL, [Bfloat16()], 1, **EFFORT)["numpy"]["status"] == "wrong"
+
+
+def test_engines_that_fail_or_are_missing_are_reported():
+    def fail(y):
+        raise RuntimeError("no such kernel")
+    missing = Altered(fail)
+    missing.name, missing.module = "missing", "no_such_package"
+    results = measure.measure(SMALL, [Altered(fail), missing], 1, **EFFORT)
+    assert results["missing"] == {"status": "missing"}
+    assert results["altered"] == {"status": "failed", "message": "RuntimeError: no such kernel"}
+
+
+def test_a_wrong_oracle_is_noticed():
+    with pytest.raises(AssertionError, match="reference"):
+        problem.expected(SMALL, problem.weights(SMALL), problem.inputs(SMALL), Altered(nan))
+
+
+def test_samples_are_taken_in_turn():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    samples = interleave(calls, (), rounds=3, duration=0)
+    assert all(len(s.seconds) == 3 and s.calls == 1 for s in samples.values())
+    assert [name for name, _ in itertools.groupby(order)][-9:] == list("abcbcacab")
+
+
+def test_pinned_is_undone():
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no affinity here")
+    before = os.sched_getaffinity(0)
+    with pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+# ------------------------------------------------------------------------------------------------ tables
+def test_cases():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names) and set(QUICK) <= set(names)
+    assert select(["sweep"]) == SWEEP and select(["main"]) == MAIN and select([names[3]]) == [CASES[3]]
+    assert {case.kind for case in select(["GRU*"])} == {"GRU"}
+    with pytest.raises(ValueError, match="LSTM-T2"):
+        select(["LSTM-T2"])
+
+
+def test_sweep_meets_every_combination():
+    pairs = collections.Counter((case.kind, case.B) for case in SWEEP)
+    assert len(pairs) == len(KINDS) * 7
+    assert {(case.T, case.B) for case in SWEEP if case.H < 300} == set(itertools.product(STEPS, {c.B for c in SWEEP}))
+
+
+def test_environment():
+    given = {"PATH": "/bin", "RNNFAST_ISA": "avx2", "OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "1",
+             "OMP_NUM_THREADS": "8", "KMP_BLOCKTIME": "0", "ONEDNN_MAX_CPU_ISA": "SSE41", "HOME": "/root"}
+    cleaned, removed = environment.clean(given, 2)
+    assert removed.keys() == given.keys() - {"PATH", "RNNFAST_ISA", "HOME"}
+    assert cleaned["OMP_NUM_THREADS"] == "2" and cleaned["RNNFAST_ISA"] == "avx2"
+    assert "OPENBLAS_CORETYPE" not in cleaned
+
+
+def test_bound():
+    caches = {"L1": 2**15, "L2": 2**20, "L3": 2**25}
+    limits = {"fma": 100e9, "L1": 400e9, "L2": 100e9, "L3": 50e9, "DRAM": 10e9}
+    assert [report.level(2**n, caches, 1) for n in (15, 16, 20, 21, 25, 26)] == ["L1", "L2", "L2", "L3", "L3", "DRAM"]
+    assert report.level(2**21, caches, 2) == "L2"
+    tall = Case("tall", "LSTM", 10, 64, 256, 256)       # arithmetic counts
+    assert report.bound(tall, limits, caches, 1) == pytest.approx(report.flops(tall) / 100e9)
+    assert report.flops(tall) == 2 * 10 * 64 * 1024 * 512
+    thin = Case("thin", "LSTM", 10, 1, 1, 256)          # 1 MiB of recurrent weights a step, from L2
+    assert report.bound(thin, limits, caches, 1) == pytest.approx(10 * 2**20 / 100e9, rel=0.01)
+    both = dataclasses.replace(tall, directions=2, layers=2)
+    assert both.cells == [256, 256, 512, 512]
+
+
+# ------------------------------------------------------------------------------------------------ results
+def stored():
+    """Results as they are read from a file: rnnfast takes 2 us a step, each other engine 1 us more than the last."""
+    records = []
+    for case in [*MAIN, *SWEEP[:3]]:
+        results = {}
+        for position, name in enumerate(ENGINES):
+            seconds = (2 + position) * case.T * 1e-6
+            results[name] = {"status": "ok", "error": 1e-7, "seconds": [seconds] * 3, "least": seconds, "calls": 9,
+                             "relative": [seconds / case.T / 2e-6] * 3, "rounds": 5}
+        records.append(measure.record(case, results))
+    records[0]["results"]["numpy"] = {"status": "wrong", "error": 0.5}
+    records[1]["results"]["torch"] = {"status": "failed", "message": "no such kernel"}
+    records[2]["results"]["jax"] = {"status": "missing"}
+    machine = {"cpu": "some processor", "cores": 2, "caches": {"L1": 2**15, "L2": 2**20, "L3": 2**25}, "system": "here",
+               "isa": "avx2", "isas": ["avx2"], "python": "3.12", "compiler": "cc 1", "versions": {"rnnfast": "0.1"}}
+    limits = {"fma": 100e9, "L1": 400e9, "L2": 100e9, "L3": 50e9, "DRAM": 10e9}
+    run = {"threads": 1, "limits": limits, "rounds": 5, "load": {"before": [0, 0, 0], "after": [0, 0, 0]}}
+    return json.loads(json.dumps({"machine": machine, "removed": {"OPENBLAS_CORETYPE": "Haswell"},
+                                  "runs": [run | {"records": records}]}))
+
+
+def test_table():
+    results = stored()
+    record = results["runs"][0]["records"][0]
+    assert report.best_peer(record) == "onnxruntime" and report.ratio(record) == 2.5        # numpy's is wrong
+    text = report.markdown(results)
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+            for cells in (line.split("|") for line in text.splitlines() if line.startswith("| "))}
+    header, first = rows.pop("case"), rows["LSTM-T1-B1-H64-session"]
+    assert first[header.index("rnnfast us")] == "2.00" and first[header.index("numpy")] == "WRONG"
+    assert first[header.index("ratio")] == "**2.50**" and first[header.index("target")] == "3.5"
+    assert rows["LSTM-T1-B1-H128-session"][header.index("torch")] == "failed"
+    assert rows["LSTM-T1-B1-H256-session"][header.index("jax")] == "-"
+    assert rows["LSTM-T100-B1-H128"][header.index("GFLOP/s")] == f"{2 * 512 * 256 / 2e-6 / 1e9:.1f}"
+    for words in ("some processor", "OPENBLAS_CORETYPE", "numpy is wrong: off by 0.5", "torch failed: no such kernel"):
+        assert words in text
+    assert math.isclose(report.geometric_mean([2, 8]), 4)
+
+
+def test_charts(tmp_path):
+    pytest.importorskip("matplotlib")
+    from bench.plot import draw
+    paths = draw(stored(), tmp_path / "here.json")
+    assert [path.name for path in paths] == ["here-steps.svg", "here-roofline.svg", "here-headline.svg"]
+    steps, roofline, headline = (path.read_text() for path in paths)
+    assert all(f">{name}</text>" in steps for name in ENGINES if name != "blas")
+    assert "L2 100 GB/s" in roofline and "one step, 128 units" in headline
+
+
+def test_command_measures(tmp_path):
+    out = tmp_path / "results.json"
+    names = ("rnnfast", "numpy", *APART)
+    result = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--case", "LSTM-T1-B1-H64-session", "--threads", "1", "--out", out,
+         *itertools.chain(*(("--engine", name) for name in names))],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OPENBLAS_CORETYPE": "Haswell"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads(out.read_text())
+    assert results["removed"]["OPENBLAS_CORETYPE"] == "Haswell"
+    run, = results["runs"]
+    found, = run["records"]
+    assert found["results"].keys() == set(names)
+    for name, result in found["results"].items():
+        assert result["status"] == ("ok" if ENGINES[name].installed() else "missing"), result
+    assert found["results"]["rnnfast"]["relative"] == [1, 1, 1]
+    assert run["limits"].keys() == {"fma", "L1", "L2", "L3", "DRAM"} and min(run["limits"].values()) > 1e8
+    assert "| LSTM-T1-B1-H64-session |" in out.with_suffix(".md").read_text()
+    assert results["machine"]["versions"]["rnnfast"] and results["machine"]["cpu"]
+
+
+# ------------------------------------------------------------------------------------------------ the user's models
+def rnnfast(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def test_bench_of_a_file():
+    pytest.importorskip("onnxruntime")
+    result = rnnfast("bench", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--against", "onnxruntime",
+                     "--rounds", 2, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["inputs"] == {"tokens": [2, 5], "lengths": [2]} and facts["threads"] == 1
+    assert facts["results"].keys() == {"rnnfast", "onnxruntime"}
+    assert facts["results"]["rnnfast"]["relative"] == [1, 1, 1] and facts["results"]["onnxruntime"]["seconds"][1] > 0
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--rounds", 2)
+    assert result.exit_code == 0 and "state [1, 1, 32]" in result.stdout and "rnnfast" in result.stdout
+
+
+def test_bench_refuses_what_is_wrong(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(sys.modules["rnnfast.cli.bench"], "_onnxruntime",
+                        lambda *_: lambda: {"gains": np.zeros((1, 22))})
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--against", "onnxruntime", "--rounds", 1)
+    assert result.exit_code == 1 and "WRONG" in result.stdout
+
+
+def test_bench_of_a_file_without_steps():
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--steps", 3)
+    assert result.exit_code == 2 and "--steps" in result.stderr and "batch" in result.stderr
+
+
+def test_profile_of_a_file():
+    result = rnnfast("profile", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--runs", 3, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    nodes = {node["op_type"]: node for node in facts["nodes"]}
+    assert nodes["LSTM"]["calls"] == 1 and nodes["LSTM"]["bytes"] > nodes["Softmax"]["bytes"] > 0
+    assert sum(node["flops"] for node in facts["nodes"]) == json.loads(
+        rnnfast("bench", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--rounds", 1, "--json").stdout)["flops"]
+    assert sum(node["share"] for node in facts["nodes"]) == pytest.approx(1)
+    times = [node["seconds"] for node in facts["nodes"]]
+    assert times == sorted(times, reverse=True) and facts["seconds"][1] > 0
+    result = rnnfast("profile", MODELS / "tagger.onnx", "--runs", 2)
+    assert result.exit_code == 0 and "LSTM" in result.stdout
+
+
+def test_profile_counts_iterations(tmp_path):
+    import onnx
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[n] x, int64 count) => (float[n] y) {
+        true = Constant<value = bool {1}>()
+        y = Loop(count, true, x) <body = b (int64 i, bool c, float[n] a) => (bool d, float[n] e)
+            { d = Identity(c)  e = Tanh(a) }>
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "loop.onnx")
+    result = rnnfast("profile", tmp_path / "loop.onnx", "-i", "count=4", "--dim", "n=3", "--runs", 3, "--json")
+    assert result.exit_code == 0, result.output
+    node, = (node for node in json.loads(result.stdout)["nodes"] if node["op_type"] == "Tanh")
+    assert node["calls"] == 4 and node["flops"] == 4 * 3
