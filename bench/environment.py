@@ -65,6 +65,19 @@ def caches():
     return sizes
 
 
+def others():
+    """Seconds of processor time that everything but this process has had, hosts of virtual machines among it; or None.
+    """
+    try:
+        fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return busy - own.user - own.system
+
+
 def compiler():
     try:
         return subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True,

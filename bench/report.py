@@ -112,8 +112,9 @@ def _run(run, machine):
     rates = ", ".join(f"{name} {limits[name] / 1e9:.0f} GB/s" for name in limits if name != "fma")
     yield f"## {'One thread' if threads == 1 else f'{threads} threads'}"
     yield ""
-    yield (f"Measured limits: {limits['fma'] / 1e9:.0f} GFLOP/s; {rates}. At most {run['rounds']} rounds. Load average "
-           f"{run['load']['before'][0]:.1f} before, {run['load']['after'][0]:.1f} after.")
+    yield f"Measured limits: {limits['fma'] / 1e9:.0f} GFLOP/s; {rates}. At most {run['rounds']} rounds."
+    if run["others"] is not None:
+        yield f"Meanwhile other processes took {run['others']:.0%} of a core."
     engines = [name for name in ENGINES if any(name in record["results"] for record in run["records"])]
     for group in dict.fromkeys(record["case"]["group"] for record in run["records"]):
         records = [record for record in run["records"] if record["case"]["group"] == group]

@@ -5,6 +5,7 @@ It is pinned to as many cores as the engines get threads, before any of them is 
 import json
 import os
 import sys
+import time
 
 from rnnfast.cli.progress import track
 
@@ -18,7 +19,7 @@ def run(request):
     cases = [case for case in CASES if case.name in request["cases"]]
     engines = [ENGINES[name] for name in request["engines"]]
     caches = environment.caches()
-    load = os.getloadavg()
+    others, start = environment.others(), time.monotonic()
     limits = probe.limits(caches, threads)
     records = []
     for case in track(cases, f"{threads} thread{'s' * (threads > 1)}"):
@@ -31,7 +32,7 @@ def run(request):
             "threads": threads,
             "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             "environment": environment.settings(threads),
-            "load": {"before": load, "after": os.getloadavg()},
+            "others": None if others is None else (environment.others() - others) / (time.monotonic() - start),
             "rounds": request["rounds"],
             "limits": {name: max(limits[name], again[name]) for name in limits},
             "records": records,

@@ -183,7 +183,7 @@ def stored():
     machine = {"cpu": "some processor", "cores": 2, "caches": {"L1": 2**15, "L2": 2**20, "L3": 2**25}, "system": "here",
                "isa": "avx2", "isas": ["avx2"], "python": "3.12", "compiler": "cc 1", "versions": {"rnnfast": "0.1"}}
     limits = {"fma": 100e9, "L1": 400e9, "L2": 100e9, "L3": 50e9, "DRAM": 10e9}
-    run = {"threads": 1, "limits": limits, "rounds": 5, "load": {"before": [0, 0, 0], "after": [0, 0, 0]}}
+    run = {"threads": 1, "limits": limits, "rounds": 5, "others": 0.5}
     return json.loads(json.dumps({"machine": machine, "removed": {"OPENBLAS_CORETYPE": "Haswell"},
                                   "runs": [run | {"records": records}]}))
 
@@ -201,7 +201,7 @@ def test_table():
     assert rows["LSTM-T1-B1-H128-session"][header.index("torch")] == "failed"
     assert rows["LSTM-T1-B1-H256-session"][header.index("jax")] == "-"
     assert rows["LSTM-T100-B1-H128"][header.index("GFLOP/s")] == f"{2 * 512 * 256 / 2e-6 / 1e9:.1f}"
-    for words in ("some processor", "OPENBLAS_CORETYPE", "numpy is wrong: off by 0.5", "torch failed: no such kernel"):
+    for words in ("some processor", "OPENBLAS_CORETYPE", "took 50% of a core", "numpy is wrong: off by 0.5", "torch failed: no such kernel"):
         assert words in text
     assert math.isclose(report.geometric_mean([2, 8]), 4)
 

@@ -248,6 +248,22 @@ def test_a_row_has_the_bits_that_it_has_alone(variant):
             np.testing.assert_array_equal(got[:, b], state[:, 0])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_native_call_for_a_stack_has_the_bits_of_its_layers(variant, batch_first):
+    """Whole sequences with contiguous states take one native call; strided states or lengths go layer by layer."""
+    kind, keywords = VARIANTS[variant]
+    rng = np.random.default_rng(12)
+    layer = getattr(nn, kind)(5, 19, 3, bidirectional=True, batch_first=batch_first, rng=rng, **keywords)
+    x, states = uniform(rng, 7, 4, 5), initial_states(layer, rng, 4)
+    x = np.ascontiguousarray(x.swapaxes(0, 1)) if batch_first else x
+    y, last = call(layer, x, states)
+    for other in (call(layer, x, [np.asfortranarray(s) for s in states]), call(layer, x, states, [7] * 4)):
+        np.testing.assert_array_equal(other[0], y)
+        for got, want in zip(other[1], last, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_frame_by_frame_has_the_bits_of_the_whole(variant):
     kind, keywords = VARIANTS[variant]

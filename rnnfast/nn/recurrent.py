@@ -140,6 +140,11 @@ class _Recurrent(Module):
     def _run(self, x, names, states, lengths):
         """-> y and the list of last states. `names` and `states` are those of the initial states; None is zeros."""
         stack = self._packed
+        if lengths is None and self.merge == "concat":
+            done = _engine.forward(stack, self._reverse, x, states[0], states[1] if len(states) > 1 else None,
+                                   self.batch_first)
+            if done is not None:
+                return done[0], done[1:1 + len(states)]
         x, batched = self._batch(x)
         steps, rows, _ = x.shape
         if not batched:

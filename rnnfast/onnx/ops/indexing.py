@@ -6,7 +6,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.onnx.ops.arguments import check_axes, check_axis, check_indices, integer, integers
-from rnnfast.onnx.ops.numeric import is_floating, is_half, same_dtype, widen
+from rnnfast.onnx.ops.numeric import is_floating, same_dtype, widen
 from rnnfast.onnx.ops.types import Flag, Ints, check_size
 
 REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
