@@ -201,7 +201,8 @@ def test_table():
     assert rows["LSTM-T1-B1-H128-session"][header.index("torch")] == "failed"
     assert rows["LSTM-T1-B1-H256-session"][header.index("jax")] == "-"
     assert rows["LSTM-T100-B1-H128"][header.index("GFLOP/s")] == f"{2 * 512 * 256 / 2e-6 / 1e9:.1f}"
-    for words in ("some processor", "OPENBLAS_CORETYPE", "took 50% of a core", "numpy is wrong: off by 0.5", "torch failed: no such kernel"):
+    for words in ("some processor", "OPENBLAS_CORETYPE", "took 50% of a core", "numpy is wrong: off by 0.5",
+                  "torch failed: no such kernel"):
         assert words in text
     assert math.isclose(report.geometric_mean([2, 8]), 4)
 
