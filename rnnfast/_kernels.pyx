@@ -101,9 +101,7 @@ cdef object readable(a):
     if is_float32(a) and contiguous_rows(a):
         return a
     a = np.asarray(a, dtype=np.float32)
-    if not a.flags.aligned or (a.ndim and a.shape[-1] > 1 and a.strides[-1] != 4):
-        a = a.copy()
-    return a
+    return a if is_float32(a) and contiguous_rows(a) else a.copy()
 
 
 # ---------------------------------------------------------------------------------------------- elementwise
