@@ -319,7 +319,7 @@ cdef inline float *address(a) noexcept:
     return NULL if a is None else <float *>cnp.PyArray_DATA(a)
 
 
-def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None):
+def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1):
     """Runs one layer, one or both directions, over a batch of sequences.
 
     cells, reverse: D cells and whether each runs backwards. x [T, B, I] float32 with any strides of T and B.
@@ -394,7 +394,7 @@ cdef int run_layer(tuple cells, tuple reverse, Batch *b, float *y, Py_ssize_t y_
     return 0
 
 
-def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first):
+def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads=1):
     """A stack of layers on whole sequences, directions concatenated, in one call: y, h, c.
 
     stack: for each layer its cells. x [T, B, I] ([B, T, I] with `batch_first`), h0 [layers * D, B, O], c0 [layers *

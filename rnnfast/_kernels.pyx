@@ -192,7 +192,7 @@ cdef class Matrix:
             for i in range(rows):
                 gemm(a + i * lda, self.m.k, self.m.w, self.m.blocks * BLOCK, c + i * ldc, ldc, 1, self.m.k, n, 1.0)
 
-    def multiply(self, x, out=None):
+    def multiply(self, x, out=None, int threads=1):
         """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.
 
         Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied.
