@@ -59,6 +59,7 @@ cdef class Cell:
     cdef readonly str kind
     cdef readonly Py_ssize_t input_size, hidden_size, output_size
     cdef Py_ssize_t padded
+    cdef unsigned turns         # calls, for the order of the panels only: no result depends on it
 
     def __init__(self, kind, W, R, B=None, P=None, *, activations, clip=None, input_forget=False,
                  linear_before_reset=False, projection=None, matmul=None):
@@ -123,25 +124,27 @@ cdef class Cell:
         return sum(m.nbytes for m in parts if m is not None) + 4 * self.extra.size
 
     cdef void run(self, step *s, const float *h_prev, Py_ssize_t ldh, float *h, Py_ssize_t ldo, float *hr,
-                  float *unprojected) noexcept nogil:
-        """One step: h[rows] from h_prev[rows]; s holds the input projections, c and scratch."""
+                  float *unprojected, bint backwards) noexcept nogil:
+        """One step: h[rows] from h_prev[rows]; s holds the input projections or inputs, c and scratch."""
         s.h, s.ldh = h_prev, ldh
         s.h_out, s.ldo = h, ldo
         if self.project is not None:
             s.h_out, s.ldo = unprojected, self.hidden_size
         s.hr = NULL
         if self.r.blas:
-            self.r.product(s.h, s.ldh, hr, self.q.r.blocks * BLOCK, s.rows, self.q.r.blocks * BLOCK)
+            self.r.product(s.h, s.ldh, hr, self.q.r.blocks * BLOCK, s.rows, self.q.r.blocks * BLOCK, False)
             s.hr = hr
+        s.part = all_panels(&self.q.r, backwards)
         if self.q.kind != CELL_GRU_RESET_FIRST:
             active.cell_step(&self.q, s)
             if self.project is not None:
-                self.project.product(unprojected, self.hidden_size, h, ldo, s.rows, self.output_size)
+                self.project.product(unprojected, self.hidden_size, h, ldo, s.rows, self.output_size, False)
             return
         active.gru_gates(&self.q, s)
         s.h, s.ldh = s.rh, self.padded
         if self.r.blas:
-            self.r_candidate.product(s.rh, self.padded, hr, self.padded, s.rows, self.padded)
+            self.r_candidate.product(s.rh, self.padded, hr, self.padded, s.rows, self.padded, False)
+        s.part = all_panels(&self.q.r_candidate, backwards)
         active.gru_output(&self.q, s, h_prev, ldh)
 
 
@@ -200,7 +203,7 @@ cdef Py_ssize_t lay_out(Cell q, Batch *b, Workspace *w, float *base) noexcept no
 
 
 cdef void project_input(Matrix m, Batch *b, float *packed, Py_ssize_t I, Py_ssize_t first, Py_ssize_t steps,
-                        float *xg) noexcept nogil:
+                        float *xg, bint backwards) noexcept nogil:
     """xg [steps, B or counts[s], columns] = bias + x . W for steps from `first`, as few tall products as strides allow.
 
     Ragged batches: rows in the order of the steps. Else rows in the order of time, which `reverse` runs backwards.
@@ -214,20 +217,20 @@ cdef void project_input(Matrix m, Batch *b, float *packed, Py_ssize_t I, Py_ssiz
                 t = b.lens[row] - 1 - s if b.reverse else s
                 memcpy(packed + rows * I, b.x + t * b.x_t + row * b.x_b, I * sizeof(float))
                 rows += 1
-        m.product(packed, I, xg, n, rows, n)
+        m.product(packed, I, xg, n, rows, n, backwards)
         return
     t = b.T - first - steps if b.reverse else first
     x = b.x + t * b.x_t
     if b.B == 1:
-        m.product(x, b.x_t, xg, n, steps, n)
+        m.product(x, b.x_t, xg, n, steps, n, backwards)
     elif b.x_t == b.B * b.x_b:
-        m.product(x, b.x_b, xg, n, steps * b.B, n)
+        m.product(x, b.x_b, xg, n, steps * b.B, n, backwards)
     elif steps < b.B:
         for s in range(steps):
-            m.product(x + s * b.x_t, b.x_b, xg + s * b.B * n, n, b.B, n)
+            m.product(x + s * b.x_t, b.x_b, xg + s * b.B * n, n, b.B, n, s & 1)
     else:
         for i in range(b.B):
-            m.product(x + i * b.x_b, b.x_t, xg + i * n, b.B * n, steps, n)
+            m.product(x + i * b.x_b, b.x_t, xg + i * n, b.B * n, steps, n, i & 1)
 
 
 cdef void run_direction(Cell q, Batch *b, Workspace *w, const float *h0, const float *c0, float *y_h,
@@ -238,7 +241,9 @@ cdef void run_direction(Cell q, Batch *b, Workspace *w, const float *h0, const f
     cdef const float *h = h0 if h0 != NULL else w.zeros
     cdef Py_ssize_t ldh = O if h0 != NULL else 0, ldo
     cdef float *h_new
+    cdef bint backwards = q.turns & 1
     cdef step args
+    q.turns += 1
     memset(&args, 0, sizeof(args))
     args.ldx = columns
     args.c, args.z, args.rh = w.c, w.z, w.rh
@@ -254,12 +259,17 @@ cdef void run_direction(Cell q, Batch *b, Workspace *w, const float *h0, const f
             memset(w.h + (b.B + i) * O, 0, O * sizeof(float))
             if h0 != NULL:
                 memcpy(w.h + (b.B + i) * O, h0 + row * O, O * sizeof(float))
+    if b.T == 1 and b.order == NULL and not q.r.blas:
+        args.x, args.ld_input = b.x, b.x_b
+        args.w = &q.x.m
+        args.w_candidate = NULL if q.x_candidate is None else &q.x_candidate.m
     first = 0
     while first < b.T:
         steps = min(w.steps, b.T - first)
-        project_input(q.x, b, w.packed, q.input_size, first, steps, w.xg)
-        if q.x_candidate is not None:
-            project_input(q.x_candidate, b, w.packed, q.input_size, first, steps, w.xg_candidate)
+        if args.x == NULL:
+            project_input(q.x, b, w.packed, q.input_size, first, steps, w.xg, backwards)
+            if q.x_candidate is not None:
+                project_input(q.x_candidate, b, w.packed, q.input_size, first, steps, w.xg_candidate, backwards)
         rows = 0
         for s in range(first, first + steps):
             if b.order != NULL:
@@ -274,7 +284,7 @@ cdef void run_direction(Cell q, Batch *b, Workspace *w, const float *h0, const f
                 h_new, ldo = b.y + (b.T - 1 - s if b.reverse else s) * b.y_t, b.y_b
             args.xg = w.xg + at * columns
             args.xg_candidate = w.xg_candidate + at * candidate_columns
-            q.run(&args, h, ldh, h_new, ldo, w.hr, w.unprojected)
+            q.run(&args, h, ldh, h_new, ldo, w.hr, w.unprojected, (s & 1) ^ backwards)
             if b.order == NULL:
                 h, ldh = h_new, ldo
                 continue

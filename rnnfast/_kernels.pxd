@@ -25,11 +25,19 @@ cdef extern from "kernels.h" nogil:
         float clip
         int input_forget, fused
 
+    ctypedef struct panels:
+        Py_ssize_t first, last
+        bint backwards
+
     ctypedef struct step:
         const float *xg
         Py_ssize_t ldx
         const float *xg_candidate
         Py_ssize_t ldx_candidate
+        const float *x
+        Py_ssize_t ld_input
+        const matrix *w
+        const matrix *w_candidate
         const float *hr
         const float *h
         Py_ssize_t ldh
@@ -39,10 +47,12 @@ cdef extern from "kernels.h" nogil:
         float *z
         float *rh
         Py_ssize_t rows
+        panels part
 
     ctypedef struct kernels:
         const char *name
-        void (*matmul)(const matrix *, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
+                       Py_ssize_t) noexcept nogil
         void (*cell_step)(const cell *, const step *) noexcept nogil
         void (*gru_gates)(const cell *, const step *) noexcept nogil
         void (*gru_output)(const cell *, const step *, const float *, Py_ssize_t) noexcept nogil
@@ -67,13 +77,18 @@ cdef class Matrix:
     cdef Buffer weight, bias
     cdef bint blas
     cdef readonly Py_ssize_t K, N
-    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
-                      Py_ssize_t n) noexcept nogil
+    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows, Py_ssize_t n,
+                      bint backwards) noexcept nogil
 
 cdef object readable(a)
 
 cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
     return (units + BLOCK - 1) // BLOCK
+
+cdef inline panels all_panels(const matrix *m, bint backwards) noexcept nogil:
+    cdef panels part
+    part.first, part.last, part.backwards = 0, (m.blocks + m.panel - 1) // m.panel, backwards
+    return part
 
 cdef inline bint is_float32(a) noexcept:
     """Whether `a` is an ndarray of native, aligned float32."""

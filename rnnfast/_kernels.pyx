@@ -176,12 +176,12 @@ cdef class Matrix:
         """Bytes that the packed form takes."""
         return 4 * (self.weight.size + self.bias.size)
 
-    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
-                      Py_ssize_t n) noexcept nogil:
+    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows, Py_ssize_t n,
+                      bint backwards) noexcept nogil:
         """c[rows, n] = bias + a[rows, K] . w, n columns in packed order; GIL-free, mode set by the caller"""
         cdef Py_ssize_t i
         if not self.blas:
-            active.matmul(&self.m, a, lda, c, ldc, rows, n)
+            active.matmul(&self.m, all_panels(&self.m, backwards), a, lda, c, ldc, rows, n)
             return
         for i in range(rows):
             memcpy(c + i * ldc, self.m.bias, n * sizeof(float))
@@ -216,7 +216,7 @@ cdef class Matrix:
                 mode = active.flush_denormals()
                 while done < rows:
                     part = min(rows - done, 1 << 20)   # BLAS counts in int
-                    self.product(source + done * lda, lda, target + done * self.N, self.N, part, self.N)
+                    self.product(source + done * lda, lda, target + done * self.N, self.N, part, self.N, False)
                     done += part
                 active.restore_mode(mode)
         return out

@@ -24,36 +24,41 @@ INLINE vf gate(const cell *q, const int fused, const int which, const int kind, 
     return activate(q->act[which].kind, q->act[which].alpha, q->act[which].beta, x);
 }
 
-/* pre[m, width]: input projection plus the product of h with one panel of r */
-INLINE void preactivate(const matrix *r, const step *s, const float *xg, ptrdiff_t ldx, ptrdiff_t block,
-                        ptrdiff_t width, ptrdiff_t row, ptrdiff_t m, float *pre)
+/* The input's part of a tile: where it stands if it was projected for many steps at once, else computed here. */
+INLINE const float *input_tile(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t *ldx,
+                               float *buffer)
 {
-    const ptrdiff_t ldw = width * VL;
-    xg += row * ldx + block * VL;
-    if (s->hr) {
-        const float *hr = s->hr + row * r->blocks * VL + block * VL;
-        for (ptrdiff_t i = 0; i < m; i++)
-            for (ptrdiff_t j = 0; j < ldw; j += VL)
-                v_store(pre + i * ldw + j, v_add(v_load(xg + i * ldx + j), v_load(hr + i * r->blocks * VL + j)));
-        return;
-    }
-    panel_rows(m, width, s->h + row * s->ldh, s->ldh, r->w + block * VL * r->k, r->k, xg, ldx, pre, ldw);
+    if (!s->x)
+        return xg + t->row * *ldx + t->block * VL;
+    tiles of_w = *t;
+    of_w.w = w;
+    multiply_tile(&of_w, s->x + t->row * s->ld_input, s->ld_input, w->bias + t->block * VL, 0, buffer, t->ldw);
+    *ldx = t->ldw;
+    return buffer;
 }
 
-/* For every tile of every panel: `row`, `m` rows, `block`, `width` blocks of pre-activations, `ldw` apart */
-#define EACH_TILE(r, s)                                                                                              \
-    for (ptrdiff_t block = 0; block < (r)->blocks; block += (r)->panel)                                              \
-        for (ptrdiff_t width = (r)->blocks - block < (r)->panel ? (r)->blocks - block : (r)->panel,                  \
-             height = panel_height(width), ldw = width * VL, row = 0, m;                                             \
-             m = (s)->rows - row < height ? (s)->rows - row : height, m > 0; row += height)
+/* pre[m, ldw] = init plus the product of h with the panels of r, which BLAS may have computed before */
+INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdiff_t ldi, float *pre)
+{
+    if (!s->hr) {
+        multiply_tile(t, s->h + t->row * s->ldh, s->ldh, init, ldi, pre, t->ldw);
+        return;
+    }
+    const float *hr = s->hr + t->row * t->w->blocks * VL + t->block * VL;
+    for (ptrdiff_t i = 0; i < t->m; i++)
+        for (ptrdiff_t j = 0; j < t->ldw; j += VL)
+            v_store(pre + i * t->ldw + j, v_add(v_load(init + i * ldi + j), v_load(hr + i * t->w->blocks * VL + j)));
+}
 
-/* Within a tile, for every row and every block of units: `i`, `unit` (the first), `lanes` that exist, `at` in pre,
- * gates `stride` apart */
-#define EACH_BLOCK(r, gates, H)                                                                                      \
-    for (ptrdiff_t i = 0, stride = ldw / (gates); i < m; i++)                                                        \
-        for (ptrdiff_t u = 0, unit, lanes, at; u < stride &&                                                         \
-             (unit = block / (gates) * VL + u, lanes = (H) - unit < VL ? (H) - unit : VL, at = i * ldw + u, 1);      \
-             u += VL)
+/* Within a tile, for every panel, row and block of units: row `i`, `unit` (the first), `lanes` that exist, `at` in
+ * pre, gates `stride` apart */
+#define EACH_BLOCK(t, gates, H)                                                                                      \
+    for (ptrdiff_t p = 0, stride = (gates) > 2 ? VL : (t).width * VL / (gates); p < (t).count; p++)                   \
+        for (ptrdiff_t i = 0; i < (t).m; i++)                                                                        \
+            for (ptrdiff_t u = 0, unit, lanes, at; u < stride &&                                                     \
+                 (unit = (t).block / (gates) * VL + p * stride + u, lanes = (H) - unit < VL ? (H) - unit : VL,       \
+                  at = i * (t).ldw + p * (t).width * VL + u, 1);                                                     \
+                 u += VL)
 
 INLINE void store_lanes(float *p, vf x, ptrdiff_t lanes)
 {
@@ -70,39 +75,43 @@ INLINE vf load_lanes(const float *p, ptrdiff_t lanes)
 
 INLINE void rnn_step(const cell *q, const step *s, const int fused, const int kind)
 {
-    float pre[MAX_ROWS * MAX_PANEL * VL];
-    EACH_TILE(&q->r, s) {
-        preactivate(&q->r, s, s->xg, s->ldx, block, width, row, m, pre);
-        EACH_BLOCK(&q->r, 1, q->hidden_size)
-            store_lanes(s->h_out + (row + i) * s->ldo + unit, gate(q, fused, 0, kind, v_load(pre + at)), lanes);
+    float buffer[MAX_TILE], pre[MAX_TILE];
+    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+        ptrdiff_t ldx = s->ldx;
+        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
+        preactivate(&t, s, xg, ldx, pre);
+        EACH_BLOCK(t, 1, q->hidden_size)
+            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, gate(q, fused, 0, kind, v_load(pre + at)), lanes);
     }
 }
 
 INLINE void lstm_step(const cell *q, const step *s, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
-    const float *p = fused ? NULL : q->peephole;
-    float pre[MAX_ROWS * MAX_PANEL * VL];
-    EACH_TILE(&q->r, s) {
-        preactivate(&q->r, s, s->xg, s->ldx, block, width, row, m, pre);
-        EACH_BLOCK(&q->r, 4, q->hidden_size) {
-            float *c = s->c + (row + i) * padded + unit;
+    const float *peephole = fused ? NULL : q->peephole;
+    float buffer[MAX_TILE], pre[MAX_TILE];
+    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+        ptrdiff_t ldx = s->ldx;
+        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
+        preactivate(&t, s, xg, ldx, pre);
+        EACH_BLOCK(t, 4, q->hidden_size) {
+            float *c = s->c + (t.row + i) * padded + unit;
             const vf c_prev = v_load(c);
             vf in = v_load(pre + at), out = v_load(pre + at + stride), forget = v_load(pre + at + 2 * stride);
-            if (p) {
-                in = v_fma(v_load(p + unit), c_prev, in);
-                forget = v_fma(v_load(p + 2 * padded + unit), c_prev, forget);
+            if (peephole) {
+                in = v_fma(v_load(peephole + unit), c_prev, in);
+                forget = v_fma(v_load(peephole + 2 * padded + unit), c_prev, forget);
             }
             in = gate(q, fused, 0, ACT_SIGMOID, in);
             forget = !fused && q->input_forget ? v_sub(v_set1(1.0f), in) : gate(q, fused, 0, ACT_SIGMOID, forget);
             const vf candidate = gate(q, fused, 1, ACT_TANH, v_load(pre + at + 3 * stride));
             const vf c_new = v_fma(forget, c_prev, v_mul(in, candidate));
-            if (p)
-                out = v_fma(v_load(p + padded + unit), c_new, out);
+            if (peephole)
+                out = v_fma(v_load(peephole + padded + unit), c_new, out);
             out = gate(q, fused, 0, ACT_SIGMOID, out);
             const vf squashed = fused ? v_tanh(c_new) : activate(q->act[2].kind, q->act[2].alpha, q->act[2].beta, c_new);
             v_store(c, c_new);
-            store_lanes(s->h_out + (row + i) * s->ldo + unit, v_mul(out, squashed), lanes);
+            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, v_mul(out, squashed), lanes);
         }
     }
 }
@@ -116,31 +125,24 @@ INLINE vf interpolate(vf z, vf n, vf h)
 /* linear_before_reset = 1: the candidate's recurrent product starts from its own bias, apart from the input's */
 INLINE void gru_step(const cell *q, const step *s, const int fused)
 {
-    float pre[MAX_ROWS * MAX_PANEL * VL];
-    EACH_TILE(&q->r, s) {
-        const float *xg = s->xg + row * s->ldx + block * VL;
-        const vf rb = v_load(q->candidate_bias + block / 3 * VL);
-        if (s->hr) {
-            preactivate(&q->r, s, s->xg, s->ldx, block, width, row, m, pre);
-            for (ptrdiff_t i = 0; i < m; i++) {
-                const float *hr = s->hr + (row + i) * q->r.blocks * VL + (block + 2) * VL;
-                v_store(pre + i * ldw + 2 * VL, v_add(rb, v_load(hr)));
-            }
-        } else {
-            for (ptrdiff_t i = 0; i < m; i++) {
-                v_store(pre + i * ldw, v_load(xg + i * s->ldx));
-                v_store(pre + i * ldw + VL, v_load(xg + i * s->ldx + VL));
-                v_store(pre + i * ldw + 2 * VL, rb);
-            }
-            panel_rows(m, width, s->h + row * s->ldh, s->ldh, q->r.w + block * VL * q->r.k, q->r.k, pre, ldw, pre, ldw);
+    float buffer[MAX_TILE], pre[MAX_TILE];
+    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+        ptrdiff_t ldx = s->ldx;
+        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
+        EACH_BLOCK(t, 3, q->hidden_size) {
+            const float *x = xg + i * ldx + (at - i * t.ldw);
+            v_store(pre + at, v_load(x));
+            v_store(pre + at + stride, v_load(x + stride));
+            v_store(pre + at + 2 * stride, v_load(q->candidate_bias + unit));
         }
-        EACH_BLOCK(&q->r, 3, q->hidden_size) {
+        preactivate(&t, s, pre, t.ldw, pre);
+        EACH_BLOCK(t, 3, q->hidden_size) {
             const vf z = gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at));
             const vf r = gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at + stride));
-            const vf x = v_load(xg + i * s->ldx + 2 * VL);
+            const vf x = v_load(xg + i * ldx + (at - i * t.ldw) + 2 * stride);
             const vf n = gate(q, fused, 1, ACT_TANH, v_fma(r, v_load(pre + at + 2 * stride), x));
-            const vf h = load_lanes(s->h + (row + i) * s->ldh + unit, lanes);
-            store_lanes(s->h_out + (row + i) * s->ldo + unit, interpolate(z, n, h), lanes);
+            const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
+            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(z, n, h), lanes);
         }
     }
 }
@@ -148,12 +150,14 @@ INLINE void gru_step(const cell *q, const step *s, const int fused)
 INLINE void gru_gates(const cell *q, const step *s, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 2 * VL;
-    float pre[MAX_ROWS * MAX_PANEL * VL];
-    EACH_TILE(&q->r, s) {
-        preactivate(&q->r, s, s->xg, s->ldx, block, width, row, m, pre);
-        EACH_BLOCK(&q->r, 2, q->hidden_size) {
-            const ptrdiff_t to = (row + i) * padded + unit;
-            const vf h = load_lanes(s->h + (row + i) * s->ldh + unit, lanes);
+    float buffer[MAX_TILE], pre[MAX_TILE];
+    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+        ptrdiff_t ldx = s->ldx;
+        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
+        preactivate(&t, s, xg, ldx, pre);
+        EACH_BLOCK(t, 2, q->hidden_size) {
+            const ptrdiff_t to = (t.row + i) * padded + unit;
+            const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
             v_store(s->z + to, gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at)));
             v_store(s->rh + to, v_mul(gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at + stride)), h));
         }
@@ -163,14 +167,16 @@ INLINE void gru_gates(const cell *q, const step *s, const int fused)
 INLINE void gru_output(const cell *q, const step *s, const float *h_prev, ptrdiff_t ldh_prev, const int fused)
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
-    float pre[MAX_ROWS * MAX_PANEL * VL];
-    EACH_TILE(&q->r_candidate, s) {
-        preactivate(&q->r_candidate, s, s->xg_candidate, s->ldx_candidate, block, width, row, m, pre);
-        EACH_BLOCK(&q->r_candidate, 1, q->hidden_size) {
+    float buffer[MAX_TILE], pre[MAX_TILE];
+    for (tiles t = tiles_of(&q->r_candidate, s->part, s->rows); next_tile(&t);) {
+        ptrdiff_t ldx = s->ldx_candidate;
+        const float *xg = input_tile(&t, s, s->w_candidate, s->xg_candidate, &ldx, buffer);
+        preactivate(&t, s, xg, ldx, pre);
+        EACH_BLOCK(t, 1, q->hidden_size) {
             const vf n = gate(q, fused, 1, ACT_TANH, v_load(pre + at));
-            const vf h = load_lanes(h_prev + (row + i) * ldh_prev + unit, lanes);
-            const vf z = v_load(s->z + (row + i) * padded + unit);
-            store_lanes(s->h_out + (row + i) * s->ldo + unit, interpolate(z, n, h), lanes);
+            const vf h = load_lanes(h_prev + (t.row + i) * ldh_prev + unit, lanes);
+            const vf z = v_load(s->z + (t.row + i) * padded + unit);
+            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(z, n, h), lanes);
         }
     }
 }

@@ -25,7 +25,7 @@ typedef struct {
  * yields every gate of these units. Missing units are zeros. */
 typedef struct {
     const float *w;
-    const float *bias;          /* [blocks * 16] in the same column order, or NULL: zeros */
+    const float *bias;          /* [blocks * 16] in the same column order */
     ptrdiff_t k, units, gates;
     ptrdiff_t blocks;           /* gates * ceil(units / 16) */
     ptrdiff_t panel;            /* blocks of a full panel: 3 for three gates, else 4 */
@@ -47,12 +47,22 @@ typedef struct {
     int fused;                  /* default activations, none of clip, peepholes and input_forget */
 } cell;
 
-/* One step of `rows` sequences. */
+/* Panels first <= p < last of a matrix, the last of them first if `backwards`: what was used last is then met first,
+ * while the inner cache still has it. */
+typedef struct {
+    ptrdiff_t first, last;
+    int backwards;
+} panels;
+
+/* One step of `rows` sequences, for some panels of units. */
 typedef struct {
     const float *xg;            /* [rows, 16 * r.blocks] input projections and biases, in the columns of r */
     ptrdiff_t ldx;
     const float *xg_candidate;  /* CELL_GRU_RESET_FIRST: [rows, 16 * r_candidate.blocks] */
     ptrdiff_t ldx_candidate;
+    const float *x;             /* or NULL: [rows, w->k], projected here by these, instead of the two above */
+    ptrdiff_t ld_input;
+    const matrix *w, *w_candidate;
     const float *hr;            /* recurrent products computed elsewhere (BLAS), same columns as xg, or NULL */
     const float *h;             /* [rows, r.k] previous output */
     ptrdiff_t ldh;
@@ -61,12 +71,14 @@ typedef struct {
     ptrdiff_t ldo;
     float *z, *rh;              /* CELL_GRU_RESET_FIRST: [rows, ceil16(H)] scratch, written by gru_gates */
     ptrdiff_t rows;
+    panels part;                /* of r; in gru_output of r_candidate */
 } step;
 
 typedef struct {
     const char *name;
     /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
-    void (*matmul)(const matrix *w, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n);
+    void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows,
+                   ptrdiff_t n);
     /* RNN, LSTM, and GRU with linear_before_reset: the whole step */
     void (*cell_step)(const cell *q, const step *s);
     /* GRU without linear_before_reset: z and r * h; then, with s->h the r * h of the first and h_prev the h

@@ -11,19 +11,26 @@
 
 #define MAX_ROWS 8              /* most rows of a tile on any instruction set */
 #define MAX_PANEL 4             /* most blocks of a panel */
+#define MAX_TILE (MAX_ROWS * MAX_PANEL * VL)
 
 /* Rows of a tile of W blocks: accumulators, W loads and a broadcast fit the registers (32 of one block on AVX-512, 16
  * of half a block on AVX2). SPLIT_PANEL: several rows take a panel of four blocks in two halves, one row takes it
- * whole. Without vector registers tall tiles gain nothing. */
+ * whole. ROW_PANELS: one row takes so many panels at once, since the accumulators of one do not cover the latency of
+ * an fma (4 cycles, 2 begun in each). Without vector registers tall tiles gain nothing. */
 #if defined(__AVX512F__)
 #define TILE_ROWS(W) ((W) == 4 ? 6 : 8)
 #define SPLIT_PANEL 0
+#ifndef ROW_PANELS
+#define ROW_PANELS 3
+#endif
 #elif defined(__AVX2__)
 #define TILE_ROWS(W) ((W) == 1 ? 6 : (W) == 3 ? 2 : 3)
 #define SPLIT_PANEL 1
+#define ROW_PANELS 1
 #else
 #define TILE_ROWS(W) 1
 #define SPLIT_PANEL 0
+#define ROW_PANELS 1
 #endif
 
 /* c[M, W] = init[M, W] + a[M, k] . w[k, W]; init may be c. ldw = blocks of the panel that w is in, times 16. */
@@ -67,7 +74,43 @@ INLINE void tile_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda
 #undef ROWS
 }
 
-/* The same for a whole panel of any width */
+/* One row and P panels that lie behind each other */
+INLINE void tile_row(const int P, const int W, const float *a, const float *w, ptrdiff_t k, const float *init, float *c)
+{
+    vf acc[ROW_PANELS][MAX_PANEL];
+    const ptrdiff_t ldp = k * W * VL;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+        for (int j = 0; j < W; j++)
+            acc[p][j] = v_load(init + (p * W + j) * VL);
+    for (ptrdiff_t i = 0; i < k; i++, w += W * VL) {
+        const vf x = v_set1(a[i]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+            for (int j = 0; j < W; j++)
+                acc[p][j] = v_fma(x, v_load(w + p * ldp + j * VL), acc[p][j]);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+        for (int j = 0; j < W; j++)
+            v_store(c + (p * W + j) * VL, acc[p][j]);
+}
+
+/* The same for 2 <= count <= ROW_PANELS */
+static void row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const float *w, ptrdiff_t k, const float *init,
+                       float *c)
+{
+#define PANELS(P, W) case (P) * 8 + (W): if ((P) <= ROW_PANELS) tile_row(P, W, a, w, k, init, c); break;
+    switch (count * 8 + width) {
+    PANELS(2, 3) PANELS(2, 4) PANELS(3, 3) PANELS(3, 4) PANELS(4, 3) PANELS(4, 4)
+    }
+#undef PANELS
+}
+
+/* A tile of any height and width */
 static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const float *w, ptrdiff_t k,
                        const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc)
 {
@@ -91,28 +134,79 @@ INLINE ptrdiff_t panel_height(ptrdiff_t width)
     return width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3) : TILE_ROWS(4);
 }
 
-static void matmul_kernel(const matrix *w, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows,
-                          ptrdiff_t n)
+/* How the outputs of some panels of a matrix are cut into tiles: every panel into tiles of about the same height; one
+ * row takes several full panels together. `while (next_tile(&t))` goes through them. */
+typedef struct {
+    const matrix *w;
+    panels part;
+    ptrdiff_t all, done, left;  /* rows of every panel; panels before the current ones; tiles before the next panel */
+    ptrdiff_t block, width, ldw;/* the first block of the panel, the blocks of one, the floats of a row of all of them */
+    ptrdiff_t count;            /* panels of the tile, more than one only where there is one row */
+    ptrdiff_t row, m;
+} tiles;
+
+INLINE tiles tiles_of(const matrix *w, panels part, ptrdiff_t rows)
 {
-    static const float zeros[MAX_PANEL * VL];
-    float edge[MAX_ROWS * MAX_PANEL * VL];
-    for (ptrdiff_t block = 0; block * VL < n; block += w->panel) {
-        const ptrdiff_t width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
-        const ptrdiff_t height = panel_height(width), ldw = width * VL;
-        const ptrdiff_t columns = n - block * VL < ldw ? n - block * VL : ldw;
-        const float *panel = w->w + block * VL * w->k;
-        const float *bias = w->bias ? w->bias + block * VL : zeros;
-        for (ptrdiff_t row = 0; row < rows; row += height) {
-            const ptrdiff_t m = rows - row < height ? rows - row : height;
-            float *out = c + row * ldc + block * VL;
-            if (columns == ldw) {
-                panel_rows(m, width, a + row * lda, lda, panel, w->k, bias, 0, out, ldc);
-                continue;
+    return (tiles){ .w = w, .part = part, .all = rows };
+}
+
+INLINE int next_tile(tiles *t)
+{
+    const ptrdiff_t left = t->part.last - t->part.first - t->done - t->count;
+    t->row += t->m;
+    if (t->left == 0) {
+        if (left <= 0 || t->all == 0)
+            return 0;
+        const ptrdiff_t full = t->w->blocks / t->w->panel;
+        t->done += t->count;
+        ptrdiff_t p = t->part.backwards ? t->part.last - 1 - t->done : t->part.first + t->done;
+        t->count = 1;
+        t->width = t->w->blocks - p * t->w->panel;
+        if (t->width >= t->w->panel) {
+            t->width = t->w->panel;
+            if (ROW_PANELS > 1 && t->all == 1) {
+                ptrdiff_t run = t->part.backwards || t->part.last <= full ? left : full - p;
+                t->count = run == 4 ? 2 : run < ROW_PANELS ? run : ROW_PANELS;
+                if (t->part.backwards)
+                    p -= t->count - 1;
             }
-            panel_rows(m, width, a + row * lda, lda, panel, w->k, bias, 0, edge, ldw);
-            for (ptrdiff_t i = 0; i < m; i++)
-                memcpy(out + i * ldc, edge + i * ldw, (size_t)columns * sizeof(float));
         }
+        t->block = p * t->w->panel;
+        t->ldw = t->count * t->width * VL;
+        t->row = 0;
+        t->left = (t->all + panel_height(t->width) - 1) / panel_height(t->width);
+    }
+    t->m = t->left == 1 ? t->all - t->row : (t->all - t->row + t->left - 1) / t->left;
+    t->left--;
+    return 1;
+}
+
+/* c = init + a . w for one tile; init and c begin at the tile, a at its first row */
+INLINE void multiply_tile(const tiles *t, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi, float *c,
+                          ptrdiff_t ldc)
+{
+    const float *w = t->w->w + t->block * VL * t->w->k;
+    if (ROW_PANELS > 1 && t->count > 1)
+        row_panels(t->count, t->width, a, w, t->w->k, init, c);
+    else
+        panel_rows(t->m, t->width, a, lda, w, t->w->k, init, ldi, c, ldc);
+}
+
+static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
+                          ptrdiff_t rows, ptrdiff_t n)
+{
+    float edge[MAX_TILE];
+    for (tiles t = tiles_of(w, part, rows); next_tile(&t);) {
+        const ptrdiff_t columns = n - t.block * VL < t.ldw ? n - t.block * VL : t.ldw;
+        const float *bias = w->bias + t.block * VL;
+        float *out = c + t.row * ldc + t.block * VL;
+        if (columns == t.ldw) {
+            multiply_tile(&t, a + t.row * lda, lda, bias, 0, out, ldc);
+            continue;
+        }
+        multiply_tile(&t, a + t.row * lda, lda, bias, 0, edge, t.ldw);
+        for (ptrdiff_t i = 0; i < t.m; i++)
+            memcpy(out + i * ldc, edge + i * t.ldw, (size_t)columns * sizeof(float));
     }
 }
 
