@@ -15,12 +15,9 @@
 #include "activations.h"
 #include "matmul.h"
 
-INLINE vf gate(const cell *q, const int fused, const int which, const int kind, vf x)
+INLINE vf gate(const cell *q, const int which, vf x)
 {
-    if (fused)
-        return activate(kind, 0.0f, 0.0f, x);
-    const vf clip = v_set1(q->clip), low = v_set1(-q->clip);
-    x = v_min(clip, v_max(low, x));
+    x = v_min(v_set1(q->clip), v_max(v_set1(-q->clip), x));
     return activate(q->act[which].kind, q->act[which].alpha, q->act[which].beta, x);
 }
 
@@ -80,39 +77,69 @@ INLINE void rnn_step(const cell *q, const step *s, const int fused, const int ki
         ptrdiff_t ldx = s->ldx;
         const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
-        EACH_BLOCK(t, 1, q->hidden_size)
-            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, gate(q, fused, 0, kind, v_load(pre + at)), lanes);
+        EACH_BLOCK(t, 1, q->hidden_size) {
+            const vf x = v_load(pre + at);
+            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, fused ? activate(kind, 0, 0, x) : gate(q, 0, x), lanes);
+        }
+    }
+}
+
+/* The default gates of a tile, in two passes: each is a short chain of operations for every block, so that several
+ * blocks overlap. A division takes as long as eight multiply-adds: one gives i g and f, one h'. */
+INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, float *pre)
+{
+    EACH_BLOCK(*t, 4, q->hidden_size) {
+        float *c = s->c + (t->row + i) * padded + unit;
+        vf below_g;
+        const vf below_i = v_sigmoid_below(v_load(pre + at)), below_f = v_sigmoid_below(v_load(pre + at + 2 * stride));
+        const vf above_g = v_tanh_above(v_load(pre + at + 3 * stride), &below_g), below_ig = v_mul(below_i, below_g);
+        const vf inverse = v_div(v_set1(1.0f), v_mul(below_ig, below_f));
+        v_store(c, v_fma(v_mul(inverse, below_ig), v_load(c), v_mul(inverse, v_mul(below_f, above_g))));
+    }
+    EACH_BLOCK(*t, 4, q->hidden_size) {
+        vf below_c;
+        const vf below_o = v_sigmoid_below(v_load(pre + at + stride));
+        const vf above_c = v_tanh_above(v_load(s->c + (t->row + i) * padded + unit), &below_c);
+        store_lanes(s->h_out + (t->row + i) * s->ldo + unit, v_div(above_c, v_mul(below_o, below_c)), lanes);
+    }
+}
+
+INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, const float *pre)
+{
+    const float *peephole = q->peephole;
+    EACH_BLOCK(*t, 4, q->hidden_size) {
+        float *c = s->c + (t->row + i) * padded + unit;
+        const vf c_prev = v_load(c);
+        vf in = v_load(pre + at), out = v_load(pre + at + stride), forget = v_load(pre + at + 2 * stride);
+        if (peephole) {
+            in = v_fma(v_load(peephole + unit), c_prev, in);
+            forget = v_fma(v_load(peephole + 2 * padded + unit), c_prev, forget);
+        }
+        in = gate(q, 0, in);
+        forget = q->input_forget ? v_sub(v_set1(1.0f), in) : gate(q, 0, forget);
+        const vf candidate = gate(q, 1, v_load(pre + at + 3 * stride));
+        const vf c_new = v_fma(forget, c_prev, v_mul(in, candidate));
+        if (peephole)
+            out = v_fma(v_load(peephole + padded + unit), c_new, out);
+        out = gate(q, 0, out);
+        v_store(c, c_new);
+        const vf squashed = activate(q->act[2].kind, q->act[2].alpha, q->act[2].beta, c_new);
+        store_lanes(s->h_out + (t->row + i) * s->ldo + unit, v_mul(out, squashed), lanes);
     }
 }
 
 INLINE void lstm_step(const cell *q, const step *s, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
-    const float *peephole = fused ? NULL : q->peephole;
     float buffer[MAX_TILE], pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
         const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
-        EACH_BLOCK(t, 4, q->hidden_size) {
-            float *c = s->c + (t.row + i) * padded + unit;
-            const vf c_prev = v_load(c);
-            vf in = v_load(pre + at), out = v_load(pre + at + stride), forget = v_load(pre + at + 2 * stride);
-            if (peephole) {
-                in = v_fma(v_load(peephole + unit), c_prev, in);
-                forget = v_fma(v_load(peephole + 2 * padded + unit), c_prev, forget);
-            }
-            in = gate(q, fused, 0, ACT_SIGMOID, in);
-            forget = !fused && q->input_forget ? v_sub(v_set1(1.0f), in) : gate(q, fused, 0, ACT_SIGMOID, forget);
-            const vf candidate = gate(q, fused, 1, ACT_TANH, v_load(pre + at + 3 * stride));
-            const vf c_new = v_fma(forget, c_prev, v_mul(in, candidate));
-            if (peephole)
-                out = v_fma(v_load(peephole + padded + unit), c_new, out);
-            out = gate(q, fused, 0, ACT_SIGMOID, out);
-            const vf squashed = fused ? v_tanh(c_new) : activate(q->act[2].kind, q->act[2].alpha, q->act[2].beta, c_new);
-            v_store(c, c_new);
-            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, v_mul(out, squashed), lanes);
-        }
+        if (fused)
+            lstm_default_gates(q, s, &t, padded, pre);
+        else
+            lstm_gates(q, s, &t, padded, pre);
     }
 }
 
@@ -137,12 +164,25 @@ INLINE void gru_step(const cell *q, const step *s, const int fused)
         }
         preactivate(&t, s, pre, t.ldw, pre);
         EACH_BLOCK(t, 3, q->hidden_size) {
-            const vf z = gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at));
-            const vf r = gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at + stride));
+            vf z = v_load(pre + at), r = v_load(pre + at + stride);
+            if (fused) {
+                const vf below_z = v_sigmoid_below(z), below_r = v_sigmoid_below(r);
+                const vf inverse = v_div(v_set1(1.0f), v_mul(below_z, below_r));
+                z = v_mul(inverse, below_r);
+                r = v_mul(inverse, below_z);
+            } else {
+                z = gate(q, 0, z);
+                r = gate(q, 0, r);
+            }
             const vf x = v_load(xg + i * ldx + (at - i * t.ldw) + 2 * stride);
-            const vf n = gate(q, fused, 1, ACT_TANH, v_fma(r, v_load(pre + at + 2 * stride), x));
+            v_store(pre + at, z);
+            v_store(pre + at + 2 * stride, v_fma(r, v_load(pre + at + 2 * stride), x));
+        }
+        EACH_BLOCK(t, 3, q->hidden_size) {
+            vf n = v_load(pre + at + 2 * stride);
+            n = fused ? v_tanh(n) : gate(q, 1, n);
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
-            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(z, n, h), lanes);
+            store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(v_load(pre + at), n, h), lanes);
         }
     }
 }
@@ -158,8 +198,9 @@ INLINE void gru_gates(const cell *q, const step *s, const int fused)
         EACH_BLOCK(t, 2, q->hidden_size) {
             const ptrdiff_t to = (t.row + i) * padded + unit;
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
-            v_store(s->z + to, gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at)));
-            v_store(s->rh + to, v_mul(gate(q, fused, 0, ACT_SIGMOID, v_load(pre + at + stride)), h));
+            const vf z = v_load(pre + at), r = v_load(pre + at + stride);
+            v_store(s->z + to, fused ? v_sigmoid(z) : gate(q, 0, z));
+            v_store(s->rh + to, v_mul(fused ? v_sigmoid(r) : gate(q, 0, r), h));
         }
     }
 }
@@ -173,7 +214,8 @@ INLINE void gru_output(const cell *q, const step *s, const float *h_prev, ptrdif
         const float *xg = input_tile(&t, s, s->w_candidate, s->xg_candidate, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
-            const vf n = gate(q, fused, 1, ACT_TANH, v_load(pre + at));
+            vf n = v_load(pre + at);
+            n = fused ? v_tanh(n) : gate(q, 1, n);
             const vf h = load_lanes(h_prev + (t.row + i) * ldh_prev + unit, lanes);
             const vf z = v_load(s->z + (t.row + i) * padded + unit);
             store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(z, n, h), lanes);

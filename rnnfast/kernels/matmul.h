@@ -9,7 +9,7 @@
 #include "kernels.h"
 #include "vec.h"
 
-#define MAX_ROWS 8              /* most rows of a tile on any instruction set */
+#define MAX_ROWS 14             /* most rows of a tile on any instruction set */
 #define MAX_PANEL 4             /* most blocks of a panel */
 #define MAX_TILE (MAX_ROWS * MAX_PANEL * VL)
 
@@ -18,18 +18,18 @@
  * whole. ROW_PANELS: one row takes so many panels at once, since the accumulators of one do not cover the latency of
  * an fma (4 cycles, 2 begun in each). Without vector registers tall tiles gain nothing. */
 #if defined(__AVX512F__)
-#define TILE_ROWS(W) ((W) == 4 ? 6 : 8)
-#define SPLIT_PANEL 0
+#define TILE_ROWS(W) ((W) == 4 ? 6 : (W) == 3 ? 8 : 14)
+#define SPLIT_PANEL(rows) ((rows) > TILE_ROWS(4))
 #ifndef ROW_PANELS
 #define ROW_PANELS 3
 #endif
 #elif defined(__AVX2__)
 #define TILE_ROWS(W) ((W) == 1 ? 6 : (W) == 3 ? 2 : 3)
-#define SPLIT_PANEL 1
+#define SPLIT_PANEL(rows) ((rows) > 1)
 #define ROW_PANELS 1
 #else
 #define TILE_ROWS(W) 1
-#define SPLIT_PANEL 0
+#define SPLIT_PANEL(rows) 0
 #define ROW_PANELS 1
 #endif
 
@@ -38,7 +38,7 @@ INLINE void tile(const int M, const int W, const float *a, ptrdiff_t lda, const 
                  const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc)
 {
     vf acc[MAX_ROWS][MAX_PANEL];
-#pragma GCC unroll 8
+#pragma GCC unroll 14
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
@@ -48,7 +48,7 @@ INLINE void tile(const int M, const int W, const float *a, ptrdiff_t lda, const 
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
             b[j] = v_load(w + j * VL);
-#pragma GCC unroll 8
+#pragma GCC unroll 14
         for (int m = 0; m < M; m++) {
             const vf x = v_set1(a[m * lda + i]);
 #pragma GCC unroll 4
@@ -56,7 +56,7 @@ INLINE void tile(const int M, const int W, const float *a, ptrdiff_t lda, const 
                 acc[m][j] = v_fma(x, b[j], acc[m][j]);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 14
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
@@ -69,7 +69,7 @@ INLINE void tile_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda
 {
 #define ROWS(M) case M: if ((M) <= TILE_ROWS(W)) tile(M, W, a, lda, w, ldw, k, init, ldi, c, ldc); break;
     switch (rows) {
-    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14)
     }
 #undef ROWS
 }
@@ -120,7 +120,7 @@ static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_
     case 2: tile_rows(rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc); break;
     case 3: tile_rows(rows, 3, a, lda, w, ldw, k, init, ldi, c, ldc); break;
     case 4:
-        if (SPLIT_PANEL && rows > 1) {
+        if (SPLIT_PANEL(rows)) {
             tile_rows(rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc);
             tile_rows(rows, 2, a, lda, w + 2 * VL, ldw, k, init + 2 * VL, ldi, c + 2 * VL, ldc);
         } else {
@@ -129,9 +129,13 @@ static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_
     }
 }
 
-INLINE ptrdiff_t panel_height(ptrdiff_t width)
+/* Into how many tiles so many rows are cut. Up to TILE_ROWS(2) rows take even a panel of four blocks at once, in two
+ * halves, so that its weights are read once; for more rows the inner cache has them by then. */
+INLINE ptrdiff_t tiles_of_panel(ptrdiff_t width, ptrdiff_t rows)
 {
-    return width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3) : TILE_ROWS(4);
+    const ptrdiff_t height = width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3)
+                             : SPLIT_PANEL(rows) && rows <= TILE_ROWS(2) ? TILE_ROWS(2) : TILE_ROWS(4);
+    return (rows + height - 1) / height;
 }
 
 /* How the outputs of some panels of a matrix are cut into tiles: every panel into tiles of about the same height; one
@@ -174,7 +178,7 @@ INLINE int next_tile(tiles *t)
         t->block = p * t->w->panel;
         t->ldw = t->count * t->width * VL;
         t->row = 0;
-        t->left = (t->all + panel_height(t->width) - 1) / panel_height(t->width);
+        t->left = tiles_of_panel(t->width, t->all);
     }
     t->m = t->left == 1 ? t->all - t->row : (t->all - t->row + t->left - 1) / t->left;
     t->left--;

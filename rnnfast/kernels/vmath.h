@@ -102,14 +102,31 @@ INLINE vf v_sigmoid(vf x)
     return v_div(one, v_fnma(s, m, v_add(one, s)));
 }
 
-/* (1 - e) / (1 + e) for e = e^(-2|x|) = 2^n - 2^(n + 1) m; 1 from 9.011 on. 2.0 ULP */
-INLINE vf v_tanh(vf x)
+/* 1 + e^-x, the denominator of a sigmoid; below -43 as at -43, where the sigmoid is 2^-62, so that the product of two
+ * and of that of a tanh does not overflow. 2 ULP */
+INLINE vf v_sigmoid_below(vf x)
+{
+    vf t;
+    const vf m = v_reduce_exp(v_clamp(x, -43.0f, 43.0f), -1.0f, 0, 0, &t), s = v_pow2(t);
+    return v_fnma(s, m, v_add(v_set1(1.0f), s));
+}
+
+/* 1 - e with the sign of x, and 1 + e, for e = e^(-2|x|) = 2^n - 2^(n + 1) m: their quotient is tanh */
+INLINE vf v_tanh_above(vf x, vf *below)
 {
     vf t;
     const vf m = v_reduce_exp(v_min(v_set1(9.1f), v_abs(x)), -2.0f, 1, 0, &t);
     const vf s = v_pow2(t), one = v_set1(1.0f), half = v_set1(0.5f);
-    const vf y = v_div(v_fma(s, m, v_fnma(s, half, one)), v_fnma(s, m, v_fma(s, half, one)));
-    return v_or(y, v_sign(x));
+    *below = v_fnma(s, m, v_fma(s, half, one));
+    return v_or(v_fma(s, m, v_fnma(s, half, one)), v_sign(x));
+}
+
+/* 1 from 9.011 on. 2.0 ULP */
+INLINE vf v_tanh(vf x)
+{
+    vf below;
+    const vf above = v_tanh_above(x, &below);
+    return v_div(above, below);
 }
 
 /* 1 - e^g with g = log(erfc(|x|)) = y + y q(y), y = -|x|; 1 from 3.92 on. 1.95 ULP */
