@@ -170,6 +170,9 @@ INLINE unsigned v_flush_denormals(void) { return 0; }
 INLINE void v_restore_mode(unsigned mode) { (void)mode; }
 #endif
 
+/* Asks for the cache line at p, any address, to come to the second-level cache */
+INLINE void v_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
+
 INLINE vf v_zero(void) { return v_set1(0.0f); }
 INLINE vf v_abs(vf x) { return v_and_bits(x, 0x7fffffffu); }
 INLINE vf v_sign(vf x) { return v_and_bits(x, 0x80000000u); }                     /* the sign bit alone */
