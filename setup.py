@@ -41,7 +41,8 @@ setup(
     cmdclass={"build_ext": BuildKernels},
     ext_modules=cythonize(
         [
-            Extension("rnnfast._kernels", ["rnnfast/_kernels.pyx", f"{KERNELS}/dispatch.c"],
+            Extension("rnnfast._kernels", ["rnnfast/_kernels.pyx", f"{KERNELS}/dispatch.c", f"{KERNELS}/pool.c"],
+                      extra_link_args=["-pthread"],
                       define_macros=[("RNNFAST_ISAS", " ".join(f"ISA({name}, {test})" for name, _, _, test in isas))],
                       **common),
             Extension("rnnfast._engine", ["rnnfast/_engine.pyx"], **common),

@@ -63,6 +63,18 @@ cdef extern from "kernels.h" nogil:
     void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept
     const kernels *rnnfast_kernels(int) noexcept
 
+cdef extern from "pool.h" nogil:
+    ctypedef struct team:
+        pass
+    ctypedef void (*team_work)(void *argument, int part, int parts) noexcept nogil
+
+# pool.h for other extensions, which are not linked with it
+cdef int useful_threads(int threads) except -1
+cdef void team_open(team *t, int threads) noexcept nogil
+cdef void team_split(team *t, team_work work, void *argument) noexcept nogil
+cdef void team_each(team *t, int items, team_work work, void *argument) noexcept nogil
+cdef void team_close(team *t) noexcept nogil
+
 cdef enum:
     BLOCK = 16                  # columns of a block, VL of vec.h
 

@@ -78,6 +78,45 @@ cdef bint use_blas(matmul) except -1:
     return matmul == "blas"
 
 
+# ---------------------------------------------------------------------------------------------- threads
+cdef extern from "pool.h" nogil:
+    void rnnfast_pool_start(int, unsigned (*)() noexcept nogil)
+    int rnnfast_pool_limit()
+    void rnnfast_team_open(team *, int)
+    void rnnfast_team_split(team *, team_work, void *)
+    void rnnfast_team_each(team *, int, team_work, void *)
+    void rnnfast_team_close(team *)
+
+
+cdef int useful_threads(int threads) except -1:
+    """How many of the threads that a call asks for this process may use; with the GIL, before `team_open`.
+
+    The limits of the process are found out when the first call asks for more than one thread, and again after a fork.
+    """
+    if threads <= 1:
+        return 1
+    if rnnfast_pool_limit() == 0:
+        from rnnfast.threads import ceiling
+        rnnfast_pool_start(ceiling(), active.flush_denormals)
+    return min(threads, rnnfast_pool_limit())
+
+
+cdef void team_open(team *t, int threads) noexcept nogil:
+    rnnfast_team_open(t, threads)
+
+
+cdef void team_split(team *t, team_work work, void *argument) noexcept nogil:
+    rnnfast_team_split(t, work, argument)
+
+
+cdef void team_each(team *t, int items, team_work work, void *argument) noexcept nogil:
+    rnnfast_team_each(t, items, work, argument)
+
+
+cdef void team_close(team *t) noexcept nogil:
+    rnnfast_team_close(t)
+
+
 # ---------------------------------------------------------------------------------------------- memory
 cdef class Buffer:
     """Floats from a cache line on, with room for one block read past the end."""
