@@ -79,10 +79,10 @@ def cells(layer, matmul="packed"):
         for d in range(layer.directions))
 
 
-def run(packed, layer, x, h=None, c=None, lens=None):
+def run(packed, layer, x, h=None, c=None, lens=None, threads=1):
     """The engine: Y [T,D,B,H], Y_h, Y_c (None but for LSTM). Y is poisoned first: all of it must be written."""
     y = np.full((x.shape[0], layer.directions, x.shape[1], layer.hidden_size), np.nan, np.float32)
-    y_h, y_c = _engine.recurrent(packed, DIRECTIONS[layer.direction], x, y, h, c, lens)
+    y_h, y_c = _engine.recurrent(packed, DIRECTIONS[layer.direction], x, y, h, c, lens, threads)
     return (y, y_h) if y_c is None else (y, y_h, y_c)
 
 

@@ -11,14 +11,16 @@ class Linear(Module):
     """y = x W^T + b, with torch's arguments and state dict: weight [out_features, in_features], bias [out_features].
 
     matmul: "packed" (own kernels, the same bits everywhere), "blas", or None for this processor's default.
+    threads: how many a call may use, None for RNNFAST_NUM_THREADS (else one); the bits do not depend on it.
     rng: a seed or a numpy Generator for the initial weights.
     """
 
-    def __init__(self, in_features, out_features, bias=True, *, matmul=None, rng=None):
+    def __init__(self, in_features, out_features, bias=True, *, matmul=None, threads=None, rng=None):
         self.in_features = check_size(in_features, "in_features")
         self.out_features = check_size(out_features, "out_features")
         self.bias = check_flag(bias, "bias")
         self.matmul = check_matmul(matmul)
+        self._use_threads(threads)
         check_weights(self, self.shapes().values())
         self._initialize(rng)
 
@@ -37,7 +39,7 @@ class Linear(Module):
         x = as_input(x, "x")
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise InputError(f"x: shape is {list(x.shape)}, expected [..., {self.in_features}] (in_features)")
-        return self._packed.multiply(x)
+        return self._packed.multiply(x, threads=self._threads)
 
     def rows(self, shape=None):
         weights = self.in_features * self.out_features

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import InputTypeError, ModelError, UnsupportedError
+from ..threads import check as check_threads
 from .checks import as_generator, as_weight, within_memory
 
 _INITIALIZING = threading.Lock()
@@ -71,6 +72,11 @@ class Module:
         generator = as_generator(rng)
         if rng is not None:
             self._initialized(generator)
+
+    def _use_threads(self, threads):
+        """`threads` as it was given, and the number that calls ask for."""
+        self._threads = check_threads(threads)
+        self.threads = None if threads is None else int(threads)
 
     def _draw(self, rng):
         """Initial values of the parameters from a numpy Generator."""

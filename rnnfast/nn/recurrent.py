@@ -8,6 +8,7 @@ What torch has not stands in keyword arguments:
         beta); twice as many give the reverse direction its own
     clip: bound of the pre-activations of all gates
     matmul: "packed" (own kernels, the same bits everywhere), "blas", or None for this processor's default
+    threads: how many a call may use, None for RNNFAST_NUM_THREADS (else one); the bits do not depend on it
     rng: a seed or a numpy Generator for the initial weights, uniform in +-1/sqrt(hidden_size)
 
 Lengths [B] may stand in any order. Outputs past a row's length are zeros, its last state is that of its last step, and
@@ -67,7 +68,7 @@ class _Recurrent(Module):
     """Further keyword arguments of every `_engine.Cell`."""
 
     def _configure(self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *,
-                   merge, reverse, activations, clip, matmul, rng):
+                   merge, reverse, activations, clip, matmul, threads, rng):
         self.input_size = check_size(input_size, "input_size")
         self.hidden_size = check_size(hidden_size, "hidden_size")
         self.num_layers = check_size(num_layers, "num_layers")
@@ -80,6 +81,7 @@ class _Recurrent(Module):
         self.reverse = check_flag(reverse, "reverse")
         self.clip = None if clip is None else _check_number(clip, "clip", 0.0, math.inf)
         self.matmul = check_matmul(matmul)
+        self._use_threads(threads)
         if self.clip == 0:
             raise InputError(f"clip: {clip!r}, expected more than 0")
         if self.bidirectional and self.reverse:
@@ -142,7 +144,7 @@ class _Recurrent(Module):
         stack = self._packed
         if lengths is None and self.merge == "concat":
             done = _engine.forward(stack, self._reverse, x, states[0], states[1] if len(states) > 1 else None,
-                                   self.batch_first)
+                                   self.batch_first, self._threads)
             if done is not None:
                 return done[0], done[1:1 + len(states)]
         x, batched = self._batch(x)
@@ -174,7 +176,8 @@ class _Recurrent(Module):
             y = np.empty((rows, steps, *shape[2:]), np.float32).swapaxes(0, 1)
         else:
             y = np.empty(shape, np.float32)
-        y_h, y_c = _engine.recurrent(cells, self._reverse, x, y.swapaxes(1, 2), *initial, sequence_lens=lengths)
+        y_h, y_c = _engine.recurrent(cells, self._reverse, x, y.swapaxes(1, 2), *initial, sequence_lens=lengths,
+                                     threads=self._threads)
         combine = _MERGES[self.merge]
         if combine is not None:
             return combine(y[:, :, 0], y[:, :, 1]), y_h, y_c
@@ -253,12 +256,12 @@ class RNN(_Recurrent):
 
     def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False,
                  dropout=0.0, bidirectional=False, *, merge="concat", reverse=False, activations=None, clip=None,
-                 matmul=None, rng=None):
+                 matmul=None, threads=None, rng=None):
         self.nonlinearity = check_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
         if nonlinearity == "relu":
             self.default_activations = ("Relu",)
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
-                        reverse=reverse, activations=activations, clip=clip, matmul=matmul, rng=rng)
+                        reverse=reverse, activations=activations, clip=clip, matmul=matmul, threads=threads, rng=rng)
 
     def __call__(self, x, h0=None, lengths=None):
         """x [T, B, I], [B, T, I] with batch_first, or [T, I]; h0 [layers * directions, B, H] (without B if x has
@@ -271,15 +274,16 @@ class RNN(_Recurrent):
 
     @classmethod
     def from_onnx(cls, W, R, B=None, *, direction="forward", activations=None, activation_alpha=None,
-                  activation_beta=None, clip=None, layout=0, matmul=None):
+                  activation_beta=None, clip=None, layout=0, matmul=None, threads=None):
         """A layer from an ONNX RNN's inputs and attributes; layout=1 is batch_first."""
         return cls._from_onnx(W, R, B, None, direction, activations, activation_alpha, activation_beta, layout,
-                              clip=clip, matmul=matmul)
+                              clip=clip, matmul=matmul, threads=threads)
 
     @classmethod
-    def from_keras(cls, weights, *, activation="tanh", merge="concat", batch_first=True, matmul=None):
+    def from_keras(cls, weights, *, activation="tanh", merge="concat", batch_first=True, matmul=None, threads=None):
         """A layer from `get_weights()` of a Keras SimpleRNN, or of a Bidirectional one."""
-        return cls._from_keras(weights, False, (activation,), merge, batch_first=batch_first, matmul=matmul)
+        return cls._from_keras(weights, False, (activation,), merge, batch_first=batch_first, matmul=matmul,
+                               threads=threads)
 
 
 class GRU(_Recurrent):
@@ -299,11 +303,11 @@ class GRU(_Recurrent):
 
     def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
                  bidirectional=False, *, merge="concat", linear_before_reset=True, reverse=False, activations=None,
-                 clip=None, matmul=None, rng=None):
+                 clip=None, matmul=None, threads=None, rng=None):
         self.linear_before_reset = check_flag(linear_before_reset, "linear_before_reset")
         self.cell_options = {"linear_before_reset": self.linear_before_reset}
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
-                        reverse=reverse, activations=activations, clip=clip, matmul=matmul, rng=rng)
+                        reverse=reverse, activations=activations, clip=clip, matmul=matmul, threads=threads, rng=rng)
 
     def __call__(self, x, h0=None, lengths=None):
         """x [T, B, I], [B, T, I] with batch_first, or [T, I]; h0 [layers * directions, B, H] (without B if x has
@@ -316,19 +320,19 @@ class GRU(_Recurrent):
 
     @classmethod
     def from_onnx(cls, W, R, B=None, *, direction="forward", activations=None, activation_alpha=None,
-                  activation_beta=None, clip=None, linear_before_reset=0, layout=0, matmul=None):
+                  activation_beta=None, clip=None, linear_before_reset=0, layout=0, matmul=None, threads=None):
         """A layer from an ONNX GRU's inputs and attributes; layout=1 is batch_first."""
         return cls._from_onnx(W, R, B, None, direction, activations, activation_alpha, activation_beta, layout,
-                              clip=clip, linear_before_reset=linear_before_reset, matmul=matmul)
+                              clip=clip, linear_before_reset=linear_before_reset, matmul=matmul, threads=threads)
 
     @classmethod
     def from_keras(cls, weights, *, reset_after=True, activation="tanh", recurrent_activation="sigmoid",
-                   merge="concat", batch_first=True, matmul=None):
+                   merge="concat", batch_first=True, matmul=None, threads=None):
         """A layer from `get_weights()` of a Keras GRU, or of a Bidirectional one. reset_after=True is Keras's default
         and has a bias [2, 3 * units]."""
         reset_after = check_flag(reset_after, "reset_after")
         return cls._from_keras(weights, reset_after, (recurrent_activation, activation), merge,
-                               linear_before_reset=reset_after, batch_first=batch_first, matmul=matmul)
+                               linear_before_reset=reset_after, batch_first=batch_first, matmul=matmul, threads=threads)
 
 
 class LSTM(_Recurrent):
@@ -350,7 +354,7 @@ class LSTM(_Recurrent):
 
     def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
                  bidirectional=False, proj_size=0, *, merge="concat", input_forget=False, peepholes=False,
-                 reverse=False, activations=None, clip=None, matmul=None, rng=None):
+                 reverse=False, activations=None, clip=None, matmul=None, threads=None, rng=None):
         self.proj_size = check_size(proj_size, "proj_size", least=0)
         if self.proj_size and self.proj_size >= check_size(hidden_size, "hidden_size"):
             raise InputError(f"proj_size: {proj_size}, expected less than hidden_size = {hidden_size}")
@@ -358,7 +362,7 @@ class LSTM(_Recurrent):
         self.input_forget = check_flag(input_forget, "input_forget")
         self.cell_options = {"input_forget": self.input_forget}
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
-                        reverse=reverse, activations=activations, clip=clip, matmul=matmul, rng=rng)
+                        reverse=reverse, activations=activations, clip=clip, matmul=matmul, threads=threads, rng=rng)
 
     def __call__(self, x, hx=None, lengths=None):
         """x [T, B, I], [B, T, I] with batch_first, or [T, I]; hx = (h0 [layers * directions, B, H or proj_size],
@@ -375,17 +379,18 @@ class LSTM(_Recurrent):
 
     @classmethod
     def from_onnx(cls, W, R, B=None, P=None, *, direction="forward", activations=None, activation_alpha=None,
-                  activation_beta=None, clip=None, input_forget=0, layout=0, matmul=None):
+                  activation_beta=None, clip=None, input_forget=0, layout=0, matmul=None, threads=None):
         """A layer from an ONNX LSTM's inputs and attributes; layout=1 is batch_first."""
         return cls._from_onnx(W, R, B, P, direction, activations, activation_alpha, activation_beta, layout,
-                              clip=clip, input_forget=input_forget, peepholes=P is not None, matmul=matmul)
+                              clip=clip, input_forget=input_forget, peepholes=P is not None, matmul=matmul,
+                              threads=threads)
 
     @classmethod
     def from_keras(cls, weights, *, activation="tanh", recurrent_activation="sigmoid", merge="concat",
-                   batch_first=True, matmul=None):
+                   batch_first=True, matmul=None, threads=None):
         """A layer from `get_weights()` of a Keras LSTM, or of a Bidirectional one."""
         return cls._from_keras(weights, False, (recurrent_activation, activation, activation), merge,
-                               batch_first=batch_first, matmul=matmul)
+                               batch_first=batch_first, matmul=matmul, threads=threads)
 
 
 def _keras_activation(value):
