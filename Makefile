@@ -31,7 +31,7 @@ sanitize: $(VENV)/installed
 		status=$$?; rm -f rnnfast/*.so; exit $$status
 
 clean:
-	rm -rf $(VENV) build *.egg-info rnnfast/*.so rnnfast/_engine.c rnnfast/_kernels.c rnnfast/_blas.c
+	rm -rf $(VENV) build *.egg-info rnnfast/*.so $(patsubst %.pyx,%.c,$(wildcard rnnfast/*.pyx))
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -30,3 +30,18 @@ class LimitError(Error, MemoryError):
 
 class IsaError(Error, ValueError):
     """An instruction set that does not exist or that this CPU cannot run was asked for."""
+
+
+def located(error, where):
+    """`error` as one of rnnfast's, saying where; the innermost place stands."""
+    if getattr(error, "located", False):
+        return error
+    if isinstance(error, Error):
+        kind, text = type(error), str(error)
+    else:
+        kind = (LimitError if isinstance(error, (MemoryError, RecursionError)) else
+                InputTypeError if isinstance(error, TypeError) else InputError)
+        text = f"{type(error).__name__}: {error}"
+    new = kind(f"{where}: {text}")
+    new.located = True
+    return new

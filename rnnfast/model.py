@@ -16,7 +16,7 @@ from rnnfast.onnx.summary import summarise
 from rnnfast.onnx.trace import Program, fold
 from rnnfast.onnx.widen import widen
 
-# Programs of one model at a time: one for each set of initializers that callers override, and the references.
+# Programs of one model besides its own: one for each set of initializers that callers override, and the references.
 MAX_PROGRAMS = 4
 
 
@@ -54,7 +54,9 @@ class Model:
         self._types = {v.name: v.type for v in self.inputs}
         self._programs = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._program(frozenset(), False)
+        self._own = self.build()
+        self._run_plan = self._own.plans.run
+        self._names = [v.name for v in self.outputs]
 
     @property
     def required_inputs(self):
@@ -68,18 +70,20 @@ class Model:
         LimitError where the loops of the call take more than a million iterations together, or what it computes needs
         more than 4 GiB at a time.
         """
-        return self._run(feed, inputs, reference=False)
+        return Outputs(zip(self._names, self.run(self.merged(feed, inputs))))
+
+    def run(self, feed):
+        """The outputs as a list in the graph's order, for one mapping of inputs by name."""
+        outputs = self._run_plan(feed)
+        if outputs is None:
+            program, args = self.prepare(self.merged(feed, {}))
+            outputs = program.run(args)
+        return outputs
 
     def reference(self, feed=None, /, **inputs):
         """The same graph in float64 by NumPy alone: slow, and what `rnnfast check` compares with."""
-        return self._run(feed, inputs, reference=True)
-
-    def _run(self, feed, inputs, reference):
-        program, args = self.prepare(self.merged(feed, inputs), reference)
-        with np.errstate(all="ignore"):
-            outputs = program(args)
-        taken = {id(x) for a in args for x in (a if type(a) is list else [a])}
-        return Outputs((v.name, _fresh(value, taken)) for v, value in zip(self.outputs, outputs))
+        program, args = self.prepare(self.merged(feed, inputs), True)
+        return Outputs(zip(self._names, program.run(args)))
 
     def merged(self, feed, inputs):
         """One dict of a positional mapping and keywords."""
@@ -107,6 +111,8 @@ class Model:
 
     def _program(self, overridden, reference):
         """The program that takes these initializers from the caller."""
+        if not overridden and not reference:
+            return self._own
         key = overridden, reference
         with self._lock:
             if key in self._programs:
@@ -144,16 +150,3 @@ class Model:
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)
         outputs = ", ".join(f"{v.name}: {v.type}" for v in self.outputs)
         return f"<rnnfast.Model {self.source.label} ({inputs}) -> ({outputs})>"
-
-
-def _fresh(value, taken):
-    """An output that shares memory with no input, constant or other output. Constants are marked read-only."""
-    if type(value) is list:
-        return [_fresh(v, taken) for v in value]
-    if value is None:
-        return None
-    flags = value.flags
-    if id(value) in taken or not (flags.owndata and flags.writeable and flags.c_contiguous):
-        value = np.array(value, order="C")
-    taken.add(id(value))
-    return value

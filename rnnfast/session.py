@@ -101,18 +101,19 @@ class InferenceSession:
     def __init__(self, path_or_bytes, sess_options=None, providers=None, provider_options=None, **kwargs):
         self._options = sess_options if sess_options is not None else SessionOptions()
         self.model = Model(path_or_bytes, matmul=getattr(self._options, "matmul", None))
+        self._names = [v.name for v in self.model.outputs]
 
     def run(self, output_names, input_feed, run_options=None):
         """The named outputs (all of them for None or an empty list) as a list of fresh arrays."""
-        known = [v.name for v in self.model.outputs]
-        if output_names is not None and not isinstance(output_names, (list, tuple)):
+        if output_names is None or type(output_names) is list and output_names == self._names:
+            return self.model.run(input_feed)
+        if not isinstance(output_names, (list, tuple)):
             raise InputTypeError(f"output names are {type(output_names).__name__}, expected a list of str or None")
-        wanted = output_names or known
-        for name in wanted:
-            if name not in known:
-                raise InputError(f"there is no output {name!r}, only {known}")
-        outputs = self.model(input_feed)
-        return [outputs[name] for name in wanted]
+        for name in output_names:
+            if name not in self._names:
+                raise InputError(f"there is no output {name!r}, only {self._names}")
+        outputs = dict(zip(self._names, self.model.run(input_feed)))
+        return [outputs[name] for name in output_names or self._names]
 
     def get_inputs(self):
         """The inputs without an initializer, as NodeArg."""

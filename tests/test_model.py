@@ -1,7 +1,9 @@
 """Model and InferenceSession: what goes in, what comes out, what is folded, what is shared."""
+import collections
 import concurrent.futures
 import itertools
 import tracemalloc
+import types
 import warnings
 
 import numpy as np
@@ -69,9 +71,14 @@ WRONG_INPUTS = {
 
 @pytest.mark.parametrize("case", WRONG_INPUTS)
 def test_wrong_inputs(case):
+    """Before and after calls that are right: what those checked is not taken for granted."""
     feed, error, message = WRONG_INPUTS[case]
-    with pytest.raises(error, match=f"<bytes>: .*{message}"):
-        rnnfast.load(GRU)(feed)
+    session = rnnfast.InferenceSession(GRU)
+    for _ in range(2):
+        for call in (session.model, lambda feed: session.run(None, feed)):
+            with pytest.raises(error, match=f"<bytes>: .*{message}"):
+                call(feed)
+        session.run(None, {"x": X, "h": H})
     assert issubclass(error, (ValueError, TypeError))
 
 
@@ -131,7 +138,8 @@ def test_wrong_inputs_of_a_summary(feed, error, message):
 def test_layouts_of_input_arrays(make):
     model = rnnfast.load(parse("g (float[n,3] x) => (float[n,4] y) { y = MatMul (x, w) }", w=random(0, 3, 4)))
     x = random(1, 5, 3)
-    np.testing.assert_array_equal(model(x=make(x)).y, model(x=np.array(make(x), np.float32)).y)
+    for _ in range(2):
+        np.testing.assert_array_equal(model(x=make(x)).y, model(x=np.array(make(x), np.float32)).y)
 
 
 def unaligned(a):
@@ -161,6 +169,54 @@ def test_outputs_are_fresh():
         assert model(x=x).k.tolist() == [1, 2] and model(x=x).shape.tolist() == [4, 3]
 
 
+ALIASES = {
+    "native": ("float[t,1,b,3] y, float[1,b,3] last", "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)"),
+    "the same twice": ("float[t,1,b,3] y, float[t,1,b,3] z, float[t,1,b,3] w2",
+                       "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  z = Identity (y)  w2 = Identity (y)"),
+    "a view": ("float[t,1,b,3] y, float[t,b,3] z",
+               "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  z = Squeeze (y, one)"),
+    "an input": ("float[t,1,b,3] y, float[t,b,4] x, float[1,b,3] h2",
+                 "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  h2 = Identity (h)"),
+    "a constant": ("float[t,1,b,3] y, float[1,9,4] w, float[1,9,3] r2",
+                   "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  r2 = Identity (r)"),
+    "no node": ("float[t,b,4] y, float[1,9,4] w", "y = Identity (x)"),
+}
+
+
+@pytest.mark.parametrize("case", ALIASES)
+def test_outputs_of_many_calls_share_nothing(case):
+    outputs, nodes = ALIASES[case]
+    constants = {"w": random(0, 1, 9, 4), "r": random(1, 1, 9, 3), "bias": random(2, 1, 18), "one": np.array([1])}
+    session = rnnfast.InferenceSession(parse(f"g (float[t,b,4] x, float[1,b,3] h) => ({outputs}) {{ {nodes} }}",
+                                             **constants))
+    feed = {"x": X.copy(), "h": H.copy()}
+    calls = [session.run(None, feed) for _ in range(4)]
+    expected = [y.tobytes() for y in calls[0]]
+    arrays = [*feed.values(), *(y for call in calls for y in call)]
+    for a, b in itertools.combinations(arrays, 2):
+        assert not np.may_share_memory(a, b)
+    for call in calls:
+        assert [y.tobytes() for y in call] == expected
+        for y in call:
+            assert y.flags.owndata and y.flags.c_contiguous and y.flags.writeable
+            y[...] = np.nan
+    assert [y.tobytes() for y in session.run(None, feed)] == expected
+    np.testing.assert_array_equal(feed["x"], X)
+
+
+def test_every_way_to_call_gives_the_same_bits():
+    """A dict of arrays takes the plan at once; other mappings and values are checked and converted first."""
+    feed = {"x": X, "h": H}
+    session = rnnfast.InferenceSession(GRU)
+    model, expected = session.model, rnnfast.load(GRU)(feed)
+    others = [feed, {"h": H, "x": X}, types.MappingProxyType(feed), collections.OrderedDict(feed),
+              {"x": X.tolist(), "h": H}, {"x": np.asfortranarray(X), "h": H[..., ::-1][..., ::-1]}]
+    for other in others * 2:
+        for y, last in (model(other).values(), session.run(["y", "last"], other), session.run(None, other),
+                        session.run(["last", "y"], other)[::-1]):
+            assert (y.tobytes(), last.tobytes()) == (expected.y.tobytes(), expected.last.tobytes())
+
+
 def test_no_warnings_and_nothing_printed(capfd):
     model = rnnfast.load(parse("""g (float[n] x) => (float[n] y, float[n] z, float m) {
         l = Log (x)  y = Div (x, zero)  z = Sqrt (l)  m = ReduceMean <keepdims = 0> (empty) }""",
@@ -186,6 +242,10 @@ def test_initializers_that_are_inputs_may_be_overridden(ir_version):
     other = ours(x=x, h=h, w=-w).y
     assert np.abs(other - first).max() > 0.1
     np.testing.assert_array_equal(ours(x=x, h=h).y, first)
+    for _ in range(2):
+        assert ours(x=x, h=h, w=-w).y.tobytes() == other.tobytes() and ours(x=x, h=h).y.tobytes() == first.tobytes()
+        with pytest.raises(InputError, match="'w' has shape"):
+            ours(x=x, h=h, w=w[:, 1:])
     model.graph.initializer[0].raw_data = (-w).tobytes()
     np.testing.assert_array_equal(load(model)(x=x, h=h).y, other)
 
@@ -257,7 +317,16 @@ def test_plans_are_bounded():
     for t in range(3 * MAX_PLANS):
         model(x=random(0, t, 2, 4), h=H)
     program, _ = model.prepare({"x": X, "h": H})
-    assert len(program._plans) == MAX_PLANS
+    assert len(program.plans.kept) == MAX_PLANS
+
+
+def test_shapes_may_change_from_call_to_call():
+    model = rnnfast.load(GRU)
+    sizes = [(t, b) for t in (1, 3, 7) for b in (1, 2, 5, 6, 9, 11)]    # more than there are plans
+    feeds = [{"x": random(t, t, b, 4), "h": random(b, 1, b, 3)} for t, b in sizes]
+    expected = [rnnfast.load(GRU)(feed).y.tobytes() for feed in feeds]
+    for i in np.random.default_rng(0).integers(0, len(feeds), 300):
+        assert model(feeds[i]).y.tobytes() == expected[i]
 
 
 def peak(call):
@@ -315,7 +384,7 @@ def test_limit_of_folded_results(monkeypatch):
         for _ in range(2):
             np.testing.assert_array_equal(model(x=x).y, x + np.float32(28))
         program, _ = model.prepare({"x": x})
-        plan, = program._plans.values()
+        plan, = program.plans.kept
         kept = sum({id(v): v.nbytes for v in (*plan.template, *program.graph.constants.values()) if v is not None}
                    .values())
         assert kept <= most * x.nbytes + 16 and len(plan.steps) == 10 - most

@@ -49,6 +49,39 @@ def test_recurrent_nodes(kind, layout, direction, constants, dtype):
     assert not long.any()
 
 
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize("lens", [None, [3, 5, 0], [5, 5, 5]])
+def test_a_plan_gives_the_bits_of_the_checked_call(kind, direction, states, lens):
+    arrays = recurrent(kind, B=3, D=2 if direction == "bidirectional" else 1, states=states)
+    arrays["lens"] = None if lens is None else np.array(lens, np.int32)
+    model = load(recurrent_model(kind, arrays, ("w", "r", "b", *("p" for _ in range(kind == "LSTM"))),
+                                 direction=direction))
+    feed = {v.name: arrays[v.name] for v in model.inputs}
+    program, _ = model.prepare(feed)
+    node, = program.graph.nodes
+    checked = node.run(*arrays.values())
+    for _ in range(3):
+        for ours, expected in zip(model(feed).values(), checked, strict=True):
+            assert ours.tobytes() == expected.tobytes() and ours.shape == expected.shape
+    plan, = program.plans.kept
+    assert plan.steps[0][0] is not node.run
+
+
+def test_lengths_are_checked_at_every_call():
+    arrays = recurrent("GRU", B=3, states=False)
+    arrays["lens"] = np.array([4, 0, 5], np.int32)
+    session = rnnfast.InferenceSession(recurrent_model("GRU", arrays, ("w", "r", "b")).SerializeToString())
+    feed = {"x": arrays["x"], "lens": arrays["lens"]}
+    expected = [y.tobytes() for y in session.run(None, feed)]
+    for wrong in ([4, -1, 5], [4, 0, 6]):
+        with pytest.raises(InputError, match=rf"<bytes>: node 'cell' \(GRU\): sequence_lens are {min(wrong)} to "
+                                             rf"{max(wrong)}, expected 0 to 5"):
+            session.run(None, feed | {"lens": np.array(wrong, np.int32)})
+        assert [y.tobytes() for y in session.run(None, feed)] == expected
+
+
 WRONG_RECURRENT = {
     "hidden_size": (lambda a, k: k.update(hidden_size=5), ModelError, "hidden_size = 5"),
     "W rows": (lambda a, k: a.update(w=a["w"][:, 1:]), ModelError, "W has shape"),

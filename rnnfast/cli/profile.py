@@ -1,5 +1,6 @@
 """`rnnfast profile`: where a call's time goes, node by node."""
 import dataclasses
+import functools
 import json
 import time
 
@@ -84,15 +85,22 @@ def _metered(graph, meters):
 class _Meter:
     """Stands for a node's callable and measures it."""
     def __init__(self, node):
-        self.node, self.run = node, node.run
+        self.node = node
         self.clear()
 
     def clear(self):
         self.runs, self.seconds, self.calls, self.flops, self.nbytes = [], 0.0, 0, 0, 0
 
     def __call__(self, *inputs):
+        return self._measured(self.node.run, *inputs)
+
+    def bound(self, *inputs):
+        run = self.node.run
+        return functools.partial(self._measured, run.bound(*inputs) if hasattr(run, "bound") else run)
+
+    def _measured(self, run, *inputs):
         start = time.perf_counter()
-        results = self.run(*inputs)
+        results = run(*inputs)
         self.seconds += time.perf_counter() - start
         outputs = results if isinstance(results, tuple) else (results,)
         self.calls += 1

@@ -3,6 +3,7 @@ import dataclasses
 import heapq
 import os
 import stat
+from sys import intern
 from typing import Callable
 
 import numpy as np
@@ -195,8 +196,9 @@ class _Reader:
         where = f"{self.label}: graph {proto.name!r}"
         if scope.depth > MAX_DEPTH:
             raise LimitError(f"{where}: graphs are nested deeper than {MAX_DEPTH}")
-        inputs = tuple(Value(v.name, _type(v.type, f"{where}: input {v.name!r}")) for v in proto.input)
-        outputs = tuple(Value(v.name, _type(v.type, f"{where}: output {v.name!r}")) for v in proto.output)
+        # interned: a call's names are compared with these, and equal ones are then mostly the same object
+        inputs = tuple(Value(intern(v.name), _type(v.type, f"{where}: input {v.name!r}")) for v in proto.input)
+        outputs = tuple(Value(intern(v.name), _type(v.type, f"{where}: output {v.name!r}")) for v in proto.output)
         if not outputs:
             raise ModelError(f"{where}: it has no outputs")
         return self.checked(proto.name, inputs, outputs, self.constants(proto, where), proto.node, scope, where)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast import _engine
+from rnnfast import _engine, _plan
 from rnnfast.activations import resolve
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError
 
@@ -60,7 +60,7 @@ class Layer(NamedTuple):
                 raise InputError(f"{name} has shape {array.shape}, expected {shape} for hidden_size {H}")
         return H
 
-    def check_call(self, X, W, R, B, sequence_lens, initial_h, initial_c, P):
+    def check_call(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
         """All that one call brings, weights apart; returns (T, B)."""
         for name, array in (("W", W), ("R", R), ("B", B), ("initial_h", initial_h), ("initial_c", initial_c), ("P", P)):
             if array is not None and array.dtype != X.dtype:
@@ -128,7 +128,7 @@ def _activations(kind, directions, names, alphas, betas):
 
 
 # ------------------------------------------------------------------------------------------------ lowering
-def lower(node, constants, matmul=None, native=True):
+def lower(node, constants, matmul=None, threads=1, native=True):
     """The callable of a recurrent node: the engine for float32, the reference for other types (and if not `native`)."""
     X, W, R, B, lens, initial_h, initial_c, P = constants + [None] * (8 - len(constants))
     of_node = layer(node.op_type, **node.attributes)
@@ -143,8 +143,7 @@ def lower(node, constants, matmul=None, native=True):
     if all(array is not None or not given[i] for i, array in ((1, W), (2, R), (3, B), (7, P))):
         if W.dtype == np.float32:
             cells = _cells(of_node, W, R, B, P, matmul)
-    fast = functools.partial(_without, zero, functools.partial(_run, of_node, cells, matmul))
-    return functools.partial(_choose, fast, slow)
+    return _Native(of_node, cells, zero, slow, matmul, threads)
 
 
 def _without(dropped, run, *inputs):
@@ -152,10 +151,6 @@ def _without(dropped, run, *inputs):
     if dropped:
         inputs = [None if i in dropped else x for i, x in enumerate(inputs)]
     return run(*inputs)
-
-
-def _choose(fast, slow, X, *inputs):
-    return (fast if X.dtype == np.float32 else slow)(X, *inputs)
 
 
 def _cells(of_node, W, R, B, P, matmul):
@@ -166,19 +161,39 @@ def _cells(of_node, W, R, B, P, matmul):
         for d, functions in enumerate(of_node.activations))
 
 
-def _run(of_node, cells, matmul, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
-    """One call on the engine; with layout=1 it works on transposed views."""
-    if cells is None:
-        of_node.check_weights(W, R, B, P)
-    T, rows = of_node.check_call(X, W, R, B, sequence_lens, initial_h, initial_c, P)
-    cells = cells or _cells(of_node, W, R, B, P, matmul)
-    D, H = of_node.directions, R.shape[2]
-    if of_node.layout:
-        Y = np.empty((rows, T, D, H), np.float32)
-        y, X = Y.transpose(1, 2, 0, 3), X.swapaxes(0, 1)
-        initial_h, initial_c = (None if s is None else s.swapaxes(0, 1) for s in (initial_h, initial_c))
-    else:
-        Y = y = np.empty((T, D, rows, H), np.float32)
-    last = _engine.recurrent(cells, REVERSED[of_node.direction], X, y, initial_h, initial_c, sequence_lens)
-    last = [s for s in last if s is not None]
-    return (Y, *(s.swapaxes(0, 1) for s in last)) if of_node.layout else (Y, *last)
+class _Native:
+    """A recurrent node on the engine. cells: packed from constant weights, else None; slow: for other types."""
+    def __init__(self, layer, cells, dropped, slow, matmul, threads):
+        self.layer, self.cells, self.dropped, self.slow = layer, cells, dropped, slow
+        self.matmul, self.threads, self.reverse = matmul, threads, REVERSED[layer.direction]
+
+    def __call__(self, X, *inputs):
+        """One call, everything checked."""
+        if X.dtype != np.float32:
+            return self.slow(X, *inputs)
+        return _without(self.dropped, self._run, X, *inputs)
+
+    def bound(self, X, *inputs):
+        """What does the same for inputs of these types and shapes, checked here and not again."""
+        if X.dtype != np.float32 or self.cells is None or self.layer.layout:
+            return self
+        T, rows = _without(self.dropped, self.layer.check_call, X, *inputs)
+        return _plan.Recurrent(self.cells, self.reverse, T, rows, absent_h=5 in self.dropped,
+                               absent_c=6 in self.dropped, check_lengths=check_lengths, threads=self.threads)
+
+    def _run(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
+        """With layout=1 it works on transposed views."""
+        if self.cells is None:
+            self.layer.check_weights(W, R, B, P)
+        T, rows = self.layer.check_call(X, W, R, B, sequence_lens, initial_h, initial_c, P)
+        cells = self.cells or _cells(self.layer, W, R, B, P, self.matmul)
+        D, H = self.layer.directions, R.shape[2]
+        if self.layer.layout:
+            Y = np.empty((rows, T, D, H), np.float32)
+            y, X = Y.transpose(1, 2, 0, 3), X.swapaxes(0, 1)
+            initial_h, initial_c = (None if s is None else s.swapaxes(0, 1) for s in (initial_h, initial_c))
+        else:
+            Y = y = np.empty((T, D, rows, H), np.float32)
+        last = _engine.recurrent(cells, self.reverse, X, y, initial_h, initial_c, sequence_lens, self.threads)
+        last = [s for s in last if s is not None]
+        return (Y, *(s.swapaxes(0, 1) for s in last)) if self.layer.layout else (Y, *last)

@@ -4,14 +4,14 @@ shapes, and the rest becomes steps.
 A step is one callable: a native lowering where there is one, else the operator's NumPy function. A trace runs the
 very callables that the plan then holds, so that the first call and every later one give the same bits.
 """
-import collections
 import dataclasses
 import functools
 import threading
 
 import numpy as np
 
-from rnnfast.errors import Error, InputError, InputTypeError, LimitError, ModelError, UnsupportedError
+from rnnfast._plan import Plan, Plans, separate
+from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, located
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner, owners
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
@@ -27,21 +27,6 @@ MAX_FOLDED_BYTES = 2**24
 # size (weights of one byte become floats of four).
 FOLDED_RATIO = 4
 MAX_PLANS = 16
-
-
-def located(error, where):
-    """`error` as one of rnnfast's, saying where; the innermost place stands."""
-    if getattr(error, "located", False):
-        return error
-    if isinstance(error, Error):
-        kind, text = type(error), str(error)
-    else:
-        kind = (LimitError if isinstance(error, (MemoryError, RecursionError)) else
-                InputTypeError if isinstance(error, TypeError) else InputError)
-        text = f"{type(error).__name__}: {error}"
-    new = kind(f"{where}: {text}")
-    new.located = True
-    return new
 
 
 class Folded:
@@ -173,47 +158,6 @@ def _check_outputs(node, results):
 
 
 # ------------------------------------------------------------------------------------------------ plans
-class Plan:
-    """Steps on a list of values, for one set of input shapes: immutable, run by any number of threads at once.
-
-    template: the values before a run (what is known, None for the rest; inputs come first, then the call's Budget);
-    steps: (callable, the places of its inputs, the places of its outputs, those of them that may be large, the places
-    of values that no later step needs, where it stands in the file); folded: the Folded of what the template keeps.
-    """
-    __slots__ = ("template", "steps", "outputs", "folded")
-
-    def __init__(self, template, steps, outputs, folded):
-        self.template, self.steps, self.outputs, self.folded = template, steps, outputs, folded
-
-    def __call__(self, args, budget):
-        values = self.template.copy()
-        values[:len(args)] = args
-        values[len(args)] = budget
-        where = ""
-        try:
-            for run, inputs, outputs, large, released, where in self.steps:
-                result = run(*[values[i] for i in inputs])
-                if type(result) is tuple:
-                    for i, value in zip(outputs, result):
-                        values[i] = value
-                else:
-                    values[outputs[0]] = result
-                for i in large:
-                    budget.count(values[i])
-                for i in released:
-                    values[i] = None
-        except Exception as e:
-            raise located(e, where) from e
-        return [values[i] for i in self.outputs]
-
-
-def _key(value):
-    """What a plan depends on of an input: the type and shape, for a sequence those of its members."""
-    if type(value) is list:
-        return tuple([_key(v) for v in value])
-    return None if value is None else (value.shape, value.dtype)
-
-
 class Program:
     """A folded graph that runs: plans by the shapes of its inputs, the least recently used dropped.
 
@@ -225,25 +169,22 @@ class Program:
         self.graph, self.names, self.where, self.known = graph, names, where, known or {}
         self.folded, self.record = folded, record
         self.outputs = [v.type for v in graph.outputs]
-        self._plans = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self.plans = Plans(names, MAX_PLANS)
 
     def __call__(self, args, budget=None):
-        """The outputs for arguments in the order of `names`; they may share memory with these and with each other."""
-        budget = budget or Budget(args)
-        key = tuple([_key(a) for a in args])
-        with self._lock:
-            plan = self._plans.get(key)
-            if plan is not None and len(self._plans) > 1:
-                self._plans.move_to_end(key)
+        """The outputs for a list in the order of `names`; they may share memory with it and with each other."""
+        plan = self.plans.find(args)
         if plan is not None:
-            return plan(args, budget)
-        plan, outputs = trace(self, args, budget)
-        with self._lock:
-            self._plans[key] = plan
-            while len(self._plans) > MAX_PLANS:
-                self._plans.popitem(last=False)
+            return plan.shared(args, budget)
+        plan, outputs = trace(self, args, budget or Budget(args))
+        self.plans.add(plan, args)
         return outputs
+
+    def run(self, args):
+        """The outputs for a list in the order of `names`, as arrays of their own."""
+        with np.errstate(all="ignore"):
+            outputs = self(args)
+        return separate(outputs, args)
 
 
 class _Value:
@@ -324,7 +265,7 @@ class _Tracer:
         return value.place
 
     def plan(self, outputs):
-        places = [self.place(value) for value in outputs]
+        places = tuple(self.place(value) for value in outputs)
         needed, steps, n_given = set(places), [], len(self.inputs) + 1
         for run, inputs, made, large, where in reversed(self.steps):
             if needed.isdisjoint(made):
@@ -332,7 +273,9 @@ class _Tracer:
             released = {i for i in inputs + made if i >= n_given and self.template[i] is None} - needed
             needed.update(inputs)
             steps.append((run, inputs, made, large, tuple(released), where))
-        return Plan(self.template, tuple(steps[::-1]), places, self.folded)
+        counts = any(large or self.budget_input.place in inputs for _, inputs, _, large, *_ in steps)
+        return Plan([v.data for v in self.inputs], self.template, tuple(steps[::-1]), places,
+                    Budget if counts else None, self.folded)
 
     def graph(self, graph, scope):
         """The values of the graph's outputs. The scope forgets the others behind their last use."""
@@ -385,7 +328,10 @@ class _Tracer:
         deciding = SHAPE_INPUTS.get(node.op_type, ())
         deciding = inputs if deciding is ALL else [inputs[i] for i in deciding if i < len(inputs)]
         fixed = all(v.fixed for v in inputs) and all(v.known for v in deciding)
-        return self.execute(node, node.run, inputs, shape_only or all(v.known for v in inputs), fixed)
+        run = node.run
+        if hasattr(run, "bound") and all(v.fixed for v in inputs):
+            run = run.bound(*[v.data for v in inputs])
+        return self.execute(node, run, inputs, shape_only or all(v.known for v in inputs), fixed)
 
     def execute(self, node, run, inputs, folds, fixed):
         """Run a node; its outputs are known if it `folds`, else a step makes them."""
@@ -427,4 +373,4 @@ class _Body:
         self.program, self.captured, self.outputs, self.budget = program, captured, program.outputs, budget
 
     def __call__(self, *args):
-        return self.program(args + self.captured, self.budget)
+        return self.program([*args, *self.captured], self.budget)
