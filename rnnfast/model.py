@@ -15,19 +15,21 @@ from rnnfast.onnx.graph import read
 from rnnfast.onnx.summary import summarise
 from rnnfast.onnx.trace import Program, fold
 from rnnfast.onnx.widen import widen
+from rnnfast.threads import check as check_threads
 
 # Programs of one model besides its own: one for each set of initializers that callers override, and the references.
 MAX_PROGRAMS = 4
 
 
-def load(source, *, matmul=None):
+def load(source, *, matmul=None, threads=None):
     """A Model of an ONNX file (a path) or of its bytes.
 
-    matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. Raises ModelError for a
-    file that is wrong, UnsupportedError for a graph that asks for what is not computed and InputError for another
-    `matmul`.
+    matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. threads: how many a call may
+    use, None for ``rnnfast.threads.default()``; they do not change the results. Raises ModelError for a file that is
+    wrong, UnsupportedError for a graph that asks for what is not computed, and InputError or InputTypeError for another
+    `matmul` or `threads`.
     """
-    return Model(source, matmul=matmul)
+    return Model(source, matmul=matmul, threads=threads)
 
 
 class Outputs(dict):
@@ -45,11 +47,11 @@ class Model:
     inputs, outputs: tuples of objects with `name` and `type` (which has `dtype` and `shape`; str(type) is
     onnxruntime's name of it); inputs that have an initializer may be left out of a call. graph: the checked Graph.
     """
-    def __init__(self, source, *, matmul=None):
+    def __init__(self, source, *, matmul=None, threads=None):
         if matmul not in (None, *_kernels.MATMULS):
             raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, _kernels.MATMULS))}")
+        self.matmul, self.threads = matmul, check_threads(threads)
         self.graph, self.source = read(source)
-        self.matmul = matmul
         self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
         self._programs = collections.OrderedDict()
@@ -133,7 +135,7 @@ class Model:
             if reference:
                 graph = fold(widen(graph), native.lower_reference)
             else:
-                graph = fold(graph, functools.partial(native.lower, matmul=self.matmul))
+                graph = fold(graph, functools.partial(native.lower, matmul=self.matmul, threads=self.threads))
         names = [v.name for v in self.inputs if v.name not in constants]
         return Program(graph, names, self.source.label, record=record)
 

@@ -23,7 +23,8 @@ class ExecutionMode(enum.IntEnum):
 
 
 class SessionOptions:
-    """onnxruntime's fields, accepted and kept. One thread runs a call whatever they say; nothing is logged or profiled.
+    """onnxruntime's fields, accepted and kept. `intra_op_num_threads` is how many threads a call may use, 0 for the
+    default: see ``rnnfast.load``. Nothing is logged or profiled.
 
     `matmul` is rnnfast's own: see ``rnnfast.load``.
     """
@@ -100,7 +101,8 @@ class InferenceSession:
     """A Model under onnxruntime's names. Providers and their options are accepted and mean nothing: it is the CPU."""
     def __init__(self, path_or_bytes, sess_options=None, providers=None, provider_options=None, **kwargs):
         self._options = sess_options if sess_options is not None else SessionOptions()
-        self.model = Model(path_or_bytes, matmul=getattr(self._options, "matmul", None))
+        self.model = Model(path_or_bytes, matmul=getattr(self._options, "matmul", None),
+                           threads=getattr(self._options, "intra_op_num_threads", 0) or None)
         self._names = [v.name for v in self.model.outputs]
 
     def run(self, output_names, input_feed, run_options=None):

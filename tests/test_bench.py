@@ -252,8 +252,8 @@ def test_bench_of_a_file():
     assert facts["inputs"] == {"tokens": [2, 5], "lengths": [2]} and facts["threads"] == 1
     assert facts["results"].keys() == {"rnnfast", "onnxruntime"}
     assert facts["results"]["rnnfast"]["relative"] == [1, 1, 1] and facts["results"]["onnxruntime"]["seconds"][1] > 0
-    result = rnnfast("bench", MODELS / "denoiser.onnx", "--rounds", 2)
-    assert result.exit_code == 0 and "state [1, 1, 32]" in result.stdout and "rnnfast" in result.stdout
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--rounds", 2, "--threads", 2)
+    assert result.exit_code == 0 and "threads: 2" in result.stdout and "state [1, 1, 32]" in result.stdout and "rnnfast" in result.stdout
 
 
 def test_bench_refuses_what_is_wrong(monkeypatch):
@@ -280,7 +280,8 @@ def test_profile_of_a_file():
     assert sum(node["share"] for node in facts["nodes"]) == pytest.approx(1)
     times = [node["seconds"] for node in facts["nodes"]]
     assert times == sorted(times, reverse=True) and facts["seconds"][1] > 0
-    result = rnnfast("profile", MODELS / "tagger.onnx", "--runs", 2)
+    assert facts["threads"] == 1
+    result = rnnfast("profile", MODELS / "tagger.onnx", "--runs", 2, "--threads", 2)
     assert result.exit_code == 0 and "LSTM" in result.stdout
 
 

@@ -2,6 +2,7 @@
 import collections
 import concurrent.futures
 import itertools
+import pathlib
 import tracemalloc
 import types
 import warnings
@@ -11,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
+from rnnfast import _kernels, _plan
 from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
 from rnnfast.onnx import budget, trace
+from rnnfast.threads import default
 from tests.graphs import load, model_of, onnxruntime, parse, random
 
 GRU = parse("""g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
@@ -415,6 +418,60 @@ def test_threads_share_a_model():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             assert [y.y.tobytes() for y in pool.map(model, feeds)] == expected
+
+
+@pytest.mark.parametrize("file", ["tagger", "denoiser", "detector"])
+def test_number_of_threads_does_not_change_the_bits(file):
+    feeds = {"tagger": {"tokens": [[3, 1, 4], [5, 9, 2]], "lengths": [3, 2]},
+             "denoiser": {"bands": random(0, 5, 22), "state": random(1, 1, 5, 32)},
+             "detector": {"audio": random(0, 2, 700), "rate": 16000}}
+    path = pathlib.Path(__file__).parent.parent / "models" / f"{file}.onnx"
+    expected = [y.tobytes() for y in rnnfast.load(path)(feeds[file]).values()]
+    for threads in (1, 2, 5):
+        model = rnnfast.load(path, threads=threads)
+        for _ in range(2):
+            assert [y.tobytes() for y in model(feeds[file]).values()] == expected
+
+
+def test_threads_reach_the_kernels(monkeypatch):
+    """From `threads` and from onnxruntime's option to every native step."""
+    class Matrix(_kernels.Matrix):
+        def multiply(self, x, out=None, threads=1):
+            asked.append(threads)
+            return super().multiply(x, out, threads)
+
+    def recurrent(*args):
+        asked.append(args[-1])
+        return engine(*args)
+
+    asked, engine = [], _plan.recurrent
+    monkeypatch.setattr(_kernels, "Matrix", Matrix)
+    monkeypatch.setattr(_plan, "recurrent", recurrent)
+    data = parse("""g (float[t,b,4] x, float[3,5] v) => (float[t,b,5] y, float[b,6] z, float[t,2,m] k) {
+        rows, last = GRU <hidden_size = 3> (x, w, r)  s = Squeeze (rows, one)  y = MatMul (s, v)
+        f = Squeeze (last, zero)  z = Gemm (f, a, c)  k = Conv (s, p) }""",
+                 w=random(0, 1, 9, 4), r=random(1, 1, 9, 3), a=random(2, 3, 6), c=random(3, 6), p=random(4, 2, 2, 3),
+                 one=np.array([1]), zero=np.array([0]))
+    options = rnnfast.SessionOptions()
+    options.intra_op_num_threads = 3
+    for model in (rnnfast.load(data, threads=3), rnnfast.InferenceSession(data, options).model):
+        asked.clear()
+        model(x=X, v=random(5, 3, 5))
+        assert asked == [3, 3, 3, 3]
+    options.intra_op_num_threads = 0
+    assert rnnfast.InferenceSession(data, options).model.threads == rnnfast.load(data).threads == default()
+
+
+@pytest.mark.parametrize("wrong, error", [(0, InputError), (-3, InputError), ("2", InputTypeError),
+                                          (1.5, InputTypeError)])
+def test_wrong_threads(wrong, error):
+    with pytest.raises(error, match="threads"):
+        rnnfast.load(GRU, threads=wrong)
+    if wrong != 0:      # the default, there
+        options = rnnfast.SessionOptions()
+        options.intra_op_num_threads = wrong
+        with pytest.raises(error, match="threads"):
+            rnnfast.InferenceSession(GRU, options)
 
 
 def test_matmul_engines_agree():

@@ -26,6 +26,8 @@ def effort_options(command):
     """What `bench` and `profile` take alike."""
     for option in (
             click.option("--json", "as_json", is_flag=True, help="For programs."),
+            click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
+                         help="Of a call; the process is pinned to as many cores."),
             click.option("--seed", default=0, show_default=True, help="Of the random inputs."),
             click.option("--steps", type=click.IntRange(1), metavar="T",
                          help="Size of the open dimensions named like time, steps or sequence."),
@@ -40,17 +42,16 @@ def effort_options(command):
 @click.command()
 @click.argument("file")
 @effort_options
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--against", "peers", type=click.Choice(["onnxruntime"]), multiple=True, help="Measured in turn with it.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Samples of each.")
 def bench(file, given, dims, batch, steps, seed, as_json, threads, peers, rounds):
     """Measure the time of a call of FILE.
 
     Outputs are checked against the float64 reference's first; what is wrong is not measured. Inputs that are not given
-    with -i are random as for `check`. The process is pinned to as many cores as there are threads.
+    with -i are random as for `check`.
     """
     with pinned(threads):
-        model = load(file, **({"threads": threads} if threads > 1 else {}))
+        model = load(file, threads=threads)
         feed = inputs_of(model, given, dims, batch, steps, seed)
         calls = {"rnnfast": functools.partial(model, feed)}
         if peers:

@@ -22,25 +22,25 @@ RUNS, SECONDS = 100, 5
 @effort_options
 @click.option("--runs", type=click.IntRange(1), default=RUNS, show_default=True,
               help=f"Calls that are measured; fewer where they take more than {SECONDS} s.")
-def profile(file, given, dims, batch, steps, seed, as_json, runs):
+def profile(file, given, dims, batch, steps, seed, threads, as_json, runs):
     """Show the time, floating-point operations and bytes of FILE's nodes.
 
     Nodes that depend on constants and shapes alone are computed at load and take no time. Those of a loop are summed
     over its iterations. Inputs that are not given with -i are random as for `check`.
     """
-    model = load(file)
+    model = load(file, threads=threads)
     feed = inputs_of(model, given, dims, batch, steps, seed)
     args, meters = model.prepare(feed)[1], []
     metered = model.build()
     metered.graph = _metered(metered.graph, meters)
-    with pinned(1), np.errstate(all="ignore"):
+    with pinned(threads), np.errstate(all="ignore"):
         whole = _measure(lambda: model(feed), lambda: metered(args), meters, runs)
     rows = [row for row in (meter.row(len(whole)) for meter in meters) if row]
     total = sum(row["seconds"] for row in rows)
     for row in rows:
         row["share"] = row["seconds"] / total if total else 0
-    facts = {"file": file, "runs": len(whole), "seconds": quartiles(whole), "seconds_in_nodes": total,
-             "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
+    facts = {"file": file, "threads": threads, "runs": len(whole), "seconds": quartiles(whole),
+             "seconds_in_nodes": total, "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
              "nodes": sorted(rows, key=lambda row: -row["seconds"])}
     if as_json:
         click.echo(json.dumps(facts, indent=2))

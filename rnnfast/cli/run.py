@@ -15,14 +15,15 @@ from rnnfast.model import load
 @click.command()
 @click.argument("file")
 @input_option
+@click.option("--threads", type=click.IntRange(1), help="That the call may use.")
 @click.option("-o", "--output", "folder", required=True, type=click.Path(file_okay=False, path_type=pathlib.Path),
               help="The folder for OUTPUT.npy of each output; made if it is not there.")
-def run(file, given, folder):
+def run(file, given, threads, folder):
     """Run FILE once and write its outputs to .npy files.
 
     Nothing is written if anything is wrong. A sequence is written as OUTPUT.0.npy, OUTPUT.1.npy ...
     """
-    model = load(file)
+    model = load(file, threads=threads)
     arrays = _named(model(read_inputs(given, model)))
     _write(arrays, folder)
     for name, array in arrays.items():

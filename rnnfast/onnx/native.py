@@ -1,7 +1,8 @@
-"""Which operators have a native form, and what it is: ``LOWER[op_type](node, constants, matmul)`` -> callable or None.
+"""Which operators have a native form: ``LOWER[op_type](node, constants, matmul, threads)`` -> callable or None.
 
 A lowering happens once, at load, on the inputs that are constant then. It returns what is run in the operator's
-place, for float32; other types go to the operator's NumPy function.
+place, for float32; other types go to the operator's NumPy function. Where the callable has a method `bound` and a
+plan's shapes are known, the plan runs what that gives for its inputs instead.
 """
 import functools
 import math
@@ -21,11 +22,11 @@ UNARY = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Soft
 WINDOW_FLOATS = 2**17
 
 
-def lower(node, constants, matmul=None):
+def lower(node, constants, matmul=None, threads=1):
     """The native callable of a node, or None."""
     if node.domain or node.op_type not in LOWER:
         return None
-    return LOWER[node.op_type](node, constants, matmul)
+    return LOWER[node.op_type](node, constants, matmul, threads)
 
 
 def lower_reference(node, constants):
@@ -50,17 +51,17 @@ def _is_weight(array, rank):
     return array is not None and array.dtype == np.float32 and array.ndim == rank
 
 
-def _lower_unary(node, constants, matmul):
+def _lower_unary(node, constants, matmul, threads):
     return _for_float32(functools.partial(_kernels.unary, UNARY[node.op_type]), node)
 
 
-def _lower_matmul(node, constants, matmul):
+def _lower_matmul(node, constants, matmul, threads):
     """B packed once where it is a constant matrix, else at each call."""
     packed = _kernels.Matrix(constants[1], matmul=matmul) if _is_weight(constants[1], 2) else None
 
     def run(a, b):
         if packed is not None:
-            return packed.multiply(a)
+            return packed.multiply(a, None, threads)
         if a.ndim == 0 or b.ndim == 0:
             raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected no scalars")
         if b.ndim == 1:
@@ -68,23 +69,23 @@ def _lower_matmul(node, constants, matmul):
         if a.ndim == 1:
             return run(a[None], b)[..., 0, :]
         if b.ndim == 2:
-            return _kernels.Matrix(b, matmul=matmul).multiply(a)
-        return _multiply_stacks(a, b, matmul)
+            return _kernels.Matrix(b, matmul=matmul).multiply(a, None, threads)
+        return _multiply_stacks(a, b, matmul, threads)
     return _for_float32(run, node)
 
 
-def _multiply_stacks(a, b, matmul):
+def _multiply_stacks(a, b, matmul, threads):
     """Matrices [..., M, K] times [..., K, N], the stacks broadcast."""
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     check_size((*stack, a.shape[-2], b.shape[-1]), a.dtype)
     y = np.empty((*stack, a.shape[-2], b.shape[-1]), np.float32)
     a, b = np.broadcast_to(a, stack + a.shape[-2:]), np.broadcast_to(b, stack + b.shape[-2:])
     for i in np.ndindex(*stack):
-        y[i] = _kernels.Matrix(b[i], matmul=matmul).multiply(a[i])
+        y[i] = _kernels.Matrix(b[i], matmul=matmul).multiply(a[i], None, threads)
     return y
 
 
-def _lower_gemm(node, constants, matmul):
+def _lower_gemm(node, constants, matmul, threads):
     """B and a bias row C packed once where they are constant, else at each call. A bias row begins the chains."""
     settings = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | node.attributes
     alpha, beta = np.float32(settings["alpha"]), np.float32(settings["beta"])
@@ -109,7 +110,7 @@ def _lower_gemm(node, constants, matmul):
         if a.ndim != 2 or b.ndim != 2:
             raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected matrices")
         matrix, added = packed or pack(b, c)
-        y = matrix.multiply(a.T if settings["transA"] else a)
+        y = matrix.multiply(a.T if settings["transA"] else a, None, threads)
         y = y if alpha == 1 else alpha * y
         if added is None:
             return y
@@ -119,7 +120,7 @@ def _lower_gemm(node, constants, matmul):
     return _for_float32(run, node)
 
 
-def _lower_conv(node, constants, matmul):
+def _lower_conv(node, constants, matmul, threads):
     """The kernel packed once where it is constant, else at each call: for each group a matrix that takes windows."""
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group, kernel_shape = settings.pop("group", 1), settings.pop("kernel_shape", None)
@@ -140,7 +141,7 @@ def _lower_conv(node, constants, matmul):
         matrices = packed or pack(w, bias)
         if x.ndim != w.ndim or x.shape[1] != w.shape[1] * group:
             raise InputError(f"X and W have shapes {x.shape} and {w.shape} for group = {group}")
-        return _convolve(x, windows_of(x.shape[2:], w.shape[2:]), matrices, w.shape[0] // group)
+        return _convolve(x, windows_of(x.shape[2:], w.shape[2:]), matrices, w.shape[0] // group, threads)
     return _for_float32(run, node)
 
 
@@ -151,7 +152,7 @@ def _check_kernel(w, bias, kernel_shape, group):
         raise InputError(f"the bias has shape {bias.shape}, expected {w.shape[:1]}")
 
 
-def _convolve(x, windows, matrices, outputs):
+def _convolve(x, windows, matrices, outputs, threads):
     """y[n,m,o] = bias[m] + sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation], windows by lines of axis 0."""
     samples, group, axes = x.shape[0], len(matrices), 1 + len(windows.kernel)
     y = np.empty((samples, group * outputs, *windows.output), np.float32)
@@ -167,7 +168,7 @@ def _convolve(x, windows, matrices, outputs):
             block = taps[n:n + batch, start:start + lines]
             for g, matrix in enumerate(matrices):
                 part = block[(slice(None),) * axes + (slice(g * channels, (g + 1) * channels),)]
-                rows = matrix.multiply(part.reshape(*part.shape[:axes], matrix.K))
+                rows = matrix.multiply(part.reshape(*part.shape[:axes], matrix.K), None, threads)
                 y[n:n + batch, g * outputs:(g + 1) * outputs, start:start + lines] = rows.transpose(
                     0, axes, *range(1, axes))
     return y
