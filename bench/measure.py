@@ -10,8 +10,9 @@ from rnnfast.cli.timing import interleave, quartiles
 # Relative to the largest output. The largest difference measured of an engine in float32 is 4.6e-6 (rnnfast and
 # OpenVINO, an RNN of 500 steps with 1200 inputs); one that computes in bfloat16 is off by 3e-3, in int8 by 1e-2.
 TOLERANCE = 3e-5
-# Threads of others spin for some milliseconds after a call; nobody's sample is to fall into that.
-PAUSE = 0.01
+# With several threads those of others spin for some milliseconds after a call, and on a virtual machine a core that was
+# idle takes as long to come back; nobody's sample is to fall into that.
+WARMUP = 0.03
 
 
 def measure(case, engines, threads, rounds, duration, limit):
@@ -40,7 +41,7 @@ def measure(case, engines, threads, rounds, duration, limit):
         if good:
             calls[engine.name] = call
     if calls:
-        timed = interleave(calls, inputs, rounds, duration, limit, PAUSE if threads > 1 else 0)
+        timed = interleave(calls, inputs, rounds, duration, limit, WARMUP if threads > 1 else 0)
         ours = timed.get("rnnfast")
         for name, (seconds, count) in timed.items():
             results[name] |= {"seconds": quartiles(seconds), "relative": ours and quartiles(seconds / ours.seconds),

@@ -19,6 +19,10 @@ cnp.import_array()
 cdef enum:
     SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
     SPARE_FLOATS = 1 << 20
+    SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B8 X
+    SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
+    PHASE_COST = 700            # nanoseconds of a step for each thread that shares it: to wait for others costs 200
+    LONG_PHASE = 40000          # nanoseconds of steps behind which threads that arrive late join
     PROJECTION_FLOATS = 65536   # input projections that are held at once: they stay in the second-level cache
     PROJECTION_ROWS = 128       # and at least so many rows for one pass over W: 0.95 of the time at H768 T500 B1
 
@@ -46,6 +50,19 @@ cdef void give_back(Buffer memory):
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
+cdef struct Direction:
+    # What the time loop knows of a Cell; absent weights are NULL
+    cell q
+    const weights *x
+    const weights *x_candidate
+    const weights *r
+    const weights *r_candidate
+    const weights *project
+    Py_ssize_t H, O             # hidden and output size
+    Py_ssize_t padded           # H in whole blocks
+    unsigned turns              # calls: their parity is the order of the panels, on which no result depends
+
+
 cdef class Cell:
     """One direction of one recurrent layer, its weights packed: immutable, shared by threads.
 
@@ -53,23 +70,20 @@ cdef class Cell:
     (LSTM i o f c, GRU z r h). activations: (name, alpha, beta) for f, g, h as the kind has them. projection [P, H]
     makes the output P wide (then R is [G*H, P]; LSTM only).
     """
-    cdef cell q
-    cdef Matrix x, x_candidate, r, r_candidate, project
+    cdef Direction d
+    cdef tuple matrices
     cdef Buffer extra
     cdef readonly str kind
     cdef readonly Py_ssize_t input_size, hidden_size, output_size
-    cdef Py_ssize_t padded
-    cdef unsigned turns         # calls, for the order of the panels only: no result depends on it
 
     def __init__(self, kind, W, R, B=None, P=None, *, activations, clip=None, input_forget=False,
                  linear_before_reset=False, projection=None, matmul=None):
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, padded
+        cdef Direction *d = &self.d
         gates = GATES[kind]
         W, R = readable(W), readable(R)
         H = W.shape[0] // gates
-        self.kind, self.input_size, self.hidden_size = kind, W.shape[1], H
-        self.output_size = R.shape[1]
-        self.padded = blocks_of(H) * BLOCK
+        self.kind, self.input_size, self.hidden_size, self.output_size = kind, W.shape[1], H, R.shape[1]
         reset_first = kind == "GRU" and not linear_before_reset
         if W.shape != (gates * H, self.input_size) or R.shape != (gates * H, self.output_size):
             raise ValueError(f"W {W.shape} and R {R.shape} do not fit {gates} gates")
@@ -84,68 +98,107 @@ cdef class Cell:
             bias[2 * H:] = B[2 * H:3 * H]
             candidate_bias = B[5 * H:]
 
+        cdef Matrix x, r, x_candidate = None, r_candidate = None, project = None
         if reset_first:
-            self.x = Matrix(W[:2 * H].T, bias[:2 * H], matmul=matmul, gates=2)
-            self.x_candidate = Matrix(W[2 * H:].T, bias[2 * H:], matmul=matmul)
-            self.r = Matrix(R[:2 * H].T, matmul=matmul, gates=2)
-            self.r_candidate = Matrix(R[2 * H:].T, matmul=matmul)
-            self.q.r_candidate = self.r_candidate.m
+            x = Matrix(W[:2 * H].T, bias[:2 * H], matmul=matmul, gates=2)
+            x_candidate = Matrix(W[2 * H:].T, bias[2 * H:], matmul=matmul)
+            r = Matrix(R[:2 * H].T, matmul=matmul, gates=2)
+            r_candidate = Matrix(R[2 * H:].T, matmul=matmul)
+            d.q.r_candidate = r_candidate.w.m
+            d.x_candidate, d.r_candidate = &x_candidate.w, &r_candidate.w
         else:
-            self.x = Matrix(W.T, bias, matmul=matmul, gates=gates)
-            self.r = Matrix(R.T, matmul=matmul, gates=gates)
-        self.q.r = self.r.m
-        self.project = None if projection is None else Matrix(readable(projection).T, matmul=matmul)
-        self.q.kind = (CELL_RNN if kind == "RNN" else CELL_LSTM if kind == "LSTM" else
-                       CELL_GRU_RESET_FIRST if reset_first else CELL_GRU)
-        self.q.hidden_size = H
-        self.q.clip = INFINITY if clip is None else clip
-        self.q.input_forget = input_forget
+            x = Matrix(W.T, bias, matmul=matmul, gates=gates)
+            r = Matrix(R.T, matmul=matmul, gates=gates)
+        d.q.r = r.w.m
+        d.x, d.r = &x.w, &r.w
+        if projection is not None:
+            project = Matrix(readable(projection).T, matmul=matmul)
+            d.project = &project.w
+        self.matrices = tuple(m for m in (x, x_candidate, r, r_candidate, project) if m is not None)
+        padded = blocks_of(H) * BLOCK
+        d.H, d.O, d.padded = H, self.output_size, padded
+        d.q.kind = (CELL_RNN if kind == "RNN" else CELL_LSTM if kind == "LSTM" else
+                    CELL_GRU_RESET_FIRST if reset_first else CELL_GRU)
+        d.q.hidden_size = H
+        d.q.clip = INFINITY if clip is None else clip
+        d.q.input_forget = input_forget
         for i, (name, alpha, beta) in enumerate(activations):
-            self.q.act[i].kind, self.q.act[i].alpha, self.q.act[i].beta = ACTIVATIONS[name], alpha, beta
+            d.q.act[i].kind, d.q.act[i].alpha, d.q.act[i].beta = ACTIVATIONS[name], alpha, beta
         names = tuple(name for name, _, _ in activations)
-        self.q.fused = (clip is None and P is None and not input_forget and
-                        names in (("Tanh",), ("Relu",), ("Sigmoid", "Tanh"), ("Sigmoid", "Tanh", "Tanh")))
+        d.q.fused = (clip is None and P is None and not input_forget and
+                     names in (("Tanh",), ("Relu",), ("Sigmoid", "Tanh"), ("Sigmoid", "Tanh", "Tanh")))
 
-        self.extra = Buffer(4 * self.padded)
-        extra = np.zeros((4, self.padded), np.float32)
+        self.extra = Buffer(4 * padded)
+        extra = np.zeros((4, padded), np.float32)
         extra[0, :H] = candidate_bias
         if P is not None:
             extra[1:, :H] = np.asarray(P, np.float32).reshape(3, H)
         cdef const float[:, ::1] values = extra
-        if self.padded:
-            memcpy(self.extra.p, &values[0, 0], 4 * self.padded * sizeof(float))
-        self.q.candidate_bias = self.extra.p
-        self.q.peephole = NULL if P is None else self.extra.p + self.padded
+        if padded:
+            memcpy(self.extra.p, &values[0, 0], 4 * padded * sizeof(float))
+        d.q.candidate_bias = self.extra.p
+        d.q.peephole = NULL if P is None else self.extra.p + padded
 
     @property
     def nbytes(self):
         """Bytes that the packed weights take."""
-        parts = (self.x, self.x_candidate, self.r, self.r_candidate, self.project)
-        return sum(m.nbytes for m in parts if m is not None) + 4 * self.extra.size
+        return sum(m.nbytes for m in self.matrices) + 4 * self.extra.size
 
-    cdef void run(self, step *s, const float *h_prev, Py_ssize_t ldh, float *h, Py_ssize_t ldo, float *hr,
-                  float *unprojected, bint backwards) noexcept nogil:
-        """One step: h[rows] from h_prev[rows]; s holds the input projections or inputs, c and scratch."""
-        s.h, s.ldh = h_prev, ldh
-        s.h_out, s.ldo = h, ldo
-        if self.project is not None:
-            s.h_out, s.ldo = unprojected, self.hidden_size
-        s.hr = NULL
-        if self.r.blas:
-            self.r.product(s.h, s.ldh, hr, self.q.r.blocks * BLOCK, s.rows, self.q.r.blocks * BLOCK, False)
-            s.hr = hr
-        s.part = all_panels(&self.q.r, backwards)
-        if self.q.kind != CELL_GRU_RESET_FIRST:
-            active.cell_step(&self.q, s)
-            if self.project is not None:
-                self.project.product(unprojected, self.hidden_size, h, ldo, s.rows, self.output_size, False)
-            return
-        active.gru_gates(&self.q, s)
-        s.h, s.ldh = s.rh, self.padded
-        if self.r.blas:
-            self.r_candidate.product(s.rh, self.padded, hr, self.padded, s.rows, self.padded, False)
-        s.part = all_panels(&self.q.r_candidate, backwards)
-        active.gru_output(&self.q, s, h_prev, ldh)
+
+# ---------------------------------------------------------------------------------------------- steps
+cdef struct Workspace:
+    float *xg
+    float *xg_candidate
+    float *packed               # ragged: the rows of x of a few steps
+    float *h                    # ragged: two outputs [B, O], used in turn
+    float *zeros                # [O]
+    float *c
+    float *z
+    float *rh
+    float *hr
+    float *unprojected
+    Py_ssize_t steps            # steps whose input projections are held at once
+
+
+cdef inline void wait(team *crew, int part, int parts) noexcept nogil:
+    if parts > 1:
+        team_wait(crew, part, parts)
+
+
+cdef void run_step(const Direction *d, step *s, Workspace *w, bint backwards, team *crew, int part,
+                   int parts) noexcept nogil:
+    """One thread's part of h_out [rows] of s from its h [rows]; s holds the input projections or inputs, c, scratch."""
+    cdef float *h = s.h_out
+    cdef const float *h_prev = s.h
+    cdef Py_ssize_t ldo = s.ldo, ldh_prev = s.ldh, columns = d.q.r.blocks * BLOCK
+    if d.project != NULL:
+        s.h_out, s.ldo = w.unprojected, d.H
+    if d.r.blas:
+        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, part, parts)
+        wait(crew, part, parts)
+        s.hr = w.hr
+    if d.q.kind != CELL_GRU_RESET_FIRST:
+        active.cell_step(&d.q, s, share_of(&d.q.r, backwards, part, parts))
+    else:
+        active.gru_gates(&d.q, s, share_of(&d.q.r, backwards, part, parts))
+        wait(crew, part, parts)
+        s.h, s.ldh = s.rh, d.padded
+        if d.r.blas:
+            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, part, parts)
+            wait(crew, part, parts)
+        active.gru_output(&d.q, s, share_of(&d.q.r_candidate, backwards, part, parts), h_prev, ldh_prev)
+    if d.project != NULL:
+        wait(crew, part, parts)
+        product(d.project, w.unprojected, d.H, h, ldo, s.rows, d.O, backwards, part, parts)
+    wait(crew, part, parts)
+
+
+cdef double step_cost(const Direction *d, Py_ssize_t rows) noexcept nogil:
+    """About how many nanoseconds a step takes, its input projection apart."""
+    cdef double cost = product_cost(d.r, rows)
+    if d.r_candidate != NULL:
+        cost += product_cost(d.r_candidate, rows)
+    return cost if d.project == NULL else cost + product_cost(d.project, rows)
 
 
 # ---------------------------------------------------------------------------------------------- sequences
@@ -163,150 +216,279 @@ cdef struct Batch:
     bint reverse
 
 
-cdef struct Workspace:
-    float *xg
-    float *xg_candidate
-    float *packed               # ragged: the rows of x of a few steps
-    float *h                    # ragged: two outputs [B, O], used in turn
-    float *zeros                # [O]
-    float *c
-    float *z
-    float *rh
-    float *hr
-    float *unprojected
-    Py_ssize_t steps            # steps whose input projections are held at once
-
-
 cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
     """The next part of a workspace; returns where the one behind it begins. Without a base it only counts."""
     part[0] = NULL if base == NULL else base + at
     return at + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-cdef Py_ssize_t lay_out(Cell q, Batch *b, Workspace *w, float *base) noexcept nogil:
+cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base) noexcept nogil:
     """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
-    cdef Py_ssize_t columns = q.q.r.blocks * BLOCK, rows, at = 0
-    cdef Py_ssize_t candidate_columns = q.q.r_candidate.blocks * BLOCK if q.x_candidate is not None else 0
+    cdef Py_ssize_t columns = d.q.r.blocks * BLOCK, rows, at = 0
+    cdef Py_ssize_t candidate_columns = d.q.r_candidate.blocks * BLOCK
     rows = max(PROJECTION_FLOATS // max(columns + candidate_columns, 1), PROJECTION_ROWS)
     w.steps = max(1, min(b.T, rows // b.B))
     rows = w.steps * b.B
     at = place(&w.xg, base, at, rows * columns)
     at = place(&w.xg_candidate, base, at, rows * candidate_columns)
-    at = place(&w.packed, base, at, rows * q.input_size if b.order != NULL else 0)
-    at = place(&w.h, base, at, 2 * b.B * q.output_size if b.order != NULL else 0)
-    at = place(&w.zeros, base, at, q.output_size)
-    at = place(&w.c, base, at, b.B * q.padded)
-    at = place(&w.z, base, at, b.B * q.padded if q.x_candidate is not None else 0)
-    at = place(&w.rh, base, at, b.B * q.padded if q.x_candidate is not None else 0)
-    at = place(&w.hr, base, at, b.B * columns if q.r.blas else 0)
-    return place(&w.unprojected, base, at, b.B * q.hidden_size if q.project is not None else 0)
+    at = place(&w.packed, base, at, rows * d.x.m.k if b.order != NULL else 0)
+    at = place(&w.h, base, at, 2 * b.B * d.O if b.order != NULL else 0)
+    at = place(&w.zeros, base, at, d.O)
+    at = place(&w.c, base, at, b.B * d.padded)
+    at = place(&w.z, base, at, b.B * d.padded if d.x_candidate != NULL else 0)
+    at = place(&w.rh, base, at, b.B * d.padded if d.x_candidate != NULL else 0)
+    at = place(&w.hr, base, at, b.B * columns if d.r.blas else 0)
+    return place(&w.unprojected, base, at, b.B * d.H if d.project != NULL else 0)
 
 
-cdef void project_input(Matrix m, Batch *b, float *packed, Py_ssize_t I, Py_ssize_t first, Py_ssize_t steps,
-                        float *xg, bint backwards) noexcept nogil:
-    """xg [steps, B or counts[s], columns] = bias + x . W for steps from `first`, as few tall products as strides allow.
+cdef struct Run:
+    # One direction over a batch, for all the threads that share it
+    Direction *d
+    Batch *b
+    Workspace *w
+    const float *h0
+    team *crew
+    bint backwards              # the order of the panels at the first step
+    Py_ssize_t chunk, steps     # the first step of those whose inputs are projected, and how many
+    Py_ssize_t first, last      # the steps of this phase
+
+
+cdef void input_part(void *argument, int part, int parts) noexcept nogil:
+    """xg [steps, B or counts[s], columns] = bias + x . W for the steps of a chunk.
 
     Ragged batches: rows in the order of the steps. Else rows in the order of time, which `reverse` runs backwards.
     """
-    cdef Py_ssize_t n = m.m.blocks * BLOCK, s, i, row, t, rows = 0
-    cdef const float *x
+    cdef Run *r = <Run *>argument
+    project_input(r.d.x, r, r.w.xg, part, parts)
+    if r.d.x_candidate != NULL:
+        project_input(r.d.x_candidate, r, r.w.xg_candidate, part, parts)
+
+
+cdef void project_input(const weights *m, Run *r, float *xg, int part, int parts) noexcept nogil:
+    """As few tall products as strides allow."""
+    cdef Batch *b = r.b
+    cdef Py_ssize_t n = m.m.blocks * BLOCK, I = m.m.k, steps = r.steps, s, i, rows = 0
+    cdef const float *x = b.x + (b.T - r.chunk - steps if b.reverse else r.chunk) * b.x_t
     if b.order != NULL:
-        for s in range(first, first + steps):
-            for i in range(b.counts[s]):
-                row = b.order[i]
-                t = b.lens[row] - 1 - s if b.reverse else s
-                memcpy(packed + rows * I, b.x + t * b.x_t + row * b.x_b, I * sizeof(float))
-                rows += 1
-        m.product(packed, I, xg, n, rows, n, backwards)
-        return
-    t = b.T - first - steps if b.reverse else first
-    x = b.x + t * b.x_t
-    if b.B == 1:
-        m.product(x, b.x_t, xg, n, steps, n, backwards)
+        for s in range(r.chunk, r.chunk + steps):
+            rows += b.counts[s]
+        product(m, r.w.packed, I, xg, n, rows, n, r.backwards, part, parts)
+    elif b.B == 1:
+        product(m, x, b.x_t, xg, n, steps, n, r.backwards, part, parts)
     elif b.x_t == b.B * b.x_b:
-        m.product(x, b.x_b, xg, n, steps * b.B, n, backwards)
+        product(m, x, b.x_b, xg, n, steps * b.B, n, r.backwards, part, parts)
     elif steps < b.B:
         for s in range(steps):
-            m.product(x + s * b.x_t, b.x_b, xg + s * b.B * n, n, b.B, n, s & 1)
+            product(m, x + s * b.x_t, b.x_b, xg + s * b.B * n, n, b.B, n, s & 1, part, parts)
     else:
         for i in range(b.B):
-            m.product(x + i * b.x_b, b.x_t, xg + i * n, b.B * n, steps, n, i & 1)
+            product(m, x + i * b.x_b, b.x_t, xg + i * n, b.B * n, steps, n, i & 1, part, parts)
 
 
-cdef void run_direction(Cell q, Batch *b, Workspace *w, const float *h0, const float *c0, float *y_h,
-                        float *y_c) noexcept nogil:
-    """One direction over the whole batch: y, and the last output and cell state of each row."""
-    cdef Py_ssize_t O = q.output_size, H = q.hidden_size, first, steps, s, i, row, t, at, rows
-    cdef Py_ssize_t columns = q.q.r.blocks * BLOCK, candidate_columns = 0
-    cdef const float *h = h0 if h0 != NULL else w.zeros
-    cdef Py_ssize_t ldh = O if h0 != NULL else 0, ldo
-    cdef float *h_new
-    cdef bint backwards = q.turns & 1
+cdef void pack_input(Run *r) noexcept nogil:
+    """The inputs of a ragged chunk in the order of its steps."""
+    cdef Batch *b = r.b
+    cdef Py_ssize_t I = r.d.x.m.k, s, i, row, t, rows = 0
+    for s in range(r.chunk, r.chunk + r.steps):
+        for i in range(b.counts[s]):
+            row = b.order[i]
+            t = b.lens[row] - 1 - s if b.reverse else s
+            memcpy(r.w.packed + rows * I, b.x + t * b.x_t + row * b.x_b, I * sizeof(float))
+            rows += 1
+
+
+cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
+    """The steps of a phase, one after the other, each in `parts`."""
+    cdef Run *r = <Run *>argument
+    cdef Direction *d = r.d
+    cdef Batch *b = r.b
+    cdef Workspace *w = r.w
+    cdef Py_ssize_t O = d.O, s, i, at, row, t, rows = 0
+    cdef Py_ssize_t columns = d.q.r.blocks * BLOCK, candidate_columns = d.q.r_candidate.blocks * BLOCK
+    cdef float *y
     cdef step args
-    q.turns += 1
     memset(&args, 0, sizeof(args))
-    args.ldx = columns
-    args.c, args.z, args.rh = w.c, w.z, w.rh
-    if q.x_candidate is not None:
-        candidate_columns = q.x_candidate.m.blocks * BLOCK
-        args.ldx_candidate = candidate_columns
+    args.ldx, args.ldx_candidate = columns, candidate_columns
+    args.c, args.z, args.rh, args.rows = w.c, w.z, w.rh, b.B
+    if in_one_pass(d, b):
+        args.x, args.ld_input = b.x, b.x_b
+        args.w = &d.x.m
+        args.w_candidate = NULL if d.x_candidate == NULL else &d.x_candidate.m
+    if b.order != NULL:
+        for s in range(r.chunk, r.first):
+            rows += b.counts[s]
+    for s in range(r.first, r.last):
+        if b.order == NULL:
+            at = (r.chunk + r.steps - 1 - s if b.reverse else s - r.chunk) * b.B
+            y = b.y + (b.T - 1 - s if b.reverse else s) * b.y_t
+            args.h_out, args.ldo = y, b.y_b
+            args.h = y + (b.y_t if b.reverse else -b.y_t)
+            args.ldh = b.y_b
+            if s == 0:
+                args.h = w.zeros if r.h0 == NULL else r.h0
+                args.ldh = 0 if r.h0 == NULL else O
+        else:
+            args.rows = b.counts[s]
+            at = rows
+            rows += args.rows
+            args.h, args.ldh = w.h + ((s + 1) & 1) * b.B * O, O
+            args.h_out, args.ldo = w.h + (s & 1) * b.B * O, O
+        args.xg = w.xg + at * columns
+        args.xg_candidate = w.xg_candidate + at * candidate_columns
+        run_step(d, &args, w, (s & 1) ^ r.backwards, r.crew, part, parts)
+        if b.order != NULL:
+            for i in range(args.rows * part // parts, args.rows * (part + 1) // parts):
+                row = b.order[i]
+                t = b.lens[row] - 1 - s if b.reverse else s
+                memcpy(b.y + t * b.y_t + row * b.y_b, w.h + ((s & 1) * b.B + i) * O, O * sizeof(float))
+
+
+cdef bint in_one_pass(const Direction *d, const Batch *b) noexcept nogil:
+    """A single step projects its own input, panel by panel."""
+    return b.T == 1 and b.order == NULL and not d.r.blas
+
+
+cdef void run_direction(Direction *d, Batch *b, Workspace *w, const float *h0, const float *c0, float *y_h, float *y_c,
+                        team *crew, int threads) noexcept nogil:
+    """One direction over the whole batch: y, and the last output and cell state of each row."""
+    cdef Py_ssize_t O = d.O, H = d.H, i, row, t, steps, phase = b.T
+    cdef Run r
+    r.d, r.b, r.w, r.h0, r.crew = d, b, w, h0, crew
+    r.backwards = d.turns & 1
+    d.turns += 1
+    if crew != NULL:
+        phase = max(1, <Py_ssize_t>(LONG_PHASE / step_cost(d, b.B)))
+    memset(w.zeros, 0, O * sizeof(float))
     for i in range(b.B):
         row = i if b.order == NULL else b.order[i]
-        memset(w.c + i * q.padded, 0, q.padded * sizeof(float))
+        memset(w.c + i * d.padded, 0, d.padded * sizeof(float))
         if c0 != NULL:
-            memcpy(w.c + i * q.padded, c0 + row * H, H * sizeof(float))
+            memcpy(w.c + i * d.padded, c0 + row * H, H * sizeof(float))
         if b.order != NULL:
             memset(w.h + (b.B + i) * O, 0, O * sizeof(float))
             if h0 != NULL:
                 memcpy(w.h + (b.B + i) * O, h0 + row * O, O * sizeof(float))
-    if b.T == 1 and b.order == NULL and not q.r.blas:
-        args.x, args.ld_input = b.x, b.x_b
-        args.w = &q.x.m
-        args.w_candidate = NULL if q.x_candidate is None else &q.x_candidate.m
-    first = 0
-    while first < b.T:
-        steps = min(w.steps, b.T - first)
-        if args.x == NULL:
-            project_input(q.x, b, w.packed, q.input_size, first, steps, w.xg, backwards)
-            if q.x_candidate is not None:
-                project_input(q.x_candidate, b, w.packed, q.input_size, first, steps, w.xg_candidate, backwards)
-        rows = 0
-        for s in range(first, first + steps):
-            if b.order != NULL:
-                args.rows = b.counts[s]
-                at = rows
-                rows += args.rows
-                h, ldh = w.h + ((s + 1) & 1) * b.B * O, O
-                h_new, ldo = w.h + (s & 1) * b.B * O, O
+    r.chunk = 0
+    while r.chunk < b.T:
+        r.steps = min(w.steps, b.T - r.chunk)
+        if b.order != NULL:
+            pack_input(&r)
+        if crew != NULL and not in_one_pass(d, b):
+            team_each(crew, ITEMS * threads, input_part, &r)
+        elif not in_one_pass(d, b):
+            input_part(&r, 0, 1)
+        r.first = r.chunk
+        while r.first < r.chunk + r.steps:
+            r.last = min(r.first + phase, r.chunk + r.steps)
+            if crew == NULL:
+                steps_part(&r, 0, 1)
             else:
-                args.rows = b.B
-                at = (first + steps - 1 - s if b.reverse else s - first) * b.B
-                h_new, ldo = b.y + (b.T - 1 - s if b.reverse else s) * b.y_t, b.y_b
-            args.xg = w.xg + at * columns
-            args.xg_candidate = w.xg_candidate + at * candidate_columns
-            q.run(&args, h, ldh, h_new, ldo, w.hr, w.unprojected, (s & 1) ^ backwards)
-            if b.order == NULL:
-                h, ldh = h_new, ldo
-                continue
-            for i in range(args.rows):
-                row = b.order[i]
-                t = b.lens[row] - 1 - s if b.reverse else s
-                memcpy(b.y + t * b.y_t + row * b.y_b, h_new + i * O, O * sizeof(float))
-        first += steps
+                team_split(crew, steps_part, &r)
+            r.first = r.last
+        r.chunk += r.steps
     for i in range(b.B):
         row = i if b.order == NULL else b.order[i]
         steps = b.T if b.order == NULL else b.lens[row]
         if steps == 0:
             memset(y_h + row * O, 0, O * sizeof(float))
-            memset(w.c + i * q.padded, 0, q.padded * sizeof(float))
+            memset(w.c + i * d.padded, 0, d.padded * sizeof(float))
         elif b.order == NULL:
             memcpy(y_h + row * O, b.y + (0 if b.reverse else b.T - 1) * b.y_t + row * b.y_b, O * sizeof(float))
         else:
             memcpy(y_h + row * O, w.h + (((steps - 1) & 1) * b.B + i) * O, O * sizeof(float))
         if y_c != NULL:
-            memcpy(y_c + row * H, w.c + i * q.padded, H * sizeof(float))
+            memcpy(y_c + row * H, w.c + i * d.padded, H * sizeof(float))
         for t in range(steps, b.T):
             memset(b.y + t * b.y_t + row * b.y_b, 0, O * sizeof(float))
+
+
+# ---------------------------------------------------------------------------------------------- layers
+cdef struct Layer:
+    # All directions over a batch. They need nothing of each other, nor do rows: with several threads each direction's
+    # batch is cut into `parts`, which are the items that threads take; or every step is shared by a crew.
+    Direction *directions[2]
+    bint reverse[2]
+    Py_ssize_t D
+    Batch b
+    float *y
+    Py_ssize_t y_d              # floats between the directions of y
+    const float *h0
+    const float *c0
+    float *y_h
+    float *y_c
+    int parts
+    float *memory
+    Py_ssize_t workspace        # floats of one item's
+    team *crew                  # that shares the steps, or NULL
+    int threads
+
+
+cdef void run_item(void *argument, int item, int items) noexcept nogil:
+    cdef Layer *layer = <Layer *>argument
+    cdef Py_ssize_t i = item // layer.parts, B = layer.b.B, first = B * (item % layer.parts) // layer.parts
+    cdef Direction *d = layer.directions[i]
+    cdef Py_ssize_t of_h = (i * B + first) * d.O, of_c = (i * B + first) * d.H
+    cdef Batch b = layer.b
+    cdef Workspace w
+    b.B = B * (item % layer.parts + 1) // layer.parts - first
+    b.x += first * b.x_b
+    b.y = layer.y + i * layer.y_d + first * b.y_b
+    b.reverse = layer.reverse[i]
+    lay_out(d, &b, &w, layer.memory + item * layer.workspace)
+    run_direction(d, &b, &w, NULL if layer.h0 == NULL else layer.h0 + of_h, NULL if layer.c0 == NULL else layer.c0 + of_c,
+                  layer.y_h + of_h, NULL if layer.y_c == NULL else layer.y_c + of_c, layer.crew,
+                  layer.threads)
+
+
+cdef int share_out(Layer *layer, int threads) noexcept nogil:
+    """Chooses the items, and of so many threads those that are worth their while."""
+    cdef Direction *d = layer.directions[0]
+    cdef Direction *other = layer.directions[layer.D - 1]
+    cdef Batch b = layer.b
+    cdef Workspace w
+    cdef double of_step
+    layer.parts = 1
+    if threads > 1:
+        of_step = step_cost(d, b.B)
+        if layer.D * (b.T * of_step + product_cost(d.x, b.T * b.B)) < SHARED_COST:
+            threads = 1
+        elif b.order == NULL and d.r.m.k * d.r.m.blocks * BLOCK <= SHARED_FLOATS:
+            layer.parts = max(1, min(threads // layer.D, b.B // SHARED_ROWS))
+        threads = min(threads, layer.D * layer.parts if layer.D * layer.parts > 1 else <int>(of_step / PHASE_COST))
+    b.B = (b.B + layer.parts - 1) // layer.parts
+    layer.workspace = max(lay_out(d, &b, &w, NULL), lay_out(other, &b, &w, NULL))
+    b.B = layer.b.B // layer.parts
+    layer.workspace = max(layer.workspace, max(lay_out(d, &b, &w, NULL), lay_out(other, &b, &w, NULL)))
+    return threads
+
+
+cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except -1:
+    """A layer on up to so many threads; its arrays stand in `layer`."""
+    cdef Cell q
+    cdef Py_ssize_t i
+    cdef unsigned mode
+    cdef team crew
+    layer.D = len(cells)
+    for i in range(layer.D):
+        q = cells[i]
+        layer.directions[i], layer.reverse[i] = &q.d, reverse[i]
+    layer.threads = threads = useful_threads(share_out(layer, threads))
+    cdef int items = layer.D * layer.parts
+    cdef Buffer memory = borrow(items * layer.workspace)
+    layer.memory = memory.p
+    with nogil:
+        mode = active.flush_denormals()
+        team_open(&crew, threads)
+        layer.crew = &crew if threads > 1 and items == 1 else NULL
+        if threads > 1 and items > 1:
+            team_each(&crew, items, run_item, layer)
+        else:
+            for i in range(items):
+                run_item(layer, i, items)
+        team_close(&crew)
+        active.restore_mode(mode)
+    give_back(memory)
+    return 0
 
 
 cdef object new_array(int ndim, cnp.npy_intp a, cnp.npy_intp b, cnp.npy_intp c):
@@ -336,29 +518,30 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     y: float32 [T, D, B, O], written whole, zeros past a row's end; any strides but along the last axis.
     initial_h [D, B, O], initial_c [D, B, H]: float32, zeros if None. sequence_lens [B], 0 to T, or None for T.
     Returns Y_h [D, B, O] and Y_c [D, B, H] (None but for LSTM): each row's state after its last step, zeros for
-    rows of length 0. Shapes are the caller's to check.
+    rows of length 0. Shapes are the caller's to check. Up to `threads` threads share the work where it is large enough;
+    the bits are the same.
     """
     cdef Py_ssize_t D = len(cells)
     cdef Cell q = cells[0], other
-    cdef Batch b
+    cdef Layer layer
+    cdef Batch *b = &layer.b
     cdef Py_ssize_t O = q.output_size, H = q.hidden_size
-    cdef bint has_c = q.q.kind == CELL_LSTM
     x = readable(x)
     if cnp.PyArray_NDIM(x) != 3 or not is_float32(y) or cnp.PyArray_NDIM(y) != 4 or not cnp.PyArray_ISWRITEABLE(y):
         raise ValueError(f"x {np.shape(x)} and y {np.shape(y)} must be float32 of 3 and 4 axes, y writeable")
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(y)
     b.T, b.B = cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1)
     if (cnp.PyArray_DIM(x, 2) != q.input_size or shape[0] != b.T or shape[1] != D or shape[2] != b.B or shape[3] != O
-            or len(reverse) != D or (b.T * b.B and not contiguous_rows(y))):
+            or len(reverse) != D or D > 2 or (b.T * b.B and not contiguous_rows(y))):
         raise ValueError(f"x {x.shape} and y {y.shape} do not fit {D} cells of {q.input_size} inputs and {O} outputs")
     for other in cells:
-        if (other.q.kind != q.q.kind or other.input_size != q.input_size or other.hidden_size != H
+        if (other.d.q.kind != q.d.q.kind or other.input_size != q.input_size or other.hidden_size != H
                 or other.output_size != O):
             raise ValueError("the cells of both directions must have the same kind and sizes")
     h0 = state_array(initial_h, D, b.B, O, "initial_h")
     c0 = state_array(initial_c, D, b.B, H, "initial_c")
     y_h = new_array(3, D, b.B, O)
-    y_c = new_array(3, D, b.B, H) if has_c else None
+    y_c = new_array(3, D, b.B, H) if q.d.q.kind == CELL_LSTM else None
     if b.B == 0 or H == 0 or O == 0:
         return y_h, y_c
     b.x = <const float *>cnp.PyArray_DATA(x)
@@ -373,35 +556,10 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
         order = np.argsort(-np.asarray(lens), kind="stable")
         counts = np.searchsorted(-np.asarray(lens)[order], -np.arange(b.T))
         b.lens, b.order, b.counts = &lens[0], &order[0], &counts[0]
-    run_layer(cells, reverse, &b, <float *>cnp.PyArray_DATA(y), cnp.PyArray_STRIDE(y, 1) // 4, address(h0), address(c0),
-              address(y_h), address(y_c))
+    layer.y, layer.y_d = <float *>cnp.PyArray_DATA(y), cnp.PyArray_STRIDE(y, 1) // 4
+    layer.h0, layer.c0, layer.y_h, layer.y_c = address(h0), address(c0), address(y_h), address(y_c)
+    run_layer(&layer, cells, reverse, threads)
     return y_h, y_c
-
-
-cdef int run_layer(tuple cells, tuple reverse, Batch *b, float *y, Py_ssize_t y_d, const float *h0, const float *c0,
-                   float *y_h, float *y_c) except -1:
-    """Every direction of a layer; y_d floats lie between the directions of y."""
-    cdef Cell q
-    cdef Workspace w
-    cdef Py_ssize_t d, size = 0, of_h, of_c
-    cdef unsigned mode
-    for q in cells:
-        size = max(size, lay_out(q, b, &w, NULL))
-    cdef Buffer memory = borrow(size)
-    for d in range(len(cells)):
-        q = cells[d]
-        b.reverse = reverse[d]
-        b.y = y + d * y_d
-        of_h, of_c = d * b.B * q.output_size, d * b.B * q.hidden_size
-        with nogil:
-            lay_out(q, b, &w, memory.p)
-            memset(w.zeros, 0, q.output_size * sizeof(float))
-            mode = active.flush_denormals()
-            run_direction(q, b, &w, h0 + of_h if h0 != NULL else NULL, c0 + of_c if c0 != NULL else NULL, y_h + of_h,
-                          y_c + of_c if y_c != NULL else NULL)
-            active.restore_mode(mode)
-    give_back(memory)
-    return 0
 
 
 def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads=1):
@@ -411,10 +569,11 @@ def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads
     D, B, H] or None. Returns None unless everything is float32 of fitting shapes, states contiguous: the caller then
     finds out what is wrong, or converts it.
     """
-    cdef Py_ssize_t D = len(reverse), layers = len(stack), layer, of_h, of_c
+    cdef Py_ssize_t D = len(reverse), layers = len(stack), i
     cdef Py_ssize_t time_axis = 1 if batch_first else 0
     cdef Cell q = stack[0][0]
-    cdef Batch b
+    cdef Layer layer
+    cdef Batch *b = &layer.b
     cdef Py_ssize_t O = q.output_size, H = q.hidden_size
     if not is_float32(x) or cnp.PyArray_NDIM(x) != 3 or cnp.PyArray_DIM(x, 2) != q.input_size or not contiguous_rows(x):
         return None
@@ -423,20 +582,24 @@ def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads
     if b.T == 0 or b.B == 0 or not is_state(h0, layers * D, b.B, O) or not is_state(c0, layers * D, b.B, H):
         return None
     h = new_array(3, layers * D, b.B, O)
-    c = new_array(3, layers * D, b.B, H) if q.q.kind == CELL_LSTM else None
-    cdef float *h0_p = address(h0)
-    cdef float *c0_p = address(c0)
-    cdef float *c_p = address(c)
+    c = new_array(3, layers * D, b.B, H) if q.d.q.kind == CELL_LSTM else None
+    layer.h0, layer.c0, layer.y_h, layer.y_c = address(h0), address(c0), address(h), address(c)
+    layer.y_d = O
     y = x
-    for layer in range(layers):
+    for i in range(layers):
         x = y
         y = new_array(3, b.B, b.T, D * O) if batch_first else new_array(3, b.T, b.B, D * O)
-        b.x = address(x)
+        layer.y, b.x = address(y), address(x)
         b.x_t, b.x_b = cnp.PyArray_STRIDE(x, time_axis) // 4, cnp.PyArray_STRIDE(x, 1 - time_axis) // 4
         b.y_t, b.y_b = cnp.PyArray_STRIDE(y, time_axis) // 4, cnp.PyArray_STRIDE(y, 1 - time_axis) // 4
-        of_h, of_c = layer * D * b.B * O, layer * D * b.B * H
-        run_layer(stack[layer], reverse, &b, address(y), O, h0_p + of_h if h0_p != NULL else NULL,
-                  c0_p + of_c if c0_p != NULL else NULL, address(h) + of_h, c_p + of_c if c_p != NULL else NULL)
+        run_layer(&layer, stack[i], reverse, threads)
+        layer.y_h += D * b.B * O
+        if layer.h0 != NULL:
+            layer.h0 += D * b.B * O
+        if layer.c0 != NULL:
+            layer.c0 += D * b.B * H
+        if layer.y_c != NULL:
+            layer.y_c += D * b.B * H
     return y, h, c
 
 

@@ -47,15 +47,14 @@ cdef extern from "kernels.h" nogil:
         float *z
         float *rh
         Py_ssize_t rows
-        panels part
 
     ctypedef struct kernels:
         const char *name
         void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
                        Py_ssize_t) noexcept nogil
-        void (*cell_step)(const cell *, const step *) noexcept nogil
-        void (*gru_gates)(const cell *, const step *) noexcept nogil
-        void (*gru_output)(const cell *, const step *, const float *, Py_ssize_t) noexcept nogil
+        void (*cell_step)(const cell *, const step *, panels) noexcept nogil
+        void (*gru_gates)(const cell *, const step *, panels) noexcept nogil
+        void (*gru_output)(const cell *, const step *, panels, const float *, Py_ssize_t) noexcept nogil
         void (*unary)(activation, const float *, float *, size_t) noexcept nogil
         unsigned (*flush_denormals)() noexcept nogil
         void (*restore_mode)(unsigned) noexcept nogil
@@ -72,11 +71,14 @@ cdef extern from "pool.h" nogil:
 cdef int useful_threads(int threads) except -1
 cdef void team_open(team *t, int threads) noexcept nogil
 cdef void team_split(team *t, team_work work, void *argument) noexcept nogil
+cdef void team_wait(team *t, int part, int parts) noexcept nogil
 cdef void team_each(team *t, int items, team_work work, void *argument) noexcept nogil
 cdef void team_close(team *t) noexcept nogil
 
 cdef enum:
     BLOCK = 16                  # columns of a block, VL of vec.h
+    ITEMS = 4                   # into which a product is cut for each thread
+    SHARED_COST = 150000        # nanoseconds of work from which on threads share it: waking one may take 60000
 
 cdef const kernels *active      # the instruction set in use
 
@@ -84,23 +86,30 @@ cdef class Buffer:
     cdef float *p
     cdef readonly Py_ssize_t size
 
+cdef struct weights:
+    matrix m
+    bint blas                   # rows of all columns, for BLAS, instead of panels
+
+cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
+                  Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil
+cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil
+
 cdef class Matrix:
-    cdef matrix m
+    cdef weights w
     cdef Buffer weight, bias
-    cdef bint blas
     cdef readonly Py_ssize_t K, N
-    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows, Py_ssize_t n,
-                      bint backwards) noexcept nogil
 
 cdef object readable(a)
 
 cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
     return (units + BLOCK - 1) // BLOCK
 
-cdef inline panels all_panels(const matrix *m, bint backwards) noexcept nogil:
-    cdef panels part
-    part.first, part.last, part.backwards = 0, (m.blocks + m.panel - 1) // m.panel, backwards
-    return part
+cdef inline panels share_of(const matrix *m, bint backwards, int part, int parts) noexcept nogil:
+    """The panels of one of `parts` threads."""
+    cdef panels share
+    cdef Py_ssize_t count = (m.blocks + m.panel - 1) // m.panel
+    share.first, share.last, share.backwards = count * part // parts, count * (part + 1) // parts, backwards
+    return share
 
 cdef inline bint is_float32(a) noexcept:
     """Whether `a` is an ndarray of native, aligned float32."""

@@ -84,6 +84,7 @@ cdef extern from "pool.h" nogil:
     int rnnfast_pool_limit()
     void rnnfast_team_open(team *, int)
     void rnnfast_team_split(team *, team_work, void *)
+    void rnnfast_team_wait(team *, int, int)
     void rnnfast_team_each(team *, int, team_work, void *)
     void rnnfast_team_close(team *)
 
@@ -107,6 +108,10 @@ cdef void team_open(team *t, int threads) noexcept nogil:
 
 cdef void team_split(team *t, team_work work, void *argument) noexcept nogil:
     rnnfast_team_split(t, work, argument)
+
+
+cdef void team_wait(team *t, int part, int parts) noexcept nogil:
+    rnnfast_team_wait(t, part, parts)
 
 
 cdef void team_each(team *t, int items, team_work work, void *argument) noexcept nogil:
@@ -168,6 +173,53 @@ def unary(name, x, float alpha=0.0, float beta=0.0):
 
 
 # ---------------------------------------------------------------------------------------------- matrices
+cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
+                  Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil:
+    """c[rows, n] = bias + a[rows, k] . w, n columns in packed order; the mode is set by the caller.
+
+    Of several threads each calls it with its part: of the panels, or of the rows where there are too few panels.
+    """
+    cdef Py_ssize_t i, k = w.m.k, columns = w.m.blocks * BLOCK, first
+    if parts > 1 and (w.blas or columns < 2 * parts * w.m.panel * BLOCK and rows >= parts):
+        first = rows * part // parts
+        rows = rows * (part + 1) // parts - first
+        a += first * lda
+        c += first * ldc
+        part, parts = 0, 1
+    if not w.blas:
+        active.matmul(&w.m, share_of(&w.m, backwards, part, parts), a, lda, c, ldc, rows, n)
+        return
+    for i in range(rows):
+        memcpy(c + i * ldc, w.m.bias, n * sizeof(float))
+    if k and rows and (lda >= k or rows == 1):
+        gemm(a, max(lda, k), w.m.w, columns, c, ldc, rows, k, n, 1.0)
+    elif k:
+        # BLAS takes no rows that overlap or run backwards
+        for i in range(rows):
+            gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, ldc, 1, k, n, 1.0)
+
+
+cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil:
+    """About how many nanoseconds a product takes: its arithmetic, or its weights from the cache that has them."""
+    cdef double size = <double>w.m.k * w.m.blocks * BLOCK
+    return max(rows * size / 64, 4 * size / (100 if 4 * size <= 1 << 20 else 25))
+
+
+cdef struct Multiply:
+    const weights *w
+    const float *x
+    float *y
+    Py_ssize_t lda, N, rows
+
+
+cdef void multiply_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Multiply *m = <Multiply *>argument
+    cdef Py_ssize_t done, rows
+    for done in range(0, m.rows, 1 << 20):      # BLAS counts in int
+        rows = min(m.rows - done, 1 << 20)
+        product(m.w, m.x + done * m.lda, m.lda, m.y + done * m.N, m.N, rows, m.N, False, part, parts)
+
+
 cdef class Matrix:
     """Weights [K, N] and a bias [N], packed once: ``multiply(x)`` is ``x @ weight + bias``.
 
@@ -181,19 +233,19 @@ cdef class Matrix:
             raise ValueError(f"weight has shape {weight.shape}, expected two axes")
         cdef const float *source = <const float *>cnp.PyArray_DATA(weight)
         stride_k, stride_n = cnp.PyArray_STRIDE(weight, 0) // 4, cnp.PyArray_STRIDE(weight, 1) // 4
-        self.blas = use_blas(matmul)
+        self.w.blas = use_blas(matmul)
         self.K, self.N = weight.shape
         if self.N % gates:
             raise ValueError(f"{self.N} columns are not {gates} gates")
-        self.m.k = self.K
-        self.m.gates = gates
-        self.m.units = self.N // gates
-        self.m.blocks = gates * blocks_of(self.m.units)
-        self.m.panel = 3 if gates == 3 else 4
-        self.weight = Buffer(self.K * self.m.blocks * BLOCK)
-        self.bias = Buffer(self.m.blocks * BLOCK)
+        self.w.m.k = self.K
+        self.w.m.gates = gates
+        self.w.m.units = self.N // gates
+        self.w.m.blocks = gates * blocks_of(self.w.m.units)
+        self.w.m.panel = 3 if gates == 3 else 4
+        self.weight = Buffer(self.K * self.w.m.blocks * BLOCK)
+        self.bias = Buffer(self.w.m.blocks * BLOCK)
         memset(self.bias.p, 0, self.bias.size * sizeof(float))
-        cdef matrix row = self.m
+        cdef matrix row = self.w.m
         row.k = 1
         if bias is not None:
             bias = np.ascontiguousarray(bias, dtype=np.float32)
@@ -201,40 +253,25 @@ cdef class Matrix:
                 raise ValueError(f"bias of shape {bias.shape}, expected ({self.N},)")
             if self.N:
                 rnnfast_pack(&row, <const float *>cnp.PyArray_DATA(bias), 0, 1, self.bias.p)
-        if weight.size and not self.blas:
-            rnnfast_pack(&self.m, source, stride_k, stride_n, self.weight.p)
+        if weight.size and not self.w.blas:
+            rnnfast_pack(&self.w.m, source, stride_k, stride_n, self.weight.p)
         elif weight.size:
             # the same order of columns, one row after the other
             for k in range(self.K):
-                rnnfast_pack(&row, source + k * stride_k, 0, stride_n, self.weight.p + k * self.m.blocks * BLOCK)
-        self.m.w = self.weight.p
-        self.m.bias = self.bias.p
+                rnnfast_pack(&row, source + k * stride_k, 0, stride_n, self.weight.p + k * self.w.m.blocks * BLOCK)
+        self.w.m.w = self.weight.p
+        self.w.m.bias = self.bias.p
 
     @property
     def nbytes(self):
         """Bytes that the packed form takes."""
         return 4 * (self.weight.size + self.bias.size)
 
-    cdef void product(self, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows, Py_ssize_t n,
-                      bint backwards) noexcept nogil:
-        """c[rows, n] = bias + a[rows, K] . w, n columns in packed order; GIL-free, mode set by the caller"""
-        cdef Py_ssize_t i
-        if not self.blas:
-            active.matmul(&self.m, all_panels(&self.m, backwards), a, lda, c, ldc, rows, n)
-            return
-        for i in range(rows):
-            memcpy(c + i * ldc, self.m.bias, n * sizeof(float))
-        if self.m.k and (lda >= self.m.k or rows == 1):
-            gemm(a, max(lda, self.m.k), self.m.w, self.m.blocks * BLOCK, c, ldc, rows, self.m.k, n, 1.0)
-        elif self.m.k:
-            # BLAS takes no rows that overlap or run backwards
-            for i in range(rows):
-                gemm(a + i * lda, self.m.k, self.m.w, self.m.blocks * BLOCK, c + i * ldc, ldc, 1, self.m.k, n, 1.0)
-
     def multiply(self, x, out=None, int threads=1):
         """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.
 
-        Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied.
+        Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied. Up to `threads` threads
+        share the work where it is large enough; the bits are the same.
         """
         x = readable(x)
         if x.ndim == 0 or x.shape[-1] != self.K:
@@ -246,16 +283,22 @@ cdef class Matrix:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"out must be a C-contiguous float32 array of shape {shape}")
-        cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0), lda = cnp.PyArray_STRIDE(x, 0) // 4, done = 0, part
-        cdef const float *source = <const float *>cnp.PyArray_DATA(x)
-        cdef float *target = <float *>cnp.PyArray_DATA(out)
+        cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0)
+        cdef Multiply m
         cdef unsigned mode
+        cdef team crew
+        m.w, m.x, m.y = &self.w, <const float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(out)
+        m.lda, m.N, m.rows = cnp.PyArray_STRIDE(x, 0) // 4, self.N, rows
+        threads = useful_threads(threads if product_cost(&self.w, rows) >= SHARED_COST else 1)
         if rows and self.N:
             with nogil:
                 mode = active.flush_denormals()
-                while done < rows:
-                    part = min(rows - done, 1 << 20)   # BLAS counts in int
-                    self.product(source + done * lda, lda, target + done * self.N, self.N, part, self.N, False)
-                    done += part
+                if threads == 1:
+                    multiply_part(&m, 0, 1)
+                else:
+                    # more items than threads: one that arrives late still takes its share
+                    team_open(&crew, threads)
+                    team_each(&crew, ITEMS * threads, multiply_part, &m)
+                    team_close(&crew)
                 active.restore_mode(mode)
         return out

@@ -52,12 +52,13 @@ def seconds(call, args, count):
     return time.perf_counter() - start
 
 
-def interleave(calls, args, rounds, duration, limit=math.inf, pause=0.0, track=lambda rounds: rounds):
+def interleave(calls, args, rounds, duration, limit=math.inf, warmup=0.0, track=lambda rounds: rounds):
     """name -> Samples of each of `calls` (name -> callable): one sample of about `duration` seconds each a round.
 
-    After `limit` seconds there are no more than LEAST_ROUNDS rounds. Before a sample there is one call that is not
-    timed, so that the sample does not pay for what the one before it left in the caches, and a `pause`, for threads of
-    others that spin a while after a call. Who comes first changes from round to round. `track` shows the progress.
+    After `limit` seconds there are no more than LEAST_ROUNDS rounds. Before a sample there are calls that are not timed
+    for `warmup` seconds, at least one: the sample does not pay for what the one before it left in the caches, for
+    others' threads that still spin, and for cores that have to be woken. Who comes first changes from round to round.
+    `track` shows the progress.
     """
     counts = {name: _count(call, args, duration) for name, call in calls.items()}
     samples = {name: [] for name in calls}
@@ -70,8 +71,10 @@ def interleave(calls, args, rounds, duration, limit=math.inf, pause=0.0, track=l
                 break
             first = r % len(names)
             for name in names[first:] + names[:first]:
-                time.sleep(pause)
+                warm = time.perf_counter() + warmup
                 calls[name](*args)
+                while time.perf_counter() < warm:
+                    calls[name](*args)
                 samples[name].append(seconds(calls[name], args, counts[name]) / counts[name])
     finally:
         if enabled:

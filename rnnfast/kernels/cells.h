@@ -70,10 +70,10 @@ INLINE vf load_lanes(const float *p, ptrdiff_t lanes)
     return lanes == VL ? v_load(p) : v_load_n(p, (size_t)lanes);
 }
 
-INLINE void rnn_step(const cell *q, const step *s, const int fused, const int kind)
+INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused, const int kind)
 {
     float buffer[MAX_TILE], pre[MAX_TILE];
-    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+    for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
         const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
@@ -128,11 +128,11 @@ INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t p
     }
 }
 
-INLINE void lstm_step(const cell *q, const step *s, const int fused)
+INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
     float buffer[MAX_TILE], pre[MAX_TILE];
-    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+    for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
         const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
@@ -150,10 +150,10 @@ INLINE vf interpolate(vf z, vf n, vf h)
 }
 
 /* linear_before_reset = 1: the candidate's recurrent product starts from its own bias, apart from the input's */
-INLINE void gru_step(const cell *q, const step *s, const int fused)
+INLINE void gru_step(const cell *q, const step *s, panels part, const int fused)
 {
     float buffer[MAX_TILE], pre[MAX_TILE];
-    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+    for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
         const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
         EACH_BLOCK(t, 3, q->hidden_size) {
@@ -187,11 +187,11 @@ INLINE void gru_step(const cell *q, const step *s, const int fused)
     }
 }
 
-INLINE void gru_gates(const cell *q, const step *s, const int fused)
+INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 2 * VL;
     float buffer[MAX_TILE], pre[MAX_TILE];
-    for (tiles t = tiles_of(&q->r, s->part, s->rows); next_tile(&t);) {
+    for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
         const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
@@ -205,11 +205,11 @@ INLINE void gru_gates(const cell *q, const step *s, const int fused)
     }
 }
 
-INLINE void gru_output(const cell *q, const step *s, const float *h_prev, ptrdiff_t ldh_prev, const int fused)
+INLINE void gru_output(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev, const int fused)
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
     float buffer[MAX_TILE], pre[MAX_TILE];
-    for (tiles t = tiles_of(&q->r_candidate, s->part, s->rows); next_tile(&t);) {
+    for (tiles t = tiles_of(&q->r_candidate, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx_candidate;
         const float *xg = input_tile(&t, s, s->w_candidate, s->xg_candidate, &ldx, buffer);
         preactivate(&t, s, xg, ldx, pre);
@@ -223,46 +223,46 @@ INLINE void gru_output(const cell *q, const step *s, const float *h_prev, ptrdif
     }
 }
 
-static void cell_step_kernel(const cell *q, const step *s)
+static void cell_step_kernel(const cell *q, const step *s, panels part)
 {
     switch (q->kind) {
     case CELL_RNN:
         if (q->fused && q->act[0].kind == ACT_TANH)
-            rnn_step(q, s, 1, ACT_TANH);
+            rnn_step(q, s, part, 1, ACT_TANH);
         else if (q->fused)
-            rnn_step(q, s, 1, ACT_RELU);
+            rnn_step(q, s, part, 1, ACT_RELU);
         else
-            rnn_step(q, s, 0, 0);
+            rnn_step(q, s, part, 0, 0);
         break;
     case CELL_LSTM:
         if (q->fused)
-            lstm_step(q, s, 1);
+            lstm_step(q, s, part, 1);
         else
-            lstm_step(q, s, 0);
+            lstm_step(q, s, part, 0);
         break;
     case CELL_GRU:
         if (q->fused)
-            gru_step(q, s, 1);
+            gru_step(q, s, part, 1);
         else
-            gru_step(q, s, 0);
+            gru_step(q, s, part, 0);
         break;
     }
 }
 
-static void gru_gates_kernel(const cell *q, const step *s)
+static void gru_gates_kernel(const cell *q, const step *s, panels part)
 {
     if (q->fused)
-        gru_gates(q, s, 1);
+        gru_gates(q, s, part, 1);
     else
-        gru_gates(q, s, 0);
+        gru_gates(q, s, part, 0);
 }
 
-static void gru_output_kernel(const cell *q, const step *s, const float *h_prev, ptrdiff_t ldh_prev)
+static void gru_output_kernel(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev)
 {
     if (q->fused)
-        gru_output(q, s, h_prev, ldh_prev, 1);
+        gru_output(q, s, part, h_prev, ldh_prev, 1);
     else
-        gru_output(q, s, h_prev, ldh_prev, 0);
+        gru_output(q, s, part, h_prev, ldh_prev, 0);
 }
 
 #endif

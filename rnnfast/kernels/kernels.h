@@ -54,7 +54,7 @@ typedef struct {
     int backwards;
 } panels;
 
-/* One step of `rows` sequences, for some panels of units. */
+/* One step of `rows` sequences. */
 typedef struct {
     const float *xg;            /* [rows, 16 * r.blocks] input projections and biases, in the columns of r */
     ptrdiff_t ldx;
@@ -71,7 +71,6 @@ typedef struct {
     ptrdiff_t ldo;
     float *z, *rh;              /* CELL_GRU_RESET_FIRST: [rows, ceil16(H)] scratch, written by gru_gates */
     ptrdiff_t rows;
-    panels part;                /* of r; in gru_output of r_candidate */
 } step;
 
 typedef struct {
@@ -79,12 +78,12 @@ typedef struct {
     /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
     void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows,
                    ptrdiff_t n);
-    /* RNN, LSTM, and GRU with linear_before_reset: the whole step */
-    void (*cell_step)(const cell *q, const step *s);
-    /* GRU without linear_before_reset: z and r * h; then, with s->h the r * h of the first and h_prev the h
-     * before this step, the output */
-    void (*gru_gates)(const cell *q, const step *s);
-    void (*gru_output)(const cell *q, const step *s, const float *h_prev, ptrdiff_t ldh_prev);
+    /* RNN, LSTM, and GRU with linear_before_reset: the whole step, for some panels of r */
+    void (*cell_step)(const cell *q, const step *s, panels part);
+    /* GRU without linear_before_reset: z and r * h for some panels of r; then, with s->h the r * h of the first and
+     * h_prev the h before this step, the output for some panels of r_candidate */
+    void (*gru_gates)(const cell *q, const step *s, panels part);
+    void (*gru_output)(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev);
     /* y[n] = act(x[n]); x may be y */
     void (*unary)(activation act, const float *x, float *y, size_t n);
     /* denormals off for this thread; returns the mode to hand to restore_mode */

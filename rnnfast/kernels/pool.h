@@ -11,7 +11,13 @@
 #ifndef RNNFAST_POOL_H
 #define RNNFAST_POOL_H
 
+#include <stdalign.h>
 #include <stdatomic.h>
+
+enum {
+    TEAM_MAX = 64,                  /* members of a team */
+    TEAM_LINE = 128                 /* bytes between what different cores write: a pair of lines, or one of Apple's */
+};
 
 typedef void (*team_work)(void *argument, int part, int parts);
 
@@ -24,6 +30,7 @@ typedef struct team {
     void *argument;
     int items;
     atomic_int next, open, guests;  /* the next item; guests: late workers inside */
+    struct { alignas(TEAM_LINE) atomic_uint waits; } lanes[TEAM_MAX];   /* how often each member has waited */
 } team;
 
 /* Up to `limit` threads work at once, callers of one team among them; each new worker first calls `prepare`. */
@@ -37,6 +44,9 @@ void rnnfast_team_open(team *t, int threads);
 
 /* work(argument, i, n) for each i of 0 .. n-1 at the same time, n = members that are here. A member keeps its i. */
 void rnnfast_team_split(team *t, team_work work, void *argument);
+
+/* Within the work of a split, by each of its `parts` members the same number of times: returns when all have called. */
+void rnnfast_team_wait(team *t, int part, int parts);
 
 /* work(argument, i, items) for each i of 0 .. items-1, one after the other by whoever is free, latecomers too. */
 void rnnfast_team_each(team *t, int items, team_work work, void *argument);
