@@ -20,6 +20,7 @@ cdef enum:
     SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
     SPARE_FLOATS = 1 << 20
     SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B8 X
+    TALL_STEP = 64              # rows of a step that need no others to make a tall product: LSTM H256 T50 B128 0.92
     SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
     PHASE_COST = 700            # nanoseconds of a step for each thread that shares it: to wait for others costs 200
     LONG_PHASE = 40000          # nanoseconds of steps behind which threads that arrive late join
@@ -311,7 +312,7 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
     args.ldx, args.ldx_candidate = columns, candidate_columns
     args.c, args.z, args.rh, args.rows = w.c, w.z, w.rh, b.B
     if in_one_pass(d, b):
-        args.x, args.ld_input = b.x, b.x_b
+        args.ld_input = b.x_b
         args.w = &d.x.m
         args.w_candidate = NULL if d.x_candidate == NULL else &d.x_candidate.m
     if b.order != NULL:
@@ -333,6 +334,8 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
             rows += args.rows
             args.h, args.ldh = w.h + ((s + 1) & 1) * b.B * O, O
             args.h_out, args.ldo = w.h + (s & 1) * b.B * O, O
+        if args.w != NULL:
+            args.x = b.x + (b.T - 1 - s if b.reverse else s) * b.x_t
         args.xg = w.xg + at * columns
         args.xg_candidate = w.xg_candidate + at * candidate_columns
         run_step(d, &args, w, (s & 1) ^ r.backwards, r.crew, part, parts)
@@ -344,8 +347,8 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
 
 
 cdef bint in_one_pass(const Direction *d, const Batch *b) noexcept nogil:
-    """A single step projects its own input, panel by panel."""
-    return b.T == 1 and b.order == NULL and not d.r.blas
+    """A step projects its own input, panel by panel, if it is the only one or has many rows."""
+    return (b.T == 1 or b.B >= TALL_STEP) and b.order == NULL and not d.r.blas
 
 
 cdef void run_direction(Direction *d, Batch *b, Workspace *w, const float *h0, const float *c0, float *y_h, float *y_c,

@@ -12,7 +12,8 @@
 #define MAX_ROWS 14             /* most rows of a tile on any instruction set */
 #define MAX_PANEL 4             /* most blocks of a panel */
 #define MAX_TILE (MAX_ROWS * MAX_PANEL * VL)
-#define INNER_CACHE (1 << 20)   /* bytes of weights; for more than that the next panel is fetched while one is used */
+#define INNER_CACHE (1 << 20)   /* bytes of weights that one row finds in the inner cache at every step */
+#define ROOM (1 << 19)          /* bytes of weights that stay there whatever several rows need besides */
 
 /* Rows of a tile of W blocks: accumulators, W loads and a broadcast fit the registers (32 of one block on AVX-512, 16
  * of half a block on AVX2). SPLIT_PANEL: several rows take a panel of four blocks in two halves, one row takes it
@@ -214,12 +215,12 @@ INLINE int next_tile(tiles *t)
 
 /* A part of the panel behind the one at w, spread over the first tiles that use this one. Nothing, which is w again,
  * where the inner cache has all weights, or where a panel is used so shortly that the processor's own prefetching does
- * better. LSTM H512 B32: 0.90 of the time, B12: 0.82; H768 B24: 0.84. */
+ * better. LSTM H512 B32: 0.90 of the time, B12: 0.82; H768 B24: 0.84; H256 B128: 0.96. */
 INLINE upcoming upcoming_at(const tiles *t, const float *w)
 {
     const ptrdiff_t panel = t->w->panel * VL * t->w->k, used = t->of_panel * (SPLIT_PANEL(t->m) ? 2 : 1);
     const ptrdiff_t stride = used > 2 ? VL : 2 * VL, done = (t->of_panel - 1 - t->left) * stride * t->w->k;
-    if (used < 2 || done >= panel || part_bytes(t) <= INNER_CACHE)
+    if (used < 2 || done >= panel || part_bytes(t) <= ROOM)
         return (upcoming){ w, 0 };
     return (upcoming){ w + (t->part.backwards ? -panel : panel) + done, stride };
 }
