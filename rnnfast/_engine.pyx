@@ -161,13 +161,19 @@ cdef struct Workspace:
     Py_ssize_t steps            # steps whose input projections are held at once
 
 
-cdef inline void wait(team *crew, int part, int parts) noexcept nogil:
-    if parts > 1:
-        team_wait(crew, part, parts)
+cdef struct Share:
+    # One thread's part of every step
+    int part, parts
+    panels r, r_candidate
+    team *crew
 
 
-cdef void run_step(const Direction *d, step *s, Workspace *w, bint backwards, team *crew, int part,
-                   int parts) noexcept nogil:
+cdef inline void wait(Share *own) noexcept nogil:
+    if own.parts > 1:
+        team_wait(own.crew, own.part, own.parts)
+
+
+cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexcept nogil:
     """One thread's part of h_out [rows] of s from its h [rows]; s holds the input projections or inputs, c, scratch."""
     cdef float *h = s.h_out
     cdef const float *h_prev = s.h
@@ -175,23 +181,23 @@ cdef void run_step(const Direction *d, step *s, Workspace *w, bint backwards, te
     if d.project != NULL:
         s.h_out, s.ldo = w.unprojected, d.H
     if d.r.blas:
-        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, part, parts)
-        wait(crew, part, parts)
+        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, own.part, own.parts)
+        wait(own)
         s.hr = w.hr
     if d.q.kind != CELL_GRU_RESET_FIRST:
-        active.cell_step(&d.q, s, share_of(&d.q.r, backwards, part, parts))
+        active.cell_step(&d.q, s, own.r)
     else:
-        active.gru_gates(&d.q, s, share_of(&d.q.r, backwards, part, parts))
-        wait(crew, part, parts)
+        active.gru_gates(&d.q, s, own.r)
+        wait(own)
         s.h, s.ldh = s.rh, d.padded
         if d.r.blas:
-            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, part, parts)
-            wait(crew, part, parts)
-        active.gru_output(&d.q, s, share_of(&d.q.r_candidate, backwards, part, parts), h_prev, ldh_prev)
+            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, own.part, own.parts)
+            wait(own)
+        active.gru_output(&d.q, s, own.r_candidate, h_prev, ldh_prev)
     if d.project != NULL:
-        wait(crew, part, parts)
-        product(d.project, w.unprojected, d.H, h, ldo, s.rows, d.O, backwards, part, parts)
-    wait(crew, part, parts)
+        wait(own)
+        product(d.project, w.unprojected, d.H, h, ldo, s.rows, d.O, own.r.backwards, own.part, own.parts)
+    wait(own)
 
 
 cdef double step_cost(const Direction *d, Py_ssize_t rows) noexcept nogil:
@@ -308,6 +314,9 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
     cdef Py_ssize_t columns = d.q.r.blocks * BLOCK, candidate_columns = d.q.r_candidate.blocks * BLOCK
     cdef float *y
     cdef step args
+    cdef Share own
+    own.part, own.parts, own.crew = part, parts, r.crew
+    own.r, own.r_candidate = share_of(&d.q.r, part, parts), share_of(&d.q.r_candidate, part, parts)
     memset(&args, 0, sizeof(args))
     args.ldx, args.ldx_candidate = columns, candidate_columns
     args.c, args.z, args.rh, args.rows = w.c, w.z, w.rh, b.B
@@ -338,7 +347,8 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
             args.x = b.x + (b.T - 1 - s if b.reverse else s) * b.x_t
         args.xg = w.xg + at * columns
         args.xg_candidate = w.xg_candidate + at * candidate_columns
-        run_step(d, &args, w, (s & 1) ^ r.backwards, r.crew, part, parts)
+        own.r.backwards = own.r_candidate.backwards = (s & 1) ^ r.backwards
+        run_step(d, &args, w, &own)
         if b.order != NULL:
             for i in range(args.rows * part // parts, args.rows * (part + 1) // parts):
                 row = b.order[i]
@@ -446,7 +456,6 @@ cdef void run_item(void *argument, int item, int items) noexcept nogil:
 cdef int share_out(Layer *layer, int threads) noexcept nogil:
     """Chooses the items, and of so many threads those that are worth their while."""
     cdef Direction *d = layer.directions[0]
-    cdef Direction *other = layer.directions[layer.D - 1]
     cdef Batch b = layer.b
     cdef Workspace w
     cdef double of_step
@@ -459,9 +468,10 @@ cdef int share_out(Layer *layer, int threads) noexcept nogil:
             layer.parts = max(1, min(threads // layer.D, b.B // SHARED_ROWS))
         threads = min(threads, layer.D * layer.parts if layer.D * layer.parts > 1 else <int>(of_step / PHASE_COST))
     b.B = (b.B + layer.parts - 1) // layer.parts
-    layer.workspace = max(lay_out(d, &b, &w, NULL), lay_out(other, &b, &w, NULL))
-    b.B = layer.b.B // layer.parts
-    layer.workspace = max(layer.workspace, max(lay_out(d, &b, &w, NULL), lay_out(other, &b, &w, NULL)))
+    layer.workspace = lay_out(d, &b, &w, NULL)
+    if layer.parts > 1:
+        b.B = layer.b.B // layer.parts
+        layer.workspace = max(layer.workspace, lay_out(d, &b, &w, NULL))
     return threads
 
 
@@ -539,8 +549,9 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
         raise ValueError(f"x {x.shape} and y {y.shape} do not fit {D} cells of {q.input_size} inputs and {O} outputs")
     for other in cells:
         if (other.d.q.kind != q.d.q.kind or other.input_size != q.input_size or other.hidden_size != H
-                or other.output_size != O):
-            raise ValueError("the cells of both directions must have the same kind and sizes")
+                or other.output_size != O or other.d.r.blas != q.d.r.blas
+                or (other.d.project == NULL) != (q.d.project == NULL)):
+            raise ValueError("the cells of both directions must have the same kind, sizes and matmul")
     h0 = state_array(initial_h, D, b.B, O, "initial_h")
     c0 = state_array(initial_c, D, b.B, H, "initial_c")
     y_h = new_array(3, D, b.B, O)
@@ -565,12 +576,12 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     return y_h, y_c
 
 
-def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads=1):
-    """A stack of layers on whole sequences, directions concatenated, in one call: y, h, c.
+def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads=1):
+    """A stack of layers on whole sequences, directions concatenated, in one call: y and the tuple of last states.
 
-    stack: for each layer its cells. x [T, B, I] ([B, T, I] with `batch_first`), h0 [layers * D, B, O], c0 [layers *
-    D, B, H] or None. Returns None unless everything is float32 of fitting shapes, states contiguous: the caller then
-    finds out what is wrong, or converts it.
+    stack: for each layer its cells. x [T, B, I] ([B, T, I] with `batch_first`); states: h0 [layers * D, B, O] and, for
+    LSTM, c0 [layers * D, B, H], None for zeros. Returns None unless everything is float32 of fitting shapes, states
+    contiguous: the caller then finds out what is wrong, or converts it.
     """
     cdef Py_ssize_t D = len(reverse), layers = len(stack), i
     cdef Py_ssize_t time_axis = 1 if batch_first else 0
@@ -578,6 +589,7 @@ def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads
     cdef Layer layer
     cdef Batch *b = &layer.b
     cdef Py_ssize_t O = q.output_size, H = q.hidden_size
+    h0, c0 = states[0], states[1] if q.d.q.kind == CELL_LSTM else None
     if not is_float32(x) or cnp.PyArray_NDIM(x) != 3 or cnp.PyArray_DIM(x, 2) != q.input_size or not contiguous_rows(x):
         return None
     b.T, b.B = cnp.PyArray_DIM(x, time_axis), cnp.PyArray_DIM(x, 1 - time_axis)
@@ -603,7 +615,7 @@ def forward(tuple stack, tuple reverse, x, h0, c0, bint batch_first, int threads
             layer.c0 += D * b.B * H
         if layer.y_c != NULL:
             layer.y_c += D * b.B * H
-    return y, h, c
+    return y, (h,) if c is None else (h, c)
 
 
 cdef inline bint is_state(a, Py_ssize_t n, Py_ssize_t B, Py_ssize_t size) noexcept:

@@ -104,11 +104,11 @@ cdef object readable(a)
 cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
     return (units + BLOCK - 1) // BLOCK
 
-cdef inline panels share_of(const matrix *m, bint backwards, int part, int parts) noexcept nogil:
+cdef inline panels share_of(const matrix *m, int part, int parts) noexcept nogil:
     """The panels of one of `parts` threads."""
     cdef panels share
-    cdef Py_ssize_t count = (m.blocks + m.panel - 1) // m.panel
-    share.first, share.last, share.backwards = count * part // parts, count * (part + 1) // parts, backwards
+    cdef Py_ssize_t count = 0 if m.blocks == 0 else (m.blocks + m.panel - 1) // m.panel
+    share.first, share.last, share.backwards = count * part // parts, count * (part + 1) // parts, False
     return share
 
 cdef inline bint is_float32(a) noexcept:

@@ -186,8 +186,11 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
         a += first * lda
         c += first * ldc
         part, parts = 0, 1
+    cdef panels share
     if not w.blas:
-        active.matmul(&w.m, share_of(&w.m, backwards, part, parts), a, lda, c, ldc, rows, n)
+        share = share_of(&w.m, part, parts)
+        share.backwards = backwards
+        active.matmul(&w.m, share, a, lda, c, ldc, rows, n)
         return
     for i in range(rows):
         memcpy(c + i * ldc, w.m.bias, n * sizeof(float))

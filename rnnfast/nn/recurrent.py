@@ -139,14 +139,14 @@ class _Recurrent(Module):
     def _output(self, x, lengths):
         return self(x, lengths=lengths)[0]
 
-    def _run(self, x, names, states, lengths):
-        """-> y and the list of last states. `names` and `states` are those of the initial states; None is zeros."""
-        stack = self._packed
+    def _run(self, x, states, lengths):
+        """-> y and the tuple of last states. `states`: the initial ones, None is zeros."""
+        stack = (self._weights or self._initialized())[1]
         if lengths is None and self.merge == "concat":
-            done = _engine.forward(stack, self._reverse, x, states[0], states[1] if len(states) > 1 else None,
-                                   self.batch_first, self._threads)
+            done = _engine.forward(stack, self._reverse, x, states, self.batch_first, self._threads)
             if done is not None:
-                return done[0], done[1:1 + len(states)]
+                return done
+        names = ("h0", "c0")[:len(states)]
         x, batched = self._batch(x)
         steps, rows, _ = x.shape
         if not batched:
@@ -163,10 +163,10 @@ class _Recurrent(Module):
             of_layer = slice(layer * directions, (layer + 1) * directions)
             x, y_h, y_c = self._run_layer(cells, x, [None if s is None else s[of_layer] for s in initial], lengths)
             last.append((y_h, y_c))
-        last = [np.concatenate(parts) for parts in list(zip(*last))[:len(states)]]
+        last = tuple(np.concatenate(parts) for parts in list(zip(*last))[:len(states)])
 
         y = x.swapaxes(0, 1) if self.batch_first and batched else x
-        return (y, last) if batched else (y[:, 0], [s[:, 0] for s in last])
+        return (y, last) if batched else (y[:, 0], tuple(s[:, 0] for s in last))
 
     def _run_layer(self, cells, x, initial, lengths):
         """x [T, B, I] -> (y [T, B, merged size], Y_h, Y_c [D, B, H])"""
@@ -269,7 +269,7 @@ class RNN(_Recurrent):
 
         -> y, shaped like x with the size H, or 2 H for concatenated directions; h, shaped like h0.
         """
-        y, (h,) = self._run(x, ("h0",), (h0,), lengths)
+        y, (h,) = self._run(x, (h0,), lengths)
         return y, h
 
     @classmethod
@@ -315,7 +315,7 @@ class GRU(_Recurrent):
 
         -> y, shaped like x with the size H, or 2 H for concatenated directions; h, shaped like h0.
         """
-        y, (h,) = self._run(x, ("h0",), (h0,), lengths)
+        y, (h,) = self._run(x, (h0,), lengths)
         return y, h
 
     @classmethod
@@ -374,8 +374,7 @@ class LSTM(_Recurrent):
             hx = None, None
         elif not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise InputTypeError(f"hx: a {type(hx).__name__} came, expected (h0, c0)")
-        y, (h, c) = self._run(x, ("h0", "c0"), hx, lengths)
-        return y, (h, c)
+        return self._run(x, hx, lengths)
 
     @classmethod
     def from_onnx(cls, W, R, B=None, P=None, *, direction="forward", activations=None, activation_alpha=None,
