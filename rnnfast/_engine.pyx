@@ -248,6 +248,26 @@ cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base)
     return place(&w.unprojected, base, at, b.B * d.H if d.project != NULL else 0)
 
 
+cdef struct States:
+    # [.., B, O] and [.., B, H]: initial ones, NULL for zeros, and last ones; c of LSTM only
+    const float *h0
+    const float *c0
+    float *h
+    float *c
+
+
+cdef States advanced(States s, Py_ssize_t h, Py_ssize_t c) noexcept nogil:
+    """The states so many floats further."""
+    if s.h0 != NULL:
+        s.h0 += h
+    if s.c0 != NULL:
+        s.c0 += c
+    s.h += h
+    if s.c != NULL:
+        s.c += c
+    return s
+
+
 cdef struct Run:
     # One direction over a batch, for all the threads that share it
     Direction *d
@@ -323,7 +343,8 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
     if in_one_pass(d, b):
         args.ld_input = b.x_b
         args.w = &d.x.m
-        args.w_candidate = NULL if d.x_candidate == NULL else &d.x_candidate.m
+        if d.x_candidate != NULL:
+            args.w_candidate = &d.x_candidate.m
     if b.order != NULL:
         for s in range(r.chunk, r.first):
             rows += b.counts[s]
@@ -335,8 +356,9 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
             args.h = y + (b.y_t if b.reverse else -b.y_t)
             args.ldh = b.y_b
             if s == 0:
-                args.h = w.zeros if r.h0 == NULL else r.h0
-                args.ldh = 0 if r.h0 == NULL else O
+                args.h, args.ldh = w.zeros, 0
+                if r.h0 != NULL:
+                    args.h, args.ldh = r.h0, O
         else:
             args.rows = b.counts[s]
             at = rows
@@ -361,12 +383,12 @@ cdef bint in_one_pass(const Direction *d, const Batch *b) noexcept nogil:
     return (b.T == 1 or b.B >= TALL_STEP) and b.order == NULL and not d.r.blas
 
 
-cdef void run_direction(Direction *d, Batch *b, Workspace *w, const float *h0, const float *c0, float *y_h, float *y_c,
-                        team *crew, int threads) noexcept nogil:
+cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *states, team *crew,
+                        int threads) noexcept nogil:
     """One direction over the whole batch: y, and the last output and cell state of each row."""
     cdef Py_ssize_t O = d.O, H = d.H, i, row, t, steps, phase = b.T
     cdef Run r
-    r.d, r.b, r.w, r.h0, r.crew = d, b, w, h0, crew
+    r.d, r.b, r.w, r.h0, r.crew = d, b, w, states.h0, crew
     r.backwards = d.turns & 1
     d.turns += 1
     if crew != NULL:
@@ -375,12 +397,12 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const float *h0, c
     for i in range(b.B):
         row = i if b.order == NULL else b.order[i]
         memset(w.c + i * d.padded, 0, d.padded * sizeof(float))
-        if c0 != NULL:
-            memcpy(w.c + i * d.padded, c0 + row * H, H * sizeof(float))
+        if states.c0 != NULL:
+            memcpy(w.c + i * d.padded, states.c0 + row * H, H * sizeof(float))
         if b.order != NULL:
             memset(w.h + (b.B + i) * O, 0, O * sizeof(float))
-            if h0 != NULL:
-                memcpy(w.h + (b.B + i) * O, h0 + row * O, O * sizeof(float))
+            if states.h0 != NULL:
+                memcpy(w.h + (b.B + i) * O, states.h0 + row * O, O * sizeof(float))
     r.chunk = 0
     while r.chunk < b.T:
         r.steps = min(w.steps, b.T - r.chunk)
@@ -403,14 +425,14 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const float *h0, c
         row = i if b.order == NULL else b.order[i]
         steps = b.T if b.order == NULL else b.lens[row]
         if steps == 0:
-            memset(y_h + row * O, 0, O * sizeof(float))
+            memset(states.h + row * O, 0, O * sizeof(float))
             memset(w.c + i * d.padded, 0, d.padded * sizeof(float))
         elif b.order == NULL:
-            memcpy(y_h + row * O, b.y + (0 if b.reverse else b.T - 1) * b.y_t + row * b.y_b, O * sizeof(float))
+            memcpy(states.h + row * O, b.y + (0 if b.reverse else b.T - 1) * b.y_t + row * b.y_b, O * sizeof(float))
         else:
-            memcpy(y_h + row * O, w.h + (((steps - 1) & 1) * b.B + i) * O, O * sizeof(float))
-        if y_c != NULL:
-            memcpy(y_c + row * H, w.c + i * d.padded, H * sizeof(float))
+            memcpy(states.h + row * O, w.h + (((steps - 1) & 1) * b.B + i) * O, O * sizeof(float))
+        if states.c != NULL:
+            memcpy(states.c + row * H, w.c + i * d.padded, H * sizeof(float))
         for t in range(steps, b.T):
             memset(b.y + t * b.y_t + row * b.y_b, 0, O * sizeof(float))
 
@@ -425,10 +447,7 @@ cdef struct Layer:
     Batch b
     float *y
     Py_ssize_t y_d              # floats between the directions of y
-    const float *h0
-    const float *c0
-    float *y_h
-    float *y_c
+    States states
     int parts
     float *memory
     Py_ssize_t workspace        # floats of one item's
@@ -438,19 +457,17 @@ cdef struct Layer:
 
 cdef void run_item(void *argument, int item, int items) noexcept nogil:
     cdef Layer *layer = <Layer *>argument
-    cdef Py_ssize_t i = item // layer.parts, B = layer.b.B, first = B * (item % layer.parts) // layer.parts
+    cdef Py_ssize_t i = item // layer.parts, part = item % layer.parts, B = layer.b.B, first = B * part // layer.parts
     cdef Direction *d = layer.directions[i]
-    cdef Py_ssize_t of_h = (i * B + first) * d.O, of_c = (i * B + first) * d.H
+    cdef States states = advanced(layer.states, (i * B + first) * d.O, (i * B + first) * d.H)
     cdef Batch b = layer.b
     cdef Workspace w
-    b.B = B * (item % layer.parts + 1) // layer.parts - first
+    b.B = B * (part + 1) // layer.parts - first
     b.x += first * b.x_b
     b.y = layer.y + i * layer.y_d + first * b.y_b
     b.reverse = layer.reverse[i]
     lay_out(d, &b, &w, layer.memory + item * layer.workspace)
-    run_direction(d, &b, &w, NULL if layer.h0 == NULL else layer.h0 + of_h, NULL if layer.c0 == NULL else layer.c0 + of_c,
-                  layer.y_h + of_h, NULL if layer.y_c == NULL else layer.y_c + of_c, layer.crew,
-                  layer.threads)
+    run_direction(d, &b, &w, &states, layer.crew, layer.threads)
 
 
 cdef int share_out(Layer *layer, int threads) noexcept nogil:
@@ -571,7 +588,7 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
         counts = np.searchsorted(-np.asarray(lens)[order], -np.arange(b.T))
         b.lens, b.order, b.counts = &lens[0], &order[0], &counts[0]
     layer.y, layer.y_d = <float *>cnp.PyArray_DATA(y), cnp.PyArray_STRIDE(y, 1) // 4
-    layer.h0, layer.c0, layer.y_h, layer.y_c = address(h0), address(c0), address(y_h), address(y_c)
+    layer.states = States(address(h0), address(c0), address(y_h), address(y_c))
     run_layer(&layer, cells, reverse, threads)
     return y_h, y_c
 
@@ -598,7 +615,7 @@ def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads
         return None
     h = new_array(3, layers * D, b.B, O)
     c = new_array(3, layers * D, b.B, H) if q.d.q.kind == CELL_LSTM else None
-    layer.h0, layer.c0, layer.y_h, layer.y_c = address(h0), address(c0), address(h), address(c)
+    layer.states = States(address(h0), address(c0), address(h), address(c))
     layer.y_d = O
     y = x
     for i in range(layers):
@@ -608,13 +625,7 @@ def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads
         b.x_t, b.x_b = cnp.PyArray_STRIDE(x, time_axis) // 4, cnp.PyArray_STRIDE(x, 1 - time_axis) // 4
         b.y_t, b.y_b = cnp.PyArray_STRIDE(y, time_axis) // 4, cnp.PyArray_STRIDE(y, 1 - time_axis) // 4
         run_layer(&layer, stack[i], reverse, threads)
-        layer.y_h += D * b.B * O
-        if layer.h0 != NULL:
-            layer.h0 += D * b.B * O
-        if layer.c0 != NULL:
-            layer.c0 += D * b.B * H
-        if layer.y_c != NULL:
-            layer.y_c += D * b.B * H
+        layer.states = advanced(layer.states, D * b.B * O, D * b.B * H)
     return y, (h,) if c is None else (h, c)
 
 
