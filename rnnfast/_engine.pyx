@@ -479,11 +479,14 @@ cdef int share_out(Layer *layer, int threads) noexcept nogil:
     layer.parts = 1
     if threads > 1:
         of_step = step_cost(d, b.B)
-        if layer.D * (b.T * of_step + product_cost(d.x, b.T * b.B)) < SHARED_COST:
+        if layer.D * (b.T * of_step + product_cost(d.x, b.T * b.B)) < SHARED_COST and not forced:
             threads = 1
         elif b.order == NULL and d.r.m.k * d.r.m.blocks * BLOCK <= SHARED_FLOATS:
             layer.parts = max(1, min(threads // layer.D, b.B // SHARED_ROWS))
-        threads = min(threads, layer.D * layer.parts if layer.D * layer.parts > 1 else <int>(of_step / PHASE_COST))
+        if layer.D * layer.parts > 1:
+            threads = min(threads, layer.D * layer.parts)
+        elif not forced:
+            threads = min(threads, max(1, <int>(of_step / PHASE_COST)))
     b.B = (b.B + layer.parts - 1) // layer.parts
     layer.workspace = lay_out(d, &b, &w, NULL)
     if layer.parts > 1:

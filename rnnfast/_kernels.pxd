@@ -69,6 +69,7 @@ cdef extern from "pool.h" nogil:
 
 # pool.h for other extensions, which are not linked with it
 cdef int useful_threads(int threads) except -1
+cdef int forced                 # by force_threads, else 0
 cdef void team_open(team *t, int threads) noexcept nogil
 cdef void team_split(team *t, team_work work, void *argument) noexcept nogil
 cdef void team_wait(team *t, int part, int parts) noexcept nogil

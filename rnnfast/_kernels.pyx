@@ -82,6 +82,7 @@ cdef bint use_blas(matmul) except -1:
 cdef extern from "pool.h" nogil:
     void rnnfast_pool_start(int, unsigned (*)() noexcept nogil)
     int rnnfast_pool_limit()
+    void rnnfast_pool_force(int)
     void rnnfast_team_open(team *, int)
     void rnnfast_team_split(team *, team_work, void *)
     void rnnfast_team_wait(team *, int, int)
@@ -99,7 +100,17 @@ cdef int useful_threads(int threads) except -1:
     if rnnfast_pool_limit() == 0:
         from rnnfast.threads import ceiling
         rnnfast_pool_start(ceiling(), active.flush_denormals)
-    return min(threads, rnnfast_pool_limit())
+    return min(threads, forced or rnnfast_pool_limit())
+
+
+def force_threads(int threads):
+    """For tests: calls get the threads that they ask for, up to so many, whatever the CPUs and however small the work.
+
+    They wait until all are there. 0: no longer.
+    """
+    global forced
+    forced = threads
+    rnnfast_pool_force(threads)
 
 
 cdef void team_open(team *t, int threads) noexcept nogil:
@@ -292,7 +303,7 @@ cdef class Matrix:
         cdef team crew
         m.w, m.x, m.y = &self.w, <const float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(out)
         m.lda, m.N, m.rows = cnp.PyArray_STRIDE(x, 0) // 4, self.N, rows
-        threads = useful_threads(threads if product_cost(&self.w, rows) >= SHARED_COST else 1)
+        threads = useful_threads(threads if forced or product_cost(&self.w, rows) >= SHARED_COST else 1)
         if rows and self.N:
             with nogil:
                 mode = active.flush_denormals()

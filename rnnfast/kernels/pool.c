@@ -47,7 +47,7 @@ typedef struct worker {
 static struct {
     pthread_mutex_t lock;               /* of the numbers and lists */
     pthread_once_t once;
-    atomic_int limit;
+    atomic_int limit, forced;
     unsigned (*_Atomic prepare)(void);
     int workers;                        /* that were made in this process */
     worker *idle;
@@ -258,10 +258,16 @@ int rnnfast_pool_limit(void)
     return atomic_load_explicit(&pool.limit, memory_order_relaxed);
 }
 
+void rnnfast_pool_force(int threads)
+{
+    atomic_store(&pool.forced, threads);
+}
+
 /* ------------------------------------------------------------------------------------------------ teams */
 void rnnfast_team_open(team *t, int threads)
 {
-    const int limit = rnnfast_pool_limit();
+    const int forced = atomic_load_explicit(&pool.forced, memory_order_relaxed);
+    const int limit = forced ? forced : rnnfast_pool_limit();
     int missing = (threads < limit ? threads : limit) - 1, created = 0;
     worker *w, **last = &t->pending;
 
@@ -278,7 +284,7 @@ void rnnfast_team_open(team *t, int threads)
 #ifdef __linux__
     cpu_set_t cpus;
     const int known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;    /* not on more than 1024 CPUs */
-    if (known && missing > CPU_COUNT(&cpus) - 1)
+    if (known && !forced && missing > CPU_COUNT(&cpus) - 1)
         missing = CPU_COUNT(&cpus) - 1;
     if (missing < 1)
         return;
@@ -319,6 +325,9 @@ void rnnfast_team_open(team *t, int threads)
             push(&pool.spare, w);
         pthread_mutex_unlock(&pool.lock);
     }
+    for (w = forced ? t->pending : NULL; w; w = w->next)
+        for (unsigned spins = 0; atomic_load(&w->state) == OFFERED; spins++)
+            relax(spins);
 }
 
 /* Counts those who have arrived. */

@@ -39,6 +39,10 @@ void rnnfast_pool_start(int limit, unsigned (*prepare)(void));
 /* The limit, 0 if the pool was not started in this process. */
 int rnnfast_pool_limit(void);
 
+/* For tests: up to `threads` work at once whatever the CPUs, and a team opens when all of its members are here. 0: no
+ * longer. */
+void rnnfast_pool_force(int threads);
+
 /* Wakes workers for a team of up to `threads` members, capped by the CPUs of the caller's affinity mask. */
 void rnnfast_team_open(team *t, int threads);
 
