@@ -11,11 +11,15 @@
 #include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     STACK = 1 << 20,            /* bytes: kernels need a few KiB, BLAS and the sanitizers more */
     EAGER = 20,                 /* looks without a pause, which takes 50 ns itself */
-    SPINS = 2000                /* looks, about 0.1 ms, before other threads are let onto the core */
+    SPINS = 2000,               /* looks, about 0.1 ms, before other threads are let onto the core */
+    STALL = SPINS + 100,        /* looks after which the thread that is waited for has lost its core */
+    LEAST_REST = 20, MOST_REST = 1000   /* milliseconds without teams behind a stall: 4 times more each, 4 times less
+                                           behind a call without */
 };
 
 /* Who may change a worker's state, and to what: the opener IDLE -> OFFERED, then the worker OFFERED -> ENTERING or the
@@ -53,6 +57,8 @@ static struct {
     worker *idle;
     worker *all;
     worker *spare;                      /* from here on in `all`: without a thread, left behind by a fork */
+    atomic_int rest;                    /* milliseconds */
+    atomic_llong rested;                /* when the last rest is over, in nanoseconds */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 /* ------------------------------------------------------------------------------------------------ waiting */
@@ -69,6 +75,13 @@ static void relax(unsigned spins)
 #endif
 }
 
+static long long now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
 /* Number `task` of a worker, with what it says; the opener waits for each task but the last, so none is missed. */
 static void await_task(worker *w, unsigned task)
 {
@@ -76,11 +89,13 @@ static void await_task(worker *w, unsigned task)
         relax(spins);
 }
 
-static void await_done(worker *w)
+static void await_done(worker *w, team *t)
 {
     const unsigned task = atomic_load_explicit(&w->task, memory_order_relaxed);
-    for (unsigned spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) != task; spins++)
+    for (unsigned spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) != task; spins++) {
         relax(spins);
+        t->stalled |= spins == STALL;
+    }
 }
 
 static void post(worker *w, team_work work, void *argument, int parts)
@@ -274,12 +289,13 @@ void rnnfast_team_open(team *t, int threads)
     t->first = t->pending = NULL;
     t->last = &t->first;
     t->count = 1;
+    t->stalled = 0;
     atomic_init(&t->lanes[0].waits, 0);
     atomic_init(&t->open, 0);
     atomic_init(&t->guests, 0);
     if (missing > TEAM_MAX - 1)
         missing = TEAM_MAX - 1;
-    if (missing < 1)
+    if (missing < 1 || (!forced && atomic_load_explicit(&pool.rest, memory_order_relaxed) && now() < pool.rested))
         return;
 #ifdef __linux__
     cpu_set_t cpus;
@@ -355,7 +371,7 @@ void rnnfast_team_split(team *t, team_work work, void *argument)
         post(w, work, argument, t->count);
     work(argument, 0, t->count);
     for (worker *w = t->first; w; w = w->next)
-        await_done(w);
+        await_done(w, t);
 }
 
 void rnnfast_team_wait(team *t, int part, int parts)
@@ -364,12 +380,16 @@ void rnnfast_team_wait(team *t, int part, int parts)
     atomic_store_explicit(&t->lanes[part].waits, waits, memory_order_release);
     for (int i = 0; i < parts; i++)
         for (unsigned spins = 0;
-             (int)(atomic_load_explicit(&t->lanes[i].waits, memory_order_acquire) - waits) < 0; spins++)
+             (int)(atomic_load_explicit(&t->lanes[i].waits, memory_order_acquire) - waits) < 0; spins++) {
             relax(spins);
+            if (part == 0)
+                t->stalled |= spins == STALL;
+        }
 }
 
 void rnnfast_team_each(team *t, int items, team_work work, void *argument)
 {
+    const int stalled = t->stalled;
     t->work = work;
     t->argument = argument;
     t->items = items;
@@ -379,6 +399,8 @@ void rnnfast_team_each(team *t, int items, team_work work, void *argument)
     atomic_store(&t->open, 0);
     for (unsigned spins = 0; atomic_load(&t->guests); spins++)
         relax(spins);
+    if (items <= t->count)          /* one for each: the last may well take longer than the others */
+        t->stalled = stalled;
 }
 
 /* Lets a worker go, without waiting until it has noticed: one that spins takes the next offer without having slept. */
@@ -393,9 +415,23 @@ static void release(worker *w)
     post(w, NULL, NULL, 0);
 }
 
+/* A core that others use as well makes a team slower than its caller alone would be. */
+static void learn(const team *t)
+{
+    int rest = atomic_load_explicit(&pool.rest, memory_order_relaxed);
+    if (t->stalled) {
+        rest = rest < LEAST_REST ? LEAST_REST : 4 * rest < MOST_REST ? 4 * rest : MOST_REST;
+        atomic_store(&pool.rested, now() + rest * 1000000LL);
+    } else if (rest && t->count > 1) {
+        rest /= 4;
+    }
+    atomic_store_explicit(&pool.rest, rest, memory_order_relaxed);
+}
+
 void rnnfast_team_close(team *t)
 {
     worker *w;
+    learn(t);
     *t->last = t->pending;
     if (!t->first)
         return;

@@ -3,7 +3,8 @@
  * A call opens a team, runs phases on it and closes it. The caller is member 0 and works too; it never waits for a
  * worker that has not arrived yet: a woken worker counts from the moment that it is there. Between the phases of an
  * open team those that are there spin, between calls all sleep. Any number of threads may have teams open at once, a
- * member of a team its own as well: each gets the workers that are asleep, fewer than it wants or none.
+ * member of a team its own as well: each gets the workers that are asleep, fewer than it wants or none. Where workers
+ * keep losing their cores to others, for some time there are none.
  *
  * Only the thread that opened a team calls these functions on it, not from within its phases, and does not fork
  * before it has closed it. After a fork the child has no workers, and none are made before rnnfast_pool_start.
@@ -26,6 +27,7 @@ typedef struct team {
     struct worker *first, **last;   /* the workers that are here, in the order of their parts */
     struct worker *pending;         /* those that were woken and are not here yet */
     int count;                      /* members that are here, the caller among them */
+    int stalled;                    /* the caller has waited so long for one that it must have lost its core */
     team_work work;                 /* of `each`; late workers look for it while `open` is set */
     void *argument;
     int items;
