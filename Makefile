@@ -17,7 +17,7 @@ test: $(VENV)/installed
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
-# rnnfast next to other engines, which are fetched; build/bench.json, .md and charts. An hour on a quiet machine.
+# rnnfast next to other engines, which are fetched; build/bench.json, .md and charts. Up to an hour on a quiet machine.
 bench: $(VENV)/bench
 	$(BIN)/python -m bench --plot
 

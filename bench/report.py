@@ -74,8 +74,8 @@ def level(size, caches, threads):
 
 
 def share(record, run, machine):
-    """The share of the limit that rnnfast reaches, or None."""
-    ours = time_of(record, "rnnfast")
+    """The share of the limit that rnnfast reaches in its best sample, as the limits are the probe's best; or None."""
+    ours = record["results"].get("rnnfast", {}).get("least")
     return bound(case_of(record), run["limits"], machine["caches"], run["threads"]) / ours if ours else None
 
 
@@ -96,8 +96,8 @@ def markdown(results):
         "Median microseconds of a call, float32. `ratio`: the best of the others' times divided by rnnfast's in the "
         "same round, the median over rounds (blas is rnnfast on BLAS and no other); in bold where it is below its "
         "target. `spread`: quartiles of rnnfast's time. GB/s: weights, the recurrent ones once a step. `limit`: the "
-        "share of what the machine can do that rnnfast reaches; it can be over 100 % where a part of the weights stays "
-        "in an inner cache.",
+        "share of what the machine can do (the best of the probe's samples) that rnnfast reaches (in its best sample); it "
+        "can be over 100 % where a part of the weights stays in an inner cache.",
     ]
     for run in results["runs"]:
         lines += ["", *_run(run, machine)]
