@@ -237,9 +237,8 @@ class Rnnfast(Engine):
             options = rnnfast.SessionOptions()
             options.intra_op_num_threads, options.matmul = threads, self.matmul
             return _session(rnnfast, options, case, state_dict)
-        threading = {"threads": threads} if threads > 1 else {}
         layer = getattr(rnnfast.nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2,
-                                               matmul=self.matmul, **threading)
+                                               matmul=self.matmul, threads=threads)
         layer.load_state_dict(state_dict)
         if not case.state:
             return lambda x: layer(x)[0]

@@ -5,14 +5,11 @@ import math
 
 from bench import problem
 from bench.engines import ENGINES
-from rnnfast.cli.timing import interleave, quartiles
+from rnnfast.cli.timing import WARMUP, interleave, quartiles
 
 # Relative to the largest output. The largest difference measured of an engine in float32 is 4.6e-6 (rnnfast and
 # OpenVINO, an RNN of 500 steps with 1200 inputs); one that computes in bfloat16 is off by 3e-3, in int8 by 1e-2.
 TOLERANCE = 3e-5
-# With several threads those of others spin for some milliseconds after a call, and on a virtual machine a core that was
-# idle takes as long to come back; nobody's sample is to fall into that.
-WARMUP = 0.03
 
 
 def measure(case, engines, threads, rounds, duration, limit):

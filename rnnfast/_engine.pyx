@@ -61,7 +61,6 @@ cdef struct Direction:
     const weights *project
     Py_ssize_t H, O             # hidden and output size
     Py_ssize_t padded           # H in whole blocks
-    unsigned turns              # calls: their parity is the order of the panels, on which no result depends
 
 
 cdef class Cell:
@@ -72,6 +71,7 @@ cdef class Cell:
     makes the output P wide (then R is [G*H, P]; LSTM only).
     """
     cdef Direction d
+    cdef unsigned turns         # calls: their parity is the order of the panels, on which no result depends
     cdef tuple matrices
     cdef Buffer extra
     cdef readonly str kind
@@ -181,8 +181,7 @@ cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexce
     if d.project != NULL:
         s.h_out, s.ldo = w.unprojected, d.H
     if d.r.blas:
-        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, own.part, own.parts)
-        wait(own)
+        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, 0, 1)
         s.hr = w.hr
     if d.q.kind != CELL_GRU_RESET_FIRST:
         active.cell_step(&d.q, s, own.r)
@@ -191,8 +190,7 @@ cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexce
         wait(own)
         s.h, s.ldh = s.rh, d.padded
         if d.r.blas:
-            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, own.part, own.parts)
-            wait(own)
+            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, 0, 1)
         active.gru_output(&d.q, s, own.r_candidate, h_prev, ldh_prev)
     if d.project != NULL:
         wait(own)
@@ -229,6 +227,11 @@ cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size)
     return at + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
+cdef bint in_one_pass(const Direction *d, const Batch *b) noexcept nogil:
+    """A step projects its own input, panel by panel, if it is the only one or has many rows."""
+    return (b.T == 1 or b.B >= TALL_STEP) and b.order == NULL and not d.r.blas
+
+
 cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base) noexcept nogil:
     """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
     cdef Py_ssize_t columns = d.q.r.blocks * BLOCK, rows, at = 0
@@ -236,6 +239,8 @@ cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base)
     rows = max(PROJECTION_FLOATS // max(columns + candidate_columns, 1), PROJECTION_ROWS)
     w.steps = max(1, min(b.T, rows // b.B))
     rows = w.steps * b.B
+    if in_one_pass(d, b):
+        w.steps, rows = b.T, 0
     at = place(&w.xg, base, at, rows * columns)
     at = place(&w.xg_candidate, base, at, rows * candidate_columns)
     at = place(&w.packed, base, at, rows * d.x.m.k if b.order != NULL else 0)
@@ -378,19 +383,13 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
                 memcpy(b.y + t * b.y_t + row * b.y_b, w.h + ((s & 1) * b.B + i) * O, O * sizeof(float))
 
 
-cdef bint in_one_pass(const Direction *d, const Batch *b) noexcept nogil:
-    """A step projects its own input, panel by panel, if it is the only one or has many rows."""
-    return (b.T == 1 or b.B >= TALL_STEP) and b.order == NULL and not d.r.blas
-
-
-cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *states, team *crew,
-                        int threads) noexcept nogil:
+cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *states, bint backwards,
+                        team *crew, int threads) noexcept nogil:
     """One direction over the whole batch: y, and the last output and cell state of each row."""
     cdef Py_ssize_t O = d.O, H = d.H, i, row, t, steps, phase = b.T
     cdef Run r
     r.d, r.b, r.w, r.h0, r.crew = d, b, w, states.h0, crew
-    r.backwards = d.turns & 1
-    d.turns += 1
+    r.backwards = backwards
     if crew != NULL:
         phase = max(1, <Py_ssize_t>(LONG_PHASE / step_cost(d, b.B)))
     memset(w.zeros, 0, O * sizeof(float))
@@ -448,6 +447,7 @@ cdef struct Layer:
     float *y
     Py_ssize_t y_d              # floats between the directions of y
     States states
+    bint backwards              # the order of the panels at the first step
     int parts
     float *memory
     Py_ssize_t workspace        # floats of one item's
@@ -467,21 +467,24 @@ cdef void run_item(void *argument, int item, int items) noexcept nogil:
     b.y = layer.y + i * layer.y_d + first * b.y_b
     b.reverse = layer.reverse[i]
     lay_out(d, &b, &w, layer.memory + item * layer.workspace)
-    run_direction(d, &b, &w, &states, layer.crew, layer.threads)
+    run_direction(d, &b, &w, &states, layer.backwards, layer.crew, layer.threads)
 
 
-cdef int share_out(Layer *layer, int threads) noexcept nogil:
+cdef int share_out(Layer *layer, int threads) except -1:
     """Chooses the items, and of so many threads those that are worth their while."""
     cdef Direction *d = layer.directions[0]
     cdef Batch b = layer.b
     cdef Workspace w
     cdef double of_step
     layer.parts = 1
+    if d.r.blas:                # which has threads of its own
+        threads = 1
     if threads > 1:
         of_step = step_cost(d, b.B)
         if layer.D * (b.T * of_step + product_cost(d.x, b.T * b.B)) < SHARED_COST and not forced:
             threads = 1
-        elif b.order == NULL and d.r.m.k * d.r.m.blocks * BLOCK <= SHARED_FLOATS:
+        threads = useful_threads(threads)
+        if b.order == NULL and d.r.m.k * d.r.m.blocks * BLOCK <= SHARED_FLOATS:
             layer.parts = max(1, min(threads // layer.D, b.B // SHARED_ROWS))
         if layer.D * layer.parts > 1:
             threads = min(threads, layer.D * layer.parts)
@@ -505,7 +508,9 @@ cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except
     for i in range(layer.D):
         q = cells[i]
         layer.directions[i], layer.reverse[i] = &q.d, reverse[i]
-    layer.threads = threads = useful_threads(share_out(layer, threads))
+    layer.backwards = q.turns & 1
+    q.turns += 1
+    layer.threads = threads = share_out(layer, threads)
     cdef int items = layer.D * layer.parts
     cdef Buffer memory = borrow(items * layer.workspace)
     layer.memory = memory.p
@@ -552,7 +557,7 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     initial_h [D, B, O], initial_c [D, B, H]: float32, zeros if None. sequence_lens [B], 0 to T, or None for T.
     Returns Y_h [D, B, O] and Y_c [D, B, H] (None but for LSTM): each row's state after its last step, zeros for
     rows of length 0. Shapes are the caller's to check. Up to `threads` threads share the work where it is large enough;
-    the bits are the same.
+    the bits are the same. BLAS has threads of its own instead.
     """
     cdef Py_ssize_t D = len(cells)
     cdef Cell q = cells[0], other

@@ -188,10 +188,11 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
                   Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil:
     """c[rows, n] = bias + a[rows, k] . w, n columns in packed order; the mode is set by the caller.
 
-    Of several threads each calls it with its part: of the panels, or of the rows where there are too few panels.
+    Of several threads each calls it with its part: of the panels, or of the rows where there are too few panels. BLAS
+    has threads of its own; it is called for the whole.
     """
     cdef Py_ssize_t i, k = w.m.k, columns = w.m.blocks * BLOCK, first
-    if parts > 1 and (w.blas or columns < 2 * parts * w.m.panel * BLOCK and rows >= parts):
+    if parts > 1 and columns < 2 * parts * w.m.panel * BLOCK and rows >= parts:
         first = rows * part // parts
         rows = rows * (part + 1) // parts - first
         a += first * lda
@@ -205,7 +206,7 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
         return
     for i in range(rows):
         memcpy(c + i * ldc, w.m.bias, n * sizeof(float))
-    if k and rows and (lda >= k or rows == 1):
+    if k and (lda >= k or rows == 1):
         gemm(a, max(lda, k), w.m.w, columns, c, ldc, rows, k, n, 1.0)
     elif k:
         # BLAS takes no rows that overlap or run backwards
@@ -285,7 +286,7 @@ cdef class Matrix:
         """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.
 
         Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied. Up to `threads` threads
-        share the work where it is large enough; the bits are the same.
+        share the work where it is large enough; the bits are the same (BLAS has threads of its own).
         """
         x = readable(x)
         if x.ndim == 0 or x.shape[-1] != self.K:
@@ -303,7 +304,9 @@ cdef class Matrix:
         cdef team crew
         m.w, m.x, m.y = &self.w, <const float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(out)
         m.lda, m.N, m.rows = cnp.PyArray_STRIDE(x, 0) // 4, self.N, rows
-        threads = useful_threads(threads if forced or product_cost(&self.w, rows) >= SHARED_COST else 1)
+        if self.w.blas or product_cost(&self.w, rows) < SHARED_COST and not forced:
+            threads = 1
+        threads = useful_threads(threads)
         if rows and self.N:
             with nogil:
                 mode = active.flush_denormals()

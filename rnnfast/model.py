@@ -25,7 +25,7 @@ def load(source, *, matmul=None, threads=None):
     """A Model of an ONNX file (a path) or of its bytes.
 
     matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. threads: how many a call may
-    use, None for ``rnnfast.threads.default()``; they do not change the results. Raises ModelError for a file that is
+    use, None for RNNFAST_NUM_THREADS (else one); they do not change the results. Raises ModelError for a file that is
     wrong, UnsupportedError for a graph that asks for what is not computed, and InputError or InputTypeError for another
     `matmul` or `threads`.
     """

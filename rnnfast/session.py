@@ -101,21 +101,25 @@ class InferenceSession:
     """A Model under onnxruntime's names. Providers and their options are accepted and mean nothing: it is the CPU."""
     def __init__(self, path_or_bytes, sess_options=None, providers=None, provider_options=None, **kwargs):
         self._options = sess_options if sess_options is not None else SessionOptions()
+        threads = getattr(self._options, "intra_op_num_threads", 0)
         self.model = Model(path_or_bytes, matmul=getattr(self._options, "matmul", None),
-                           threads=getattr(self._options, "intra_op_num_threads", 0) or None)
+                           threads=None if type(threads) is int and threads == 0 else threads)
         self._names = [v.name for v in self.model.outputs]
 
     def run(self, output_names, input_feed, run_options=None):
         """The named outputs (all of them for None or an empty list) as a list of fresh arrays."""
-        if output_names is None or type(output_names) is list and output_names == self._names:
+        if output_names is None:
             return self.model.run(input_feed)
-        if not isinstance(output_names, (list, tuple)):
+        if not isinstance(output_names, (list, tuple)) or not all([type(name) is str for name in output_names]):
             raise InputTypeError(f"output names are {type(output_names).__name__}, expected a list of str or None")
         for name in output_names:
             if name not in self._names:
                 raise InputError(f"there is no output {name!r}, only {self._names}")
-        outputs = dict(zip(self._names, self.model.run(input_feed)))
-        return [outputs[name] for name in output_names or self._names]
+        outputs = self.model.run(input_feed)
+        if not output_names or output_names == self._names:
+            return outputs
+        outputs = dict(zip(self._names, outputs))
+        return [outputs[name] for name in output_names]
 
     def get_inputs(self):
         """The inputs without an initializer, as NodeArg."""

@@ -10,3 +10,11 @@ def isa(request):
     _kernels.set_isa(request.param)
     yield request.param
     _kernels.set_isa(before)
+
+
+@pytest.fixture
+def forced():
+    """Every call gets the threads that it asks for."""
+    _kernels.force_threads(8)
+    yield
+    _kernels.force_threads(0)

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rnnfast import _engine, _kernels
+from rnnfast.activations import resolve
 from rnnfast.errors import IsaError
 
 from .cases import (ALPHA_BETA, DEFAULT, DIRECTIONS, FUNCTIONS, bits, cells, expect, random_input, random_layer, run)
@@ -210,3 +211,42 @@ def test_wrong_calls_are_refused():
         _kernels.Matrix(np.zeros((3, 4), np.float32)).multiply(np.zeros((2, 5), np.float32))
     with warnings.catch_warnings(), pytest.raises(ValueError, match="matmul"):
         _kernels.Matrix(np.zeros((3, 4), np.float32), matmul="fast")
+
+
+# ------------------------------------------------------------------------------------------------ default gates
+def kept(kind, state, **biases):
+    """The state (c of LSTM, h of GRU) after one step in which each gate is its bias alone, unit by unit."""
+    gates, n = {"LSTM": "iofc", "GRU": "zrh"}[kind], len(state)
+    cell = _engine.Cell(kind, np.zeros((len(gates) * n, 1), np.float32), np.zeros((len(gates) * n, n), np.float32),
+                        np.concatenate([biases.get(name, np.zeros(n, np.float32)) for name in gates]
+                                       + [np.zeros(len(gates) * n, np.float32)]),
+                        activations=resolve(DEFAULT[kind]), linear_before_reset=True)
+    states = (np.zeros((1, 1, n), np.float32),) * (kind == "LSTM") + (state[None, None],)
+    y = np.empty((1, 1, 1, n), np.float32)
+    h, c = _engine.recurrent((cell,), (False,), np.zeros((1, 1, 1), np.float32), y, *states)
+    return (h if kind == "GRU" else c).ravel()
+
+
+@pytest.mark.parametrize("kind, gate", [("LSTM", "f"), ("GRU", "z")])
+def test_the_gate_of_a_state(kind, gate, isa):
+    """f and z are sigmoids within 3.5 ULP down to 2^-62; what lies below is 2^-62. The candidate is tanh(0)."""
+    worst = 0
+    for x in np.linspace(-43, 43, 20_000).astype(np.float32).reshape(-1, 200):
+        right = 1 / (1 + np.exp(-x.astype(np.float64)))
+        error = kept(kind, np.ones(200, np.float32), **{gate: x}) - right
+        worst = max(worst, np.max(np.abs(error) / np.spacing(right.astype(np.float32))))
+    assert worst <= 3.5
+    x = np.float32([-np.inf, -1e30, -100, -43.5, 43.5, 100, np.inf, np.nan])
+    got = kept(kind, np.ones(8, np.float32), **{gate: x})
+    np.testing.assert_allclose(got[:4], 2.0**-62, rtol=0.4)
+    assert list(got[4:7]) == [1, 1, 1] and np.isnan(got[7])
+
+
+@pytest.mark.parametrize("kind, gate, other", [("LSTM", "f", "i"), ("GRU", "z", "r")])
+def test_an_open_gate_keeps_its_state(kind, gate, other, isa):
+    """Bit for bit, whatever the other gate is, so that a state does not decay over many steps."""
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        state, x = rng.standard_normal((2, 200)).astype(np.float32)
+        got = kept(kind, state, **{gate: np.full(200, 30, np.float32), other: 8 * x})
+        assert got.tobytes() == state.tobytes()

@@ -15,7 +15,6 @@ import rnnfast
 from rnnfast import _kernels, _plan
 from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
 from rnnfast.onnx import budget, trace
-from rnnfast.threads import default
 from tests.graphs import load, model_of, onnxruntime, parse, random
 
 GRU = parse("""g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
@@ -421,7 +420,7 @@ def test_threads_share_a_model():
 
 
 @pytest.mark.parametrize("file", ["tagger", "denoiser", "detector"])
-def test_number_of_threads_does_not_change_the_bits(file):
+def test_number_of_threads_does_not_change_the_bits(file, forced):
     feeds = {"tagger": {"tokens": [[3, 1, 4], [5, 9, 2]], "lengths": [3, 2]},
              "denoiser": {"bands": random(0, 5, 22), "state": random(1, 1, 5, 32)},
              "detector": {"audio": random(0, 2, 700), "rate": 16000}}
@@ -459,7 +458,10 @@ def test_threads_reach_the_kernels(monkeypatch):
         model(x=X, v=random(5, 3, 5))
         assert asked == [3, 3, 3, 3]
     options.intra_op_num_threads = 0
-    assert rnnfast.InferenceSession(data, options).model.threads == rnnfast.load(data).threads == default()
+    monkeypatch.delenv("RNNFAST_NUM_THREADS", raising=False)
+    assert rnnfast.InferenceSession(data, options).model.threads == rnnfast.load(data).threads == 1
+    monkeypatch.setenv("RNNFAST_NUM_THREADS", "2")
+    assert rnnfast.load(data).threads == 2
 
 
 @pytest.mark.parametrize("wrong, error", [(0, InputError), (-3, InputError), ("2", InputTypeError),

@@ -185,14 +185,6 @@ SIZES = [(1, 1, 3, 2), (19, 37, 9, 1), (40, 130, 5, 3), (30, 260, 3, 3), (11, 23
 """input_size, hidden_size, T, B: less than a vector, odd, panels for each of 2 threads, of 8, rows for each of them."""
 
 
-@pytest.fixture
-def forced():
-    """Every call gets the threads that it asks for."""
-    _kernels.force_threads(8)
-    yield
-    _kernels.force_threads(0)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", LAYERS)
@@ -287,7 +279,7 @@ def exit_status_of_child(work, seconds=60):
 
 
 @pytest.fixture
-def used():
+def used(forced):
     """A threaded layer that this process has used, and its output."""
     layer = model()
     return layer, outputs(layer, X)
@@ -358,9 +350,13 @@ def test_no_processor_time_between_calls(used):
     layer, _ = used
     for _ in range(3):
         outputs(layer, X)
-    time.sleep(0.05)
-    tasks = pool_threads()
-    before, cpu = cpu_ticks(tasks), time.process_time()
+    tasks, end = pool_threads(), time.monotonic() + 5
+    assert tasks
+    before = None
+    while before != cpu_ticks(tasks) and time.monotonic() < end:    # until they sleep
+        before = cpu_ticks(tasks)
+        time.sleep(0.05)
+    cpu = time.process_time()
     time.sleep(0.5)
     assert cpu_ticks(tasks) == before
     assert time.process_time() - cpu < 0.1     # the interpreter's own and that of what other tests left behind
@@ -443,29 +439,7 @@ def test_the_limits_are_light_to_import():
     assert python("import sys, rnnfast.threads; sys.exit('numpy' in sys.modules)")[0] == 0
 
 
-@linux
-def test_more_threads_than_cores_are_not_much_slower():
-    """A call never waits for a worker that does not come. The margin is wide: the machine may be busy."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        took = {}
-        for count in (1, 8):
-            layer = model(count=count)
-            outputs(layer, X)
-            took[count] = min(timed(layer) for _ in range(10))
-        assert took[8] < 5 * took[1] + 0.01
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def timed(layer):
-    start = time.perf_counter()
-    layer(X)
-    return time.perf_counter() - start
-
-
-def test_the_instruction_set_changes_between_threaded_calls():
+def test_the_instruction_set_changes_between_threaded_calls(forced):
     """Workers outlive the choice under which they were made."""
     layer, before = model(), _kernels.get_isa()
     expected = outputs(layer, X)

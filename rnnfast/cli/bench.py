@@ -10,10 +10,11 @@ import rnnfast
 from rnnfast.cli.check import TOLERANCE, difference, draw
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import console, table
-from rnnfast.cli.timing import interleave, pinned, quartiles
+from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.model import load
+from rnnfast.threads import limit
 
 DEFAULT_SIZE = 1
 ROUNDS, SAMPLE_SECONDS, LIMIT = 31, 0.01, 20
@@ -61,12 +62,12 @@ def bench(file, given, dims, batch, steps, seed, as_json, threads, peers, rounds
         results = {name: {"error": difference(list(call().values()), right)} for name, call in calls.items()}
         good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * largest}
         progress = functools.partial(track, description=file)
-        timed = interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, track=progress) if good else {}
+        timed = interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, WARMUP if threads > 1 else 0, progress) if good else {}
     for name, (seconds, count) in timed.items():
         results[name] |= {"seconds": quartiles(seconds), "calls": count, "rounds": len(seconds)}
         if "rnnfast" in timed:
             results[name]["relative"] = quartiles(seconds / timed["rnnfast"].seconds)
-    facts = {"file": file, "threads": threads, "isa": rnnfast.get_isa(), "flops": model.summary(feed).flops,
+    facts = {"file": file, "threads": min(threads, limit()), "isa": rnnfast.get_isa(), "flops": model.summary(feed).flops,
              "inputs": {name: list(np.shape(value)) for name, value in feed.items()}, "results": results}
     if as_json:
         click.echo(json.dumps(facts, indent=2))

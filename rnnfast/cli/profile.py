@@ -13,6 +13,7 @@ from rnnfast.cli.tables import console, table
 from rnnfast.cli.timing import pinned, quartiles
 from rnnfast.model import load
 from rnnfast.onnx.summary import flops
+from rnnfast.threads import limit
 
 RUNS, SECONDS = 100, 5
 
@@ -39,7 +40,7 @@ def profile(file, given, dims, batch, steps, seed, threads, as_json, runs):
     total = sum(row["seconds"] for row in rows)
     for row in rows:
         row["share"] = row["seconds"] / total if total else 0
-    facts = {"file": file, "threads": threads, "runs": len(whole), "seconds": quartiles(whole),
+    facts = {"file": file, "threads": min(threads, limit()), "runs": len(whole), "seconds": quartiles(whole),
              "seconds_in_nodes": total, "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
              "nodes": sorted(rows, key=lambda row: -row["seconds"])}
     if as_json:

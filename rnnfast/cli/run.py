@@ -15,7 +15,7 @@ from rnnfast.model import load
 @click.command()
 @click.argument("file")
 @input_option
-@click.option("--threads", type=click.IntRange(1), help="That the call may use.")
+@click.option("--threads", type=click.IntRange(1), help="That the call may use (default: RNNFAST_NUM_THREADS, else 1).")
 @click.option("-o", "--output", "folder", required=True, type=click.Path(file_okay=False, path_type=pathlib.Path),
               help="The folder for OUTPUT.npy of each output; made if it is not there.")
 def run(file, given, threads, folder):

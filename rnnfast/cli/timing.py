@@ -11,6 +11,9 @@ import numpy as np
 
 
 LEAST_ROUNDS = 5
+# Seconds of calls before a sample with several threads: those of others spin for some milliseconds after a call, and on
+# a virtual machine a core that was idle takes as long to come back; nobody's sample is to fall into that.
+WARMUP = 0.03
 
 
 class Samples(NamedTuple):

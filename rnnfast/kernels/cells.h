@@ -1,8 +1,8 @@
 /* The recurrent cells: the chain over h of matmul.h, then the gates, for one panel of units at a time.
  *
  * Pre-activations stay in a tile of a few rows in the inner cache; with BLAS they come as two products and are
- * added here. In every cell the gates of a block are computed by one function, which the compiler makes twice:
- * `fused` with the default activations known, and the general one. Both are the same sequence of operations.
+ * added here. `fused` cells have the default activations and nothing else; those of LSTM and GRU share their divisions
+ * between gates, so that they differ from the general form in the last bits, and a gate is 2^-62 at least.
  *
  * RNN   h' = f(xW + hR + b)
  * LSTM  i, f = f(.. + p c); g = g(..); c' = f c + i g; o = f(.. + p_o c'); h' = o h(c')
@@ -84,6 +84,12 @@ INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused,
     }
 }
 
+/* q close to 1 / below, closer, and 1 for 1: a gate that keeps a state must not let it decay. */
+INLINE vf refined(vf q, vf below)
+{
+    return v_fma(q, v_fnma(q, below, v_set1(1.0f)), q);
+}
+
 /* The default gates of a tile, in two passes: each is a short chain of operations for every block, so that several
  * blocks overlap. A division takes as long as eight multiply-adds: one gives i g and f, one h'. */
 INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, float *pre)
@@ -94,7 +100,8 @@ INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptr
         const vf below_i = v_sigmoid_below(v_load(pre + at)), below_f = v_sigmoid_below(v_load(pre + at + 2 * stride));
         const vf above_g = v_tanh_above(v_load(pre + at + 3 * stride), &below_g), below_ig = v_mul(below_i, below_g);
         const vf inverse = v_div(v_set1(1.0f), v_mul(below_ig, below_f));
-        v_store(c, v_fma(v_mul(inverse, below_ig), v_load(c), v_mul(inverse, v_mul(below_f, above_g))));
+        const vf f = refined(v_mul(inverse, below_ig), below_f);
+        v_store(c, v_fma(f, v_load(c), v_mul(inverse, v_mul(below_f, above_g))));
     }
     EACH_BLOCK(*t, 4, q->hidden_size) {
         vf below_c;
@@ -168,7 +175,7 @@ INLINE void gru_step(const cell *q, const step *s, panels part, const int fused)
             if (fused) {
                 const vf below_z = v_sigmoid_below(z), below_r = v_sigmoid_below(r);
                 const vf inverse = v_div(v_set1(1.0f), v_mul(below_z, below_r));
-                z = v_mul(inverse, below_r);
+                z = refined(v_mul(inverse, below_r), below_z);
                 r = v_mul(inverse, below_z);
             } else {
                 z = gate(q, 0, z);

@@ -37,7 +37,8 @@
 #define ROW_PANELS 1
 #endif
 
-/* Weights that will be needed next: two places in each step along k, `stride` floats further each time. */
+/* Weights that will be needed next: two places in each step along k (of one line, where the stride is one), `stride`
+ * floats further each time. */
 typedef struct {
     const float *p;
     ptrdiff_t stride;
@@ -220,9 +221,10 @@ INLINE upcoming upcoming_at(const tiles *t, const float *w)
 {
     const ptrdiff_t panel = t->w->panel * VL * t->w->k, used = t->of_panel * (SPLIT_PANEL(t->m) ? 2 : 1);
     const ptrdiff_t stride = used > 2 ? VL : 2 * VL, done = (t->of_panel - 1 - t->left) * stride * t->w->k;
-    if (used < 2 || done >= panel || part_bytes(t) <= ROOM)
+    const ptrdiff_t next = t->block + (t->part.backwards ? -t->w->panel : t->w->panel);
+    if (used < 2 || done >= panel || next < 0 || next + t->w->panel > t->w->blocks || part_bytes(t) <= ROOM)
         return (upcoming){ w, 0 };
-    return (upcoming){ w + (t->part.backwards ? -panel : panel) + done, stride };
+    return (upcoming){ t->w->w + next * VL * t->w->k + done, stride };
 }
 
 /* c = init + a . w for one tile; init and c begin at the tile, a at its first row */

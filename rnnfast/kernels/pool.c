@@ -220,9 +220,10 @@ static int start(worker *w, team *t)
     atomic_init(&w->state, OFFERED);
     w->asleep = 0;
     w->team = t;
-    if (pthread_mutex_init(&w->lock, NULL) != 0 || pthread_cond_init(&w->wake, NULL) != 0 ||
-        pthread_attr_init(&attributes) != 0)
+    if (pthread_attr_init(&attributes) != 0)
         return 0;
+    pthread_mutex_init(&w->lock, NULL);     /* neither can fail without attributes on these systems */
+    pthread_cond_init(&w->wake, NULL);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, STACK);
     sigfillset(&blocked);
@@ -232,6 +233,10 @@ static int start(worker *w, team *t)
     const int error = pthread_create(&w->thread, &attributes, live, w);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
+    if (error) {
+        pthread_mutex_destroy(&w->lock);
+        pthread_cond_destroy(&w->wake);
+    }
     return error == 0;
 }
 
@@ -253,6 +258,7 @@ static void after_fork_in_child(void)
     for (worker *w = pool.all; w; w = w->older)
         push(&pool.spare, w);
     atomic_store(&pool.limit, 0);
+    atomic_store(&pool.rest, 0);
     pthread_mutex_unlock(&pool.lock);
 }
 

@@ -11,7 +11,8 @@ class Linear(Module):
     """y = x W^T + b, with torch's arguments and state dict: weight [out_features, in_features], bias [out_features].
 
     matmul: "packed" (own kernels, the same bits everywhere), "blas", or None for this processor's default.
-    threads: how many a call may use, None for RNNFAST_NUM_THREADS (else one); the bits do not depend on it.
+    threads: how many a call may use, None for RNNFAST_NUM_THREADS (else one); the bits do not depend on it, and BLAS,
+        which has threads of its own, does not heed it.
     rng: a seed or a numpy Generator for the initial weights.
     """
 

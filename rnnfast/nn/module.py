@@ -115,6 +115,8 @@ class Module:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+        if "threads" in state:      # the default is that of this process
+            self._use_threads(state["threads"])
         self._weights = self._prepare(state["_weights"])
 
     def rows(self, shape=None):

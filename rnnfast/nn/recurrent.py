@@ -8,7 +8,8 @@ What torch has not stands in keyword arguments:
         beta); twice as many give the reverse direction its own
     clip: bound of the pre-activations of all gates
     matmul: "packed" (own kernels, the same bits everywhere), "blas", or None for this processor's default
-    threads: how many a call may use, None for RNNFAST_NUM_THREADS (else one); the bits do not depend on it
+    threads: how many a call may use, None for RNNFAST_NUM_THREADS (else one); the bits do not depend on it, and BLAS,
+        which has threads of its own, does not heed it
     rng: a seed or a numpy Generator for the initial weights, uniform in +-1/sqrt(hidden_size)
 
 Lengths [B] may stand in any order. Outputs past a row's length are zeros, its last state is that of its last step, and
