@@ -18,7 +18,7 @@ from bench.engines import ENGINES
 ROOT = pathlib.Path(__file__).parent.parent
 FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 # Rounds, seconds a sample, seconds a case after which there are only so many rounds as quartiles need.
-FULL = {"rounds": 31, "duration": 0.008, "limit": 4}
+FULL = {"rounds": 21, "duration": 0.006, "limit": 2.5}
 QUICK = {"rounds": 7, "duration": 0.003, "limit": 2}
 
 

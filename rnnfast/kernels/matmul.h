@@ -62,7 +62,7 @@ INLINE void tile(const int M, const int W, const int prefetch, const float *a, p
         }
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
-            b[j] = v_load(w + j * VL);
+            b[j] = M > 1 ? v_keep(v_load(w + j * VL)) : v_load(w + j * VL);     /* LSTM H200 B3: 0.7 of the time */
 #pragma GCC unroll 14
         for (int m = 0; m < M; m++) {
             const vf x = v_set1(a[m * lda + i]);

@@ -3,7 +3,8 @@
  * One block is one AVX-512 register, two AVX2 registers or an array of 16 floats (generic). Kernels are written
  * once on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation for each lane
  * (fma rounds once), so a kernel gives the same bits on every instruction set. v_min and v_max return their
- * second argument when either is NaN, as x86 does: v_max(lo, x) keeps a NaN in x.
+ * second argument when either is NaN, as x86 does: v_max(lo, x) keeps a NaN in x. v_keep(v_load(p)) is loaded
+ * once where there are registers for it; a compiler may prefer to read memory again for every use.
  */
 #ifndef RNNFAST_VEC_H
 #define RNNFAST_VEC_H
@@ -33,6 +34,7 @@ typedef __mmask16 vm;
 INLINE vf v_set1(float x) { return _mm512_set1_ps(x); }
 INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+INLINE vf v_keep(vf x) { __asm__("" : "+v"(x)); return x; }
 INLINE vf v_load_n(const float *p, size_t n) { return _mm512_maskz_loadu_ps((vm)((1u << n) - 1), p); }
 INLINE void v_store_n(float *p, vf x, size_t n) { _mm512_mask_storeu_ps(p, (vm)((1u << n) - 1), x); }
 INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
@@ -75,6 +77,7 @@ typedef struct { __m256 a, b; } vm;
 INLINE vf v_set1(float x) { __m256 r = _mm256_set1_ps(x); return V_BOTH(vf, r, r); }
 INLINE vf v_load(const float *p) { return V_BOTH(vf, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
 INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+INLINE vf v_keep(vf x) { return x; }
 INLINE vf v_load_n(const float *p, size_t n) {
     float t[VL] = { 0 };
     memcpy(t, p, n * sizeof(float));
@@ -134,6 +137,7 @@ INLINE float v_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; 
 INLINE vf v_set1(float x) { V_LANES(vf, x); }
 INLINE vf v_load(const float *p) { V_LANES(vf, p[i]); }
 INLINE void v_store(float *p, vf x) { memcpy(p, x.v, sizeof x.v); }
+INLINE vf v_keep(vf x) { return x; }
 INLINE vf v_load_n(const float *p, size_t n) { V_LANES(vf, (size_t)i < n ? p[i] : 0.0f); }
 INLINE void v_store_n(float *p, vf x, size_t n) { memcpy(p, x.v, n * sizeof(float)); }
 INLINE vf v_add(vf x, vf y) { V_LANES(vf, x.v[i] + y.v[i]); }
