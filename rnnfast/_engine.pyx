@@ -19,13 +19,14 @@ cnp.import_array()
 cdef enum:
     SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
     SPARE_FLOATS = 1 << 20
-    SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B8 X
     TALL_STEP = 64              # rows of a step that need no others to make a tall product: LSTM H256 T50 B128 0.92
+    SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B32 0.97 of the time
     SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
     PHASE_COST = 700            # nanoseconds of a step for each thread that shares it: to wait for others costs 200
     LONG_PHASE = 40000          # nanoseconds of steps behind which threads that arrive late join
     PROJECTION_FLOATS = 65536   # input projections that are held at once: they stay in the second-level cache
-    PROJECTION_ROWS = 128       # and at least so many rows for one pass over W: 0.95 of the time at H768 T500 B1
+    PROJECTION_ROWS = 128       # or else so many rows for one pass over W (H768 T500 B1: 0.95 of the time),
+    PROJECTION_INPUTS = 131072  # but inputs that stay in that cache too (GRU H768 I3072 B3: 0.97)
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -236,7 +237,8 @@ cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base)
     """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
     cdef Py_ssize_t columns = d.q.r.blocks * BLOCK, rows, at = 0
     cdef Py_ssize_t candidate_columns = d.q.r_candidate.blocks * BLOCK
-    rows = max(PROJECTION_FLOATS // max(columns + candidate_columns, 1), PROJECTION_ROWS)
+    rows = max(PROJECTION_FLOATS // max(columns + candidate_columns, 1),
+               min(PROJECTION_ROWS, PROJECTION_INPUTS // max(d.x.m.k, 1)))
     w.steps = max(1, min(b.T, rows // b.B))
     rows = w.steps * b.B
     if in_one_pass(d, b):

@@ -212,7 +212,8 @@ INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused
     }
 }
 
-INLINE void gru_output(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev, const int fused)
+INLINE void gru_output(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev,
+                       const int fused)
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
     float buffer[MAX_TILE], pre[MAX_TILE];

@@ -18,8 +18,8 @@
 /* Rows of a tile of W blocks: accumulators, W loads and a broadcast fit the registers (32 of one block on AVX-512, 16
  * of half a block on AVX2). SPLIT_PANEL: several rows take a panel of four blocks in two halves, one row takes it
  * whole. ROW_PANELS: one row takes so many panels at once, since the accumulators of one do not cover the latency of
- * an fma (4 cycles, 2 begun in each). PREFETCH_ROWS: tiles of so many rows have the time to fetch weights ahead. Without
- * vector registers tall tiles gain nothing. */
+ * an fma (4 cycles, 2 begun in each). PREFETCH_ROWS: tiles of so many rows have the time to fetch weights ahead.
+ * Without vector registers tall tiles gain nothing. */
 #if defined(__AVX512F__)
 #define TILE_ROWS(W) ((W) == 4 ? 6 : (W) == 3 ? 8 : 14)
 #define SPLIT_PANEL(rows) ((rows) > TILE_ROWS(4))
@@ -126,7 +126,7 @@ static void row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const f
 {
 #define PANELS(P, W) case (P) * 8 + (W): if ((P) <= ROW_PANELS) tile_row(P, W, a, w, k, init, c); break;
     switch (count * 8 + width) {
-    PANELS(2, 3) PANELS(2, 4) PANELS(3, 3) PANELS(3, 4) PANELS(4, 3) PANELS(4, 4)
+    PANELS(2, 3) PANELS(2, 4) PANELS(3, 3) PANELS(3, 4)
     }
 #undef PANELS
 }
@@ -168,7 +168,7 @@ typedef struct {
     panels part;
     ptrdiff_t all, done;        /* rows of every panel; panels before the current ones */
     ptrdiff_t of_panel, left;   /* tiles that a panel is cut into, those of them that are still to come */
-    ptrdiff_t block, width, ldw;/* the first block of the panel, the blocks of one, the floats of a row of all of them */
+    ptrdiff_t block, width, ldw;/* the first block of the panel, the blocks of one, the floats of a row of the tile */
     ptrdiff_t count;            /* panels of the tile, more than one only where there is one row */
     ptrdiff_t row, m;
 } tiles;

@@ -18,8 +18,8 @@ enum {
     EAGER = 20,                 /* looks without a pause, which takes 50 ns itself */
     SPINS = 2000,               /* looks, about 0.1 ms, before other threads are let onto the core */
     STALL = SPINS + 100,        /* looks after which the thread that is waited for has lost its core */
-    LEAST_REST = 20, MOST_REST = 1000   /* milliseconds without teams behind a stall: 4 times more each, 4 times less
-                                           behind a call without */
+    LEAST_REST = 20, MOST_REST = 1000   /* milliseconds without teams behind a call that lost half its time like that:
+                                           4 times more each, 4 times less behind one that did not */
 };
 
 /* Who may change a worker's state, and to what: the opener IDLE -> OFFERED, then the worker OFFERED -> ENTERING or the
@@ -92,10 +92,14 @@ static void await_task(worker *w, unsigned task)
 static void await_done(worker *w, team *t)
 {
     const unsigned task = atomic_load_explicit(&w->task, memory_order_relaxed);
-    for (unsigned spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) != task; spins++) {
+    unsigned spins = 0;
+    for (; atomic_load_explicit(&w->done, memory_order_acquire) != task; spins++) {
         relax(spins);
-        t->stalled |= spins == STALL;
+        if (spins == STALL)
+            t->lost -= now();
     }
+    if (spins > STALL)
+        t->lost += now();
 }
 
 static void post(worker *w, team_work work, void *argument, int parts)
@@ -295,7 +299,7 @@ void rnnfast_team_open(team *t, int threads)
     t->first = t->pending = NULL;
     t->last = &t->first;
     t->count = 1;
-    t->stalled = 0;
+    t->lost = 0;
     atomic_init(&t->lanes[0].waits, 0);
     atomic_init(&t->open, 0);
     atomic_init(&t->guests, 0);
@@ -312,6 +316,7 @@ void rnnfast_team_open(team *t, int threads)
         return;
 #endif
 
+    t->opened = now();
     pthread_mutex_lock(&pool.lock);
     for (; missing > 0 && (w = pop(&pool.idle)); missing--, last = &w->next)
         *last = w;
@@ -384,18 +389,21 @@ void rnnfast_team_wait(team *t, int part, int parts)
 {
     const unsigned waits = atomic_load_explicit(&t->lanes[part].waits, memory_order_relaxed) + 1;
     atomic_store_explicit(&t->lanes[part].waits, waits, memory_order_release);
-    for (int i = 0; i < parts; i++)
-        for (unsigned spins = 0;
-             (int)(atomic_load_explicit(&t->lanes[i].waits, memory_order_acquire) - waits) < 0; spins++) {
+    for (int i = 0; i < parts; i++) {
+        unsigned spins = 0;
+        for (; (int)(atomic_load_explicit(&t->lanes[i].waits, memory_order_acquire) - waits) < 0; spins++) {
             relax(spins);
-            if (part == 0)
-                t->stalled |= spins == STALL;
+            if (spins == STALL && part == 0)
+                t->lost -= now();
         }
+        if (spins > STALL && part == 0)
+            t->lost += now();
+    }
 }
 
 void rnnfast_team_each(team *t, int items, team_work work, void *argument)
 {
-    const int stalled = t->stalled;
+    const long long lost = t->lost;
     t->work = work;
     t->argument = argument;
     t->items = items;
@@ -406,7 +414,7 @@ void rnnfast_team_each(team *t, int items, team_work work, void *argument)
     for (unsigned spins = 0; atomic_load(&t->guests); spins++)
         relax(spins);
     if (items <= t->count)          /* one for each: the last may well take longer than the others */
-        t->stalled = stalled;
+        t->lost = lost;
 }
 
 /* Lets a worker go, without waiting until it has noticed: one that spins takes the next offer without having slept. */
@@ -425,10 +433,12 @@ static void release(worker *w)
 static void learn(const team *t)
 {
     int rest = atomic_load_explicit(&pool.rest, memory_order_relaxed);
-    if (t->stalled) {
+    if (t->count == 1)
+        return;
+    if (2 * t->lost > now() - t->opened) {
         rest = rest < LEAST_REST ? LEAST_REST : 4 * rest < MOST_REST ? 4 * rest : MOST_REST;
         atomic_store(&pool.rested, now() + rest * 1000000LL);
-    } else if (rest && t->count > 1) {
+    } else {
         rest /= 4;
     }
     atomic_store_explicit(&pool.rest, rest, memory_order_relaxed);
