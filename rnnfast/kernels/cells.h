@@ -47,6 +47,15 @@ INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdif
             v_store(pre + i * t->ldw + j, v_add(v_load(init + i * ldi + j), v_load(hr + i * t->w->blocks * VL + j)));
 }
 
+/* The same from the input's part */
+INLINE void preactivate_input(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t ldx,
+                              float *pre)
+{
+    float buffer[MAX_TILE];
+    const float *init = input_tile(t, s, w, xg, &ldx, buffer);
+    preactivate(t, s, init, ldx, pre);
+}
+
 /* Within a tile, for every panel, row and block of units: row `i`, `unit` (the first), `lanes` that exist, `at` in
  * pre, gates `stride` apart */
 #define EACH_BLOCK(t, gates, H)                                                                                      \
@@ -72,11 +81,9 @@ INLINE vf load_lanes(const float *p, ptrdiff_t lanes)
 
 INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused, const int kind)
 {
-    float buffer[MAX_TILE], pre[MAX_TILE];
+    float pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        ptrdiff_t ldx = s->ldx;
-        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
-        preactivate(&t, s, xg, ldx, pre);
+        preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
             const vf x = v_load(pre + at);
             store_lanes(s->h_out + (t.row + i) * s->ldo + unit, fused ? activate(kind, 0, 0, x) : gate(q, 0, x), lanes);
@@ -138,11 +145,9 @@ INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t p
 INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
-    float buffer[MAX_TILE], pre[MAX_TILE];
+    float pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        ptrdiff_t ldx = s->ldx;
-        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
-        preactivate(&t, s, xg, ldx, pre);
+        preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
         if (fused)
             lstm_default_gates(q, s, &t, padded, pre);
         else
@@ -197,11 +202,9 @@ INLINE void gru_step(const cell *q, const step *s, panels part, const int fused)
 INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 2 * VL;
-    float buffer[MAX_TILE], pre[MAX_TILE];
+    float pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        ptrdiff_t ldx = s->ldx;
-        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
-        preactivate(&t, s, xg, ldx, pre);
+        preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
         EACH_BLOCK(t, 2, q->hidden_size) {
             const ptrdiff_t to = (t.row + i) * padded + unit;
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
@@ -216,11 +219,9 @@ INLINE void gru_output(const cell *q, const step *s, panels part, const float *h
                        const int fused)
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
-    float buffer[MAX_TILE], pre[MAX_TILE];
+    float pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r_candidate, part, s->rows); next_tile(&t);) {
-        ptrdiff_t ldx = s->ldx_candidate;
-        const float *xg = input_tile(&t, s, s->w_candidate, s->xg_candidate, &ldx, buffer);
-        preactivate(&t, s, xg, ldx, pre);
+        preactivate_input(&t, s, s->w_candidate, s->xg_candidate, s->ldx_candidate, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
             vf n = v_load(pre + at);
             n = fused ? v_tanh(n) : gate(q, 1, n);

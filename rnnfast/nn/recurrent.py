@@ -245,7 +245,20 @@ class _Recurrent(Module):
         return layer
 
 
-class RNN(_Recurrent):
+class _OneState(_Recurrent):
+    """RNN and GRU: h is all that goes on from step to step."""
+
+    def __call__(self, x, h0=None, lengths=None):
+        """x [T, B, I], [B, T, I] with batch_first, or [T, I]; h0 [layers * directions, B, H] (without B if x has
+        none); lengths [B]
+
+        -> y, shaped like x with the size H, or 2 H for concatenated directions; h, shaped like h0.
+        """
+        y, (h,) = self._run(x, (h0,), lengths)
+        return y, h
+
+
+class RNN(_OneState):
     """h' = f(W_ih x + b_ih + W_hh h + b_hh), with f = tanh, or relu by `nonlinearity`.
 
     State dict, for each layer k (and `_reverse`): weight_ih_l{k} [H, I], weight_hh_l{k} [H, H], bias_ih_l{k} [H],
@@ -264,15 +277,6 @@ class RNN(_Recurrent):
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
                         reverse=reverse, activations=activations, clip=clip, matmul=matmul, threads=threads, rng=rng)
 
-    def __call__(self, x, h0=None, lengths=None):
-        """x [T, B, I], [B, T, I] with batch_first, or [T, I]; h0 [layers * directions, B, H] (without B if x has
-        none); lengths [B]
-
-        -> y, shaped like x with the size H, or 2 H for concatenated directions; h, shaped like h0.
-        """
-        y, (h,) = self._run(x, (h0,), lengths)
-        return y, h
-
     @classmethod
     def from_onnx(cls, W, R, B=None, *, direction="forward", activations=None, activation_alpha=None,
                   activation_beta=None, clip=None, layout=0, matmul=None, threads=None):
@@ -287,7 +291,7 @@ class RNN(_Recurrent):
                                threads=threads)
 
 
-class GRU(_Recurrent):
+class GRU(_OneState):
     """r = f(W_ir x + b_ir + W_hr h + b_hr)
     z = f(W_iz x + b_iz + W_hz h + b_hz)
     n = g(W_in x + b_in + r * (W_hn h + b_hn))      or, with linear_before_reset=False,
@@ -309,15 +313,6 @@ class GRU(_Recurrent):
         self.cell_options = {"linear_before_reset": self.linear_before_reset}
         self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
                         reverse=reverse, activations=activations, clip=clip, matmul=matmul, threads=threads, rng=rng)
-
-    def __call__(self, x, h0=None, lengths=None):
-        """x [T, B, I], [B, T, I] with batch_first, or [T, I]; h0 [layers * directions, B, H] (without B if x has
-        none); lengths [B]
-
-        -> y, shaped like x with the size H, or 2 H for concatenated directions; h, shaped like h0.
-        """
-        y, (h,) = self._run(x, (h0,), lengths)
-        return y, h
 
     @classmethod
     def from_onnx(cls, W, R, B=None, *, direction="forward", activations=None, activation_alpha=None,
