@@ -455,6 +455,7 @@ cdef struct Layer:
     Py_ssize_t workspace        # floats of one item's
     team *crew                  # that shares the steps, or NULL
     int threads
+    bint brief                  # see team_open
 
 
 cdef void run_item(void *argument, int item, int items) noexcept nogil:
@@ -477,13 +478,16 @@ cdef int share_out(Layer *layer, int threads) except -1:
     cdef Direction *d = layer.directions[0]
     cdef Batch b = layer.b
     cdef Workspace w
-    cdef double of_step
+    cdef double of_step, cost
     layer.parts = 1
+    layer.brief = False
     if d.r.blas:                # which has threads of its own
         threads = 1
     if threads > 1:
         of_step = step_cost(d, b.B)
-        if layer.D * (b.T * of_step + product_cost(d.x, b.T * b.B)) < SHARED_COST and not forced:
+        cost = layer.D * (b.T * of_step + product_cost(d.x, b.T * b.B))
+        layer.brief = cost < BRIEF_COST
+        if cost < SHARED_COST and not forced:
             threads = 1
         threads = useful_threads(threads)
         if b.order == NULL and d.r.m.k * d.r.m.blocks * BLOCK <= SHARED_FLOATS:
@@ -518,7 +522,7 @@ cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except
     layer.memory = memory.p
     with nogil:
         mode = active.flush_denormals()
-        team_open(&crew, threads)
+        team_open(&crew, threads, layer.brief)
         layer.crew = &crew if threads > 1 and items == 1 else NULL
         if threads > 1 and items > 1:
             team_each(&crew, items, run_item, layer)

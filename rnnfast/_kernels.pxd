@@ -70,7 +70,7 @@ cdef extern from "pool.h" nogil:
 # pool.h for other extensions, which are not linked with it
 cdef int useful_threads(int threads) except -1
 cdef int forced                 # by force_threads, else 0
-cdef void team_open(team *t, int threads) noexcept nogil
+cdef void team_open(team *t, int threads, bint brief) noexcept nogil
 cdef void team_split(team *t, team_work work, void *argument) noexcept nogil
 cdef void team_wait(team *t, int part, int parts) noexcept nogil
 cdef void team_each(team *t, int items, team_work work, void *argument) noexcept nogil
@@ -79,7 +79,8 @@ cdef void team_close(team *t) noexcept nogil
 cdef enum:
     BLOCK = 16                  # columns of a block, VL of vec.h
     ITEMS = 4                   # into which a product is cut for each thread
-    SHARED_COST = 150000        # nanoseconds of work from which on threads share it: waking one may take 60000
+    SHARED_COST = 50000         # nanoseconds of work from which on threads share it, if they are awake,
+    BRIEF_COST = 150000         # or are woken for it, which may take 60000
 
 cdef const kernels *active      # the instruction set in use
 

@@ -83,7 +83,7 @@ cdef extern from "pool.h" nogil:
     void rnnfast_pool_start(int, unsigned (*)() noexcept nogil)
     int rnnfast_pool_limit()
     void rnnfast_pool_force(int)
-    void rnnfast_team_open(team *, int)
+    void rnnfast_team_open(team *, int, int)
     void rnnfast_team_split(team *, team_work, void *)
     void rnnfast_team_wait(team *, int, int)
     void rnnfast_team_each(team *, int, team_work, void *)
@@ -113,8 +113,8 @@ def force_threads(int threads):
     rnnfast_pool_force(threads)
 
 
-cdef void team_open(team *t, int threads) noexcept nogil:
-    rnnfast_team_open(t, threads)
+cdef void team_open(team *t, int threads, bint brief) noexcept nogil:
+    rnnfast_team_open(t, threads, brief)
 
 
 cdef void team_split(team *t, team_work work, void *argument) noexcept nogil:
@@ -304,7 +304,8 @@ cdef class Matrix:
         cdef team crew
         m.w, m.x, m.y = &self.w, <const float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(out)
         m.lda, m.N, m.rows = cnp.PyArray_STRIDE(x, 0) // 4, self.N, rows
-        if self.w.blas or product_cost(&self.w, rows) < SHARED_COST and not forced:
+        cdef double cost = product_cost(&self.w, rows)
+        if self.w.blas or cost < SHARED_COST and not forced:
             threads = 1
         threads = useful_threads(threads)
         if rows and self.N:
@@ -314,7 +315,7 @@ cdef class Matrix:
                     multiply_part(&m, 0, 1)
                 else:
                     # more items than threads: one that arrives late still takes its share
-                    team_open(&crew, threads)
+                    team_open(&crew, threads, cost < BRIEF_COST)
                     team_each(&crew, ITEMS * threads, multiply_part, &m)
                     team_close(&crew)
                 active.restore_mode(mode)

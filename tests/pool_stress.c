@@ -110,7 +110,7 @@ static void phase(job *j, int items, int depth)
 {
     team t;
     j->depth = depth;
-    rnnfast_team_open(&t, 3);
+    rnnfast_team_open(&t, 3, 0);
     for (int i = 0; i < 4; i++) {
         split(&t, j, 3);
         each(&t, j, items);
@@ -125,7 +125,7 @@ static void many_phases(int rounds)
     for (int threads = 1; threads <= LIMIT + 2; threads++)
         for (int r = 0; r < rounds; r++) {
             team t;
-            rnnfast_team_open(&t, threads);
+            rnnfast_team_open(&t, threads, 0);
             pthread_t kept[MOST];
             int parts = 0;
             for (int i = 0; i < r % 40; i++) {
@@ -148,7 +148,7 @@ static void late(void)
     team t;
     double end = seconds(CLOCK_MONOTONIC) + 20;
     while (j.parts < 2 && seconds(CLOCK_MONOTONIC) < end) {     /* again, where calls rest from teams */
-        rnnfast_team_open(&t, 2);
+        rnnfast_team_open(&t, 2, 0);
         for (double some = seconds(CLOCK_MONOTONIC) + 0.1; j.parts < 2 && seconds(CLOCK_MONOTONIC) < some;)
             split(&t, &j, 2);
         rnnfast_team_close(&t);
@@ -157,11 +157,32 @@ static void late(void)
     for (int others = 0; !others;) {
         CHECK(seconds(CLOCK_MONOTONIC) < end);
         usleep(2000);
-        rnnfast_team_open(&t, 2);
+        rnnfast_team_open(&t, 2, 0);
         j.slow = 2000000;
         each(&t, &j, 8);
         for (int i = 0; i < 8; i++)
             others += !pthread_equal(j.who[i], pthread_self());
+        rnnfast_team_close(&t);
+    }
+}
+
+/* Brief work has workers only right behind another call; those that it woke may still be there later. */
+static void brief(void)
+{
+    job j = {0};
+    team t;
+    const double end = seconds(CLOCK_MONOTONIC) + 20;
+    for (int i = 0; i < 20; i++) {
+        usleep(5000);
+        rnnfast_team_open(&t, 2, 1);
+        for (double some = seconds(CLOCK_MONOTONIC) + 0.002; seconds(CLOCK_MONOTONIC) < some;)
+            split(&t, &j, 1);
+        rnnfast_team_close(&t);
+    }
+    for (j.parts = 0; j.parts < 2;) {
+        CHECK(seconds(CLOCK_MONOTONIC) < end);
+        rnnfast_team_open(&t, 2, 1);
+        split(&t, &j, 2);
         rnnfast_team_close(&t);
     }
 }
@@ -172,7 +193,7 @@ static void masks(int rounds)
     for (int r = 0; r < rounds; r++) {
         team t;
         cpus = 1 + r % 4;
-        rnnfast_team_open(&t, LIMIT);
+        rnnfast_team_open(&t, LIMIT, 0);
         for (int i = 0; i < 20; i++) {
             split(&t, &j, LIMIT);
 #ifdef __linux__
@@ -208,7 +229,7 @@ static void in_child(int rounds)
     job j = {0};
     team t;
     CHECK(rnnfast_pool_limit() == 0);
-    rnnfast_team_open(&t, 4);
+    rnnfast_team_open(&t, 4, 0);
     split(&t, &j, 1);
     rnnfast_team_close(&t);
     atomic_store(&prepared, 0);
@@ -216,6 +237,7 @@ static void in_child(int rounds)
     many_phases(rounds / 20 + 1);
     CHECK(atomic_load(&prepared) <= LIMIT - 1);
     late();
+    brief();
     _exit(0);
 }
 
@@ -258,6 +280,7 @@ int main(int argc, char **argv)
     const int rounds = argc > 1 ? atoi(argv[1]) : 400, forks = argc > 2 ? atoi(argv[2]) : 5;
     rnnfast_pool_start(LIMIT, prepare);
     late();
+    brief();
     many_phases(rounds);
     idle();
     masks(rounds / 4);

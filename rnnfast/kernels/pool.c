@@ -18,6 +18,7 @@ enum {
     EAGER = 20,                 /* looks without a pause, which takes 50 ns itself */
     SPINS = 2000,               /* looks, about 0.1 ms, before other threads are let onto the core */
     STALL = SPINS + 100,        /* looks after which the thread that is waited for has lost its core */
+    RECENT = 100000,            /* nanoseconds between calls that come back to back */
     LEAST_REST = 20, MOST_REST = 1000   /* milliseconds without teams behind a call that lost half its time like that:
                                            4 times more each, 4 times less behind one that did not */
 };
@@ -59,6 +60,7 @@ static struct {
     worker *spare;                      /* from here on in `all`: without a thread, left behind by a fork */
     atomic_int rest;                    /* milliseconds */
     atomic_llong rested;                /* when the last rest is over, in nanoseconds */
+    atomic_llong closed;                /* when the last call was over */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 /* ------------------------------------------------------------------------------------------------ waiting */
@@ -289,7 +291,7 @@ void rnnfast_pool_force(int threads)
 }
 
 /* ------------------------------------------------------------------------------------------------ teams */
-void rnnfast_team_open(team *t, int threads)
+void rnnfast_team_open(team *t, int threads, int brief)
 {
     const int forced = atomic_load_explicit(&pool.forced, memory_order_relaxed);
     const int limit = forced ? forced : rnnfast_pool_limit();
@@ -299,7 +301,7 @@ void rnnfast_team_open(team *t, int threads)
     t->first = t->pending = NULL;
     t->last = &t->first;
     t->count = 1;
-    t->lost = 0;
+    t->opened = t->lost = 0;
     atomic_init(&t->lanes[0].waits, 0);
     atomic_init(&t->open, 0);
     atomic_init(&t->guests, 0);
@@ -317,6 +319,8 @@ void rnnfast_team_open(team *t, int threads)
 #endif
 
     t->opened = now();
+    if (brief && !forced && t->opened - atomic_load_explicit(&pool.closed, memory_order_relaxed) > RECENT)
+        return;
     pthread_mutex_lock(&pool.lock);
     for (; missing > 0 && (w = pop(&pool.idle)); missing--, last = &w->next)
         *last = w;
@@ -429,25 +433,29 @@ static void release(worker *w)
     post(w, NULL, NULL, 0);
 }
 
-/* A core that others use as well makes a team slower than its caller alone would be. */
-static void learn(const team *t)
+/* A core that others use as well makes a team slower than its caller alone would be. Returns the time. */
+static long long learn(const team *t)
 {
+    const long long closed = now();
     int rest = atomic_load_explicit(&pool.rest, memory_order_relaxed);
     if (t->count == 1)
-        return;
-    if (2 * t->lost > now() - t->opened) {
+        return closed;
+    if (2 * t->lost > closed - t->opened) {
         rest = rest < LEAST_REST ? LEAST_REST : 4 * rest < MOST_REST ? 4 * rest : MOST_REST;
-        atomic_store(&pool.rested, now() + rest * 1000000LL);
+        atomic_store(&pool.rested, closed + rest * 1000000LL);
     } else {
         rest /= 4;
     }
     atomic_store_explicit(&pool.rest, rest, memory_order_relaxed);
+    return closed;
 }
 
 void rnnfast_team_close(team *t)
 {
     worker *w;
-    learn(t);
+    if (!t->opened)
+        return;
+    atomic_store_explicit(&pool.closed, learn(t), memory_order_relaxed);
     *t->last = t->pending;
     if (!t->first)
         return;

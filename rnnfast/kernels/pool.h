@@ -27,7 +27,7 @@ typedef struct team {
     struct worker *first, **last;   /* the workers that are here, in the order of their parts */
     struct worker *pending;         /* those that were woken and are not here yet */
     int count;                      /* members that are here, the caller among them */
-    long long opened, lost;         /* when; how long the caller has waited for members who had lost their cores, in ns */
+    long long opened, lost;         /* when, 0: not to be; how long the caller has waited for members who had lost their cores, in ns */
     team_work work;                 /* of `each`; late workers look for it while `open` is set */
     void *argument;
     int items;
@@ -45,8 +45,10 @@ int rnnfast_pool_limit(void);
  * longer. */
 void rnnfast_pool_force(int threads);
 
-/* Wakes workers for a team of up to `threads` members, capped by the CPUs of the caller's affinity mask. */
-void rnnfast_team_open(team *t, int threads);
+/* Wakes workers for a team of up to `threads` members, capped by the CPUs of the caller's affinity mask. `brief` work
+ * is done before one that sleeps would be here: it has a team only right behind another call, whose workers are awake or
+ * will be for the next. */
+void rnnfast_team_open(team *t, int threads, int brief);
 
 /* work(argument, i, n) for each i of 0 .. n-1 at the same time, n = members that are here. A member keeps its i. */
 void rnnfast_team_split(team *t, team_work work, void *argument);
