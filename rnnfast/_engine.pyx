@@ -142,6 +142,11 @@ cdef class Cell:
         d.q.peephole = NULL if P is None else self.extra.p + padded
 
     @property
+    def blas(self):
+        """Whether products are BLAS's."""
+        return bool(self.d.r.blas)
+
+    @property
     def nbytes(self):
         """Bytes that the packed weights take."""
         return sum(m.nbytes for m in self.matrices) + 4 * self.extra.size
@@ -504,35 +509,93 @@ cdef int share_out(Layer *layer, int threads) except -1:
     return threads
 
 
-cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except -1:
-    """A layer on up to so many threads; its arrays stand in `layer`."""
+cdef int cells_of(Layer *layer, tuple cells, tuple reverse) except -1:
     cdef Cell q
     cdef Py_ssize_t i
-    cdef unsigned mode
-    cdef team crew
     layer.D = len(cells)
     for i in range(layer.D):
         q = cells[i]
         layer.directions[i], layer.reverse[i] = &q.d, reverse[i]
+    return 0
+
+
+cdef void run_items(Layer *layer) noexcept nogil:
+    """All of a layer, in the mode of the caller."""
+    cdef team crew
+    cdef int items = layer.D * layer.parts, i
+    team_open(&crew, layer.threads, layer.brief)
+    layer.crew = &crew if layer.threads > 1 and items == 1 else NULL
+    if layer.threads > 1 and items > 1:
+        team_each(&crew, items, run_item, layer)
+    else:
+        for i in range(items):
+            run_item(layer, i, items)
+    team_close(&crew)
+
+
+cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except -1:
+    """A layer on up to so many threads; its arrays stand in `layer`."""
+    cdef Cell q = cells[0]
+    cdef unsigned mode
+    cells_of(layer, cells, reverse)
     layer.backwards = q.turns & 1
     q.turns += 1
-    layer.threads = threads = share_out(layer, threads)
-    cdef int items = layer.D * layer.parts
-    cdef Buffer memory = borrow(items * layer.workspace)
+    layer.threads = share_out(layer, threads)
+    cdef Buffer memory = borrow(layer.D * layer.parts * layer.workspace)
     layer.memory = memory.p
     with nogil:
         mode = active.flush_denormals()
-        team_open(&crew, threads, layer.brief)
-        layer.crew = &crew if threads > 1 and items == 1 else NULL
-        if threads > 1 and items > 1:
-            team_each(&crew, items, run_item, layer)
-        else:
-            for i in range(items):
-                run_item(layer, i, items)
-        team_close(&crew)
+        run_items(layer)
         active.restore_mode(mode)
     give_back(memory)
     return 0
+
+
+cdef struct recurrent_command:
+    # h0, c0, c: area -1 where there is none
+    command head
+    const Layer *layer
+    location x, y, h0, c0, h, c, memory
+
+
+cdef float *placed(const context *x, location p) noexcept nogil:
+    return NULL if p.area < 0 else <float *>address_of(x, p)
+
+
+cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
+    cdef const recurrent_command *m = <const recurrent_command *>head
+    cdef Layer layer = m.layer[0]
+    layer.threads = min(layer.threads, x.threads)
+    layer.b.x, layer.y, layer.memory = placed(x, m.x), placed(x, m.y), placed(x, m.memory)
+    layer.states.h0, layer.states.c0 = placed(x, m.h0), placed(x, m.c0)
+    layer.states.h, layer.states.c = placed(x, m.h), placed(x, m.c)
+    layer.backwards = x.backwards
+    run_items(&layer)
+
+
+cdef class Prepared:
+    """A layer for batches of one shape, as a native step runs it.
+
+    strides: those of T and B in x, of T, B and the directions in y, in floats; workspace: the floats that a run needs.
+    """
+    command = <size_t>&run_recurrent
+    cdef Layer layer
+    cdef tuple cells
+    cdef readonly Py_ssize_t workspace
+
+    def __init__(self, tuple cells, tuple reverse, T, B, strides, int threads):
+        self.cells = cells
+        cells_of(&self.layer, cells, reverse)
+        self.layer.b.T, self.layer.b.B = T, B
+        self.layer.b.order = self.layer.b.counts = self.layer.b.lens = NULL
+        self.layer.b.x_t, self.layer.b.x_b, self.layer.b.y_t, self.layer.b.y_b, self.layer.y_d = strides
+        self.layer.threads = share_out(&self.layer, threads)
+        self.workspace = self.layer.D * self.layer.parts * self.layer.workspace
+
+    @property
+    def address(self):
+        """Where native steps find it; it must outlive them."""
+        return <size_t>&self.layer
 
 
 cdef object new_array(int ndim, cnp.npy_intp a, cnp.npy_intp b, cnp.npy_intp c):

@@ -50,17 +50,34 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct kernels:
         const char *name
-        void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
-                       Py_ssize_t) noexcept nogil
+        void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, const float *, Py_ssize_t, float *,
+                       Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*cell_step)(const cell *, const step *, panels) noexcept nogil
         void (*gru_gates)(const cell *, const step *, panels) noexcept nogil
         void (*gru_output)(const cell *, const step *, panels, const float *, Py_ssize_t) noexcept nogil
         void (*unary)(activation, const float *, float *, size_t) noexcept nogil
+        void (*elementwise)(const command *, const context *) noexcept nogil
+        void (*depthwise)(const command *, const context *) noexcept nogil
         unsigned (*flush_denormals)() noexcept nogil
         void (*restore_mode)(unsigned) noexcept nogil
 
     void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept
     const kernels *rnnfast_kernels(int) noexcept
+
+cdef extern from "program.h" nogil:
+    ctypedef struct location:
+        Py_ssize_t area, offset
+
+    ctypedef struct context:
+        char **areas
+        const kernels *isa
+        int threads, backwards
+
+    ctypedef struct command:
+        void (*run)(const command *, const context *) noexcept nogil
+        Py_ssize_t words
+
+    void *address_of(const context *, location)
 
 cdef extern from "pool.h" nogil:
     ctypedef struct team:

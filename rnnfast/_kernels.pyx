@@ -202,7 +202,7 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
     if not w.blas:
         share = share_of(&w.m, part, parts)
         share.backwards = backwards
-        active.matmul(&w.m, share, a, lda, c, ldc, rows, n)
+        active.matmul(&w.m, share, a, lda, NULL, 0, c, ldc, rows, n)
         return
     for i in range(rows):
         memcpy(c + i * ldc, w.m.bias, n * sizeof(float))
@@ -281,6 +281,20 @@ cdef class Matrix:
     def nbytes(self):
         """Bytes that the packed form takes."""
         return 4 * (self.weight.size + self.bias.size)
+
+    @property
+    def blas(self):
+        """Whether the product is BLAS's."""
+        return bool(self.w.blas)
+
+    @property
+    def address(self):
+        """Where native steps find it; it must outlive them."""
+        return <size_t>&self.w
+
+    def cost(self, rows):
+        """About how many nanoseconds a product with so many rows takes."""
+        return product_cost(&self.w, rows)
 
     def multiply(self, x, out=None, int threads=1):
         """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.

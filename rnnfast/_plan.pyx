@@ -3,13 +3,17 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.string cimport memcmp
 
 cimport numpy as cnp
 
 import numpy as np
 
-from rnnfast._engine import recurrent
-from rnnfast.errors import located
+from rnnfast._engine import Prepared, recurrent
+from rnnfast._kernels import Matrix
+from rnnfast.errors import LimitError, located
+
+from rnnfast._kernels cimport *
 
 cnp.import_array()
 
@@ -24,6 +28,13 @@ def pattern(value):
 
 cdef bint same_type(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_SAMESHAPE(a, b) and (cnp.PyArray_DESCR(a) is cnp.PyArray_DESCR(b) or a.dtype == b.dtype)
+
+
+cdef bint same_values(value, cnp.ndarray expected) except -1:
+    """Of arrays of the same type and shape."""
+    if not cnp.PyArray_Check(value) or not cnp.PyArray_ISCARRAY_RO(value):
+        value = np.require(value, expected.dtype, ("C", "A"))
+    return memcmp(cnp.PyArray_DATA(value), cnp.PyArray_DATA(expected), cnp.PyArray_NBYTES(expected)) == 0
 
 
 cdef bint matches(value, like) except -1:
@@ -70,30 +81,44 @@ cdef class Plan:
     """Steps on a list of values, for inputs of one set of types and shapes: immutable, run by many threads at once.
 
     args: inputs like those that it takes. template: the values before a run (what is known, None for the rest; inputs
-    come first, then the call's Budget). steps: (callable, the places of its inputs, the places of its outputs, those of
+    come first, then the call's Budget). pinned: the inputs whose values it takes only as they are in `args`. steps: (callable, the places of its inputs, the places of its outputs, those of
     them that may be large, the places of values that no later step needs, where it stands in the file). outputs: their
     places. budget: makes a call's Budget, None if no step needs one. folded: the Folded of what the template keeps.
     """
-    cdef tuple inputs
+    cdef tuple inputs, pinned
     cdef readonly list template
     cdef list rest
     cdef readonly tuple steps, outputs
     cdef object budget, folded
-    cdef bint native, fresh
+    cdef readonly bint native, fresh, compiled
 
-    def __init__(self, args, list template, tuple steps, tuple outputs, budget, folded):
+    def __init__(self, args, list template, tuple steps, tuple outputs, budget, folded, pinned=()):
         self.inputs = tuple(map(pattern, args))
+        self.pinned = tuple([(i, np.array(args[i])) for i in pinned])
         self.rest = template[len(args):]
         self.template, self.steps, self.outputs, self.budget, self.folded = template, steps, outputs, budget, folded
-        native = [step for step in steps if type(step[0]) is Recurrent]
+        native = [step for step in steps if type(step[0]) in (Recurrent, Segment)]
+        self.compiled = any([type(step[0]) is Segment for step in steps])
         made = {place for _, _, places, *_ in native for place in places}
         self.native = len(native) == len(steps)
         self.fresh = made.issuperset(outputs) and len(set(outputs)) == len(outputs)
 
-    cdef bint takes(self, list args) except -1:
+    cdef bint fits(self, list args) except -1:
+        """Whether it takes the types and shapes."""
         cdef Py_ssize_t i
         for i in range(len(args)):
             if not matches(args[i], self.inputs[i]):
+                return False
+        return True
+
+    cdef bint takes(self, list args) except -1:
+        cdef Py_ssize_t i
+        cdef tuple pin
+        if not self.fits(args):
+            return False
+        for pin in self.pinned:
+            i = pin[0]
+            if not same_values(args[i], pin[1]):
                 return False
         return True
 
@@ -173,6 +198,11 @@ cdef class Plans:
                 return plan
         return None
 
+    def specialised(self, list args):
+        """How many plans there are for these types and shapes and for values of theirs."""
+        cdef Plan plan
+        return len([plan for plan in self.kept if plan.pinned and plan.fits(args)])
+
     def add(self, Plan plan, list args):
         """Keep the plan of these arguments."""
         cdef Plan other
@@ -225,3 +255,136 @@ cdef class Recurrent:
         y = cnp.PyArray_EMPTY(4, self.shape, cnp.NPY_FLOAT32, 0)
         y_h, y_c = recurrent(self.cells, self.reverse, X, y, initial_h, initial_c, sequence_lens, self.threads)
         return (y, y_h) if y_c is None else (y, y_h, y_c)
+
+
+# ---------------------------------------------------------------------------------------------- native steps
+cdef extern from "program.h" nogil:
+    void rnnfast_copy(const command *, const context *)
+    void rnnfast_elementwise(const command *, const context *)
+    void rnnfast_depthwise(const command *, const context *)
+    void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
+
+cdef enum:
+    MAX_AREAS = 64              # of a segment: constants, arena, inputs, outputs
+    SPARE_ARENAS = 8            # kept of each segment for later calls
+    ROW_AXES = 3
+
+
+cdef struct product_command:
+    # `rows` of a, c and init, along three axes by strides in floats; init.area -1: the bias
+    command head
+    const weights *w
+    location a, c, init
+    Py_ssize_t n
+    Py_ssize_t[ROW_AXES] rows, lda, ldc, ldi
+    Py_ssize_t cost
+
+
+cdef struct Product:
+    const product_command *m
+    const float *a
+    const float *init
+    float *c
+    const context *x
+
+
+cdef void product_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Product *p = <Product *>argument
+    cdef const product_command *m = p.m
+    cdef Py_ssize_t i, j, rows = m.rows[2], first = 0
+    cdef panels share = share_of(&m.w.m, part, parts)
+    if parts > 1 and share_of(&m.w.m, 0, 1).last < 2 * parts:      # few panels: rows instead
+        share = share_of(&m.w.m, 0, 1)
+        first = rows * part // parts
+        rows = rows * (part + 1) // parts - first
+    for i in range(m.rows[0]):
+        for j in range(m.rows[1]):
+            share.backwards = p.x.backwards ^ (j & 1)
+            p.x.isa.matmul(&m.w.m, share, p.a + i * m.lda[0] + j * m.lda[1] + first * m.lda[2], m.lda[2],
+                           NULL if p.init == NULL else p.init + i * m.ldi[0] + j * m.ldi[1] + first * m.ldi[2],
+                           m.ldi[2], p.c + i * m.ldc[0] + j * m.ldc[1] + first * m.ldc[2], m.ldc[2], rows, m.n)
+
+
+cdef void run_product(const command *c, const context *x) noexcept nogil:
+    cdef const product_command *m = <const product_command *>c
+    cdef Product p
+    cdef team crew
+    p.m, p.x = m, x
+    p.a, p.c = <const float *>address_of(x, m.a), <float *>address_of(x, m.c)
+    p.init = NULL if m.init.area < 0 else <const float *>address_of(x, m.init)
+    if x.threads > 1 and (m.cost >= SHARED_COST or forced):
+        team_open(&crew, x.threads, m.cost < BRIEF_COST)
+        team_each(&crew, ITEMS * x.threads, product_part, &p)
+        team_close(&crew)
+    else:
+        product_part(&p, 0, 1)
+
+
+COMMANDS = {
+    "copy": <size_t>&rnnfast_copy,
+    "elementwise": <size_t>&rnnfast_elementwise,
+    "depthwise": <size_t>&rnnfast_depthwise,
+    "product": <size_t>&run_product,
+    "recurrent": Prepared.command,
+}
+
+
+cdef class Segment:
+    """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
+
+    program: words, as program.h has them; arena: the bytes of all intermediate results; outputs: (shape, type) pairs;
+    keep: what the program points to; notes: (where it belongs, what it is, its flops) for each command.
+    """
+    cdef const Py_ssize_t[::1] program
+    cdef readonly Py_ssize_t arena
+    cdef readonly tuple inputs, outputs, notes
+    cdef object keep
+    cdef list spare
+    cdef int calls
+    cdef readonly int threads
+
+    def __init__(self, program, arena, inputs, outputs, keep, notes, threads):
+        self.program, self.arena, self.keep, self.notes, self.threads = program, arena, keep, notes, threads
+        self.inputs = tuple(inputs)
+        self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
+        self.spare = []
+        if 2 + len(self.inputs) + len(self.outputs) > MAX_AREAS:
+            raise LimitError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs of a native step")
+
+    def __call__(self, *args):
+        cdef char *areas[MAX_AREAS]
+        cdef context x
+        cdef Py_ssize_t i, n = len(args)
+        cdef unsigned mode
+        cdef tuple results = PyTuple_New(len(self.outputs)), converted = PyTuple_New(n)
+        cdef Buffer memory = self.borrow()
+        areas[0], areas[1] = NULL, <char *>memory.p
+        for i in range(n):
+            value = args[i]
+            if not cnp.PyArray_ISCARRAY_RO(value):
+                value = np.require(value, requirements=("C", "A"))
+            Py_INCREF(value)
+            PyTuple_SET_ITEM(converted, i, value)
+            areas[2 + i] = <char *>cnp.PyArray_DATA(value)
+        for i in range(len(self.outputs)):
+            shape, dtype = <tuple>self.outputs[i]
+            value = np.empty(shape, dtype)
+            Py_INCREF(value)
+            PyTuple_SET_ITEM(results, i, value)
+            areas[2 + n + i] = <char *>cnp.PyArray_DATA(value)
+        x.areas, x.isa = areas, active
+        x.threads = useful_threads(self.threads)
+        x.backwards = self.calls & 1
+        self.calls += 1
+        with nogil:
+            mode = active.flush_denormals()
+            rnnfast_execute(&self.program[0], self.program.shape[0], &x)
+            active.restore_mode(mode)
+        if len(self.spare) < SPARE_ARENAS:
+            self.spare.append(memory)
+        return results
+
+    cdef Buffer borrow(self):
+        if self.spare:
+            return self.spare.pop()
+        return Buffer((self.arena + 3) // 4)

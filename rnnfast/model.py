@@ -11,6 +11,7 @@ from rnnfast import _kernels
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.inputs import admit
 from rnnfast.onnx import native
+from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.graph import read
 from rnnfast.onnx.summary import summarise
 from rnnfast.onnx.trace import Program, fold
@@ -51,6 +52,7 @@ class Model:
         if matmul not in (None, *_kernels.MATMULS):
             raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, _kernels.MATMULS))}")
         self.matmul, self.threads = matmul, check_threads(threads)
+        self._target = Target(self.threads, (matmul or _kernels.default_matmul()) == "blas")
         self.graph, self.source = read(source)
         self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
@@ -137,7 +139,8 @@ class Model:
             else:
                 graph = fold(graph, functools.partial(native.lower, matmul=self.matmul, threads=self.threads))
         names = [v.name for v in self.inputs if v.name not in constants]
-        return Program(graph, names, self.source.label, record=record)
+        return Program(graph, names, self.source.label, record=record,
+                       target=None if reference else self._target, specialises=True)
 
     def summary(self, feed=None, /, **inputs):
         """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.

@@ -236,7 +236,7 @@ def test_limit_of_carried_sequences(monkeypatch):
         s = Loop (n, on, empty) <body = b (int64 i, bool going, seq(float[k]) h) => (bool more, seq(float[k]) h2) {
             more = Identity (going)  MEMBER  h2 = SequenceInsert (h, r) }>
         m = SequenceLength (s) }"""
-    for member, n in (("r = Neg (x)", 10), ("l = Neg (x)  r = Slice (l, zero, one)", 10), ("r = Identity (x)", 1000)):
+    for member, n in (("r = Neg (x)", 10), ("l = Neg (x)  r = Slice (l, zero, one)", 1000), ("r = Identity (x)", 1000)):
         model = rnnfast.load(parse(text.replace("MEMBER", member), on=np.array(True), zero=np.array([0]),
                                    one=np.array([1])))
         assert model(n=n, x=random(0, 100)).m == n

@@ -389,7 +389,7 @@ def test_limit_of_folded_results(monkeypatch):
         plan, = program.plans.kept
         kept = sum({id(v): v.nbytes for v in (*plan.template, *program.graph.constants.values()) if v is not None}
                    .values())
-        assert kept <= most * x.nbytes + 16 and len(plan.steps) == 10 - most
+        assert kept <= most * x.nbytes + 16 and len(plan.steps) == 9 - most     # Sum and Add are one
 
 
 @pytest.mark.parametrize("text", ["y = Shape (x)", "y = Shape (w)", "y = Cast <to = 7> (x)",
@@ -456,7 +456,9 @@ def test_threads_reach_the_kernels(monkeypatch):
     for model in (rnnfast.load(data, threads=3), rnnfast.InferenceSession(data, options).model):
         asked.clear()
         model(x=X, v=random(5, 3, 5))
-        assert asked == [3, 3, 3, 3]
+        plan, = model._own.plans.kept
+        segments = [run for run, *_ in plan.steps if isinstance(run, _plan.Segment)]
+        assert set(asked) == {3} and {segment.threads for segment in segments} == {3}
     options.intra_op_num_threads = 0
     monkeypatch.delenv("RNNFAST_NUM_THREADS", raising=False)
     assert rnnfast.InferenceSession(data, options).model.threads == rnnfast.load(data).threads == 1

@@ -1,5 +1,7 @@
 /* Every kernel, compiled once for each instruction set with ISA defined as its name. */
 #include "cells.h"
+#include "depthwise.h"
+#include "elementwise.h"
 
 static unsigned flush_denormals(void) { return v_flush_denormals(); }
 static void restore_mode(unsigned mode) { v_restore_mode(mode); }
@@ -12,5 +14,5 @@ static void restore_mode(unsigned mode) { v_restore_mode(mode); }
 extern const kernels NAME(ISA);
 const kernels NAME(ISA) = {
     TEXT(ISA), matmul_kernel, cell_step_kernel, gru_gates_kernel, gru_output_kernel, unary_kernel,
-    flush_denormals, restore_mode,
+    elementwise_kernel, depthwise_kernel, flush_denormals, restore_mode,
 };

@@ -8,6 +8,8 @@
 
 #include <stddef.h>
 
+#include "program.h"
+
 /* Elementwise functions. The first eleven are ONNX's activations of recurrent cells. */
 enum {
     ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_AFFINE, ACT_LEAKY_RELU, ACT_THRESHOLDED_RELU, ACT_SCALED_TANH,
@@ -73,11 +75,12 @@ typedef struct {
     ptrdiff_t rows;
 } step;
 
-typedef struct {
+typedef struct kernels {
     const char *name;
-    /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
-    void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows,
-                   ptrdiff_t n);
+    /* c[rows, n] = init[rows, n] (or w's bias, if it is NULL) + a[rows, k] . w[k, n], n <= 16 * blocks columns stored.
+     * Rows of a may overlap; init may be c. */
+    void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi,
+                   float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n);
     /* RNN, LSTM, and GRU with linear_before_reset: the whole step, for some panels of r */
     void (*cell_step)(const cell *q, const step *s, panels part);
     /* GRU without linear_before_reset: z and r * h for some panels of r; then, with s->h the r * h of the first and
@@ -86,6 +89,10 @@ typedef struct {
     void (*gru_output)(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev);
     /* y[n] = act(x[n]); x may be y */
     void (*unary)(activation act, const float *x, float *y, size_t n);
+    /* an elementwise_command */
+    void (*elementwise)(const command *c, const context *x);
+    /* a depthwise_command */
+    void (*depthwise)(const command *c, const context *x);
     /* denormals off for this thread; returns the mode to hand to restore_mode */
     unsigned (*flush_denormals)(void);
     void (*restore_mode)(unsigned mode);

@@ -46,6 +46,12 @@ INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }        
 INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }                       /* a < b ? a : b */
 INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }                       /* a > b ? a : b */
 INLINE vm v_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+INLINE vm v_le(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+INLINE vm v_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+INLINE vf v_floor(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+INLINE vf v_ceil(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }  /* to even */
 INLINE vf v_select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }    /* m ? a : b */
 
 INLINE vf v_and_bits(vf a, uint32_t bits) {
@@ -101,6 +107,17 @@ INLINE vf v_max(vf x, vf y) { return V_BOTH(vf, _mm256_max_ps(x.a, y.a), _mm256_
 INLINE vm v_lt(vf x, vf y) {
     return V_BOTH(vm, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ));
 }
+INLINE vm v_le(vf x, vf y) {
+    return V_BOTH(vm, _mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ));
+}
+INLINE vm v_eq(vf x, vf y) {
+    return V_BOTH(vm, _mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ));
+}
+INLINE vf v_sqrt(vf x) { return V_BOTH(vf, _mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)); }
+INLINE vf v_floor(vf x) { return V_BOTH(vf, _mm256_floor_ps(x.a), _mm256_floor_ps(x.b)); }
+INLINE vf v_ceil(vf x) { return V_BOTH(vf, _mm256_ceil_ps(x.a), _mm256_ceil_ps(x.b)); }
+INLINE __m256 v_round_half(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf v_round(vf x) { return V_BOTH(vf, v_round_half(x.a), v_round_half(x.b)); }
 INLINE vf v_select(vm m, vf x, vf y) {
     return V_BOTH(vf, _mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b));
 }
@@ -149,6 +166,12 @@ INLINE vf v_fnma(vf x, vf y, vf z) { V_LANES(vf, fmaf(-x.v[i], y.v[i], z.v[i]));
 INLINE vf v_min(vf x, vf y) { V_LANES(vf, x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
 INLINE vf v_max(vf x, vf y) { V_LANES(vf, x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
 INLINE vm v_lt(vf x, vf y) { V_LANES(vm, x.v[i] < y.v[i]); }
+INLINE vm v_le(vf x, vf y) { V_LANES(vm, x.v[i] <= y.v[i]); }
+INLINE vm v_eq(vf x, vf y) { V_LANES(vm, x.v[i] == y.v[i]); }
+INLINE vf v_sqrt(vf x) { V_LANES(vf, sqrtf(x.v[i])); }
+INLINE vf v_floor(vf x) { V_LANES(vf, floorf(x.v[i])); }
+INLINE vf v_ceil(vf x) { V_LANES(vf, ceilf(x.v[i])); }
+INLINE vf v_round(vf x) { V_LANES(vf, rintf(x.v[i])); }
 INLINE vf v_select(vm m, vf x, vf y) { V_LANES(vf, m.v[i] ? x.v[i] : y.v[i]); }
 INLINE vf v_and_bits(vf x, uint32_t bits) { V_LANES(vf, v_float(v_bits(x.v[i]) & bits)); }
 INLINE vf v_or(vf x, vf y) { V_LANES(vf, v_float(v_bits(x.v[i]) | v_bits(y.v[i]))); }

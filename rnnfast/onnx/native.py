@@ -71,7 +71,9 @@ def _lower_matmul(node, constants, matmul, threads):
         if b.ndim == 2:
             return _kernels.Matrix(b, matmul=matmul).multiply(a, None, threads)
         return _multiply_stacks(a, b, matmul, threads)
-    return _for_float32(run, node)
+    run = _for_float32(run, node)
+    run.packed, run.threads = packed, threads
+    return run
 
 
 def _multiply_stacks(a, b, matmul, threads):
@@ -117,7 +119,9 @@ def _lower_gemm(node, constants, matmul, threads):
         if np.broadcast_shapes(y.shape, added.shape) != y.shape:
             raise InputError(f"C of shape {added.shape} does not broadcast to the product's shape {y.shape}")
         return y + (added if beta == 1 else beta * added)
-    return _for_float32(run, node)
+    run = _for_float32(run, node)
+    run.packed, run.threads = packed, threads
+    return run
 
 
 def _lower_conv(node, constants, matmul, threads):

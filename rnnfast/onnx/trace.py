@@ -13,6 +13,8 @@ import numpy as np
 from rnnfast._plan import Plan, Plans, separate
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, located
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner, owners
+from rnnfast.onnx.compile import Step, compiled
+from rnnfast.onnx.compile.builder import Operand
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.tensors import type_name
@@ -27,6 +29,10 @@ MAX_FOLDED_BYTES = 2**24
 # size (weights of one byte become floats of four).
 FOLDED_RATIO = 4
 MAX_PLANS = 16
+# Inputs of integers, as small as that, on whose values a plan may depend, and plans that do so for inputs of one shape
+# before the values are left to the run.
+MAX_VALUES = 8
+MAX_SPECIALISED = 4
 
 
 class Folded:
@@ -163,11 +169,13 @@ class Program:
 
     names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
     graph around it knows; folded: the Folded of the plan around it; record: called with (node, input values, output
-    values) of each step that is traced.
+    values) of each step that is traced; target: what native steps are made for, None for none; specialises: whether a
+    plan may depend on the values of small integer inputs, where control flow or a shape does.
     """
-    def __init__(self, graph, names, where, known=None, folded=None, record=None):
-        self.graph, self.names, self.where, self.known = graph, names, where, known or {}
-        self.folded, self.record = folded, record
+    def __init__(self, graph, names, where, known=None, folded=None, record=None, target=None,
+                 specialises=False):
+        self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
+        self.folded, self.record, self.specialises = folded, record, specialises
         self.outputs = [v.type for v in graph.outputs]
         self.plans = Plans(names, MAX_PLANS)
 
@@ -178,7 +186,10 @@ class Program:
             return plan.shared(args, budget)
         plan, outputs = trace(self, args, budget or Budget(args))
         self.plans.add(plan, args)
-        return outputs
+        if not plan.compiled:
+            return outputs
+        del outputs     # native steps may differ in the last bits: the first call gives what later ones give
+        return plan.shared(args, budget)
 
     def run(self, args):
         """The outputs for a list in the order of `names`, as arrays of their own."""
@@ -190,12 +201,16 @@ class Program:
 class _Value:
     """A tensor, sequence or absent optional while it is traced.
 
-    known: it depends on constants and input shapes only; fixed: its shape does; place: where it is in the plan.
+    known: it depends on constants and input shapes only; fixed: its shape does; place: where it is in the plan;
+    operand: what a native step knows of it, None for what none takes; given: the small integer inputs on which alone
+    it depends besides, None if it depends on others.
     """
-    __slots__ = ("data", "known", "fixed", "place")
+    __slots__ = ("data", "known", "fixed", "place", "operand", "given")
 
     def __init__(self, data, known, fixed):
         self.data, self.known, self.fixed, self.place = data, known, fixed, None
+        self.given = frozenset() if known else None
+        self.operand = Operand(data, known) if fixed and isinstance(data, np.ndarray) else None
 
 
 class _Scope(dict):
@@ -208,9 +223,25 @@ class _Scope(dict):
         return self.around[name]
 
 
+class _Decides(Exception):
+    """The values of these inputs decide what a plan is."""
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+
 def trace(program, args, budget):
-    """(Plan, outputs) of a program for arguments of these shapes."""
-    tracer = _Tracer(args, budget, program.folded, program.record)
+    """(Plan, outputs) of a program for arguments of these shapes, and of these values of inputs that decide."""
+    pinned = frozenset()
+    while True:
+        try:
+            return _traced(program, args, budget, pinned)
+        except _Decides as e:
+            pinned |= e.inputs
+
+
+def _traced(program, args, budget, pinned):
+    specialises = program.specialises and program.plans.specialised(args) < MAX_SPECIALISED
+    tracer = _Tracer(args, budget, program.folded, program.record, program.target, pinned, specialises)
     scope = _Scope(None, {name: _Value(array, True, True) for name, array in program.known.items()})
     scope.update(zip(program.names, tracer.inputs))
     outputs = tracer.graph(program.graph, scope)
@@ -244,11 +275,19 @@ def _last_uses(graph):
 
 class _Tracer:
     """Runs nodes on real values and notes the steps that a plan needs."""
-    def __init__(self, args, budget, folded, record):
+    def __init__(self, args, budget, folded, record, target, pinned, specialises):
         self.template, self.steps, self.budget, self.record = [], [], budget, record
+        self.target, self.pinned, self.specialises = target, pinned, specialises
         self.folded = Folded(MAX_FOLDED_BYTES, folded)
         self.absent = _Value(None, True, True)
         self.inputs = [self.runtime(a, True) for a in args]
+        for i, value in enumerate(self.inputs):
+            if i in pinned:
+                value.data = np.array(value.data)
+                value.known, value.given, value.operand = True, frozenset(), Operand(value.data, True)
+                _protect([value.data])
+            elif isinstance(value.data, np.ndarray) and value.data.dtype.kind in "iub" and value.data.size <= MAX_VALUES:
+                value.given = frozenset([i])
         self.budget_input = self.runtime(budget, True)
 
     def runtime(self, data, fixed):
@@ -267,15 +306,24 @@ class _Tracer:
     def plan(self, outputs):
         places = tuple(self.place(value) for value in outputs)
         needed, steps, n_given = set(places), [], len(self.inputs) + 1
-        for run, inputs, made, large, where in reversed(self.steps):
-            if needed.isdisjoint(made):
+        for value in outputs:
+            _use(value.operand)
+        for step in reversed(self.steps):
+            if needed.isdisjoint(step.made):
                 continue
-            released = {i for i in inputs + made if i >= n_given and self.template[i] is None} - needed
-            needed.update(inputs)
-            steps.append((run, inputs, made, large, tuple(released), where))
+            needed.update(step.inputs)
+            steps.append(step)
+            for operand in step.operands:
+                _use(operand)
+        native = compiled(steps[::-1], places, self.target) if self.target else steps[::-1]
+        needed, steps = set(places), []
+        for step in reversed(native):
+            released = {i for i in step.inputs + step.made if i >= n_given and self.template[i] is None} - needed
+            needed.update(step.inputs)
+            steps.append((step.run, step.inputs, step.made, step.large, tuple(released), step.where))
         counts = any(large or self.budget_input.place in inputs for _, inputs, _, large, *_ in steps)
         return Plan([v.data for v in self.inputs], self.template, tuple(steps[::-1]), places,
-                    Budget if counts else None, self.folded)
+                    Budget if counts else None, self.folded, tuple(sorted(self.pinned)))
 
     def graph(self, graph, scope):
         """The values of the graph's outputs. The scope forgets the others behind their last use."""
@@ -284,6 +332,8 @@ class _Tracer:
         for node, last_used in zip(graph.nodes, _last_uses(graph)):
             try:
                 self.node(node, scope)
+            except _Decides:
+                raise
             except Exception as e:
                 raise located(e, node.where) from e
             for name in last_used:
@@ -297,6 +347,8 @@ class _Tracer:
         elif node.function is if_ and inputs[0].known:
             branch = "then_branch" if condition(inputs[0].data) else "else_branch"
             outputs = self.graph(node.attributes[branch], _Scope(scope))
+        elif node.graphs and node.function is if_ and self._decides(inputs[0]):
+            raise _Decides(inputs[0].given)
         elif node.graphs:
             outputs = self.control(node, inputs, scope)
         elif node.op_type == "Identity":
@@ -311,13 +363,17 @@ class _Tracer:
         values = inputs + [self.absent] * (len(body.inputs) - len(inputs))
         return self.graph(body, _Scope(None, zip((v.name for v in body.inputs), values)))
 
+    def _decides(self, value):
+        """Whether the plan is to be made anew for the very values on which this one depends."""
+        return self.specialises and not value.known and bool(value.given)
+
     def control(self, node, inputs, scope):
         """If, Loop or Scan over programs of its graphs, which take what they capture behind their own inputs."""
         captures = sorted({name for graph in node.graphs.values() for name in graph.captures})
         known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
         programs = {key: Program(graph, [v.name for v in graph.inputs] + names, node.where, known, self.folded,
-                                 self.record)
+                                 self.record, self.target)
                     for key, graph in node.graphs.items()}
         values = inputs + [scope[name] for name in names]
         run = _Control(node, len(inputs), programs)
@@ -327,6 +383,9 @@ class _Tracer:
         shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed
         deciding = SHAPE_INPUTS.get(node.op_type, ())
         deciding = inputs if deciding is ALL else [inputs[i] for i in deciding if i < len(inputs)]
+        for value in deciding:
+            if self._decides(value):
+                raise _Decides(value.given)
         fixed = all(v.fixed for v in inputs) and all(v.known for v in deciding)
         run = node.run
         if hasattr(run, "bound") and all(v.fixed for v in inputs):
@@ -344,11 +403,22 @@ class _Tracer:
         for value in results:
             self.budget.count(value)
         outputs = [self.runtime(value, fixed) for value in results]
+        if not node.graphs and all(v.given is not None for v in inputs):
+            for value in outputs:
+                value.given = frozenset().union(*(v.given for v in inputs))
         large = tuple(v.place for v in outputs if not fixed or _is_large(v.data))
-        self.steps.append((run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where))
+        plain = all(v.operand is not None or v is self.absent for v in inputs + outputs)
+        described = (node, tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
+        self.steps.append(Step(run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where,
+                               *described))
         if self.record is not None:
             self.record(node, [v.data for v in inputs], results)
         return outputs
+
+
+def _use(operand):
+    if operand is not None:
+        operand.uses += 1
 
 
 def _is_large(value):

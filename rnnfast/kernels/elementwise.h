@@ -1,0 +1,156 @@
+/* The elementwise_command of program.h. */
+#ifndef RNNFAST_ELEMENTWISE_H
+#define RNNFAST_ELEMENTWISE_H
+
+#include "activations.h"
+#include "kernels.h"
+#include "program.h"
+#include "vec.h"
+
+INLINE vf take(const float *p, ptrdiff_t left) { return left >= VL ? v_load(p) : v_load_n(p, (size_t)left); }
+
+INLINE void put(float *p, vf x, ptrdiff_t left)
+{
+    if (left >= VL)
+        v_store(p, x);
+    else
+        v_store_n(p, x, (size_t)left);
+}
+
+INLINE vf truth(vm m) { return v_select(m, v_set1(1.0f), v_zero()); }
+
+/* Of equal values the second; NaN if either is */
+INLINE vf least(vf a, vf b) { return v_select(v_eq(a, a), v_min(a, b), a); }
+INLINE vf greatest(vf a, vf b) { return v_select(v_eq(a, a), v_max(a, b), a); }
+
+static void apply(const instruction *q, const float *a, const float *b, const float *c, float *to, ptrdiff_t n)
+{
+    const vf zero = v_zero(), one = v_set1(1.0f);
+#define CASE(code, result)                                                                                           \
+    case code:                                                                                                       \
+        for (ptrdiff_t i = 0; i < n; i += VL) {                                                                      \
+            const vf x = take(a + i, n - i);                                                                         \
+            put(to + i, result, n - i);                                                                              \
+        }                                                                                                            \
+        break;
+#define Y take(b + i, n - i)
+    switch (q->code) {
+    CASE(E_SQRT, v_sqrt(x))
+    CASE(E_ABS, v_abs(x))
+    CASE(E_NEG, v_mul(x, v_set1(-1.0f)))
+    CASE(E_FLOOR, v_floor(x))
+    CASE(E_CEIL, v_ceil(x))
+    CASE(E_ROUND, v_round(x))
+    CASE(E_SIGN, v_select(v_lt(zero, x), one, v_select(v_lt(x, zero), v_set1(-1.0f), v_select(v_eq(x, x), zero, x))))
+    CASE(E_RECIPROCAL, v_div(one, x))
+    CASE(E_NOT, truth(v_eq(x, zero)))
+    CASE(E_COPY, x)
+    CASE(E_IS_NAN, v_select(v_eq(x, x), zero, one))
+    CASE(E_ADD, v_add(x, Y))
+    CASE(E_SUB, v_sub(x, Y))
+    CASE(E_MUL, v_mul(x, Y))
+    CASE(E_DIV, v_div(x, Y))
+    CASE(E_MIN, least(x, Y))
+    CASE(E_MAX, greatest(x, Y))
+    CASE(E_LT, truth(v_lt(x, Y)))
+    CASE(E_LE, truth(v_le(x, Y)))
+    CASE(E_EQ, truth(v_eq(x, Y)))
+    CASE(E_AND, v_mul(x, Y))
+    CASE(E_OR, v_max(x, Y))
+    CASE(E_PRELU, v_select(v_lt(x, zero), v_mul(x, Y), x))
+    CASE(E_WHERE, v_select(v_eq(x, zero), take(c + i, n - i), Y))
+    default:
+        unary_kernel((activation){ (int)q->code, (float)q->alpha, (float)q->beta }, a, to, (size_t)n);
+    }
+#undef CASE
+#undef Y
+}
+
+/* A tile of an input: where it stands, or converted to `buffer` */
+static const float *loaded(const element *e, const char *p, ptrdiff_t stride, ptrdiff_t n, float *buffer)
+{
+    if (e->item == ITEM_FLOAT32 && stride == sizeof(float))
+        return (const float *)p;
+#define LOAD(type, value)                                                                                            \
+    for (ptrdiff_t i = 0; i < n; i++) {                                                                              \
+        const type x = *(const type *)(p + i * stride);                                                              \
+        buffer[i] = value;                                                                                           \
+    }                                                                                                                \
+    break;
+    switch (e->item) {
+    case ITEM_FLOAT32: LOAD(float, x)
+    case ITEM_BOOL: LOAD(uint8_t, x != 0 ? 1.0f : 0.0f)
+    case ITEM_INT32: LOAD(int32_t, (float)x)
+    case ITEM_INT64: LOAD(int64_t, (float)x)
+    }
+#undef LOAD
+    return buffer;
+}
+
+static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, const float *x)
+{
+#define STORE(type, value)                                                                                           \
+    for (ptrdiff_t i = 0; i < n; i++)                                                                                \
+        *(type *)(p + i * stride) = value;                                                                           \
+    break;
+    switch (e->item) {
+    case ITEM_FLOAT32: STORE(float, x[i])
+    case ITEM_BOOL: STORE(uint8_t, x[i] != 0)
+    case ITEM_INT32: STORE(int32_t, (int32_t)x[i])
+    case ITEM_INT64: STORE(int64_t, (int64_t)x[i])
+    }
+#undef STORE
+}
+
+/* One line of the innermost axis */
+static void line(const elementwise_command *m, float (*buffer)[TILE], const char *const *in, char *out)
+{
+    const ptrdiff_t axis = m->axes - 1, n = m->shape[axis];
+    const instruction *q = (const instruction *)(m->in + m->inputs), *end = q + m->instructions;
+    const int direct = m->out.item == ITEM_FLOAT32 && m->out.stride[axis] == sizeof(float);
+    const float *value[REGISTERS];
+
+    for (ptrdiff_t at = 0; at < n; at += TILE) {
+        const ptrdiff_t size = n - at < TILE ? n - at : TILE;
+        for (ptrdiff_t i = 0; i < m->inputs; i++) {
+            const ptrdiff_t stride = m->in[i].stride[axis];
+            if (stride != 0)
+                value[i] = loaded(m->in + i, in[i] + at * stride, stride, size, buffer[i]);
+            else if (at == 0)
+                value[i] = loaded(m->in + i, in[i], 0, size, buffer[i]);
+        }
+        for (const instruction *p = q; p < end; p++) {
+            float *to = p == end - 1 && direct ? (float *)out + at : buffer[p->to];
+            apply(p, value[p->a], value[p->b], value[p->c], to, size);
+            value[p->to] = to;
+        }
+        if (!direct)
+            stored(&m->out, out + at * m->out.stride[axis], m->out.stride[axis], size, value[end[-1].to]);
+    }
+}
+
+static void lines(const elementwise_command *m, ptrdiff_t axis, float (*buffer)[TILE], const char *const *in, char *out)
+{
+    if (axis >= AXES - 1 || axis == m->axes - 1) {
+        line(m, buffer, in, out);
+        return;
+    }
+    const char *of_item[REGISTERS];
+    for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
+        for (ptrdiff_t j = 0; j < m->inputs; j++)
+            of_item[j] = in[j] + i * m->in[j].stride[axis];
+        lines(m, axis + 1, buffer, of_item, out + i * m->out.stride[axis]);
+    }
+}
+
+static void elementwise_kernel(const command *c, const context *x)
+{
+    const elementwise_command *m = (const elementwise_command *)c;
+    float buffer[REGISTERS][TILE];
+    const char *in[REGISTERS];
+    for (ptrdiff_t j = 0; j < m->inputs; j++)
+        in[j] = address_of(x, m->in[j].p);
+    lines(m, 0, buffer, in, address_of(x, m->out.p));
+}
+
+#endif

@@ -1,0 +1,88 @@
+/* A native plan: commands one after the other, on values that lie in a few areas of memory.
+ *
+ * A program is an array of words of pointer size. Each command is a struct whose fields are such words, the first two
+ * of them a `command`: Python writes them one by one (rnnfast/onnx/compile/builder.py), and nobody checks them again.
+ * Shapes and strides of views are merged before, so that commands have few axes and the last one is the innermost.
+ */
+#ifndef RNNFAST_PROGRAM_H
+#define RNNFAST_PROGRAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { AXES = 6 };              /* most axes of a command */
+
+struct kernels;
+
+/* Areas: 0 the address space itself, for constants; 1 the arena; then the inputs and outputs of the call. */
+typedef struct {
+    ptrdiff_t area, offset;     /* offset in bytes */
+} location;
+
+typedef struct context {
+    char *const *areas;
+    const struct kernels *isa;
+    int threads;
+    int backwards;              /* the order of panels: alternates from call to call, decides no result */
+} context;
+
+typedef struct command {
+    void (*run)(const struct command *, const context *);
+    ptrdiff_t words;            /* of the whole command, these two included */
+} command;
+
+static inline void *address_of(const context *c, location p)
+{
+    return (void *)((uintptr_t)c->areas[p.area] + (uintptr_t)p.offset);
+}
+
+/* to[shape] = from[shape], by strides in bytes: items of 1, 2, 4 or 8 bytes. They do not overlap. */
+typedef struct {
+    command head;
+    location to, from;
+    ptrdiff_t item, axes, shape[AXES], to_stride[AXES], from_stride[AXES];
+} copy_command;
+
+/* Elementwise functions of any number of arrays in one pass, a tile of the innermost axis at a time: each instruction
+ * goes through the tile before the next one does. Values are float32; the others are converted when they are loaded or
+ * stored (a truth value is 1 or 0). The words of the lists below follow the struct. */
+enum { TILE = 256, REGISTERS = 24 };
+enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64 };
+enum {                          /* behind the ACT_* of kernels.h, which have one argument */
+    E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
+    E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE
+};
+
+typedef struct {
+    location p;
+    ptrdiff_t item, stride[AXES];
+} element;
+
+typedef struct {
+    ptrdiff_t code, to, a, b, c;    /* registers */
+    double alpha, beta;
+} instruction;
+
+typedef struct {
+    command head;
+    ptrdiff_t axes, shape[AXES];
+    ptrdiff_t inputs, instructions;
+    element out;                    /* the last instruction's result */
+    element in[];                   /* registers 0, 1, ...; then the instructions */
+} elementwise_command;
+
+/* out[i, j, k, c] = bias[c] + sum over taps of x[i, j, k, offset of the tap, c] * w[tap, c]: contiguous channels, the
+ * other axes by strides in floats. `taps` offsets in floats follow the struct. */
+typedef struct {
+    command head;
+    location x, out, w, bias;
+    ptrdiff_t channels, taps, shape[3], x_stride[3], out_stride[3];
+    ptrdiff_t offset[];
+} depthwise_command;
+
+void rnnfast_depthwise(const command *c, const context *x);
+void rnnfast_elementwise(const command *c, const context *x);
+void rnnfast_copy(const command *c, const context *x);
+void rnnfast_execute(const ptrdiff_t *program, ptrdiff_t words, const context *x);
+
+#endif

@@ -1,0 +1,84 @@
+"""The steps of a plan made native: runs of steps that have commands become one Segment each."""
+from typing import NamedTuple
+
+from rnnfast.onnx.compile import convolution, dense, elementwise, movement, recurrent
+from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
+
+EMIT = movement.EMIT | elementwise.EMIT | dense.EMIT | convolution.EMIT | recurrent.EMIT
+MAX_AREAS = 60          # inputs and outputs of a segment
+
+
+class Step(NamedTuple):
+    """run: a callable of the values at the places `inputs`, whose results go to the places `made`.
+
+    node, operands, results: what it was in the graph, None where it cannot be native.
+    """
+    run: object
+    inputs: tuple
+    made: tuple
+    large: tuple
+    where: str
+    node: object = None
+    operands: tuple = ()
+    results: tuple = ()
+
+
+def compiled(steps, kept, target):
+    """The list of Steps with native runs joined; `kept`: the places that are needed at the end."""
+    joined, waiting = [], []
+    builder = Builder(target)
+    needed = _needed_behind(steps, kept)
+    for i, step in enumerate(steps):
+        builder.where = step.where
+        if _emitted(builder, step):
+            waiting.append(step)
+            continue
+        joined += _join(builder, waiting, needed[i])
+        joined.append(step)
+        builder, waiting = Builder(target), []
+    return joined + _join(builder, waiting, set(kept))
+
+
+def _emitted(builder, step):
+    """Whether the step's commands are in the program."""
+    if step.node is None or step.node.domain or step.node.op_type not in EMIT:
+        return False
+    if any(o is not None and o.dtype not in DTYPES for o in step.operands + step.results):
+        return False
+    try:
+        return EMIT[step.node.op_type](builder, step.node, step.operands, step.results)
+    except Unfit:
+        return False
+
+
+def _needed_behind(steps, kept):
+    """For each step the places that it or a later one needs."""
+    needed, sets = set(kept), []
+    for step in reversed(steps):
+        needed = needed | set(step.inputs)
+        sets.append(needed)
+    return sets[::-1]
+
+
+def _join(builder, steps, needed):
+    """The Segment of these steps in their place, if it is worth while."""
+    places = {id(operand): place for step in steps for operand, place in zip(step.operands, step.inputs)
+              if operand is not None}
+    made = {}
+    for step in steps:
+        for operand, place in zip(step.results, step.made):
+            if place in needed and operand is not None:
+                made[place] = operand
+    if not made:
+        builder.forget()
+        return []
+    for operand in made.values():
+        builder.view(operand)
+    if not builder.commands or len(made) + len(builder.inputs) > MAX_AREAS:
+        builder.forget()
+        return steps
+    inputs = tuple(places[id(operand)] for operand in builder.inputs)
+    segment = builder.segment(list(made.values()))
+    large = tuple(place for step in steps for place in step.large if place in made)
+    where = steps[0].where if len(steps) == 1 else f"{steps[0].where} to {steps[-1].where}"
+    return [Step(segment, inputs, tuple(made), large, where)]

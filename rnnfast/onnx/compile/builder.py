@@ -1,0 +1,227 @@
+"""A native program in the making: values as views of buffers, commands as words, buffers placed in one arena.
+
+A view is a NumPy array whose memory is never touched: its shape, strides and the place within its buffer are what a
+command needs, and NumPy itself gives the views that slicing, transposing, splitting and the like make of it.
+"""
+import math
+import mmap
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnfast import _plan
+from rnnfast.onnx.budget import owner
+
+ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
+AXES = 6                # of a command, as in program.h
+LINE = 64               # bytes: buffers begin at a cache line
+SLACK = 64              # and may be read one block past their end
+LARGE = 1 << 20         # bytes: views of such buffers take addresses, never memory
+DTYPES = tuple(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
+
+
+class Unfit(Exception):
+    """No command does this; the step stays as it is."""
+
+
+class Target(NamedTuple):
+    """What native steps are made for: up to so many threads; products by BLAS, which native steps do not have."""
+    threads: int
+    blas: bool
+
+
+class Operand:
+    """A value of a graph: its shape and type, the array if it is known, and in a program its view or expression.
+
+    uses: how many steps and outputs need it.
+    """
+    __slots__ = ("shape", "dtype", "known", "view", "expression", "uses")
+
+    def __init__(self, array, known):
+        self.shape, self.dtype, self.known = array.shape, array.dtype, array if known else None
+        self.view = self.expression = None
+        self.uses = 0
+
+
+class _Buffer:
+    __slots__ = ("kind", "array", "first", "last", "index", "address")
+
+    def __init__(self, kind, array):
+        self.kind, self.array, self.first, self.last, self.index = kind, array, None, None, None
+        self.address = address(array)
+
+
+def address(view):
+    return view.__array_interface__["data"][0]
+
+
+class Builder:
+    """Commands for one run of steps. Emitters append to it; `segment` makes the callable."""
+    def __init__(self, target):
+        self.target = target
+        self.commands, self.notes, self.keep = [], [], []
+        self.inputs = []                # Operands that come from outside
+        self._buffers = {}              # id of the owning array -> _Buffer
+        self._seen = []                 # (Operand, what it was) of those that got a view here
+        self.where = None               # what the commands that follow belong to
+
+    # ------------------------------------------------------------------------------------------ values
+    def new(self, shape, dtype=np.float32):
+        """The view of a fresh C-contiguous buffer."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        array = np.ndarray(shape, dtype, mmap.mmap(-1, nbytes)) if nbytes > LARGE else np.empty(shape, dtype)
+        self._buffers[id(array)] = _Buffer(ARENA, array)
+        return array
+
+    def constant(self, array):
+        """The view of an array that stays as it is."""
+        base = owner(array)
+        if id(base) not in self._buffers:
+            self._buffers[id(base)] = _Buffer(CONSTANT, base)
+        return array
+
+    def view(self, operand):
+        """The view of an operand; its expression is computed, if it has one."""
+        if operand.view is None and operand.expression is not None:
+            from rnnfast.onnx.compile import elementwise
+            self.set(operand, elementwise.computed(self, operand))
+        if operand.view is None and operand.known is not None:
+            return self.constant(operand.known)
+        if operand.view is None:
+            view = self.new(operand.shape, operand.dtype)
+            self._buffers[id(view)].kind = INPUT
+            self.inputs.append(operand)
+            self.set(operand, view)
+        return operand.view
+
+    def set(self, operand, view):
+        """The operand has this view in the program."""
+        operand.view = view
+        self._seen.append(operand)
+
+    def set_expression(self, operand, expression):
+        """The operand is computed when a view of it is wanted, perhaps never."""
+        operand.expression = expression
+        self._seen.append(operand)
+
+    def forget(self):
+        """Operands are free for another program."""
+        for operand in self._seen:
+            operand.view = operand.expression = None
+
+    def buffer_of(self, view):
+        return self._buffers[id(owner(view))]
+
+    def contiguous(self, view):
+        """The view itself if it is C-contiguous, else that of a copy."""
+        if view.flags.c_contiguous:
+            return view
+        copy = self.new(view.shape, view.dtype)
+        self.copy(copy, view)
+        return copy
+
+    # ------------------------------------------------------------------------------------------ commands
+    def emit(self, name, *words, flops=0, note=None):
+        """A command: its words are ints, floats, arrays (views: two words) and None (a place that is not there)."""
+        self.commands.append((name, words))
+        self.notes.append((self.where, note or name, flops))
+        for word in words:
+            if isinstance(word, np.ndarray):
+                buffer = self.buffer_of(word)
+                if buffer.first is None:
+                    buffer.first = len(self.commands) - 1
+                buffer.last = len(self.commands) - 1
+
+    def copy(self, to, source):
+        """Copies a view to another of its shape (or one that broadcasts) and type."""
+        source = np.broadcast_to(source, to.shape)
+        shape, to_strides, strides = merged(to.shape, to.strides, source.strides)
+        if 0 in shape:
+            return
+        self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides))
+
+    # ------------------------------------------------------------------------------------------ the end
+    def segment(self, outputs):
+        """The callable for arrays of `inputs` that gives those of the Operands `outputs`, each of its own memory."""
+        taken = set()
+        for operand in outputs:
+            view = self.view(operand)
+            buffer = self.buffer_of(view)
+            whole = view.flags.c_contiguous and view.nbytes == buffer.array.nbytes
+            if buffer.kind != ARENA or not whole or id(buffer) in taken:
+                out = self.new(view.shape, view.dtype)
+                self.copy(out, view)
+                buffer = self.buffer_of(out)
+            taken.add(id(buffer))
+            buffer.kind, buffer.index = OUTPUT, 2 + len(self.inputs) + len(taken) - 1
+        for i, operand in enumerate(self.inputs):
+            self.buffer_of(operand.view).index = 2 + i
+        size = self._place()
+        program = []
+        for name, words in self.commands:
+            values = []
+            for word in words:
+                if isinstance(word, np.ndarray):
+                    values += self._place_of(word)
+                elif word is None:
+                    values += (-1, 0)
+                elif isinstance(word, float):
+                    values.append(int(np.float64(word).view(np.int64)))
+                else:
+                    values.append(int(word))
+            program += (_plan.COMMANDS[name], 2 + len(values), *values)
+        keep = [b.array for b in self._buffers.values() if b.kind == CONSTANT] + self.keep
+        shapes = [(operand.shape, operand.dtype) for operand in outputs]
+        inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
+        self.forget()
+        return _plan.Segment(np.array(program, np.int64), size, inputs, shapes, keep, tuple(self.notes), self.target.threads)
+
+    def _place_of(self, view):
+        buffer = self.buffer_of(view)
+        if buffer.kind == CONSTANT:
+            return 0, address(view)
+        offset = address(view) - buffer.address
+        return (1, buffer.index + offset) if buffer.kind == ARENA else (buffer.index, offset)
+
+    def _place(self):
+        """Gives each arena buffer its offset: the lowest that is free while it lives, larger ones first. The size."""
+        placed, size = [], 0
+        live = [b for b in self._buffers.values() if b.kind == ARENA and b.first is not None]
+        for buffer in sorted(live, key=lambda b: -b.array.nbytes):
+            nbytes = (buffer.array.nbytes + SLACK + LINE - 1) // LINE * LINE
+            at = 0
+            for other, start, end in placed:        # by offset
+                if other.first <= buffer.last and buffer.first <= other.last:
+                    if start - at >= nbytes:
+                        break
+                    at = max(at, end)
+            buffer.index = at
+            placed.append((buffer, at, at + nbytes))
+            placed.sort(key=lambda p: p[1])
+            size = max(size, at + nbytes)
+        return size
+
+
+def axes(values, fill=0):
+    """Padded to the axes that a command has room for."""
+    return (*values, *(fill,) * (AXES - len(values)))
+
+
+def merged(shape, *strides):
+    """(shape, strides...) of the same elements in the same order with the fewest axes, at least one."""
+    result = [[1], *([0] for _ in strides)]
+    for i, n in enumerate(shape):
+        if n == 1:
+            continue
+        of_axis = [s[i] for s in strides]
+        if result[0][-1] == 1 and len(result[0]) == 1:
+            result = [[n], *([s] for s in of_axis)]
+        elif all(r[-1] == n * s for r, s in zip(result[1:], of_axis)):
+            result[0][-1] *= n
+            for r, s in zip(result[1:], of_axis):
+                r[-1] = s
+        else:
+            result[0].append(n)
+            for r, s in zip(result[1:], of_axis):
+                r.append(s)
+    return result

@@ -1,0 +1,238 @@
+"""Elementwise operators: expressions that grow until a value is wanted, then one command."""
+import numpy as np
+
+from rnnfast import _kernels
+from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
+
+# Codes of program.h
+(SQRT, ABS, NEG, FLOOR, CEIL, ROUND, SIGN, RECIPROCAL, NOT, COPY, IS_NAN, ADD, SUB, MUL, DIV, MIN, MAX, LT, LE, EQ, AND,
+ OR, PRELU, WHERE) = range(32, 56)
+ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64))}
+REGISTERS = 24
+MAX_INPUTS = 12         # of an expression, so that instructions have registers too
+MAX_INSTRUCTIONS = 32
+
+UNARY = {"Sqrt": SQRT, "Abs": ABS, "Neg": NEG, "Floor": FLOOR, "Ceil": CEIL, "Round": ROUND, "Sign": SIGN,
+         "Reciprocal": RECIPROCAL}
+BINARY = {"Add": ADD, "Sub": SUB, "Mul": MUL, "Div": DIV, "PRelu": PRELU}
+VARIADIC = {"Sum": ADD, "Min": MIN, "Max": MAX}
+FUNCTIONS = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus", "Relu": "Relu",
+             "Elu": "Elu", "LeakyRelu": "LeakyRelu", "HardSigmoid": "HardSigmoid", "Softsign": "Softsign", "Log": "Log"}
+DEFAULTS = {"Elu": (1.0, 0.0), "LeakyRelu": (0.01, 0.0), "HardSigmoid": (0.2, 0.5)}
+COMPARISONS = {"Less": (LT, False), "LessOrEqual": (LE, False), "Greater": (LT, True), "GreaterOrEqual": (LE, True),
+               "Equal": (EQ, False)}
+LOGIC = {"And": AND, "Or": OR}
+# What multiplication by itself, square roots and reciprocals give as exactly as NumPy's power.
+POWERS = {2.0: lambda x: _Call(MUL, (x, x)), 1.0: lambda x: x, 0.5: lambda x: _Call(SQRT, (x,))}
+
+
+class _Call:
+    """An instruction on the results of others and on views."""
+    __slots__ = ("code", "args", "alpha", "beta")
+
+    def __init__(self, code, args, alpha=0.0, beta=0.0):
+        self.code, self.args, self.alpha, self.beta = code, args, alpha, beta
+
+
+def _parts(expression):
+    """(views, instructions) of an expression, each once, in the order of evaluation."""
+    views, calls, seen = {}, [], set()
+
+    def visit(e):
+        if id(e) in seen:
+            return
+        seen.add(id(e))
+        if isinstance(e, _Call):
+            for arg in e.args:
+                visit(arg)
+            calls.append(e)
+        else:
+            views[id(e)] = e
+    visit(expression)
+    return list(views.values()), calls
+
+
+def _argument(b, operand, shape):
+    """What an expression of this shape takes of an operand."""
+    if operand.expression is not None and operand.view is None and operand.uses == 1 and operand.shape == shape:
+        return operand.expression
+    return b.view(operand)
+
+
+def _define(b, out, make, inputs):
+    """`make` of the arguments is the operand's expression; where that grows too large, of views."""
+    args = [_argument(b, operand, out.shape) for operand in inputs]
+    expression = make(*args)
+    views, calls = _parts(expression)
+    if len(views) > MAX_INPUTS or len(calls) > MAX_INSTRUCTIONS:
+        expression = make(*map(b.view, inputs))
+    b.set_expression(out, expression)
+    if out.dtype != np.float32:
+        b.set(out, computed(b, out))        # truth values and integers only as they are stored
+
+
+def computed(b, out):
+    """The view of an operand whose expression is computed now."""
+    expression = out.expression
+    if not isinstance(expression, _Call):
+        expression = _Call(COPY, (expression,))
+    views, calls = _parts(expression)
+    view = _like(b, out, views)
+    if view.size:
+        _emit(b, view, views, calls)
+    return view
+
+
+def _like(b, out, views):
+    """A new view whose axes lie in memory as those of the largest argument do."""
+    same = [v for v in views if v.shape == out.shape and 0 not in v.strides]
+    if not same or same[0].flags.c_contiguous:
+        return b.new(out.shape, out.dtype)
+    order = sorted(range(len(out.shape)), key=lambda i: -abs(same[0].strides[i]))
+    view = b.new([out.shape[i] for i in order], out.dtype)
+    return view.transpose(np.argsort(order))
+
+
+def _emit(b, out, views, calls):
+    order = sorted(range(out.ndim), key=lambda i: -out.strides[i])
+    shape = [out.shape[i] for i in order]
+    spread = [np.broadcast_to(v, out.shape) for v in views]
+    strides = [[v.strides[i] for i in order] for v in (out, *spread)]
+    shape, *strides = merged(shape, *strides)
+    if len(shape) > AXES:
+        raise Unfit(f"{len(shape)} axes")
+    register = {id(v): i for i, v in enumerate(views)}
+    last = {}
+    for i, call in enumerate(calls):
+        for arg in call.args:
+            last[id(arg)] = i
+    free = list(range(len(views), REGISTERS))
+    instructions = []
+    for i, call in enumerate(calls):
+        args = [register[id(arg)] for arg in call.args]
+        for arg in {id(arg): arg for arg in call.args}.values():
+            if isinstance(arg, _Call) and last[id(arg)] == i:
+                free.insert(0, register[id(arg)])
+        register[id(call)] = free.pop(0)
+        instructions += [call.code, register[id(call)], *args, *[0] * (3 - len(args)), float(call.alpha), float(call.beta)]
+    words = [len(shape), *axes(shape, 1), len(views), len(calls), out, ITEMS[out.dtype], *axes(strides[0])]
+    for view, of_view in zip(views, strides[1:]):
+        words += [view, ITEMS[view.dtype], *axes(of_view)]
+    b.emit("elementwise", *words, *instructions, flops=len(calls) * out.size, note="elementwise")
+
+
+# ------------------------------------------------------------------------------------------------ operators
+def _floats(*operands):
+    return all(o is not None and o.dtype == np.float32 for o in operands)
+
+
+def emit_unary(b, node, inputs, outputs):
+    if not _floats(*inputs):
+        return False
+    _define(b, outputs[0], lambda x: _Call(UNARY[node.op_type], (x,)), inputs)
+    return True
+
+
+def emit_function(b, node, inputs, outputs):
+    if not _floats(*inputs):
+        return False
+    alpha, beta = DEFAULTS.get(node.op_type, (0.0, 0.0))
+    alpha, beta = node.attributes.get("alpha", alpha), node.attributes.get("beta", beta)
+    code = _kernels.FUNCTIONS[FUNCTIONS[node.op_type]]
+    _define(b, outputs[0], lambda x: _Call(code, (x,), alpha, beta), inputs)
+    return True
+
+
+def emit_binary(b, node, inputs, outputs):
+    if not _floats(*inputs) or {"axis", "broadcast"} & node.attributes.keys():
+        return False
+    _define(b, outputs[0], lambda x, y: _Call(BINARY[node.op_type], (x, y)), inputs)
+    return True
+
+
+def emit_variadic(b, node, inputs, outputs):
+    if not _floats(*inputs) or len(inputs) > 8:
+        return False
+
+    def make(first, *others):
+        for other in others:
+            first = _Call(VARIADIC[node.op_type], (first, other))
+        return first
+    _define(b, outputs[0], make, inputs)
+    return True
+
+
+def emit_comparison(b, node, inputs, outputs):
+    if not _floats(*inputs) or {"axis", "broadcast"} & node.attributes.keys():
+        return False
+    code, swapped = COMPARISONS[node.op_type]
+    _define(b, outputs[0], lambda x, y: _Call(code, (y, x) if swapped else (x, y)), inputs)
+    return True
+
+
+def emit_logic(b, node, inputs, outputs):
+    if any(o.dtype != np.bool_ for o in inputs) or {"axis", "broadcast"} & node.attributes.keys():
+        return False
+    _define(b, outputs[0], lambda x, y: _Call(LOGIC[node.op_type], (x, y)), inputs)
+    return True
+
+
+def emit_not(b, node, inputs, outputs):
+    _define(b, outputs[0], lambda x: _Call(NOT, (x,)), inputs)
+    return True
+
+
+def emit_where(b, node, inputs, outputs):
+    if not _floats(*inputs[1:]):
+        return False
+    _define(b, outputs[0], lambda c, x, y: _Call(WHERE, (c, x, y)), inputs)
+    return True
+
+
+def emit_pow(b, node, inputs, outputs):
+    exponent = inputs[1].known
+    if not _floats(inputs[0]) or exponent is None or exponent.size != 1 or outputs[0].shape != inputs[0].shape:
+        return False
+    power = POWERS.get(float(exponent.ravel()[0]))
+    if power is None:
+        return False
+    _define(b, outputs[0], power, inputs[:1])
+    return True
+
+
+def emit_clip(b, node, inputs, outputs):
+    if not _floats(inputs[0]):
+        return False
+    bounds = [node.attributes.get("min"), node.attributes.get("max")]
+    for i, operand in enumerate(inputs[1:]):
+        if operand is not None:
+            if operand.known is None:
+                return False
+            bounds[i] = operand.known
+    x = inputs[0]
+
+    def make(x):
+        for code, bound in zip((MAX, MIN), bounds):
+            if bound is not None:
+                x = _Call(code, (x, b.constant(np.asarray(bound, np.float32).reshape(()))))
+        return x
+    _define(b, outputs[0], make, [x])
+    return True
+
+
+def emit_cast(b, node, inputs, outputs):
+    source, target = inputs[0].dtype, outputs[0].dtype
+    if source == target:
+        b.set(outputs[0], b.view(inputs[0]))
+        return True
+    exact = target == np.float32 and source in ITEMS or source == np.bool_ and target in ITEMS
+    if not exact:
+        return False
+    _define(b, outputs[0], lambda x: x, inputs)
+    return True
+
+
+EMIT = (dict.fromkeys(UNARY, emit_unary) | dict.fromkeys(BINARY, emit_binary) | dict.fromkeys(VARIADIC, emit_variadic)
+        | dict.fromkeys(FUNCTIONS, emit_function) | dict.fromkeys(COMPARISONS, emit_comparison)
+        | dict.fromkeys(LOGIC, emit_logic)
+        | {"Not": emit_not, "Where": emit_where, "Pow": emit_pow, "Clip": emit_clip, "Cast": emit_cast})

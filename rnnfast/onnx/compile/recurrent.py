@@ -1,0 +1,53 @@
+"""Recurrent nodes with constant weights."""
+import numpy as np
+
+from rnnfast import _engine
+
+
+def emit_recurrent(b, node, inputs, outputs):
+    run = node.run
+    layer, cells = getattr(run, "layer", None), getattr(run, "cells", None)
+    inputs = [*inputs, *[None] * (8 - len(inputs))]
+    if cells is None or cells[0].blas or inputs[0].dtype != np.float32 or inputs[4] is not None:
+        return False
+    T, rows = inputs[0].shape[:2] if layer.layout == 0 else inputs[0].shape[1::-1]
+    if T == 0 or rows == 0:
+        return False
+    D, H = layer.directions, cells[0].hidden_size
+    states = [None if i in run.dropped else inputs[i] for i in (5, 6)]
+    states = [None if s is None or s.known is not None and not s.known.any() else s for s in states]
+    x = b.view(inputs[0])
+    if x.shape[2] > 1 and x.strides[2] != 4:
+        x = b.contiguous(x)
+    given = []
+    for state in states:
+        view = None if state is None else b.view(state)
+        if view is not None:
+            view = b.contiguous(view if layer.layout == 0 else view.swapaxes(0, 1))
+        given.append(view)
+    if layer.layout:
+        x = x.swapaxes(0, 1)
+        whole = b.new((rows, T, D, H))
+        y = whole.transpose(1, 2, 0, 3)
+    else:
+        whole = y = b.new((T, D, rows, H))
+    last = [b.new((D, rows, H)) for _ in range(2 if node.op_type == "LSTM" else 1)]
+    prepared = _engine.Prepared(cells, run.reverse, T, rows, [s // 4 for s in (x.strides[0], x.strides[1], y.strides[0],
+                                                                               y.strides[2], y.strides[1])], run.threads)
+    b.keep.append(prepared)
+    memory = b.new((prepared.workspace,))
+    weights = sum(2 * gates_flops(cell) for cell in cells)
+    b.emit("recurrent", prepared.address, x, y, *given, *last, *[None] * (2 - len(last)), memory,
+           flops=weights * T * rows)
+    for operand, view in zip(outputs, (whole, *last)):
+        if operand is not None:
+            b.set(operand, view if operand is outputs[0] or not layer.layout else view.swapaxes(0, 1))
+    return True
+
+
+def gates_flops(cell):
+    gates = _engine.GATES[cell.kind]
+    return gates * cell.hidden_size * (cell.input_size + cell.output_size)
+
+
+EMIT = dict.fromkeys(("RNN", "GRU", "LSTM"), emit_recurrent)
