@@ -91,6 +91,8 @@ cdef class Plan:
     cdef readonly tuple steps, outputs
     cdef object budget, folded
     cdef readonly bint native, fresh, compiled
+    cdef Segment whole          # the only step, of arguments in their order, or None
+    cdef tuple order            # of its results that are the outputs
 
     def __init__(self, args, list template, tuple steps, tuple outputs, budget, folded, pinned=()):
         self.inputs = tuple(map(pattern, args))
@@ -99,6 +101,11 @@ cdef class Plan:
         self.template, self.steps, self.outputs, self.budget, self.folded = template, steps, outputs, budget, folded
         native = [step for step in steps if type(step[0]) in (Recurrent, Segment)]
         self.compiled = any([type(step[0]) is Segment for step in steps])
+        self.whole = None
+        if len(steps) == 1 and type(steps[0][0]) is Segment and budget is None:
+            if max(steps[0][1], default=0) < len(args) and set(outputs) <= set(steps[0][2]):
+                self.whole = steps[0][0]
+                self.order = tuple([steps[0][2].index(place) for place in outputs])
         made = {place for _, _, places, *_ in native for place in places}
         self.native = len(native) == len(steps)
         self.fresh = made.issuperset(outputs) and len(set(outputs)) == len(outputs)
@@ -152,6 +159,14 @@ cdef class Plan:
     cdef list run(self, list args):
         """The outputs as arrays of their own."""
         cdef list outputs
+        cdef tuple results
+        cdef Py_ssize_t i
+        if self.whole is not None and self.fresh:
+            try:
+                results = self.whole.run(gathered(args, (<tuple>self.steps[0])[1]))
+            except Exception as e:
+                raise located(e, (<tuple>self.steps[0])[5]) from e
+            return [results[place(self.order, i)] for i in range(len(self.order))]
         if self.native:
             outputs = self.shared(args)
         else:
@@ -268,6 +283,7 @@ cdef enum:
     MAX_AREAS = 64              # of a segment: constants, arena, inputs, outputs
     SPARE_ARENAS = 8            # kept of each segment for later calls
     ROW_AXES = 3
+    MAX_RANK = 16               # of an output
 
 
 cdef struct product_command:
@@ -292,6 +308,7 @@ cdef void product_part(void *argument, int part, int parts) noexcept nogil:
     cdef Product *p = <Product *>argument
     cdef const product_command *m = p.m
     cdef Py_ssize_t i, j, rows = m.rows[2], first = 0
+    cdef const float *init = NULL
     cdef panels share = share_of(&m.w.m, part, parts)
     if parts > 1 and share_of(&m.w.m, 0, 1).last < 2 * parts:      # few panels: rows instead
         share = share_of(&m.w.m, 0, 1)
@@ -300,8 +317,9 @@ cdef void product_part(void *argument, int part, int parts) noexcept nogil:
     for i in range(m.rows[0]):
         for j in range(m.rows[1]):
             share.backwards = p.x.backwards ^ (j & 1)
-            p.x.isa.matmul(&m.w.m, share, p.a + i * m.lda[0] + j * m.lda[1] + first * m.lda[2], m.lda[2],
-                           NULL if p.init == NULL else p.init + i * m.ldi[0] + j * m.ldi[1] + first * m.ldi[2],
+            if p.init != NULL:
+                init = p.init + i * m.ldi[0] + j * m.ldi[1] + first * m.ldi[2]
+            p.x.isa.matmul(&m.w.m, share, p.a + i * m.lda[0] + j * m.lda[1] + first * m.lda[2], m.lda[2], init,
                            m.ldi[2], p.c + i * m.ldc[0] + j * m.ldc[1] + first * m.ldc[2], m.ldc[2], rows, m.n)
 
 
@@ -311,7 +329,9 @@ cdef void run_product(const command *c, const context *x) noexcept nogil:
     cdef team crew
     p.m, p.x = m, x
     p.a, p.c = <const float *>address_of(x, m.a), <float *>address_of(x, m.c)
-    p.init = NULL if m.init.area < 0 else <const float *>address_of(x, m.init)
+    p.init = NULL
+    if m.init.area >= 0:
+        p.init = <const float *>address_of(x, m.init)
     if x.threads > 1 and (m.cost >= SHARED_COST or forced):
         team_open(&crew, x.threads, m.cost < BRIEF_COST)
         team_each(&crew, ITEMS * x.threads, product_part, &p)
@@ -342,49 +362,65 @@ cdef class Segment:
     cdef list spare
     cdef int calls
     cdef readonly int threads
+    cdef Py_ssize_t n_outputs
+    cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
+    cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
 
     def __init__(self, program, arena, inputs, outputs, keep, notes, threads):
+        cdef Py_ssize_t i, j, at = 0
         self.program, self.arena, self.keep, self.notes, self.threads = program, arena, keep, notes, threads
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.spare = []
         if 2 + len(self.inputs) + len(self.outputs) > MAX_AREAS:
             raise LimitError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs of a native step")
+        self.n_outputs = len(self.outputs)
+        for i, (shape, dtype) in enumerate(self.outputs):
+            self.types[i], self.axes[i], self.first_axis[i] = dtype.num, len(shape), at
+            for j in range(len(shape)):
+                self.shapes[at] = shape[j]
+                at += 1
 
     def __call__(self, *args):
+        return self.run(args)
+
+    cdef tuple run(self, tuple args):
         cdef char *areas[MAX_AREAS]
         cdef context x
         cdef Py_ssize_t i, n = len(args)
         cdef unsigned mode
-        cdef tuple results = PyTuple_New(len(self.outputs)), converted = PyTuple_New(n)
+        cdef tuple results = PyTuple_New(self.n_outputs)
         cdef Buffer memory = self.borrow()
         areas[0], areas[1] = NULL, <char *>memory.p
         for i in range(n):
-            value = args[i]
-            if not cnp.PyArray_ISCARRAY_RO(value):
-                value = np.require(value, requirements=("C", "A"))
-            Py_INCREF(value)
-            PyTuple_SET_ITEM(converted, i, value)
-            areas[2 + i] = <char *>cnp.PyArray_DATA(value)
-        for i in range(len(self.outputs)):
-            shape, dtype = <tuple>self.outputs[i]
-            value = np.empty(shape, dtype)
+            if not cnp.PyArray_ISCARRAY_RO(args[i]):
+                self.give_back(memory)
+                return self.run(tuple([np.require(value, requirements=("C", "A")) for value in args]))
+            areas[2 + i] = <char *>cnp.PyArray_DATA(args[i])
+        for i in range(self.n_outputs):
+            value = self.new_output(i)
             Py_INCREF(value)
             PyTuple_SET_ITEM(results, i, value)
             areas[2 + n + i] = <char *>cnp.PyArray_DATA(value)
         x.areas, x.isa = areas, active
-        x.threads = useful_threads(self.threads)
+        x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
         x.backwards = self.calls & 1
         self.calls += 1
         with nogil:
             mode = active.flush_denormals()
             rnnfast_execute(&self.program[0], self.program.shape[0], &x)
             active.restore_mode(mode)
-        if len(self.spare) < SPARE_ARENAS:
-            self.spare.append(memory)
+        self.give_back(memory)
         return results
+
+    cdef object new_output(self, Py_ssize_t i):
+        return cnp.PyArray_EMPTY(self.axes[i], self.shapes + self.first_axis[i], self.types[i], 0)
 
     cdef Buffer borrow(self):
         if self.spare:
             return self.spare.pop()
         return Buffer((self.arena + 3) // 4)
+
+    cdef void give_back(self, Buffer memory):
+        if len(self.spare) < SPARE_ARENAS:
+            self.spare.append(memory)

@@ -6,6 +6,7 @@ from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
 
 EMIT = movement.EMIT | elementwise.EMIT | dense.EMIT | convolution.EMIT | recurrent.EMIT
 MAX_AREAS = 60          # inputs and outputs of a segment
+MAX_RANK = 16           # of its outputs
 
 
 class Step(NamedTuple):
@@ -74,7 +75,8 @@ def _join(builder, steps, needed):
         return []
     for operand in made.values():
         builder.view(operand)
-    if not builder.commands or len(made) + len(builder.inputs) > MAX_AREAS:
+    if (not builder.commands or len(made) + len(builder.inputs) > MAX_AREAS
+            or any(len(operand.shape) > MAX_RANK for operand in made.values())):
         builder.forget()
         return steps
     inputs = tuple(places[id(operand)] for operand in builder.inputs)

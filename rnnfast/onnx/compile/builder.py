@@ -17,7 +17,7 @@ AXES = 6                # of a command, as in program.h
 LINE = 64               # bytes: buffers begin at a cache line
 SLACK = 64              # and may be read one block past their end
 LARGE = 1 << 20         # bytes: views of such buffers take addresses, never memory
-DTYPES = tuple(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
+DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
 
 
 class Unfit(Exception):
