@@ -129,8 +129,9 @@ class Model:
                 self._programs.popitem(last=False)
         return program
 
-    def build(self, overridden=frozenset(), reference=False, record=None):
-        """A new Program; record(node, input values, output values) is called with each step that it traces."""
+    def build(self, overridden=frozenset(), reference=False, record=None, meter=None):
+        """A new Program; record(node, input values, output values) is called with each step that it traces, meter(step)
+        with each Step of a plan, for what the plan runs instead."""
         constants = {name: value for name, value in self.graph.constants.items() if name not in overridden}
         graph = dataclasses.replace(self.graph, constants=constants)
         with np.errstate(all="ignore"):
@@ -139,7 +140,7 @@ class Model:
             else:
                 graph = fold(graph, functools.partial(native.lower, matmul=self.matmul, threads=self.threads))
         names = [v.name for v in self.inputs if v.name not in constants]
-        return Program(graph, names, self.source.label, record=record,
+        return Program(graph, names, self.source.label, record=record, meter=meter,
                        target=None if reference else self._target, specialises=True)
 
     def summary(self, feed=None, /, **inputs):

@@ -287,12 +287,14 @@ def test_profile_of_a_file():
     result = rnnfast("profile", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--runs", 3, "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    nodes = {node["op_type"]: node for node in facts["nodes"]}
+    nodes = {node["op_type"]: node for node in facts["steps"]}
+    assert nodes["MatMul"]["step"] == "product" and nodes["MatMul"]["shape"][-1] > 1
+    assert facts["nodes_in_file"] >= facts["nodes_after_folding"] >= len(nodes)
     assert nodes["LSTM"]["calls"] == 1 and nodes["LSTM"]["bytes"] > nodes["Softmax"]["bytes"] > 0
-    assert sum(node["flops"] for node in facts["nodes"]) == json.loads(
+    assert sum(node["flops"] for node in facts["steps"]) == json.loads(
         rnnfast("bench", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--rounds", 1, "--json").stdout)["flops"]
-    assert sum(node["share"] for node in facts["nodes"]) == pytest.approx(1)
-    times = [node["seconds"] for node in facts["nodes"]]
+    assert sum(node["share"] for node in facts["steps"]) == pytest.approx(1)
+    times = [node["seconds"] for node in facts["steps"]]
     assert times == sorted(times, reverse=True) and facts["seconds"][1] > 0
     assert facts["threads"] == 1
     result = rnnfast("profile", MODELS / "tagger.onnx", "--runs", 2, "--threads", 2)
@@ -310,5 +312,5 @@ def test_profile_counts_iterations(tmp_path):
     onnx.save(onnx.parser.parse_model(text), tmp_path / "loop.onnx")
     result = rnnfast("profile", tmp_path / "loop.onnx", "-i", "count=4", "--dim", "n=3", "--runs", 3, "--json")
     assert result.exit_code == 0, result.output
-    node, = (node for node in json.loads(result.stdout)["nodes"] if node["op_type"] == "Tanh")
+    node, = (node for node in json.loads(result.stdout)["steps"] if node["op_type"] == "Tanh")
     assert node["calls"] == 4 and node["flops"] == 4 * 3

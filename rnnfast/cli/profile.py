@@ -1,12 +1,11 @@
-"""`rnnfast profile`: where a call's time goes, node by node."""
-import dataclasses
-import functools
+"""`rnnfast profile`: where a call's time goes, step by step."""
 import json
 import time
 
 import click
 import numpy as np
 
+from rnnfast._plan import Segment
 from rnnfast.cli.bench import effort_options, inputs_of
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import console, table
@@ -24,25 +23,26 @@ RUNS, SECONDS = 100, 5
 @click.option("--runs", type=click.IntRange(1), default=RUNS, show_default=True,
               help=f"Calls that are measured; fewer where they take more than {SECONDS} s.")
 def profile(file, given, dims, batch, steps, seed, threads, as_json, runs):
-    """Show the time, floating-point operations and bytes of FILE's nodes.
+    """Show the time, floating-point operations and bytes of the steps of FILE.
 
-    Nodes that depend on constants and shapes alone are computed at load and take no time. Those of a loop are summed
-    over its iterations. Inputs that are not given with -i are random as for `check`.
+    A native step stands under the node that ends it: elementwise operators are joined, with what makes their input or
+    with each other; what only shapes data takes no step. Steps of a loop are summed over its iterations. Inputs that
+    are not given with -i are random as for `check`.
     """
     model = load(file, threads=threads)
     feed = inputs_of(model, given, dims, batch, steps, seed)
     args, meters = model.prepare(feed)[1], []
-    metered = model.build()
-    metered.graph = _metered(metered.graph, meters)
+    metered = model.build(meter=lambda step: _meter(step, meters))
     with pinned(threads), np.errstate(all="ignore"):
         whole = _measure(lambda: model(feed), lambda: metered(args), meters, runs)
-    rows = [row for row in (meter.row(len(whole)) for meter in meters) if row]
+        rows = [row for meter in meters for row in meter.rows(len(whole))]
     total = sum(row["seconds"] for row in rows)
     for row in rows:
         row["share"] = row["seconds"] / total if total else 0
     facts = {"file": file, "threads": min(threads, limit()), "runs": len(whole), "seconds": quartiles(whole),
-             "seconds_in_nodes": total, "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
-             "nodes": sorted(rows, key=lambda row: -row["seconds"])}
+             "seconds_in_steps": total, "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
+             "nodes_in_file": _count(model.graph), "nodes_after_folding": _count(metered.graph),
+             "steps": sorted(rows, key=lambda row: -row["seconds"])}
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
@@ -69,56 +69,60 @@ def _measure(call, metered, meters, runs):
     return seconds
 
 
-def _metered(graph, meters):
-    """The graph with a meter around what each node runs, in the graphs within too."""
-    nodes = []
-    for node in graph.nodes:
-        if node.graphs:
-            inner = {name: _metered(graph, meters) for name, graph in node.graphs.items()}
-            node = node.altered(attributes=node.attributes | inner)
-        else:
-            meters.append(_Meter(node))
-            node = node.altered(run=meters[-1])
-        nodes.append(node)
-    return dataclasses.replace(graph, nodes=tuple(nodes))
+def _count(graph):
+    """The nodes of a graph and of those within."""
+    return sum(1 + sum(map(_count, node.graphs.values())) for node in graph.nodes)
+
+
+def _meter(step, meters):
+    """What runs in the step's place."""
+    if hasattr(step.run, "programs"):
+        return step.run         # the steps within have meters of their own
+    meters.append(_Meter(step))
+    return meters[-1]
 
 
 class _Meter:
-    """Stands for a node's callable and measures it."""
-    def __init__(self, node):
-        self.node = node
+    """Stands for a step's callable and measures it."""
+    def __init__(self, step):
+        self.step = step
         self.clear()
 
     def clear(self):
-        self.runs, self.seconds, self.calls, self.flops, self.nbytes = [], 0.0, 0, 0, 0
+        self.runs, self.seconds, self.calls, self.flops, self.nbytes, self.inputs, self.shape = [], 0.0, 0, 0, 0, None, None
 
     def __call__(self, *inputs):
-        return self._measured(self.node.run, *inputs)
-
-    def bound(self, *inputs):
-        run = self.node.run
-        return functools.partial(self._measured, run.bound(*inputs) if hasattr(run, "bound") else run)
-
-    def _measured(self, run, *inputs):
         start = time.perf_counter()
-        results = run(*inputs)
+        results = self.step.run(*inputs)
         self.seconds += time.perf_counter() - start
-        outputs = results if isinstance(results, tuple) else (results,)
         self.calls += 1
-        self.flops += flops(self.node.op_type, inputs, outputs)
-        self.nbytes += _nbytes(inputs) + _nbytes(outputs)
+        self.inputs = inputs
+        if self.step.node is not None:
+            outputs = results if isinstance(results, tuple) else (results,)
+            self.shape = list(np.shape(outputs[0])) if isinstance(outputs[0], np.ndarray) else None
+            self.flops += flops(self.step.node.op_type, inputs, outputs)
+            self.nbytes += _nbytes(inputs) + _nbytes(outputs)
         return results
 
     def end_run(self):
         self.runs.append(self.seconds)
         self.seconds = 0.0
 
-    def row(self, runs):
-        """What there is to say of one run, or None if the node never ran."""
+    def rows(self, runs):
+        """What there is to say of one run: of each command, where there are several their shares of the time."""
         if not self.calls:
-            return None
-        return {"name": self.node.name, "op_type": self.node.op_type, "calls": self.calls / runs,
-                "seconds": float(np.median(self.runs)), "flops": self.flops // runs, "bytes": self.nbytes // runs}
+            return []
+        seconds, calls = float(np.median(self.runs)), self.calls / runs
+        if not isinstance(self.step.run, Segment):
+            node = self.step.node
+            return [{"name": node.name, "op_type": node.op_type, "step": "numpy", "shape": self.shape, "calls": calls,
+                     "seconds": seconds, "flops": self.flops // runs, "bytes": self.nbytes // runs}]
+        times = self.step.run.times(*self.inputs)
+        scale = seconds / (sum(times) or 1)
+        return [{"name": note.name, "op_type": note.op_type, "step": note.command, "shape": list(note.shape),
+                 "calls": calls, "seconds": of_one * scale, "flops": int(note.flops * calls),
+                 "bytes": int(note.nbytes * calls)}
+                for note, of_one in zip(self.step.run.notes, times)]
 
 
 def _nbytes(values):
@@ -131,14 +135,18 @@ def _print(facts):
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
     lower, median, upper = (seconds * 1e6 for seconds in facts["seconds"])
     screen.print(f"{facts['file']}: {shapes}; a call {median:.4g} us (quartiles {lower:.4g} to {upper:.4g}, "
-                 f"{facts['runs']} calls), its nodes {facts['seconds_in_nodes'] * 1e6:.4g} us")
-    columns = {"node": "left", "operator": "left"} | dict.fromkeys(
+                 f"{facts['runs']} calls), its steps {facts['seconds_in_steps'] * 1e6:.4g} us")
+    python = sum(row["step"] == "numpy" for row in facts["steps"])
+    screen.print(f"{facts['nodes_in_file']} nodes in the file, {facts['nodes_after_folding']} that do not depend on "
+                 f"constants alone, {len(facts['steps'])} steps, {python} of them NumPy's")
+    columns = {"node": "left", "operator": "left", "step": "left", "shape": "left"} | dict.fromkeys(
         ("microseconds", "share", "calls", "flops", "bytes", "GFLOP/s", "GB/s"), "right")
-    screen.print(table(None, columns, map(_row, facts["nodes"])))
+    screen.print(table(None, columns, map(_row, facts["steps"])))
 
 
 def _row(row):
     seconds = row["seconds"] or float("inf")
-    return (row["name"] or "-", row["op_type"], f"{row['seconds'] * 1e6:.4g}", f"{row['share']:.1%}",
+    shape = "" if row["shape"] is None else "x".join(map(str, row["shape"]))
+    return (row["name"] or "-", row["op_type"], row["step"], shape, f"{row['seconds'] * 1e6:.4g}", f"{row['share']:.1%}",
             f"{row['calls']:g}", f"{row['flops']:,}", f"{row['bytes']:,}", f"{row['flops'] / seconds / 1e9:.2f}",
             f"{row['bytes'] / seconds / 1e9:.2f}")

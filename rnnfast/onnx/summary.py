@@ -106,8 +106,15 @@ def _weights(node, known):
     return [a for a in arrays if isinstance(a, np.ndarray) and a.size > 1 and (is_floating(a.dtype) or a.itemsize == 1)]
 
 
+# Operators that compute nothing.
+MOVES = {"Cast", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
+         "GatherND", "Identity", "Pad", "Reshape", "ScatterElements", "ScatterND", "Shape", "Size", "Slice",
+         "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+
+
 def flops(op_type, inputs, outputs):
-    """Floating-point operations of one run of a node: two for each multiply-add, else one for each output element."""
+    """Floating-point operations of one run of a node: two for each multiply-add, none for what
+    only moves data, else one for each output element."""
     sizes = [math.prod(getattr(y, "shape", ())) for y in outputs]
     if op_type in KINDS:
         X, W, R = inputs[:3]
@@ -118,4 +125,4 @@ def flops(op_type, inputs, outputs):
         return 2 * sizes[0] * math.prod(inputs[1].shape[1:])
     if op_type == "ConvTranspose":
         return 2 * inputs[0].size * math.prod(inputs[1].shape[1:])
-    return sum(sizes)
+    return 0 if op_type in MOVES else sum(sizes)

@@ -169,13 +169,13 @@ class Program:
 
     names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
     graph around it knows; folded: the Folded of the plan around it; record: called with (node, input values, output
-    values) of each step that is traced; target: what native steps are made for, None for none; specialises: whether a
+    values) of each step that is traced; meter: called with each Step of a plan for what the plan runs instead; target: what native steps are made for, None for none; specialises: whether a
     plan may depend on the values of small integer inputs, where control flow or a shape does.
     """
-    def __init__(self, graph, names, where, known=None, folded=None, record=None, target=None,
+    def __init__(self, graph, names, where, known=None, folded=None, record=None, meter=None, target=None,
                  specialises=False):
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
-        self.folded, self.record, self.specialises = folded, record, specialises
+        self.folded, self.record, self.meter, self.specialises = folded, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
         self.plans = Plans(names, MAX_PLANS)
 
@@ -241,7 +241,7 @@ def trace(program, args, budget):
 
 def _traced(program, args, budget, pinned):
     specialises = program.specialises and program.plans.specialised(args) < MAX_SPECIALISED
-    tracer = _Tracer(args, budget, program.folded, program.record, program.target, pinned, specialises)
+    tracer = _Tracer(program, args, budget, pinned, specialises)
     scope = _Scope(None, {name: _Value(array, True, True) for name, array in program.known.items()})
     scope.update(zip(program.names, tracer.inputs))
     outputs = tracer.graph(program.graph, scope)
@@ -275,10 +275,11 @@ def _last_uses(graph):
 
 class _Tracer:
     """Runs nodes on real values and notes the steps that a plan needs."""
-    def __init__(self, args, budget, folded, record, target, pinned, specialises):
-        self.template, self.steps, self.budget, self.record = [], [], budget, record
-        self.target, self.pinned, self.specialises = target, pinned, specialises
-        self.folded = Folded(MAX_FOLDED_BYTES, folded)
+    def __init__(self, program, args, budget, pinned, specialises):
+        self.template, self.steps, self.budget = [], [], budget
+        self.record, self.meter, self.target = program.record, program.meter, program.target
+        self.pinned, self.specialises = pinned, specialises
+        self.folded = Folded(MAX_FOLDED_BYTES, program.folded)
         self.absent = _Value(None, True, True)
         self.inputs = [self.runtime(a, True) for a in args]
         for i, value in enumerate(self.inputs):
@@ -320,7 +321,8 @@ class _Tracer:
         for step in reversed(native):
             released = {i for i in step.inputs + step.made if i >= n_given and self.template[i] is None} - needed
             needed.update(step.inputs)
-            steps.append((step.run, step.inputs, step.made, step.large, tuple(released), step.where))
+            run = self.meter(step) if self.meter else step.run
+            steps.append((run, step.inputs, step.made, step.large, tuple(released), step.where))
         counts = any(large or self.budget_input.place in inputs for _, inputs, _, large, *_ in steps)
         return Plan([v.data for v in self.inputs], self.template, tuple(steps[::-1]), places,
                     Budget if counts else None, self.folded, tuple(sorted(self.pinned)))
@@ -373,7 +375,7 @@ class _Tracer:
         known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
         programs = {key: Program(graph, [v.name for v in graph.inputs] + names, node.where, known, self.folded,
-                                 self.record, self.target)
+                                 self.record, self.meter, self.target)
                     for key, graph in node.graphs.items()}
         values = inputs + [scope[name] for name in names]
         run = _Control(node, len(inputs), programs)
@@ -408,9 +410,9 @@ class _Tracer:
                 value.given = frozenset().union(*(v.given for v in inputs))
         large = tuple(v.place for v in outputs if not fixed or _is_large(v.data))
         plain = all(v.operand is not None or v is self.absent for v in inputs + outputs)
-        described = (node, tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
+        described = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
         self.steps.append(Step(run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where,
-                               *described))
+                               node, *described))
         if self.record is not None:
             self.record(node, [v.data for v in inputs], results)
         return outputs

@@ -12,7 +12,8 @@ MAX_RANK = 16           # of its outputs
 class Step(NamedTuple):
     """run: a callable of the values at the places `inputs`, whose results go to the places `made`.
 
-    node, operands, results: what it was in the graph, None where it cannot be native.
+    node: of the graph, None for several; operands, results: what native steps know of its values, nothing where it
+    cannot be native.
     """
     run: object
     inputs: tuple
@@ -30,7 +31,7 @@ def compiled(steps, kept, target):
     builder = Builder(target)
     needed = _needed_behind(steps, kept)
     for i, step in enumerate(steps):
-        builder.where = step.where
+        builder.node = step.node
         if _emitted(builder, step):
             waiting.append(step)
             continue
@@ -42,7 +43,7 @@ def compiled(steps, kept, target):
 
 def _emitted(builder, step):
     """Whether the step's commands are in the program."""
-    if step.node is None or step.node.domain or step.node.op_type not in EMIT:
+    if not step.results or step.node.domain or step.node.op_type not in EMIT:
         return False
     if any(o is not None and o.dtype not in DTYPES for o in step.operands + step.results):
         return False

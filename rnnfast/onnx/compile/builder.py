@@ -24,6 +24,16 @@ class Unfit(Exception):
     """No command does this; the step stays as it is."""
 
 
+class Note(NamedTuple):
+    """What a command is: of which node, what it does, the shape of what it writes, its operations and bytes."""
+    name: str
+    op_type: str
+    command: str
+    shape: tuple
+    flops: int
+    nbytes: int
+
+
 class Target(NamedTuple):
     """What native steps are made for: up to so many threads; products by BLAS, which native steps do not have."""
     threads: int
@@ -63,7 +73,8 @@ class Builder:
         self.inputs = []                # Operands that come from outside
         self._buffers = {}              # id of the owning array -> _Buffer
         self._seen = []                 # (Operand, what it was) of those that got a view here
-        self.where = None               # what the commands that follow belong to
+        self.node = None                # what the commands that follow belong to
+        self._nodes = {}                # id of an Operand with an expression -> its node
 
     # ------------------------------------------------------------------------------------------ values
     def new(self, shape, dtype=np.float32):
@@ -84,7 +95,9 @@ class Builder:
         """The view of an operand; its expression is computed, if it has one."""
         if operand.view is None and operand.expression is not None:
             from rnnfast.onnx.compile import elementwise
+            node, self.node = self.node, self._nodes[id(operand)]
             self.set(operand, elementwise.computed(self, operand))
+            self.node = node
         if operand.view is None and operand.known is not None:
             return self.constant(operand.known)
         if operand.view is None:
@@ -102,6 +115,7 @@ class Builder:
     def set_expression(self, operand, expression):
         """The operand is computed when a view of it is wanted, perhaps never."""
         operand.expression = expression
+        self._nodes[id(operand)] = self.node
         self._seen.append(operand)
 
     def forget(self):
@@ -121,10 +135,14 @@ class Builder:
         return copy
 
     # ------------------------------------------------------------------------------------------ commands
-    def emit(self, name, *words, flops=0, note=None):
-        """A command: its words are ints, floats, arrays (views: two words) and None (a place that is not there)."""
+    def emit(self, name, *words, out, flops=0, weights=0, note=None):
+        """A command: its words are ints, floats, arrays (views: two words) and None (a place that is not there).
+
+        out: the view that it writes; weights: bytes that it reads besides its views.
+        """
         self.commands.append((name, words))
-        self.notes.append((self.where, note or name, flops))
+        nbytes = weights + sum(_distinct(word) for word in words if isinstance(word, np.ndarray))
+        self.notes.append(Note(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
         for word in words:
             if isinstance(word, np.ndarray):
                 buffer = self.buffer_of(word)
@@ -138,7 +156,7 @@ class Builder:
         shape, to_strides, strides = merged(to.shape, to.strides, source.strides)
         if 0 in shape:
             return
-        self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides))
+        self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
     # ------------------------------------------------------------------------------------------ the end
     def segment(self, outputs):
@@ -200,6 +218,11 @@ class Builder:
             placed.sort(key=lambda p: p[1])
             size = max(size, at + nbytes)
         return size
+
+
+def _distinct(view):
+    """Bytes of a view's memory, of what is broadcast once."""
+    return view.itemsize * math.prod(n for n, stride in zip(view.shape, view.strides) if stride)
 
 
 def axes(values, fill=0):

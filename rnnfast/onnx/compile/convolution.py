@@ -148,7 +148,7 @@ def _emit_depthwise(b, x, out, w, bias, step, dilation):
                for i, j in itertools.product(range(w.shape[2]), range(w.shape[3]))]
     of_x = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2])
     b.emit("depthwise", x, out, weights, start, channels, taps, *out.shape[:3], *(s // 4 for s in of_x),
-           *(s // 4 for s in out.strides[:3]), *offsets, flops=2 * out.size * taps, note="depthwise")
+           *(s // 4 for s in out.strides[:3]), *offsets, out=out, flops=2 * out.size * taps)
 
 
 def emit_conv_transpose(b, node, inputs, outputs):

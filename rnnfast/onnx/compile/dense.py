@@ -18,7 +18,7 @@ def emit_product(b, matrix, to, source, init=None):
     b.keep.append(matrix)
     b.emit("product", matrix.address, source, to, init, matrix.N, *shape,
            *(s // 4 for s in from_strides), *(s // 4 for s in to_strides), *(s // 4 for s in init_strides),
-           int(matrix.cost(total)), flops=2 * total * matrix.K * matrix.N)
+           int(matrix.cost(total)), out=to, weights=matrix.nbytes, flops=2 * total * matrix.K * matrix.N)
 
 
 def rows_of(b, operand):

@@ -26,6 +26,12 @@ LOGIC = {"And": AND, "Or": OR}
 POWERS = {2.0: lambda x: _Call(MUL, (x, x)), 1.0: lambda x: x, 0.5: lambda x: _Call(SQRT, (x,))}
 
 
+NAMES = dict(zip(range(32, 56), ("sqrt", "abs", "neg", "floor", "ceil", "round", "sign", "reciprocal", "not", "copy",
+                                 "is_nan", "add", "sub", "mul", "div", "min", "max", "less", "less_equal", "equal",
+                                 "and", "or", "prelu", "where")))
+NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
+
+
 class _Call:
     """An instruction on the results of others and on views."""
     __slots__ = ("code", "args", "alpha", "beta")
@@ -118,7 +124,8 @@ def _emit(b, out, views, calls):
     words = [len(shape), *axes(shape, 1), len(views), len(calls), out, ITEMS[out.dtype], *axes(strides[0])]
     for view, of_view in zip(views, strides[1:]):
         words += [view, ITEMS[view.dtype], *axes(of_view)]
-    b.emit("elementwise", *words, *instructions, flops=len(calls) * out.size, note="elementwise")
+    b.emit("elementwise", *words, *instructions, out=out, flops=sum(c.code != COPY for c in calls) * out.size,
+           note=" ".join(NAMES[call.code] for call in calls))
 
 
 # ------------------------------------------------------------------------------------------------ operators

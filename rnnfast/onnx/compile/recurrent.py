@@ -38,7 +38,7 @@ def emit_recurrent(b, node, inputs, outputs):
     memory = b.new((prepared.workspace,))
     weights = sum(2 * gates_flops(cell) for cell in cells)
     b.emit("recurrent", prepared.address, x, y, *given, *last, *[None] * (2 - len(last)), memory,
-           flops=weights * T * rows)
+           out=whole, weights=sum(cell.nbytes for cell in cells), flops=weights * T * rows)
     for operand, view in zip(outputs, (whole, *last)):
         if operand is not None:
             b.set(operand, view if operand is outputs[0] or not layer.layout else view.swapaxes(0, 1))
