@@ -196,7 +196,7 @@ cdef class Plans:
     The tuple `kept` is replaced, never changed: what one thread may lose of another's changes is traced again.
     """
     cdef readonly tuple names, kept
-    cdef Py_ssize_t most
+    cdef readonly Py_ssize_t most
 
     def __init__(self, names, most):
         self.names, self.most, self.kept = tuple(names), most, ()
@@ -353,11 +353,12 @@ COMMANDS = {
 cdef class Segment:
     """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
 
-    program: words, as program.h has them; arena: the bytes of all intermediate results; outputs: (shape, type) pairs;
+    program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
+    are needed at one time; outputs: (shape, type) pairs;
     keep: what the program points to; notes: (where it belongs, what it is, its flops) for each command.
     """
     cdef const Py_ssize_t[::1] program
-    cdef readonly Py_ssize_t arena
+    cdef readonly Py_ssize_t arena, live
     cdef readonly tuple inputs, outputs, notes
     cdef object keep
     cdef list spare
@@ -367,9 +368,10 @@ cdef class Segment:
     cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
     cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
 
-    def __init__(self, program, arena, inputs, outputs, keep, notes, threads):
+    def __init__(self, program, arena, live, inputs, outputs, keep, notes, threads):
         cdef Py_ssize_t i, j, at = 0
-        self.program, self.arena, self.keep, self.notes, self.threads = program, arena, keep, notes, threads
+        self.program, self.arena, self.live, self.keep, self.notes = program, arena, live, keep, notes
+        self.threads = threads
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.spare = []

@@ -20,17 +20,20 @@ from rnnfast.threads import check as check_threads
 
 # Programs of one model besides its own: one for each set of initializers that callers override, and the references.
 MAX_PROGRAMS = 4
+# Sets of input shapes for which a model keeps plans.
+PLANS = 16
 
 
-def load(source, *, matmul=None, threads=None):
+def load(source, *, matmul=None, threads=None, plans=PLANS):
     """A Model of an ONNX file (a path) or of its bytes.
 
     matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. threads: how many a call may
-    use, None for RNNFAST_NUM_THREADS (else one); they do not change the results. Raises ModelError for a file that is
+    use, None for RNNFAST_NUM_THREADS (else one); they do not change the results. plans: for how many sets of
+    input shapes (and of integers that decide on control flow) what was planned is kept, the last used. Raises ModelError for a file that is
     wrong, UnsupportedError for a graph that asks for what is not computed, and InputError or InputTypeError for another
-    `matmul` or `threads`.
+    `matmul`, `threads` or `plans`.
     """
-    return Model(source, matmul=matmul, threads=threads)
+    return Model(source, matmul=matmul, threads=threads, plans=plans)
 
 
 class Outputs(dict):
@@ -48,10 +51,12 @@ class Model:
     inputs, outputs: tuples of objects with `name` and `type` (which has `dtype` and `shape`; str(type) is
     onnxruntime's name of it); inputs that have an initializer may be left out of a call. graph: the checked Graph.
     """
-    def __init__(self, source, *, matmul=None, threads=None):
+    def __init__(self, source, *, matmul=None, threads=None, plans=PLANS):
         if matmul not in (None, *_kernels.MATMULS):
             raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, _kernels.MATMULS))}")
-        self.matmul, self.threads = matmul, check_threads(threads)
+        if type(plans) is not int or plans < 1:
+            raise InputError(f"plans is {plans!r}, expected an int of at least 1")
+        self.matmul, self.threads, self._plans = matmul, check_threads(threads), plans
         self._target = Target(self.threads, (matmul or _kernels.default_matmul()) == "blas")
         self.graph, self.source = read(source)
         self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
@@ -141,7 +146,7 @@ class Model:
                 graph = fold(graph, functools.partial(native.lower, matmul=self.matmul, threads=self.threads))
         names = [v.name for v in self.inputs if v.name not in constants]
         return Program(graph, names, self.source.label, record=record, meter=meter,
-                       target=None if reference else self._target, specialises=True)
+                       target=None if reference else self._target, plans=self._plans, specialises=True)
 
     def summary(self, feed=None, /, **inputs):
         """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.

@@ -314,12 +314,12 @@ def test_unused_nodes_do_not_run():
 
 
 def test_plans_are_bounded():
-    from rnnfast.onnx.trace import MAX_PLANS
+    from rnnfast.model import PLANS
     model = rnnfast.load(GRU)
-    for t in range(3 * MAX_PLANS):
+    for t in range(3 * PLANS):
         model(x=random(0, t, 2, 4), h=H)
     program, _ = model.prepare({"x": X, "h": H})
-    assert len(program.plans.kept) == MAX_PLANS
+    assert len(program.plans.kept) == PLANS
 
 
 def test_shapes_may_change_from_call_to_call():

@@ -28,7 +28,6 @@ MAX_FOLDED_BYTES = 2**24
 # What a model keeps of results that depend on constants only: that much more, and a multiple of the constants' own
 # size (weights of one byte become floats of four).
 FOLDED_RATIO = 4
-MAX_PLANS = 16
 # Inputs of integers, as small as that, on whose values a plan may depend, and plans that do so for inputs of one shape
 # before the values are left to the run.
 MAX_VALUES = 8
@@ -169,15 +168,15 @@ class Program:
 
     names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
     graph around it knows; folded: the Folded of the plan around it; record: called with (node, input values, output
-    values) of each step that is traced; meter: called with each Step of a plan for what the plan runs instead; target: what native steps are made for, None for none; specialises: whether a
+    values) of each step that is traced; meter: called with each Step of a plan for what the plan runs instead; target: what native steps are made for, None for none; plans: how many are kept; specialises: whether a
     plan may depend on the values of small integer inputs, where control flow or a shape does.
     """
     def __init__(self, graph, names, where, known=None, folded=None, record=None, meter=None, target=None,
-                 specialises=False):
+                 plans=16, specialises=False):
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
         self.folded, self.record, self.meter, self.specialises = folded, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
-        self.plans = Plans(names, MAX_PLANS)
+        self.plans = Plans(names, plans)
 
     def __call__(self, args, budget=None):
         """The outputs for a list in the order of `names`; they may share memory with it and with each other."""
@@ -278,6 +277,7 @@ class _Tracer:
     def __init__(self, program, args, budget, pinned, specialises):
         self.template, self.steps, self.budget = [], [], budget
         self.record, self.meter, self.target = program.record, program.meter, program.target
+        self.most_plans = program.plans.most
         self.pinned, self.specialises = pinned, specialises
         self.folded = Folded(MAX_FOLDED_BYTES, program.folded)
         self.absent = _Value(None, True, True)
@@ -375,7 +375,7 @@ class _Tracer:
         known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
         programs = {key: Program(graph, [v.name for v in graph.inputs] + names, node.where, known, self.folded,
-                                 self.record, self.meter, self.target)
+                                 self.record, self.meter, self.target, self.most_plans)
                     for key, graph in node.graphs.items()}
         values = inputs + [scope[name] for name in names]
         run = _Control(node, len(inputs), programs)

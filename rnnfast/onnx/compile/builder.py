@@ -3,6 +3,7 @@
 A view is a NumPy array whose memory is never touched: its shape, strides and the place within its buffer are what a
 command needs, and NumPy itself gives the views that slicing, transposing, splitting and the like make of it.
 """
+import itertools
 import math
 import mmap
 from typing import NamedTuple
@@ -174,7 +175,7 @@ class Builder:
             buffer.kind, buffer.index = OUTPUT, 2 + len(self.inputs) + len(taken) - 1
         for i, operand in enumerate(self.inputs):
             self.buffer_of(operand.view).index = 2 + i
-        size = self._place()
+        size, live = self._place()
         program = []
         for name, words in self.commands:
             values = []
@@ -192,7 +193,7 @@ class Builder:
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
         self.forget()
-        return _plan.Segment(np.array(program, np.int64), size, inputs, shapes, keep, tuple(self.notes), self.target.threads)
+        return _plan.Segment(np.array(program, np.int64), size, live, inputs, shapes, keep, tuple(self.notes), self.target.threads)
 
     def _place_of(self, view):
         buffer = self.buffer_of(view)
@@ -202,7 +203,10 @@ class Builder:
         return (1, buffer.index + offset) if buffer.kind == ARENA else (buffer.index, offset)
 
     def _place(self):
-        """Gives each arena buffer its offset: the lowest that is free while it lives, larger ones first. The size."""
+        """Gives each arena buffer its offset: the lowest that is free while it lives, larger ones first.
+
+        Returns the arena's bytes, and the most that live at one command.
+        """
         placed, size = [], 0
         live = [b for b in self._buffers.values() if b.kind == ARENA and b.first is not None]
         for buffer in sorted(live, key=lambda b: -b.array.nbytes):
@@ -217,7 +221,11 @@ class Builder:
             placed.append((buffer, at, at + nbytes))
             placed.sort(key=lambda p: p[1])
             size = max(size, at + nbytes)
-        return size
+        changes = [0] * (len(self.commands) + 1)
+        for buffer, start, end in placed:
+            changes[buffer.first] += end - start
+            changes[buffer.last + 1] -= end - start
+        return size, max(itertools.accumulate(changes))
 
 
 def _distinct(view):

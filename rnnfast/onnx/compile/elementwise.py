@@ -8,6 +8,7 @@ from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
 (SQRT, ABS, NEG, FLOOR, CEIL, ROUND, SIGN, RECIPROCAL, NOT, COPY, IS_NAN, ADD, SUB, MUL, DIV, MIN, MAX, LT, LE, EQ, AND,
  OR, PRELU, WHERE) = range(32, 56)
 ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64))}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 REGISTERS = 24
 MAX_INPUTS = 12         # of an expression, so that instructions have registers too
 MAX_INSTRUCTIONS = 32
@@ -42,20 +43,18 @@ class _Call:
 
 def _parts(expression):
     """(views, instructions) of an expression, each once, in the order of evaluation."""
-    views, calls, seen = {}, [], set()
+    views, calls = {}, {}
+    _visit(expression, views, calls)
+    return list(views.values()), list(calls.values())
 
-    def visit(e):
-        if id(e) in seen:
-            return
-        seen.add(id(e))
-        if isinstance(e, _Call):
-            for arg in e.args:
-                visit(arg)
-            calls.append(e)
-        else:
-            views[id(e)] = e
-    visit(expression)
-    return list(views.values()), calls
+
+def _visit(e, views, calls):
+    if not isinstance(e, _Call):
+        views[id(e)] = e
+    elif id(e) not in calls:
+        for arg in e.args:
+            _visit(arg, views, calls)
+        calls[id(e)] = e
 
 
 def _argument(b, operand, shape):
@@ -210,7 +209,7 @@ def emit_pow(b, node, inputs, outputs):
 def emit_clip(b, node, inputs, outputs):
     if not _floats(inputs[0]):
         return False
-    bounds = [node.attributes.get("min"), node.attributes.get("max")]
+    bounds = [node.attributes.get("min", -FLOAT32_MAX), node.attributes.get("max", FLOAT32_MAX)]
     for i, operand in enumerate(inputs[1:]):
         if operand is not None:
             if operand.known is None:
@@ -220,8 +219,7 @@ def emit_clip(b, node, inputs, outputs):
 
     def make(x):
         for code, bound in zip((MAX, MIN), bounds):
-            if bound is not None:
-                x = _Call(code, (x, b.constant(np.asarray(bound, np.float32).reshape(()))))
+            x = _Call(code, (x, b.constant(np.asarray(bound, np.float32).reshape(()))))
         return x
     _define(b, outputs[0], make, [x])
     return True

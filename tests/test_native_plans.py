@@ -1,0 +1,371 @@
+"""Native plans: what becomes one native step, that it gives what the operators' NumPy functions give, and its bounds."""
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnfast
+from rnnfast import _plan
+from rnnfast.onnx import trace
+from tests.graphs import load, parse, random
+
+RNG = np.random.default_rng(5)
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 3.5, -2.5, 0.5, 1e30, -1e-30], np.float32)
+
+
+def plain(model, **feed):
+    """The outputs of the operators' NumPy functions, native weights apart."""
+    program, args = model.prepare(feed)
+    program = model.build()
+    program.target = None
+    return program.run(args)
+
+
+def plan_of(model):
+    plan, = model._own.plans.kept
+    return plan
+
+
+def segment_of(model):
+    """The native step that a plan is."""
+    (run, *_), = plan_of(model).steps
+    assert isinstance(run, _plan.Segment), plan_of(model).steps
+    return run
+
+
+def compare(model, tolerance=0, **feed):
+    """One native step, and the same as from NumPy: to the bit, or to a tolerance."""
+    outputs = list(model(feed).values())
+    segment_of(model)
+    for y, expected in zip(outputs, plain(model, **feed)):
+        assert (y.dtype, y.shape) == (expected.dtype, expected.shape) and y.flags.owndata and y.flags.writeable
+        if tolerance:
+            np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+        else:
+            np.testing.assert_array_equal(y, expected)
+    return outputs
+
+
+# ------------------------------------------------------------------------------------------------ elementwise
+@pytest.mark.parametrize("expression", [
+    "Sqrt (a)", "Abs (a)", "Neg (a)", "Floor (a)", "Ceil (a)", "Round (a)", "Sign (a)", "Reciprocal (a)",
+    "Add (a, b)", "Sub (a, b)", "Mul (a, b)", "Div (a, b)", "PRelu (a, b)", "Min (a, b)", "Max (a, b, a)", "Sum (a, b, b)",
+    "Less (a, b)", "LessOrEqual (a, b)", "Greater (a, b)", "GreaterOrEqual (a, b)", "Equal (a, b)", "Relu (a)",
+    "LeakyRelu (a)", "LeakyRelu <alpha = 0.3> (a)", "Clip (a, low, high)", "Clip (a, , high)",
+    "Pow (a, two)", "Pow (a, half)",
+])
+def test_exact_elementwise(isa, expression):
+    """One IEEE operation each: NumPy's bits, for every special value."""
+    a, b = np.meshgrid(SPECIAL, SPECIAL)
+    model = load(parse(f"g (float[m,n] a, float[m,n] b) => (z) {{ y = {expression}  z = Identity (y) }}",
+                       low=np.float32(-1), high=np.float32(2), two=np.float32(2), half=np.float32(0.5), one=np.float32(1)))
+    if "Pow (a, half)" in expression:
+        a = np.abs(a)       # NumPy's power gives +infinity for -infinity, a square root is NaN
+    compare(model, a=a, b=b)
+
+
+@pytest.mark.parametrize("function", ["Sigmoid", "Tanh", "Exp", "Log", "Erf", "Softplus", "Softsign", "Elu", "HardSigmoid"])
+def test_functions(isa, function):
+    x = random(0, 7, 33)
+    model = load(parse(f"g (float[m,n] x) => (z) {{ y = {function} (x)  z = Neg (y) }}"))
+    compare(model, 3e-6, x=np.abs(x) if function == "Log" else x)
+
+
+def test_logic_where_and_casts(isa):
+    model = load(parse("""g (float[m,n] a, float[n] b, int64[m,n] k) => (v, w, x, y, z) {
+        p = Less (a, b)  q = Greater (a, zero)  r = And (p, q)  s = Or (p, q)  v = Not (r)
+        w = Where (s, a, b)  x = Cast <to = 1> (s)  i = Cast <to = 1> (k)  y = Mul (i, a)  z = Where (r, zero, i) }""",
+                       zero=np.float32(0)))
+    compare(model, a=random(0, 5, 19), b=random(1, 19), k=RNG.integers(-9, 9, (5, 19)))
+
+
+@pytest.mark.parametrize("shapes", [((3, 5, 7), (7,)), ((3, 5, 7), (5, 1)), ((3, 5, 7), (3, 1, 7)), ((3, 1, 7), (5, 1)),
+                                    ((1,), (4, 3, 2)), ((), (300,)), ((2, 300), (2, 1)), ((2, 1, 3, 1, 2), (4, 1, 5, 1)),
+                                    ((), ()), ((1, 1), (1,))])
+def test_broadcasting(isa, shapes):
+    types = ["float[" + ",".join(f"{n}{i}" for i in range(len(s))) + "]" if s else "float" for n, s in zip("ab", shapes)]
+    model = load(parse(f"""g ({types[0]} a, {types[1]} b) => (z) {{
+        s = Sub (a, b)  t = Mul (s, a)  u = Div (b, t)  z = Add (u, s) }}"""))
+    compare(model, a=random(0, *shapes[0]), b=random(1, *shapes[1]))
+
+
+def test_chains_longer_than_a_command(isa):
+    """Of many inputs, of many instructions, and of values that several take."""
+    names = [f"v{i}" for i in range(100)]
+    chain = " ".join(f"{b} = {'Abs' if i % 3 else 'Neg'} ({a})  w{i} = Add ({b}, c{i % 20})" for i, (a, b) in
+                     enumerate(zip(["x", *[f"w{i}" for i in range(99)]], names)))
+    model = load(parse(f"g (float[n] x) => (z) {{ {chain} z = Mul (w98, w3) }}",
+                       **{f"c{i}": random(i, 13) for i in range(20)}))
+    compare(model, x=random(0, 13))
+
+
+# ------------------------------------------------------------------------------------------------ views
+@pytest.mark.parametrize("expression", [
+    "Transpose <perm = [2, 0, 1]> (x)", "Slice (x, from, to, axes, steps)", "Reshape (t, shape)", "Unsqueeze (x, axes)",
+    "Flatten (t)", "Expand (r, wide)", "Gather <axis = 1> (x, index)", "Gather <axis = 2> (x, indices)",
+    "Concat <axis = 1> (x, x, t2)", "Pad (x, pads)", "Pad (x, pads, value)", "Pad <mode = \"reflect\"> (x, pads)",
+    "Pad <mode = \"edge\"> (x, pads)",
+])
+def test_movement(isa, expression):
+    shape = (3, 5, 7)
+    model = load(parse(f"""g (float[a,b,c] x) => (z) {{
+        t = Transpose <perm = [0, 2, 1]> (x)  t2 = Transpose <perm = [0, 2, 1]> (t)  r = Slice (x, nil, first, mid)
+        y = {expression}  z = Neg (y) }}""",
+                       **{"from": np.array([4, -1]), "to": np.array([0, -99]), "axes": np.array([1, 2]),
+                          "steps": np.array([-2, -3]), "shape": np.array([5, -1]), "wide": np.array([2, 3, 4, 7]),
+                          "nil": np.array([0]), "first": np.array([1]), "mid": np.array([1]), "index": np.array(-2),
+                          "indices": np.array([[1, -1], [0, 6]]), "pads": np.array([2, 1, 3, 0, 2, 1]),
+                          "value": np.float32(-1.5)}))
+    compare(model, x=random(0, *shape))
+
+
+def test_split_and_squeeze(isa):
+    model = load(parse("""g (float[a,6,1] x) => (p, q) {
+        s = Squeeze (x, last)  a1, a2 = Split <axis = 1> (s, sizes)  p = Neg (a1)  q = Mul (a2, a2) }""",
+                       last=np.array([2]), sizes=np.array([2, 4])))
+    compare(model, x=random(0, 3, 6, 1))
+
+
+def test_outputs_are_arrays_of_their_own():
+    """Of an input, of a view, of a constant, the same one twice: writing to one changes no other."""
+    model = load(parse("""g (float[n] x) => (y, a, b, c) {
+        y = Neg (x)  a = Reshape (y, all)  b = Identity (x)  c = Identity (k) }""", all=np.array([-1]), k=random(1, 3)))
+    x = random(0, 4)
+    before = {name: v.copy() for name, v in model(x=x).items()}
+    outputs = model(x=x)
+    for array in outputs.values():
+        array[...] = 9
+    for name, array in model(x=x).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert not np.any(x == 9)
+
+
+def test_inputs_of_any_layout():
+    model = load(parse("g (float[m,n] x) => (y) { t = Transpose (x)  y = Sub (t, one) }", one=np.float32(1)))
+    x = random(0, 6, 8)
+    for given_x in (x, np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2], x[::-1][::-1]):
+        np.testing.assert_array_equal(model(x=given_x).y, x.T - 1)
+
+
+# ------------------------------------------------------------------------------------------------ dense and recurrent
+def test_dense_and_recurrent(isa):
+    model = load(parse("""g (float[t,b,5] x, float[1,b,6] h) => (z, last) {
+        p = MatMul (x, w)  q = Add (p, c)  r = Relu (q)  y, last = GRU <hidden_size = 6> (r, gw, gr, gb, , h)
+        s = Squeeze (y, one)  f = Reshape (s, rows)  u = Gemm <transB = 1> (f, v, d)  z = Tanh (u) }""",
+                       w=random(0, 5, 7), c=random(1, 7), gw=random(2, 1, 18, 7), gr=random(3, 1, 18, 6),
+                       gb=random(4, 1, 36), one=np.array([1]), rows=np.array([-1, 6]), v=random(5, 21, 6), d=random(6, 21)))
+    z, last = compare(model, 1e-6, x=random(7, 9, 3, 5), h=random(8, 1, 3, 6))
+    alone, alone_last = model({"x": random(7, 9, 3, 5)[:, 1:2], "h": random(8, 1, 3, 6)[:, 1:2]}).values()
+    np.testing.assert_array_equal(alone, z.reshape(9, 3, 21)[:, 1])
+    np.testing.assert_array_equal(alone_last, last[:, 1:2])
+
+
+@pytest.mark.parametrize("kind, gates, layout, direction", [("LSTM", 4, 0, "bidirectional"), ("RNN", 1, 0, "reverse"),
+                                                            ("GRU", 3, 1, "forward"), ("LSTM", 4, 1, "bidirectional")])
+def test_recurrent_layouts(isa, kind, gates, layout, direction):
+    D = 2 if direction == "bidirectional" else 1
+    model = load(parse(f"""g (float[t,b,5] x) => (z) {{
+        n = Neg (x)  y = {kind} <hidden_size = 4, layout = {layout}, direction = "{direction}"> (n, w, r)  z = Abs (y) }}""",
+                       w=random(0, D, gates * 4, 5), r=random(1, D, gates * 4, 4)))
+    compare(model, 1e-6, x=random(2, 6, 3, 5))
+
+
+# ------------------------------------------------------------------------------------------------ plans
+BRANCHES = """g (float[n] x, int64 rate) => (y) {
+    wide = Equal (rate, k)
+    y = If (wide) <then_branch = t () => (a) { a = Mul (x, two) }, else_branch = e () => (b) { b = Neg (x) }> }"""
+
+
+def test_a_plan_depends_on_a_value_that_decides():
+    model = load(parse(BRANCHES, k=np.int64(16), two=np.float32(2)))
+    x = random(0, 5)
+    for _ in range(2):
+        np.testing.assert_array_equal(model(x=x, rate=16).y, 2 * x)
+        np.testing.assert_array_equal(model(x=x, rate=8).y, -x)
+    assert len(model._own.plans.kept) == 2
+    for plan in model._own.plans.kept:
+        (run, *_), = plan.steps
+        assert isinstance(run, _plan.Segment)
+
+
+def test_values_that_never_repeat_are_left_to_the_run():
+    model = load(parse(BRANCHES, k=np.int64(16), two=np.float32(2)))
+    x = random(0, 5)
+    for rate in range(40):
+        np.testing.assert_array_equal(model(x=x, rate=rate).y, 2 * x if rate == 16 else -x)
+    assert len(model._own.plans.kept) == trace.MAX_SPECIALISED + 1
+
+
+def test_a_changed_argument_is_no_constant_of_the_plan():
+    """The values that a plan depends on are copied."""
+    model = load(parse(BRANCHES, k=np.int64(16), two=np.float32(2)))
+    x, rate = random(0, 5), np.array(16)
+    model(x=x, rate=rate)
+    rate[...] = 8
+    np.testing.assert_array_equal(model(x=x, rate=rate).y, -x)
+
+
+def test_python_steps_between_native_ones():
+    """What no command does stands between two native steps; the GIL's operators see what native ones made."""
+    model = load(parse("""g (float[m,n] x) => (z) {
+        a = Neg (x)  b = Cos (a)  c = Add (b, a)  d = CumSum (c, axis)  e = Mul (d, c)  z = Sub (e, x) }""",
+                       axis=np.array(1)))
+    x = random(0, 3, 5)
+    z, = model(x=x).values()
+    np.testing.assert_array_equal(z, plain(model, x=x)[0])
+    kinds = [isinstance(run, _plan.Segment) for run, *_ in plan_of(model).steps]
+    assert kinds == [True, False, True, False, True]
+
+
+def test_loops_run_native_bodies():
+    model = load(parse("""g (float[n] x, int64 count) => (y) {
+        y = Loop (count, on, x) <body = b (int64 i, bool c, float[n] a) => (bool d, float[n] e)
+            { d = Identity (c)  f = Mul (a, k)  e = Sub (f, x) }> }""", on=np.array(True), k=np.float32(0.5)))
+    x = random(0, 6)
+    y = x
+    for _ in range(7):
+        y = y * np.float32(0.5) - x
+    np.testing.assert_array_equal(model(x=x, count=7).y, y)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["Neg", "Abs", "Relu", "Transpose", "Add", "Mul", "Slice", "Reshape", "Concat", "Tanh"]),
+                min_size=1, max_size=25), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_random_graphs(operators, m, n, seed):
+    """Any graph of such operators: NumPy's result, whatever is fused, aliased, and laid over each other."""
+    rng = np.random.default_rng(seed)
+    text, values = [], {"x": (m, n)}
+    for i, op in enumerate(operators):
+        a = str(rng.choice(list(values)))
+        p, q = values[a]
+        same = [v for v, s in values.items() if s == (p, q)]
+        b, out = str(rng.choice(same)), f"v{i}"
+        shape = (p, q)
+        if op in ("Add", "Mul"):
+            text.append(f"{out} = {op} ({a}, {b})")
+        elif op == "Concat":
+            text.append(f"{out} = Concat <axis = 1> ({a}, {b})")
+            shape = (p, 2 * q)
+        elif op == "Transpose":
+            text.append(f"{out} = Transpose ({a})")
+            shape = (q, p)
+        elif op == "Reshape":
+            text.append(f"{out} = Reshape ({a}, flat)")
+            shape = (1, p * q)
+        elif op == "Slice":
+            text.append(f"{out} = Slice ({a}, start, end, both, steps)")
+            shape = (len(range(p)[-1:-2:-1]), len(range(q)[-1:-99:-1]))
+        else:
+            text.append(f"{out} = {op} ({a})")
+        if shape[0] * shape[1] <= 4000:
+            values[out] = shape
+        else:
+            text.pop()
+    outputs = [str(v) for v in rng.choice([v for v in values if v != "x"] or ["x"], 2)]
+    text.append(f"y = Neg ({outputs[0]})  z = Neg ({outputs[1]})")
+    model = load(parse(f"g (float[m,n] x) => (y, z) {{ {' '.join(text)} }}", flat=np.array([1, -1]),
+                       start=np.array([-1, -1]), end=np.array([-2, -99]), both=np.array([0, 1]), steps=np.array([-1, -1])))
+    x = rng.standard_normal((m, n)).astype(np.float32)
+    for y, expected in zip(model(x=x).values(), plain(model, x=x)):
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        assert y.shape == expected.shape
+
+
+# ------------------------------------------------------------------------------------------------ bounds
+def test_arena_is_no_larger_than_what_lives():
+    """A chain of reshaped products: a few buffers live at a time."""
+    nodes = " ".join(f"a{i + 1} = Concat <axis = 1> (b{i}, b{i})  b{i + 1} = Slice (a{i + 1}, nil, n, axis)"
+                     for i in range(30))
+    model = load(parse(f"g (float[m,64] x) => (y) {{ b0 = Neg (x) {nodes} y = Neg (b30) }}", nil=np.array([0]),
+                       n=np.array([64]), axis=np.array([1])))
+    model(x=random(0, 50, 64))
+    segment = segment_of(model)
+    assert segment.live <= segment.arena <= 1.5 * segment.live < 10 * 2 * 50 * 64 * 4
+
+
+def used_by_threads(model, feeds, seconds, count=8):
+    """Calls from several threads until the time is over, every result to the bit; how many calls."""
+    expected = [list(model(feed).values()) for feed in feeds]
+    end, failures, calls = time.monotonic() + seconds, [], [0] * count
+
+    def work(k):
+        rng = np.random.default_rng(k)
+        while time.monotonic() < end and not failures:
+            i = int(rng.integers(len(feeds)))
+            for y, right in zip(model(feeds[i]).values(), expected[i]):
+                if not np.array_equal(y, right):
+                    failures.append(i)
+            calls[k] += 1
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    return sum(calls)
+
+
+def model_for_threads():
+    return load(parse("""g (float[t,b,5] x) => (z) {
+        p = MatMul (x, w)  r = Relu (p)  y = LSTM <hidden_size = 6> (r, gw, gr)  s = Squeeze (y, one)
+        u = MatMul (s, v)  z = Tanh (u) }""", w=random(0, 5, 7), gw=random(2, 1, 24, 7), gr=random(3, 1, 24, 6),
+                      one=np.array([1]), v=random(5, 6, 11)))
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_many_threads_on_one_model(seconds):
+    model = model_for_threads()
+    feeds = [{"x": random(i, 3 + i, 1 + i % 3, 5)} for i in range(6)]
+    used_by_threads(model, feeds, 0.3)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        assert used_by_threads(model, feeds, seconds) > 100
+        assert tracemalloc.get_traced_memory()[0] - before < 2**18
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("calls", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_memory_is_bounded_whatever_the_shapes(calls):
+    model = rnnfast.load(parse("g (float[t,b,5] x) => (z) { p = MatMul (x, w)  r = Relu (p)  z = Mul (r, r) }",
+                               w=random(0, 5, 40)), plans=5)
+    rng = np.random.default_rng(0)
+
+    def some(n):
+        for _ in range(n):
+            T, B = rng.integers(1, 60, 2)
+            model(x=np.ones((T, B, 5), np.float32))
+    some(60)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        some(calls)
+        assert tracemalloc.get_traced_memory()[0] - before < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(model._own.plans.kept) == 5
+    assert sum(segment.arena for plan in model._own.plans.kept for segment, *_ in plan.steps) < 5 * 60 * 60 * 100 * 4
+
+
+def test_an_empty_step_costs_little_memory():
+    """Twenty nodes of four floats are one command without an arena."""
+    chain = " ".join(f"v{i + 1} = {'Abs' if i % 2 else 'Neg'} (v{i})" for i in range(20))
+    model = load(parse(f"g (float[4] v0) => (v20) {{ {chain} }}"))
+    model(v0=random(0, 4))
+    segment = segment_of(model)
+    assert len(segment.notes) == 1 and segment.arena == 0
+
+
+def test_times_of_commands():
+    model = model_for_threads()
+    x = random(0, 5, 2, 5)
+    model(x=x)
+    segment = segment_of(model)
+    times = segment.times(x, runs=3)
+    assert len(times) == len(segment.notes) == sum(t >= 0 for t in times) and max(times) > 0
+    assert sum(note.flops for note in segment.notes) > 0
