@@ -58,6 +58,9 @@ cdef extern from "kernels.h" nogil:
         void (*unary)(activation, const float *, float *, size_t) noexcept nogil
         void (*elementwise)(const command *, const context *) noexcept nogil
         void (*depthwise)(const command *, const context *) noexcept nogil
+        void (*reduce)(const command *, const context *) noexcept nogil
+        void (*rows)(const command *, const context *) noexcept nogil
+        void (*pool)(const command *, const context *) noexcept nogil
         unsigned (*flush_denormals)() noexcept nogil
         void (*restore_mode)(unsigned) noexcept nogil
 

@@ -3,6 +3,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.stdint cimport int64_t
 from libc.string cimport memcmp
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from rnnfast._engine import Prepared, recurrent
 from rnnfast._kernels import Matrix
-from rnnfast.errors import LimitError, located
+from rnnfast.errors import InputError, LimitError, located
 
 from rnnfast._kernels cimport *
 
@@ -278,6 +279,11 @@ cdef extern from "program.h" nogil:
     void rnnfast_copy(const command *, const context *)
     void rnnfast_elementwise(const command *, const context *)
     void rnnfast_depthwise(const command *, const context *)
+    void rnnfast_reduce(const command *, const context *)
+    void rnnfast_rows(const command *, const context *)
+    void rnnfast_pool(const command *, const context *)
+    void rnnfast_gather(const command *, const context *)
+    void rnnfast_integer(const command *, const context *)
     void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
 
 cdef enum:
@@ -345,6 +351,11 @@ COMMANDS = {
     "copy": <size_t>&rnnfast_copy,
     "elementwise": <size_t>&rnnfast_elementwise,
     "depthwise": <size_t>&rnnfast_depthwise,
+    "reduce": <size_t>&rnnfast_reduce,
+    "rows": <size_t>&rnnfast_rows,
+    "pool": <size_t>&rnnfast_pool,
+    "gather": <size_t>&rnnfast_gather,
+    "integer": <size_t>&rnnfast_integer,
     "product": <size_t>&run_product,
     "recurrent": Prepared.command,
 }
@@ -354,12 +365,13 @@ cdef class Segment:
     """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
 
     program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
-    are needed at one time; outputs: (shape, type) pairs;
-    keep: what the program points to; notes: (where it belongs, what it is, its flops) for each command.
+    are needed at one time; outputs: (shape, type) pairs; keep: what the program points to; notes: a Note for each
+    command; checks: (where in the arena a gather_command notes indices that are out of range, the size of the axis,
+    where it belongs).
     """
     cdef const Py_ssize_t[::1] program
     cdef readonly Py_ssize_t arena, live
-    cdef readonly tuple inputs, outputs, notes
+    cdef readonly tuple inputs, outputs, notes, checks
     cdef object keep
     cdef list spare
     cdef int calls
@@ -368,10 +380,10 @@ cdef class Segment:
     cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
     cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
 
-    def __init__(self, program, arena, live, inputs, outputs, keep, notes, threads):
+    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads):
         cdef Py_ssize_t i, j, at = 0
         self.program, self.arena, self.live, self.keep, self.notes = program, arena, live, keep, notes
-        self.threads = threads
+        self.checks, self.threads = tuple(checks), threads
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.spare = []
@@ -431,6 +443,8 @@ cdef class Segment:
             mode = active.flush_denormals()
             rnnfast_execute(&self.program[0], self.program.shape[0], &x)
             active.restore_mode(mode)
+        if self.checks:
+            self.check(<const char *>memory.p)
         self.give_back(memory)
         return results
 
@@ -454,6 +468,16 @@ cdef class Segment:
 
     cdef object new_output(self, Py_ssize_t i):
         return cnp.PyArray_EMPTY(self.axes[i], self.shapes + self.first_axis[i], self.types[i], 0)
+
+    cdef int check(self, const char *arena) except -1:
+        """InputError if a run on this arena met an index that was out of range."""
+        cdef const int64_t *status
+        cdef Py_ssize_t offset
+        for offset, size, where in self.checks:
+            status = <const int64_t *>(arena + offset)
+            if status[0]:
+                raise located(InputError(f"index {status[1]} is out of range for an axis of {size} elements"), where)
+        return 0
 
     cdef Buffer borrow(self):
         if self.spare:

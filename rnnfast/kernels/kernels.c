@@ -2,6 +2,8 @@
 #include "cells.h"
 #include "depthwise.h"
 #include "elementwise.h"
+#include "pooling.h"
+#include "reduce.h"
 
 static unsigned flush_denormals(void) { return v_flush_denormals(); }
 static void restore_mode(unsigned mode) { v_restore_mode(mode); }
@@ -14,5 +16,5 @@ static void restore_mode(unsigned mode) { v_restore_mode(mode); }
 extern const kernels NAME(ISA);
 const kernels NAME(ISA) = {
     TEXT(ISA), matmul_kernel, cell_step_kernel, gru_gates_kernel, gru_output_kernel, unary_kernel,
-    elementwise_kernel, depthwise_kernel, flush_denormals, restore_mode,
+    elementwise_kernel, depthwise_kernel, reduce_kernel, rows_kernel, pool_kernel, flush_denormals, restore_mode,
 };

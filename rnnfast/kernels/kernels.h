@@ -93,6 +93,10 @@ typedef struct kernels {
     void (*elementwise)(const command *c, const context *x);
     /* a depthwise_command */
     void (*depthwise)(const command *c, const context *x);
+    /* a reduce_command, a rows_command, a pool_command */
+    void (*reduce)(const command *c, const context *x);
+    void (*rows)(const command *c, const context *x);
+    void (*pool)(const command *c, const context *x);
     /* denormals off for this thread; returns the mode to hand to restore_mode */
     unsigned (*flush_denormals)(void);
     void (*restore_mode)(unsigned mode);

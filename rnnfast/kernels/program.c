@@ -46,6 +46,92 @@ void rnnfast_copy(const command *c, const context *x)
     copy_axes(m, 0, address_of(x, m->to), address_of(x, m->from));
 }
 
+static int64_t index_at(const gather_command *m, const void *index, ptrdiff_t i)
+{
+    return m->index_item == 4 ? ((const int32_t *)index)[i] : ((const int64_t *)index)[i];
+}
+
+void rnnfast_gather(const command *c, const context *x)
+{
+    const gather_command *m = (const gather_command *)c;
+    const void *index = address_of(x, m->index);
+    int64_t *status = address_of(x, m->status);
+    char *to = address_of(x, m->to);
+    const char *from = address_of(x, m->from);
+    int64_t low = 0, high = 0;
+    for (ptrdiff_t i = 0; i < m->count; i++) {
+        int64_t at = index_at(m, index, i);
+        low = at < low ? at : low;
+        high = at > high ? at : high;
+        at = at < -m->limit || at >= m->limit ? 0 : at < 0 ? at + m->limit : at;
+        char *q = to + (m->scatters ? at : i) * m->to_stride;
+        const char *p = from + (m->scatters ? i : at) * m->from_stride;
+        if (m->bytes == 4)
+            for (ptrdiff_t o = 0; o < m->outer; o++)
+                memcpy(q + o * m->to_outer, p + o * m->from_outer, 4);
+        else
+            for (ptrdiff_t o = 0; o < m->outer; o++)
+                memcpy(q + o * m->to_outer, p + o * m->from_outer, (size_t)m->bytes);
+    }
+    status[0] = low < -m->limit || high >= m->limit;
+    status[1] = low < -m->limit ? low : high;
+}
+
+static int64_t integer_at(ptrdiff_t item, const void *p)
+{
+    switch (item) {
+    case INTEGER_BOOL: return *(const uint8_t *)p != 0;
+    case INTEGER_UINT8: return *(const uint8_t *)p;
+    case INTEGER_INT8: return *(const int8_t *)p;
+    case INTEGER_INT32: return *(const int32_t *)p;
+    }
+    return *(const int64_t *)p;
+}
+
+static void integer_to(ptrdiff_t item, void *p, int64_t value)
+{
+    switch (item) {
+    case INTEGER_BOOL: *(uint8_t *)p = value != 0; break;
+    case INTEGER_UINT8: *(uint8_t *)p = (uint8_t)value; break;
+    case INTEGER_INT8: *(int8_t *)p = (int8_t)value; break;
+    case INTEGER_INT32: *(int32_t *)p = (int32_t)value; break;
+    default: *(int64_t *)p = value;
+    }
+}
+
+/* Sums and products wrap around. */
+static int64_t integer_result(ptrdiff_t code, int64_t a, int64_t b)
+{
+    switch (code) {
+    case I_ADD: return (int64_t)((uint64_t)a + (uint64_t)b);
+    case I_SUB: return (int64_t)((uint64_t)a - (uint64_t)b);
+    case I_MUL: return (int64_t)((uint64_t)a * (uint64_t)b);
+    case I_LT: return a < b;
+    case I_LE: return a <= b;
+    case I_EQ: return a == b;
+    }
+    return a;
+}
+
+static void integer_axes(const integer_command *m, ptrdiff_t axis, char *to, const char *a, const char *b)
+{
+    const int last = axis >= AXES - 1 || axis == m->axes - 1;
+    for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
+        char *to_i = to + i * m->to_stride[axis];
+        const char *a_i = a + i * m->a_stride[axis], *b_i = b + i * m->b_stride[axis];
+        if (last)
+            integer_to(m->to_item, to_i, integer_result(m->code, integer_at(m->item, a_i), integer_at(m->item, b_i)));
+        else
+            integer_axes(m, axis + 1, to_i, a_i, b_i);
+    }
+}
+
+void rnnfast_integer(const command *c, const context *x)
+{
+    const integer_command *m = (const integer_command *)c;
+    integer_axes(m, 0, address_of(x, m->to), address_of(x, m->a), address_of(x, m->b));
+}
+
 void rnnfast_elementwise(const command *c, const context *x)
 {
     x->isa->elementwise(c, x);
@@ -54,4 +140,19 @@ void rnnfast_elementwise(const command *c, const context *x)
 void rnnfast_depthwise(const command *c, const context *x)
 {
     x->isa->depthwise(c, x);
+}
+
+void rnnfast_reduce(const command *c, const context *x)
+{
+    x->isa->reduce(c, x);
+}
+
+void rnnfast_rows(const command *c, const context *x)
+{
+    x->isa->rows(c, x);
+}
+
+void rnnfast_pool(const command *c, const context *x)
+{
+    x->isa->pool(c, x);
 }

@@ -80,6 +80,68 @@ typedef struct {
     ptrdiff_t offset[];
 } depthwise_command;
 
+/* out[kept] = the reduction of x over two axes, `lines` and `columns`, by strides in floats. The last kept axis is
+ * contiguous in both if `across`; else there is one line, whose columns are contiguous. */
+enum { REDUCE_SUM, REDUCE_L1, REDUCE_SQUARES, REDUCE_PRODUCT, REDUCE_MAX, REDUCE_MIN };
+enum { FINISH_NOTHING, FINISH_MEAN, FINISH_SQRT, FINISH_LOG };
+
+typedef struct {
+    command head;
+    location x, out;
+    ptrdiff_t kind, finish, across;
+    ptrdiff_t axes, shape[AXES], x_stride[AXES], out_stride[AXES];      /* kept */
+    ptrdiff_t lines, columns, line_stride, column_stride;
+} reduce_command;
+
+/* Functions of whole contiguous rows of n floats, which lie along axes by strides in floats; out may be x. */
+enum { ROWS_SOFTMAX, ROWS_LOG_SOFTMAX, ROWS_STANDARDIZE };
+
+typedef struct {
+    command head;
+    location x, out;
+    ptrdiff_t kind;
+    double epsilon;
+    ptrdiff_t n, axes, shape[AXES], x_stride[AXES], out_stride[AXES];
+} rows_command;
+
+/* The largest value or the average of each window over two axes: x [n, i, j, c] by strides in floats, channels
+ * contiguous. An average divides by the number of taps at positions low <= p < high. Every window meets the input. */
+typedef struct {
+    ptrdiff_t size, outputs, kernel, stride, dilation, begin, low, high;
+} pool_axis;
+
+typedef struct {
+    command head;
+    location x, out;
+    ptrdiff_t maximum, samples, channels, x_stride[3], out_stride[3];
+    pool_axis of[2];
+} pool_command;
+
+/* to[o, i] = from[o, index[i]], or to[o, index[i]] = from[o, i] if `scatters`: items of `bytes` contiguous bytes, by
+ * strides in bytes. Negative indices count from the end, of `limit`. An index out of range is taken for 0 and noted:
+ * status[0] = whether there is one, status[1] = the lowest or the highest of them. Indices are int32 or int64. */
+typedef struct {
+    command head;
+    location to, from, index, status;
+    ptrdiff_t scatters, bytes, outer, count, limit, index_item;
+    ptrdiff_t to_outer, to_stride, from_outer, from_stride;
+} gather_command;
+
+/* Integers of any type, computed in int64: to = code(a, b), by strides in bytes. Truth values are 0 or 1. */
+enum { I_COPY, I_ADD, I_SUB, I_MUL, I_LT, I_LE, I_EQ };
+enum { INTEGER_BOOL, INTEGER_UINT8, INTEGER_INT8, INTEGER_INT32, INTEGER_INT64 };
+
+typedef struct {
+    command head;
+    location to, a, b;
+    ptrdiff_t code, to_item, item, axes, shape[AXES], to_stride[AXES], a_stride[AXES], b_stride[AXES];
+} integer_command;
+
+void rnnfast_reduce(const command *c, const context *x);
+void rnnfast_rows(const command *c, const context *x);
+void rnnfast_pool(const command *c, const context *x);
+void rnnfast_gather(const command *c, const context *x);
+void rnnfast_integer(const command *c, const context *x);
 void rnnfast_depthwise(const command *c, const context *x);
 void rnnfast_elementwise(const command *c, const context *x);
 void rnnfast_copy(const command *c, const context *x);

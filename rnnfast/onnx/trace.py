@@ -409,7 +409,7 @@ class _Tracer:
             for value in outputs:
                 value.given = frozenset().union(*(v.given for v in inputs))
         large = tuple(v.place for v in outputs if not fixed or _is_large(v.data))
-        plain = all(v.operand is not None or v is self.absent for v in inputs + outputs)
+        plain = all(v.operand is not None or v.data is None for v in inputs + outputs)
         described = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
         self.steps.append(Step(run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where,
                                node, *described))

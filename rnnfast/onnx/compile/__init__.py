@@ -1,10 +1,12 @@
 """The steps of a plan made native: runs of steps that have commands become one Segment each."""
 from typing import NamedTuple
 
-from rnnfast.onnx.compile import convolution, dense, elementwise, movement, recurrent
+from rnnfast.onnx.compile import (convolution, dense, elementwise, indexing, integer, movement, pooling, recurrent,
+                                  reduction)
 from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
 
-EMIT = movement.EMIT | elementwise.EMIT | dense.EMIT | convolution.EMIT | recurrent.EMIT
+EMIT = (movement.EMIT | elementwise.EMIT | dense.EMIT | convolution.EMIT | recurrent.EMIT | reduction.EMIT
+        | indexing.EMIT | pooling.EMIT | integer.EMIT)
 MAX_AREAS = 60          # inputs and outputs of a segment
 MAX_RANK = 16           # of its outputs
 

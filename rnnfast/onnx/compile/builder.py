@@ -76,6 +76,7 @@ class Builder:
         self._seen = []                 # (Operand, what it was) of those that got a view here
         self.node = None                # what the commands that follow belong to
         self._nodes = {}                # id of an Operand with an expression -> its node
+        self._checks = []               # (view of a gather's status, the size of the axis, where it belongs)
 
     # ------------------------------------------------------------------------------------------ values
     def new(self, shape, dtype=np.float32):
@@ -159,6 +160,13 @@ class Builder:
             return
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
+    def status(self, size=None):
+        """The view where a gather_command notes indices out of range for an axis of `size`, an error of the run."""
+        view = self.new((2,), np.int64)
+        if size is not None:
+            self._checks.append((view, size, self.node.where))
+        return view
+
     # ------------------------------------------------------------------------------------------ the end
     def segment(self, outputs):
         """The callable for arrays of `inputs` that gives those of the Operands `outputs`, each of its own memory."""
@@ -175,6 +183,8 @@ class Builder:
             buffer.kind, buffer.index = OUTPUT, 2 + len(self.inputs) + len(taken) - 1
         for i, operand in enumerate(self.inputs):
             self.buffer_of(operand.view).index = 2 + i
+        for status, *_ in self._checks:
+            self.buffer_of(status).last = len(self.commands)
         size, live = self._place()
         program = []
         for name, words in self.commands:
@@ -192,8 +202,10 @@ class Builder:
         keep = [b.array for b in self._buffers.values() if b.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
+        checks = [(self.buffer_of(status).index, length, where) for status, length, where in self._checks]
         self.forget()
-        return _plan.Segment(np.array(program, np.int64), size, live, inputs, shapes, keep, tuple(self.notes), self.target.threads)
+        return _plan.Segment(np.array(program, np.int64), size, live, inputs, shapes, keep, tuple(self.notes), checks,
+                             self.target.threads)
 
     def _place_of(self, view):
         buffer = self.buffer_of(view)
@@ -221,7 +233,7 @@ class Builder:
             placed.append((buffer, at, at + nbytes))
             placed.sort(key=lambda p: p[1])
             size = max(size, at + nbytes)
-        changes = [0] * (len(self.commands) + 1)
+        changes = [0] * (len(self.commands) + 2)
         for buffer, start, end in placed:
             changes[buffer.first] += end - start
             changes[buffer.last + 1] -= end - start

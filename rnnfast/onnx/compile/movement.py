@@ -54,27 +54,6 @@ def emit_concat(b, node, inputs, outputs):
     return True
 
 
-def emit_gather(b, node, inputs, outputs):
-    """Of constant indices: a view for one, copies of runs else."""
-    indices = inputs[1].known
-    axis = node.attributes.get("axis", 0) % len(inputs[0].shape)
-    if indices is None or indices.size == 0 or indices.size > 64:
-        return False
-    n = inputs[0].shape[axis]
-    view = b.view(inputs[0])
-    if indices.ndim == 0:
-        b.set(outputs[0], np.take(np.empty(0), []) if n == 0 else view[(slice(None),) * axis + (int(indices) % n,)])
-        return True
-    out = b.new(outputs[0].shape, outputs[0].dtype)
-    flat = out.reshape(*view.shape[:axis], indices.size, *view.shape[axis + 1:])
-    before = (slice(None),) * axis
-    for i, index in enumerate(indices.ravel()):
-        index = int(index) % n
-        b.copy(flat[before + (slice(i, i + 1),)], view[before + (slice(index, index + 1),)])
-    b.set(outputs[0], out)
-    return True
-
-
 def emit_pad(b, node, inputs, outputs):
     """The inside first, then along each axis what is outside of it, from what is there by then."""
     given = [None if v is None else v.known for v in inputs[1:]] + [None] * 3
@@ -120,4 +99,4 @@ def emit_pad(b, node, inputs, outputs):
     return True
 
 
-EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Gather": emit_gather, "Pad": emit_pad}
+EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Pad": emit_pad}

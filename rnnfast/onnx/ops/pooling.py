@@ -15,7 +15,8 @@ MAX_WORK = 2**33
 LOOP_COST = 1000
 
 
-def _windows(x, kernel_shape, auto_pad, **attributes):
+def windows_of(x, kernel_shape, auto_pad, **attributes):
+    """The Windows over x, of which each has a tap in the input."""
     windows = place(x.shape[2:], kernel_shape, auto_pad=auto_pad, **attributes)
     if auto_pad.startswith("SAME") and any(windows.covered(axis) < size - 1 for axis, size in enumerate(windows.size)):
         raise UnsupportedError(f"auto_pad = {auto_pad} with windows that leave a gap of more than one position at the "
@@ -119,7 +120,7 @@ def _indices(x, windows, column_major):
 def max_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: Flag = 0,
              dilations: Ints | None = None, pads: Ints | None = None, storage_order: Flag = 0,
              strides: Ints | None = None, n_outputs: int = 1):
-    windows = _windows(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
+    windows = windows_of(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
                        ceil_mode=ceil_mode)
     lowest = -math.inf if is_floating(x.dtype) else np.iinfo(x.dtype).min
     y = _slide(np.maximum, x, windows, lowest)
@@ -139,7 +140,7 @@ def _counts(windows, include_pad):
 def average_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: Flag = 0,
                  count_include_pad: Flag = 0, dilations: Ints | None = None, pads: Ints | None = None,
                  strides: Ints | None = None):
-    windows = _windows(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
+    windows = windows_of(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
                        ceil_mode=ceil_mode)
     total = _slide(np.add, x, windows, 0)
     return total / _counts(windows, count_include_pad).astype(x.dtype)
@@ -149,7 +150,7 @@ def average_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mo
 def lp_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: Flag = 0, dilations: Ints | None = None,
             p: int = 2, pads: Ints | None = None, strides: Ints | None = None):
     """sum(|x|^p)^(1/p)"""
-    windows = _windows(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
+    windows = windows_of(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
                        ceil_mode=ceil_mode)
     return _root(_slide(np.add, _power(x, p), windows, 0), p)
 

@@ -1,0 +1,81 @@
+/* The pool_command of program.h: each output is one chain over the taps that meet the input, row after row. */
+#ifndef RNNFAST_POOLING_H
+#define RNNFAST_POOLING_H
+
+#include "elementwise.h"
+#include "kernels.h"
+#include "program.h"
+#include "vec.h"
+
+/* The taps of the window of one output that lie at low <= position < high: first <= tap < last */
+INLINE void met_taps(const pool_axis *a, ptrdiff_t output, ptrdiff_t low, ptrdiff_t high, ptrdiff_t *first,
+                     ptrdiff_t *last)
+{
+    const ptrdiff_t start = output * a->stride - a->begin;
+    const ptrdiff_t below = low - start, room = high - start;
+    *first = below <= 0 ? 0 : (below + a->dilation - 1) / a->dilation;
+    *last = room <= 0 ? 0 : (room + a->dilation - 1) / a->dilation;
+    *last = *last < a->kernel ? *last : a->kernel;
+}
+
+INLINE ptrdiff_t counted_taps(const pool_axis *a, ptrdiff_t output)
+{
+    ptrdiff_t first, last;
+    met_taps(a, output, a->low, a->high, &first, &last);
+    return last > first ? last - first : 0;
+}
+
+INLINE void pool_block(const pool_command *m, const float *x, float *out, const int maximum, ptrdiff_t rows,
+                       ptrdiff_t columns, float count, const int whole, size_t lanes)
+{
+    vf y = v_set1(maximum ? -INFINITY : 0.0f);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *p = x + i * m->of[0].dilation * m->x_stride[1];
+        for (ptrdiff_t j = 0; j < columns; j++, p += m->of[1].dilation * m->x_stride[2]) {
+            const vf tap = whole ? v_load(p) : v_load_n(p, lanes);
+            y = maximum ? greatest(y, tap) : v_add(y, tap);
+        }
+    }
+    if (!maximum)
+        y = v_div(y, v_set1(count));
+    if (whole)
+        v_store(out, y);
+    else
+        v_store_n(out, y, lanes);
+}
+
+INLINE void pool_window(const pool_command *m, const float *x, float *out, const int maximum, ptrdiff_t rows,
+                        ptrdiff_t columns, float count)
+{
+    ptrdiff_t c = 0;
+    for (; c + VL <= m->channels; c += VL)
+        pool_block(m, x + c, out + c, maximum, rows, columns, count, 1, VL);
+    if (c < m->channels)
+        pool_block(m, x + c, out + c, maximum, rows, columns, count, 0, (size_t)(m->channels - c));
+}
+
+static void pool_kernel(const command *head, const context *context)
+{
+    const pool_command *m = (const pool_command *)head;
+    const float *x = address_of(context, m->x);
+    float *out = address_of(context, m->out);
+    for (ptrdiff_t n = 0; n < m->samples; n++)
+        for (ptrdiff_t i = 0; i < m->of[0].outputs; i++) {
+            ptrdiff_t top, bottom, left, right;
+            met_taps(&m->of[0], i, 0, m->of[0].size, &top, &bottom);
+            const ptrdiff_t row = i * m->of[0].stride - m->of[0].begin + top * m->of[0].dilation;
+            for (ptrdiff_t j = 0; j < m->of[1].outputs; j++) {
+                met_taps(&m->of[1], j, 0, m->of[1].size, &left, &right);
+                const ptrdiff_t column = j * m->of[1].stride - m->of[1].begin + left * m->of[1].dilation;
+                const float *from = x + n * m->x_stride[0] + row * m->x_stride[1] + column * m->x_stride[2];
+                float *to = out + n * m->out_stride[0] + i * m->out_stride[1] + j * m->out_stride[2];
+                if (m->maximum)
+                    pool_window(m, from, to, 1, bottom - top, right - left, 1.0f);
+                else
+                    pool_window(m, from, to, 0, bottom - top, right - left,
+                                (float)(counted_taps(&m->of[0], i) * counted_taps(&m->of[1], j)));
+            }
+        }
+}
+
+#endif

@@ -1,0 +1,211 @@
+/* The reduce_command and rows_command of program.h.
+ *
+ * Whatever the strides, value i of those that are reduced, in their logical order, belongs to partial result i % 16;
+ * the 16 are joined in one order: first those 8 apart, then 4, 2 and 1. So bits depend on the values only, neither on
+ * where these lie nor on how many rows there are.
+ */
+#ifndef RNNFAST_REDUCE_H
+#define RNNFAST_REDUCE_H
+
+#include "elementwise.h"
+#include "kernels.h"
+#include "program.h"
+#include "vec.h"
+#include "vmath.h"
+
+INLINE float neutral(int kind)
+{
+    return kind == REDUCE_MAX ? -INFINITY : kind == REDUCE_MIN ? INFINITY : kind == REDUCE_PRODUCT ? 1.0f : 0.0f;
+}
+
+/* A partial result and one more value */
+INLINE vf taken(int kind, vf sum, vf x)
+{
+    switch (kind) {
+    case REDUCE_L1: return v_add(sum, v_abs(x));
+    case REDUCE_SQUARES: return v_fma(x, x, sum);
+    case REDUCE_PRODUCT: return v_mul(sum, x);
+    case REDUCE_MAX: return greatest(sum, x);
+    case REDUCE_MIN: return least(sum, x);
+    }
+    return v_add(sum, x);
+}
+
+/* Two partial results */
+INLINE float joined(int kind, float a, float b)
+{
+    switch (kind) {
+    case REDUCE_PRODUCT: return a * b;
+    case REDUCE_MAX: return a != a || a > b ? a : b;
+    case REDUCE_MIN: return a != a || a < b ? a : b;
+    }
+    return a + b;
+}
+
+INLINE vf joined_blocks(int kind, vf a, vf b)
+{
+    switch (kind) {
+    case REDUCE_PRODUCT: return v_mul(a, b);
+    case REDUCE_MAX: return greatest(a, b);
+    case REDUCE_MIN: return least(a, b);
+    }
+    return v_add(a, b);
+}
+
+/* The 16 partial results in the lanes of a block, joined */
+INLINE float of_lanes(int kind, vf partial)
+{
+    float p[VL];
+    v_store(p, partial);
+    for (int i = 0; i < 8; i++)
+        p[i] = joined(kind, p[i], p[i + 8]);
+    for (int i = 0; i < 4; i++)
+        p[i] = joined(kind, p[i], p[i + 4]);
+    return joined(kind, joined(kind, p[0], p[2]), joined(kind, p[1], p[3]));
+}
+
+/* The last n % 16 values of a row, neutral ones behind them */
+INLINE vf rest_of(const float *x, ptrdiff_t n, float fill)
+{
+    float t[VL];
+    for (int i = 0; i < VL; i++)
+        t[i] = i < n ? x[i] : fill;
+    return v_load(t);
+}
+
+INLINE float of_row(int kind, const float *x, ptrdiff_t n)
+{
+    vf partial = v_set1(neutral(kind));
+    ptrdiff_t i = 0;
+    for (; i + VL <= n; i += VL)
+        partial = taken(kind, partial, v_load(x + i));
+    if (i < n)
+        partial = taken(kind, partial, rest_of(x + i, n - i, neutral(kind)));
+    return of_lanes(kind, partial);
+}
+
+INLINE vf finished(const reduce_command *m, vf y)
+{
+    switch (m->finish) {
+    case FINISH_MEAN: return v_div(y, v_set1((float)(m->lines * m->columns)));
+    case FINISH_SQRT: return v_sqrt(y);
+    case FINISH_LOG: return v_log(y);
+    }
+    return y;
+}
+
+/* 16 neighbours that are kept, or `lanes` of them */
+INLINE vf of_columns(int kind, const reduce_command *m, const float *x, const int whole, size_t lanes)
+{
+    vf partial[VL];
+    for (int i = 0; i < VL; i++)
+        partial[i] = v_set1(neutral(kind));
+    ptrdiff_t at = 0;
+    for (ptrdiff_t i = 0; i < m->lines; i++) {
+        const float *p = x + i * m->line_stride;
+        for (ptrdiff_t j = 0; j < m->columns; j++, p += m->column_stride, at++)
+            partial[at % VL] = taken(kind, partial[at % VL], whole ? v_load(p) : v_load_n(p, lanes));
+    }
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            partial[i] = joined_blocks(kind, partial[i], partial[i + half]);
+    return partial[0];
+}
+
+/* One line of the innermost kept axis */
+INLINE void reduce_line(int kind, const reduce_command *m, const float *x, float *out)
+{
+    const ptrdiff_t axis = m->axes - 1, n = m->shape[axis], x_stride = m->x_stride[axis], stride = m->out_stride[axis];
+    if (m->across) {
+        ptrdiff_t i = 0;
+        for (; i + VL <= n; i += VL)
+            v_store(out + i, finished(m, of_columns(kind, m, x + i, 1, VL)));
+        if (i < n)
+            v_store_n(out + i, finished(m, of_columns(kind, m, x + i, 0, (size_t)(n - i))), (size_t)(n - i));
+        return;
+    }
+    float t[VL];
+    for (ptrdiff_t i = 0; i < n; i++) {
+        v_store(t, finished(m, v_set1(of_row(kind, x + i * x_stride, m->columns))));
+        out[i * stride] = t[0];
+    }
+}
+
+static void reduce_axes(const reduce_command *m, ptrdiff_t axis, const float *x, float *out)
+{
+    if (axis < AXES - 1 && axis < m->axes - 1) {
+        for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
+            reduce_axes(m, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]);
+        return;
+    }
+    switch (m->kind) {
+    case REDUCE_SUM: reduce_line(REDUCE_SUM, m, x, out); break;
+    case REDUCE_L1: reduce_line(REDUCE_L1, m, x, out); break;
+    case REDUCE_SQUARES: reduce_line(REDUCE_SQUARES, m, x, out); break;
+    case REDUCE_PRODUCT: reduce_line(REDUCE_PRODUCT, m, x, out); break;
+    case REDUCE_MAX: reduce_line(REDUCE_MAX, m, x, out); break;
+    case REDUCE_MIN: reduce_line(REDUCE_MIN, m, x, out); break;
+    }
+}
+
+static void reduce_kernel(const command *c, const context *x)
+{
+    const reduce_command *m = (const reduce_command *)c;
+    reduce_axes(m, 0, address_of(x, m->x), address_of(x, m->out));
+}
+
+/* out = e / sum(e) with e = exp(x - max(x)) */
+static void softmax_row(const float *x, float *out, ptrdiff_t n)
+{
+    const vf peak = v_set1(of_row(REDUCE_MAX, x, n));
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        put(out + i, v_exp(v_sub(take(x + i, n - i), peak)), n - i);
+    const vf sum = v_set1(of_row(REDUCE_SUM, out, n));
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        put(out + i, v_div(take(out + i, n - i), sum), n - i);
+}
+
+/* out = d - log(sum(exp(d))) with d = x - max(x) */
+static void log_softmax_row(const float *x, float *out, ptrdiff_t n)
+{
+    const vf peak = v_set1(of_row(REDUCE_MAX, x, n));
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        put(out + i, v_exp(v_sub(take(x + i, n - i), peak)), n - i);
+    const vf log_sum = v_log(v_set1(of_row(REDUCE_SUM, out, n)));
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        put(out + i, v_sub(v_sub(take(x + i, n - i), peak), log_sum), n - i);
+}
+
+/* out = (x - mean) / sqrt(variance + epsilon) */
+static void standardize_row(const float *x, float *out, ptrdiff_t n, float epsilon)
+{
+    const vf count = v_set1((float)n), mean = v_div(v_set1(of_row(REDUCE_SUM, x, n)), count);
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        put(out + i, v_sub(take(x + i, n - i), mean), n - i);
+    const vf variance = v_div(v_set1(of_row(REDUCE_SQUARES, out, n)), count);
+    const vf inverse = v_div(v_set1(1.0f), v_sqrt(v_add(variance, v_set1(epsilon))));
+    for (ptrdiff_t i = 0; i < n; i += VL)
+        put(out + i, v_mul(take(out + i, n - i), inverse), n - i);
+}
+
+static void rows_axes(const rows_command *m, ptrdiff_t axis, const float *x, float *out)
+{
+    if (axis < AXES && axis < m->axes) {
+        for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
+            rows_axes(m, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]);
+        return;
+    }
+    switch (m->kind) {
+    case ROWS_SOFTMAX: softmax_row(x, out, m->n); break;
+    case ROWS_LOG_SOFTMAX: log_softmax_row(x, out, m->n); break;
+    case ROWS_STANDARDIZE: standardize_row(x, out, m->n, (float)m->epsilon); break;
+    }
+}
+
+static void rows_kernel(const command *c, const context *x)
+{
+    const rows_command *m = (const rows_command *)c;
+    rows_axes(m, 0, address_of(x, m->x), address_of(x, m->out));
+}
+
+#endif

@@ -1,0 +1,117 @@
+"""Gather and ScatterND: views and copies where indices are constant and regular, else the gather command."""
+import math
+
+import numpy as np
+
+from rnnfast.onnx.compile.builder import merged
+
+
+def _progression(values):
+    """The slice of these indices, which count from the front; None if they have no constant step."""
+    step = values[1] - values[0] if len(values) > 1 else 1
+    if step == 0 or any(b - a != step for a, b in zip(values, values[1:])):
+        return None
+    end = values[-1] + (1 if step > 0 else -1)
+    return slice(values[0], None if end < 0 else end, step)
+
+
+def emit_gather(b, node, inputs, outputs):
+    """Of indices with a constant step: a view; of others: a command, which notes those that are out of range."""
+    shape, indices = inputs[0].shape, inputs[1]
+    axis = node.attributes.get("axis", 0) % len(shape)
+    n = shape[axis]
+    if 0 in shape or 0 in indices.shape:
+        return False
+    view = b.view(inputs[0])
+    before = (slice(None),) * axis
+    if indices.known is not None:
+        known = indices.known.astype(np.int64) % n
+        if known.ndim == 0:
+            b.set(outputs[0], view[(*before, int(known))])
+            return True
+        regular = _progression(known.ravel().tolist())
+        if regular is not None and known.ndim == 1:
+            b.set(outputs[0], view[(*before, regular)])
+            return True
+        index, status = b.constant(np.ascontiguousarray(known)), b.status()
+    elif indices.dtype in (np.int32, np.int64):
+        index, status = b.contiguous(b.view(indices)), b.status(n)
+    else:
+        return False
+    out = _gathered(b, view, index, status, axis)
+    b.set(outputs[0], out.reshape(outputs[0].shape))
+    return True
+
+
+def _gathered(b, view, index, status, axis):
+    """The view with indices.size elements along the axis; the other axes lie in memory as they do in `view`."""
+    order = sorted(range(view.ndim), key=lambda i: -view.strides[i])
+    at = order.index(axis)
+    moved = view.transpose(order)
+    outer, inner = merged(moved.shape[:at], moved.strides[:at]), merged(moved.shape[at + 1:], moved.strides[at + 1:])
+    if len(outer[0]) > 1 or len(inner[0]) > 1 or inner[0][0] > 1 and inner[1][0] != view.itemsize:
+        moved, order, at = b.contiguous(view), list(range(view.ndim)), axis
+    moved_shape = moved.shape
+    out = b.new((*moved_shape[:at], index.size, *moved_shape[at + 1:]), view.dtype)
+    outer, from_outer, to_outer = merged(moved_shape[:at], moved.strides[:at], out.strides[:at])
+    b.emit("gather", out, moved, index, status, 0, math.prod(moved_shape[at + 1:]) * view.itemsize, outer[0],
+           index.size, moved_shape[at], index.itemsize, to_outer[0], out.strides[at], from_outer[0], moved.strides[at],
+           out=out)
+    return out.transpose(np.argsort(order))
+
+
+def emit_scatter_nd(b, node, inputs, outputs):
+    """With constant indices: a copy of the data, then one of the updates where they make a block, else a command."""
+    shape, indices = inputs[0].shape, inputs[1].known
+    if node.attributes.get("reduction", "none") != "none" or indices is None or 0 in shape or indices.size == 0:
+        return False
+    depth = indices.shape[-1]
+    updates = b.view(inputs[2])
+    if updates.size == 0:
+        return False
+    out = b.new(shape, outputs[0].dtype)
+    tuples = indices.reshape(-1, depth).astype(np.int64) % shape[:depth]
+    block = _block(tuples)
+    whole = block is not None and out[block].size == out.size
+    if not whole:
+        b.copy(out, b.view(inputs[0]))
+    if block is not None:
+        to = out[block]
+        source = updates.reshape(to.shape) if _splits(updates, to.shape) else b.contiguous(updates).reshape(to.shape)
+        b.copy(to, source)
+    else:
+        row = np.ravel_multi_index(tuple(tuples.T), shape[:depth]).astype(np.int64)
+        limit = math.prod(shape[:depth])
+        nbytes = math.prod(shape[depth:]) * out.itemsize
+        b.emit("gather", out, b.contiguous(updates), b.constant(row), b.status(), 1, nbytes, 1, row.size, limit,
+               row.itemsize, 0, nbytes, 0, nbytes, out=to)
+    b.set(outputs[0], out)
+    return True
+
+
+def _splits(view, shape):
+    """Whether NumPy gives a view of this shape without a copy."""
+    test = view.view()
+    try:
+        test.shape = shape
+    except AttributeError:
+        return False
+    return True
+
+
+def _block(tuples):
+    """The slices of axes whose positions, in order, are the index tuples [count, depth]; None if there are none."""
+    ranges = []
+    for column in tuples.T:
+        values = list(dict.fromkeys(column.tolist()))
+        regular = _progression(values)
+        if regular is None:
+            return None
+        ranges.append((values, regular))
+    if math.prod(len(values) for values, _ in ranges) != len(tuples):
+        return None
+    grid = np.stack(np.meshgrid(*(values for values, _ in ranges), indexing="ij"), -1).reshape(tuples.shape)
+    return tuple(regular for _, regular in ranges) if np.array_equal(grid, tuples) else None
+
+
+EMIT = {"Gather": emit_gather, "ScatterND": emit_scatter_nd}
