@@ -304,7 +304,7 @@ def test_sizes_from_values(op, attributes, values):
         expected = onnxruntime(model, feed)
         out = ours(feed)
         assert out.s.tolist() == expected["s"].tolist()
-        np.testing.assert_array_equal(out.y, expected["y"])
+        np.testing.assert_allclose(out.y, expected["y"], rtol=1e-6)     # sums of four, in another order
 
 
 def test_unused_nodes_do_not_run():

@@ -128,6 +128,15 @@ class Builder:
     def buffer_of(self, view):
         return self._buffers[id(owner(view))]
 
+    def sole(self, operand):
+        """Whether the operand's view is all of a buffer that no other operand shows, and nothing else needs it."""
+        if operand.view is None or operand.uses != 1:
+            return False
+        base = owner(operand.view)
+        buffer = self._buffers[id(base)]
+        return (buffer.kind == ARENA and operand.view.flags.c_contiguous and operand.view.nbytes == base.nbytes
+                and all(o is operand or o.view is None or owner(o.view) is not base for o in self._seen))
+
     def contiguous(self, view):
         """The view itself if it is C-contiguous, else that of a copy."""
         if view.flags.c_contiguous:

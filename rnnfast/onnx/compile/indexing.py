@@ -3,7 +3,8 @@ import math
 
 import numpy as np
 
-from rnnfast.onnx.compile.builder import merged
+from rnnfast.onnx.budget import owner
+from rnnfast.onnx.compile.builder import address, merged
 
 
 def _progression(values):
@@ -16,7 +17,7 @@ def _progression(values):
 
 
 def emit_gather(b, node, inputs, outputs):
-    """Of indices with a constant step: a view; of others: a command, which notes those that are out of range."""
+    """Of indices with constant steps along their axes: a view; of others: a command, which notes those that are out of range."""
     shape, indices = inputs[0].shape, inputs[1]
     axis = node.attributes.get("axis", 0) % len(shape)
     n = shape[axis]
@@ -29,9 +30,9 @@ def emit_gather(b, node, inputs, outputs):
         if known.ndim == 0:
             b.set(outputs[0], view[(*before, int(known))])
             return True
-        regular = _progression(known.ravel().tolist())
-        if regular is not None and known.ndim == 1:
-            b.set(outputs[0], view[(*before, regular)])
+        regular = _regular(view, known, axis)
+        if regular is not None:
+            b.set(outputs[0], regular)
             return True
         index, status = b.constant(np.ascontiguousarray(known)), b.status()
     elif indices.dtype in (np.int32, np.int64):
@@ -41,6 +42,22 @@ def emit_gather(b, node, inputs, outputs):
     out = _gathered(b, view, index, status, axis)
     b.set(outputs[0], out.reshape(outputs[0].shape))
     return True
+
+
+def _regular(view, indices, axis):
+    """The view that gathers these indices, where they have one step along each of their axes; else None."""
+    steps = [int(np.diff(indices, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(indices.shape)]
+    first = int(indices.flat[0])
+    if not np.array_equal(indices, first + sum(np.ogrid[tuple(map(slice, indices.shape))][i] * step
+                                               for i, step in enumerate(steps))):
+        return None
+    memory, start = owner(view), view[(slice(None),) * axis + (slice(first, None),)]
+    if not memory.flags.c_contiguous:
+        return None
+    shape = view.shape[:axis] + indices.shape + view.shape[axis + 1:]
+    strides = [step * view.strides[axis] for step in steps]
+    return np.ndarray(shape, view.dtype, memory.reshape(-1).view(np.uint8), address(start) - address(memory),
+                      view.strides[:axis] + tuple(strides) + view.strides[axis + 1:])
 
 
 def _gathered(b, view, index, status, axis):
@@ -69,11 +86,12 @@ def emit_scatter_nd(b, node, inputs, outputs):
     updates = b.view(inputs[2])
     if updates.size == 0:
         return False
-    out = b.new(shape, outputs[0].dtype)
+    in_place = b.sole(inputs[0])
+    out = inputs[0].view if in_place else b.new(shape, outputs[0].dtype)
     tuples = indices.reshape(-1, depth).astype(np.int64) % shape[:depth]
     block = _block(tuples)
     whole = block is not None and out[block].size == out.size
-    if not whole:
+    if not whole and not in_place:
         b.copy(out, b.view(inputs[0]))
     if block is not None:
         to = out[block]
@@ -84,7 +102,7 @@ def emit_scatter_nd(b, node, inputs, outputs):
         limit = math.prod(shape[:depth])
         nbytes = math.prod(shape[depth:]) * out.itemsize
         b.emit("gather", out, b.contiguous(updates), b.constant(row), b.status(), 1, nbytes, 1, row.size, limit,
-               row.itemsize, 0, nbytes, 0, nbytes, out=to)
+               row.itemsize, 0, nbytes, 0, nbytes, out=out, note="scatter")
     b.set(outputs[0], out)
     return True
 
