@@ -103,7 +103,7 @@ def rows(b, view, kind, epsilon=0.0):
     if len(shape) > AXES:
         raise Unfit(f"{len(shape)} axes")
     b.emit("rows", view, out, kind, float(epsilon), view.shape[-1], len(shape), *axes(shape),
-           *axes([s // 4 for s in x_strides]), *axes([s // 4 for s in out_strides]), out=out, flops=4 * view.size)
+           *axes([s // 4 for s in x_strides]), *axes([s // 4 for s in out_strides]), out=out, flops=out.size)
     return out
 
 
