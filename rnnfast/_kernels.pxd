@@ -64,7 +64,7 @@ cdef extern from "kernels.h" nogil:
         unsigned (*flush_denormals)() noexcept nogil
         void (*restore_mode)(unsigned) noexcept nogil
 
-    void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept
+    void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept nogil
     const kernels *rnnfast_kernels(int) noexcept
 
 cdef extern from "program.h" nogil:
@@ -114,6 +114,7 @@ cdef struct weights:
 
 cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
                   Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil
+cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t stride_n, float *out) noexcept nogil
 cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil
 
 cdef class Matrix:

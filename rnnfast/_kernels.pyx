@@ -214,6 +214,10 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
             gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, ldc, 1, k, n, 1.0)
 
 
+cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t stride_n, float *out) noexcept nogil:
+    rnnfast_pack(m, w, stride_k, stride_n, out)
+
+
 cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil:
     """About how many nanoseconds a product takes: its arithmetic, or its weights from the cache that has them."""
     cdef double size = <double>w.m.k * w.m.blocks * BLOCK

@@ -347,7 +347,40 @@ cdef void run_product(const command *c, const context *x) noexcept nogil:
         product_part(&p, 0, 1)
 
 
+cdef struct multiply_command:
+    # c [rows, n] = a [rows, k] . b [k, n] for each of `shape` matrices, by strides in floats; b is packed to `packed`,
+    # once where all multiply the same one
+    command head
+    location a, b, c, packed, zeros
+    Py_ssize_t[ROW_AXES] shape, of_a, of_b, of_c
+    Py_ssize_t rows, k, n, lda, ldc, stride_k, stride_n
+
+
+cdef void run_multiply(const command *head, const context *x) noexcept nogil:
+    cdef const multiply_command *m = <const multiply_command *>head
+    cdef const float *a = <const float *>address_of(x, m.a)
+    cdef const float *b = <const float *>address_of(x, m.b)
+    cdef const float *last = NULL
+    cdef const float *one
+    cdef float *c = <float *>address_of(x, m.c)
+    cdef float *packed = <float *>address_of(x, m.packed)
+    cdef matrix w
+    cdef Py_ssize_t i, j, k
+    w.w, w.bias = packed, <const float *>address_of(x, m.zeros)
+    w.k, w.units, w.gates, w.panel, w.blocks = m.k, m.n, 1, 4, blocks_of(m.n)
+    for i in range(m.shape[0]):
+        for j in range(m.shape[1]):
+            for k in range(m.shape[2]):
+                one = b + i * m.of_b[0] + j * m.of_b[1] + k * m.of_b[2]
+                if one != last:
+                    pack(&w, one, m.stride_k, m.stride_n, packed)
+                    last = one
+                x.isa.matmul(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda, NULL, 0,
+                             c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n)
+
+
 COMMANDS = {
+    "multiply": <size_t>&run_multiply,
     "copy": <size_t>&rnnfast_copy,
     "elementwise": <size_t>&rnnfast_elementwise,
     "depthwise": <size_t>&rnnfast_depthwise,

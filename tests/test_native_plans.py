@@ -369,3 +369,16 @@ def test_times_of_commands():
     times = segment.times(x, runs=3)
     assert len(times) == len(segment.notes) == sum(t >= 0 for t in times) and max(times) > 0
     assert sum(note.flops for note in segment.notes) > 0
+
+
+@pytest.mark.parametrize("a, b", [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((7, 2, 3, 40), (2, 40, 65)),
+                                  ((7, 1, 3, 4), (2, 4, 5)), ((2, 1, 5, 3, 4), (3, 1, 4, 17)), ((1, 9), (9, 1))])
+def test_products_of_computed_matrices(isa, a, b):
+    """Of views too, and each row as if it were alone."""
+    types = ["float[" + ",".join(f"{n}{i}" for i in range(len(s))) + "]" for n, s in zip("ab", (a, b))]
+    turned = [*range(len(b) - 2), len(b) - 1, len(b) - 2]
+    model = load(parse(f"""g ({types[0]} a, {types[1]} b) => (z) {{
+        t = Transpose <perm = {turned}> (b)  y = MatMul (a, t)  z = Neg (y) }}"""))
+    x, w = random(0, *a), np.ascontiguousarray(random(1, *b).swapaxes(-1, -2))
+    z, = compare(model, 2e-6, a=x, b=w)
+    np.testing.assert_array_equal(model(a=x[..., 1:2, :] if a[-2] > 1 else x, b=w).z, z[..., 1:2, :] if a[-2] > 1 else z)

@@ -3,6 +3,8 @@ import numpy as np
 
 from rnnfast.onnx.compile.builder import Unfit, merged
 
+BLOCK = 16      # columns of a packed matrix stand in blocks
+
 
 def emit_product(b, matrix, to, source, init=None):
     """to [..., N] = bias (or init, of the strides of `to`) + source [..., K] . matrix; last axes contiguous."""
@@ -33,11 +35,35 @@ def rows_of(b, operand):
 
 def emit_matmul(b, node, inputs, outputs):
     matrix = getattr(node.run, "packed", None)
-    if matrix is None or matrix.blas or outputs[0].dtype != np.float32 or not inputs[0].shape or 0 in outputs[0].shape:
+    if b.target.blas or outputs[0].dtype != np.float32 or not inputs[0].shape or 0 in outputs[0].shape:
         return False
+    if matrix is None:
+        return _emit_multiply(b, inputs, outputs)
     view = rows_of(b, inputs[0])
     out = b.new(outputs[0].shape)
     emit_product(b, matrix, out, view)
+    b.set(outputs[0], out)
+    return True
+
+
+def _emit_multiply(b, inputs, outputs):
+    """Of two matrices, or stacks of them, that a run computes."""
+    if any(o.dtype != np.float32 or len(o.shape) < 2 or 0 in o.shape for o in inputs):
+        return False
+    x, w = rows_of(b, inputs[0]), b.view(inputs[1])
+    out = b.new(outputs[0].shape)
+    stack = out.shape[:-2]
+    x, w = (np.broadcast_to(v, (*stack, *v.shape[-2:])) for v in (x, w))
+    shape, *strides = merged(stack, *(v.strides[:-2] for v in (out, x, w)))
+    if len(shape) > 3:
+        raise Unfit("more than three axes of matrices")
+    extra = 3 - len(shape)
+    of_out, of_x, of_w = ([0] * extra + [s // 4 for s in of_view] for of_view in strides)
+    rows, K, N = *x.shape[-2:], w.shape[-1]
+    columns = (N + BLOCK - 1) // BLOCK * BLOCK
+    b.emit("multiply", x, w, out, b.new((K * columns,)), b.constant(np.zeros(columns, np.float32)), *[1] * extra, *shape,
+           *of_x, *of_w, *of_out, rows, K, N, x.strides[-2] // 4, out.strides[-2] // 4, w.strides[-2] // 4,
+           w.strides[-1] // 4, out=out, flops=2 * out.size * K)
     b.set(outputs[0], out)
     return True
 
