@@ -3,9 +3,8 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memcmp
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cimport numpy as cnp
 
@@ -285,6 +284,7 @@ cdef extern from "program.h" nogil:
     void rnnfast_gather(const command *, const context *)
     void rnnfast_integer(const command *, const context *)
     void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
+    void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
 cdef enum:
     MAX_AREAS = 64              # of a segment: constants, arena, inputs, outputs
@@ -379,6 +379,34 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
                              c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n)
 
 
+cdef extern from "program.h" nogil:
+    ctypedef struct convolution_command:
+        Py_ssize_t cost
+
+
+cdef struct Shared:
+    const command *c
+    const context *x
+
+
+cdef void convolution_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Shared *p = <Shared *>argument
+    p.x.isa.convolution(p.c, p.x, part, parts)
+
+
+cdef void run_convolution(const command *c, const context *x) noexcept nogil:
+    cdef Py_ssize_t cost = (<const convolution_command *>c).cost
+    cdef Shared p
+    cdef team crew
+    p.c, p.x = c, x
+    if x.threads > 1 and (cost >= SHARED_COST or forced):
+        team_open(&crew, x.threads, cost < BRIEF_COST)
+        team_each(&crew, ITEMS * x.threads, convolution_part, &p)
+        team_close(&crew)
+    else:
+        convolution_part(&p, 0, 1)
+
+
 COMMANDS = {
     "multiply": <size_t>&run_multiply,
     "copy": <size_t>&rnnfast_copy,
@@ -389,6 +417,7 @@ COMMANDS = {
     "pool": <size_t>&rnnfast_pool,
     "gather": <size_t>&rnnfast_gather,
     "integer": <size_t>&rnnfast_integer,
+    "convolution": <size_t>&run_convolution,
     "product": <size_t>&run_product,
     "recurrent": Prepared.command,
 }
@@ -432,33 +461,24 @@ cdef class Segment:
     def __call__(self, *args):
         return self.run(args)
 
-    def times(self, *args, int runs=20):
-        """Seconds that each command takes in its place in a run of all: the least of so many runs."""
+    def times(self, *args, Py_ssize_t rounds=100):
+        """The least nanoseconds that each command took in so many whole runs, as a list beside `notes`."""
         cdef context x
         cdef char *areas[MAX_AREAS]
-        cdef Py_ssize_t at, i, count = len(self.notes)
         cdef Buffer memory = self.borrow()
-        cdef timespec start, end
-        cdef double[::1] least = np.full(count, np.inf)
-        cdef double seconds, idle = 1
-        cdef int run
-        results = self.prepare(&x, areas, memory, tuple([np.require(value, requirements=("C", "A")) for value in args]))
-        cdef unsigned mode = active.flush_denormals()
-        for run in range(runs):
-            at = 0
-            for i in range(count):
-                clock_gettime(CLOCK_MONOTONIC, &start)
-                rnnfast_execute(&self.program[at], self.program[at + 1], &x)
-                clock_gettime(CLOCK_MONOTONIC, &end)
-                seconds = end.tv_sec - start.tv_sec + 1e-9 * (end.tv_nsec - start.tv_nsec)
-                least[i] = min(least[i], seconds)
-                at += self.program[at + 1]
-            clock_gettime(CLOCK_MONOTONIC, &start)
-            clock_gettime(CLOCK_MONOTONIC, &end)
-            idle = min(idle, end.tv_sec - start.tv_sec + 1e-9 * (end.tv_nsec - start.tv_nsec))
-        active.restore_mode(mode)
+        cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
+        cdef int64_t *of_command = <int64_t *>cnp.PyArray_DATA(least)
+        cdef Py_ssize_t i
+        cdef unsigned mode
+        args = tuple([np.require(value, requirements=("C", "A")) for value in args])
+        results = self.prepare(&x, areas, memory, args)
+        with nogil:
+            mode = active.flush_denormals()
+            for i in range(rounds):
+                rnnfast_execute_timed(&self.program[0], self.program.shape[0], &x, of_command)
+            active.restore_mode(mode)
         self.give_back(memory)
-        return [max(0.0, least[i] - idle) for i in range(count)]
+        return least.tolist()
 
     cdef tuple run(self, tuple args):
         cdef char *areas[MAX_AREAS]

@@ -366,7 +366,7 @@ def test_times_of_commands():
     x = random(0, 5, 2, 5)
     model(x=x)
     segment = segment_of(model)
-    times = segment.times(x, runs=3)
+    times = segment.times(x, rounds=3)
     assert len(times) == len(segment.notes) == sum(t >= 0 for t in times) and max(times) > 0
     assert sum(note.flops for note in segment.notes) > 0
 

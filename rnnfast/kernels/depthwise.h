@@ -6,38 +6,59 @@
 #include "program.h"
 #include "vec.h"
 
-/* One block of channels at one position */
-INLINE void depthwise_block(const depthwise_command *m, const float *x, const float *w, const float *bias, float *out,
-                            const int whole, size_t lanes)
+enum { POSITIONS = 6 };         /* at once: their chains cover the latency of one */
+
+/* One block of channels at P positions; w is that of the first tap */
+INLINE void depthwise_block(const int P, const depthwise_command *m, const run *tap, const run *end, const float *x,
+                            const float *w, const float *bias, float *out, const int whole, size_t lanes)
 {
-    vf sum = whole ? v_load(bias) : v_load_n(bias, lanes);
-    for (ptrdiff_t t = 0; t < m->taps; t++) {
-        const float *of_tap = x + m->offset[t], *of_w = w + t * m->channels;
-        sum = v_fma(whole ? v_load(of_tap) : v_load_n(of_tap, lanes), whole ? v_load(of_w) : v_load_n(of_w, lanes), sum);
+    vf sum[POSITIONS];
+#pragma GCC unroll 6
+    for (int p = 0; p < P; p++)
+        sum[p] = whole ? v_load(bias) : v_load_n(bias, lanes);
+    for (; tap < end; tap++, w += m->channels) {
+        const vf of_tap = whole ? v_load(w) : v_load_n(w, lanes);
+        const float *from = x + tap->offset;
+#pragma GCC unroll 6
+        for (int p = 0; p < P; p++, from += m->x_stride[2])
+            sum[p] = v_fma(whole ? v_load(from) : v_load_n(from, lanes), of_tap, sum[p]);
     }
-    if (whole)
-        v_store(out, sum);
-    else
-        v_store_n(out, sum, lanes);
+#pragma GCC unroll 6
+    for (int p = 0; p < P; p++, out += m->out_stride[2]) {
+        if (whole)
+            v_store(out, sum[p]);
+        else
+            v_store_n(out, sum[p], lanes);
+    }
 }
 
 static void depthwise_kernel(const command *head, const context *context)
 {
     const depthwise_command *m = (const depthwise_command *)head;
-    const float *x = address_of(context, m->x), *w = address_of(context, m->w), *bias = address_of(context, m->bias);
+    const float *x = address_of(context, m->x), *bias = address_of(context, m->bias);
     float *out = address_of(context, m->out);
-    const ptrdiff_t whole = m->channels / VL * VL;
     for (ptrdiff_t i = 0; i < m->shape[0]; i++)
-        for (ptrdiff_t j = 0; j < m->shape[1]; j++)
-            for (ptrdiff_t k = 0; k < m->shape[2]; k++) {
-                const float *from = x + i * m->x_stride[0] + j * m->x_stride[1] + k * m->x_stride[2];
-                float *to = out + i * m->out_stride[0] + j * m->out_stride[1] + k * m->out_stride[2];
-                for (ptrdiff_t c = 0; c < whole; c += VL)
-                    depthwise_block(m, from + c, w + c, bias + c, to + c, 1, VL);
-                if (whole < m->channels)
-                    depthwise_block(m, from + whole, w + whole, bias + whole, to + whole, 0,
-                                    (size_t)(m->channels - whole));
-            }
+        for (ptrdiff_t j = 0; j < m->shape[1]; j++) {
+            const float *from = x + i * m->x_stride[0] + j * m->x_stride[1];
+            float *to = out + i * m->out_stride[0] + j * m->out_stride[1];
+            const run *tap = m->tap, *end = m->tap + m->taps;
+            runs_of_line(&tap, &end, j * m->step, m->input_lines);
+            const float *w = (const float *)address_of(context, m->w) + (tap - m->tap) * m->channels;
+            ptrdiff_t k = 0;
+#define LINE(P)                                                                                                      \
+    for (; k + (P) <= m->shape[2]; k += (P)) {                                                                       \
+        const float *a = from + k * m->x_stride[2];                                                                  \
+        float *b = to + k * m->out_stride[2];                                                                        \
+        ptrdiff_t c = 0;                                                                                             \
+        for (; c + VL <= m->channels; c += VL)                                                                       \
+            depthwise_block(P, m, tap, end, a + c, w + c, bias + c, b + c, 1, VL);                                   \
+        if (c < m->channels)                                                                                         \
+            depthwise_block(P, m, tap, end, a + c, w + c, bias + c, b + c, 0, (size_t)(m->channels - c));            \
+    }
+            LINE(POSITIONS)
+            LINE(1)
+#undef LINE
+        }
 }
 
 #endif

@@ -1,5 +1,6 @@
 /* Every kernel, compiled once for each instruction set with ISA defined as its name. */
 #include "cells.h"
+#include "convolution.h"
 #include "depthwise.h"
 #include "elementwise.h"
 #include "pooling.h"
@@ -16,5 +17,6 @@ static void restore_mode(unsigned mode) { v_restore_mode(mode); }
 extern const kernels NAME(ISA);
 const kernels NAME(ISA) = {
     TEXT(ISA), matmul_kernel, cell_step_kernel, gru_gates_kernel, gru_output_kernel, unary_kernel,
-    elementwise_kernel, depthwise_kernel, reduce_kernel, rows_kernel, pool_kernel, flush_denormals, restore_mode,
+    elementwise_kernel, depthwise_kernel, reduce_kernel, rows_kernel, pool_kernel, convolution_kernel,
+    flush_denormals, restore_mode,
 };

@@ -25,7 +25,7 @@ typedef struct {
 /* A packed matrix [k, gates * units]. Columns stand in blocks of 16, blocks in panels; a panel is [k][width][16]
  * with up to `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one pass over k
  * yields every gate of these units. Missing units are zeros. */
-typedef struct {
+typedef struct matrix {
     const float *w;
     const float *bias;          /* [blocks * 16] in the same column order */
     ptrdiff_t k, units, gates;
@@ -97,6 +97,8 @@ typedef struct kernels {
     void (*reduce)(const command *c, const context *x);
     void (*rows)(const command *c, const context *x);
     void (*pool)(const command *c, const context *x);
+    /* one of `parts` parts of a convolution_command */
+    void (*convolution)(const command *c, const context *x, int part, int parts);
     /* denormals off for this thread; returns the mode to hand to restore_mode */
     unsigned (*flush_denormals)(void);
     void (*restore_mode)(unsigned mode);

@@ -13,6 +13,7 @@
 enum { AXES = 6 };              /* most axes of a command */
 
 struct kernels;
+struct matrix;
 
 /* Areas: 0 the address space itself, for constants; 1 the arena; then the inputs and outputs of the call. */
 typedef struct {
@@ -71,13 +72,27 @@ typedef struct {
     element in[];                   /* registers 0, 1, ...; then the instructions */
 } elementwise_command;
 
+/* What an output at line j of a convolution takes of line j * step + `line` of x; lines outside of 0 .. input_lines
+ * are zeros that are not there. Those runs of a command that find their lines at some j lie behind each other. */
+typedef struct {
+    ptrdiff_t offset, line;     /* offset in floats from [i, j, k] */
+} run;
+
+static inline void runs_of_line(const run **first, const run **end, ptrdiff_t line, ptrdiff_t input_lines)
+{
+    while (*first < *end && (size_t)(line + (*first)->line) >= (size_t)input_lines)
+        ++*first;
+    while (*first < *end && (size_t)(line + (*end)[-1].line) >= (size_t)input_lines)
+        --*end;
+}
+
 /* out[i, j, k, c] = bias[c] + sum over taps of x[i, j, k, offset of the tap, c] * w[tap, c]: contiguous channels, the
- * other axes by strides in floats. `taps` offsets in floats follow the struct. */
+ * other axes by strides in floats. The taps follow the struct. */
 typedef struct {
     command head;
     location x, out, w, bias;
-    ptrdiff_t channels, taps, shape[3], x_stride[3], out_stride[3];
-    ptrdiff_t offset[];
+    ptrdiff_t channels, taps, shape[3], x_stride[3], out_stride[3], step, input_lines;
+    run tap[];
 } depthwise_command;
 
 /* out[kept] = the reduction of x over two axes, `lines` and `columns`, by strides in floats. The last kept axis is
@@ -142,9 +157,23 @@ void rnnfast_rows(const command *c, const context *x);
 void rnnfast_pool(const command *c, const context *x);
 void rnnfast_gather(const command *c, const context *x);
 void rnnfast_integer(const command *c, const context *x);
+
+/* out[i, j, k, :n] = bias + sum over runs r of x[i, j, k, offset of r + (0 .. length)] . w[r * length + (0 .. length)],
+ * axes by strides in floats. The runs follow the struct. */
+
+typedef struct {
+    command head;
+    const struct matrix *w;     /* the packed weights begin with it */
+    location x, out;
+    ptrdiff_t n, shape[3], x_stride[3], out_stride[3], step, input_lines, cost, length, runs;
+    run run[];
+} convolution_command;
+
 void rnnfast_depthwise(const command *c, const context *x);
 void rnnfast_elementwise(const command *c, const context *x);
 void rnnfast_copy(const command *c, const context *x);
 void rnnfast_execute(const ptrdiff_t *program, ptrdiff_t words, const context *x);
+/* The same; least[i]: made smaller where command i took fewer nanoseconds */
+void rnnfast_execute_timed(const ptrdiff_t *program, ptrdiff_t words, const context *x, int64_t *least);
 
 #endif

@@ -5,8 +5,10 @@ from rnnfast.onnx.compile import (convolution, dense, elementwise, indexing, int
                                   reduction)
 from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
 
-EMIT = (movement.EMIT | elementwise.EMIT | dense.EMIT | convolution.EMIT | recurrent.EMIT | reduction.EMIT
-        | indexing.EMIT | pooling.EMIT | integer.EMIT)
+TABLES = (integer.EMIT, movement.EMIT, elementwise.EMIT, dense.EMIT, convolution.EMIT, recurrent.EMIT, reduction.EMIT,
+          indexing.EMIT, pooling.EMIT)
+# Operator -> its emitters: the first that can does it.
+EMIT = {op_type: [table[op_type] for table in TABLES if op_type in table] for table in TABLES for op_type in table}
 MAX_AREAS = 60          # inputs and outputs of a segment
 MAX_RANK = 16           # of its outputs
 
@@ -50,7 +52,7 @@ def _emitted(builder, step):
     if any(o is not None and o.dtype not in DTYPES for o in step.operands + step.results):
         return False
     try:
-        return EMIT[step.node.op_type](builder, step.node, step.operands, step.results)
+        return any(emit(builder, step.node, step.operands, step.results) for emit in EMIT[step.node.op_type])
     except Unfit:
         return False
 

@@ -73,6 +73,7 @@ class Builder:
         self.commands, self.notes, self.keep = [], [], []
         self.inputs = []                # Operands that come from outside
         self._buffers = {}              # id of the owning array -> _Buffer
+        self.folds = {}                 # id of an Operand -> function(scale, shift): what makes it does that too
         self._seen = []                 # (Operand, what it was) of those that got a view here
         self.node = None                # what the commands that follow belong to
         self._nodes = {}                # id of an Operand with an expression -> its node

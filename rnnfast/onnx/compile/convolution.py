@@ -1,17 +1,21 @@
 """Convolutions with constant weights, as products over rows that are windows of channel-last data.
 
-A window's taps along the last axis lie behind each other in memory, so that rows of one product overlap; each position
-along the other axis adds its own product. Outputs are channel-last too: what follows finds them so.
+A window's taps along the last axis lie behind each other in memory, so that rows overlap: a run. Those along the other
+axis are further runs of the same chain, left out where they lie outside of the input. Outputs are channel-last too:
+what follows finds them so.
 """
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
 from rnnfast import _kernels
+from rnnfast.onnx.compile import elementwise
 from rnnfast.onnx.compile.dense import emit_product
-from rnnfast.onnx.ops.windows import attribute, place
+from rnnfast.onnx.ops.convolution import place_transposed
+from rnnfast.onnx.ops.windows import place
 
-MAX_GROUPS = 16         # that have products of their own
+MAX_GROUPS = 64         # that have products of their own
 
 
 def _two_axes(values, fill):
@@ -28,40 +32,44 @@ def _constants(inputs):
     return w.reshape(*w.shape[:2], *_two_axes(w.shape[2:], 1)), None if bias is None else bias.known
 
 
-def _channel_last(b, operand, begin, end, kept):
-    """[N, H, W, C] of the operand's first `kept` positions with zeros around them; C is contiguous, so are W and C."""
+class _Run(NamedTuple):
+    """Taps of a kernel whose inputs lie behind each other: `columns` of its row `row`, in that order."""
+    line: int           # of the first output's input
+    position: int       # along the last axis, of the first tap
+    row: int
+    columns: tuple
+
+
+def _channel_last(b, operand, begin, end, repeat=1):
+    """[N, H, W, C * repeat] of the operand with zeros before and behind W; C is contiguous, so are W and C."""
+    if operand.view is None and operand.expression is not None and repeat == 1 and (begin or end):
+        n, channels, *size = operand.shape
+        padded, inside = _padded(b, (n, *_two_axes(size, 1), channels), begin, end)
+        view = inside.transpose(0, 3, 1, 2)
+        b.set(operand, elementwise.computed(b, operand, view if len(size) == 2 else view[:, :, 0]))
+        return padded
     view = b.view(operand)
     if view.ndim == 3:
         view = view[:, :, None]
-    view = view.transpose(0, 2, 3, 1)[:, :kept[0], :kept[1]]
+    view = view.transpose(0, 2, 3, 1)
     channels = view.shape[3]
     dense = (channels == 1 or view.strides[3] == 4) and (view.shape[2] == 1 or view.strides[2] == 4 * channels)
-    if not any(begin) and not any(end) and dense:
+    if not begin and not end and dense and repeat == 1:
         return view
-    padded = b.new((view.shape[0], begin[0] + kept[0] + end[0], begin[1] + kept[1] + end[1], channels))
-    if any(begin) or any(end):
-        _clear_around(b, padded, begin, kept)
-    b.copy(padded[:, begin[0]:begin[0] + kept[0], begin[1]:begin[1] + kept[1]], view)
+    padded, inside = _padded(b, (*view.shape[:3], channels * repeat), begin, end)
+    source = np.broadcast_to(view[..., None], (*view.shape, repeat))
+    b.copy(np.ndarray(source.shape, np.float32, _bytes_of(inside), 0, (*inside.strides[:3], 4 * repeat, 4)), source)
     return padded
 
 
-def _clear_around(b, padded, begin, kept):
+def _padded(b, shape, begin, end):
+    """(view with zeros along W, its inside)"""
+    padded = b.new((*shape[:2], begin + shape[2] + end, shape[3]))
     zero = b.constant(np.zeros((), np.float32))
-    inside = slice(begin[0], begin[0] + kept[0])
-    for part in (padded[:, :begin[0]], padded[:, begin[0] + kept[0]:], padded[:, inside, :begin[1]],
-                 padded[:, inside, begin[1] + kept[1]:]):
+    for part in (padded[:, :, :begin], padded[:, :, begin + shape[2]:]):
         if part.size:
             b.copy(part, np.broadcast_to(zero, part.shape))
-
-
-def _windows(x, first, step, count, taps):
-    """[N, count_h, count_w, taps * C]: rows of `taps` positions from `first` on, `step` apart."""
-    n, _, _, channels = x.shape
-    offset = first[0] * x.strides[1] + first[1] * x.strides[2]
-    strides = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2], 4)
-    start = x[:, first[0]:, first[1]:]
-    assert offset >= 0
-    return np.ndarray((n, *count, taps * channels), np.float32, _bytes_of(start), 0, strides)
+    return padded, padded[:, :, begin:begin + shape[2]]
 
 
 def _bytes_of(view):
@@ -74,34 +82,92 @@ def _bytes_of(view):
     return flat[at:]
 
 
-def _matrices(run, key, make):
-    """What is packed once for all plans of a node."""
+def _packed(run, key, sources, make):
+    """What is made once of the arrays `sources` for all plans of a node."""
     cache = run.__dict__.setdefault("of_plans", {})
-    if key not in cache:
-        cache[key] = make()
-    return cache[key]
+    if key not in cache or any(a is not b for a, b in zip(cache[key][0], sources)):
+        cache[key] = sources, make()
+    return cache[key][1]
 
 
-def _emit_taps(b, run, name, x, out, w, bias, taps, step, group):
-    """out [N, H, W, M] = bias + sum over taps of windows . w; w [M, C / group, kh, kw].
+class _Emission:
+    """The commands of one convolution, which its node and constants describe: w [M, C / group, kh, kw], bias [M]."""
+    def __init__(self, b, node, sources, w, bias, group):
+        self.b, self.node, self.sources, self.w, self.bias, self.group = b, node, sources, w, bias, group
+        self.depthwise = group > 1 and w.shape[1] == 1
+        self.commands = []      # (index, key, function(w, bias) of what is packed)
 
-    taps: (first position, the kernel's row, its columns in the order of memory) of each product.
-    """
-    outputs, channels = w.shape[0] // group, w.shape[1]
-    for g in range(group):
-        to = out[..., g * outputs:(g + 1) * outputs]
-        source = x[..., g * channels:(g + 1) * channels]
-        of_group = w[g * outputs:(g + 1) * outputs]
-        for i, (first, row, columns) in enumerate(taps):
-            def pack():
-                weight = of_group[:, :, row, list(columns)].transpose(2, 1, 0).reshape(-1, outputs)
-                own = bias[g * outputs:(g + 1) * outputs] if bias is not None and i == 0 else None
-                return _kernels.Matrix(weight, own)
-            matrix = _matrices(run, (name, g, row, tuple(columns), i == 0), pack)
-            rows = _windows(source, first, step, to.shape[1:3], len(columns)) if group == 1 else source[
-                :, first[0]:first[0] + (to.shape[1] - 1) * step[0] + 1:step[0],
-                first[1]:first[1] + (to.shape[2] - 1) * step[1] + 1:step[1]]
-            emit_product(b, matrix, to, rows, to if i else None)
+    def emit(self, key, x, out, step, runs):
+        """out [N, H, W, M] = bias + sum over runs of x . w; step: of the positions in x between outputs."""
+        if self.depthwise:
+            self._emit_depthwise(key, x, out, step, runs)
+            return
+        inputs, outputs = self.w.shape[1], out.shape[3] // self.group
+        for g in range(self.group):
+            def pack(w, bias, g=g):
+                of_group = slice(g * outputs, (g + 1) * outputs)
+                rows = [w[of_group, :, r.row, list(r.columns)].transpose(2, 1, 0).reshape(-1, outputs) for r in runs]
+                rows = np.concatenate(rows) if rows else np.empty((0, outputs), np.float32)
+                return _kernels.Matrix(rows, None if bias is None else bias[of_group])
+            self._emit_runs((key, g), pack, x[..., g * inputs:(g + 1) * inputs],
+                            out[..., g * outputs:(g + 1) * outputs], step, runs)
+
+    def _emit_runs(self, key, pack, x, out, step, runs):
+        matrix = _packed(self.node.run, key, self.sources, lambda: pack(self.w, self.bias))
+        self.commands.append((len(self.b.commands), key, pack))
+        last = (out.shape[1] - 1) * step[0]
+        if len(runs) == 1 and 0 <= runs[0].line and last + runs[0].line < x.shape[1]:
+            rows = x[:, runs[0].line:, runs[0].position:]
+            strides = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2], 4)
+            rows = np.ndarray((*out.shape[:3], matrix.K), np.float32, _bytes_of(rows), 0, strides)
+            emit_product(self.b, matrix, out, rows)
+            return
+        total = out.size // out.shape[3]
+        self.b.keep.append(matrix)
+        self.b.emit("convolution", matrix.address, x, out, matrix.N, *self._places(x, out, step),
+                    int(matrix.cost(total)), matrix.K // max(1, len(runs)), len(runs), *self._runs(x, runs),
+                    out=out, weights=matrix.nbytes, flops=2 * total * matrix.K * matrix.N)
+
+    def _emit_depthwise(self, key, x, out, step, runs):
+        taps = [_Run(r.line, r.position + i, r.row, (column,)) for r in runs for i, column in enumerate(r.columns)]
+
+        def pack(w, bias):
+            rows = [w[:, 0, r.row, r.columns[0]] for r in taps]
+            return (np.array(rows, np.float32).reshape(len(taps), len(w)),
+                    np.zeros(len(w), np.float32) if bias is None else np.array(bias, np.float32))
+        packed = _packed(self.node.run, key, self.sources, lambda: pack(self.w, self.bias))
+        weights, start = map(self.b.constant, packed)
+        self.commands.append((len(self.b.commands), key, pack))
+        self.b.emit("depthwise", x, out, weights, start, out.shape[3], len(taps), *self._places(x, out, step),
+                    *self._runs(x, taps), out=out, flops=2 * out.size * len(taps))
+
+    def _places(self, x, out, step):
+        strides = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2], *out.strides[:3])
+        return (*out.shape[:3], *(s // 4 for s in strides), step[0], x.shape[1])
+
+    def _runs(self, x, runs):
+        return [word for r in runs for word in ((r.line * x.strides[1] + r.position * x.strides[2]) // 4, r.line)]
+
+    def fold(self, scale, shift):
+        """The outputs are scale * (what they were) + shift, [M] each."""
+        w = self.w * scale.reshape(-1, 1, 1, 1)
+        bias = shift if self.bias is None else self.bias * scale + shift
+        for index, key, pack in self.commands:
+            name, words = self.b.commands[index]
+            packed = _packed(self.node.run, (key, "folded"), (*self.sources, scale, shift),
+                             lambda pack=pack: pack(w, bias))
+            if self.depthwise:
+                words = (*words[:2], *map(self.b.constant, packed), *words[4:])
+            else:
+                self.b.keep.append(packed)
+                words = (packed.address, *words[1:])
+            self.b.commands[index] = name, words
+
+
+def _set(b, emission, operand, out):
+    result = out.transpose(0, 3, 1, 2)
+    b.set(operand, result if len(operand.shape) == 4 else result[:, :, 0])
+    b.folds[id(operand)] = emission.fold
 
 
 def emit_conv(b, node, inputs, outputs):
@@ -112,93 +178,93 @@ def emit_conv(b, node, inputs, outputs):
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group = settings.pop("group", 1)
     settings.pop("kernel_shape", None)
-    if 0 in outputs[0].shape or 0 in w.shape:
+    emission = _Emission(b, node, [v.known for v in inputs[1:] if v is not None], w, bias, group)
+    if 0 in inputs[0].shape or 0 in outputs[0].shape or 0 in w.shape or group > MAX_GROUPS and not emission.depthwise:
         return False
     windows = place(inputs[0].shape[2:], inputs[1].shape[2:], **settings)
-    rank = len(windows.size)
     step, dilation = _two_axes(windows.strides, 1), _two_axes(windows.dilations, 1)
-    begin, size = _two_axes(windows.begin, 0), _two_axes(windows.size, 1)
-    covered = _two_axes(tuple(windows.covered(axis) for axis in range(rank)), 1)
-    kept = tuple(min(n, max(0, total - at)) for n, total, at in zip(size, covered, begin))
-    end = tuple(total - at - n for total, at, n in zip(covered, begin, kept))
-    depthwise = group > 1 and w.shape[1] == 1 and w.shape[0] == group
-    if group > MAX_GROUPS and not depthwise or 0 in kept:
-        return False
-    x = _channel_last(b, inputs[0], begin, end, kept)
+    begin = _two_axes(windows.begin, 0)
+    end = max(0, windows.covered(-1) - begin[1] - windows.size[-1])
+    x = _channel_last(b, inputs[0], begin[1], end, w.shape[0] // group if emission.depthwise else 1)
     out = b.new((x.shape[0], *_two_axes(windows.output, 1), w.shape[0]))
     kh, kw = w.shape[2:]
-    if depthwise:
-        _emit_depthwise(b, x, out, w, bias, step, dilation)
-    else:
-        joined = group == 1 and dilation[1] == 1
-        taps = [((i * dilation[0], j * dilation[1]), i, columns) for i in range(kh)
-                for j, columns in ([(0, range(kw))] if joined else [(j, (j,)) for j in range(kw)])]
-        _emit_taps(b, node.run, "conv", x, out, w, bias, taps, step, group)
-    result = out.transpose(0, 3, 1, 2)
-    b.set(outputs[0], result if rank == 2 else result[:, :, 0])
+    joined = kw == 1 or dilation[1] == 1 and group == 1
+    columns = [tuple(range(kw))] if joined else [(j,) for j in range(kw)]
+    runs = [_Run(i * dilation[0] - begin[0], of_run[0] * dilation[1], i, of_run)
+            for i in range(kh) for of_run in columns]
+    emission.emit("conv", x, out, step, runs)
+    _set(b, emission, outputs[0], out)
     return True
 
 
-def _emit_depthwise(b, x, out, w, bias, step, dilation):
-    """Each channel with its own taps, all channels of a position at once."""
-    taps, channels = w.shape[2] * w.shape[3], w.shape[0]
-    weights = b.constant(np.ascontiguousarray(w.reshape(channels, taps).T))
-    start = b.constant(np.zeros(channels, np.float32) if bias is None else np.ascontiguousarray(bias))
-    offsets = [(i * dilation[0] * x.strides[1] + j * dilation[1] * x.strides[2]) // 4
-               for i, j in itertools.product(range(w.shape[2]), range(w.shape[3]))]
-    of_x = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2])
-    b.emit("depthwise", x, out, weights, start, channels, taps, *out.shape[:3], *(s // 4 for s in of_x),
-           *(s // 4 for s in out.strides[:3]), *offsets, out=out, flops=2 * out.size * taps)
-
-
 def emit_conv_transpose(b, node, inputs, outputs):
-    """The outputs whose position has the same remainder by the stride are a convolution of the input by every
-    stride-th tap."""
+    """The outputs whose position has the same remainder by the stride are a convolution of the input by some taps."""
     constants = _constants(inputs)
     if constants is None or b.target.blas or outputs[0].dtype != np.float32:
         return False
     w, bias = constants
-    a = node.attributes
-    group, rank = a.get("group", 1), len(inputs[0].shape) - 2
-    if group > MAX_GROUPS or 0 in inputs[0].shape or 0 in outputs[0].shape:
-        return False
-    if a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", "") or a.get("output_shape") is not None:
-        return False
-    step = _two_axes(attribute(a.get("strides"), 1, rank, 1, "strides"), 1)
-    dilation = _two_axes(attribute(a.get("dilations"), 1, rank, 1, "dilations"), 1)
-    pads = attribute(a.get("pads"), 0, 2 * rank, 0, "pads")
-    begin = _two_axes(pads[:rank], 0)
-    size, output, kernel = _two_axes(inputs[0].shape[2:], 1), _two_axes(outputs[0].shape[2:], 1), w.shape[2:]
-    if any(d != 1 for d in dilation) or any(k < s for k, s in zip(kernel, step)):
+    settings = dict(node.attributes)
+    group = settings.pop("group", 1)
+    settings.pop("kernel_shape", None)
+    if 0 in inputs[0].shape or 0 in outputs[0].shape or 0 in w.shape:
         return False
     # w [C, M / group, kh, kw] as a convolution has it: [M, C / group, kh, kw]
-    parts = np.split(w, group)
-    w = np.concatenate([part.swapaxes(0, 1) for part in parts])
-    # position o + begin = i * step + k: remainder r, quotient q, taps k = r + step * j with i = q - j
-    before = [-(-k // s) - 1 for k, s in zip(kernel, step)]
-    last = [(o - 1 + at) // s for o, at, s in zip(output, begin, step)]
-    after = [max(0, q + 1 - n) for q, n in zip(last, size)]
-    x = _channel_last(b, inputs[0], before, after, size)
+    w = np.concatenate([part.swapaxes(0, 1) for part in np.split(w, group)])
+    emission = _Emission(b, node, [v.known for v in inputs[1:] if v is not None], w, bias, group)
+    if group > MAX_GROUPS and not emission.depthwise:
+        return False
+    strides, dilations, begin, output = place_transposed(inputs[0].shape[2:], inputs[1].shape[2:], **settings)
+    step, dilation, begin = _two_axes(strides, 1), _two_axes(dilations, 1), _two_axes(begin, 0)
+    size, output = _two_axes(inputs[0].shape[2:], 1), _two_axes(output, 1)
+    remainders = [[_remainder(*of_axis, r) for r in range(of_axis[0])]
+                  for of_axis in zip(step, w.shape[2:], dilation, begin, output)]
+    reach = [(at - max(taps.values()), at + count - 1 - min(taps.values()))
+             for _, count, at, taps in remainders[1] if count and taps]
+    before = max([0, *(-low for low, _ in reach)])
+    after = max([0, *(high + 1 - size[1] for _, high in reach)])
+    x = _channel_last(b, inputs[0], before, after, w.shape[0] // group if emission.depthwise else 1)
     out = b.new((x.shape[0], *output, w.shape[0]))
-    for rest in itertools.product(range(step[0]), range(step[1])):
-        starts = [(r - at) % s for r, at, s in zip(rest, begin, step)]
-        to = out[:, starts[0]::step[0], starts[1]::step[1]]
-        if to.size == 0:
+    for r, (of_h, of_w) in enumerate(itertools.product(*remainders)):
+        (start_h, count_h, at_h, rows), (start_w, count_w, at_w, taps) = of_h, of_w
+        if not count_h or not count_w:
             continue
-        first = [(o + at) // s for o, at, s in zip(starts, begin, step)]
-        rows = range(rest[0], kernel[0], step[0])
-        columns = list(range(rest[1], kernel[1], step[1]))
-        taps = []
-        for j, row in enumerate(rows):
-            at = first[0] - j + before[0]
-            if group == 1:
-                taps.append(((at, first[1] - len(columns) + 1 + before[1]), row, columns[::-1]))
-            else:
-                taps += [((at, first[1] - i + before[1]), row, (column,)) for i, column in enumerate(columns)]
-        _emit_taps(b, node.run, ("transposed", rest), x, to, w, bias, taps, (1, 1), group)
-    result = out.transpose(0, 3, 1, 2)
-    b.set(outputs[0], result if rank == 2 else result[:, :, 0])
+        columns = sorted(taps, key=lambda k: -taps[k])      # in the order of memory
+        if columns and group == 1 and taps[columns[0]] - taps[columns[-1]] == len(columns) - 1:
+            columns = [tuple(columns)]
+        else:
+            columns = [(k,) for k in columns]
+        runs = [_Run(at_h - rows[i], at_w - taps[of_run[0]] + before, i, of_run) for i in rows for of_run in columns]
+        emission.emit(("transposed", r), x, out[:, start_h::step[0], start_w::step[1]], (1, 1), runs)
+    _set(b, emission, outputs[0], out)
     return True
 
 
-EMIT = {"Conv": emit_conv, "ConvTranspose": emit_conv_transpose}
+def _remainder(stride, kernel, dilation, begin, output, r):
+    """(first output, their number, q of the first one, tap -> its distance) for the outputs o with this remainder.
+
+    o + begin = q * stride + r; a tap's input is at q - distance.
+    """
+    start = (r - begin) % stride
+    taps = {k: (k * dilation - r) // stride for k in range(kernel) if (k * dilation - r) % stride == 0}
+    return start, len(range(start, output, stride)), (start + begin) // stride, taps
+
+
+def emit_batch_normalization(b, node, inputs, outputs):
+    """By constants, behind a convolution whose outputs nothing else needs: of its weights."""
+    constants = [v.known for v in inputs[1:]]
+    settings = {"epsilon": 1e-5, "training_mode": 0, "spatial": 1} | node.attributes
+    if id(inputs[0]) not in b.folds or inputs[0].uses != 1 or any(v is None for v in constants):
+        return False
+    if any(o is not None for o in outputs[1:]) or settings["training_mode"] or not settings["spatial"]:
+        return False
+    scale, shift, mean, var = (v.astype(np.float64) for v in constants)
+
+    def factors():
+        factor = scale / np.sqrt(var + settings["epsilon"])
+        return factor.astype(np.float32), (shift - mean * factor).astype(np.float32)
+    b.folds[id(inputs[0])](*_packed(node.run, "factors", constants, factors))
+    b.set(outputs[0], b.view(inputs[0]))
+    return True
+
+
+EMIT = {"Conv": emit_conv, "ConvTranspose": emit_conv_transpose, "BatchNormalization": emit_batch_normalization}

@@ -76,13 +76,13 @@ def _define(b, out, make, inputs):
         b.set(out, computed(b, out))        # truth values and integers only as they are stored
 
 
-def computed(b, out):
-    """The view of an operand whose expression is computed now."""
+def computed(b, out, view=None):
+    """The view, a new one if none is given, of an operand whose expression is computed now."""
     expression = out.expression
     if not isinstance(expression, _Call):
         expression = _Call(COPY, (expression,))
     views, calls = _parts(expression)
-    view = _like(b, out, views)
+    view = _like(b, out, views) if view is None else view
     if view.size:
         _emit(b, view, views, calls)
     return view

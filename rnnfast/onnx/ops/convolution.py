@@ -116,15 +116,10 @@ def _transposed_axis(size, kernel, stride, dilation, padding, output_padding, ou
     return split_padding(max(0, total), auto_pad)[0], output
 
 
-@floating
-def conv_transpose(x, w, bias=None, *, auto_pad: AutoPad = "NOTSET", dilations: Ints | None = None, group: int = 1,
-                   kernel_shape: Ints | None = None, output_padding: Ints | None = None,
-                   output_shape: Ints | None = None, pads: Ints | None = None, strides: Ints | None = None):
-    """y[n,m,i * stride + k * dilation - begin] += sum over c of w[c,m,k] x[n,c,i]; w is [C,M/group,*kernel]"""
-    _check(x, w, kernel_shape, w.shape[0], group)
-    samples, channels, *size = x.shape
-    kernel, rank, outputs = w.shape[2:], x.ndim - 2, w.shape[1] * group
-    _check_bias(bias, outputs)
+def place_transposed(size, kernel, *, auto_pad="NOTSET", dilations=None, output_padding=None, output_shape=None,
+                     pads=None, strides=None):
+    """(strides, dilations, positions cut off at the beginning, output sizes) of ConvTranspose's spatial axes."""
+    rank = len(size)
     strides = attribute(strides, 1, rank, 1, "strides")
     dilations = attribute(dilations, 1, rank, 1, "dilations")
     output_padding = attribute(output_padding, 0, rank, 0, "output_padding")
@@ -135,6 +130,21 @@ def conv_transpose(x, w, bias=None, *, auto_pad: AutoPad = "NOTSET", dilations: 
     padding = zip(*explicit_pads(None if output_shape else pads, auto_pad, rank))
     begin, output = zip(*(_transposed_axis(*axis, auto_pad) for axis in
                           zip(size, kernel, strides, dilations, padding, output_padding, shape)))
+    return strides, dilations, begin, output
+
+
+@floating
+def conv_transpose(x, w, bias=None, *, auto_pad: AutoPad = "NOTSET", dilations: Ints | None = None, group: int = 1,
+                   kernel_shape: Ints | None = None, output_padding: Ints | None = None,
+                   output_shape: Ints | None = None, pads: Ints | None = None, strides: Ints | None = None):
+    """y[n,m,i * stride + k * dilation - begin] += sum over c of w[c,m,k] x[n,c,i]; w is [C,M/group,*kernel]"""
+    _check(x, w, kernel_shape, w.shape[0], group)
+    samples, channels, *size = x.shape
+    kernel, outputs = w.shape[2:], w.shape[1] * group
+    _check_bias(bias, outputs)
+    strides, dilations, begin, output = place_transposed(
+        size, kernel, auto_pad=auto_pad, dilations=dilations, output_padding=output_padding, output_shape=output_shape,
+        pads=pads, strides=strides)
     spans = [max((n - 1) * s + extent(k, d), b + out)
              for n, s, k, d, b, out in zip(size, strides, kernel, dilations, begin, output)]
     check_size((samples, outputs, *spans), x.dtype)

@@ -1,0 +1,129 @@
+/* The convolution_command of program.h: each output is one chain of fused multiply-adds over the runs, in order, from
+ * its bias. Runs that lie outside of the input are left out. */
+#ifndef RNNFAST_CONVOLUTION_H
+#define RNNFAST_CONVOLUTION_H
+
+#include "kernels.h"
+#include "matmul.h"
+#include "program.h"
+#include "vec.h"
+
+typedef struct {
+    const run *first, *end;
+    ptrdiff_t length;
+} runs;
+
+/* c[M, W] = bias[W] + the sum over runs of a[M, offset + (0 .. length)] . w[., W] */
+INLINE void runs_tile(const int M, const int W, const float *a, ptrdiff_t lda, const runs *q, const float *w,
+                      ptrdiff_t ldw, const float *bias, float *c, ptrdiff_t ldc)
+{
+    vf acc[MAX_ROWS][MAX_PANEL];
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int j = 0; j < W; j++)
+            acc[m][j] = v_load(bias + j * VL);
+    for (const run *r = q->first; r < q->end; r++) {
+        const float *from = a + r->offset;
+        for (ptrdiff_t i = 0; i < q->length; i++, w += ldw) {
+            vf b[MAX_PANEL];
+#pragma GCC unroll 4
+            for (int j = 0; j < W; j++)
+                b[j] = M > 1 ? v_keep(v_load(w + j * VL)) : v_load(w + j * VL);
+#pragma GCC unroll 14
+            for (int m = 0; m < M; m++) {
+                const vf x = v_set1(from[m * lda + i]);
+#pragma GCC unroll 4
+                for (int j = 0; j < W; j++)
+                    acc[m][j] = v_fma(x, b[j], acc[m][j]);
+            }
+        }
+    }
+#pragma GCC unroll 14
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int j = 0; j < W; j++)
+            v_store(c + m * ldc + j * VL, acc[m][j]);
+}
+
+INLINE void runs_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, const runs *q, const float *w,
+                      ptrdiff_t ldw, const float *bias, float *c, ptrdiff_t ldc)
+{
+#define ROWS(M) case M: if ((M) <= TILE_ROWS(W)) runs_tile(M, W, a, lda, q, w, ldw, bias, c, ldc); break;
+    switch (rows) {
+    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14)
+    }
+#undef ROWS
+}
+
+static void runs_panel(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const runs *q, const float *w,
+                       const float *bias, float *c, ptrdiff_t ldc)
+{
+    const ptrdiff_t ldw = width * VL;
+    switch (width) {
+    case 1: runs_rows(rows, 1, a, lda, q, w, ldw, bias, c, ldc); break;
+    case 2: runs_rows(rows, 2, a, lda, q, w, ldw, bias, c, ldc); break;
+    case 3: runs_rows(rows, 3, a, lda, q, w, ldw, bias, c, ldc); break;
+    case 4: runs_rows(rows, 4, a, lda, q, w, ldw, bias, c, ldc);
+    }
+}
+
+/* Positions first <= k < last of one line; a and out are at the line's first one */
+static void runs_line(const convolution_command *m, const runs *q, panels part, ptrdiff_t first, ptrdiff_t last,
+                      const float *a, float *out)
+{
+    const matrix *w = m->w;
+    const ptrdiff_t rows = last - first, lda = m->x_stride[2], ldc = m->out_stride[2];
+    const ptrdiff_t skipped = (q->first - m->run) * q->length;
+    float edge[MAX_TILE];
+    for (ptrdiff_t p = part.first; p < part.last; p++) {
+        const ptrdiff_t block = p * w->panel, width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
+        const ptrdiff_t height = width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3)
+                                 : TILE_ROWS(4);
+        const ptrdiff_t columns = m->n - block * VL < width * VL ? m->n - block * VL : width * VL;
+        const float *of_panel = w->w + block * VL * w->k + skipped * width * VL, *bias = w->bias + block * VL;
+        ptrdiff_t k = first;
+        for (ptrdiff_t left = (rows + height - 1) / height; left > 0; left--) {
+            const ptrdiff_t size = (last - k + left - 1) / left;
+            float *to = out + k * ldc + block * VL;
+            if (columns == width * VL) {
+                runs_panel(size, width, a + k * lda, lda, q, of_panel, bias, to, ldc);
+            } else {
+                runs_panel(size, width, a + k * lda, lda, q, of_panel, bias, edge, width * VL);
+                for (ptrdiff_t i = 0; i < size; i++)
+                    memcpy(to + i * ldc, edge + i * width * VL, (size_t)columns * sizeof(float));
+            }
+            k += size;
+        }
+    }
+}
+
+/* Part `part` of `parts`: some of the lines, or where these are few, some positions of each. */
+static void convolution_kernel(const command *head, const context *context, int part, int parts)
+{
+    const convolution_command *m = (const convolution_command *)head;
+    const float *x = address_of(context, m->x);
+    float *out = address_of(context, m->out);
+    const ptrdiff_t lines = m->shape[0] * m->shape[1], end = (m->w->blocks + m->w->panel - 1) / m->w->panel;
+    ptrdiff_t first_line = 0, last_line = lines, first = 0, last = m->shape[2];
+    if (lines >= 2 * parts) {
+        first_line = lines * part / parts;
+        last_line = lines * (part + 1) / parts;
+    } else {
+        first = last * part / parts;
+        last = last * (part + 1) / parts;
+    }
+    const int stay = m->w->blocks * VL * m->w->k * (ptrdiff_t)sizeof(float) <= INNER_CACHE;
+    for (ptrdiff_t p = 0; p < end; p += stay ? end : 1) {
+        const panels some = { p, stay ? end : p + 1, 0 };
+        for (ptrdiff_t line = first_line; line < last_line; line++) {
+            const ptrdiff_t i = line / m->shape[1], j = line % m->shape[1];
+            runs q = { m->run, m->run + m->runs, m->length };
+            runs_of_line(&q.first, &q.end, j * m->step, m->input_lines);
+            runs_line(m, &q, some, first, last, x + i * m->x_stride[0] + j * m->x_stride[1],
+                      out + i * m->out_stride[0] + j * m->out_stride[1]);
+        }
+    }
+}
+
+#endif

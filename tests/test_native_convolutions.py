@@ -1,0 +1,244 @@
+"""Convolutions in native plans: against the operators' NumPy functions, in bits across instruction sets and batches."""
+import itertools
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import rnnfast
+from rnnfast import _kernels, _plan
+from rnnfast.onnx.ops.convolution import conv, conv_transpose
+from tests.graphs import load, model_of, random
+
+TOLERANCE = 2e-5        # of outputs of about 1: chains of up to some hundred products in float32
+
+
+def model(nodes, constants, rank, **types):
+    x = ("x", TensorProto.FLOAT, [None] * rank)
+    return load(model_of(nodes, [x], [("y", TensorProto.FLOAT, None)], constants))
+
+
+def segment(m):
+    """The plan's only step, which is native."""
+    steps = m._own.plans.kept[0].steps
+    assert [type(step[0]) for step in steps] == [_plan.Segment], [step[-1] for step in steps]
+    return steps[0][0]
+
+
+def check(m, x, expected, isas=True):
+    """The outputs are right and the same on every instruction set and for each sample alone."""
+    y = m(x=x)["y"]
+    segment(m)
+    assert y.shape == expected.shape
+    scale = max(1.0, float(np.abs(expected).max()))
+    assert np.abs(y - expected).max() <= TOLERANCE * scale
+    before = _kernels.get_isa()
+    for name in _kernels.isas():
+        _kernels.set_isa(name)
+        try:
+            assert np.array_equal(m(x=x)["y"], y), name
+        finally:
+            _kernels.set_isa(before)
+    if len(x) > 1 and len(y) == len(x):
+        alone = np.concatenate([m(x=x[i:i + 1])["y"] for i in range(len(x))])
+        assert np.array_equal(alone, y)
+
+
+def check_conv(x, channels, kernel, *, bias=True, op="Conv", **attributes):
+    """channels: of the output."""
+    group = attributes.get("group", 1)
+    shape = (channels, x.shape[1] // group) if op == "Conv" else (x.shape[1], channels // group)
+    w = random(1, *shape, *kernel) / np.float32(np.sqrt(shape[1] * np.prod(kernel)))
+    constants = {"w": w} | ({"b": random(2, channels)} if bias else {})
+    node = helper.make_node(op, ["x", *constants], ["y"], **attributes)
+    function = conv if op == "Conv" else conv_transpose
+    check(model([node], constants, x.ndim), x, function(x, *constants.values(), **attributes))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("inputs, outputs", list(itertools.product([1, 3, 16, 20], [1, 5, 16, 70])))
+def test_channels(samples, inputs, outputs):
+    check_conv(random(0, samples, inputs, 23), outputs, (3,), pads=(1, 1))
+    check_conv(random(0, samples, inputs, 7, 11), outputs, (3, 5), pads=(1, 2, 1, 2))
+
+
+LINES = [
+    {}, {"strides": (2,)}, {"strides": (3,), "pads": (2, 1)}, {"dilations": (2,)}, {"dilations": (3,), "strides": (2,)},
+    {"pads": (4, 0)}, {"pads": (0, 5)}, {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER", "strides": (2,)},
+    {"auto_pad": "SAME_UPPER", "strides": (3,), "dilations": (2,)}, {"auto_pad": "VALID", "strides": (2,)},
+]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("samples, channels, kernel", [(1, 3, 4), (3, 16, 3), (2, 20, 1), (3, 1, 5), (1, 1, 9)])
+@pytest.mark.parametrize("attributes", LINES, ids=str)
+def test_one_axis(samples, channels, kernel, attributes, bias):
+    check_conv(random(0, samples, channels, 29), 6, (kernel,), bias=bias, **attributes)
+
+
+PLANES = [
+    {}, {"strides": (2, 1)}, {"strides": (1, 2)}, {"strides": (3, 2), "pads": (1, 0, 2, 1)}, {"dilations": (2, 1)},
+    {"dilations": (1, 2)}, {"dilations": (2, 3), "strides": (1, 2), "pads": (0, 3, 2, 0)}, {"pads": (2, 0, 0, 0)},
+    {"pads": (0, 0, 0, 3)}, {"auto_pad": "SAME_UPPER", "strides": (2, 2)}, {"auto_pad": "SAME_LOWER"},
+    {"auto_pad": "VALID"},
+]
+
+
+@pytest.mark.parametrize("samples, channels, kernel", [(1, 1, (3, 3)), (3, 3, (2, 3)), (1, 16, (3, 1)), (2, 20, (1, 5)),
+                                                       (3, 2, (1, 1)), (3, 1, (1, 5)), (2, 1, (4, 1))])
+@pytest.mark.parametrize("attributes", PLANES, ids=str)
+def test_two_axes(samples, channels, kernel, attributes):
+    check_conv(random(0, samples, channels, 13, 17), 7, kernel, **attributes)
+
+
+GROUPED = [(6, 4, 2), (6, 9, 3), (16, 16, 16), (20, 20, 20), (5, 10, 5), (8, 24, 8), (37, 37, 37), (18, 54, 18)]
+
+
+@pytest.mark.parametrize("inputs, outputs, group", GROUPED)
+@pytest.mark.parametrize("samples, bias", [(1, True), (3, False)])
+def test_groups(samples, bias, inputs, outputs, group):
+    for attributes in ({}, {"strides": (2,), "dilations": (3,), "pads": (2, 3)}):
+        check_conv(random(0, samples, inputs, 31), outputs, (4,), bias=bias, group=group, **attributes)
+    for attributes in ({}, {"strides": (2, 1), "dilations": (1, 2), "pads": (1, 2, 1, 2)}):
+        check_conv(random(0, samples, inputs, 9, 14), outputs, (3, 3), bias=bias, group=group, **attributes)
+
+
+TRANSPOSED = [(k, s, pads, extra) for k, s in itertools.product((1, 2, 3, 5), (1, 2, 3))
+              for pads, extra in ((0, 0), (1, 0), (1, 1)) if extra < s and (pads == 0 or k > 1)]
+
+
+@pytest.mark.parametrize("kernel, stride, pads, extra", TRANSPOSED)
+@pytest.mark.parametrize("samples, channels, outputs, group", [(1, 3, 5, 1), (3, 16, 2, 1), (2, 6, 4, 2)])
+def test_transposed_line(samples, channels, outputs, group, kernel, stride, pads, extra):
+    check_conv(random(0, samples, channels, 9), outputs, (kernel,), op="ConvTranspose", strides=(stride,),
+               pads=(pads, min(pads, 1)), output_padding=(extra,), group=group, bias=samples > 1)
+
+
+@pytest.mark.parametrize("samples, channels, outputs, group", [(1, 1, 16, 1), (3, 16, 1, 1), (2, 6, 4, 2),
+                                                                (2, 8, 8, 8)])
+@pytest.mark.parametrize("kernel, strides, pads, extra", [
+    ((3, 3), (1, 1), (1, 1, 1, 1), (0, 0)), ((1, 5), (1, 2), (0, 2, 0, 2), (0, 1)),
+    ((3, 2), (2, 3), (0, 0, 0, 0), (1, 2)),
+    ((2, 4), (3, 2), (0, 1, 0, 0), (0, 0)), ((5, 1), (2, 1), (1, 0, 2, 0), (0, 0))])
+def test_transposed_plane(samples, channels, outputs, group, kernel, strides, pads, extra):
+    check_conv(random(0, samples, channels, 5, 8), outputs, kernel, op="ConvTranspose", strides=strides, pads=pads,
+               output_padding=extra, group=group)
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_transposed_automatic_padding(auto_pad):
+    check_conv(random(0, 2, 4, 7), 3, (4,), op="ConvTranspose", strides=(2,), auto_pad=auto_pad)
+    check_conv(random(0, 2, 4, 5, 7), 3, (3, 5), op="ConvTranspose", strides=(2, 3), auto_pad=auto_pad)
+
+
+def test_transposed_dilation():
+    check_conv(random(0, 2, 4, 17), 3, (3,), op="ConvTranspose", dilations=(2,), pads=(2, 2))
+    check_conv(random(0, 2, 6, 5, 17), 4, (3, 3), op="ConvTranspose", dilations=(3, 2), pads=(1, 2, 0, 1), group=2)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("group", [1, 5])
+def test_views(samples, group):
+    """Of an input that is transposed, sliced and reshaped before."""
+    w, b = random(1, 10, 10 // group, 3), random(2, 10)
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+             helper.make_node("Slice", ["t", "start", "end", "axes", "steps"], ["s"]),
+             helper.make_node("Conv", ["s", "w", "b"], ["y"], pads=[1, 2], group=group)]
+    numbers = dict(start=[1, 2], end=[11, 100], axes=[1, 2], steps=[1, 2])
+    constants = {"w": w, "b": b} | {k: np.array(v, np.int64) for k, v in numbers.items()}
+    x = random(0, samples, 22, 12)
+    check(model(nodes, constants, 3), x, conv(x.transpose(0, 2, 1)[:, 1:11, 2::2], w, b, pads=(1, 2), group=group))
+
+
+def test_reshaped_view():
+    """Two of the input's axes as channels."""
+    w = random(1, 6, 12, 3)
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]),
+             helper.make_node("Conv", ["r", "w"], ["y"], pads=[1, 1])]
+    x = random(0, 3, 4, 3, 15)
+    check(model(nodes, {"w": w, "shape": np.array([0, 12, 15], np.int64)}, 4), x,
+          conv(x.reshape(3, 12, 15), w, pads=(1, 1)))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_chain(samples):
+    """Convolutions with elementwise functions between them, one of whose results is used twice."""
+    w = [random(1, 16, 1, 3, 3) / 3, random(2, 20, 16, 3, 2) / 9, random(3, 20, 1, 3, 3) / 3,
+         random(4, 20, 16, 1, 4) / 9]
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["a"], pads=[1, 1, 1, 1]),
+             helper.make_node("Relu", ["a"], ["b"]),
+             helper.make_node("LeakyRelu", ["b"], ["b1"], alpha=0.1),
+             helper.make_node("Slice", ["b1", "start", "end", "axes"], ["b2"]),
+             helper.make_node("Conv", ["b", "w1"], ["c"], pads=[2, 1, 0, 0], strides=[1, 2]),
+             helper.make_node("Sigmoid", ["c"], ["d"]),
+             helper.make_node("Mul", ["c", "d"], ["e"]),
+             helper.make_node("Conv", ["e", "w2"], ["f"], pads=[1, 1, 1, 1], group=20),
+             helper.make_node("Add", ["e", "f"], ["g"]),
+             helper.make_node("ConvTranspose", ["g", "w3"], ["h"], strides=[1, 2], pads=[0, 1, 0, 2]),
+             helper.make_node("Concat", ["h", "b2"], ["i"], axis=1),
+             helper.make_node("Conv", ["i", "w4"], ["y"], pads=[0, 1, 0, 1])]
+    x = random(0, samples, 1, 6, 11)
+    a = conv(x, w[0], pads=(1, 1, 1, 1))
+    b = np.maximum(a, 0)
+    c = conv(b, w[1], pads=(2, 1, 0, 0), strides=(1, 2))
+    e = c / (1 + np.exp(-c))
+    g = e + conv(e, w[2], pads=(1, 1, 1, 1), group=20)
+    h = conv_transpose(g, w[3], strides=(1, 2), pads=(0, 1, 0, 2))
+    width = h.shape[3]
+    w.append(random(5, 3, 32, 1, 3) / 9)
+    expected = conv(np.concatenate([h, b[..., :width]], 1), w[4], pads=(0, 1, 0, 1))
+    constants = {f"w{i}": v for i, v in enumerate(w)}
+    constants |= dict(start=np.array([0]), end=np.array([width]), axes=np.array([3]))
+    assert width <= 11
+    check(model(nodes, constants, 4), x, expected)
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("group", [1, 6])
+def test_normalised(op, group):
+    """By constants, behind the convolution."""
+    shape = (6, 6 // group)
+    constants = {"w": random(1, *shape, 1, 3), "b": random(2, 6), "scale": random(3, 6), "shift": random(4, 6),
+                 "mean": random(5, 6), "var": np.abs(random(6, 6)) + np.float32(0.1)}
+    nodes = [helper.make_node(op, ["x", "w", "b"], ["a"], pads=[0, 1, 0, 1], group=group),
+             helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["n"], epsilon=1e-3),
+             helper.make_node("Relu", ["n"], ["y"])]
+    x = random(0, 3, 6, 4, 9)
+    function = conv if op == "Conv" else conv_transpose
+    a = function(x, constants["w"], constants["b"], pads=(0, 1, 0, 1), group=group)
+    scale, shift, mean, var = (constants[k].reshape(-1, 1, 1) for k in ("scale", "shift", "mean", "var"))
+    check(model(nodes, constants, 4), x, np.maximum((a - mean) / np.sqrt(var + np.float32(1e-3)) * scale + shift, 0))
+
+
+def test_weights_that_depend_on_shapes():
+    """Each plan has its own."""
+    nodes = [helper.make_node("Shape", ["x"], ["shape"]), helper.make_node("Cast", ["shape"], ["s"], to=1),
+             helper.make_node("Reshape", ["s", "as"], ["w"]), helper.make_node("Conv", ["x", "w"], ["y"])]
+    m = model(nodes, {"as": np.array([1, 1, 3], np.int64)}, 3)
+    for n in (5, 7, 5):
+        x = random(0, 2, 1, n)
+        assert np.allclose(m(x=x)["y"], conv(x, np.array([[[2, 1, n]]], np.float32)), atol=1e-5)
+
+
+def test_times():
+    """Of each command, in nanoseconds; the segment works as before."""
+    w = random(1, 16, 3, 3)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1]), helper.make_node("Tanh", ["a"], ["y"])]
+    m, x = model(nodes, {"w": w}, 3), random(0, 1, 3, 2000)
+    y = m(x=x)["y"]
+    whole = segment(m)
+    times = whole.times(x, rounds=5)
+    assert len(times) == len(whole.notes) and all(t >= 0 for t in times) and sum(times) > 1000
+    assert np.array_equal(m(x=x)["y"], y)
+
+
+@pytest.mark.parametrize("kernel, attributes", [((3, 3), {"pads": (1, 1, 1, 1)}), ((4,), {"pads": (2, 1)})])
+@pytest.mark.parametrize("group", [1, 2])
+def test_threads(forced, kernel, attributes, group):
+    """The same bits on several."""
+    x = random(0, 2, 20, *((31,) if len(kernel) == 1 else (7, 31)))
+    constants = {"w": random(1, 70, 20 // group, *kernel), "b": random(2, 70)}
+    model = model_of([helper.make_node("Conv", ["x", "w", "b"], ["y"], group=group, **attributes)],
+                     [("x", TensorProto.FLOAT, [None] * x.ndim)], [("y", TensorProto.FLOAT, None)], constants)
+    one, several = (rnnfast.load(model.SerializeToString(), threads=n) for n in (1, 4))
+    assert np.array_equal(one(x=x)["y"], several(x=x)["y"])
