@@ -242,3 +242,17 @@ def test_threads(forced, kernel, attributes, group):
                      [("x", TensorProto.FLOAT, [None] * x.ndim)], [("y", TensorProto.FLOAT, None)], constants)
     one, several = (rnnfast.load(model.SerializeToString(), threads=n) for n in (1, 4))
     assert np.array_equal(one(x=x)["y"], several(x=x)["y"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_, np.float16])
+@pytest.mark.parametrize("shape, perm", [((3, 37, 50), (0, 2, 1)), ((16, 64), (1, 0)), ((5, 4, 33, 19), (3, 1, 0, 2)),
+                                         ((2, 3, 70), (2, 0, 1))])
+def test_transposition(shape, perm, dtype):
+    """Copied in squares, as what a convolution gives is where its channels are wanted first."""
+    x = (random(0, *shape) * 100).astype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=perm),
+             helper.make_node("Concat", ["t", "t"], ["y"], axis=0)]
+    m = load(model_of(nodes, [("x", kind, [None] * len(shape))], [("y", kind, None)]))
+    assert np.array_equal(m(x=x)["y"], np.concatenate([x.transpose(perm)] * 2))
+    segment(m)

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "program.h"
+#include "vec.h"
 
 #include <string.h>
 #include <time.h>
@@ -51,10 +52,48 @@ static void copy_items(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_
     }
 }
 
+/* The last axis is contiguous where the items go, the one before where they come from: in squares, whose lines stay in
+ * the inner cache on both sides. */
+enum { SQUARE = 16 };
+
+#define SQUARE_LOOP(type)                                                                                            \
+    for (; i < i1; i++)                                                                                              \
+        for (ptrdiff_t j = j0; j < j1; j++) {                                                                        \
+            const char *item = from + i * (ptrdiff_t)sizeof(type) + j * b;                                           \
+            *(type *)(to + i * a + j * (ptrdiff_t)sizeof(type)) = *(const type *)item;                               \
+        }                                                                                                            \
+    break;
+
+static void transpose(const copy_command *m, ptrdiff_t axis, char *to, const char *from)
+{
+    const ptrdiff_t rows = m->shape[axis], columns = m->shape[axis + 1];
+    const ptrdiff_t a = m->to_stride[axis], b = m->from_stride[axis + 1];
+    for (ptrdiff_t i0 = 0; i0 < rows; i0 += SQUARE)
+        for (ptrdiff_t j0 = 0; j0 < columns; j0 += SQUARE) {
+            const ptrdiff_t i1 = rows - i0 < SQUARE ? rows : i0 + SQUARE;
+            const ptrdiff_t j1 = columns - j0 < SQUARE ? columns : j0 + SQUARE;
+            ptrdiff_t i = i0;
+            if (m->item == 4 && j1 - j0 == SQUARE)
+                for (; i + 4 <= i1; i += 4)
+                    for (ptrdiff_t j = j0; j < j1; j += 4)
+                        v_transpose4(from + i * 4 + j * b, b, to + i * a + j * 4, a);
+            switch (m->item) {
+            case 1: SQUARE_LOOP(uint8_t)
+            case 2: SQUARE_LOOP(uint16_t)
+            case 4: SQUARE_LOOP(uint32_t)
+            case 8: SQUARE_LOOP(uint64_t)
+            }
+        }
+}
+
 static void copy_axes(const copy_command *m, ptrdiff_t axis, char *to, const char *from)
 {
     if (axis >= AXES - 1 || axis == m->axes - 1) {
         copy_items(to, m->to_stride[axis], from, m->from_stride[axis], m->shape[axis], m->item);
+        return;
+    }
+    if (axis == m->axes - 2 && m->from_stride[axis] == m->item && m->to_stride[axis + 1] == m->item) {
+        transpose(m, axis, to, from);
         return;
     }
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++)

@@ -197,6 +197,25 @@ INLINE unsigned v_flush_denormals(void) { return 0; }
 INLINE void v_restore_mode(unsigned mode) { (void)mode; }
 #endif
 
+/* Four items of four bytes in each of four lines, the lines by strides in bytes: to[j][i] = from[i][j] */
+INLINE void v_transpose4(const char *from, ptrdiff_t from_line, char *to, ptrdiff_t to_line)
+{
+#if defined(__SSE2__)
+    __m128 a = _mm_loadu_ps((const float *)from), b = _mm_loadu_ps((const float *)(from + from_line));
+    __m128 c = _mm_loadu_ps((const float *)(from + 2 * from_line));
+    __m128 d = _mm_loadu_ps((const float *)(from + 3 * from_line));
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps((float *)to, a);
+    _mm_storeu_ps((float *)(to + to_line), b);
+    _mm_storeu_ps((float *)(to + 2 * to_line), c);
+    _mm_storeu_ps((float *)(to + 3 * to_line), d);
+#else
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            memcpy(to + j * to_line + 4 * i, from + i * from_line + 4 * j, 4);
+#endif
+}
+
 /* Asks for the cache line at p, any address, to come to the second-level cache */
 INLINE void v_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
 

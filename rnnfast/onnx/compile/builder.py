@@ -165,9 +165,14 @@ class Builder:
     def copy(self, to, source):
         """Copies a view to another of its shape (or one that broadcasts) and type."""
         source = np.broadcast_to(source, to.shape)
-        shape, to_strides, strides = merged(to.shape, to.strides, source.strides)
-        if 0 in shape:
+        if 0 in to.shape:
             return
+        order = sorted(range(to.ndim), key=lambda i: -abs(to.strides[i]))
+        shape, to_strides, strides = merged(*([of_axis[i] for i in order]
+                                              for of_axis in (to.shape, to.strides, source.strides)))
+        if to.itemsize in strides[:-1]:         # a transposition: its two axes last
+            order = sorted(range(len(shape)), key=lambda i: (i == len(shape) - 1, strides[i] == to.itemsize))
+            shape, to_strides, strides = ([of_axis[i] for i in order] for of_axis in (shape, to_strides, strides))
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
     def status(self, size=None):
