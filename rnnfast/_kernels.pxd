@@ -61,7 +61,7 @@ cdef extern from "kernels.h" nogil:
         void (*reduce)(const command *, const context *) noexcept nogil
         void (*rows)(const command *, const context *) noexcept nogil
         void (*pool)(const command *, const context *) noexcept nogil
-        void (*convolution)(const command *, const context *, int, int) noexcept nogil
+        void (*convolution)(const command *, const command *, const context *, int, int) noexcept nogil
         unsigned (*flush_denormals)() noexcept nogil
         void (*restore_mode)(unsigned) noexcept nogil
 

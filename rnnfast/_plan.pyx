@@ -382,29 +382,47 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
 cdef extern from "program.h" nogil:
     ctypedef struct convolution_command:
         Py_ssize_t cost
+        Py_ssize_t[3] shape
+    ctypedef struct convolved_command:
+        command convolution
 
 
-cdef struct Shared:
+cdef struct Convolution:
     const command *c
+    const command *then
     const context *x
 
 
 cdef void convolution_part(void *argument, int part, int parts) noexcept nogil:
-    cdef Shared *p = <Shared *>argument
-    p.x.isa.convolution(p.c, p.x, part, parts)
+    cdef Convolution *p = <Convolution *>argument
+    p.x.isa.convolution(p.c, p.then, p.x, part, parts)
+
+
+cdef void convolve(const command *c, const command *then, const context *x) noexcept nogil:
+    cdef const convolution_command *m = <const convolution_command *>c
+    cdef int parts = ITEMS * x.threads
+    cdef Convolution p
+    cdef team crew
+    p.c, p.then, p.x = c, then, x
+    if x.threads > 1 and (m.cost >= SHARED_COST or forced):
+        if m.shape[0] * m.shape[1] < 2 * parts:         # parts are no lines
+            p.then = NULL
+        team_open(&crew, x.threads, m.cost < BRIEF_COST)
+        team_each(&crew, parts, convolution_part, &p)
+        team_close(&crew)
+        if p.then != then:
+            x.isa.elementwise(then, x)
+    else:
+        convolution_part(&p, 0, 1)
 
 
 cdef void run_convolution(const command *c, const context *x) noexcept nogil:
-    cdef Py_ssize_t cost = (<const convolution_command *>c).cost
-    cdef Shared p
-    cdef team crew
-    p.c, p.x = c, x
-    if x.threads > 1 and (cost >= SHARED_COST or forced):
-        team_open(&crew, x.threads, cost < BRIEF_COST)
-        team_each(&crew, ITEMS * x.threads, convolution_part, &p)
-        team_close(&crew)
-    else:
-        convolution_part(&p, 0, 1)
+    convolve(c, NULL, x)
+
+
+cdef void run_convolved(const command *c, const context *x) noexcept nogil:
+    cdef const command *first = &(<const convolved_command *>c).convolution
+    convolve(first, <const command *>(<const Py_ssize_t *>first + first.words), x)
 
 
 COMMANDS = {
@@ -418,6 +436,7 @@ COMMANDS = {
     "gather": <size_t>&rnnfast_gather,
     "integer": <size_t>&rnnfast_integer,
     "convolution": <size_t>&run_convolution,
+    "convolved": <size_t>&run_convolved,
     "product": <size_t>&run_product,
     "recurrent": Prepared.command,
 }

@@ -256,3 +256,55 @@ def test_transposition(shape, perm, dtype):
     m = load(model_of(nodes, [("x", kind, [None] * len(shape))], [("y", kind, None)]))
     assert np.array_equal(m(x=x)["y"], np.concatenate([x.transpose(perm)] * 2))
     segment(m)
+
+
+def silu(v):
+    return v / (1 + np.exp(-v))
+
+
+LARGE = random(0, 1, 3, 41, 40)     # whose convolution is so large that functions of it are computed with its lines
+OF_LARGE = {       # nodes behind y0 = Conv(x, w), what they compute
+    "in place": ("Sigmoid y0 s; Mul y0 s y", silu),
+    "kept": ("Relu y0 r; Transpose y0 t; Transpose t u; Add r u y", lambda v: np.maximum(v, 0) + v),
+    "cast": ("Cast y0 c; Relu c r; Sub r c y", lambda v: np.maximum(v, 0) - v),
+    "reversed": ("Slice y0 start end axes steps r; Add y0 r y", lambda v: v + v[:, :, ::-1]),
+    "one line": ("Slice y0 first second axes r; Mul y0 r y", lambda v: v * v[:, :, :1]),
+    "flags": ("Less y0 zero l; Where l zero y0 y", lambda v: np.maximum(v, 0)),
+    "by channel": ("Mul y0 b m; Tanh m y", lambda v: np.tanh(v * random(2, 20, 1, 1))),
+    "normalised": ("BatchNormalization y0 ones zeros zeros ones n; Relu n r; Sub r n y",
+                   lambda v: np.maximum(v, 0) - v),
+    "padded": ("Relu y0 r; Conv r w2 y", lambda v: conv(np.maximum(v, 0), random(3, 4, 20, 3, 3), pads=(1, 1, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("text, function", OF_LARGE.values(), ids=OF_LARGE)
+def test_functions_of_large_outputs(forced, text, function, threads):
+    attributes = {"Cast": {"to": 1}, "Conv": {"pads": [1, 1, 1, 1]}, "Transpose": {"perm": [0, 1, 3, 2]},
+                  "BatchNormalization": {"epsilon": 0.0}}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y0"], pads=[1, 1, 1, 1])]
+    for words in map(str.split, text.split("; ")):
+        nodes.append(helper.make_node(words[0], words[1:-1], words[-1:], **attributes.get(words[0], {})))
+    constants = {"w": random(1, 20, 3, 3, 3) / 5, "b": random(2, 20, 1, 1), "w2": random(3, 4, 20, 3, 3),
+                 "zero": np.zeros((), np.float32), "zeros": np.zeros(20, np.float32), "ones": np.ones(20, np.float32),
+                 "start": np.array([-1]), "end": np.array([-100]), "axes": np.array([2]), "steps": np.array([-1]),
+                 "first": np.array([0]), "second": np.array([1])}
+    m = rnnfast.load(model_of(nodes, [("x", TensorProto.FLOAT, [None] * 4)], [("y", TensorProto.FLOAT, None)],
+                              constants).SerializeToString(), threads=threads)
+    check(m, LARGE, function(conv(LARGE, constants["w"], pads=(1, 1, 1, 1))))
+
+
+def test_a_branch_needs_the_outputs():
+    """Of a convolution that a function takes besides."""
+    branch = [helper.make_graph([helper.make_node(op, ["y0"], ["z"])], op, [], [helper.make_tensor_value_info(
+        "z", TensorProto.FLOAT, None)]) for op in ("Neg", "Abs")]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y0"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["y0"], ["r"]),
+             helper.make_node("If", ["c"], ["i"], then_branch=branch[0], else_branch=branch[1]),
+             helper.make_node("Add", ["r", "i"], ["y"])]
+    w = random(1, 20, 3, 3, 3) / 5
+    m = load(model_of(nodes, [("x", TensorProto.FLOAT, [None] * 4), ("c", TensorProto.BOOL, [])],
+                      [("y", TensorProto.FLOAT, None)], {"w": w}))
+    y = conv(LARGE, w, pads=(1, 1, 1, 1))
+    for c in (True, False):
+        expected = np.maximum(y, 0) + (-y if c else np.abs(y))
+        assert np.allclose(m(x=LARGE, c=np.array(c))["y"], expected, atol=1e-5)

@@ -3,6 +3,7 @@
 #ifndef RNNFAST_CONVOLUTION_H
 #define RNNFAST_CONVOLUTION_H
 
+#include "elementwise.h"
 #include "kernels.h"
 #include "matmul.h"
 #include "program.h"
@@ -98,8 +99,9 @@ static void runs_line(const convolution_command *m, const runs *q, panels part, 
     }
 }
 
-/* Part `part` of `parts`: some of the lines, or where these are few, some positions of each. */
-static void convolution_kernel(const command *head, const context *context, int part, int parts)
+/* Part `part` of `parts`: some of the lines, or where these are few, some positions of each. `then`, if it is not NULL,
+ * is the elementwise_command whose first axis is the lines: done with each while it is in the cache. */
+static void convolution_kernel(const command *head, const command *then, const context *context, int part, int parts)
 {
     const convolution_command *m = (const convolution_command *)head;
     const float *x = address_of(context, m->x);
@@ -122,6 +124,8 @@ static void convolution_kernel(const command *head, const context *context, int 
             runs_of_line(&q.first, &q.end, j * m->step, m->input_lines);
             runs_line(m, &q, some, first, last, x + i * m->x_stride[0] + j * m->x_stride[1],
                       out + i * m->out_stride[0] + j * m->out_stride[1]);
+            if (then && some.last == end)
+                elementwise_part((const elementwise_command *)then, context, line, line + 1);
         }
     }
 }

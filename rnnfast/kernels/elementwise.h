@@ -143,6 +143,18 @@ static void lines(const elementwise_command *m, ptrdiff_t axis, float (*buffer)[
     }
 }
 
+/* The part first <= i < last of the first of several axes */
+static void elementwise_part(const elementwise_command *m, const context *x, ptrdiff_t first, ptrdiff_t last)
+{
+    float buffer[REGISTERS][TILE];
+    const char *in[REGISTERS];
+    for (ptrdiff_t i = first; i < last; i++) {
+        for (ptrdiff_t j = 0; j < m->inputs; j++)
+            in[j] = (const char *)address_of(x, m->in[j].p) + i * m->in[j].stride[0];
+        lines(m, 1, buffer, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]);
+    }
+}
+
 static void elementwise_kernel(const command *c, const context *x)
 {
     const elementwise_command *m = (const elementwise_command *)c;

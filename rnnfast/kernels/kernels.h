@@ -97,8 +97,8 @@ typedef struct kernels {
     void (*reduce)(const command *c, const context *x);
     void (*rows)(const command *c, const context *x);
     void (*pool)(const command *c, const context *x);
-    /* one of `parts` parts of a convolution_command */
-    void (*convolution)(const command *c, const context *x, int part, int parts);
+    /* one of `parts` parts of a convolution_command, and then of an elementwise_command if it is not NULL */
+    void (*convolution)(const command *c, const command *then, const context *x, int part, int parts);
     /* denormals off for this thread; returns the mode to hand to restore_mode */
     unsigned (*flush_denormals)(void);
     void (*restore_mode)(unsigned mode);

@@ -169,6 +169,13 @@ typedef struct {
     run run[];
 } convolution_command;
 
+/* A convolution_command whose words follow, and behind them those of the elementwise_command that takes its outputs:
+ * the first axis of that one, of at least two, is the convolution's lines. */
+typedef struct {
+    command head;
+    command convolution;
+} convolved_command;
+
 void rnnfast_depthwise(const command *c, const context *x);
 void rnnfast_elementwise(const command *c, const context *x);
 void rnnfast_copy(const command *c, const context *x);

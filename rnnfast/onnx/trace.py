@@ -307,6 +307,7 @@ class _Tracer:
     def plan(self, outputs):
         places = tuple(self.place(value) for value in outputs)
         needed, steps, n_given = set(places), [], len(self.inputs) + 1
+        made = {place: operand for step in self.steps for place, operand in zip(step.made, step.results)}
         for value in outputs:
             _use(value.operand)
         for step in reversed(self.steps):
@@ -314,7 +315,7 @@ class _Tracer:
                 continue
             needed.update(step.inputs)
             steps.append(step)
-            for operand in step.operands:
+            for operand in step.operands or map(made.get, step.inputs):
                 _use(operand)
         native = compiled(steps[::-1], places, self.target) if self.target else steps[::-1]
         needed, steps = set(places), []

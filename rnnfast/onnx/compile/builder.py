@@ -74,6 +74,7 @@ class Builder:
         self.inputs = []                # Operands that come from outside
         self._buffers = {}              # id of the owning array -> _Buffer
         self.folds = {}                 # id of an Operand -> function(scale, shift): what makes it does that too
+        self.convolved = None           # (the Operand, its view as [N, H, W, C]) that the last command makes
         self._seen = []                 # (Operand, what it was) of those that got a view here
         self.node = None                # what the commands that follow belong to
         self._nodes = {}                # id of an Operand with an expression -> its node
@@ -126,6 +127,10 @@ class Builder:
         for operand in self._seen:
             operand.view = operand.expression = None
 
+    def holders(self, view):
+        """The ids of the Operands that have this very view."""
+        return {id(operand) for operand in self._seen if operand.view is view}
+
     def buffer_of(self, view):
         return self._buffers[id(owner(view))]
 
@@ -147,11 +152,17 @@ class Builder:
         return copy
 
     # ------------------------------------------------------------------------------------------ commands
+    def nested(self, name, words):
+        """A command's words as those of another one that has it inside."""
+        count = sum(2 if word is None or isinstance(word, np.ndarray) else 1 for word in words)
+        return _plan.COMMANDS[name], 2 + count, *words
+
     def emit(self, name, *words, out, flops=0, weights=0, note=None):
         """A command: its words are ints, floats, arrays (views: two words) and None (a place that is not there).
 
         out: the view that it writes; weights: bytes that it reads besides its views.
         """
+        self.convolved = None
         self.commands.append((name, words))
         nbytes = weights + sum(_distinct(word) for word in words if isinstance(word, np.ndarray))
         self.notes.append(Note(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))

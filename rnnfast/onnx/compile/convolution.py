@@ -47,6 +47,7 @@ def _channel_last(b, operand, begin, end, repeat=1):
         padded, inside = _padded(b, (n, *_two_axes(size, 1), channels), begin, end)
         view = inside.transpose(0, 3, 1, 2)
         b.set(operand, elementwise.computed(b, operand, view if len(size) == 2 else view[:, :, 0]))
+        _clear_ends(b, padded, begin, end)
         return padded
     view = b.view(operand)
     if view.ndim == 3:
@@ -58,18 +59,22 @@ def _channel_last(b, operand, begin, end, repeat=1):
         return view
     padded, inside = _padded(b, (*view.shape[:3], channels * repeat), begin, end)
     source = np.broadcast_to(view[..., None], (*view.shape, repeat))
+    _clear_ends(b, padded, begin, end)
     b.copy(np.ndarray(source.shape, np.float32, _bytes_of(inside), 0, (*inside.strides[:3], 4 * repeat, 4)), source)
     return padded
 
 
 def _padded(b, shape, begin, end):
-    """(view with zeros along W, its inside)"""
+    """(view with room along W, its inside)"""
     padded = b.new((*shape[:2], begin + shape[2] + end, shape[3]))
+    return padded, padded[:, :, begin:begin + shape[2]]
+
+
+def _clear_ends(b, padded, begin, end):
     zero = b.constant(np.zeros((), np.float32))
-    for part in (padded[:, :, :begin], padded[:, :, begin + shape[2]:]):
+    for part in (padded[:, :, :begin], padded[:, :, padded.shape[2] - end:]):
         if part.size:
             b.copy(part, np.broadcast_to(zero, part.shape))
-    return padded, padded[:, :, begin:begin + shape[2]]
 
 
 def _bytes_of(view):
@@ -168,6 +173,8 @@ def _set(b, emission, operand, out):
     result = out.transpose(0, 3, 1, 2)
     b.set(operand, result if len(operand.shape) == 4 else result[:, :, 0])
     b.folds[id(operand)] = emission.fold
+    if b.commands[-1][0] == "convolution" and len(emission.commands) == 1 and len(operand.shape) == 4:
+        b.convolved = operand, out
 
 
 def emit_conv(b, node, inputs, outputs):
@@ -263,7 +270,9 @@ def emit_batch_normalization(b, node, inputs, outputs):
         factor = scale / np.sqrt(var + settings["epsilon"])
         return factor.astype(np.float32), (shift - mean * factor).astype(np.float32)
     b.folds[id(inputs[0])](*_packed(node.run, "factors", constants, factors))
-    b.set(outputs[0], b.view(inputs[0]))
+    b.set(outputs[0], b.view(inputs[0])[...])
+    if b.convolved is not None and b.convolved[0] is inputs[0]:
+        b.convolved = outputs[0], b.convolved[1]
     return True
 
 

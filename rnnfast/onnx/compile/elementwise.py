@@ -2,6 +2,7 @@
 import numpy as np
 
 from rnnfast import _kernels
+from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
 
 # Codes of program.h
@@ -12,6 +13,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 REGISTERS = 24
 MAX_INPUTS = 12         # of an expression, so that instructions have registers too
 MAX_INSTRUCTIONS = 32
+FUSED = 1 << 17         # bytes of a convolution's outputs beyond which functions of them are computed line by line
 
 UNARY = {"Sqrt": SQRT, "Abs": ABS, "Neg": NEG, "Floor": FLOOR, "Ceil": CEIL, "Round": ROUND, "Sign": SIGN,
          "Reciprocal": RECIPROCAL}
@@ -82,10 +84,33 @@ def computed(b, out, view=None):
     if not isinstance(expression, _Call):
         expression = _Call(COPY, (expression,))
     views, calls = _parts(expression)
-    view = _like(b, out, views) if view is None else view
+    lines = _lines(b, out, views)
+    if view is None and lines is not None and _last_use(b, b.convolved[0], calls) and out.dtype == np.float32:
+        view = b.convolved[0].view[...]
+    elif view is None:
+        view = _like(b, out, views)
     if view.size:
-        _emit(b, view, views, calls)
+        _emit(b, view, views, calls, lines)
     return view
+
+
+def _last_use(b, operand, calls):
+    """Whether nothing but these instructions needs the operand."""
+    uses = [arg for call in calls for arg in call.args if arg is operand.view]
+    return len(uses) == operand.uses and b.holders(operand.view) == {id(operand)}
+
+
+def _lines(b, out, views):
+    """How many lines a convolution has of which this is done at once, one after the other; None if that cannot be."""
+    if b.convolved is None:
+        return None
+    operand, convolved = b.convolved
+    n, lines = convolved.shape[:2]
+    of_convolution = [v for v in views if owner(v) is owner(convolved)]
+    whole = operand.shape == out.shape and len(of_convolution) == 1 and of_convolution[0] is operand.view
+    if not whole or convolved.nbytes < FUSED or convolved.size == n * lines or n > 1:
+        return None
+    return lines
 
 
 def _like(b, out, views):
@@ -98,12 +123,17 @@ def _like(b, out, views):
     return view.transpose(np.argsort(order))
 
 
-def _emit(b, out, views, calls):
+def _emit(b, out, views, calls, lines=None):
+    """lines: of [1, C, lines, W], done with the convolution that is the last command."""
     order = sorted(range(out.ndim), key=lambda i: -out.strides[i])
+    if lines is not None:
+        order.remove(2)
     shape = [out.shape[i] for i in order]
     spread = [np.broadcast_to(v, out.shape) for v in views]
     strides = [[v.strides[i] for i in order] for v in (out, *spread)]
     shape, *strides = merged(shape, *strides)
+    if lines is not None:
+        shape, strides = [lines, *shape], [[v.strides[2], *s] for v, s in zip((out, *spread), strides)]
     if len(shape) > AXES:
         raise Unfit(f"{len(shape)} axes")
     register = {id(v): i for i, v in enumerate(views)}
@@ -123,8 +153,15 @@ def _emit(b, out, views, calls):
     words = [len(shape), *axes(shape, 1), len(views), len(calls), out, ITEMS[out.dtype], *axes(strides[0])]
     for view, of_view in zip(views, strides[1:]):
         words += [view, ITEMS[view.dtype], *axes(of_view)]
-    b.emit("elementwise", *words, *instructions, out=out, flops=sum(c.code != COPY for c in calls) * out.size,
-           note=" ".join(NAMES[call.code] for call in calls))
+    words += instructions
+    flops, note = sum(c.code != COPY for c in calls) * out.size, " ".join(NAMES[call.code] for call in calls)
+    if lines is None:
+        b.emit("elementwise", *words, out=out, flops=flops, note=note)
+    else:
+        name, of_convolution = b.commands.pop()
+        made = b.notes.pop()
+        b.emit("convolved", *b.nested(name, of_convolution), *b.nested("elementwise", words), out=out,
+               flops=made.flops + flops, weights=made.nbytes, note=f"convolution {note}")
 
 
 # ------------------------------------------------------------------------------------------------ operators
