@@ -283,6 +283,7 @@ cdef extern from "program.h" nogil:
     void rnnfast_pool(const command *, const context *)
     void rnnfast_gather(const command *, const context *)
     void rnnfast_integer(const command *, const context *)
+    void rnnfast_order(const command *, const context *)
     void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
     void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
@@ -437,6 +438,7 @@ COMMANDS = {
     "integer": <size_t>&rnnfast_integer,
     "convolution": <size_t>&run_convolution,
     "convolved": <size_t>&run_convolved,
+    "order": <size_t>&rnnfast_order,
     "product": <size_t>&run_product,
     "recurrent": Prepared.command,
 }

@@ -349,3 +349,41 @@ def test_casts_of_integers(source, target):
                                   constants))
             np.testing.assert_array_equal(model(x=fed)["y"], expected)
             assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+
+
+# ------------------------------------------------------------------------------------------------ order
+def ordered_values(dtype, shape):
+    x = RNG.integers(-9 if dtype != "uint8" else 0, 9, shape).astype(dtype)
+    if dtype == "float32":
+        x.ravel()[::7], x.ravel()[3::13], x.ravel()[4::11] = np.nan, -np.inf, -0.0
+    return x
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "int32", "uint8", "int8"])
+@pytest.mark.parametrize("shape", [(17,), (5, 17), (3, 4, 9), (4, 1)])
+def test_places_of_extremes(op, dtype, shape):
+    x = ordered_values(dtype, shape)
+    for axis in range(-1, len(shape)):
+        for more in {}, {"keepdims": 0}, {"select_last_index": 1}:
+            compare(op, x, {}, tolerance=None, axis=axis, **more)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "int32", "uint8", "int8"])
+@pytest.mark.parametrize("shape", [(1,), (17,), (5, 33), (3, 4, 9)])
+def test_top_k(dtype, shape):
+    x = ordered_values(dtype, shape)
+    for axis in range(-1, len(shape)):
+        for k in {1, 2, shape[axis]} - ({2} if shape[axis] < 2 else set()):
+            for largest in 0, 1:
+                expected = ops.lookup("", "TopK", 11)(x, ints(k), axis=axis, largest=largest)
+                for layout in layouts(x.ndim):
+                    fed, node, constants = laid_out(x, layout)
+                    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+                    nodes = [node, helper.make_node("TopK", ["strided", "k"], ["y", "i"], axis=axis, largest=largest)]
+                    outputs = [("y", kind, None), ("i", TensorProto.INT64, None)]
+                    model = load(model_of(nodes, [("x", kind, fed.shape)], outputs, constants | {"k": ints(k)}))
+                    out = model(x=fed)
+                    np.testing.assert_array_equal(out["y"], expected[0])
+                    np.testing.assert_array_equal(out["i"], expected[1])
+                    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]

@@ -192,6 +192,82 @@ void rnnfast_integer(const command *c, const context *x)
     integer_axes(m, 0, address_of(x, m->to), address_of(x, m->a), address_of(x, m->b));
 }
 
+/* An integer that is the larger the later the item comes */
+static int64_t order_key(const order_command *m, const char *p)
+{
+    int64_t key;
+    if (m->item == ORDER_FLOAT32) {
+        float value;
+        int32_t bits;
+        memcpy(&value, p, sizeof value);
+        memcpy(&bits, p, sizeof bits);
+        if (value != value)
+            return m->nan_first || m->largest ? INT64_MIN : INT64_MAX;
+        key = value == 0 ? 0 : bits < 0 ? bits ^ INT32_MAX : bits;
+    } else
+        key = integer_at(m->item, p);
+    return m->largest ? ~key : key;
+}
+
+typedef struct {
+    int64_t key, place;
+} ordered;
+
+static const ordered *merge_sorted(ordered *from, ordered *to, ptrdiff_t n)
+{
+    for (ptrdiff_t run = 1; run < n; run *= 2) {
+        for (ptrdiff_t start = 0; start < n; start += 2 * run) {
+            const ptrdiff_t middle = start + run < n ? start + run : n, end = middle + run < n ? middle + run : n;
+            for (ptrdiff_t i = start, j = middle, at = start; at < end; at++)
+                to[at] = j >= end || (i < middle && from[i].key <= from[j].key) ? from[i++] : from[j++];
+        }
+        ordered *other = from;
+        from = to;
+        to = other;
+    }
+    return from;
+}
+
+static void order_row(const order_command *m, const char *x, char *values, char *places, ordered *memory)
+{
+    const ordered *first = memory;
+    for (ptrdiff_t i = 0; i < m->n; i++) {
+        const ordered item = { order_key(m, x + i * m->x_stride), i };
+        if (m->k > 1)
+            memory[i] = item;
+        else if (i == 0 || item.key < memory->key || (m->higher && item.key == memory->key))
+            *memory = item;
+    }
+    if (m->k > 1)
+        first = merge_sorted(memory, memory + m->n, m->n);
+    const ptrdiff_t bytes = m->item == INTEGER_INT64 ? 8 : m->item == ORDER_FLOAT32 || m->item == INTEGER_INT32 ? 4 : 1;
+    for (ptrdiff_t i = 0; i < m->k; i++) {
+        *(int64_t *)(places + i * m->places_stride) = first[i].place;
+        if (m->values.area >= 0)
+            memcpy(values + i * m->values_stride, x + first[i].place * m->x_stride, (size_t)bytes);
+    }
+}
+
+static void order_axes(const order_command *m, ptrdiff_t axis, const char *x, char *values, char *places,
+                       ordered *memory)
+{
+    if (axis >= AXES || axis == m->axes) {
+        order_row(m, x, values, places, memory);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
+        order_axes(m, axis + 1, x + i * m->x_outer[axis], values + i * m->values_outer[axis],
+                   places + i * m->places_outer[axis], memory);
+}
+
+void rnnfast_order(const command *c, const context *x)
+{
+    const order_command *m = (const order_command *)c;
+    char *places = address_of(x, m->places);
+    order_axes(m, 0, address_of(x, m->x), m->values.area < 0 ? places : address_of(x, m->values), places,
+               address_of(x, m->memory));
+}
+
 void rnnfast_elementwise(const command *c, const context *x)
 {
     x->isa->elementwise(c, x);

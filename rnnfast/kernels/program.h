@@ -152,6 +152,19 @@ typedef struct {
     ptrdiff_t code, to_item, item, axes, shape[AXES], to_stride[AXES], a_stride[AXES], b_stride[AXES];
 } integer_command;
 
+/* Of each row of n items the k that come first: values (or area -1) and their int64 places [..., k], by strides in
+ * bytes. Of equal ones that with the lower place comes first, or that with the higher one if `higher` and k = 1. NaN is
+ * the largest value, but comes first if `nan_first`. `memory` has 4 n int64. Items are float32, or the INTEGER_* above. */
+enum { ORDER_FLOAT32 = 8 };
+
+typedef struct {
+    command head;
+    location x, values, places, memory;
+    ptrdiff_t item, largest, nan_first, higher, n, k, x_stride, values_stride, places_stride;
+    ptrdiff_t axes, shape[AXES], x_outer[AXES], values_outer[AXES], places_outer[AXES];
+} order_command;
+
+void rnnfast_order(const command *c, const context *x);
 void rnnfast_reduce(const command *c, const context *x);
 void rnnfast_rows(const command *c, const context *x);
 void rnnfast_pool(const command *c, const context *x);

@@ -1,10 +1,14 @@
-"""Gather and ScatterND: views and copies where indices are constant and regular, else the gather command."""
+"""Gather and ScatterND: views and copies where indices are constant and regular, else the gather command. TopK and the
+places of extremes."""
 import math
 
 import numpy as np
 
 from rnnfast.onnx.budget import owner
-from rnnfast.onnx.compile.builder import address, merged
+from rnnfast.onnx.compile import integer
+from rnnfast.onnx.compile.builder import AXES, Unfit, address, axes, merged
+
+ORDERED = integer.ITEMS | {np.dtype(np.float32): 8}     # INTEGER_* and ORDER_FLOAT32 of program.h
 
 
 def _progression(values):
@@ -132,4 +136,43 @@ def _block(tuples):
     return tuple(regular for _, regular in ranges) if np.array_equal(grid, tuples) else None
 
 
-EMIT = {"Gather": emit_gather, "ScatterND": emit_scatter_nd}
+def _ordered(b, view, k, *, largest, nan_first=False, higher=False, values=True):
+    """(values or None, places) of the k items that come first along the last axis."""
+    outer, n = view.shape[:-1], view.shape[-1]
+    places = b.new((*outer, k), np.int64)
+    found = b.new((*outer, k), view.dtype) if values else None
+    of_values = found if values else places
+    shape, *strides = merged(outer, view.strides[:-1], of_values.strides[:-1], places.strides[:-1])
+    if len(shape) > AXES:
+        raise Unfit(f"{len(shape)} axes")
+    b.emit("order", view, found, places, b.new((4 * n,), np.int64), ORDERED[view.dtype], largest, nan_first, higher, n, k,
+           view.strides[-1], of_values.strides[-1], places.strides[-1], len(shape), *axes(shape),
+           *(word for of_view in strides for word in axes(of_view)), flops=view.size)
+    return found, places
+
+
+def emit_top_k(b, node, inputs, outputs):
+    k = node.attributes.get("k") if len(inputs) == 1 else inputs[1].known
+    if k is None or inputs[0].dtype not in ORDERED or 0 in inputs[0].shape or 0 in outputs[0].shape:
+        return False
+    axis = node.attributes.get("axis", -1)
+    results = _ordered(b, np.moveaxis(b.view(inputs[0]), axis, -1), int(np.asarray(k).item()),
+                       largest=bool(node.attributes.get("largest", 1)))
+    for operand, result in zip(outputs, results):
+        b.set(operand, np.moveaxis(result, -1, axis))
+    return True
+
+
+def emit_arg(b, node, inputs, outputs):
+    if inputs[0].dtype not in ORDERED or not inputs[0].shape or 0 in inputs[0].shape:
+        return False
+    view = np.moveaxis(b.view(inputs[0]), node.attributes.get("axis", 0), -1)
+    _, places = _ordered(b, view, 1, largest=node.op_type == "ArgMax", nan_first=True, values=False,
+                         higher=bool(node.attributes.get("select_last_index")))
+    places = np.moveaxis(places, -1, node.attributes.get("axis", 0))
+    b.set(outputs[0], places.reshape(outputs[0].shape))
+    return True
+
+
+EMIT = {"Gather": emit_gather, "ScatterND": emit_scatter_nd, "TopK": emit_top_k, "ArgMax": emit_arg,
+        "ArgMin": emit_arg}
