@@ -256,7 +256,8 @@ def test_gather(shape, axis, dtype):
         compare("Gather", x, {"indices": indices}, tolerance=None, axis=axis)
         for kind in np.int32, np.int64:
             compare("Gather", x, {"indices": indices.astype(kind)}, tolerance=None, constant=False, axis=axis)
-    for indices in ints(0, 1), ints(-1, -2), np.array(1), np.arange(n)[::-1].copy(), np.arange(n):
+    for indices in ints(0, 1), ints(-1, -2), np.array(1), np.arange(n)[::-1].copy(), np.arange(n), \
+            np.add.outer(np.arange(2), np.arange(n - 1)), np.subtract.outer([n - 1, n - 2], [0, 1, 2]):
         compare("Gather", x, {"indices": indices}, tolerance=None, view=True, axis=axis)
 
 
@@ -320,6 +321,27 @@ def compare_scattered(x, indices, updates):
         y = model(x=fed, u=np.ascontiguousarray(updates.T))["y"]
         np.testing.assert_array_equal(y, expected)
         assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+
+
+@pytest.mark.parametrize("also_needed", [False, True])
+def test_chained_scatters(also_needed):
+    """The second one may write into the first one's result, unless that is needed too."""
+    nodes = [helper.make_node("ScatterND", ["x", "even", "a"], ["y1"]),
+             helper.make_node("ScatterND", ["y1", "odd", "b"], ["y2"]),
+             helper.make_node("Reshape", ["y1", "flat"], ["z"]), helper.make_node("Relu", ["y2"], ["y"])]
+    outputs = [("y", TensorProto.FLOAT, None)] + ([("z", TensorProto.FLOAT, None)] if also_needed else [])
+    even, odd = grid(range(3), [0, 2, 4]), grid(range(3), [1, 3])
+    x, a, b = random(34, 3, 6), random(35, 3, 3), random(36, 3, 2)
+    model = load(model_of(nodes, [(n, TensorProto.FLOAT, v.shape) for n, v in zip("xab", (x, a, b))], outputs,
+                          {"even": even, "odd": odd, "flat": ints(-1)}))
+    out = model(x=x, a=a, b=b)
+    expected = x.copy()
+    expected[:, 0:6:2] = a
+    if also_needed:
+        np.testing.assert_array_equal(out["z"], expected.ravel())
+    expected[:, 1:5:2] = b
+    np.testing.assert_array_equal(out["y"], np.maximum(expected, 0))
+    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
 
 
 # ------------------------------------------------------------------------------------------------ integers

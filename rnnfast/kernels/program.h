@@ -154,7 +154,8 @@ typedef struct {
 
 /* Of each row of n items the k that come first: values (or area -1) and their int64 places [..., k], by strides in
  * bytes. Of equal ones that with the lower place comes first, or that with the higher one if `higher` and k = 1. NaN is
- * the largest value, but comes first if `nan_first`. `memory` has 4 n int64. Items are float32, or the INTEGER_* above. */
+ * the largest value, but comes first if `nan_first`. `memory` has 4 n int64. Items are float32, or integers by the
+ * INTEGER_* above. */
 enum { ORDER_FLOAT32 = 8 };
 
 typedef struct {
