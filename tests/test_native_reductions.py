@@ -409,3 +409,11 @@ def test_top_k(dtype, shape):
                     np.testing.assert_array_equal(out["y"], expected[0])
                     np.testing.assert_array_equal(out["i"], expected[1])
                     assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+
+
+# ------------------------------------------------------------------------------------------------ products
+@pytest.mark.parametrize("a, b", [
+    ((3, 5), (5, 7)), ((9, 17), (17, 37)), ((2, 3, 5), (2, 5, 17)), ((2, 1, 3, 5), (4, 5, 18)), ((3, 5), (2, 5, 16)),
+    ((5,), (5, 7)), ((3, 5), (5,)), ((2, 6, 5), (5,)), ((5,), (3, 5, 2)), ((5,), (5,)), ((2, 3, 1), (2, 1, 19))])
+def test_products_of_two_values(a, b):
+    same_on_every_isa(lambda: compare("MatMul", random(32, *a), {"b": random(33, *b)}, constant=False))

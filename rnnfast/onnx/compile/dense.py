@@ -47,12 +47,13 @@ def emit_matmul(b, node, inputs, outputs):
 
 
 def _emit_multiply(b, inputs, outputs):
-    """Of two matrices, or stacks of them, that a run computes."""
-    if any(o.dtype != np.float32 or len(o.shape) < 2 or 0 in o.shape for o in inputs):
+    """Of two matrices, stacks of them, or vectors, that a run computes."""
+    if any(o.dtype != np.float32 or not o.shape or 0 in o.shape for o in inputs):
         return False
     x, w = rows_of(b, inputs[0]), b.view(inputs[1])
-    out = b.new(outputs[0].shape)
-    stack = out.shape[:-2]
+    x, w = x[None] if x.ndim == 1 else x, w[:, None] if w.ndim == 1 else w
+    stack = np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
+    out = b.new((*stack, x.shape[-2], w.shape[-1]))
     x, w = (np.broadcast_to(v, (*stack, *v.shape[-2:])) for v in (x, w))
     shape, *strides = merged(stack, *(v.strides[:-2] for v in (out, x, w)))
     if len(shape) > 3:
@@ -64,7 +65,7 @@ def _emit_multiply(b, inputs, outputs):
     b.emit("multiply", x, w, out, b.new((K * columns,)), b.constant(np.zeros(columns, np.float32)), *[1] * extra, *shape,
            *of_x, *of_w, *of_out, rows, K, N, x.strides[-2] // 4, out.strides[-2] // 4, w.strides[-2] // 4,
            w.strides[-1] // 4, out=out, flops=2 * out.size * K)
-    b.set(outputs[0], out)
+    b.set(outputs[0], out.reshape(outputs[0].shape))
     return True
 
 

@@ -147,7 +147,7 @@ def _ordered(b, view, k, *, largest, nan_first=False, higher=False, values=True)
         raise Unfit(f"{len(shape)} axes")
     b.emit("order", view, found, places, b.new((4 * n,), np.int64), ORDERED[view.dtype], largest, nan_first, higher, n, k,
            view.strides[-1], of_values.strides[-1], places.strides[-1], len(shape), *axes(shape),
-           *(word for of_view in strides for word in axes(of_view)), flops=view.size)
+           *(word for of_view in strides for word in axes(of_view)), out=places, flops=view.size)
     return found, places
 
 
