@@ -12,6 +12,7 @@ _LAZY = {
     **dict.fromkeys(("Model", "load"), "rnnfast.model"),
     **dict.fromkeys(("ExecutionMode", "GraphOptimizationLevel", "InferenceSession", "RunOptions", "SessionOptions",
                      "get_available_providers", "get_device"), "rnnfast.session"),
+    "Stream": "rnnfast.stream",
     **dict.fromkeys(("nn", "reference"), "rnnfast"),
 }
 __all__ = ["Error", "errors", *_LAZY]

@@ -148,6 +148,15 @@ class Model:
         return Program(graph, names, self.source.label, record=record, meter=meter,
                        target=None if reference else self._target, plans=self._plans, specialises=True)
 
+    def stream(self, state=None, *, states=None, **fixed):
+        """A Stream: frames go in by `step` and `run`, states stay inside.
+
+        states: {state input: state output}, where names and shapes do not tell, or tell it wrongly. state: their initial
+        values, a mapping as `stream.state` gives; None is zeros. fixed: inputs that are the same for every frame.
+        """
+        from rnnfast.stream import Stream
+        return Stream(self, state, states, fixed)
+
     def summary(self, feed=None, /, **inputs):
         """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..errors import InputTypeError, ModelError, UnsupportedError
 from ..threads import check as check_threads
 from .checks import as_generator, as_weight, within_memory
+from .stream import LayerStream
 
 _INITIALIZING = threading.Lock()
 
@@ -173,6 +174,15 @@ class Sequential(Module):
 
     def _output(self, x, lengths):
         return self(x, lengths=lengths)
+
+    def stream(self, state=None):
+        """A LayerStream: one time step after another, the states inside. state: a tuple of those of the recurrent layers,
+        each as a call of it takes it; None is zeros. Layers that run backwards have none."""
+        return LayerStream(self, tuple(self._flat()), state)
+
+    def _flat(self):
+        for layer in self.layers:
+            yield from layer._flat() if isinstance(layer, Sequential) else (layer,)
 
     def shapes(self):
         return {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()}

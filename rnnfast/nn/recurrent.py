@@ -28,6 +28,7 @@ from .checks import (MAX_LAYERS, as_input, check_choice, check_flag, check_lengt
                      check_size, check_weights)
 from .linear import uniform
 from .module import Module, Row
+from .stream import LayerStream
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
@@ -139,6 +140,11 @@ class _Recurrent(Module):
 
     def _output(self, x, lengths):
         return self(x, lengths=lengths)[0]
+
+    def stream(self, state=None):
+        """A LayerStream: one time step after another, the state inside. state: the initial one as a call takes it, h or
+        (h, c); None is zeros. Layers that run backwards have none."""
+        return LayerStream(self, (self,), state)
 
     def _run(self, x, states, lengths):
         """-> y and the tuple of last states. `states`: the initial ones, None is zeros."""

@@ -190,6 +190,15 @@ class Program:
         del outputs     # native steps may differ in the last bits: the first call gives what later ones give
         return plan.shared(args, budget)
 
+    def plan(self, args):
+        """The Plan that takes such arguments: one that is kept, or a new one."""
+        plan = self.plans.find(args)
+        if plan is None:
+            with np.errstate(all="ignore"):
+                plan, _ = trace(self, args, Budget(args))
+            self.plans.add(plan, args)
+        return plan
+
     def run(self, args):
         """The outputs for a list in the order of `names`, as arrays of their own."""
         with np.errstate(all="ignore"):

@@ -1,0 +1,109 @@
+"""Which inputs of a model are states, and which outputs they come back as: from names, else from shapes.
+
+Names: an input and an output pair if their words are the same without those that say which side they are on (`h_in` and
+`h_out`, `state` and `new_state`, `conv_cache` and `conv_cache_out`) and but for an ending (`h0` and `hn`, `c` and `cn`,
+`hidden_1` and `hidden_2`). Shapes, if no names pair: the first input is a frame and the first output a result; each of
+the others must then have one partner of its type and shape, if any. All pairs have one type and shapes that fit.
+"""
+import collections.abc
+import re
+
+from rnnfast.errors import InputError, InputTypeError
+
+INPUT_WORDS = {"in", "input", "init", "initial", "prev", "previous", "past", "old", "last"}
+OUTPUT_WORDS = {"out", "output", "new", "next", "cur", "current", "updated", "present", "final", "n"}
+# Of the last word: (of the input, of the output).
+ENDINGS = (("", ""), ("", "n"), ("0", "n"), ("0", ""), ("x", "y"))
+HOW = "name the pairs: stream(states={'input': 'output'})"
+
+
+def pairs(model, given=None):
+    """{state input: state output} of a model in the order of its inputs; `given`: the caller's, checked."""
+    if given is not None:
+        return _checked(model, given)
+    required = set(model.required_inputs)
+    inputs, outputs = [v for v in model.inputs if v.name in required], list(model.outputs)
+    found = _by_names(inputs, outputs, _bases) or _by_names(inputs, outputs, _unnumbered)
+    if found and (len(found) == len(inputs) or len(found) == len(outputs)) and inputs:
+        found = [pair for pair in found if pair != (inputs[0].name, outputs[0].name)]
+    found = found or _by_shapes(inputs[1:], outputs[1:])
+    if not found:
+        raise InputError(f"{model.source.label}: which inputs are states is not clear from names and shapes; "
+                         f"{_candidates(inputs, outputs)}; {HOW}")
+    return dict(found)
+
+
+def _by_names(inputs, outputs, bases):
+    """(input, output) names; none where a name has several partners."""
+    partners = [(i.name, o.name) for i in inputs for o in outputs
+                if fit(i.type, o.type) and _same(bases(i.name, INPUT_WORDS), bases(o.name, OUTPUT_WORDS))]
+    return _unique(partners)
+
+
+def _by_shapes(inputs, outputs):
+    partners = [(i.name, o.name) for i in inputs for o in outputs
+                if fit(i.type, o.type) and i.type.shape and o.type.shape
+                and any(type(n) is int and n > 1 for n in i.type.shape)]
+    unique = _unique(partners)
+    return unique if len(unique) == len(partners) else []
+
+
+def _unique(partners):
+    """The pairs whose members are in no other one."""
+    return [(i, o) for i, o in partners
+            if sum(i == other for other, _ in partners) == 1 and sum(o == other for _, other in partners) == 1]
+
+
+def _bases(name, sides):
+    """A name's words, joined, with and without those that say on which side it is."""
+    words = re.findall(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*|\d+", name)
+    words = [word.lower() for word in words]
+    rest = [word for word in words if word not in sides]
+    return {"_".join(words), "_".join(rest)} if rest else set()
+
+
+def _unnumbered(name, sides):
+    """The same without a number at the end."""
+    return {base for base in (re.sub(r"_?\d+$", "", base) for base in _bases(name, sides))
+            if base and base not in INPUT_WORDS | OUTPUT_WORDS}
+
+
+def _same(of_input, of_output):
+    return any(i.endswith(before) and (stem := i[:len(i) - len(before)]) and stem + after == o
+               for i in of_input for o in of_output for before, after in ENDINGS)
+
+
+def fit(a, b):
+    """Whether values of two Types can be the same."""
+    if a.kind != "tensor" or b.kind != "tensor" or a.dtype != b.dtype:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    return len(a.shape) == len(b.shape) and all(
+        n == m for n, m in zip(a.shape, b.shape) if type(n) is int and type(m) is int)
+
+
+def _candidates(inputs, outputs):
+    lines = []
+    for i in inputs:
+        partners = [repr(o.name) for o in outputs if fit(i.type, o.type)]
+        if partners:
+            lines.append(f"{i.name!r} fits {' or '.join(partners)}")
+    return ", ".join(lines) or "no output has the type and shape of an input"
+
+
+def _checked(model, given):
+    label = model.source.label
+    if not isinstance(given, collections.abc.Mapping):
+        raise InputTypeError(f"{label}: states is {type(given).__name__}, expected a mapping of input to output names")
+    inputs, outputs = {v.name: v.type for v in model.inputs}, {v.name: v.type for v in model.outputs}
+    for i, o in given.items():
+        if i not in inputs or o not in outputs:
+            raise InputError(f"{label}: states has {i!r}: {o!r}, the inputs are {list(inputs)}, the outputs "
+                             f"{list(outputs)}")
+        if not fit(inputs[i], outputs[o]):
+            raise InputError(f"{label}: states has {i!r}: {o!r}, but they are {inputs[i]} {inputs[i].shape} and "
+                             f"{outputs[o]} {outputs[o].shape}")
+    if len(set(given.values())) < len(given):
+        raise InputError(f"{label}: states names an output twice: {dict(given)}")
+    return {name: given[name] for name in inputs if name in given}
