@@ -21,39 +21,46 @@ SHORTEST, SILENCE, MARGIN = 0.25, 0.1, 0.03     # seconds: of speech, of the sil
 ALLOWED = 0.2                       # seconds that a segment may be off
 
 
-def probabilities(run, samples):
-    """That there is speech, of each chunk; run(input=, state=, sr=) is the model."""
+def chunks(samples):
+    """Each chunk with its context, [1, CONTEXT + CHUNK]; the last one is filled up with zeros."""
     padded = np.pad(samples, (CONTEXT, -len(samples) % CHUNK))
+    return np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + CHUNK)[::CHUNK, None]
+
+
+def referenced(model, samples):
+    """The probability of speech in each chunk by the float64 reference, the state handed from call to call."""
     state, found = np.zeros((2, 1, 128), np.float32), []
-    for start in range(0, len(padded) - CONTEXT, CHUNK):
-        outputs = run(input=padded[None, start:start + CONTEXT + CHUNK], state=state, sr=SAMPLE_RATE)
-        state = outputs["stateN"].astype(np.float32, copy=False)
+    for chunk in chunks(samples):
+        outputs = model.reference(input=np.ascontiguousarray(chunk), state=state, sr=SAMPLE_RATE)
+        state = outputs["stateN"].astype(np.float32)
         found.append(float(outputs["output"][0, 0]))
     return found
 
 
-def segments(probabilities, length):
-    """(start, end) in seconds of the speech in `length` seconds: it ends where it has been unlikely for SILENCE."""
-    found, start, quiet = [], None, None
-    for i, probability in enumerate(probabilities):
-        now = i * CHUNK / SAMPLE_RATE
+class Segments:
+    """(start, end) in seconds of the speech, as the probabilities come: it ends where it has been unlikely for SILENCE."""
+    def __init__(self):
+        self.chunks, self.start, self.quiet = 0, None, None
+
+    def add(self, probability):
+        """The segment that is over with this chunk, or None."""
+        now = self.chunks * CHUNK / SAMPLE_RATE
+        self.chunks += 1
         if probability >= BEGIN:
-            start, quiet = now if start is None else start, None
-        elif probability < END and start is not None:
-            quiet = now if quiet is None else quiet
-            if now - quiet >= SILENCE:
-                found.append((start, quiet))
-                start = quiet = None
-    if start is not None:
-        found.append((start, length))
-    return [(max(0, a - MARGIN), min(length, b + MARGIN)) for a, b in found if b - a > SHORTEST]
+            self.start, self.quiet = now if self.start is None else self.start, None
+        elif probability < END and self.start is not None:
+            self.quiet = now if self.quiet is None else self.quiet
+            if now - self.quiet >= SILENCE:
+                return self._over(self.quiet, now)
+        return None
 
+    def finish(self, length):
+        """The segment that is not over after `length` seconds, or None."""
+        return None if self.start is None else self._over(length, length)
 
-def timed(run, samples):
-    """(probabilities, seconds), once everything has run once."""
-    probabilities(run, samples[:2 * CHUNK])
-    begun = time.perf_counter()
-    return probabilities(run, samples), time.perf_counter() - begun
+    def _over(self, end, length):
+        start, self.start, self.quiet = self.start, None, None
+        return (max(0, start - MARGIN), min(length, end + MARGIN)) if end - start > SHORTEST else None
 
 
 def main(path):
@@ -61,24 +68,52 @@ def main(path):
     phrases = json.loads((FOLDER / "speech.json").read_text())["phrases"]
     length = len(samples) / SAMPLE_RATE
     model = rnnfast.load(path)
-    ours, seconds = timed(model, samples)
-    theirs, slow_seconds = timed(model.reference, samples)
+    frames = chunks(samples)
+    stream = model.stream(sr=SAMPLE_RATE)
+    stream.run(input=frames[:2])        # plans are made
+    stream.reset()
+    print(f"Silero VAD on speech.wav: {length:.1f} s, {len(frames)} chunks of {1000 * CHUNK // SAMPLE_RATE} ms\n")
 
-    found = segments(ours, length)
-    print(f"Silero VAD on speech.wav: {length:.1f} s, {len(ours)} chunks of {1000 * CHUNK // SAMPLE_RATE} ms\n")
-    print(f"{'words':24}{'spoken':18}{'found':18}off by")
-    good = len(found) == len(phrases)
-    for phrase, (start, end) in zip(phrases, found):
-        off = max(abs(start - phrase["start"]), abs(end - phrase["end"]))
-        good = good and off <= ALLOWED
-        words = " ".join(entry["word"] for entry in phrase["words"])
-        print(f"{words:24}{phrase['start']:5.2f} to {phrase['end']:5.2f} s  {start:5.2f} to {end:5.2f} s  {off:.2f} s")
-    if len(found) != len(phrases):
-        print(f"{len(found)} segments found, {len(phrases)} phrases spoken: {found}")
-    print(f"\nrnnfast:               {length / seconds:6.0f} times faster than real time")
-    print(f"plain NumPy (float64): {length / slow_seconds:6.0f} times faster than real time, the same graph")
+    print(f"{'words':24}{'spoken':18}{'found':18}off by  heard at")
+    following, good, ours, stepping = Segments(), True, [], 0.0
+    waiting = list(phrases)
+    for chunk in frames:
+        begun = time.perf_counter()
+        p = stream.step(input=chunk)
+        stepping += time.perf_counter() - begun
+        ours.append(float(p[0, 0]))
+        good &= shown(following.add(ours[-1]), waiting, len(ours) * CHUNK / SAMPLE_RATE)
+    good = shown(following.finish(length), waiting, length) and good and not waiting
+
+    stream.reset()
+    begun = time.perf_counter()
+    whole = stream.run(input=frames)
+    running = time.perf_counter() - begun
+    begun = time.perf_counter()
+    theirs = referenced(model, samples)
+    slow = time.perf_counter() - begun
+    print(f"\nstream.step, chunk by chunk: {length / stepping:6.0f} times faster than real time")
+    print(f"stream.run, all in one call: {length / running:6.0f} times faster than real time, "
+          f"{'the same bits' if np.array_equal(np.ravel(whole), np.float32(ours)) else 'OTHER BITS'}")
+    print(f"plain NumPy (float64):       {length / slow:6.0f} times faster than real time, the same graph")
     print(f"largest difference between their probabilities: {np.max(np.abs(np.subtract(ours, theirs))):.1e}")
     return 0 if good else f"a segment is more than {ALLOWED} s off the words' times"
+
+
+def shown(segment, waiting, now):
+    """Prints a segment that is over next to the phrase that is next in turn; whether it is where that was spoken."""
+    if segment is None:
+        return True
+    start, end = segment
+    if not waiting:
+        print(f"{'(nothing was spoken)':42}{start:5.2f} to {end:5.2f} s")
+        return False
+    phrase = waiting.pop(0)
+    off = max(abs(start - phrase["start"]), abs(end - phrase["end"]))
+    words = " ".join(entry["word"] for entry in phrase["words"])
+    print(f"{words:24}{phrase['start']:5.2f} to {phrase['end']:5.2f} s  {start:5.2f} to {end:5.2f} s  {off:.2f} s  "
+          f"{now:5.2f} s", flush=True)
+    return off <= ALLOWED
 
 
 if __name__ == "__main__":

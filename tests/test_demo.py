@@ -1,6 +1,7 @@
-"""The loop and the segments of models/vad_demo.py; what Silero VAD finds in speech.wav, `make demo` itself checks."""
+"""The chunks and the segments of models/vad_demo.py; what Silero VAD finds in speech.wav, `make demo` itself checks."""
 import pathlib
 import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,21 +26,33 @@ def test_segments(runs, expected):
     probabilities = [p for p, count in runs for _ in range(count)]
     length = CHUNK * len(probabilities)
     expected = [(max(0, CHUNK * start - MARGIN), min(length, CHUNK * end + MARGIN)) for start, end in expected]
-    found = demo["segments"](probabilities, length)
+    following = demo["Segments"]()
+    found = [following.add(p) for p in probabilities] + [following.finish(length)]
+    found = [segment for segment in found if segment is not None]
     assert len(found) == len(expected)
     np.testing.assert_allclose(np.reshape(found, -1), np.reshape(expected, -1))
 
 
-def test_chunks_are_led_by_context_and_state_goes_on():
-    calls = []
+def test_a_segment_is_told_as_soon_as_it_is_over():
+    following = demo["Segments"]()
+    told = [following.add(p) for p in [0.1] * 5 + [0.9] * 10 + [0.1] * 10]
+    silence = int(np.ceil(demo["SILENCE"] / CHUNK))
+    assert [i for i, segment in enumerate(told) if segment] == [15 + silence] and following.finish(1) is None
 
-    def run(input, state, sr):
-        calls.append((input.copy(), state.copy(), sr))
-        return {"output": input[:, -1:], "stateN": state + 1.0}
+
+def test_chunks_are_led_by_context():
+    samples = np.arange(1, 1201, dtype=np.float32)
+    padded = np.concatenate([np.zeros(64), samples, np.zeros(3 * 512 - 1200)])
+    chunks = demo["chunks"](samples)
+    assert chunks.shape == (3, 1, 576) and chunks.dtype == np.float32
+    for i, chunk in enumerate(chunks):
+        assert np.array_equal(chunk, padded[None, 512 * i:512 * i + 576])
+
+
+def test_reference_hands_the_state_on():
+    def reference(input, state, sr):
+        assert sr == 16000 and state.dtype == np.float32
+        return {"output": input[:, -1:] + state[0, 0, 0], "stateN": state + 1.0}
 
     samples = np.arange(1, 1201, dtype=np.float32)
-    assert demo["probabilities"](run, samples) == [512, 1024, 0]
-    padded = np.concatenate([np.zeros(64), samples, np.zeros(3 * 512 - 1200)])
-    for i, (input, state, sr) in enumerate(calls):
-        assert np.array_equal(input, padded[None, 512 * i:512 * i + 576]) and np.all(state == i) and sr == 16000
-        assert input.dtype == state.dtype == np.float32
+    assert demo["referenced"](SimpleNamespace(reference=reference), samples) == [512, 1025, 2]
