@@ -38,7 +38,7 @@ def referenced(model, samples):
 
 
 class Segments:
-    """(start, end) in seconds of the speech, as the probabilities come: it ends where it has been unlikely for SILENCE."""
+    """(start, end) in seconds of speech, as probabilities come: it ends where it has been unlikely for SILENCE."""
     def __init__(self):
         self.chunks, self.start, self.quiet = 0, None, None
 

@@ -579,12 +579,12 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef class StreamRunner:
-    """A Segment run frame by frame, with memory of its own. Each state has two buffers: one is read, one written, in turn.
+    """A Segment run frame by frame, with memory of its own. Each state has two buffers, read and written in turn.
 
     Areas are places among the segment's inputs, then outputs; -1 for an input that no step reads. frames: (name, area,
-    array like it, the one value that it may have or None) of each input that is new at each frame; fixed: (area, array);
-    states: (area read, area written, initial value); results: (name, area). The caller sees to it that one thread at a
-    time is here.
+    array like it, the one value that it may have or None) of each input that is new at each frame; fixed: (area,
+    array); states: (area read, area written, initial value); results: (name, area). The caller sees to it that one
+    thread at a time is here.
     """
     cdef readonly Segment segment
     cdef readonly tuple names, pins, results
@@ -651,8 +651,8 @@ cdef class StreamRunner:
         return all([pin is None or same_values(value, pin) for value, pin in zip(values, self.pins)])
 
     def step(self, feed, out):
-        """One frame: the results for a dict of arrays that need no conversion, else None. `out`: None, an array or a dict
-        of arrays that are written and returned; None comes back for those that do not fit."""
+        """One frame: the results for a dict of arrays that need no conversion, else None. `out`: None, an array or a
+        dict of arrays that are written and returned; None comes back for those that do not fit."""
         cdef char *areas[MAX_AREAS]
         cdef PyObject *found
         cdef tuple used, results

@@ -19,7 +19,7 @@ from rnnfast.states import pairs
 
 
 class Stream(Handle):
-    """One stream of a Model; `model.stream` makes it. Streams of one model are independent, each for one thread at a time.
+    """One stream of a Model; `model.stream` makes it. Streams are independent, each for one thread at a time.
 
     states: {state input: state output}; inputs: the names that a step takes; outputs: those of its results.
     The first frame settles the shapes. A call that raises leaves the state as it was.
@@ -59,7 +59,7 @@ class Stream(Handle):
             self._busy.release()
 
     def run(self, feed=None, /, *, out=None, **inputs):
-        """Many frames: like as many steps, in one native loop where the model's plan is one, results along a new leading
+        """Many frames: like as many steps, in one native loop where the plan is native, results along a new leading
         axis. Inputs have the frames along a leading axis; those without it are the same for all."""
         self._enter()
         try:
@@ -175,8 +175,8 @@ class Stream(Handle):
         """That a frame is like the first."""
         for name, value in values.items() if self._frame is not None else ():
             if _form(value) != self._frame[name]:
-                raise InputError(f"{self._label}: input {name!r} is {_told(_form(value))}, but the stream's first frame "
-                                 f"had {_told(self._frame[name])}; reset() lets another one begin")
+                raise InputError(f"{self._label}: input {name!r} is {_told(_form(value))}, but the first "
+                                 f"frame had {_told(self._frame[name])}; reset() lets another one begin")
 
     def _admitted(self, name, value, frames=False):
         type_ = self._types[name]
@@ -206,7 +206,8 @@ class Stream(Handle):
                 raise LimitError(f"{self._label}: no memory for results of shapes {[s for s, _ in shapes]}") from e
         if not isinstance(out, collections.abc.Mapping):
             if len(self.outputs) != 1:
-                raise InputTypeError(f"{self._label}: out is {type(out).__name__}, expected a mapping by {self.outputs}")
+                raise InputTypeError(f"{self._label}: out is {type(out).__name__}, expected a mapping by "
+                                     f"{self.outputs}")
             out = {self.outputs[0]: out}
         if set(out) != set(self.outputs):
             raise InputError(f"{self._label}: out has {list(out)}, expected {self.outputs}")
@@ -292,8 +293,8 @@ class Stream(Handle):
         """(shape, type)s of the results of n frames, if they are not too large."""
         shapes = [((n, *shape), dtype) for shape, dtype in forms]
         if sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes) > MAX_RUN_BYTES:
-            raise LimitError(f"{self._label}: results of {n} frames need more than {MAX_RUN_BYTES} bytes: give fewer at "
-                             "a time")
+            raise LimitError(f"{self._label}: results of {n} frames need more than {MAX_RUN_BYTES} bytes: give fewer "
+                             "at a time")
         return shapes
 
     def _loop(self, program, values, framed, n, first, states, out):
@@ -303,8 +304,8 @@ class Stream(Handle):
             frame = {name: value[i] if name in framed else value for name, value in values.items()} if n else first
             outputs, states = self._call(program, frame, states)
             if [_form(v) for v in outputs] != [_form(v) for v in (found[0] if found else outputs)]:
-                raise InputError(f"{self._label}: results of frame {i} have shapes {[v.shape for v in outputs]}, those of "
-                                 f"the first {[v.shape for v in found[0]]}")
+                raise InputError(f"{self._label}: results of frame {i} have shapes {[v.shape for v in outputs]}, those "
+                                 f"of the first {[v.shape for v in found[0]]}")
             if not found:
                 shapes = self._stacked([_form(v) for v in outputs], n)
             found.append(outputs)
@@ -321,8 +322,8 @@ class Stream(Handle):
         after = [outputs[self._places[name]] for name in self.states.values()]
         for (name, came), before, value in zip(self.states.items(), states, after):
             if _form(value) != _form(before):
-                raise InputError(f"{self._label}: output {came!r} is {_told(_form(value))}, but the state {name!r} that it "
-                                 f"becomes {_told(_form(before))}")
+                raise InputError(f"{self._label}: output {came!r} is {_told(_form(value))}, but the state {name!r} "
+                                 f"that it becomes {_told(_form(before))}")
         return [outputs[self._places[name]] for name in self.outputs], after
 
     def _runner_for(self, values):

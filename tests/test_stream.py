@@ -23,7 +23,8 @@ STREAMING = {
     "DTLN__model_1": {}, "DTLN__model_2": {}, "converted_rnnoise__cb": {"T": 1}, "gtcrn__gtcrn": {},
     "gtcrn__gtcrn_simple": {}, "pythainlp_thai2rom__thai2rom_decoder": {"input_length": 9},
     "silero_vad_5.1.2__silero_vad": (1, 576), "silero_vad_6.2.3__silero_vad": (1, 576),
-    "silero_vad_6.2.3__silero_vad_16k_op15": (1, 576), "silero_vad_6.2.3__silero_vad_16k_sequence": {"sequence_length": 1},
+    "silero_vad_6.2.3__silero_vad_16k_op15": (1, 576),
+    "silero_vad_6.2.3__silero_vad_16k_sequence": {"sequence_length": 1},
     "silero_vad_6.2.3__silero_vad_half": (1, 576), "silero_vad_6.2.3__silero_vad_op18_ifless": (1, 576),
     "silero_vad_6.2.3__silero_vad_openvino_16k": {}, "silero_vad_v4__silero_vad": (1, 512),
     "silero_vad_v4__silero_vad_legacy": (1, 512),
@@ -151,7 +152,8 @@ def test_published_models_whose_states_are_not_clear():
 
 # ------------------------------------------------------------------------------------------------ pairs
 def described(values):
-    return tuple(SimpleNamespace(name=name, type=Type("tensor", np.dtype(dtype), shape)) for name, dtype, shape in values)
+    return tuple(SimpleNamespace(name=name, type=Type("tensor", np.dtype(dtype), shape))
+                 for name, dtype, shape in values)
 
 
 def found(inputs, outputs, given=None):
@@ -252,7 +254,8 @@ def test_any_strides_of_frames(denoiser, way):
     windows = np.lib.stride_tricks.sliding_window_view(audio, 22)[::10, None]
     plain = denoiser.stream().run(bands=np.ascontiguousarray(windows))
     assert bits([denoiser.stream().run(bands=windows)]) == bits([plain])
-    assert bits([denoiser.stream().run(bands=windows[::-1])[:1]]) == bits([denoiser.stream().step(bands=windows[-1])[None]])
+    backwards = denoiser.stream().run(bands=windows[::-1])
+    assert bits([backwards[0]]) == bits([denoiser.stream().step(bands=windows[-1])])
     swapped = np.asfortranarray(random(1, 4, 3, 22))
     assert bits([denoiser.stream().run(bands=swapped)]) == bits([denoiser.stream().run(bands=swapped.copy(order="C"))])
     assert bits([denoiser.stream().step(bands=swapped[0])]) == bits([denoiser.stream().step(bands=swapped[0].copy())])
@@ -272,8 +275,8 @@ def test_out(denoiser, model, way):
     for i in range(N):
         assert stream.step({"bands": x[i]}, out=named) is named and bits([one]) == bits([expected[i]])
     before = stream.state
-    for wrong in (one[:2], one.T, one.astype(np.float64), {"y": one}, {}, [one], one[::-1], np.broadcast_to(one, (3, 22)),
-                  {"gains": one, "new_state": one}):
+    for wrong in (one[:2], one.T, one.astype(np.float64), {"y": one}, {}, [one], one[::-1],
+                  np.broadcast_to(one, (3, 22)), {"gains": one, "new_state": one}):
         with pytest.raises((InputError, InputTypeError), match="out"):
             stream.step(bands=x[0], out=wrong)
         with pytest.raises((InputError, InputTypeError), match="out"):
@@ -586,7 +589,8 @@ def test_layer_errors(name):
 
 
 def test_layers_that_run_backwards():
-    for layer in (nn.LSTM(3, 4, bidirectional=True), nn.GRU(3, 4, reverse=True), nn.Sequential(nn.RNN(3, 4, reverse=True))):
+    for layer in (nn.LSTM(3, 4, bidirectional=True), nn.GRU(3, 4, reverse=True),
+                  nn.Sequential(nn.RNN(3, 4, reverse=True))):
         with pytest.raises(InputError, match="begins at the end of a sequence"):
             layer.stream()
 

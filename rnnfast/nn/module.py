@@ -176,8 +176,8 @@ class Sequential(Module):
         return self(x, lengths=lengths)
 
     def stream(self, state=None):
-        """A LayerStream: one time step after another, the states inside. state: a tuple of those of the recurrent layers,
-        each as a call of it takes it; None is zeros. Layers that run backwards have none."""
+        """A LayerStream: one time step after another, the states inside. state: a tuple of those of the recurrent
+        layers, each as a call of it takes it; None is zeros. Layers that run backwards have none."""
         return LayerStream(self, tuple(self._flat()), state)
 
     def _flat(self):

@@ -26,8 +26,8 @@ class LayerStream(Handle):
         self._load(self._start)
 
     def step(self, x, *, out=None):
-        """One time step: x [B, I], or [I] without a batch -> the output [B, H] or [H]; written to `out` if that is given,
-        contiguous and not the memory of x."""
+        """One time step: x [B, I], or [I] without a batch -> the output [B, H] or [H]; written to `out` if that is
+        given, contiguous and not the memory of x."""
         if not self._busy.acquire(False):
             self._enter()
         try:
@@ -37,7 +37,8 @@ class LayerStream(Handle):
             self._busy.release()
 
     def run(self, x, *, out=None):
-        """Many time steps along the leading axis, whatever `batch_first` is: x [T, B, I] or [T, I] -> [T, B, H] or [T, H]."""
+        """Many time steps along the leading axis, whatever `batch_first` is: x [T, B, I] or [T, I] -> [T, B, H] or
+        [T, H]."""
         self._enter()
         try:
             return self._advance(as_array(x, "x"), out, True)
@@ -55,9 +56,9 @@ class LayerStream(Handle):
 
     @property
     def state(self):
-        """A copy: what a call of the layer takes and returns as its state, h or (h, c), without a batch axis if x has none;
-        for a Sequential a tuple of those of its recurrent layers. None before the first step, if none was given. Setting it
-        copies; None is zeros."""
+        """A copy: what a call of the layer takes and returns as its state, h or (h, c), without a batch axis if x has
+        none; for a Sequential a tuple of those of its recurrent layers. None before the first step, if none was
+        given. Setting it copies; None is zeros."""
         self._enter()
         try:
             states = [part.shown() for part in self._states]
@@ -86,7 +87,8 @@ class LayerStream(Handle):
             return [None] * len(self._states)
         state = state if self._many else (state,)
         if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
-            raise InputTypeError(f"{self._label}: state is {_came(state)}, expected the states of {len(self._states)} layers")
+            raise InputTypeError(f"{self._label}: state is {_came(state)}, expected the states of {len(self._states)} "
+                                 "layers")
         return [None if value is None else part.checked(value, self._shape is not None)
                 for part, value in zip(self._states, state)]
 
@@ -206,7 +208,8 @@ class _Part:
         if x.ndim not in ranks or x.shape[-1] != self.layer.input_size:
             lead = "T, " if ranks == (2, 3) else ""
             size = self.layer.input_size
-            raise InputError(f"x: shape is {list(x.shape)}, expected [{lead}B, {size}] or, without a batch, [{lead}{size}]")
+            raise InputError(f"x: shape is {list(x.shape)}, expected [{lead}B, {size}] or, without a batch, "
+                             f"[{lead}{size}]")
         return x
 
     def prepare(self, x):
@@ -240,9 +243,10 @@ def _runner(layer, stack, x, values):
             words += place
         program += [COMMANDS["recurrent"], 2 + len(words), *words]
     float32 = np.dtype(np.float32)
-    inputs, nexts = [(a.shape, float32) for a in (x, *values)], [(v.shape, float32) for v in values]
-    segment = Segment(np.array(program, np.int64), lines + 4 * widest, inputs, [((*x.shape[:-1], inner), float32), *nexts],
-                      [keep, stack], (), layer._threads)
+    inputs = [(a.shape, float32) for a in (x, *values)]
+    outputs = [((*x.shape[:-1], inner), float32), *inputs[1:]]
+    segment = Segment(np.array(program, np.int64), lines + 4 * widest, inputs, outputs, [keep, stack], (),
+                      layer._threads)
     return StreamRunner(segment, (("x", 0, x, None),), (),
                         tuple((1 + i, 2 + count + i, value) for i, value in enumerate(values)), (("y", 1 + count),))
 
