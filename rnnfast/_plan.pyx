@@ -453,10 +453,12 @@ cdef class Segment:
     command; checks: (where in the arena a gather_command notes indices that are out of range, the size of the axis,
     where it belongs).
     """
-    cdef const Py_ssize_t[::1] program
     cdef readonly Py_ssize_t arena, live
     cdef readonly tuple inputs, outputs, notes, checks
-    cdef const Py_ssize_t[::1] noted                # the first of each check
+    cdef object arrays                              # whose memory the next two are
+    cdef const Py_ssize_t *words                    # of the program
+    cdef const Py_ssize_t *noted                    # the first of each check
+    cdef Py_ssize_t n_words, n_noted
     cdef object keep
     cdef list spare
     cdef int calls
@@ -467,9 +469,11 @@ cdef class Segment:
 
     def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads):
         cdef Py_ssize_t i, j, at = 0
-        self.program, self.arena, self.live, self.keep, self.notes = program, arena, live, keep, notes
+        cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
+        self.arrays, self.n_words, self.n_noted = (code, noted), code.size, noted.size
+        self.words, self.noted = <const Py_ssize_t *>cnp.PyArray_DATA(code), <const Py_ssize_t *>cnp.PyArray_DATA(noted)
+        self.arena, self.live, self.keep, self.notes = arena, live, keep, notes
         self.checks, self.threads = tuple(checks), threads
-        self.noted = np.array([offset for offset, *_ in self.checks], np.intp)
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.spare = []
@@ -499,7 +503,7 @@ cdef class Segment:
         with nogil:
             mode = active.flush_denormals()
             for i in range(rounds):
-                rnnfast_execute_timed(&self.program[0], self.program.shape[0], &x, of_command)
+                rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
             active.restore_mode(mode)
         self.give_back(memory)
         return least.tolist()
@@ -518,7 +522,7 @@ cdef class Segment:
         cdef tuple results = self.prepare(&x, areas, memory, args)
         with nogil:
             mode = active.flush_denormals()
-            rnnfast_execute(&self.program[0], self.program.shape[0], &x)
+            rnnfast_execute(self.words, self.n_words, &x)
             active.restore_mode(mode)
         if self.checks:
             self.check(<const char *>memory.p)
@@ -549,7 +553,7 @@ cdef class Segment:
     cdef bint failed(self, const char *arena) noexcept nogil:
         """Whether a run on this arena met an index that was out of range."""
         cdef Py_ssize_t i
-        for i in range(self.noted.shape[0]):
+        for i in range(self.n_noted):
             if (<const int64_t *>(arena + self.noted[i]))[0]:
                 return True
         return False
@@ -761,12 +765,12 @@ cdef class StreamRunner:
         self.execute(areas, strides, n)
 
     cdef int execute(self, char **areas, const Py_ssize_t *strides, Py_ssize_t n) except -1:
-        cdef const Py_ssize_t *program = &self.segment.program[0]
-        cdef Py_ssize_t words = self.segment.program.shape[0], frame
+        cdef const Py_ssize_t *words = self.segment.words
+        cdef Py_ssize_t n_words = self.segment.n_words, frame
         cdef context x
         cdef unsigned mode
         cdef int i, turn = self.turn
-        cdef bint failed = False, checked = self.segment.noted.shape[0] > 0
+        cdef bint failed = False, checked = self.segment.n_noted > 0
         before = self.state() if checked and n > 1 else None
         x.areas, x.isa = areas, active
         x.threads = useful_threads(self.segment.threads)
@@ -778,7 +782,7 @@ cdef class StreamRunner:
                         areas[self.read_areas[i]] = self.data[self.turn][i]
                     areas[self.written_areas[i]] = self.data[1 - self.turn][i]
                 x.backwards = self.turn
-                rnnfast_execute(program, words, &x)
+                rnnfast_execute(words, n_words, &x)
                 if checked and self.segment.failed(<const char *>self.memory.p):
                     failed = True
                     break

@@ -245,8 +245,8 @@ def _runner(layer, stack, x, values):
     float32 = np.dtype(np.float32)
     inputs = [(a.shape, float32) for a in (x, *values)]
     outputs = [((*x.shape[:-1], inner), float32), *inputs[1:]]
-    segment = Segment(np.array(program, np.int64), lines + 4 * widest, inputs, outputs, [keep, stack], (),
-                      layer._threads)
+    arena = lines + 4 * widest
+    segment = Segment(program, arena, arena, inputs, outputs, [keep, stack], (), (), layer._threads)
     return StreamRunner(segment, (("x", 0, x, None),), (),
                         tuple((1 + i, 2 + count + i, value) for i, value in enumerate(values)), (("y", 1 + count),))
 

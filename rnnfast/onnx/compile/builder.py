@@ -230,7 +230,7 @@ class Builder:
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
         checks = [(self.buffer_of(status).index, length, where) for status, length, where in self._checks]
         self.forget()
-        return _plan.Segment(np.array(program, np.int64), size, live, inputs, shapes, keep, tuple(self.notes), checks,
+        return _plan.Segment(program, size, live, inputs, shapes, keep, tuple(self.notes), checks,
                              self.target.threads)
 
     def _place_of(self, view):
