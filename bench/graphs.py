@@ -141,11 +141,9 @@ def measured(file):
 
 def _streamed(model, call, feed):
     """All frames of a stream in one call."""
-    from rnnfast.stream import pairs
-    states = pairs(model)
-    frames = {name: np.stack([value] * CHUNKS) for name, value in feed.items()
-              if name not in states and name not in call.fixed}
     stream = model.stream(**call.fixed)
+    frames = {name: np.stack([value] * CHUNKS) for name, value in feed.items()
+              if name not in stream.states and name not in call.fixed}
     return lambda _: stream.run(**frames)
 
 

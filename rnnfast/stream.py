@@ -299,7 +299,7 @@ class Stream(Handle):
 
     def _loop(self, program, values, framed, n, first, states, out):
         """Many frames by as many calls."""
-        found, size = [], 0
+        found = []
         for i in range(max(n, 1)):
             frame = {name: value[i] if name in framed else value for name, value in values.items()} if n else first
             outputs, states = self._call(program, frame, states)
