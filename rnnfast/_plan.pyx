@@ -252,24 +252,26 @@ cdef class Recurrent:
     for a length that is out of range.
     """
     cdef tuple cells, reverse
-    cdef cnp.npy_intp[4] shape
+    cdef cnp.npy_intp[4] of_y
+    cdef readonly tuple shape   # of Y
     cdef bint absent_h, absent_c
     cdef object check_lengths
     cdef int threads
 
     def __init__(self, cells, reverse, T, rows, *, absent_h, absent_c, check_lengths, threads):
         self.cells, self.reverse, self.threads = cells, reverse, threads
-        self.shape = [T, len(cells), rows, cells[0].output_size]
+        self.of_y = [T, len(cells), rows, cells[0].output_size]
+        self.shape = tuple(self.of_y)
         self.absent_h, self.absent_c, self.check_lengths = absent_h, absent_c, check_lengths
 
     def __call__(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
         if sequence_lens is not None:
-            self.check_lengths(sequence_lens, self.shape[0], self.shape[2])
+            self.check_lengths(sequence_lens, self.of_y[0], self.of_y[2])
         if self.absent_h:
             initial_h = None
         if self.absent_c:
             initial_c = None
-        y = cnp.PyArray_EMPTY(4, self.shape, cnp.NPY_FLOAT32, 0)
+        y = cnp.PyArray_EMPTY(4, self.of_y, cnp.NPY_FLOAT32, 0)
         y_h, y_c = recurrent(self.cells, self.reverse, X, y, initial_h, initial_c, sequence_lens, self.threads)
         return (y, y_h) if y_c is None else (y, y_h, y_c)
 

@@ -17,6 +17,7 @@ from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
+from rnnfast.onnx.shapes import like_results
 from rnnfast.onnx.tensors import type_name
 
 # Operators that look at their first input's shape only.
@@ -185,7 +186,7 @@ class Program:
             return plan.shared(args, budget)
         plan, outputs = trace(self, args, budget or Budget(args))
         self.plans.add(plan, args)
-        if not plan.compiled:
+        if not plan.compiled and outputs is not None:
             return outputs
         del outputs     # native steps may differ in the last bits: the first call gives what later ones give
         return plan.shared(args, budget)
@@ -237,25 +238,36 @@ class _Decides(Exception):
         self.inputs = inputs
 
 
+class _NeedsValues(Exception):
+    """A shape or a branch depends on results that were not computed."""
+
+
 def trace(program, args, budget):
-    """(Plan, outputs) of a program for arguments of these shapes, and of these values of inputs that decide."""
-    pinned = frozenset()
+    """(Plan, outputs) of a program for arguments of these shapes, and of these values of inputs that decide.
+
+    Costly results are not computed where plans are native and nothing but shapes depends on them; outputs are None then.
+    """
+    pinned, computes = frozenset(), program.target is None
     while True:
+        specialises = program.specialises and program.plans.specialised(args) < MAX_SPECIALISED
+        tracer = _Tracer(program, args, budget, pinned, specialises, computes)
         try:
-            return _traced(program, args, budget, pinned)
+            return _traced(program, tracer)
         except _Decides as e:
             pinned |= e.inputs
+        except Exception:
+            if not tracer.guessed:
+                raise
+            computes = True
 
 
-def _traced(program, args, budget, pinned):
-    specialises = program.specialises and program.plans.specialised(args) < MAX_SPECIALISED
-    tracer = _Tracer(program, args, budget, pinned, specialises)
+def _traced(program, tracer):
     scope = _Scope(None, {name: _Value(array, True, True) for name, array in program.known.items()})
     scope.update(zip(program.names, tracer.inputs))
     outputs = tracer.graph(program.graph, scope)
     for declared, value in zip(program.graph.outputs, outputs):
         _check_type(value.data, declared.type, f"{program.where}: output {declared.name!r}")
-    return tracer.plan(outputs), [value.data for value in outputs]
+    return tracer.plan(outputs), None if tracer.guessed else [value.data for value in outputs]
 
 
 def _check_type(value, declared, where):
@@ -283,11 +295,11 @@ def _last_uses(graph):
 
 class _Tracer:
     """Runs nodes on real values and notes the steps that a plan needs."""
-    def __init__(self, program, args, budget, pinned, specialises):
+    def __init__(self, program, args, budget, pinned, specialises, computes):
         self.template, self.steps, self.budget = [], [], budget
         self.record, self.meter, self.target = program.record, program.meter, program.target
         self.most_plans = program.plans.most
-        self.pinned, self.specialises = pinned, specialises
+        self.pinned, self.specialises, self.computes, self.guessed = pinned, specialises, computes, False
         self.folded = Folded(MAX_FOLDED_BYTES, program.folded)
         self.absent = _Value(None, True, True)
         self.inputs = [self.runtime(a, True) for a in args]
@@ -406,8 +418,15 @@ class _Tracer:
 
     def execute(self, node, run, inputs, folds, fixed):
         """Run a node; its outputs are known if it `folds`, else a step makes them."""
-        results = run(*[v.data for v in inputs])
-        results = results if isinstance(results, tuple) else (results,)
+        data = [v.data for v in inputs]
+        if self.guessed and not folds and (node.graphs or not fixed):
+            raise _NeedsValues
+        results = None if self.computes or folds or not fixed else like_results(node, run, data)
+        if results is None:
+            results = run(*data)
+            results = results if isinstance(results, tuple) else (results,)
+        else:
+            self.guessed = True
         _check_outputs(node, results)
         if folds and self.folded.keeps(results, [v.data for v in inputs if v is not self.budget_input]):
             _protect(results)
@@ -434,7 +453,7 @@ def _use(operand):
 
 
 def _is_large(value):
-    return isinstance(value, np.ndarray) and owner(value).nbytes >= COUNTED_BYTES
+    return isinstance(value, np.ndarray) and max(value.nbytes, owner(value).nbytes) >= COUNTED_BYTES
 
 
 class _Control:

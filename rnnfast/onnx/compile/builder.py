@@ -3,7 +3,9 @@
 A view is a NumPy array whose memory is never touched: its shape, strides and the place within its buffer are what a
 command needs, and NumPy itself gives the views that slicing, transposing, splitting and the like make of it.
 """
+import bisect
 import itertools
+import operator
 import math
 import mmap
 from typing import NamedTuple
@@ -60,6 +62,9 @@ class _Buffer:
     def __init__(self, kind, array):
         self.kind, self.array, self.first, self.last, self.index = kind, array, None, None, None
         self.address = address(array)
+
+
+_start = operator.itemgetter(1)
 
 
 def address(view):
@@ -256,8 +261,7 @@ class Builder:
                         break
                     at = max(at, end)
             buffer.index = at
-            placed.append((buffer, at, at + nbytes))
-            placed.sort(key=lambda p: p[1])
+            bisect.insort(placed, (buffer, at, at + nbytes), key=_start)
             size = max(size, at + nbytes)
         changes = [0] * (len(self.commands) + 2)
         for buffer, start, end in placed:
