@@ -4,6 +4,7 @@ Shapes are checked by the callers (rnnfast.nn, rnnfast.onnx); this module checks
 A workspace depends on the batch and the layer, not on the length of the sequences; later calls use it again.
 """
 from libc.math cimport INFINITY
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -552,19 +553,57 @@ cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except
 
 
 cdef struct recurrent_command:
-    # h0, c0, c: area -1 where there is none
+    # h0, c0, c, lens: area -1 where there is none; lens: int32 [B], those out of range noted in status, for `sorted`:
+    # 2 B + T words
     command head
     const Layer *layer
-    location x, y, h0, c0, h, c, memory
+    location x, y, h0, c0, h, c, memory, lens, status, sorted
 
 
 cdef float *placed(const context *x, location p) noexcept nogil:
     return NULL if p.area < 0 else <float *>address_of(x, p)
 
 
+cdef void sort_rows(Batch *b, const int32_t *lens, int64_t *status, Py_ssize_t *memory) noexcept nogil:
+    """The lengths of a batch, its rows by falling length, and how many are longer than each step."""
+    cdef Py_ssize_t *checked = memory
+    cdef Py_ssize_t *order = memory + b.B
+    cdef Py_ssize_t *counts = order + b.B
+    cdef Py_ssize_t i, at, length
+    cdef bint ragged = False
+    status[0] = 0
+    memset(counts, 0, b.T * sizeof(Py_ssize_t))
+    for i in range(b.B):
+        length = lens[i]
+        if length < 0 or length > b.T:
+            if not status[0]:
+                status[0], status[1] = 1, length
+            length = 0
+        checked[i] = length
+        ragged = ragged or length != b.T
+        if length:
+            counts[length - 1] += 1
+    if not ragged:
+        return
+    for i in range(b.T - 2, -1, -1):            # of each length, then of each and all longer ones
+        counts[i] += counts[i + 1]
+    at = 0
+    for length in range(b.T, -1, -1):
+        if at < b.B and (length == b.T or length == 0 or counts[length - 1] > at):
+            for i in range(b.B):
+                if checked[i] == length:
+                    order[at] = i
+                    at += 1
+    b.lens, b.order, b.counts = checked, order, counts
+
+
 cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
     cdef const recurrent_command *m = <const recurrent_command *>head
     cdef Layer layer = m.layer[0]
+    if m.lens.area >= 0:
+        layer.b.order = NULL
+        sort_rows(&layer.b, <const int32_t *>address_of(x, m.lens), <int64_t *>address_of(x, m.status),
+                  <Py_ssize_t *>address_of(x, m.sorted))
     layer.threads = min(layer.threads, x.threads)
     layer.b.x, layer.y, layer.memory = placed(x, m.x), placed(x, m.y), placed(x, m.memory)
     layer.states.h0, layer.states.c0 = placed(x, m.h0), placed(x, m.c0)
@@ -576,20 +615,29 @@ cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
 cdef class Prepared:
     """A layer for batches of one shape, as a native step runs it.
 
-    strides: those of T and B in x, of T, B and the directions in y, in floats; workspace: the floats that a run needs.
+    strides: those of T and B in x, of T, B and the directions in y, in floats; ragged: runs take lengths; workspace: the
+    floats that a run needs.
     """
     command = <size_t>&run_recurrent
     cdef Layer layer
     cdef tuple cells
     cdef readonly Py_ssize_t workspace
 
-    def __init__(self, tuple cells, tuple reverse, T, B, strides, int threads):
+    def __init__(self, tuple cells, tuple reverse, T, B, strides, int threads, bint ragged=False):
+        cdef Workspace w
+        cdef Py_ssize_t size
         self.cells = cells
         cells_of(&self.layer, cells, reverse)
         self.layer.b.T, self.layer.b.B = T, B
         self.layer.b.order = self.layer.b.counts = self.layer.b.lens = NULL
         self.layer.b.x_t, self.layer.b.x_b, self.layer.b.y_t, self.layer.b.y_b, self.layer.y_d = strides
+        if ragged:
+            self.layer.b.order = &self.workspace        # any: that there is one decides
         self.layer.threads = share_out(&self.layer, threads)
+        if ragged:
+            self.layer.b.order = NULL                   # where all rows have T steps
+            size = lay_out(self.layer.directions[0], &self.layer.b, &w, NULL)
+            self.layer.workspace = max(self.layer.workspace, size)
         self.workspace = self.layer.D * self.layer.parts * self.layer.workspace
 
     @property

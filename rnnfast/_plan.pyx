@@ -452,8 +452,8 @@ cdef class Segment:
 
     program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
     are needed at one time; outputs: (shape, type) pairs; keep: what the program points to; notes: a Note for each
-    command; checks: (where in the arena a gather_command notes indices that are out of range, the size of the axis,
-    where it belongs).
+    command; checks: (where in the arena a command notes a value that is out of range, what the error says of it, where
+    it belongs).
     """
     cdef readonly Py_ssize_t arena, live
     cdef readonly tuple inputs, outputs, notes, checks
@@ -553,7 +553,7 @@ cdef class Segment:
         return cnp.PyArray_EMPTY(self.axes[i], self.shapes + self.first_axis[i], self.types[i], 0)
 
     cdef bint failed(self, const char *arena) noexcept nogil:
-        """Whether a run on this arena met an index that was out of range."""
+        """Whether a run on this arena met a value that was out of range."""
         cdef Py_ssize_t i
         for i in range(self.n_noted):
             if (<const int64_t *>(arena + self.noted[i]))[0]:
@@ -561,13 +561,13 @@ cdef class Segment:
         return False
 
     cdef int check(self, const char *arena) except -1:
-        """InputError if a run on this arena met an index that was out of range."""
+        """InputError if a run on this arena met a value that was out of range."""
         cdef const int64_t *status
         cdef Py_ssize_t offset
-        for offset, size, where in self.checks:
+        for offset, message, where in self.checks:
             status = <const int64_t *>(arena + offset)
             if status[0]:
-                raise located(InputError(f"index {status[1]} is out of range for an axis of {size} elements"), where)
+                raise located(InputError(message.format(status[1])), where)
         return 0
 
     cdef Buffer borrow(self):

@@ -239,7 +239,7 @@ def _runner(layer, stack, x, values):
         states = [[(first + i, 4 * k * rows * v.shape[-1]) for i, v in enumerate(values)]
                   + [(-1, 0)] * (2 - count) for first in (3, 4 + count)]
         words = [prepared.address]
-        for place in (source, target, *states[0], *states[1], (1, lines)):
+        for place in (source, target, *states[0], *states[1], (1, lines), *[(-1, 0)] * 3):
             words += place
         program += [COMMANDS["recurrent"], 2 + len(words), *words]
     float32 = np.dtype(np.float32)

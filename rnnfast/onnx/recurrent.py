@@ -86,8 +86,9 @@ def check_lengths(sequence_lens, T, rows):
         raise InputTypeError(f"sequence_lens is {sequence_lens.dtype}, expected int32")
     if sequence_lens.shape != (rows,):
         raise InputError(f"sequence_lens has shape {sequence_lens.shape}, expected ({rows},)")
-    if rows and not 0 <= sequence_lens.min() <= sequence_lens.max() <= T:
-        raise InputError(f"sequence_lens are {sequence_lens.min()} to {sequence_lens.max()}, expected 0 to {T}")
+    wrong = sequence_lens[(sequence_lens < 0) | (sequence_lens > T)]
+    if wrong.size:
+        raise InputError(f"sequence_lens has {wrong[0]}, expected 0 to {T}")
 
 
 @functools.lru_cache(256)

@@ -6,7 +6,7 @@ import numpy as np
 from rnnfast._plan import Recurrent
 from rnnfast.onnx.ops.windows import place
 
-# Elements of the results from which on an operator is not computed for its plan.
+# Elements of its results from which on an elementwise operator is not computed for a plan.
 COSTLY = 1 << 12
 ONE = ("Abs", "Exp", "Log", "Neg", "Relu", "LeakyRelu", "Sigmoid", "Softmax", "Sqrt", "Tanh", "Elu", "Erf", "Softplus")
 TWO = ("Add", "Div", "Mul", "Sub")
@@ -21,7 +21,7 @@ def like_results(node, run, inputs):
     if rule is None or any(x is not None and x.dtype != np.float32 for x in inputs[:2]):
         return None
     shapes = rule(node, run, inputs)
-    if shapes is None or math.prod(shapes[0]) < COSTLY and rule is not _recurrent:
+    if shapes is None or rule is _elementwise and math.prod(shapes[0]) < COSTLY:
         return None
     return tuple(np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes)
 

@@ -83,7 +83,7 @@ class Builder:
         self._seen = []                 # (Operand, what it was) of those that got a view here
         self.node = None                # what the commands that follow belong to
         self._nodes = {}                # id of an Operand with an expression -> its node
-        self._checks = []               # (view of a gather's status, the size of the axis, where it belongs)
+        self._checks = []               # (view of a status, what its error says, where it belongs)
 
     # ------------------------------------------------------------------------------------------ values
     def new(self, shape, dtype=np.float32):
@@ -191,11 +191,14 @@ class Builder:
             shape, to_strides, strides = ([of_axis[i] for i in order] for of_axis in (shape, to_strides, strides))
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
-    def status(self, size=None):
-        """The view where a gather_command notes indices out of range for an axis of `size`, an error of the run."""
+    def status(self, message=None):
+        """The view where a command notes a value that is out of range: [whether there is one, the value].
+
+        message: what the InputError of the run says, with {} for the value; None for no error.
+        """
         view = self.new((2,), np.int64)
-        if size is not None:
-            self._checks.append((view, size, self.node.where))
+        if message is not None:
+            self._checks.append((view, message, self.node.where))
         return view
 
     # ------------------------------------------------------------------------------------------ the end
@@ -233,7 +236,7 @@ class Builder:
         keep = [b.array for b in self._buffers.values() if b.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
-        checks = [(self.buffer_of(status).index, length, where) for status, length, where in self._checks]
+        checks = [(self.buffer_of(status).index, message, where) for status, message, where in self._checks]
         self.forget()
         return _plan.Segment(program, size, live, inputs, shapes, keep, tuple(self.notes), checks,
                              self.target.threads)

@@ -40,7 +40,8 @@ def emit_gather(b, node, inputs, outputs):
             return True
         index, status = b.constant(np.ascontiguousarray(known)), b.status()
     elif indices.dtype in (np.int32, np.int64):
-        index, status = b.contiguous(b.view(indices)), b.status(n)
+        index = b.contiguous(b.view(indices))
+        status = b.status(f"index {{}} is out of range for an axis of {n} elements")
     else:
         return False
     out = _gathered(b, view, index, status, axis)

@@ -8,7 +8,7 @@ def emit_recurrent(b, node, inputs, outputs):
     run = node.run
     layer, cells = getattr(run, "layer", None), getattr(run, "cells", None)
     inputs = [*inputs, *[None] * (8 - len(inputs))]
-    if cells is None or cells[0].blas or inputs[0].dtype != np.float32 or inputs[4] is not None:
+    if cells is None or cells[0].blas or inputs[0].dtype != np.float32:
         return False
     T, rows = inputs[0].shape[:2] if layer.layout == 0 else inputs[0].shape[1::-1]
     if T == 0 or rows == 0:
@@ -33,11 +33,16 @@ def emit_recurrent(b, node, inputs, outputs):
         whole = y = b.new((T, D, rows, H))
     last = [b.new((D, rows, H)) for _ in range(2 if node.op_type == "LSTM" else 1)]
     prepared = _engine.Prepared(cells, run.reverse, T, rows, [s // 4 for s in (x.strides[0], x.strides[1], y.strides[0],
-                                                                               y.strides[2], y.strides[1])], run.threads)
+                                                                               y.strides[2], y.strides[1])], run.threads,
+                                inputs[4] is not None)
     b.keep.append(prepared)
     memory = b.new((prepared.workspace,))
     weights = sum(2 * gates_flops(cell) for cell in cells)
-    b.emit("recurrent", prepared.address, x, y, *given, *last, *[None] * (2 - len(last)), memory,
+    lengths = [None] * 3
+    if inputs[4] is not None:
+        lengths = [b.contiguous(b.view(inputs[4])), b.status(f"sequence_lens has {{}}, expected 0 to {T}"),
+                   b.new((2 * rows + T,), np.int64)]
+    b.emit("recurrent", prepared.address, x, y, *given, *last, *[None] * (2 - len(last)), memory, *lengths,
            out=whole, weights=sum(cell.nbytes for cell in cells), flops=weights * T * rows)
     for operand, view in zip(outputs, (whole, *last)):
         if operand is not None:
