@@ -5,7 +5,6 @@ Nothing is timed before its outputs are those of the file, or for other inputs t
 """
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -81,13 +80,13 @@ def calls_of(name):
 def main(folder, pick, out):
     """Measure whole graphs next to onnxruntime."""
     from bench import environment
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
+    from rnnfast.cli.timing import pinned
     rows = []
-    for file in sorted(folder.glob("*.onnx")):
-        if pick in file.name:
-            rows += measured(file)
-            click.echo(line(rows[-1]), err=True)
+    with pinned(1):
+        for file in sorted(folder.glob("*.onnx")):
+            if pick in file.name:
+                rows += measured(file)
+                click.echo(line(rows[-1]), err=True)
     results = {"machine": environment.machine(), "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=1) + "\n")

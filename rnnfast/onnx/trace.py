@@ -1,8 +1,9 @@
 """A checked Graph -> plans: what depends on constants is folded once, what depends on shapes once for each set of
 shapes, and the rest becomes steps.
 
-A step is one callable: a native lowering where there is one, else the operator's NumPy function. A trace runs the
-very callables that the plan then holds, so that the first call and every later one give the same bits.
+A trace runs each node's callable, a lowering made at load or the operator's NumPy function, and notes it as a Step;
+runs of steps that have commands then become one native step. The first call runs the plan as every later one does, so
+that all give the same bits.
 """
 import dataclasses
 import functools
