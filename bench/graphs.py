@@ -171,7 +171,7 @@ def _plan_seconds(model, feed):
 
 
 def difference(found, expected):
-    """The largest, relative to the largest output where that is above 1; None if it is not finite or nothing is there."""
+    """The largest, relative to the largest output where that is above 1; None if it is not finite or there is none."""
     worst = 0.0
     for name, right in expected.items():
         if found[name].shape != right.shape:

@@ -615,8 +615,8 @@ cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
 cdef class Prepared:
     """A layer for batches of one shape, as a native step runs it.
 
-    strides: those of T and B in x, of T, B and the directions in y, in floats; ragged: runs take lengths; workspace: the
-    floats that a run needs.
+    strides: those of T and B in x, of T, B and the directions in y, in floats; ragged: runs take lengths; workspace:
+    the floats that a run needs.
     """
     command = <size_t>&run_recurrent
     cdef Layer layer

@@ -50,8 +50,8 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct kernels:
         const char *name
-        void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, const float *, Py_ssize_t, float *,
-                       Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
+                       Py_ssize_t) noexcept nogil
         void (*cell_step)(const cell *, const step *, panels) noexcept nogil
         void (*gru_gates)(const cell *, const step *, panels) noexcept nogil
         void (*gru_output)(const cell *, const step *, panels, const float *, Py_ssize_t) noexcept nogil

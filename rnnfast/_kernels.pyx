@@ -202,7 +202,7 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
     if not w.blas:
         share = share_of(&w.m, part, parts)
         share.backwards = backwards
-        active.matmul(&w.m, share, a, lda, NULL, 0, c, ldc, rows, n)
+        active.matmul(&w.m, share, a, lda, c, ldc, rows, n)
         return
     for i in range(rows):
         memcpy(c + i * ldc, w.m.bias, n * sizeof(float))

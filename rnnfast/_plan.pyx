@@ -82,9 +82,10 @@ cdef class Plan:
     """Steps on a list of values, for inputs of one set of types and shapes: immutable, run by many threads at once.
 
     args: inputs like those that it takes. template: the values before a run (what is known, None for the rest; inputs
-    come first, then the call's Budget). pinned: the inputs whose values it takes only as they are in `args`. steps: (callable, the places of its inputs, the places of its outputs, those of
+    come first, then the call's Budget). steps: (callable, the places of its inputs, the places of its outputs, those of
     them that may be large, the places of values that no later step needs, where it stands in the file). outputs: their
     places. budget: makes a call's Budget, None if no step needs one. folded: the Folded of what the template keeps.
+    pinned: the inputs whose values it takes only as they are in `args`.
     """
     cdef tuple inputs
     cdef readonly tuple pinned
@@ -298,19 +299,18 @@ cdef enum:
 
 
 cdef struct product_command:
-    # `rows` of a, c and init, along three axes by strides in floats; init.area -1: the bias
+    # `rows` of a and c, along three axes by strides in floats
     command head
     const weights *w
-    location a, c, init
+    location a, c
     Py_ssize_t n
-    Py_ssize_t[ROW_AXES] rows, lda, ldc, ldi
+    Py_ssize_t[ROW_AXES] rows, lda, ldc
     Py_ssize_t cost
 
 
 cdef struct Product:
     const product_command *m
     const float *a
-    const float *init
     float *c
     const context *x
 
@@ -319,7 +319,6 @@ cdef void product_part(void *argument, int part, int parts) noexcept nogil:
     cdef Product *p = <Product *>argument
     cdef const product_command *m = p.m
     cdef Py_ssize_t i, j, rows = m.rows[2], first = 0
-    cdef const float *init = NULL
     cdef panels share = share_of(&m.w.m, part, parts)
     if parts > 1 and share_of(&m.w.m, 0, 1).last < 2 * parts:      # few panels: rows instead
         share = share_of(&m.w.m, 0, 1)
@@ -328,10 +327,8 @@ cdef void product_part(void *argument, int part, int parts) noexcept nogil:
     for i in range(m.rows[0]):
         for j in range(m.rows[1]):
             share.backwards = p.x.backwards ^ (j & 1)
-            if p.init != NULL:
-                init = p.init + i * m.ldi[0] + j * m.ldi[1] + first * m.ldi[2]
-            p.x.isa.matmul(&m.w.m, share, p.a + i * m.lda[0] + j * m.lda[1] + first * m.lda[2], m.lda[2], init,
-                           m.ldi[2], p.c + i * m.ldc[0] + j * m.ldc[1] + first * m.ldc[2], m.ldc[2], rows, m.n)
+            p.x.isa.matmul(&m.w.m, share, p.a + i * m.lda[0] + j * m.lda[1] + first * m.lda[2], m.lda[2],
+                           p.c + i * m.ldc[0] + j * m.ldc[1] + first * m.ldc[2], m.ldc[2], rows, m.n)
 
 
 cdef void run_product(const command *c, const context *x) noexcept nogil:
@@ -340,9 +337,6 @@ cdef void run_product(const command *c, const context *x) noexcept nogil:
     cdef team crew
     p.m, p.x = m, x
     p.a, p.c = <const float *>address_of(x, m.a), <float *>address_of(x, m.c)
-    p.init = NULL
-    if m.init.area >= 0:
-        p.init = <const float *>address_of(x, m.init)
     if x.threads > 1 and (m.cost >= SHARED_COST or forced):
         team_open(&crew, x.threads, m.cost < BRIEF_COST)
         team_each(&crew, ITEMS * x.threads, product_part, &p)
@@ -379,7 +373,7 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
                 if one != last:
                     pack(&w, one, m.stride_k, m.stride_n, packed)
                     last = one
-                x.isa.matmul(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda, NULL, 0,
+                x.isa.matmul(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda,
                              c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n)
 
 

@@ -28,10 +28,10 @@ def load(source, *, matmul=None, threads=None, plans=PLANS):
     """A Model of an ONNX file (a path) or of its bytes.
 
     matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. threads: how many a call may
-    use, None for RNNFAST_NUM_THREADS (else one); they do not change the results. plans: for how many sets of
-    input shapes (and of integers that decide on control flow) what was planned is kept, the last used. Raises ModelError for a file that is
-    wrong, UnsupportedError for a graph that asks for what is not computed, and InputError or InputTypeError for another
-    `matmul`, `threads` or `plans`.
+    use, None for RNNFAST_NUM_THREADS (else one); they do not change the results. plans: for how many sets of input
+    shapes (and of integers that decide on control flow) what was planned is kept, the last used. Raises ModelError for
+    a file that is wrong, UnsupportedError for a graph that asks for what is not computed, and InputError or
+    InputTypeError for another `matmul`, `threads` or `plans`.
     """
     return Model(source, matmul=matmul, threads=threads, plans=plans)
 
@@ -151,8 +151,9 @@ class Model:
     def stream(self, state=None, *, states=None, **fixed):
         """A Stream: frames go in by `step` and `run`, states stay inside.
 
-        states: {state input: state output}, where names and shapes do not tell, or tell it wrongly. state: their initial
-        values, a mapping as `stream.state` gives; None is zeros. fixed: inputs that are the same for every frame.
+        states: {state input: state output}, where names and shapes do not tell, or tell it wrongly. state: their
+        initial values, a mapping as `stream.state` gives; None is zeros. fixed: inputs that are the same for every
+        frame.
         """
         from rnnfast.stream import Stream
         return Stream(self, state, states, fixed)

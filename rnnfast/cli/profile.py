@@ -89,7 +89,8 @@ class _Meter:
         self.clear()
 
     def clear(self):
-        self.runs, self.seconds, self.calls, self.flops, self.nbytes, self.inputs, self.shape = [], 0.0, 0, 0, 0, None, None
+        self.runs, self.seconds, self.calls, self.flops, self.nbytes = [], 0.0, 0, 0, 0
+        self.inputs = self.shape = None
 
     def __call__(self, *inputs):
         start = time.perf_counter()
@@ -147,6 +148,6 @@ def _print(facts):
 def _row(row):
     seconds = row["seconds"] or float("inf")
     shape = "" if row["shape"] is None else "x".join(map(str, row["shape"]))
-    return (row["name"] or "-", row["op_type"], row["step"], shape, f"{row['seconds'] * 1e6:.4g}", f"{row['share']:.1%}",
-            f"{row['calls']:g}", f"{row['flops']:,}", f"{row['bytes']:,}", f"{row['flops'] / seconds / 1e9:.2f}",
+    return (row["name"] or "-", row["op_type"], row["step"], shape, f"{row['seconds'] * 1e6:.4g}",
+            f"{row['share']:.1%}", f"{row['calls']:g}", f"{row['flops']:,}", f"{row['bytes']:,}", f"{row['flops'] / seconds / 1e9:.2f}",
             f"{row['bytes'] / seconds / 1e9:.2f}")

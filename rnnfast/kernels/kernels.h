@@ -77,10 +77,9 @@ typedef struct {
 
 typedef struct kernels {
     const char *name;
-    /* c[rows, n] = init[rows, n] (or w's bias, if it is NULL) + a[rows, k] . w[k, n], n <= 16 * blocks columns stored.
-     * Rows of a may overlap; init may be c. */
-    void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi,
-                   float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n);
+    /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
+    void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows,
+                   ptrdiff_t n);
     /* RNN, LSTM, and GRU with linear_before_reset: the whole step, for some panels of r */
     void (*cell_step)(const cell *q, const step *s, panels part);
     /* GRU without linear_before_reset: z and r * h for some panels of r; then, with s->h the r * h of the first and

@@ -238,21 +238,19 @@ INLINE void multiply_tile(const tiles *t, const float *a, ptrdiff_t lda, const f
         panel_rows(t->m, t->width, a, lda, w, t->w->k, init, ldi, c, ldc, upcoming_at(t, w));
 }
 
-static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi,
-                          float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
+static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
+                          ptrdiff_t rows, ptrdiff_t n)
 {
     float edge[MAX_TILE];
     for (tiles t = tiles_of(w, part, rows); next_tile(&t);) {
         const ptrdiff_t columns = n - t.block * VL < t.ldw ? n - t.block * VL : t.ldw;
-        const float *begin = init ? init + t.row * ldi + t.block * VL : w->bias + t.block * VL;
+        const float *bias = w->bias + t.block * VL;
         float *out = c + t.row * ldc + t.block * VL;
         if (columns == t.ldw) {
-            multiply_tile(&t, a + t.row * lda, lda, begin, init ? ldi : 0, out, ldc);
+            multiply_tile(&t, a + t.row * lda, lda, bias, 0, out, ldc);
             continue;
         }
-        for (ptrdiff_t i = 0; init && i < t.m; i++)
-            memcpy(edge + i * t.ldw, begin + i * ldi, (size_t)columns * sizeof(float));
-        multiply_tile(&t, a + t.row * lda, lda, init ? edge : begin, init ? t.ldw : 0, edge, t.ldw);
+        multiply_tile(&t, a + t.row * lda, lda, bias, 0, edge, t.ldw);
         for (ptrdiff_t i = 0; i < t.m; i++)
             memcpy(out + i * ldc, edge + i * t.ldw, (size_t)columns * sizeof(float));
     }

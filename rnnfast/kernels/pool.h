@@ -27,7 +27,8 @@ typedef struct team {
     struct worker *first, **last;   /* the workers that are here, in the order of their parts */
     struct worker *pending;         /* those that were woken and are not here yet */
     int count;                      /* members that are here, the caller among them */
-    long long opened, lost;         /* when, 0: not to be; how long the caller has waited for members who had lost their cores, in ns */
+    long long opened, lost;         /* when, 0: it is not to be; how long the caller has waited for members who had lost
+                                       their cores; in ns */
     team_work work;                 /* of `each`; late workers look for it while `open` is set */
     void *argument;
     int items;

@@ -170,8 +170,9 @@ class Program:
 
     names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
     graph around it knows; folded: the Folded of the plan around it; record: called with (node, input values, output
-    values) of each step that is traced; meter: called with each Step of a plan for what the plan runs instead; target: what native steps are made for, None for none; plans: how many are kept; specialises: whether a
-    plan may depend on the values of small integer inputs, where control flow or a shape does.
+    values) of each step that is traced; meter: called with each Step of a plan for what the plan runs instead; target:
+    what native steps are made for, None for none; plans: how many are kept; specialises: whether a plan may depend on
+    the values of small integer inputs, where control flow or a shape does.
     """
     def __init__(self, graph, names, where, known=None, folded=None, record=None, meter=None, target=None,
                  plans=16, specialises=False):

@@ -6,20 +6,18 @@ from rnnfast.onnx.compile.builder import Unfit, merged
 BLOCK = 16      # columns of a packed matrix stand in blocks
 
 
-def emit_product(b, matrix, to, source, init=None):
-    """to [..., N] = bias (or init, of the strides of `to`) + source [..., K] . matrix; last axes contiguous."""
-    rows = merged(source.shape[:-1], source.strides[:-1], to.strides[:-1], *(() if init is None else (init.strides[:-1],)))
-    shape, from_strides, to_strides = rows[:3]
-    init_strides = [0] * len(shape) if init is None else rows[3]
+def emit_product(b, matrix, to, source):
+    """to [..., N] = bias + source [..., K] . matrix; last axes contiguous."""
+    shape, from_strides, to_strides = merged(source.shape[:-1], source.strides[:-1], to.strides[:-1])
     if len(shape) > 3:
         raise Unfit("more than three axes of rows")
     extra = 3 - len(shape)
-    shape, from_strides, to_strides, init_strides = (
-        [fill] * extra + list(v) for fill, v in ((1, shape), (0, from_strides), (0, to_strides), (0, init_strides)))
+    shape, from_strides, to_strides = (
+        [fill] * extra + list(v) for fill, v in ((1, shape), (0, from_strides), (0, to_strides)))
     total = int(np.prod(shape))
     b.keep.append(matrix)
-    b.emit("product", matrix.address, source, to, init, matrix.N, *shape,
-           *(s // 4 for s in from_strides), *(s // 4 for s in to_strides), *(s // 4 for s in init_strides),
+    b.emit("product", matrix.address, source, to, matrix.N, *shape,
+           *(s // 4 for s in from_strides), *(s // 4 for s in to_strides),
            int(matrix.cost(total)), out=to, weights=matrix.nbytes, flops=2 * total * matrix.K * matrix.N)
 
 
@@ -62,8 +60,8 @@ def _emit_multiply(b, inputs, outputs):
     of_out, of_x, of_w = ([0] * extra + [s // 4 for s in of_view] for of_view in strides)
     rows, K, N = *x.shape[-2:], w.shape[-1]
     columns = (N + BLOCK - 1) // BLOCK * BLOCK
-    b.emit("multiply", x, w, out, b.new((K * columns,)), b.constant(np.zeros(columns, np.float32)), *[1] * extra, *shape,
-           *of_x, *of_w, *of_out, rows, K, N, x.strides[-2] // 4, out.strides[-2] // 4, w.strides[-2] // 4,
+    packed, zeros = b.new((K * columns,)), b.constant(np.zeros(columns, np.float32))
+    b.emit("multiply", x, w, out, packed, zeros, *[1] * extra, *shape, *of_x, *of_w, *of_out, rows, K, N, x.strides[-2] // 4, out.strides[-2] // 4, w.strides[-2] // 4,
            w.strides[-1] // 4, out=out, flops=2 * out.size * K)
     b.set(outputs[0], out.reshape(outputs[0].shape))
     return True

@@ -32,9 +32,8 @@ def emit_recurrent(b, node, inputs, outputs):
     else:
         whole = y = b.new((T, D, rows, H))
     last = [b.new((D, rows, H)) for _ in range(2 if node.op_type == "LSTM" else 1)]
-    prepared = _engine.Prepared(cells, run.reverse, T, rows, [s // 4 for s in (x.strides[0], x.strides[1], y.strides[0],
-                                                                               y.strides[2], y.strides[1])], run.threads,
-                                inputs[4] is not None)
+    strides = [s // 4 for s in (x.strides[0], x.strides[1], y.strides[0], y.strides[2], y.strides[1])]
+    prepared = _engine.Prepared(cells, run.reverse, T, rows, strides, run.threads, inputs[4] is not None)
     b.keep.append(prepared)
     memory = b.new((prepared.workspace,))
     weights = sum(2 * gates_flops(cell) for cell in cells)
