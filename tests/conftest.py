@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from rnnfast import _kernels
@@ -18,3 +20,10 @@ def forced():
     _kernels.force_threads(8)
     yield
     _kernels.force_threads(0)
+
+
+@pytest.fixture
+def unsanitized():
+    """For tests that preload a library of their own, or whose processes have little memory."""
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("a sanitizer is preloaded")

@@ -63,7 +63,7 @@ for make in (
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_step_allocates_nothing(tmp_path, threads):
+def test_a_step_allocates_nothing(unsanitized, tmp_path, threads):
     """As many allocations for 600 steps as for 60: those of a call, which makes its outputs."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:

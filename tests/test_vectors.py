@@ -13,7 +13,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 VECTORS = ROOT.parent / "shared" / "vectors"
 
-pytestmark = pytest.mark.skipif(not VECTORS.is_dir(), reason=f"{VECTORS} is not there")
+pytestmark = [pytest.mark.skipif(not VECTORS.is_dir(), reason=f"{VECTORS} is not there"),
+              pytest.mark.usefixtures("unsanitized")]
 
 # case -> why it does not pass
 RANDOM_DROPOUT = "Dropout in training mode drops at random: the expected numbers are those of NumPy's generator"
