@@ -457,7 +457,7 @@ cdef class Segment:
     cdef Py_ssize_t n_words, n_noted
     cdef object keep
     cdef list spare
-    cdef int calls
+    cdef int turn
     cdef readonly int threads
     cdef Py_ssize_t n_outputs
     cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
@@ -539,8 +539,8 @@ cdef class Segment:
             areas[2 + n + i] = <char *>cnp.PyArray_DATA(value)
         x.areas, x.isa = areas, active
         x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
-        x.backwards = self.calls & 1
-        self.calls += 1
+        x.backwards = self.turn
+        self.turn ^= 1
         return results
 
     cdef object new_output(self, Py_ssize_t i):
