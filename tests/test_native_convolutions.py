@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 import rnnfast
 from rnnfast import _kernels, _plan
 from rnnfast.onnx.ops.convolution import conv, conv_transpose
-from tests.graphs import load, model_of, random
+from tests.graphs import load, model_of, parse, random
+from tests.test_native_plans import plain
 
 TOLERANCE = 2e-5        # of outputs of about 1: chains of up to some hundred products in float32
 
@@ -308,3 +309,13 @@ def test_a_branch_needs_the_outputs():
     for c in (True, False):
         expected = np.maximum(y, 0) + (-y if c else np.abs(y))
         assert np.allclose(m(x=LARGE, c=np.array(c))["y"], expected, atol=1e-5)
+
+
+def test_square_of_a_convolution_that_is_needed_later(isa):
+    """What takes an input twice is one use of it: the square is not written over the convolution."""
+    model = load(parse("""g (float[1,8,h,w] x) => (q, r) {
+        c = Conv <pads = [1,1,1,1]> (x, k)  p = Pow (c, two)  q = GlobalMaxPool (p)  r = GlobalMaxPool (c) }""",
+                       k=random(0, 8, 8, 3, 3), two=np.float32(2)))
+    x = random(1, 1, 8, 64, 80)
+    for y, expected in zip(model(x=x).values(), plain(model, x=x)):
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)

@@ -399,3 +399,30 @@ def test_ragged_batches(isa, kind, gates, direction):
             alone = other(x=x[:n, i:i + 1] if n else x[:, i:i + 1], lens=lens[i:i + 1])
             np.testing.assert_array_equal(alone.last[:, 0], last[:, i])
             assert not z[n:, :, i].any()
+
+
+@pytest.mark.parametrize("expression", ["ReduceMax (x, even)", "Softmax (t)", "Add (t, v)", "Concat <axis = 1> (t, t)",
+                                        "Identity (t)"])
+def test_more_axes_than_a_command_has(expression):
+    """Such steps stay as they are, behind native ones; their inputs may come from outside."""
+    axes = [",".join(f"{name}{i}" for i in range(14)) for name in "xv"]
+    model = load(parse(f"""g (float[n] a, float[{axes[0]}] x, float[{axes[1]}] v) => (y, z) {{
+        y = Neg (a)  t = Transpose <perm = [0, 2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11, 13]> (x)  z = {expression} }}""",
+                       opset=18, even=np.arange(0, 14, 2)))
+    feed = {"a": random(0, 3), "x": random(1, *[2, 2] * 7), "v": random(2, *[1, 2] * 7)}
+    for y, expected in zip(model(feed).values(), plain(model, **feed)):
+        np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, of", [("float", np.float32), ("int64", np.int64), ("bool", np.bool_)])
+def test_gather_of_one_item_of_a_vector(dtype, of):
+    model = load(parse(f"""g ({dtype}[n] x) => (y, z) {{
+        y = Gather (x, k)  u = Unsqueeze (y, first)  z = Concat <axis = 0> (u, x) }}""",
+                       k=np.array(-2), first=np.array([0])))
+    compare(model, x=np.arange(5).astype(of))
+
+
+def test_slopes_by_channel_before_opset_7():
+    model = load(parse("g (float[n,c,m] x) => (y) { s = PRelu (x, slope)  y = Exp (s) }", opset=6, slope=random(1, 3)))
+    x = random(0, 2, 3, 3)
+    np.testing.assert_allclose(model(x=x)["y"], plain(model, x=x)[0], rtol=1e-6)

@@ -39,7 +39,7 @@ def compiled(steps, kept, target):
         if _emitted(builder, step):
             waiting.append(step)
             continue
-        joined += _join(builder, waiting, needed[i])
+        joined += _join(builder, waiting, needed[i], step)
         joined.append(step)
         builder, waiting = Builder(target), []
     return joined + _join(builder, waiting, set(kept))
@@ -66,9 +66,13 @@ def _needed_behind(steps, kept):
     return sets[::-1]
 
 
-def _join(builder, steps, needed):
-    """The Segment of these steps in their place, if it is worth while."""
-    places = {id(operand): place for step in steps for operand, place in zip(step.operands, step.inputs)
+def _join(builder, steps, needed, unfit=None):
+    """The Segment of these steps in their place, if it is worth while and each has commands.
+
+    unfit: the step behind them, of whose inputs the program may have views.
+    """
+    takers = steps if unfit is None else [*steps, unfit]
+    places = {id(operand): place for step in takers for operand, place in zip(step.operands, step.inputs)
               if operand is not None}
     made = {}
     for step in steps:
@@ -78,14 +82,17 @@ def _join(builder, steps, needed):
     if not made:
         builder.forget()
         return []
-    for operand in made.values():
-        builder.view(operand)
-    if (not builder.commands or len(made) + len(builder.inputs) > MAX_AREAS
-            or any(len(operand.shape) > MAX_RANK for operand in made.values())):
+    try:
+        for operand in made.values():
+            builder.view(operand)
+        fits = len(made) + len(builder.inputs) <= MAX_AREAS and all(len(o.shape) <= MAX_RANK for o in made.values())
+        segment = builder.segment(list(made.values())) if builder.commands and fits else None
+    except Unfit:
+        segment = None
+    if segment is None:
         builder.forget()
         return steps
     inputs = tuple(places[id(operand)] for operand in builder.inputs)
-    segment = builder.segment(list(made.values()))
     large = tuple(place for step in steps for place in step.large if place in made)
     where = steps[0].where if len(steps) == 1 else f"{steps[0].where} to {steps[-1].where}"
     return [Step(segment, inputs, tuple(made), large, where)]

@@ -189,6 +189,8 @@ class Builder:
         if to.itemsize in strides[:-1]:         # a transposition: its two axes last
             order = sorted(range(len(shape)), key=lambda i: (i == len(shape) - 1, strides[i] == to.itemsize))
             shape, to_strides, strides = ([of_axis[i] for i in order] for of_axis in (shape, to_strides, strides))
+        if len(shape) > AXES:
+            raise Unfit(f"{len(shape)} axes")
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
     def status(self, message=None):

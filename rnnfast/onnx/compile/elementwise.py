@@ -4,6 +4,7 @@ import numpy as np
 from rnnfast import _kernels
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
+from rnnfast.onnx.ops import activations
 
 # Codes of program.h
 (SQRT, ABS, NEG, FLOOR, CEIL, ROUND, SIGN, RECIPROCAL, NOT, COPY, IS_NAN, ADD, SUB, MUL, DIV, MIN, MAX, LT, LE, EQ, AND,
@@ -96,8 +97,8 @@ def computed(b, out, view=None):
 
 def _last_use(b, operand, calls):
     """Whether nothing but these instructions needs the operand."""
-    uses = [arg for call in calls for arg in call.args if arg is operand.view]
-    return len(uses) == operand.uses and b.holders(operand.view) == {id(operand)}
+    uses = sum(any(arg is operand.view for arg in call.args) for call in calls)     # a step has one at most
+    return uses == operand.uses and b.holders(operand.view) == {id(operand)}
 
 
 def _lines(b, out, views):
@@ -187,7 +188,7 @@ def emit_function(b, node, inputs, outputs):
 
 
 def emit_binary(b, node, inputs, outputs):
-    if not _floats(*inputs) or {"axis", "broadcast"} & node.attributes.keys():
+    if not _floats(*inputs) or {"axis", "broadcast"} & node.attributes.keys() or node.function is activations.prelu_1:
         return False
     _define(b, outputs[0], lambda x, y: _Call(BINARY[node.op_type], (x, y)), inputs)
     return True

@@ -32,7 +32,7 @@ def emit_gather(b, node, inputs, outputs):
     if indices.known is not None:
         known = indices.known.astype(np.int64) % n
         if known.ndim == 0:
-            b.set(outputs[0], view[(*before, int(known))])
+            b.set(outputs[0], view[(*before, int(known), ...)])
             return True
         regular = _regular(view, known, axis)
         if regular is not None:
