@@ -402,14 +402,14 @@ def test_ragged_batches(isa, kind, gates, direction):
 
 
 @pytest.mark.parametrize("expression", ["ReduceMax (x, even)", "Softmax (t)", "Add (t, v)", "Concat <axis = 1> (t, t)",
-                                        "Identity (t)"])
+                                        "Identity (t)", "Gather <axis = 7> (t, i)", "ArgMax <axis = 3> (t)"])
 def test_more_axes_than_a_command_has(expression):
     """Such steps stay as they are, behind native ones; their inputs may come from outside."""
     axes = [",".join(f"{name}{i}" for i in range(14)) for name in "xv"]
-    model = load(parse(f"""g (float[n] a, float[{axes[0]}] x, float[{axes[1]}] v) => (y, z) {{
+    model = load(parse(f"""g (float[n] a, int64[2] i, float[{axes[0]}] x, float[{axes[1]}] v) => (y, z) {{
         y = Neg (a)  t = Transpose <perm = [0, 2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11, 13]> (x)  z = {expression} }}""",
                        opset=18, even=np.arange(0, 14, 2)))
-    feed = {"a": random(0, 3), "x": random(1, *[2, 2] * 7), "v": random(2, *[1, 2] * 7)}
+    feed = {"a": random(0, 3), "i": np.array([1, 0]), "x": random(1, *[2, 2] * 7), "v": random(2, *[1, 2] * 7)}
     for y, expected in zip(model(feed).values(), plain(model, **feed)):
         np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 

@@ -219,6 +219,7 @@ class Builder:
             buffer.kind, buffer.index = OUTPUT, 2 + len(self.inputs) + len(taken) - 1
         for i, operand in enumerate(self.inputs):
             self.buffer_of(operand.view).index = 2 + i
+        self._checks = [check for check in self._checks if self.buffer_of(check[0]).first is not None]
         for status, *_ in self._checks:
             self.buffer_of(status).last = len(self.commands)
         size, live = self._place()
