@@ -52,7 +52,7 @@ def compare(model, tolerance=0, **feed):
 
 # ------------------------------------------------------------------------------------------------ elementwise
 @pytest.mark.parametrize("expression", [
-    "Sqrt (a)", "Abs (a)", "Neg (a)", "Floor (a)", "Ceil (a)", "Round (a)", "Sign (a)", "Reciprocal (a)",
+    "Sqrt (a)", "Abs (a)", "Neg (a)", "Floor (a)", "Ceil (a)", "Round (a)", "Sign (a)", "Reciprocal (a)", "IsNaN (a)",
     "Add (a, b)", "Sub (a, b)", "Mul (a, b)", "Div (a, b)", "PRelu (a, b)", "Min (a, b)", "Max (a, b, a)", "Sum (a, b, b)",
     "Less (a, b)", "LessOrEqual (a, b)", "Greater (a, b)", "GreaterOrEqual (a, b)", "Equal (a, b)", "Relu (a)",
     "LeakyRelu (a)", "LeakyRelu <alpha = 0.3> (a)", "Clip (a, low, high)", "Clip (a, , high)",

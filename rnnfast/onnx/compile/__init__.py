@@ -9,7 +9,7 @@ TABLES = (integer.EMIT, movement.EMIT, elementwise.EMIT, dense.EMIT, convolution
           indexing.EMIT, pooling.EMIT)
 # Operator -> its emitters: the first that can does it.
 EMIT = {op_type: [table[op_type] for table in TABLES if op_type in table] for table in TABLES for op_type in table}
-MAX_AREAS = 60          # inputs and outputs of a segment
+MAX_AREAS = 62          # inputs and outputs of a segment: _plan.pyx has two areas more
 MAX_RANK = 16           # of its outputs
 
 

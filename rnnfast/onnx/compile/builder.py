@@ -156,6 +156,15 @@ class Builder:
         self.copy(copy, view)
         return copy
 
+    def reshaped(self, view, shape):
+        """The view in another shape, of a copy where NumPy could not do without one."""
+        result = view.view()
+        try:
+            result.shape = shape
+        except AttributeError:
+            return self.contiguous(view).reshape(shape)
+        return result
+
     # ------------------------------------------------------------------------------------------ commands
     def nested(self, name, words):
         """A command's words as those of another one that has it inside."""

@@ -17,7 +17,7 @@ MAX_INSTRUCTIONS = 32
 FUSED = 1 << 17         # bytes of a convolution's outputs beyond which functions of them are computed line by line
 
 UNARY = {"Sqrt": SQRT, "Abs": ABS, "Neg": NEG, "Floor": FLOOR, "Ceil": CEIL, "Round": ROUND, "Sign": SIGN,
-         "Reciprocal": RECIPROCAL}
+         "Reciprocal": RECIPROCAL, "IsNaN": IS_NAN}
 BINARY = {"Add": ADD, "Sub": SUB, "Mul": MUL, "Div": DIV, "PRelu": PRELU}
 VARIADIC = {"Sum": ADD, "Min": MIN, "Max": MAX}
 FUNCTIONS = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus", "Relu": "Relu",
@@ -253,13 +253,12 @@ def emit_clip(b, node, inputs, outputs):
             if operand.known is None:
                 return False
             bounds[i] = operand.known
-    x = inputs[0]
 
     def make(x):
         for code, bound in zip((MAX, MIN), bounds):
             x = _Call(code, (x, b.constant(np.asarray(bound, np.float32).reshape(()))))
         return x
-    _define(b, outputs[0], make, [x])
+    _define(b, outputs[0], make, inputs[:1])
     return True
 
 

@@ -100,8 +100,7 @@ def emit_scatter_nd(b, node, inputs, outputs):
         b.copy(out, b.view(inputs[0]))
     if block is not None:
         to = out[block]
-        source = updates.reshape(to.shape) if _splits(updates, to.shape) else b.contiguous(updates).reshape(to.shape)
-        b.copy(to, source)
+        b.copy(to, b.reshaped(updates, to.shape))
     else:
         row = np.ravel_multi_index(tuple(tuples.T), shape[:depth]).astype(np.int64)
         limit = math.prod(shape[:depth])
@@ -109,16 +108,6 @@ def emit_scatter_nd(b, node, inputs, outputs):
         b.emit("gather", out, b.contiguous(updates), b.constant(row), b.status(), 1, nbytes, 1, row.size, limit,
                row.itemsize, 0, nbytes, 0, nbytes, out=out, note="scatter")
     b.set(outputs[0], out)
-    return True
-
-
-def _splits(view, shape):
-    """Whether NumPy gives a view of this shape without a copy."""
-    test = view.view()
-    try:
-        test.shape = shape
-    except AttributeError:
-        return False
     return True
 
 

@@ -17,7 +17,7 @@ def emit_view(b, node, inputs, outputs):
         return False
     view = b.view(inputs[0])
     if node.op_type in COPIED:
-        view = _reshapable(b, view, outputs[0].shape)
+        view = b.reshaped(view, outputs[0].shape)
     if node.op_type == "Expand":
         results = np.broadcast_to(view, outputs[0].shape)
     else:
@@ -29,15 +29,6 @@ def emit_view(b, node, inputs, outputs):
         if operand is not None:
             b.set(operand, result)
     return True
-
-
-def _reshapable(b, view, shape):
-    test = view.view()
-    try:
-        test.shape = shape
-    except AttributeError:
-        return b.contiguous(view)
-    return view
 
 
 def emit_concat(b, node, inputs, outputs):
