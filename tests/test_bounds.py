@@ -144,8 +144,8 @@ def reduction(rng):
 
 def order(rng):
     a, b = sizes(rng, 2)
-    return (f"""g (float[a,b] x, int64[a,b] i) => (p, q, r, s, t) {{ p, q = TopK <axis = 0> (x, k)
-        r = ArgMax <axis = 1> (x)  s = ArgMin <axis = 0> (i)  t = Add (i, i) }}""",
+    return ("""g (float[a,b] x, int64[a,b] i) => (p, q, r, s, t) { p, q = TopK <axis = 0> (x, k)
+        r = ArgMax <axis = 1> (x)  s = ArgMin <axis = 0> (i)  t = Add (i, i) }""",
             dict(x=values(rng, a, b), i=rng.integers(-9, 9, (a, b))), dict(k=np.array([int(rng.integers(1, a + 1))])))
 
 

@@ -17,7 +17,8 @@ def emit_view(b, node, inputs, outputs):
         return False
     view = b.view(inputs[0])
     if node.op_type in COPIED:
-        view = b.reshaped(view, outputs[0].shape)
+        b.set(outputs[0], b.reshaped(view, outputs[0].shape))
+        return True
     if node.op_type == "Expand":
         results = np.broadcast_to(view, outputs[0].shape)
     else:
