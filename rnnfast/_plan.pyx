@@ -11,7 +11,6 @@ cimport numpy as cnp
 import numpy as np
 
 from rnnfast._engine import Prepared, recurrent
-from rnnfast._kernels import Matrix
 from rnnfast.errors import InputError, LimitError, located
 
 from rnnfast._kernels cimport *
@@ -318,17 +317,11 @@ cdef struct Product:
 cdef void product_part(void *argument, int part, int parts) noexcept nogil:
     cdef Product *p = <Product *>argument
     cdef const product_command *m = p.m
-    cdef Py_ssize_t i, j, rows = m.rows[2], first = 0
-    cdef panels share = share_of(&m.w.m, part, parts)
-    if parts > 1 and share_of(&m.w.m, 0, 1).last < 2 * parts:      # few panels: rows instead
-        share = share_of(&m.w.m, 0, 1)
-        first = rows * part // parts
-        rows = rows * (part + 1) // parts - first
+    cdef Py_ssize_t i, j
     for i in range(m.rows[0]):
         for j in range(m.rows[1]):
-            share.backwards = p.x.backwards ^ (j & 1)
-            p.x.isa.matmul(&m.w.m, share, p.a + i * m.lda[0] + j * m.lda[1] + first * m.lda[2], m.lda[2],
-                           p.c + i * m.ldc[0] + j * m.ldc[1] + first * m.ldc[2], m.ldc[2], rows, m.n)
+            product(m.w, p.a + i * m.lda[0] + j * m.lda[1], m.lda[2], p.c + i * m.ldc[0] + j * m.ldc[1], m.ldc[2],
+                    m.rows[2], m.n, p.x.backwards ^ (j & 1), part, parts)
 
 
 cdef void run_product(const command *c, const context *x) noexcept nogil:

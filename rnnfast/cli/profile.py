@@ -149,5 +149,5 @@ def _row(row):
     seconds = row["seconds"] or float("inf")
     shape = "" if row["shape"] is None else "x".join(map(str, row["shape"]))
     return (row["name"] or "-", row["op_type"], row["step"], shape, f"{row['seconds'] * 1e6:.4g}",
-            f"{row['share']:.1%}", f"{row['calls']:g}", f"{row['flops']:,}", f"{row['bytes']:,}", f"{row['flops'] / seconds / 1e9:.2f}",
-            f"{row['bytes'] / seconds / 1e9:.2f}")
+            f"{row['share']:.1%}", f"{row['calls']:g}", f"{row['flops']:,}", f"{row['bytes']:,}",
+            f"{row['flops'] / seconds / 1e9:.2f}", f"{row['bytes'] / seconds / 1e9:.2f}")

@@ -1,7 +1,6 @@
-"""Arithmetic and comparisons of integers, and casts between their types; of floats what elementwise.py has."""
+"""Arithmetic and comparisons of integers, and casts between their types; elementwise.py has those of floats."""
 import numpy as np
 
-from rnnfast.onnx.compile import elementwise
 from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
 
 # Codes of program.h
@@ -25,7 +24,7 @@ def _emit(b, code, out, x, y):
 
 def emit_binary(b, node, inputs, outputs):
     if any(o.dtype not in ITEMS for o in inputs) or {"axis", "broadcast"} & node.attributes.keys():
-        return elementwise.EMIT[node.op_type](b, node, inputs, outputs)
+        return False
     code, swapped = BINARY[node.op_type]
     x, y = b.view(inputs[0]), b.view(inputs[1])
     _emit(b, code, outputs[0], *((y, x) if swapped else (x, y)))
@@ -35,7 +34,7 @@ def emit_binary(b, node, inputs, outputs):
 def emit_cast(b, node, inputs, outputs):
     source, target = inputs[0].dtype, outputs[0].dtype
     if source == target or source not in ITEMS or target not in ITEMS:
-        return elementwise.EMIT[node.op_type](b, node, inputs, outputs)
+        return False
     x = b.view(inputs[0])
     _emit(b, COPY, outputs[0], x, x)
     return True
