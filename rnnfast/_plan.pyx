@@ -434,6 +434,11 @@ COMMANDS = {
 }
 
 
+def address(cnp.ndarray view):
+    """Of its first element."""
+    return <size_t>cnp.PyArray_DATA(view)
+
+
 cdef class Segment:
     """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
 

@@ -15,8 +15,9 @@ COUNTED_BYTES = 2**16
 
 def owner(array):
     """The array whose memory `array` shows, itself unless it is a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
+    base = array.base
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
     return array
 
 

@@ -128,7 +128,6 @@ def _lower_conv(node, constants, matmul, threads):
     """The kernel packed once where it is constant, else at each call: for each group a matrix that takes windows."""
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group, kernel_shape = settings.pop("group", 1), settings.pop("kernel_shape", None)
-    windows_of = functools.lru_cache(16)(functools.partial(place, **settings))
 
     def pack(w, bias):
         _check_kernel(w, bias, kernel_shape, group)
@@ -145,7 +144,7 @@ def _lower_conv(node, constants, matmul, threads):
         matrices = packed or pack(w, bias)
         if x.ndim != w.ndim or x.shape[1] != w.shape[1] * group:
             raise InputError(f"X and W have shapes {x.shape} and {w.shape} for group = {group}")
-        return _convolve(x, windows_of(x.shape[2:], w.shape[2:]), matrices, w.shape[0] // group, threads)
+        return _convolve(x, place(x.shape[2:], w.shape[2:], **settings), matrices, w.shape[0] // group, threads)
     return _for_float32(run, node)
 
 

@@ -4,10 +4,12 @@ import math
 import numpy as np
 
 from rnnfast._plan import Recurrent
+from rnnfast.onnx.ops.pooling import windows_of_node
 from rnnfast.onnx.ops.windows import place
 
 # Elements of its results from which on an elementwise operator is not computed for a plan.
 COSTLY = 1 << 12
+ZERO = bytes(4)
 ONE = ("Abs", "Exp", "Log", "Neg", "Relu", "LeakyRelu", "Sigmoid", "Softmax", "Sqrt", "Tanh", "Elu", "Erf", "Softplus")
 TWO = ("Add", "Div", "Mul", "Sub")
 
@@ -23,7 +25,7 @@ def like_results(node, run, inputs):
     shapes = rule(node, run, inputs)
     if shapes is None or rule is _elementwise and math.prod(shapes[0]) < COSTLY:
         return None
-    return tuple(np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes)
+    return tuple([np.ndarray(shape, np.float32, ZERO, 0, (0,) * len(shape)) for shape in shapes])
 
 
 def _recurrent(node, run, inputs):
@@ -62,5 +64,12 @@ def _conv(node, run, inputs):
     return ((x.shape[0], w.shape[0], *place(x.shape[2:], w.shape[2:], **settings).output),)
 
 
+def _pool(node, run, inputs):
+    x = inputs[0]
+    if len(node.outputs) > 1 or x.ndim < 3 or 0 in x.shape:
+        return None
+    return ((*x.shape[:2], *windows_of_node(x, node.attributes).output),)
+
+
 RULES = dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent) | dict.fromkeys((*ONE, *TWO), _elementwise) | {
-    "MatMul": _matmul, "Conv": _conv}
+    "MatMul": _matmul, "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool}

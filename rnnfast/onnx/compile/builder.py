@@ -8,11 +8,13 @@ import itertools
 import operator
 import math
 import mmap
+import struct
 from typing import NamedTuple
 
 import numpy as np
 
 from rnnfast import _plan
+from rnnfast._plan import address
 from rnnfast.onnx.budget import owner
 
 ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
@@ -67,8 +69,8 @@ class _Buffer:
 _start = operator.itemgetter(1)
 
 
-def address(view):
-    return view.__array_interface__["data"][0]
+def spread(view, shape):
+    return view if view.shape == shape else np.broadcast_to(view, shape)
 
 
 class Builder:
@@ -178,18 +180,18 @@ class Builder:
         """
         self.convolved = None
         self.commands.append((name, words))
-        nbytes = weights + sum(_distinct(word) for word in words if isinstance(word, np.ndarray))
+        views = [word for word in words if type(word) is np.ndarray]
+        nbytes = weights + sum([_distinct(view) for view in views])
         self.notes.append(Note(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
-        for word in words:
-            if isinstance(word, np.ndarray):
-                buffer = self.buffer_of(word)
-                if buffer.first is None:
-                    buffer.first = len(self.commands) - 1
-                buffer.last = len(self.commands) - 1
+        for view in views:
+            buffer = self.buffer_of(view)
+            if buffer.first is None:
+                buffer.first = len(self.commands) - 1
+            buffer.last = len(self.commands) - 1
 
     def copy(self, to, source):
         """Copies a view to another of its shape (or one that broadcasts) and type."""
-        source = np.broadcast_to(source, to.shape)
+        source = spread(source, to.shape)
         if 0 in to.shape:
             return
         order = sorted(range(to.ndim), key=lambda i: -abs(to.strides[i]))
@@ -236,12 +238,14 @@ class Builder:
         for name, words in self.commands:
             values = []
             for word in words:
-                if isinstance(word, np.ndarray):
+                if type(word) is int:
+                    values.append(word)
+                elif type(word) is np.ndarray:
                     values += self._place_of(word)
                 elif word is None:
                     values += (-1, 0)
                 elif isinstance(word, float):
-                    values.append(int(np.float64(word).view(np.int64)))
+                    values += struct.unpack("q", struct.pack("d", word))
                 else:
                     values.append(int(word))
             program += (_plan.COMMANDS[name], 2 + len(values), *values)
@@ -287,6 +291,8 @@ class Builder:
 
 def _distinct(view):
     """Bytes of a view's memory, of what is broadcast once."""
+    if 0 not in view.strides:
+        return view.nbytes
     return view.itemsize * math.prod(n for n, stride in zip(view.shape, view.strides) if stride)
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast import _kernels
+from rnnfast._plan import address
+from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import elementwise
 from rnnfast.onnx.compile.dense import emit_product
 from rnnfast.onnx.ops.convolution import place_transposed
@@ -74,17 +76,14 @@ def _clear_ends(b, padded, begin, end):
     zero = b.constant(np.zeros((), np.float32))
     for part in (padded[:, :, :begin], padded[:, :, padded.shape[2] - end:]):
         if part.size:
-            b.copy(part, np.broadcast_to(zero, part.shape))
+            b.copy(part, zero)
 
 
 def _bytes_of(view):
     """A buffer that begins where the view does and ends with its memory."""
-    base = view
-    while isinstance(base.base, np.ndarray):
-        base = base.base
+    base = owner(view)
     flat = base.reshape(-1).view(np.uint8)
-    at = view.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    return flat[at:]
+    return flat[address(view) - address(base):]
 
 
 def _packed(run, key, sources, make):

@@ -3,7 +3,7 @@ import numpy as np
 
 from rnnfast import _kernels
 from rnnfast.onnx.budget import owner
-from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
+from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged, spread
 from rnnfast.onnx.ops import activations
 
 # Codes of program.h
@@ -130,11 +130,11 @@ def _emit(b, out, views, calls, lines=None):
     if lines is not None:
         order.remove(2)
     shape = [out.shape[i] for i in order]
-    spread = [np.broadcast_to(v, out.shape) for v in views]
-    strides = [[v.strides[i] for i in order] for v in (out, *spread)]
+    whole = [spread(v, out.shape) for v in views]
+    strides = [[v.strides[i] for i in order] for v in (out, *whole)]
     shape, *strides = merged(shape, *strides)
     if lines is not None:
-        shape, strides = [lines, *shape], [[v.strides[2], *s] for v, s in zip((out, *spread), strides)]
+        shape, strides = [lines, *shape], [[v.strides[2], *s] for v, s in zip((out, *whole), strides)]
     if len(shape) > AXES:
         raise Unfit(f"{len(shape)} axes")
     register = {id(v): i for i, v in enumerate(views)}

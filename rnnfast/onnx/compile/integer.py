@@ -1,7 +1,7 @@
 """Arithmetic and comparisons of integers, and casts between their types; elementwise.py has those of floats."""
 import numpy as np
 
-from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
+from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged, spread
 
 # Codes of program.h
 COPY, ADD, SUB, MUL, LT, LE, EQ = range(7)
@@ -13,7 +13,7 @@ BINARY = {"Add": (ADD, False), "Sub": (SUB, False), "Mul": (MUL, False), "Less":
 def _emit(b, code, out, x, y):
     to = b.new(out.shape, out.dtype)
     if to.size:
-        x, y = np.broadcast_to(x, to.shape), np.broadcast_to(y, to.shape)
+        x, y = spread(x, to.shape), spread(y, to.shape)
         shape, *strides = merged(to.shape, to.strides, x.strides, y.strides)
         if len(shape) > AXES:
             raise Unfit(f"{len(shape)} axes")

@@ -1,9 +1,7 @@
 """MaxPool and AveragePool over one or two axes, on channel-last data as convolutions make it."""
 import numpy as np
 
-from rnnfast.onnx.ops.pooling import windows_of
-
-DEFAULTS = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None, "ceil_mode": 0}
+from rnnfast.onnx.ops.pooling import windows_of_node
 
 
 def emit_pool(b, node, inputs, outputs):
@@ -14,8 +12,7 @@ def emit_pool(b, node, inputs, outputs):
     if any(o is not None and o.uses for o in outputs[1:]):
         return False
     view = b.view(x)
-    attributes = DEFAULTS | {name: node.attributes[name] for name in DEFAULTS if name in node.attributes}
-    windows = windows_of(view, node.attributes["kernel_shape"], **attributes)
+    windows = windows_of_node(view, node.attributes)
     view = (view if rank == 2 else view[:, :, None]).transpose(0, 2, 3, 1)
     if view.shape[3] > 1 and view.strides[3] != view.itemsize:
         view = b.contiguous(view)

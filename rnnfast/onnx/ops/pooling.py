@@ -13,6 +13,7 @@ MAX_SPAN = 2**62
 # Operations that a pooling may take along one axis, tens of seconds of them; a loop's overhead counts as LOOP_COST.
 MAX_WORK = 2**33
 LOOP_COST = 1000
+DEFAULTS = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None, "ceil_mode": 0}
 
 
 def windows_of(x, kernel_shape, auto_pad, **attributes):
@@ -29,6 +30,12 @@ def windows_of(x, kernel_shape, auto_pad, **attributes):
         if not windows.taps(axis, 0, size).all():
             raise _untouched(windows, axis)
     return windows
+
+
+def windows_of_node(x, attributes):
+    """The same for a MaxPool or an AveragePool with these attributes."""
+    settings = DEFAULTS | {name: attributes[name] for name in DEFAULTS if name in attributes}
+    return windows_of(x, attributes["kernel_shape"], **settings)
 
 
 def _check_reach(windows, axis):

@@ -1,4 +1,5 @@
 """Where the windows of a convolution or a pooling lie: padding, strides and dilations over any number of axes."""
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -49,7 +50,7 @@ def attribute(values, default, rank, least, name):
         return (default,) * rank
     if len(values) != rank:
         raise InputError(f"{name} = {tuple(values)} has {len(values)} values, expected {rank}")
-    if any(value < least for value in values):
+    if min(values, default=least) < least:
         raise InputError(f"{name} = {tuple(values)}, expected values of at least {least}")
     return tuple(values)
 
@@ -68,6 +69,7 @@ def split_padding(total, auto_pad):
     return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
 
 
+@functools.lru_cache(256)
 def place(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
     """The Windows over an input of spatial shape `size`, from the attributes of Conv and of the pooling operators."""
     rank = len(size)
