@@ -27,6 +27,8 @@ def floats(rng, *shape, dtype=np.float32):
 
 
 def run(op_type, inputs, opset=20, **attributes):
+    """With attributes as a file gives them: lists of integers are tuples."""
+    attributes = {name: tuple(v) if isinstance(v, list) else v for name, v in attributes.items()}
     return lookup("", op_type, opset)(*inputs, **attributes)
 
 
