@@ -1,4 +1,6 @@
 # rnnfast/kernels/kernels.h for Cython, and what _kernels.pyx shares with the engine
+from libc.stdint cimport int64_t
+
 cimport numpy as cnp
 
 cdef extern from "kernels.h" nogil:
@@ -76,6 +78,8 @@ cdef extern from "program.h" nogil:
         char **areas
         const kernels *isa
         int threads, backwards
+        Py_ssize_t iteration
+        int64_t *iterations
 
     ctypedef struct command:
         void (*run)(const command *, const context *) noexcept nogil

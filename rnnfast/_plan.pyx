@@ -84,20 +84,21 @@ cdef class Plan:
     come first, then the call's Budget). steps: (callable, the places of its inputs, the places of its outputs, those of
     them that may be large, the places of values that no later step needs, where it stands in the file). outputs: their
     places. budget: makes a call's Budget, None if no step needs one. folded: the Folded of what the template keeps.
-    pinned: the inputs whose values it takes only as they are in `args`.
+    pinned: the inputs whose values it takes only as they are in `args`. bare: the steps as they were before any of them
+    got a meter. results: arrays like the outputs, if their types and shapes follow from those of the inputs, else None.
     """
     cdef tuple inputs
     cdef readonly tuple pinned
     cdef readonly list template
     cdef list rest
-    cdef readonly tuple steps, outputs
+    cdef readonly tuple steps, outputs, bare, results
     cdef object budget, folded
     cdef readonly bint native, fresh, compiled
     cdef Segment whole          # the only step, of arguments in their order, or None
     cdef tuple order            # of its results that are the outputs
 
-    def __init__(self, args, list template, tuple steps, tuple outputs, budget, folded, pinned=()):
-        self.inputs = tuple(map(pattern, args))
+    def __init__(self, args, list template, tuple steps, tuple outputs, budget, folded, pinned, bare, results):
+        self.inputs, self.bare, self.results = tuple(map(pattern, args)), bare, results
         self.pinned = tuple([(i, np.array(args[i])) for i in pinned])
         self.rest = template[len(args):]
         self.template, self.steps, self.outputs, self.budget, self.folded = template, steps, outputs, budget, folded
@@ -287,11 +288,16 @@ cdef extern from "program.h" nogil:
     void rnnfast_gather(const command *, const context *)
     void rnnfast_integer(const command *, const context *)
     void rnnfast_order(const command *, const context *)
+    void rnnfast_call(const command *, const context *)
+    void rnnfast_branch(const command *, const context *)
+    void rnnfast_loop(const command *, const context *)
     void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
     void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
+    enum:
+        MAX_AREAS               # of a segment: constants, arena, inputs, outputs
+
 cdef enum:
-    MAX_AREAS = 64              # of a segment: constants, arena, inputs, outputs
     SPARE_ARENAS = 8            # kept of each segment for later calls
     ROW_AXES = 3
     MAX_RANK = 16               # of an output
@@ -429,6 +435,9 @@ COMMANDS = {
     "convolution": <size_t>&run_convolution,
     "convolved": <size_t>&run_convolved,
     "order": <size_t>&rnnfast_order,
+    "call": <size_t>&rnnfast_call,
+    "branch": <size_t>&rnnfast_branch,
+    "loop": <size_t>&rnnfast_loop,
     "product": <size_t>&run_product,
     "recurrent": Prepared.command,
 }
@@ -444,15 +453,17 @@ cdef class Segment:
 
     program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
     are needed at one time; outputs: (shape, type) pairs; keep: what the program points to; notes: a Note for each
-    command; checks: (where in the arena a command notes a value that is out of range, what the error says of it, where
-    it belongs).
+    command; checks: (where in the arena a command notes a value that is out of range, the error's class, what it says of
+    the value, where it belongs); iterations: how many its loops may take together in a run.
     """
     cdef readonly Py_ssize_t arena, live
     cdef readonly tuple inputs, outputs, notes, checks
     cdef object arrays                              # whose memory the next two are
     cdef const Py_ssize_t *words                    # of the program
     cdef const Py_ssize_t *noted                    # the first of each check
-    cdef Py_ssize_t n_words, n_noted
+    cdef readonly Py_ssize_t n_words
+    cdef Py_ssize_t n_noted
+    cdef int64_t iterations
     cdef object keep
     cdef list spare
     cdef int turn
@@ -461,13 +472,13 @@ cdef class Segment:
     cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
     cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
 
-    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads):
+    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations=0):
         cdef Py_ssize_t i, j, at = 0
         cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
         self.arrays, self.n_words, self.n_noted = (code, noted), code.size, noted.size
         self.words, self.noted = <const Py_ssize_t *>cnp.PyArray_DATA(code), <const Py_ssize_t *>cnp.PyArray_DATA(noted)
         self.arena, self.live, self.keep, self.notes = arena, live, keep, notes
-        self.checks, self.threads = tuple(checks), threads
+        self.checks, self.threads, self.iterations = tuple(checks), threads, iterations
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.spare = []
@@ -483,20 +494,27 @@ cdef class Segment:
     def __call__(self, *args):
         return self.run(args)
 
+    @property
+    def address(self):
+        """Of the program."""
+        return <size_t>self.words
+
     def times(self, *args, Py_ssize_t rounds=100):
         """The least nanoseconds that each command took in so many whole runs, as a list beside `notes`."""
         cdef context x
         cdef char *areas[MAX_AREAS]
+        cdef int64_t iterations
         cdef Buffer memory = self.borrow()
         cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
         cdef int64_t *of_command = <int64_t *>cnp.PyArray_DATA(least)
         cdef Py_ssize_t i
         cdef unsigned mode
         args = tuple([np.require(value, requirements=("C", "A")) for value in args])
-        results = self.prepare(&x, areas, memory, args)
+        results = self.prepare(&x, areas, &iterations, memory, args)
         with nogil:
             mode = active.flush_denormals()
             for i in range(rounds):
+                iterations = self.iterations
                 rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
             active.restore_mode(mode)
         self.give_back(memory)
@@ -507,13 +525,14 @@ cdef class Segment:
         cdef context x
         cdef Py_ssize_t i
         cdef unsigned mode
+        cdef int64_t iterations = self.iterations
         cdef Buffer memory
         for i in range(len(args)):
             if not cnp.PyArray_ISCARRAY_RO(args[i]):
                 args = tuple([np.require(value, requirements=("C", "A")) for value in args])
                 break
         memory = self.borrow()
-        cdef tuple results = self.prepare(&x, areas, memory, args)
+        cdef tuple results = self.prepare(&x, areas, &iterations, memory, args)
         with nogil:
             mode = active.flush_denormals()
             rnnfast_execute(self.words, self.n_words, &x)
@@ -523,7 +542,7 @@ cdef class Segment:
         self.give_back(memory)
         return results
 
-    cdef tuple prepare(self, context *x, char **areas, Buffer memory, tuple args):
+    cdef tuple prepare(self, context *x, char **areas, int64_t *iterations, Buffer memory, tuple args):
         """New outputs, and in x all that a run needs."""
         cdef Py_ssize_t i, n = len(args)
         cdef tuple results = PyTuple_New(self.n_outputs)
@@ -535,7 +554,7 @@ cdef class Segment:
             Py_INCREF(value)
             PyTuple_SET_ITEM(results, i, value)
             areas[2 + n + i] = <char *>cnp.PyArray_DATA(value)
-        x.areas, x.isa = areas, active
+        x.areas, x.isa, x.iteration, x.iterations = areas, active, 0, iterations
         x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
         x.backwards = self.turn
         self.turn ^= 1
@@ -556,10 +575,10 @@ cdef class Segment:
         """InputError if a run on this arena met a value that was out of range."""
         cdef const int64_t *status
         cdef Py_ssize_t offset
-        for offset, message, where in self.checks:
+        for offset, error, message, where in self.checks:
             status = <const int64_t *>(arena + offset)
             if status[0]:
-                raise located(InputError(message.format(status[1])), where)
+                raise located(error(message.format(status[1])), where)
         return 0
 
     cdef Buffer borrow(self):
@@ -762,11 +781,12 @@ cdef class StreamRunner:
         cdef const Py_ssize_t *words = self.segment.words
         cdef Py_ssize_t n_words = self.segment.n_words, frame
         cdef context x
+        cdef int64_t iterations
         cdef unsigned mode
         cdef int i, turn = self.turn
         cdef bint failed = False, checked = self.segment.n_noted > 0
         before = self.state() if checked and n > 1 else None
-        x.areas, x.isa = areas, active
+        x.areas, x.isa, x.iteration, x.iterations = areas, active, 0, &iterations
         x.threads = useful_threads(self.segment.threads)
         with nogil:
             mode = active.flush_denormals()
@@ -776,6 +796,7 @@ cdef class StreamRunner:
                         areas[self.read_areas[i]] = self.data[self.turn][i]
                     areas[self.written_areas[i]] = self.data[1 - self.turn][i]
                 x.backwards = self.turn
+                iterations = self.segment.iterations
                 rnnfast_execute(words, n_words, &x)
                 if checked and self.segment.failed(<const char *>self.memory.p):
                     failed = True

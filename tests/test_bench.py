@@ -302,19 +302,22 @@ def test_profile_of_a_file():
     assert result.exit_code == 0 and "LSTM" in result.stdout
 
 
-def test_profile_counts_iterations(tmp_path):
+@pytest.mark.parametrize("body, op_type, calls, flops", [
+    ("e = Tanh(a)", "Loop", 1, 4 * 3),                          # one command
+    ("t = Tanh(a)  e = Concat<axis = 0>(t, one)", "Tanh", 4, 3 + 4 + 5 + 6),        # shapes change: step by step
+])
+def test_profile_counts_iterations(tmp_path, body, op_type, calls, flops):
     import onnx
     text = """<ir_version: 8, opset_import: ["" : 17]>
-    agraph (float[n] x, int64 count) => (float[n] y) {
-        true = Constant<value = bool {1}>()
-        y = Loop(count, true, x) <body = b (int64 i, bool c, float[n] a) => (bool d, float[n] e)
-            { d = Identity(c)  e = Tanh(a) }>
+    agraph (float[n] x) => (float[m] y) {
+        true = Constant<value = bool {1}>()  four = Constant<value_int = 4>()  one = Constant<value_floats = [1.0]>()
+        y = Loop(four, true, x) <body = b (int64 i, bool c, float[n] a) => (bool d, float[k] e) { d = Identity(c)  BODY }>
     }"""
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "loop.onnx")
-    result = rnnfast("profile", tmp_path / "loop.onnx", "-i", "count=4", "--dim", "n=3", "--runs", 3, "--json")
+    onnx.save(onnx.parser.parse_model(text.replace("BODY", body)), tmp_path / "loop.onnx")
+    result = rnnfast("profile", tmp_path / "loop.onnx", "--dim", "n=3", "--runs", 3, "--json")
     assert result.exit_code == 0, result.output
-    node, = (node for node in json.loads(result.stdout)["steps"] if node["op_type"] == "Tanh")
-    assert node["calls"] == 4 and node["flops"] == 4 * 3
+    rows = [row for row in json.loads(result.stdout)["steps"] if row["op_type"] == op_type and row["flops"]]
+    assert sum(row["calls"] for row in rows) == calls and sum(row["flops"] for row in rows) == flops
 
 
 def test_whole_graphs(tmp_path, monkeypatch):

@@ -217,14 +217,14 @@ def test_rows_keep_nothing_but_themselves():
 
 def test_limit_of_rows_is_that_of_the_call(monkeypatch):
     """Small rows count together, of all outputs."""
-    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 300)
+    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 30_000)
     model = rnnfast.load(parse("""g (int64 n, float[k] x) => (float[t,k] a, float[t,k] b) {
         a, b = Loop (n, on) <body = c (int64 i, bool going) => (bool more, float[k] p, float[k] q) {
             more = Identity (going)  p = Neg (x)  q = Abs (x) }> }""", on=np.array(True)))
-    x = random(0, 4)
+    x = random(0, 400)
     for _ in range(3):
-        assert model(n=9, x=x).a.shape == (9, 4)
-        with pytest.raises(LimitError, match="Loop.*300 bytes"):
+        assert model(n=9, x=x).a.shape == (9, 400)
+        with pytest.raises(LimitError, match="Loop.*30000 bytes"):
             model(n=10, x=x)
 
 

@@ -26,8 +26,8 @@ def profile(file, given, dims, batch, steps, seed, threads, as_json, runs):
     """Show the time, floating-point operations and bytes of the steps of FILE.
 
     A native step stands under the node that ends it: elementwise operators are joined, with what makes their input or
-    with each other; what only shapes data takes no step. Steps of a loop are summed over its iterations. Inputs that
-    are not given with -i are random as for `check`.
+    with each other; what only shapes data takes no step. A loop that is native is one step; of others the steps within
+    are summed over iterations. Inputs that are not given with -i are random as for `check`.
     """
     model = load(file, threads=threads)
     feed = inputs_of(model, given, dims, batch, steps, seed)

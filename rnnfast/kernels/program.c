@@ -5,6 +5,7 @@
 #include "program.h"
 #include "vec.h"
 
+#include <stdbool.h>
 #include <string.h>
 #include <time.h>
 
@@ -29,6 +30,63 @@ void rnnfast_execute_timed(const ptrdiff_t *program, ptrdiff_t words, const cont
         const int64_t now = nanoseconds();
         *least = now - before < *least ? now - before : *least;
         before = now;
+    }
+}
+
+static char *at_iteration(const context *x, const moving *m)
+{
+    return (char *)address_of(x, m->p) + x->iteration * m->stride;
+}
+
+void rnnfast_call(const command *c, const context *x)
+{
+    const call_command *m = (const call_command *)c;
+    const move *moves = (const move *)(m->area + m->areas);
+    const check *checks = (const check *)(moves + m->moves);
+    if (m->program) {
+        char *areas[MAX_AREAS] = {NULL, address_of(x, m->arena)};
+        for (ptrdiff_t i = 0; i < m->areas; i++)
+            areas[2 + i] = at_iteration(x, &m->area[i]);
+        context inner = *x;
+        inner.areas = areas;
+        rnnfast_execute(m->program, m->words, &inner);
+        for (ptrdiff_t i = 0; i < m->checks; i++) {
+            int64_t *status = address_of(x, checks[i].status);
+            if (!status[0])
+                memcpy(status, areas[1] + checks[i].offset, 2 * sizeof *status);
+        }
+    }
+    for (ptrdiff_t i = 0; i < m->moves; i++)
+        memcpy(at_iteration(x, &moves[i].to), at_iteration(x, &moves[i].from), (size_t)moves[i].bytes);
+}
+
+void rnnfast_branch(const command *c, const context *x)
+{
+    const branch_command *m = (const branch_command *)c;
+    const command *chosen = &m->first;
+    if (!*(const uint8_t *)address_of(x, m->condition))
+        chosen = (const command *)((const ptrdiff_t *)chosen + chosen->words);
+    chosen->run(chosen, x);
+}
+
+void rnnfast_loop(const command *c, const context *x)
+{
+    const loop_command *m = (const loop_command *)c;
+    const int64_t trips = m->trips.area < 0 ? INT64_MAX : *(const int64_t *)address_of(x, m->trips);
+    int64_t *index = address_of(x, m->index), *status = address_of(x, m->status), left = *x->iterations;
+    bool going = m->going.area < 0 || *(const uint8_t *)address_of(x, m->going);
+    context inner = *x;
+    for (int64_t i = 0; going && i < trips; i++) {
+        if (--*x->iterations < 0) {
+            status[0] = 1;
+            status[1] = left;
+            break;
+        }
+        *index = i;
+        inner.iteration = i;
+        inner.backwards = x->backwards ^ (int)(i & 1);
+        m->body.run(&m->body, &inner);
+        going = m->next.area < 0 || *(const uint8_t *)address_of(x, m->next);
     }
 }
 

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 enum { AXES = 6 };              /* most axes of a command */
+enum { MAX_AREAS = 64 };        /* constants, arena, inputs and outputs of a program */
 
 struct kernels;
 struct matrix;
@@ -25,6 +26,8 @@ typedef struct context {
     const struct kernels *isa;
     int threads;
     int backwards;              /* the order of panels: alternates from call to call, decides no result */
+    ptrdiff_t iteration;        /* of the loop around a command */
+    int64_t *iterations;        /* that the loops of a call may still take, all together */
 } context;
 
 typedef struct command {
@@ -165,6 +168,51 @@ typedef struct {
     ptrdiff_t axes, shape[AXES], x_outer[AXES], values_outer[AXES], places_outer[AXES];
 } order_command;
 
+/* A program within: arrays at t * stride bytes from their places, where t is the iteration, are its areas from 2 on.
+ * Then moves, of values that no command makes or that the next iteration takes, and checks: what the program noted at
+ * `offset` of its arena, [whether, value], is noted at `status` too, unless something is. The lists follow the struct. */
+typedef struct {
+    location p;
+    ptrdiff_t stride;
+} moving;
+
+typedef struct {
+    moving to, from;
+    ptrdiff_t bytes;
+} move;
+
+typedef struct {
+    ptrdiff_t offset;
+    location status;
+} check;
+
+typedef struct {
+    command head;
+    const ptrdiff_t *program;
+    ptrdiff_t words;
+    location arena;
+    ptrdiff_t areas, moves, checks;
+    moving area[];
+} call_command;
+
+/* One of the two commands that follow: the first where the condition, a truth value, holds. */
+typedef struct {
+    command head;
+    location condition;
+    command first;
+} branch_command;
+
+/* The command that follows, again and again: at most `trips` (int64) times, and while `going` and then `next` are true,
+ * as far as there are such places. `index` is the int64 iteration. Status: [whether it took too many, their number]. */
+typedef struct {
+    command head;
+    location trips, going, next, index, status;
+    command body;
+} loop_command;
+
+void rnnfast_call(const command *c, const context *x);
+void rnnfast_branch(const command *c, const context *x);
+void rnnfast_loop(const command *c, const context *x);
 void rnnfast_order(const command *c, const context *x);
 void rnnfast_reduce(const command *c, const context *x);
 void rnnfast_rows(const command *c, const context *x);

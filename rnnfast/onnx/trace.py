@@ -11,8 +11,9 @@ import threading
 
 import numpy as np
 
-from rnnfast._plan import Plan, Plans, separate
+from rnnfast._plan import Plan, Plans, pattern, separate
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, located
+from rnnfast.onnx.bodies import Control
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner, owners
 from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand
@@ -348,8 +349,10 @@ class _Tracer:
             run = self.meter(step) if self.meter else step.run
             steps.append((run, step.inputs, step.made, step.large, tuple(released), step.where))
         counts = any(large or self.budget_input.place in inputs for _, inputs, _, large, *_ in steps)
+        fixed = all(v.fixed and isinstance(v.data, np.ndarray) for v in outputs)
         return Plan([v.data for v in self.inputs], self.template, tuple(steps[::-1]), places,
-                    Budget if counts else None, self.folded, tuple(sorted(self.pinned)))
+                    Budget if counts else None, self.folded, tuple(sorted(self.pinned)), tuple(native),
+                    tuple([pattern(v.data) for v in outputs]) if fixed else None)
 
     def graph(self, graph, scope):
         """The values of the graph's outputs. The scope forgets the others behind their last use."""
@@ -402,8 +405,13 @@ class _Tracer:
                                  self.record, self.meter, self.target, self.most_plans)
                     for key, graph in node.graphs.items()}
         values = inputs + [scope[name] for name in names]
-        run = _Control(node, len(inputs), programs)
-        return self.execute(node, run, [self.budget_input, *values], all(v.known for v in values), False)
+        run, like = Control(node, len(inputs), programs), None
+        if self.target is not None and self.record is None and all(v.fixed for v in values):
+            like = run.results([v.data for v in values], [v.known for v in values])
+        if like is None and node.op_type == "Loop" and len(node.outputs) > len(inputs) - 2 and self._decides(inputs[0]):
+            raise _Decides(inputs[0].given)
+        return self.execute(node.altered(run=run), run, [self.budget_input, *values], all(v.known for v in values),
+                            like is not None, like)
 
     def operator(self, node, inputs):
         shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed
@@ -418,12 +426,12 @@ class _Tracer:
             run = run.bound(*[v.data for v in inputs])
         return self.execute(node, run, inputs, shape_only or all(v.known for v in inputs), fixed)
 
-    def execute(self, node, run, inputs, folds, fixed):
-        """Run a node; its outputs are known if it `folds`, else a step makes them."""
+    def execute(self, node, run, inputs, folds, fixed, like=None):
+        """Run a node; its outputs are known if it `folds`, else a step makes them. like: arrays like its results."""
         data = [v.data for v in inputs]
-        if self.guessed and not folds and (node.graphs or not fixed):
+        if self.guessed and not folds and not fixed:
             raise _NeedsValues
-        results = None if self.computes or folds or not fixed else like_results(node, run, data)
+        results = None if self.computes or folds or not fixed else like or like_results(node, run, data)
         if results is None:
             results = run(*data)
             results = results if isinstance(results, tuple) else (results,)
@@ -440,7 +448,7 @@ class _Tracer:
             for value in outputs:
                 value.given = frozenset().union(*(v.given for v in inputs))
         large = tuple(v.place for v in outputs if not fixed or _is_large(v.data))
-        plain = all(v.operand is not None or v.data is None for v in inputs + outputs)
+        plain = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
         described = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
         self.steps.append(Step(run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where,
                                node, *described))
@@ -456,24 +464,3 @@ def _use(operand):
 
 def _is_large(value):
     return isinstance(value, np.ndarray) and max(value.nbytes, owner(value).nbytes) >= COUNTED_BYTES
-
-
-class _Control:
-    """The step of an If, Loop or Scan: its programs with the captured values of one run."""
-    def __init__(self, node, n_inputs, programs):
-        self.function, self.n_inputs, self.programs = node.function, n_inputs, programs
-        self.attributes = {name: value for name, value in node.attributes.items() if name not in programs}
-
-    def __call__(self, budget, *args):
-        captured = args[self.n_inputs:]
-        bodies = {name: _Body(program, captured, budget) for name, program in self.programs.items()}
-        return self.function(*args[:self.n_inputs], **self.attributes, **bodies)
-
-
-class _Body:
-    """A graph as If, Loop and Scan call it."""
-    def __init__(self, program, captured, budget):
-        self.program, self.captured, self.outputs, self.budget = program, captured, program.outputs, budget
-
-    def __call__(self, *args):
-        return self.program([*args, *self.captured], self.budget)

@@ -1,12 +1,13 @@
 """The steps of a plan made native: runs of steps that have commands become one Segment each."""
 from typing import NamedTuple
 
-from rnnfast.onnx.compile import (convolution, dense, elementwise, indexing, integer, movement, pooling, recurrent,
-                                  reduction)
+from rnnfast.errors import LimitError, located
+from rnnfast.onnx.compile import (control, convolution, dense, elementwise, indexing, integer, movement, pooling,
+                                  recurrent, reduction)
 from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
 
 TABLES = (integer.EMIT, movement.EMIT, elementwise.EMIT, dense.EMIT, convolution.EMIT, recurrent.EMIT, reduction.EMIT,
-          indexing.EMIT, pooling.EMIT)
+          indexing.EMIT, pooling.EMIT, control.EMIT)
 # Operator -> its emitters: the first that can does it.
 EMIT = {op_type: [table[op_type] for table in TABLES if op_type in table] for table in TABLES for op_type in table}
 MAX_AREAS = 62          # inputs and outputs of a segment: _plan.pyx has two areas more
@@ -82,6 +83,7 @@ def _join(builder, steps, needed, unfit=None):
     if not made:
         builder.forget()
         return []
+    where = steps[0].where if len(steps) == 1 else f"{steps[0].where} to {steps[-1].where}"
     try:
         for operand in made.values():
             builder.view(operand)
@@ -89,10 +91,11 @@ def _join(builder, steps, needed, unfit=None):
         segment = builder.segment(list(made.values())) if builder.commands and fits else None
     except Unfit:
         segment = None
+    except LimitError as e:
+        raise located(e, where) from e
     if segment is None:
         builder.forget()
         return steps
     inputs = tuple(places[id(operand)] for operand in builder.inputs)
     large = tuple(place for step in steps for place in step.large if place in made)
-    where = steps[0].where if len(steps) == 1 else f"{steps[0].where} to {steps[-1].where}"
     return [Step(segment, inputs, tuple(made), large, where)]

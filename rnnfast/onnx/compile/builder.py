@@ -15,6 +15,8 @@ import numpy as np
 
 from rnnfast import _plan
 from rnnfast._plan import address
+from rnnfast.errors import InputError, LimitError
+from rnnfast.onnx import budget
 from rnnfast.onnx.budget import owner
 
 ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
@@ -204,14 +206,14 @@ class Builder:
             raise Unfit(f"{len(shape)} axes")
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
-    def status(self, message=None):
+    def status(self, message=None, error=InputError, where=None):
         """The view where a command notes a value that is out of range: [whether there is one, the value].
 
-        message: what the InputError of the run says, with {} for the value; None for no error.
+        message: what the error of the run says, with {} for the value; None for no error. where: if not the node.
         """
         view = self.new((2,), np.int64)
         if message is not None:
-            self._checks.append((view, message, self.node.where))
+            self._checks.append((view, error, message, where or self.node.where))
         return view
 
     # ------------------------------------------------------------------------------------------ the end
@@ -252,10 +254,14 @@ class Builder:
         keep = [b.array for b in self._buffers.values() if b.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
-        checks = [(self.buffer_of(status).index, message, where) for status, message, where in self._checks]
+        checks = [(self.buffer_of(status).index, *rest) for status, *rest in self._checks]
         self.forget()
+        nbytes = size + sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+        if nbytes > budget.MAX_RUN_BYTES:
+            raise LimitError(f"the results of one call need {nbytes} bytes, more than the limit of "
+                             f"{budget.MAX_RUN_BYTES} bytes")
         return _plan.Segment(program, size, live, inputs, shapes, keep, tuple(self.notes), checks,
-                             self.target.threads)
+                             self.target.threads, budget.MAX_ITERATIONS)
 
     def _place_of(self, view):
         buffer = self.buffer_of(view)

@@ -126,20 +126,38 @@ def _axes(values, count, name):
     return (0,) * count if values is None else values
 
 
+class ScanSettings(NamedTuple):
+    """The initial states; the inputs with the scanned axis in front, in the order of iterations; and for each scan
+    output its axis, and whether iterations fill it backwards."""
+    states: list
+    inputs: list
+    output_axes: tuple
+    output_directions: tuple
+
+
+def scan_settings(values, n_outputs, *, num_scan_inputs, scan_input_axes=None, scan_input_directions=None,
+                  scan_output_axes=None, scan_output_directions=None):
+    """The ScanSettings of a node of so many outputs, the states' included, for these inputs."""
+    count = len(values) - num_scan_inputs
+    n_outputs -= count
+    axes = _axes(scan_input_axes, num_scan_inputs, "scan_input_axes")
+    directions = _flags(scan_input_directions, num_scan_inputs, "scan_input_directions")
+    scanned = [np.moveaxis(x, _position(axis, x.ndim, "scan_input_axes"), 0) for x, axis in zip(values[count:], axes)]
+    return ScanSettings(list(values[:count]), [x[::-1] if backwards else x for x, backwards in zip(scanned, directions)],
+                        _axes(scan_output_axes, n_outputs, "scan_output_axes"),
+                        _flags(scan_output_directions, n_outputs, "scan_output_directions"))
+
+
 def scan_9(*values, body: Subgraph, num_scan_inputs: int, scan_input_axes: Ints | None = None,
            scan_input_directions: Ints | None = None, scan_output_axes: Ints | None = None,
            scan_output_directions: Ints | None = None):
     """body(*states, *slices of the inputs) -> *states, *slices of the outputs, for each index of the scanned axis"""
-    count = len(values) - num_scan_inputs
-    states, n_outputs = list(values[:count]), len(body.outputs) - count
-    axes = _axes(scan_input_axes, num_scan_inputs, "scan_input_axes")
-    directions = _flags(scan_input_directions, num_scan_inputs, "scan_input_directions")
-    output_axes = _axes(scan_output_axes, n_outputs, "scan_output_axes")
-    output_directions = _flags(scan_output_directions, n_outputs, "scan_output_directions")
-    scanned = [np.moveaxis(x, _position(axis, x.ndim, "scan_input_axes"), 0) for x, axis in zip(values[count:], axes)]
-    scanned = [x[::-1] if backwards else x for x, backwards in zip(scanned, directions)]
-    states, rows = _scan(body, states, scanned)
-    stacked = (row.stacked(axis, backwards) for row, axis, backwards in zip(rows, output_axes, output_directions))
+    scan = scan_settings(values, len(body.outputs), num_scan_inputs=num_scan_inputs, scan_input_axes=scan_input_axes,
+                         scan_input_directions=scan_input_directions, scan_output_axes=scan_output_axes,
+                         scan_output_directions=scan_output_directions)
+    states, rows = _scan(body, scan.states, scan.inputs)
+    stacked = (row.stacked(axis, backwards) for row, axis, backwards in
+               zip(rows, scan.output_axes, scan.output_directions))
     return (*states, *stacked)
 
 

@@ -1,0 +1,157 @@
+"""If, Loop and Scan whose graphs are native programs: these are called within the program, by commands that decide."""
+import numpy as np
+
+from rnnfast._plan import Segment
+from rnnfast.errors import LimitError
+from rnnfast.onnx import budget
+from rnnfast.onnx.compile.builder import Unfit
+from rnnfast.onnx.ops.control import scan_settings
+
+
+class _At:
+    """A contiguous view that a program takes or makes, `stride` bytes further on at each iteration."""
+    def __init__(self, view, stride=0):
+        if not view.flags.c_contiguous:
+            raise Unfit("a view that is not contiguous")
+        self.view, self.stride = view, stride
+
+    @property
+    def words(self):
+        return self.view, self.stride
+
+
+def _call(b, plan, sources, targets, behind=()):
+    """(words of a command, floating-point operations, bytes) that runs a plan of at most one step.
+
+    sources: an _At for each argument; targets: for each output; behind: (to, from) of the values moved at the end.
+    """
+    sources = dict(enumerate(sources))
+    for place in (*plan.outputs, *(place for step in plan.bare for place in step.inputs)):
+        if place not in sources and plan.template[place] is not None:
+            sources[place] = _At(b.constant(np.ascontiguousarray(plan.template[place])))
+    areas, checks, program, flops, nbytes = [], [], (0, 0, None), 0, 0
+    made = {}
+    for step in plan.bare:
+        segment = step.run
+        b.keep.append(segment)
+        for place, target in zip(plan.outputs, targets):
+            if place in step.made:
+                made.setdefault(place, target)
+        areas = [*(sources[place] for place in step.inputs), *(made[place] for place in step.made)]
+        for offset, kind, message, where in segment.checks:
+            status = b.status(message, kind, where)
+            b.copy(status, b.constant(np.zeros(2, np.int64)))
+            checks += offset, status
+        program = segment.address, segment.n_words, b.new((segment.arena,), np.uint8)
+        flops, nbytes = sum(note.flops for note in segment.notes), sum(note.nbytes for note in segment.notes)
+    moves = []
+    for place, target in zip(plan.outputs, targets):
+        if made.get(place) is not target:
+            moves.append((target, made[place] if place in made else sources[place]))
+    moves += behind
+    words = [*program, len(areas), len(moves), len(checks) // 2]
+    words += [word for area in areas for word in area.words]
+    words += [word for to, source in moves for word in (*to.words, *source.words, to.view.nbytes)]
+    return b.nested("call", words + checks), flops, nbytes
+
+
+def _is_native(control):
+    """Whether its graphs are programs, of shapes that are known."""
+    return control.plans is not None and all(
+        len(plan.bare) <= 1 and all(type(step.run) is Segment for step in plan.bare) for plan in control.plans.values())
+
+
+def _loop(b, plan, times, trips, going, next_, index, sources, targets, behind):
+    """times: how often, as far as that is known."""
+    status = b.status(f"the loops of one call take more than {budget.MAX_ITERATIONS} iterations", LimitError)
+    b.copy(status, b.constant(np.zeros(2, np.int64)))
+    call, flops, nbytes = _call(b, plan, sources, targets, behind)
+    b.emit("loop", trips, going, next_, index, status, *call, out=(behind[0][0] if behind else targets[-1]).view,
+           flops=flops * times, weights=nbytes * times)
+
+
+def _carried(b, operands):
+    """(_At of what an iteration takes, _At of what it makes) for each state."""
+    pairs = []
+    for operand in operands:
+        taken = b.new(operand.shape, operand.dtype)
+        b.copy(taken, b.view(operand))
+        pairs.append((_At(taken), _At(b.new(operand.shape, operand.dtype))))
+    return pairs
+
+
+def _captured(b, operands):
+    return [_At(b.contiguous(b.view(operand))) for operand in operands]
+
+
+def _rows(b, like, axis, backwards):
+    """(the view of all rows, the _At of an iteration's row)"""
+    lead = np.moveaxis(np.broadcast_to(np.empty((), like.dtype), like.shape), axis, 0).shape
+    rows = b.new(lead, like.dtype)
+    stride = rows.strides[0]
+    return np.moveaxis(rows, 0, axis), _At(rows[-1, ...], -stride) if backwards else _At(rows[0, ...], stride)
+
+
+def emit_if(b, node, inputs, outputs):
+    control = node.run
+    if not _is_native(control):
+        return False
+    made = [b.new(o.shape, o.dtype) for o in outputs]
+    sources, targets = _captured(b, inputs[2:]), [_At(view) for view in made]
+    calls = [_call(b, control.plans[name], sources, targets) for name in ("then_branch", "else_branch")]
+    _, flops, nbytes = max(calls, key=lambda call: call[1])
+    b.emit("branch", b.contiguous(b.view(inputs[1])), *calls[0][0], *calls[1][0], out=made[0], flops=flops,
+           weights=nbytes)
+    for operand, view in zip(outputs, made):
+        b.set(operand, view)
+    return True
+
+
+def emit_loop(b, node, inputs, outputs):
+    control = node.run
+    if not _is_native(control):
+        return False
+    plan, given = control.plans["body"], inputs[1:1 + control.n_inputs]
+    trips, going, *states = *given, *[None] * (2 - len(given))
+    carried = _carried(b, states)
+    index, truth = b.new((), np.int64), b.new((), np.bool_)
+    rows = [_rows(b, o, 0, False) for o in outputs[len(states):]]
+    true = _At(b.constant(np.array(True)))
+    times = 1 if trips is None or trips.known is None else trips.known.item()
+    trips, going = (None if operand is None else b.contiguous(b.view(operand)) for operand in (trips, going))
+    _loop(b, plan, times, trips, going, None if going is None else truth, index,
+          [_At(index), true, *(taken for taken, _ in carried), *_captured(b, inputs[1 + control.n_inputs:])],
+          [_At(truth), *(new for _, new in carried), *(row for _, row in rows)], carried)
+    _give(b, outputs, carried, rows)
+    return True
+
+
+def emit_scan(b, node, inputs, outputs):
+    control = node.run
+    if not _is_native(control):
+        return False
+    plan, given = control.plans["body"], inputs[1:1 + control.n_inputs]
+    scan = scan_settings([b.view(o) for o in given], len(outputs), **control.attributes)
+    carried = _carried(b, given[:len(scan.states)])
+    slices = []
+    for x in scan.inputs:
+        if not x[0, ...].flags.c_contiguous:
+            x = b.contiguous(x)
+        slices.append(_At(x[0, ...], x.strides[0]))
+    rows = [_rows(b, o, axis, backwards) for o, axis, backwards in
+            zip(outputs[len(carried):], scan.output_axes, scan.output_directions)]
+    times = len(scan.inputs[0])
+    _loop(b, plan, times, b.constant(np.array(times, np.int64)), None, None, b.new((), np.int64),
+          [*(taken for taken, _ in carried), *slices, *_captured(b, inputs[1 + control.n_inputs:])],
+          [*(new for _, new in carried), *(row for _, row in rows)], carried)
+    _give(b, outputs, carried, rows)
+    return True
+
+
+def _give(b, outputs, carried, rows):
+    for operand, view in zip(outputs, [*(taken.view for taken, _ in carried), *(view for view, _ in rows)]):
+        if operand is not None:
+            b.set(operand, view)
+
+
+EMIT = {"If": emit_if, "Loop": emit_loop, "Scan": emit_scan}
