@@ -8,6 +8,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 cimport numpy as cnp
 
+import math
+
 import numpy as np
 
 from rnnfast._engine import Prepared, recurrent
@@ -113,6 +115,19 @@ cdef class Plan:
         self.native = len(native) == len(steps)
         self.fresh = made.issuperset(outputs) and len(set(outputs)) == len(outputs)
 
+    @property
+    def nbytes(self):
+        """Of the results of all steps, intermediate ones of native steps included; None where that is not known."""
+        total = 0
+        for step in self.bare:
+            if type(step.run) is Segment:
+                total += step.run.nbytes
+            elif step.results:
+                total += sum([size_of(v.shape, v.dtype) for v in step.results if v is not None])
+            else:
+                return None
+        return total
+
     cdef bint fits(self, list args) except -1:
         """Whether it takes the types and shapes."""
         cdef Py_ssize_t i
@@ -176,6 +191,10 @@ cdef class Plan:
             with np.errstate(all="ignore"):
                 outputs = self.shared(args)
         return outputs if self.fresh else separate(outputs, args)
+
+
+cdef size_of(shape, dtype):
+    return math.prod(shape) * dtype.itemsize
 
 
 cdef inline Py_ssize_t place(tuple places, Py_ssize_t i) except -1:
@@ -493,6 +512,11 @@ cdef class Segment:
 
     def __call__(self, *args):
         return self.run(args)
+
+    @property
+    def nbytes(self):
+        """Of the arena and the outputs."""
+        return self.arena + sum([size_of(shape, dtype) for shape, dtype in self.outputs])
 
     @property
     def address(self):

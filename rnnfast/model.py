@@ -158,6 +158,15 @@ class Model:
         from rnnfast.stream import Stream
         return Stream(self, state, states, fixed)
 
+    def memory(self, feed=None, /, **inputs):
+        """The bytes that a call with such inputs takes besides the weights: of its results, intermediate ones included.
+
+        The plan of the call is made and kept, as by its first run. None where a shape depends on values. What NumPy
+        functions of steps that are not native take for themselves is not counted; `rnnfast profile` shows such steps.
+        """
+        program, args = self.prepare(self.merged(feed, inputs))
+        return program.plan(args).nbytes
+
     def summary(self, feed=None, /, **inputs):
         """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.
 

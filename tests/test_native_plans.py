@@ -352,6 +352,27 @@ def test_an_empty_step_costs_little_memory():
     assert len(segment.notes) == 1 and segment.arena == 0
 
 
+def test_memory_of_a_call():
+    """Is known before the call, and is what it takes; shapes that depend on values have none."""
+    model = load(parse("g (float[m,n] x) => (float[m,k] y) { a = MatMul (x, w)  b = Tanh (a)  c = MatMul (b, v)"
+                       "  d = Exp (c)  y = Softmax (d) }", w=random(0, 40, 500), v=random(1, 500, 60)))
+    x = random(2, 1000, 40)
+    nbytes = model.memory(x=x)
+    assert 1000 * (500 + 60) * 4 <= nbytes <= 1000 * (500 + 500 + 60) * 4 + 4096
+    model(x=x)
+    segment = segment_of(model)
+    assert nbytes == segment.arena + 1000 * 60 * 4
+    tracemalloc.start()
+    try:
+        model(x=x)
+        assert tracemalloc.get_traced_memory()[1] < nbytes + 65536
+    finally:
+        tracemalloc.stop()
+    assert model.memory(x=x[:10]) < nbytes / 20
+    model = load(parse("g (float[n] x) => (int64[1,k] y) { y = NonZero (x) }"))
+    assert model.memory(x=x[0]) is None
+
+
 def test_times_of_commands():
     model = model_for_threads()
     x = random(0, 5, 2, 5)
