@@ -542,6 +542,31 @@ def test_an_index_in_a_body_is_checked():
     np.testing.assert_array_equal(stream.state["h"], before)
 
 
+def test_the_first_error_of_a_body_ends_its_loop():
+    """Not the one that a later iteration would meet, nor the limit of a loop that goes on for it."""
+    model = load(parse("""g (float x, int64 k) => (float y) {
+        y = Loop (, on, x) <body = b (int64 i, bool c, float a) => (bool d, float e) {
+            q = Gather (flags, k)  d = Cast <to = 9> (q)  e = Neg (a) }> }""", on=np.array(True), flags=np.array([1, 0])))
+    assert model(x=1.5, k=1).y == -1.5
+    with pytest.raises(InputError, match="Gather.*index 5"):
+        model(x=1.5, k=5)
+    model = load(parse("""g (int64[t] ids, float h) => (float hn) {
+        hn = Scan <num_scan_inputs = 1, body = b (float a, int64 i) => (float e) {
+            r = Gather (table, i)  j = Add (i, one)  s = Gather (table, j)  p = Add (a, r)  e = Add (p, s) }> (h, ids)
+        }""", table=random(0, 6), one=np.array(1)))
+    model(ids=np.array([3, 0, 4]), h=0.5)
+    with pytest.raises(InputError, match="index 6"):
+        model(ids=np.array([0, 5, 7]), h=0.5)
+
+
+def test_scan_of_a_vector_whose_body_is_native():
+    model = load(parse("""g (float[t] x, float[n] h) => (float[k] hn) {
+        hn = Scan <num_scan_inputs = 1, body = b (float[p] a, float v) => (float[q] e) {
+            s = Neg (v)  f = Add (a, s)  e = Concat <axis = 0> (f, one) }> (h, x) }""", one=random(2, 1)))
+    feed = {"x": random(0, 3), "h": random(1, 2)}
+    np.testing.assert_array_equal(model(feed).hn, plain(model, **feed)[0])
+
+
 def test_a_native_loop_ends(monkeypatch):
     monkeypatch.setattr(budget, "MAX_ITERATIONS", 50)
     text = """g (float x, bool on) => (float y) { y = Loop (, on, x) <body = b (int64 i, bool go, float h) => (bool m, float h2) {

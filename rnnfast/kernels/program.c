@@ -69,6 +69,17 @@ void rnnfast_branch(const command *c, const context *x)
     chosen->run(chosen, x);
 }
 
+/* Whether a run of this call_command noted something. */
+static bool noted(const command *c, const context *x)
+{
+    const call_command *m = (const call_command *)c;
+    const check *checks = (const check *)((const move *)(m->area + m->areas) + m->moves);
+    for (ptrdiff_t i = 0; i < m->checks; i++)
+        if (*(const int64_t *)address_of(x, checks[i].status))
+            return true;
+    return false;
+}
+
 void rnnfast_loop(const command *c, const context *x)
 {
     const loop_command *m = (const loop_command *)c;
@@ -86,6 +97,8 @@ void rnnfast_loop(const command *c, const context *x)
         inner.iteration = i;
         inner.backwards = x->backwards ^ (int)(i & 1);
         m->body.run(&m->body, &inner);
+        if (noted(&m->body, x))
+            break;
         going = m->next.area < 0 || *(const uint8_t *)address_of(x, m->next);
     }
 }

@@ -202,7 +202,7 @@ typedef struct {
     command first;
 } branch_command;
 
-/* The command that follows, again and again: at most `trips` (int64) times, and while `going` and then `next` are true,
+/* The call_command that follows, again and again until it notes something: at most `trips` (int64) times, and while `going` and then `next` are true,
  * as far as there are such places. `index` is the int64 iteration. Status: [whether it took too many, their number]. */
 typedef struct {
     command head;

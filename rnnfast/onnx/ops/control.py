@@ -170,7 +170,7 @@ def _scan(body, states, scanned):
     length = lengths.pop()
     for t in range(length):
         body.budget.iterate()
-        outputs = body(*states, *(x[t] for x in scanned))
+        outputs = body(*states, *(x[t, ...] for x in scanned))
         states = outputs[:len(states)]
         for row, value in zip(rows, outputs[len(states):]):
             row.append(value)
