@@ -531,7 +531,7 @@ H = np.zeros((1, 3, 7), np.float32)
     ({"x": X, "hx": (H[:, :2], H)}, InputError, r"h0: shape is \[1, 2, 7\], expected \[1, 3, 7\]"),
     ({"x": X, "hx": (H, H[:, :, :6])}, InputError, r"c0: shape is \[1, 3, 6\], expected \[1, 3, 7\]"),
     ({"x": X, "hx": (H, H.astype(int))}, InputTypeError, "c0: dtype is int64"),
-    ({"x": X, "hx": H}, InputTypeError, r"hx: a ndarray came, expected \(h0, c0\)"),
+    ({"x": X, "hx": H}, InputTypeError, r"hx: a ndarray came, expected \(h, c\)"),
     ({"x": X[:, 0], "hx": (H, H)}, InputError, r"h0: shape is \[1, 3, 7\], expected \[layers \* directions, size\]"),
     ({"x": X[:, 0], "lengths": [4]}, InputError, "lengths: x has no batch axis"),
     ({"x": X, "lengths": [4, 4]}, InputError, r"lengths: shape is \[2\], expected \[3\]"),
