@@ -46,6 +46,7 @@ setup(
                       define_macros=[("RNNFAST_ISAS", " ".join(f"ISA({name}, {test})" for name, _, _, test in isas))],
                       **common),
             Extension("rnnfast._engine", ["rnnfast/_engine.pyx"], **common),
+            Extension("rnnfast._backward", ["rnnfast/_backward.pyx"], **common),
             Extension("rnnfast._plan", ["rnnfast/_plan.pyx", f"{KERNELS}/program.c"], **common),
             Extension("rnnfast._blas", ["rnnfast/_blas.pyx"], **common),
         ],

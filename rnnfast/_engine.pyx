@@ -53,32 +53,14 @@ cdef void give_back(Buffer memory):
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
-cdef struct Direction:
-    # What the time loop knows of a Cell; absent weights are NULL
-    cell q
-    const weights *x
-    const weights *x_candidate
-    const weights *r
-    const weights *r_candidate
-    const weights *project
-    Py_ssize_t H, O             # hidden and output size
-    Py_ssize_t padded           # H in whole blocks
-
-
 cdef class Cell:
     """One direction of one recurrent layer, its weights packed: immutable, shared by threads.
 
     kind: "RNN", "LSTM" or "GRU". W [G*H, I], R [G*H, H], B [2*G*H] or None, P [3*H] or None, in ONNX's gate order
     (LSTM i o f c, GRU z r h). activations: (name, alpha, beta) for f, g, h as the kind has them. projection [P, H]
-    makes the output P wide (then R is [G*H, P]; LSTM only).
+    makes the output P wide (then R is [G*H, P]; LSTM only). `gradient`: the same weights as backward reads them, or
+    None until somebody needs them.
     """
-    cdef Direction d
-    cdef unsigned turns         # calls: their parity is the order of the panels, on which no result depends
-    cdef tuple matrices
-    cdef Buffer extra
-    cdef readonly str kind
-    cdef readonly Py_ssize_t input_size, hidden_size, output_size
-
     def __init__(self, kind, W, R, B=None, P=None, *, activations, clip=None, input_forget=False,
                  linear_before_reset=False, projection=None, matmul=None):
         cdef Py_ssize_t i, padded
@@ -146,6 +128,17 @@ cdef class Cell:
     def blas(self):
         """Whether products are BLAS's."""
         return bool(self.d.r.blas)
+
+    @property
+    def saved_size(self):
+        """Floats that a step of a row saves for backward."""
+        return self.d.H * (SAVED_LSTM if self.d.q.kind == CELL_LSTM else SAVED_GRU if self.d.q.kind == CELL_GRU else
+                           SAVED_GRU_RESET_FIRST if self.d.q.kind == CELL_GRU_RESET_FIRST else 0)
+
+    @property
+    def differentiable(self):
+        """Whether its activations are the default ones (or an RNN's Relu) without clip, peepholes and input_forget."""
+        return bool(self.d.q.fused)
 
     @property
     def nbytes(self):
@@ -226,6 +219,8 @@ cdef struct Batch:
     const Py_ssize_t *counts
     const Py_ssize_t *lens
     bint reverse
+    float *saved                # or NULL: [steps, rows of the step, width] for backward, `saved_t` floats a step if it
+    Py_ssize_t saved_t, width   # is not ragged
 
 
 cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
@@ -290,6 +285,7 @@ cdef struct Run:
     team *crew
     bint backwards              # the order of the panels at the first step
     Py_ssize_t chunk, steps     # the first step of those whose inputs are projected, and how many
+    Py_ssize_t before           # ragged: rows of the steps before it
     Py_ssize_t first, last      # the steps of this phase
 
 
@@ -382,6 +378,8 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
             args.x = b.x + (b.T - 1 - s if b.reverse else s) * b.x_t
         args.xg = w.xg + at * columns
         args.xg_candidate = w.xg_candidate + at * candidate_columns
+        if b.saved != NULL:
+            args.saved = b.saved + (s * b.saved_t if b.order == NULL else (r.before + at) * b.width)
         own.r.backwards = own.r_candidate.backwards = (s & 1) ^ r.backwards
         run_step(d, &args, w, &own)
         if b.order != NULL:
@@ -410,7 +408,7 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *stat
             memset(w.h + (b.B + i) * O, 0, O * sizeof(float))
             if states.h0 != NULL:
                 memcpy(w.h + (b.B + i) * O, states.h0 + row * O, O * sizeof(float))
-    r.chunk = 0
+    r.chunk = r.before = 0
     while r.chunk < b.T:
         r.steps = min(w.steps, b.T - r.chunk)
         if b.order != NULL:
@@ -427,6 +425,9 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *stat
             else:
                 team_split(crew, steps_part, &r)
             r.first = r.last
+        if b.order != NULL:
+            for i in range(r.chunk, r.chunk + r.steps):
+                r.before += b.counts[i]
         r.chunk += r.steps
     for i in range(b.B):
         row = i if b.order == NULL else b.order[i]
@@ -454,6 +455,7 @@ cdef struct Layer:
     Batch b
     float *y
     Py_ssize_t y_d              # floats between the directions of y
+    float *saved[2]
     States states
     bint backwards              # the order of the panels at the first step
     int parts
@@ -475,6 +477,7 @@ cdef void run_item(void *argument, int item, int items) noexcept nogil:
     b.x += first * b.x_b
     b.y = layer.y + i * layer.y_d + first * b.y_b
     b.reverse = layer.reverse[i]
+    b.saved = NULL if layer.saved[i] == NULL else layer.saved[i] + first * b.width
     lay_out(d, &b, &w, layer.memory + item * layer.workspace)
     run_direction(d, &b, &w, &states, layer.backwards, layer.crew, layer.threads)
 
@@ -516,6 +519,7 @@ cdef int cells_of(Layer *layer, tuple cells, tuple reverse) except -1:
     layer.D = len(cells)
     for i in range(layer.D):
         q = cells[i]
+        layer.saved[i] = NULL
         layer.directions[i], layer.reverse[i] = &q.d, reverse[i]
     return 0
 
@@ -534,11 +538,9 @@ cdef void run_items(Layer *layer) noexcept nogil:
     team_close(&crew)
 
 
-cdef int run_layer(Layer *layer, tuple cells, tuple reverse, int threads) except -1:
-    """A layer on up to so many threads; its arrays stand in `layer`."""
-    cdef Cell q = cells[0]
+cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
+    """A layer on up to so many threads; its cells, the first of which is q, and its arrays stand in `layer`."""
     cdef unsigned mode
-    cells_of(layer, cells, reverse)
     layer.backwards = q.turns & 1
     q.turns += 1
     layer.threads = share_out(layer, threads)
@@ -666,7 +668,19 @@ cdef inline float *address(a) noexcept:
     return NULL if a is None else <float *>cnp.PyArray_DATA(a)
 
 
-def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1):
+cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B):
+    """(lengths, rows by falling length, number of rows longer than each step), or Nones where all have T steps."""
+    if sequence_lens is None or not T or not np.any(np.asarray(sequence_lens) != T):
+        return None, None, None
+    lens = np.ascontiguousarray(sequence_lens, dtype=np.intp)
+    if lens.shape != (B,) or np.min(lens) < 0 or np.max(lens) > T:
+        raise ValueError(f"sequence_lens must be {B} lengths from 0 to {T}")
+    order = np.argsort(-lens, kind="stable")
+    return lens, order, np.searchsorted(-lens[order], -np.arange(T))
+
+
+def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1,
+              saved=None):
     """Runs one layer, one or both directions, over a batch of sequences.
 
     cells, reverse: D cells and whether each runs backwards. x [T, B, I] float32 with any strides of T and B.
@@ -674,13 +688,14 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     initial_h [D, B, O], initial_c [D, B, H]: float32, zeros if None. sequence_lens [B], 0 to T, or None for T.
     Returns Y_h [D, B, O] and Y_c [D, B, H] (None but for LSTM): each row's state after its last step, zeros for
     rows of length 0. Shapes are the caller's to check. Up to `threads` threads share the work where it is large enough;
-    the bits are the same. BLAS has threads of its own instead.
+    the bits are the same. BLAS has threads of its own instead. saved: for each direction float32 [rows of all steps,
+    floats], written for backward; `Cell.saved_size` says how many floats.
     """
     cdef Py_ssize_t D = len(cells)
     cdef Cell q = cells[0], other
     cdef Layer layer
     cdef Batch *b = &layer.b
-    cdef Py_ssize_t O = q.output_size, H = q.hidden_size
+    cdef Py_ssize_t O = q.output_size, H = q.hidden_size, i
     x = readable(x)
     if cnp.PyArray_NDIM(x) != 3 or not is_float32(y) or cnp.PyArray_NDIM(y) != 4 or not cnp.PyArray_ISWRITEABLE(y):
         raise ValueError(f"x {np.shape(x)} and y {np.shape(y)} must be float32 of 3 and 4 axes, y writeable")
@@ -705,16 +720,21 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     b.y_t, b.y_b = cnp.PyArray_STRIDE(y, 0) // 4, cnp.PyArray_STRIDE(y, 2) // 4 if b.B > 1 else O
     b.order = b.counts = b.lens = NULL
     cdef Py_ssize_t[::1] lens, order, counts
-    if sequence_lens is not None and b.T and np.any(np.asarray(sequence_lens) != b.T):
-        lens = np.ascontiguousarray(sequence_lens, dtype=np.intp)
-        if lens.shape[0] != b.B or np.min(lens) < 0 or np.max(lens) > b.T:
-            raise ValueError(f"sequence_lens must be {b.B} lengths from 0 to {b.T}")
-        order = np.argsort(-np.asarray(lens), kind="stable")
-        counts = np.searchsorted(-np.asarray(lens)[order], -np.arange(b.T))
+    lens, order, counts = sort_lengths(sequence_lens, b.T, b.B)
+    if lens is not None:
         b.lens, b.order, b.counts = &lens[0], &order[0], &counts[0]
     layer.y, layer.y_d = <float *>cnp.PyArray_DATA(y), cnp.PyArray_STRIDE(y, 1) // 4
     layer.states = States(address(h0), address(c0), address(y_h), address(y_c))
-    run_layer(&layer, cells, reverse, threads)
+    cells_of(&layer, cells, reverse)
+    if saved is not None:
+        b.width = q.saved_size
+        b.saved_t = b.B * b.width
+        rows = b.T * b.B if lens is None else np.sum(lens)
+        for i in range(D):
+            if not q.d.q.fused or saved[i].shape != (rows, b.width) or not is_float32(saved[i]):
+                raise ValueError("saved does not fit")
+            layer.saved[i] = address(saved[i])
+    run_layer(&layer, q, threads)
     return y_h, y_c
 
 
@@ -749,7 +769,8 @@ def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads
         layer.y, b.x = address(y), address(x)
         b.x_t, b.x_b = cnp.PyArray_STRIDE(x, time_axis) // 4, cnp.PyArray_STRIDE(x, 1 - time_axis) // 4
         b.y_t, b.y_b = cnp.PyArray_STRIDE(y, time_axis) // 4, cnp.PyArray_STRIDE(y, 1 - time_axis) // 4
-        run_layer(&layer, stack[i], reverse, threads)
+        cells_of(&layer, stack[i], reverse)
+        run_layer(&layer, stack[i][0], threads)
         layer.states = advanced(layer.states, D * b.B * O, D * b.B * H)
     return y, (h,) if c is None else (h, c)
 

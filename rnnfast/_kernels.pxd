@@ -49,6 +49,30 @@ cdef extern from "kernels.h" nogil:
         float *z
         float *rh
         Py_ssize_t rows
+        float *saved
+
+    int SAVED_LSTM, SAVED_GRU, SAVED_GRU_RESET_FIRST
+    int BACK_STATE, BACK_TANH, BACK_RELU, BACK_LSTM, BACK_GRU, BACK_GRU_RESET_FIRST, BACK_GRU_CANDIDATE
+
+    ctypedef struct step_back:
+        int what
+        const matrix *m
+        const float *a
+        Py_ssize_t lda
+        const float *const *dy
+        const float *dh_in
+        float *dh
+        float *dc
+        Py_ssize_t ldh
+        const float *const *h
+        const float *const *c
+        const float *saved
+        Py_ssize_t lds
+        float *dg
+        Py_ssize_t ldg
+        float *out
+        Py_ssize_t ldo
+        Py_ssize_t rows
 
     ctypedef struct kernels:
         const char *name
@@ -57,6 +81,10 @@ cdef extern from "kernels.h" nogil:
         void (*cell_step)(const cell *, const step *, panels) noexcept nogil
         void (*gru_gates)(const cell *, const step *, panels) noexcept nogil
         void (*gru_output)(const cell *, const step *, panels, const float *, Py_ssize_t) noexcept nogil
+        void (*accumulate)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
+                           Py_ssize_t) noexcept nogil
+        void (*cell_back)(const step_back *, panels) noexcept nogil
+        void (*transpose)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, Py_ssize_t, float *) noexcept nogil
         void (*unary)(activation, const float *, float *, size_t) noexcept nogil
         void (*elementwise)(const command *, const context *) noexcept nogil
         void (*depthwise)(const command *, const context *) noexcept nogil

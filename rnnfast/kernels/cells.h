@@ -99,22 +99,34 @@ INLINE vf refined(vf q, vf below)
 
 /* The default gates of a tile, in two passes: each is a short chain of operations for every block, so that several
  * blocks overlap. A division takes as long as eight multiply-adds: one gives i g and f, one h'. */
-INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, float *pre)
+INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, float *pre,
+                               const int saving)
 {
-    EACH_BLOCK(*t, 4, q->hidden_size) {
+    const ptrdiff_t H = q->hidden_size;
+    EACH_BLOCK(*t, 4, H) {
         float *c = s->c + (t->row + i) * padded + unit;
         vf below_g;
         const vf below_i = v_sigmoid_below(v_load(pre + at)), below_f = v_sigmoid_below(v_load(pre + at + 2 * stride));
         const vf above_g = v_tanh_above(v_load(pre + at + 3 * stride), &below_g), below_ig = v_mul(below_i, below_g);
         const vf inverse = v_div(v_set1(1.0f), v_mul(below_ig, below_f));
         const vf f = refined(v_mul(inverse, below_ig), below_f);
-        v_store(c, v_fma(f, v_load(c), v_mul(inverse, v_mul(below_f, above_g))));
+        const vf c_new = v_fma(f, v_load(c), v_mul(inverse, v_mul(below_f, above_g)));
+        v_store(c, c_new);
+        if (saving) {
+            float *to = s->saved + (t->row + i) * SAVED_LSTM * H + unit;
+            store_lanes(to, v_mul(inverse, v_mul(below_g, below_f)), lanes);
+            store_lanes(to + 2 * H, f, lanes);
+            store_lanes(to + 3 * H, v_mul(above_g, v_mul(inverse, v_mul(below_i, below_f))), lanes);
+            store_lanes(to + 4 * H, c_new, lanes);
+        }
     }
-    EACH_BLOCK(*t, 4, q->hidden_size) {
+    EACH_BLOCK(*t, 4, H) {
         vf below_c;
         const vf below_o = v_sigmoid_below(v_load(pre + at + stride));
         const vf above_c = v_tanh_above(v_load(s->c + (t->row + i) * padded + unit), &below_c);
         store_lanes(s->h_out + (t->row + i) * s->ldo + unit, v_div(above_c, v_mul(below_o, below_c)), lanes);
+        if (saving)
+            store_lanes(s->saved + ((t->row + i) * SAVED_LSTM + 1) * H + unit, v_div(v_set1(1.0f), below_o), lanes);
     }
 }
 
@@ -142,14 +154,14 @@ INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t p
     }
 }
 
-INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused)
+INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused, const int saving)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
     float pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
         if (fused)
-            lstm_default_gates(q, s, &t, padded, pre);
+            lstm_default_gates(q, s, &t, padded, pre, saving);
         else
             lstm_gates(q, s, &t, padded, pre);
     }
@@ -162,8 +174,9 @@ INLINE vf interpolate(vf z, vf n, vf h)
 }
 
 /* linear_before_reset = 1: the candidate's recurrent product starts from its own bias, apart from the input's */
-INLINE void gru_step(const cell *q, const step *s, panels part, const int fused)
+INLINE void gru_step(const cell *q, const step *s, panels part, const int fused, const int saving)
 {
+    const ptrdiff_t H = q->hidden_size;
     float buffer[MAX_TILE], pre[MAX_TILE];
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
@@ -187,12 +200,20 @@ INLINE void gru_step(const cell *q, const step *s, panels part, const int fused)
                 r = gate(q, 0, r);
             }
             const vf x = v_load(xg + i * ldx + (at - i * t.ldw) + 2 * stride);
+            if (saving) {
+                float *to = s->saved + (t.row + i) * SAVED_GRU * H + unit;
+                store_lanes(to, z, lanes);
+                store_lanes(to + H, r, lanes);
+                store_lanes(to + 3 * H, v_load(pre + at + 2 * stride), lanes);
+            }
             v_store(pre + at, z);
             v_store(pre + at + 2 * stride, v_fma(r, v_load(pre + at + 2 * stride), x));
         }
         EACH_BLOCK(t, 3, q->hidden_size) {
             vf n = v_load(pre + at + 2 * stride);
             n = fused ? v_tanh(n) : gate(q, 1, n);
+            if (saving)
+                store_lanes(s->saved + ((t.row + i) * SAVED_GRU + 2) * H + unit, n, lanes);
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
             store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(v_load(pre + at), n, h), lanes);
         }
@@ -208,9 +229,16 @@ INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused
         EACH_BLOCK(t, 2, q->hidden_size) {
             const ptrdiff_t to = (t.row + i) * padded + unit;
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
-            const vf z = v_load(pre + at), r = v_load(pre + at + stride);
-            v_store(s->z + to, fused ? v_sigmoid(z) : gate(q, 0, z));
-            v_store(s->rh + to, v_mul(fused ? v_sigmoid(r) : gate(q, 0, r), h));
+            vf z = v_load(pre + at), r = v_load(pre + at + stride);
+            z = fused ? v_sigmoid(z) : gate(q, 0, z);
+            r = fused ? v_sigmoid(r) : gate(q, 0, r);
+            v_store(s->z + to, z);
+            v_store(s->rh + to, v_mul(r, h));
+            if (s->saved) {
+                float *saved = s->saved + (t.row + i) * SAVED_GRU_RESET_FIRST * q->hidden_size + unit;
+                store_lanes(saved, z, lanes);
+                store_lanes(saved + q->hidden_size, r, lanes);
+            }
         }
     }
 }
@@ -225,6 +253,8 @@ INLINE void gru_output(const cell *q, const step *s, panels part, const float *h
         EACH_BLOCK(t, 1, q->hidden_size) {
             vf n = v_load(pre + at);
             n = fused ? v_tanh(n) : gate(q, 1, n);
+            if (s->saved)
+                store_lanes(s->saved + ((t.row + i) * SAVED_GRU_RESET_FIRST + 2) * q->hidden_size + unit, n, lanes);
             const vf h = load_lanes(h_prev + (t.row + i) * ldh_prev + unit, lanes);
             const vf z = v_load(s->z + (t.row + i) * padded + unit);
             store_lanes(s->h_out + (t.row + i) * s->ldo + unit, interpolate(z, n, h), lanes);
@@ -244,16 +274,20 @@ static void cell_step_kernel(const cell *q, const step *s, panels part)
             rnn_step(q, s, part, 0, 0);
         break;
     case CELL_LSTM:
-        if (q->fused)
-            lstm_step(q, s, part, 1);
+        if (q->fused && s->saved)
+            lstm_step(q, s, part, 1, 1);
+        else if (q->fused)
+            lstm_step(q, s, part, 1, 0);
         else
-            lstm_step(q, s, part, 0);
+            lstm_step(q, s, part, 0, 0);
         break;
     case CELL_GRU:
-        if (q->fused)
-            gru_step(q, s, part, 1);
+        if (q->fused && s->saved)
+            gru_step(q, s, part, 1, 1);
+        else if (q->fused)
+            gru_step(q, s, part, 1, 0);
         else
-            gru_step(q, s, part, 0);
+            gru_step(q, s, part, 0, 0);
         break;
     }
 }

@@ -73,7 +73,43 @@ typedef struct {
     ptrdiff_t ldo;
     float *z, *rh;              /* CELL_GRU_RESET_FIRST: [rows, ceil16(H)] scratch, written by gru_gates */
     ptrdiff_t rows;
+    float *saved;               /* or NULL: [rows, SAVED_* * H], what backward needs, written by fused cells */
 } step;
+
+/* What a step saves for backward, each [H]: LSTM i o f g c; CELL_GRU z r n and hR + rb of the candidate;
+ * CELL_GRU_RESET_FIRST z r n. RNN needs its output only. */
+enum { SAVED_LSTM = 5, SAVED_GRU = 4, SAVED_GRU_RESET_FIRST = 3 };
+
+/* One part of a step backward. `pre` is a gradient of h': dy + dh + a . m, in this order. */
+enum {
+    BACK_STATE,                 /* dh_out = pre */
+    BACK_TANH, BACK_RELU,       /* RNN: dg = pre f'(h'), from h' */
+    BACK_LSTM,                  /* dg: i o f g; dc is updated */
+    BACK_GRU,                   /* dg: n z r and that of hR + rb of the candidate; dh is updated */
+    BACK_GRU_RESET_FIRST,       /* dg: n z; dh is updated */
+    BACK_GRU_CANDIDATE          /* dg: r from pre = dn . Rn; dh is updated */
+};
+
+typedef struct {
+    int what;                   /* BACK_* */
+    const matrix *m;            /* [k, units]: recurrent weights, transposed (of W, R as ONNX has them: as they are) */
+    const float *a;             /* [rows, k], or NULL: no product */
+    ptrdiff_t lda;
+    const float *const *dy;     /* rows [units] of the output's gradient, or NULL */
+    const float *dh_in;         /* [rows, ldh] what else reaches h', or NULL */
+    float *dh;                  /* GRU: [rows, ldh] what reaches the h before this step without a product */
+    float *dc;                  /* LSTM: [rows, ldh] */
+    ptrdiff_t ldh;
+    const float *const *h;      /* rows [units]: GRU the h before this step, RNN the h after it */
+    const float *const *c;      /* LSTM: rows [units] of the c before this step */
+    const float *saved;         /* [rows, lds] */
+    ptrdiff_t lds;
+    float *dg;                  /* [rows, ldg] gradients of the gates' pre-activations, each [units] */
+    ptrdiff_t ldg;
+    float *out;                 /* BACK_STATE: [rows, ldo]; BACK_LSTM: o tanh(c), BACK_GRU_CANDIDATE: r h, or NULL */
+    ptrdiff_t ldo;
+    ptrdiff_t rows;
+} step_back;
 
 typedef struct kernels {
     const char *name;
@@ -86,6 +122,14 @@ typedef struct kernels {
      * h_prev the h before this step, the output for some panels of r_candidate */
     void (*gru_gates)(const cell *q, const step *s, panels part);
     void (*gru_output)(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev);
+    /* c[rows, n] += a[rows, k] . w[k, n] */
+    void (*accumulate)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
+                       ptrdiff_t rows, ptrdiff_t n);
+    /* the panels of m of a step backward */
+    void (*cell_back)(const step_back *s, panels part);
+    /* out[columns, ldo] = a[rows, columns] transposed; sums[columns] += those over the rows, in order */
+    void (*transpose)(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t columns, float *out, ptrdiff_t ldo,
+                      float *sums);
     /* y[n] = act(x[n]); x may be y */
     void (*unary)(activation act, const float *x, float *y, size_t n);
     /* an elementwise_command */

@@ -238,22 +238,41 @@ INLINE void multiply_tile(const tiles *t, const float *a, ptrdiff_t lda, const f
         panel_rows(t->m, t->width, a, lda, w, t->w->k, init, ldi, c, ldc, upcoming_at(t, w));
 }
 
-static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
-                          ptrdiff_t rows, ptrdiff_t n)
+/* c = init + a . w for some panels; init [n] for every row where ldi is 0 */
+INLINE void multiply(const matrix *w, panels part, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi,
+                     float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
 {
     float edge[MAX_TILE];
     for (tiles t = tiles_of(w, part, rows); next_tile(&t);) {
         const ptrdiff_t columns = n - t.block * VL < t.ldw ? n - t.block * VL : t.ldw;
-        const float *bias = w->bias + t.block * VL;
+        const float *from = init + t.row * ldi + t.block * VL;
         float *out = c + t.row * ldc + t.block * VL;
         if (columns == t.ldw) {
-            multiply_tile(&t, a + t.row * lda, lda, bias, 0, out, ldc);
+            multiply_tile(&t, a + t.row * lda, lda, from, ldi, out, ldc);
             continue;
         }
-        multiply_tile(&t, a + t.row * lda, lda, bias, 0, edge, t.ldw);
+        if (ldi) {
+            for (ptrdiff_t i = 0; i < t.m; i++)
+                memcpy(edge + i * t.ldw, from + i * ldi, (size_t)columns * sizeof(float));
+            multiply_tile(&t, a + t.row * lda, lda, edge, t.ldw, edge, t.ldw);
+        } else {
+            multiply_tile(&t, a + t.row * lda, lda, from, 0, edge, t.ldw);
+        }
         for (ptrdiff_t i = 0; i < t.m; i++)
             memcpy(out + i * ldc, edge + i * t.ldw, (size_t)columns * sizeof(float));
     }
+}
+
+static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
+                          ptrdiff_t rows, ptrdiff_t n)
+{
+    multiply(w, part, a, lda, w->bias, 0, c, ldc, rows, n);
+}
+
+static void accumulate_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
+                              ptrdiff_t rows, ptrdiff_t n)
+{
+    multiply(w, part, a, lda, c, ldc, c, ldc, rows, n);
 }
 
 #endif

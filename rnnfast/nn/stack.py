@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-from .. import _engine
+from .. import _backward, _engine
 from ..activations import as_activation, as_tuple, resolve
 from ..errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
 from . import convert
@@ -266,12 +266,9 @@ class Recurrent(Module):
                 y_h, y_c = _engine.recurrent(cells, self._reverse, x, y.swapaxes(1, 2), *of_layer,
                                              sequence_lens=lengths, threads=self._threads)
             else:
-                from .. import _interim
-                arrays = [convert.to_onnx(self.kind, weights[0], convert.suffix(layer, d)) for d in range(directions)]
-                y_h, y_c, tape = _interim.record(
-                    self.kind, arrays, getattr(self, "linear_before_reset", True),
-                    getattr(self, "nonlinearity", "") == "relu", cells, self._reverse, x, y, *of_layer,
-                    sequence_lens=lengths, threads=self._threads)
+                self._differentiable(weights[0], layer, cells)
+                y_h, y_c, tape = _backward.record(cells, self._reverse, x, y, *of_layer, sequence_lens=lengths,
+                                                  threads=self._threads)
             last.append((y_h, y_c))
             if self.merge == "concat":
                 x = y.reshape(steps, rows, self._merged_size)
@@ -301,16 +298,15 @@ class Recurrent(Module):
             return np.empty((rows, steps, *shape), np.float32).swapaxes(0, 1)
         return np.empty((steps, rows, *shape), np.float32)
 
-    def _differentiable(self, weights, layer):
+    def _differentiable(self, parameters, layer, cells):
         """Gives the layer's cells what backward needs, once for these weights."""
-        parameters, stack = weights
-        for direction, cell in enumerate(stack[layer]):
+        for direction, cell in enumerate(cells):
             if not cell.differentiable:
+                raise UnsupportedError(f"{self!r} has no gradients: they need the default activations, and no clip, "
+                                       "peepholes or input_forget")
+            if cell.gradient is None:
                 arrays = convert.to_onnx(self.kind, parameters, convert.suffix(layer, direction))
-                try:
-                    cell.prepare_backward(arrays["W"], arrays["R"], arrays["projection"])
-                except NotImplementedError as error:
-                    raise UnsupportedError(f"{self!r}: {error}") from None
+                cell.gradient = _backward.Gradient(cell, arrays["W"], arrays["R"], arrays["projection"])
 
     def _batch(self, x):
         """x as [T, B, I], and whether it had a batch axis."""

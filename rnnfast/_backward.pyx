@@ -1,0 +1,510 @@
+"""Backward through one recurrent layer: what forward records, and the time loop in the other direction. float32.
+
+The steps of a row go from its last to its first: the gradient of h' is dy + dh + dg . R with the gates' gradients dg of
+the step after it, a product that streams the recurrent weights as forward does. Weights and inputs have theirs from a
+chunk of steps at once: dW += dg^T . x, dR += dg^T . h, dx = dg . W, with x and h packed as weights are. The packed
+kernel is as fast as BLAS here (0.9 to 1.4 of OpenBLAS's rate, 100 to 3200 rows, 128 to 1024 columns) and threads split
+its outputs, so that the bits do not depend on them.
+
+What is recorded for each step of a row, beside references to x, y and the initial states (H floats each):
+    LSTM  i o f g c          GRU  z r n and W_hn h + b_hn; z r n with linear_before_reset=0          RNN  nothing
+"""
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+import numpy as np
+
+from rnnfast import _engine
+from rnnfast.errors import LimitError
+
+from rnnfast._engine cimport *
+from rnnfast._kernels cimport *
+
+cnp.import_array()
+
+cdef enum:
+    CHUNK_ROWS = 256            # of dg at once: with their transpose and the packed inputs they stay in a large cache
+    SHARED_ROWS = 8             # threads get so many rows each, or share each step
+    SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
+
+
+cdef class Gradient:
+    """The weights of one Cell as backward reads them: W and R in ONNX's order as they are, packed."""
+    cdef Matrix input, recurrent, candidate, project
+
+    def __init__(self, Cell q, W, R, projection=None):
+        H = q.hidden_size
+        if q.kind == "GRU":
+            W = np.concatenate([W[2 * H:], W[:2 * H]])      # n z r, as dg has them
+        self.input = Matrix(W, matmul="packed")
+        if q.d.q.kind == CELL_GRU_RESET_FIRST:
+            self.candidate = Matrix(R[2 * H:], matmul="packed")
+            R = R[:2 * H]
+        self.recurrent = Matrix(R, matmul="packed")
+        if projection is not None:
+            self.project = Matrix(projection, matmul="packed")
+
+
+cdef struct Job:
+    # One direction of a layer backward; x, y, dy [T, B, ..] by strides in floats, absent arrays are NULL
+    const matrix *input
+    const matrix *recurrent
+    const matrix *candidate
+    const matrix *project
+    int what                    # BACK_* of the gates
+    Py_ssize_t T, B, K, H, O, padded    # K: inputs
+    Py_ssize_t columns          # of dg
+    Py_ssize_t columns_x        # those of W's rows, which come first
+    Py_ssize_t into, columns_r  # the first of those of R's rows, and how many
+    const float *x
+    const float *y
+    const float *dy
+    Py_ssize_t x_t, x_b, y_t, y_b, dy_t, dy_b
+    float *dx                   # [T, B, I] contiguous
+    bint add                    # to dx
+    const float *h0
+    const float *c0
+    const float *dh             # [B, O], [B, H] of the last states
+    const float *dc
+    float *dh0
+    float *dc0
+    float *dw                   # [columns_x, I]
+    float *dr                   # [columns_r, O], then [H, H] of the candidate
+    float *db                   # [columns]
+    float *dv                   # [O, H]
+    const float *saved
+    Py_ssize_t width
+    const Py_ssize_t *order     # ragged: as in the engine's Batch
+    const Py_ssize_t *counts
+    const Py_ssize_t *lens
+    bint reverse
+    team *crew
+    int threads
+    bint by_rows                # threads share rows, else the panels of each step
+    # of a chunk
+    Py_ssize_t first, last      # its steps
+    Py_ssize_t rows, before     # rows of its steps, and of all steps before it
+    # workspace
+    Py_ssize_t ldg, ldt, room   # room: the most rows of a chunk
+    float *dg                   # [room, ldg]
+    float *after                # [B, ldg]: dg of the step after the chunk
+    float *dgt                  # [columns, ldt]
+    float *packed_x
+    float *packed_h
+    float *packed_u             # projection: of o tanh(c); reset first: of r h
+    float *dhs                  # projection: [room, O], dh; then transposed
+    float *dht
+    float *u                    # [room, H]
+    float *dx_rows              # [room, I]
+    float *dh_in                # [B, padded], and so on
+    float *dcs
+    float *zeros
+    float *sums
+    const float **at_x          # tables of rows: [room] each
+    const float **at_h          # the output before the step
+    const float **at_y
+    const float **at_dy
+    const float **at_c          # the cell state before it
+    Py_ssize_t *at_dx           # offsets
+
+
+cdef inline Py_ssize_t count(const Job *j, Py_ssize_t s) noexcept nogil:
+    """Rows of step s."""
+    return 0 if s >= j.T else j.B if j.order == NULL else j.counts[s]
+
+
+cdef inline void wait(Job *j, int part, int parts) noexcept nogil:
+    if parts > 1 and not j.by_rows:
+        team_wait(j.crew, part, parts)
+
+
+# ---------------------------------------------------------------------------------------------- steps
+cdef void fill_tables(Job *j) noexcept nogil:
+    """Where the rows of a chunk's steps stand."""
+    cdef Py_ssize_t s, i, row, t, previous, n, at = 0, step = -1 if j.reverse else 1, rows = j.before
+    for s in range(j.first, j.last):
+        n = count(j, s)
+        for i in range(n):
+            row = i if j.order == NULL else j.order[i]
+            t = s
+            if j.reverse:
+                t = (j.T if j.order == NULL else j.lens[row]) - 1 - s
+            previous = t - step
+            j.at_x[at] = j.x + t * j.x_t + row * j.x_b
+            j.at_y[at] = j.y + t * j.y_t + row * j.y_b
+            j.at_dy[at] = NULL if j.dy == NULL else j.dy + t * j.dy_t + row * j.dy_b
+            j.at_dx[at] = (t * j.B + row) * j.K
+            if s:
+                j.at_h[at] = j.y + previous * j.y_t + row * j.y_b
+                j.at_c[at] = j.saved + (rows - count(j, s - 1) + i) * j.width + 4 * j.H
+            else:
+                j.at_h[at] = j.zeros if j.h0 == NULL else j.h0 + row * j.O
+                j.at_c[at] = j.zeros if j.c0 == NULL else j.c0 + row * j.H
+            at += 1
+        rows += n
+
+
+cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, const float *after, int part,
+                    int parts) noexcept nogil:
+    """Rows low <= i < high of the step whose rows begin at `at`; after: their dg of the next step, or NULL."""
+    cdef step_back s
+    cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
+    memset(&s, 0, sizeof(s))
+    s.what, s.m, s.rows = j.what, j.recurrent, max(high - low, 0)
+    if after != NULL:
+        s.a, s.lda = after + low * j.ldg + j.into, j.ldg
+    if j.dy != NULL:
+        s.dy = j.at_dy + at + low
+    s.ldh = j.padded
+    if gru or after == NULL:
+        s.dh_in = j.dh_in + low * j.padded
+    s.dh, s.dc = j.dh_in + low * j.padded, j.dcs + low * j.padded
+    s.h = (j.at_h if gru else j.at_y) + at + low
+    s.c = j.at_c + at + low
+    s.saved, s.lds = j.saved + (j.before + at + low) * j.width, j.width
+    s.dg, s.ldg = j.dg + (at + low) * j.ldg, j.ldg
+    if j.project != NULL:
+        s.what, s.out, s.ldo = BACK_STATE, j.dhs + (at + low) * j.O, j.O
+        active.cell_back(&s, shared(s.m, j, part, parts))
+        wait(j, part, parts)
+        s.what, s.m, s.a, s.lda, s.dy, s.dh_in = j.what, j.project, s.out, j.O, NULL, NULL
+        s.out, s.ldo = j.u + (at + low) * j.H, j.H
+    active.cell_back(&s, shared(s.m, j, part, parts))
+    if j.candidate != NULL:
+        wait(j, part, parts)
+        s.what, s.m, s.a, s.lda, s.dy, s.dh_in = BACK_GRU_CANDIDATE, j.candidate, s.dg, j.ldg, NULL, NULL
+        s.out, s.ldo = j.u + (at + low) * j.H, j.H
+        active.cell_back(&s, shared(s.m, j, part, parts))
+
+
+cdef inline panels shared(const matrix *m, const Job *j, int part, int parts) noexcept nogil:
+    return share_of(m, 0, 1) if j.by_rows else share_of(m, part, parts)
+
+
+cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
+    """The steps of a chunk, from the last to the first, each in `parts`."""
+    cdef Job *j = <Job *>argument
+    cdef Py_ssize_t s, low, high, n, known, at = j.rows
+    cdef const float *after = j.after
+    for s in range(j.last - 1, j.first - 1, -1):
+        n = count(j, s)
+        at -= n
+        low, high = 0, n
+        if j.by_rows:
+            low, high = j.B * part // parts, j.B * (part + 1) // parts
+        known = min(count(j, s + 1), high)          # ragged: longer rows come first
+        back_rows(j, at, low, known, after, part, parts)
+        if known < high:
+            back_rows(j, at, max(known, low), high, NULL, part, parts)
+        after = j.dg + at * j.ldg
+        wait(j, part, parts)
+
+
+# ---------------------------------------------------------------------------------------------- products of a chunk
+cdef matrix packed_rows(float *w, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    cdef matrix m
+    m.w, m.bias, m.k, m.units, m.gates, m.blocks, m.panel = w, NULL, rows, n, 1, blocks_of(n), 4
+    return m
+
+
+cdef void pack_rows(const float **at, const float *a, Py_ssize_t rows, Py_ssize_t n, float *out, int part,
+                    int parts) noexcept nogil:
+    """rows [n], those of a table or [rows, n] at a, as packed weights [rows, n]; some of the panels."""
+    cdef matrix m = packed_rows(out, rows, n)
+    cdef panels share = share_of(&m, part, parts)
+    cdef Py_ssize_t p, i, width, used
+    cdef const float *row
+    cdef float *to
+    for p in range(share.first, share.last):
+        width = min(4, m.blocks - 4 * p) * BLOCK
+        used = min(width, n - 4 * p * BLOCK)
+        to = out + 4 * p * BLOCK * rows
+        for i in range(rows):
+            row = (a + i * n if at == NULL else at[i]) + 4 * p * BLOCK
+            memcpy(to, row, used * sizeof(float))
+            if used < width:
+                memset(to + used, 0, (width - used) * sizeof(float))
+            to += width
+
+
+cdef void transpose_columns(const float *a, Py_ssize_t lda, Py_ssize_t rows, Py_ssize_t columns, float *out,
+                            Py_ssize_t ldo, float *sums, int part, int parts) noexcept nogil:
+    cdef Py_ssize_t first = blocks_of(columns) * part // parts * BLOCK
+    cdef Py_ssize_t last = min(blocks_of(columns) * (part + 1) // parts * BLOCK, columns)
+    if first < last:
+        active.transpose(a + first, lda, rows, last - first, out + first * ldo, ldo, sums + first)
+
+
+cdef void prepare_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Job *j = <Job *>argument
+    transpose_columns(j.dg, j.ldg, j.rows, j.columns, j.dgt, j.ldt, j.db, part, parts)
+    pack_rows(j.at_x, NULL, j.rows, j.K, j.packed_x, part, parts)
+    pack_rows(j.at_h, NULL, j.rows, j.O, j.packed_h, part, parts)
+    if j.u != NULL:
+        pack_rows(NULL, j.u, j.rows, j.H, j.packed_u, part, parts)
+    if j.project != NULL:
+        transpose_columns(j.dhs, j.O, j.rows, j.O, j.dht, j.ldt, j.sums, part, parts)
+
+
+cdef void accumulate(float *w, Py_ssize_t k, Py_ssize_t n, const float *a, Py_ssize_t lda, float *c, Py_ssize_t rows,
+                     int part, int parts) noexcept nogil:
+    """c[rows, n] += a[rows, k] . w, w packed; a part of the rows."""
+    cdef matrix m = packed_rows(w, k, n)
+    cdef Py_ssize_t first = rows * part // parts
+    active.accumulate(&m, share_of(&m, 0, 1), a + first * lda, lda, c + first * n, n,
+                      rows * (part + 1) // parts - first, n)
+
+
+cdef void products_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Job *j = <Job *>argument
+    cdef Py_ssize_t first = j.rows * part // parts, last = j.rows * (part + 1) // parts, i, k
+    cdef float *to
+    cdef const float *row
+    accumulate(j.packed_x, j.rows, j.K, j.dgt, j.ldt, j.dw, j.columns_x, part, parts)
+    accumulate(j.packed_h, j.rows, j.O, j.dgt + j.into * j.ldt, j.ldt, j.dr, j.columns_r, part, parts)
+    if j.candidate != NULL:
+        accumulate(j.packed_u, j.rows, j.H, j.dgt, j.ldt, j.dr + j.columns_r * j.O, j.H, part, parts)
+    if j.project != NULL:
+        accumulate(j.packed_u, j.rows, j.H, j.dht, j.ldt, j.dv, j.O, part, parts)
+    if j.dx == NULL:
+        return
+    active.matmul(j.input, share_of(j.input, 0, 1), j.dg + first * j.ldg, j.ldg, j.dx_rows + first * j.K, j.K,
+                  last - first, j.K)
+    for i in range(first, last):
+        to, row = j.dx + j.at_dx[i], j.dx_rows + i * j.K
+        if j.add:
+            for k in range(j.K):
+                to[k] += row[k]
+        else:
+            memcpy(to, row, j.K * sizeof(float))
+
+
+# ---------------------------------------------------------------------------------------------- directions
+cdef void run_job(Job *j) noexcept nogil:
+    """One direction over the whole batch."""
+    cdef Py_ssize_t i, row, t, total = 0, s
+    cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
+    cdef step_back last
+    memset(j.zeros, 0, j.padded * sizeof(float))
+    memset(j.dh_in, 0, j.B * j.padded * sizeof(float))
+    memset(j.dcs, 0, j.B * j.padded * sizeof(float))
+    for i in range(j.B):
+        row = i if j.order == NULL else j.order[i]
+        memcpy(j.dh_in + i * j.padded, j.dh + row * j.O, j.O * sizeof(float))
+        if j.dc != NULL:
+            memcpy(j.dcs + i * j.padded, j.dc + row * j.H, j.H * sizeof(float))
+        if j.dx != NULL and not j.add and j.order != NULL:
+            for t in range(j.lens[row], j.T):
+                memset(j.dx + (t * j.B + row) * j.K, 0, j.K * sizeof(float))
+    for s in range(j.T):
+        total += count(j, s)
+    j.last = j.T
+    while j.last > 0:
+        j.first, j.rows = j.last, 0
+        while j.first > 0 and (j.rows == 0 or j.rows + count(j, j.first - 1) <= j.room):
+            j.first -= 1
+            j.rows += count(j, j.first)
+        total -= j.rows
+        j.before = total
+        fill_tables(j)
+        if j.crew == NULL:
+            steps_part(j, 0, 1)
+            prepare_part(j, 0, 1)
+            products_part(j, 0, 1)
+        else:
+            team_split(j.crew, steps_part, j)
+            team_each(j.crew, ITEMS * j.threads, prepare_part, j)
+            team_each(j.crew, ITEMS * j.threads, products_part, j)
+        memcpy(j.after, j.dg, count(j, j.first) * j.ldg * sizeof(float))
+        j.last = j.first
+    memset(&last, 0, sizeof(last))
+    last.what, last.m, last.rows = BACK_STATE, j.recurrent, count(j, 0)
+    last.a, last.lda = j.after + j.into, j.ldg
+    last.dh_in, last.ldh = j.dh_in if gru else NULL, j.padded
+    last.out, last.ldo = j.dhs, j.O
+    active.cell_back(&last, share_of(last.m, 0, 1))
+    for i in range(j.B):
+        row = i if j.order == NULL else j.order[i]
+        if i >= last.rows:
+            memset(j.dh0 + row * j.O, 0, j.O * sizeof(float))
+            memset(j.dcs + i * j.padded, 0, j.H * sizeof(float))
+        else:
+            memcpy(j.dh0 + row * j.O, j.dhs + i * j.O, j.O * sizeof(float))
+        if j.dc0 != NULL:
+            memcpy(j.dc0 + row * j.H, j.dcs + i * j.padded, j.H * sizeof(float))
+
+
+cdef Py_ssize_t lay_out(Job *j, float *base) noexcept nogil:
+    """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
+    cdef Py_ssize_t at = 0, pad = BLOCK
+    at = place(&j.dg, base, at, j.room * j.ldg)
+    at = place(&j.after, base, at, j.B * j.ldg)
+    at = place(&j.dgt, base, at, j.columns * j.ldt)
+    at = place(&j.packed_x, base, at, j.room * blocks_of(j.K) * BLOCK)
+    at = place(&j.packed_h, base, at, j.room * blocks_of(j.O) * BLOCK)
+    at = place(&j.dhs, base, at, j.room * j.O)
+    at = place(&j.dx_rows, base, at, j.room * j.K)
+    at = place(&j.dh_in, base, at, j.B * j.padded)
+    at = place(&j.dcs, base, at, j.B * j.padded)
+    at = place(&j.zeros, base, at, j.padded)
+    if j.project != NULL or j.candidate != NULL:
+        at = place(&j.packed_u, base, at, j.room * blocks_of(j.H) * BLOCK)
+        at = place(&j.u, base, at, j.room * j.H)
+    if j.project != NULL:
+        at = place(&j.dht, base, at, j.O * j.ldt)
+        at = place(&j.sums, base, at, j.O)
+    at = place(<float **>&j.at_x, base, at, 2 * j.room)
+    at = place(<float **>&j.at_h, base, at, 2 * j.room)
+    at = place(<float **>&j.at_y, base, at, 2 * j.room)
+    at = place(<float **>&j.at_dy, base, at, 2 * j.room)
+    at = place(<float **>&j.at_c, base, at, 2 * j.room)
+    return place(<float **>&j.at_dx, base, at, 2 * j.room)
+
+
+cdef struct Jobs:
+    Job each[2]
+
+
+cdef void run_each(void *argument, int item, int items) noexcept nogil:
+    run_job(&(<Jobs *>argument).each[item])
+
+
+cdef inline float *data(a) noexcept:
+    return NULL if a is None else <float *>cnp.PyArray_DATA(a)
+
+
+cdef class Tape:
+    """What one layer recorded: its cells, x [T, B, I], y [T, B, D, O], the initial states, the lengths and, for each
+    direction, what its steps saved. `nbytes`: what these take beyond the arguments and results of the call."""
+    cdef tuple cells, reverse, saved
+    cdef readonly object x, y
+    cdef object h0, c0, lens, order, counts
+
+    @property
+    def nbytes(self):
+        return sum(a.nbytes for a in self.saved)
+
+    def backward(self, dy, dh, dc=None, int threads=1):
+        """-> dx [T, B, I], dh0 [D, B, O], dc0 [D, B, H] (None but for LSTM), and for each direction a dict of the
+        gradients of W, R, B and projection in ONNX's order of gates.
+
+        dy: for each direction [T, B, O] float32, last axis contiguous, or None; dh [D, B, O], dc [D, B, H]: contiguous.
+        """
+        cdef Py_ssize_t D = len(self.cells), i, size, T, B, I, H, O, columns, columns_x, rows
+        cdef Cell q = self.cells[0]
+        cdef Jobs jobs
+        cdef Job *j
+        cdef unsigned mode
+        cdef team crew
+        cdef Gradient g
+        cdef bint lstm = q.kind == "LSTM", gru = q.kind == "GRU", apart
+        T, B, I = self.x.shape
+        H, O = q.hidden_size, q.output_size
+        dx = np.empty((T, B, I), np.float32)
+        dh0 = np.zeros((D, B, O), np.float32)
+        dc0 = np.zeros((D, B, H), np.float32) if lstm else None
+        columns = 4 * H if q.d.q.kind == CELL_GRU else _engine.GATES[q.kind] * H
+        columns_x = _engine.GATES[q.kind] * H
+        dw = np.zeros((D, columns_x, I), np.float32)
+        dr = np.zeros((D, columns_x, O), np.float32)
+        db = np.zeros((D, columns), np.float32)
+        dv = None if q.d.project == NULL else np.zeros((D, O, H), np.float32)
+        cdef Py_ssize_t[::1] lens = self.lens, order = self.order, counts = self.counts
+        if T * B == 0:
+            return dx, dh0, dc0, self.named(dw, dr, db, dv)
+        rows = T * B if self.lens is None else int(np.sum(self.lens))
+        threads = 1 if 3 * D * product_cost(q.d.r, rows) < SHARED_COST and not forced else useful_threads(threads)
+        apart = D > 1 and threads > 1
+        second = np.empty_like(dx) if apart else None
+        keep = [readable(self.x), self.y, dx, second]
+        memset(&jobs, 0, sizeof(jobs))
+        for i in range(D):
+            j = &jobs.each[i]
+            g = self.cells[i].gradient
+            j.input, j.recurrent = &g.input.w.m, &g.recurrent.w.m
+            j.candidate = NULL if g.candidate is None else &g.candidate.w.m
+            j.project = NULL if g.project is None else &g.project.w.m
+            j.T, j.B, j.K, j.H, j.O, j.padded = T, B, I, H, O, blocks_of(max(H, O)) * BLOCK
+            j.what = (BACK_LSTM if lstm else BACK_GRU if q.d.q.kind == CELL_GRU else BACK_GRU_RESET_FIRST if gru else
+                      BACK_TANH if q.d.q.act[0].kind == ACT_TANH else BACK_RELU)
+            j.columns, j.columns_x, j.into = columns, columns_x, H if gru else 0
+            j.columns_r = 2 * H if j.candidate != NULL else columns_x
+            x, y = keep[0], self.y[:, :, i]
+            j.x, j.x_t, j.x_b = data(x), cnp.PyArray_STRIDE(x, 0) // 4, cnp.PyArray_STRIDE(x, 1) // 4
+            j.y, j.y_t, j.y_b = data(y), cnp.PyArray_STRIDE(y, 0) // 4, cnp.PyArray_STRIDE(y, 1) // 4
+            if dy is not None:
+                a = readable(dy[i])
+                keep.append(a)
+                j.dy, j.dy_t, j.dy_b = data(a), cnp.PyArray_STRIDE(a, 0) // 4, cnp.PyArray_STRIDE(a, 1) // 4
+            j.dx, j.add = data(second if apart and i else dx), i > 0 and not apart
+            if self.h0 is not None:
+                j.h0 = data(self.h0) + i * B * O
+            if self.c0 is not None:
+                j.c0 = data(self.c0) + i * B * H
+            j.dh, j.dh0 = data(dh) + i * B * O, data(dh0) + i * B * O
+            if lstm:
+                j.dc, j.dc0 = data(dc) + i * B * H, data(dc0) + i * B * H
+            j.dw, j.dr, j.db = data(dw) + i * columns_x * I, data(dr) + i * columns_x * O, data(db) + i * columns
+            if dv is not None:
+                j.dv = data(dv) + i * O * H
+            j.saved, j.width = data(self.saved[i]), q.saved_size
+            j.reverse = self.reverse[i]
+            if lens is not None:
+                j.lens, j.order, j.counts = &lens[0], &order[0], &counts[0]
+            j.room = max(CHUNK_ROWS, B)
+            j.ldg, j.ldt = (blocks_of(columns) + 1) * BLOCK, (blocks_of(j.room) + 1) * BLOCK
+            j.threads = threads
+            j.by_rows = lens is None and B >= SHARED_ROWS * threads and q.d.r.m.k * columns <= SHARED_FLOATS
+        size = lay_out(&jobs.each[0], NULL)
+        cdef Buffer memory = borrow(D * size)
+        for i in range(D):
+            lay_out(&jobs.each[i], memory.p + i * size)
+        with nogil:
+            mode = active.flush_denormals()
+            team_open(&crew, threads, False)
+            if apart:
+                team_each(&crew, D, run_each, &jobs)
+            else:
+                for i in range(D):
+                    jobs.each[i].crew = &crew if threads > 1 else NULL
+                    run_job(&jobs.each[i])
+            team_close(&crew)
+            active.restore_mode(mode)
+        give_back(memory)
+        if apart:
+            dx += second
+        return dx, dh0, dc0, self.named(dw, dr, db, dv)
+
+    cdef list named(self, dw, dr, db, dv):
+        cdef Cell q = self.cells[0]
+        H = q.hidden_size
+        results = []
+        for i in range(len(self.cells)):
+            w, b_x, b_h = dw[i], db[i], db[i]
+            if q.kind == "GRU":     # from n z r, and from z r n where the candidate's recurrent bias is apart
+                w = np.concatenate([w[H:], w[:H]])
+                b_x = np.concatenate([b_x[H:3 * H], b_x[:H]])
+                b_h = b_h[H:] if q.d.q.kind == CELL_GRU else b_x
+            results.append({"W": w, "R": dr[i], "B": np.concatenate([b_x, b_h]),
+                            "projection": None if dv is None else dv[i]})
+        return results
+
+
+def record(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1):
+    """`_engine.recurrent` with y [T, B, D, O], and a Tape beside its results: Y_h, Y_c, tape.
+
+    The cells must be differentiable and have their `gradient`.
+    """
+    cdef Tape tape = Tape()
+    cdef Cell q = cells[0]
+    T, B = x.shape[:2]
+    tape.cells, tape.reverse, tape.x, tape.y = cells, reverse, x, y
+    tape.lens, tape.order, tape.counts = sort_lengths(sequence_lens, T, B)
+    rows = T * B if tape.lens is None else np.sum(tape.lens)
+    tape.saved = tuple([np.empty((rows, q.saved_size), np.float32) for _ in cells])
+    tape.h0 = None if initial_h is None else np.ascontiguousarray(initial_h, np.float32)
+    tape.c0 = None if initial_c is None else np.ascontiguousarray(initial_c, np.float32)
+    y_h, y_c = _engine.recurrent(cells, reverse, x, y.swapaxes(1, 2), tape.h0, tape.c0, sequence_lens, threads, tape.saved)
+    return y_h, y_c, tape

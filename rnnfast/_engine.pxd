@@ -1,0 +1,28 @@
+# What backward shares with the engine
+from rnnfast._kernels cimport *
+
+cdef struct Direction:
+    # What the time loop knows of a Cell; absent weights are NULL
+    cell q
+    const weights *x
+    const weights *x_candidate
+    const weights *r
+    const weights *r_candidate
+    const weights *project
+    Py_ssize_t H, O             # hidden and output size
+    Py_ssize_t padded           # H in whole blocks
+
+
+cdef class Cell:
+    cdef Direction d
+    cdef unsigned turns         # calls: their parity is the order of the panels, on which no result depends
+    cdef tuple matrices
+    cdef Buffer extra
+    cdef readonly str kind
+    cdef readonly Py_ssize_t input_size, hidden_size, output_size
+    cdef public object gradient
+
+cdef Buffer borrow(Py_ssize_t size)
+cdef void give_back(Buffer memory)
+cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil
+cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B)
