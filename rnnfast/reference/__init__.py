@@ -1,5 +1,9 @@
-"""The mathematics of the cells in NumPy float64: textbook and oracle. Slow on purpose; imports only NumPy."""
-from .activations import ACTIVATIONS, defaults
-from .recurrent import gru, lstm, rnn
+"""The mathematics of the cells and of their gradients in NumPy float64: textbook and oracle.
 
-__all__ = ["ACTIVATIONS", "defaults", "gru", "lstm", "rnn"]
+Slow on purpose; imports only NumPy.
+"""
+from .activations import ACTIVATIONS, DERIVATIVES, defaults
+from .recurrent import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
+
+__all__ = ["ACTIVATIONS", "DERIVATIVES", "defaults", "gru", "gru_backward", "lstm", "lstm_backward", "rnn",
+           "rnn_backward"]

@@ -1,4 +1,7 @@
-"""The activation functions of ONNX RNN, GRU and LSTM, in NumPy, from https://onnx.ai/onnx/operators/onnx__LSTM.html."""
+"""The activation functions of ONNX RNN, GRU and LSTM and their derivatives, in NumPy.
+
+From https://onnx.ai/onnx/operators/onnx__LSTM.html.
+"""
 import numpy as np
 
 
@@ -22,6 +25,41 @@ ACTIVATIONS = {
     "Softplus": lambda x, alpha, beta: np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))),
 }
 """name -> function(x, alpha, beta); those that take no alpha or no beta ignore it."""
+
+
+def _d_sigmoid(x, alpha, beta):
+    """sigmoid(x) * sigmoid(-x), which is sigmoid(x) * (1 - sigmoid(x)) without cancelling."""
+    return _sigmoid(x, alpha, beta) * _sigmoid(-x, alpha, beta)
+
+
+def _d_tanh(x):
+    """1 - tanh(x)^2 without cancelling, as tanh(x) = 2 * sigmoid(2 * x) - 1."""
+    return 4.0 * _d_sigmoid(2.0 * x, 0.0, 0.0)
+
+
+def _d_hard_sigmoid(x, alpha, beta):
+    y = alpha * x + beta
+    return np.where((y > 0) & (y < 1), alpha, 0.0)
+
+
+DERIVATIVES = {
+    "Relu": lambda x, alpha, beta: np.where(x > 0, 1.0, 0.0),
+    "Tanh": lambda x, alpha, beta: _d_tanh(x),
+    "Sigmoid": _d_sigmoid,
+    "Affine": lambda x, alpha, beta: np.full_like(x, alpha),
+    "LeakyRelu": lambda x, alpha, beta: np.where(x >= 0, 1.0, alpha),
+    "ThresholdedRelu": lambda x, alpha, beta: np.where(x < alpha, 0.0, 1.0),
+    "ScaledTanh": lambda x, alpha, beta: alpha * beta * _d_tanh(beta * x),
+    "HardSigmoid": _d_hard_sigmoid,
+    "Elu": lambda x, alpha, beta: np.where(x >= 0, 1.0, alpha * np.exp(np.minimum(x, 0.0))),
+    "Softsign": lambda x, alpha, beta: (1.0 / (1.0 + np.abs(x))) ** 2,
+    "Softplus": _sigmoid,
+}
+"""name -> the derivative by x of ACTIVATIONS[name], of the same arguments.
+
+At a kink it is that of the branch which ACTIVATIONS takes there, and 0 where a maximum or minimum has two equal ones
+(Relu, HardSigmoid).
+"""
 
 _DEFAULTS = {
     "Affine": (1.0, 0.0),

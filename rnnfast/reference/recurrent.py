@@ -10,39 +10,50 @@ Y_c belong to the last one taken, and a row without steps gives 0 everywhere, wh
 
 `activations` holds for each direction its (name, alpha, beta) triples: (f,) for RNN, (f, g) for GRU, (f, g, h) for
 LSTM. Arguments are taken as already checked.
+
+The backward functions take the gradients of the outputs, each None for zeros, then the arguments of the forward one.
+They return float64 gradients by the names of its arguments: X, W, R and those given of B, initial_h, initial_c, P and
+projection, in their shapes. A row without steps has gradients of 0.
 """
 import numpy as np
 
-from .activations import ACTIVATIONS
-from .cells import gru_step, lstm_step, rnn_step
+from .activations import ACTIVATIONS, DERIVATIVES
+from .cells import gru_step, gru_step_backward, lstm_step, lstm_step_backward, rnn_step, rnn_step_backward
 
 _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
 def rnn(X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None, direction="forward", layout=0):
     """ONNX RNN -> (Y, Y_h), float64."""
-    W, R = _float64(W, R)
-    biases, functions, clipper = _biases(B, W), _functions(activations), _clipper(clip)
+    weights, options = _weights(W, R, B), _options(activations, clip)
+    return _run(rnn_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
 
-    def step(d, x, state):
-        h, = state
-        return rnn_step(x, h, W[d], R[d], *biases[d], activations=functions[d], clip=clipper),
 
-    return _run(step, X, R.shape[-1:], sequence_lens, (initial_h,), direction, layout)
+def rnn_backward(dY, dY_h, X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None,
+                 direction="forward", layout=0):
+    """Gradients of ONNX RNN: a dict of X, W, R, B and initial_h."""
+    weights, options = _weights(W, R, B), _options(activations, clip)
+    dX, dinitial, dweights = _run_backward(
+        rnn_step_backward, _functions(DERIVATIVES, activations), dY, (dY_h,),
+        rnn_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
+    return _named(dX, dinitial, dweights, B=B, initial_h=initial_h)
 
 
 def gru(X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None, direction="forward", layout=0,
         linear_before_reset=False):
     """ONNX GRU -> (Y, Y_h), float64. Gates stand in the order z, r, n (ONNX calls the last one h)."""
-    W, R = _float64(W, R)
-    biases, functions, clipper = _biases(B, W), _functions(activations), _clipper(clip)
+    weights, options = _weights(W, R, B), _options(activations, clip, linear_before_reset=linear_before_reset)
+    return _run(gru_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
 
-    def step(d, x, state):
-        h, = state
-        return gru_step(x, h, W[d], R[d], *biases[d], activations=functions[d], clip=clipper,
-                        linear_before_reset=linear_before_reset),
 
-    return _run(step, X, R.shape[-1:], sequence_lens, (initial_h,), direction, layout)
+def gru_backward(dY, dY_h, X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None,
+                 direction="forward", layout=0, linear_before_reset=False):
+    """Gradients of ONNX GRU: a dict of X, W, R, B and initial_h."""
+    weights, options = _weights(W, R, B), _options(activations, clip, linear_before_reset=linear_before_reset)
+    dX, dinitial, dweights = _run_backward(
+        gru_step_backward, _functions(DERIVATIVES, activations), dY, (dY_h,),
+        gru_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
+    return _named(dX, dinitial, dweights, B=B, initial_h=initial_h)
 
 
 def lstm(X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None, *, activations, clip=None,
@@ -51,64 +62,141 @@ def lstm(X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=
 
     projection [D, N, H] (torch's weight_hr; not in ONNX) makes Y, Y_h and initial_h N wide, and R [D, 4*H, N].
     """
-    W, R = _float64(W, R)
-    hidden_size = W.shape[1] // 4
-    P, = _float64(np.zeros((len(W), 3 * hidden_size)) if P is None else P)
-    projections = [None] * len(W) if projection is None else _float64(projection)[0]
-    biases, functions, clipper = _biases(B, W), _functions(activations), _clipper(clip)
-
-    def step(d, x, state):
-        h, c = state
-        return lstm_step(x, h, c, W[d], R[d], *biases[d], P[d], activations=functions[d], clip=clipper,
-                         input_forget=input_forget, projection=projections[d])
-
-    return _run(step, X, (R.shape[-1], hidden_size), sequence_lens, (initial_h, initial_c), direction, layout)
+    weights, options = _lstm_weights(W, R, B, P, projection), _options(activations, clip, input_forget=input_forget)
+    return _run(lstm_step, weights, options, X, sequence_lens, (initial_h, initial_c), direction, layout)
 
 
-def _run(step, X, sizes, sequence_lens, initial, direction, layout):
-    """Y and the last states. The state is a tuple of vectors of the given sizes; its first is the output."""
-    X, = _float64(X)
-    initial = [None if s is None else _float64(s)[0] for s in initial]
-    if layout:
-        X = X.swapaxes(0, 1)
-        initial = [None if s is None else s.swapaxes(0, 1) for s in initial]
-    steps, rows, _ = X.shape
-    reversed_ = _REVERSED[direction]
-    Y = np.zeros((steps, len(reversed_), rows, sizes[0]))
-    last = [np.zeros((len(reversed_), rows, n)) for n in sizes]
-    for d, backwards in enumerate(reversed_):
-        for b in range(rows):
-            length = steps if sequence_lens is None else int(sequence_lens[b])
-            state = tuple(np.zeros(n) if s is None else s[d, b] for s, n in zip(initial, sizes))
-            for t in reversed(range(length)) if backwards else range(length):
-                state = step(d, X[t, b], state)
-                Y[t, d, b] = state[0]
-            if length:
-                for whole, row in zip(last, state):
-                    whole[d, b] = row
+def lstm_backward(dY, dY_h, dY_c, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None, *,
+                  activations, clip=None, direction="forward", layout=0, input_forget=False, projection=None):
+    """Gradients of ONNX LSTM: a dict of X, W, R, B, initial_h, initial_c, P and projection."""
+    weights, options = _lstm_weights(W, R, B, P, projection), _options(activations, clip, input_forget=input_forget)
+    dX, dinitial, dweights = _run_backward(
+        lstm_step_backward, _functions(DERIVATIVES, activations), dY, (dY_h, dY_c),
+        lstm_step, weights, options, X, sequence_lens, (initial_h, initial_c), direction, layout)
+    return _named(dX, dinitial, dweights, B=B, initial_h=initial_h, initial_c=initial_c, P=P, projection=projection)
+
+
+def _run(step, weights, options, X, sequence_lens, initial, direction, layout):
+    """Y and the last states."""
+    X, *initial = _time_first(layout, X, *initial)
+    (steps, rows, _), sizes = X.shape, _sizes(weights, initial)
+    directions = len(_REVERSED[direction])
+    Y = np.zeros((steps, directions, rows, sizes[0]))
+    last = [np.zeros((directions, rows, n)) for n in sizes]
+    for d, b, times, states in _walk(step, weights, options, X, sequence_lens, initial, direction):
+        for t, state in zip(times, states[1:]):
+            Y[t, d, b] = state[0]
+        for whole, row in zip(last, states[-1]):
+            whole[d, b] = row
     if layout:
         Y = Y.transpose(2, 0, 1, 3)
         last = [s.swapaxes(0, 1) for s in last]
     return Y, *last
 
 
-def _float64(*arrays):
-    return [np.asarray(a, np.float64) for a in arrays]
+def _run_backward(step_backward, derivatives, dY, dlast, step, weights, options, X, sequence_lens, initial, direction,
+                  layout):
+    """Gradients of X, of the initial states and of the weights."""
+    X, *initial = _time_first(layout, X, *initial)
+    dlast = _time_first(layout, *dlast)
+    if dY is not None:
+        dY, = _float64(dY)
+        dY = dY.transpose(1, 2, 0, 3) if layout else dY
+    directions, rows, sizes = len(_REVERSED[direction]), X.shape[1], _sizes(weights, initial)
+    dX = np.zeros(X.shape)
+    dinitial = [np.zeros((directions, rows, n)) for n in sizes]
+    dweights = [None if w is None else np.zeros(w.shape) for w in weights]
+    for d, b, times, states in _walk(step, weights, options, X, sequence_lens, initial, direction):
+        dstate = [np.zeros(n) if g is None else g[d, b] for g, n in zip(dlast, sizes)]
+        for t, state in zip(reversed(times), reversed(states[:-1])):
+            if dY is not None:
+                dstate[0] = dstate[0] + dY[t, d, b]
+            dx, *rest = step_backward(*dstate, X[t, b], *state, *_of(d, weights), **options[d],
+                                      derivatives=derivatives[d])
+            dstate = rest[:len(sizes)]
+            dX[t, b] += dx
+            for whole, g in zip(_of(d, dweights), rest[len(sizes):]):
+                if whole is not None:
+                    whole += g
+        for whole, row in zip(dinitial, dstate):
+            whole[d, b] = row
+    if layout:
+        dX = dX.swapaxes(0, 1)
+        dinitial = [g.swapaxes(0, 1) for g in dinitial]
+    return dX, dinitial, dweights
 
 
-def _biases(B, W):
-    """(Wb, Rb) of each direction."""
-    directions, gates = np.shape(W)[:2]
-    B, = _float64(np.zeros((directions, 2 * gates)) if B is None else B)
-    return [np.split(b, 2) for b in B]
+def _walk(step, weights, options, X, sequence_lens, initial, direction):
+    """For each direction d and row b that has steps: d, b, their times, and the states before each and after the last.
+
+    A state is a tuple of vectors, its first is the output.
+    """
+    steps, rows, _ = X.shape
+    sizes = _sizes(weights, initial)
+    for d, backwards in enumerate(_REVERSED[direction]):
+        for b in range(rows):
+            times = range(steps if sequence_lens is None else int(sequence_lens[b]))
+            times = times[::-1] if backwards else times
+            states = [tuple(np.zeros(n) if s is None else s[d, b] for s, n in zip(initial, sizes))]
+            for t in times:
+                state = step(X[t, b], *states[-1], *_of(d, weights), **options[d])
+                states.append(state if isinstance(state, tuple) else (state,))
+            if times:
+                yield d, b, times, states
 
 
-def _functions(activations):
+def _weights(W, R, B):
+    """[W, R, Wb, Rb], each [D, ...]."""
+    W, R = _float64(W, R)
+    B, = _float64(np.zeros((len(W), 2 * W.shape[1])) if B is None else B)
+    return [W, R, *np.split(B, 2, axis=1)]
+
+
+def _lstm_weights(W, R, B, P, projection):
+    """[W, R, Wb, Rb, P, projection], each [D, ...]; the last may be None."""
+    weights = _weights(W, R, B)
+    directions, gates = weights[0].shape[:2]
+    P, = _float64(np.zeros((directions, 3 * gates // 4)) if P is None else P)
+    return [*weights, P, None if projection is None else _float64(projection)[0]]
+
+
+def _of(d, weights):
+    """A direction's part of each array."""
+    return [None if w is None else w[d] for w in weights]
+
+
+def _sizes(weights, initial):
+    """Sizes of a state's vectors: h, and c where there are two."""
+    gates, output_size = weights[1].shape[1:]
+    return (output_size, gates // 4)[:len(initial)]
+
+
+def _options(activations, clip, **options):
+    """Keywords of a step for each direction."""
+    clipper = (lambda x: x) if clip is None else (lambda x: np.clip(x, -clip, clip))
+    return [dict(activations=functions, clip=clipper, **options) for functions in _functions(ACTIVATIONS, activations)]
+
+
+def _functions(table, activations):
     """For each direction a function of one argument per (name, alpha, beta)."""
     def bind(name, alpha, beta):
-        return lambda x: ACTIVATIONS[name](x, alpha, beta)
+        return lambda x: table[name](x, alpha, beta)
     return [[bind(*triple) for triple in triples] for triples in activations]
 
 
-def _clipper(clip):
-    return (lambda x: x) if clip is None else (lambda x: np.clip(x, -clip, clip))
+def _named(dX, dinitial, dweights, **optional):
+    """Gradients by name, without those of optional arguments that are None."""
+    dW, dR, dWb, dRb, *rest = dweights
+    gradients = {"X": dX, "W": dW, "R": dR, "B": np.concatenate([dWb, dRb], axis=1),
+                 **dict(zip(("initial_h", "initial_c"), dinitial)), **dict(zip(("P", "projection"), rest))}
+    return {name: g for name, g in gradients.items() if optional.get(name, g) is not None}
+
+
+def _time_first(layout, *arrays):
+    """X and states in float64 with axes of layout 0; None stays."""
+    arrays = [None if a is None else np.asarray(a, np.float64) for a in arrays]
+    return [a.swapaxes(0, 1) if layout and a is not None else a for a in arrays]
+
+
+def _float64(*arrays):
+    return [np.asarray(a, np.float64) for a in arrays]
