@@ -31,20 +31,20 @@ cdef enum:
 
 
 cdef class Gradient:
-    """The weights of one Cell as backward reads them: W and R in ONNX's order as they are, packed."""
+    """The weights of one Cell as backward reads them, from torch's: packed without being transposed."""
     cdef Matrix input, recurrent, candidate, project
 
-    def __init__(self, Cell q, W, R, projection=None):
+    def __init__(self, Cell q, weight_ih, weight_hh, weight_hr=None):
         H = q.hidden_size
-        if q.kind == "GRU":
-            W = np.concatenate([W[2 * H:], W[:2 * H]])      # n z r, as dg has them
-        self.input = Matrix(W, matmul="packed")
-        if q.d.q.kind == CELL_GRU_RESET_FIRST:
-            self.candidate = Matrix(R[2 * H:], matmul="packed")
-            R = R[:2 * H]
-        self.recurrent = Matrix(R, matmul="packed")
-        if projection is not None:
-            self.project = Matrix(projection, matmul="packed")
+        self.input = Matrix(weight_ih, matmul="packed")
+        if q.d.q.kind == CELL_GRU:
+            weight_hh = np.concatenate([weight_hh[2 * H:], weight_hh[:2 * H]])
+        elif q.d.q.kind == CELL_GRU_RESET_FIRST:
+            self.candidate = Matrix(weight_hh[2 * H:], matmul="packed")
+            weight_hh = weight_hh[:2 * H]
+        self.recurrent = Matrix(weight_hh, matmul="packed")
+        if weight_hr is not None:
+            self.project = Matrix(weight_hr, matmul="packed")
 
 
 cdef struct Job:
@@ -54,10 +54,10 @@ cdef struct Job:
     const matrix *candidate
     const matrix *project
     int what                    # BACK_* of the gates
-    Py_ssize_t T, B, K, H, O, padded    # K: inputs
-    Py_ssize_t columns          # of dg
-    Py_ssize_t columns_x        # those of W's rows, which come first
-    Py_ssize_t into, columns_r  # the first of those of R's rows, and how many
+    Py_ssize_t T, B, K, H, O    # K: inputs
+    Py_ssize_t padded, widest   # the larger of H and O, or of all, in whole blocks
+    Py_ssize_t columns, G       # of dg, and of W and R: G H rows
+    Py_ssize_t into             # where those of W begin in dg; those of R are the first, but for the candidate's
     const float *x
     const float *y
     const float *dy
@@ -70,8 +70,8 @@ cdef struct Job:
     const float *dc
     float *dh0
     float *dc0
-    float *dw                   # [columns_x, I]
-    float *dr                   # [columns_r, O], then [H, H] of the candidate
+    float *dw                   # [G H, K]
+    float *dr                   # [G H, O]
     float *db                   # [columns]
     float *dv                   # [O, H]
     const float *saved
@@ -115,6 +115,11 @@ cdef inline Py_ssize_t count(const Job *j, Py_ssize_t s) noexcept nogil:
     return 0 if s >= j.T else j.B if j.order == NULL else j.counts[s]
 
 
+cdef inline Py_ssize_t place_of(const Job *j, Py_ssize_t s) noexcept nogil:
+    """The first row of step s in a chunk, if the batch is not ragged: in the order of time, as in x and dx."""
+    return (j.last - 1 - s if j.reverse else s - j.first) * j.B
+
+
 cdef inline void wait(Job *j, int part, int parts) noexcept nogil:
     if parts > 1 and not j.by_rows:
         team_wait(j.crew, part, parts)
@@ -126,6 +131,8 @@ cdef void fill_tables(Job *j) noexcept nogil:
     cdef Py_ssize_t s, i, row, t, previous, n, at = 0, step = -1 if j.reverse else 1, rows = j.before
     for s in range(j.first, j.last):
         n = count(j, s)
+        if j.order == NULL:
+            at = place_of(j, s)
         for i in range(n):
             row = i if j.order == NULL else j.order[i]
             t = s
@@ -146,15 +153,16 @@ cdef void fill_tables(Job *j) noexcept nogil:
         rows += n
 
 
-cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, const float *after, int part,
-                    int parts) noexcept nogil:
-    """Rows low <= i < high of the step whose rows begin at `at`; after: their dg of the next step, or NULL."""
+cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t saved, Py_ssize_t low, Py_ssize_t high, const float *after,
+                    int part, int parts) noexcept nogil:
+    """Rows low <= i < high of a step whose rows begin at `at` in the chunk and at `saved` in what was saved; after:
+    dg of the next step, or NULL."""
     cdef step_back s
     cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
     memset(&s, 0, sizeof(s))
     s.what, s.m, s.rows = j.what, j.recurrent, max(high - low, 0)
     if after != NULL:
-        s.a, s.lda = after + low * j.ldg + j.into, j.ldg
+        s.a, s.lda = after + low * j.ldg, j.ldg
     if j.dy != NULL:
         s.dy = j.at_dy + at + low
     s.ldh = j.padded
@@ -163,7 +171,7 @@ cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, cons
     s.dh, s.dc = j.dh_in + low * j.padded, j.dcs + low * j.padded
     s.h = (j.at_h if gru else j.at_y) + at + low
     s.c = j.at_c + at + low
-    s.saved, s.lds = j.saved + (j.before + at + low) * j.width, j.width
+    s.saved, s.lds = j.saved + (saved + low) * j.width, j.width
     s.dg, s.ldg = j.dg + (at + low) * j.ldg, j.ldg
     if j.project != NULL:
         s.what, s.out, s.ldo = BACK_STATE, j.dhs + (at + low) * j.O, j.O
@@ -174,7 +182,7 @@ cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t low, Py_ssize_t high, cons
     active.cell_back(&s, shared(s.m, j, part, parts))
     if j.candidate != NULL:
         wait(j, part, parts)
-        s.what, s.m, s.a, s.lda, s.dy, s.dh_in = BACK_GRU_CANDIDATE, j.candidate, s.dg, j.ldg, NULL, NULL
+        s.what, s.m, s.a, s.lda, s.dy, s.dh_in = BACK_GRU_CANDIDATE, j.candidate, s.dg + 2 * j.H, j.ldg, NULL, NULL
         s.out, s.ldo = j.u + (at + low) * j.H, j.H
         active.cell_back(&s, shared(s.m, j, part, parts))
 
@@ -186,33 +194,34 @@ cdef inline panels shared(const matrix *m, const Job *j, int part, int parts) no
 cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
     """The steps of a chunk, from the last to the first, each in `parts`."""
     cdef Job *j = <Job *>argument
-    cdef Py_ssize_t s, low, high, n, known, at = j.rows
+    cdef Py_ssize_t s, low, high, n, known, at, rows = j.rows
     cdef const float *after = j.after
     for s in range(j.last - 1, j.first - 1, -1):
         n = count(j, s)
-        at -= n
+        rows -= n
+        at = rows if j.order != NULL else place_of(j, s)
         low, high = 0, n
         if j.by_rows:
             low, high = j.B * part // parts, j.B * (part + 1) // parts
         known = min(count(j, s + 1), high)          # ragged: longer rows come first
-        back_rows(j, at, low, known, after, part, parts)
+        back_rows(j, at, j.before + rows, low, known, after, part, parts)
         if known < high:
-            back_rows(j, at, max(known, low), high, NULL, part, parts)
+            back_rows(j, at, j.before + rows, max(known, low), high, NULL, part, parts)
         after = j.dg + at * j.ldg
         wait(j, part, parts)
 
 
 # ---------------------------------------------------------------------------------------------- products of a chunk
-cdef matrix packed_rows(float *w, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+cdef matrix packed_rows(float *w, const float *zeros, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
     cdef matrix m
-    m.w, m.bias, m.k, m.units, m.gates, m.blocks, m.panel = w, NULL, rows, n, 1, blocks_of(n), 4
+    m.w, m.bias, m.k, m.units, m.gates, m.blocks, m.panel = w, zeros, rows, n, 1, blocks_of(n), 4
     return m
 
 
 cdef void pack_rows(const float **at, const float *a, Py_ssize_t rows, Py_ssize_t n, float *out, int part,
                     int parts) noexcept nogil:
     """rows [n], those of a table or [rows, n] at a, as packed weights [rows, n]; some of the panels."""
-    cdef matrix m = packed_rows(out, rows, n)
+    cdef matrix m = packed_rows(out, NULL, rows, n)
     cdef panels share = share_of(&m, part, parts)
     cdef Py_ssize_t p, i, width, used
     cdef const float *row
@@ -248,30 +257,35 @@ cdef void prepare_part(void *argument, int part, int parts) noexcept nogil:
         transpose_columns(j.dhs, j.O, j.rows, j.O, j.dht, j.ldt, j.sums, part, parts)
 
 
-cdef void accumulate(float *w, Py_ssize_t k, Py_ssize_t n, const float *a, Py_ssize_t lda, float *c, Py_ssize_t rows,
-                     int part, int parts) noexcept nogil:
-    """c[rows, n] += a[rows, k] . w, w packed; a part of the rows."""
-    cdef matrix m = packed_rows(w, k, n)
+cdef void weights_part(const Job *j, float *w, Py_ssize_t n, const float *a, float *c, Py_ssize_t rows, int part,
+                       int parts) noexcept nogil:
+    """c[rows, n] += a[rows, those of the chunk] . w, or = with the first chunk; a part of the rows."""
+    cdef matrix m = packed_rows(w, j.zeros, j.rows, n)
     cdef Py_ssize_t first = rows * part // parts
-    active.accumulate(&m, share_of(&m, 0, 1), a + first * lda, lda, c + first * n, n,
-                      rows * (part + 1) // parts - first, n)
+    (active.matmul if j.last == j.T else active.accumulate)(
+        &m, share_of(&m, 0, 1), a + first * j.ldt, j.ldt, c + first * n, n, rows * (part + 1) // parts - first, n)
 
 
 cdef void products_part(void *argument, int part, int parts) noexcept nogil:
     cdef Job *j = <Job *>argument
     cdef Py_ssize_t first = j.rows * part // parts, last = j.rows * (part + 1) // parts, i, k
+    cdef Py_ssize_t of_r = j.G if j.into == 0 and j.candidate == NULL else 2, rest = (j.G - of_r) * j.H
+    cdef const float *dg = j.dg + first * j.ldg + j.into
     cdef float *to
     cdef const float *row
-    accumulate(j.packed_x, j.rows, j.K, j.dgt, j.ldt, j.dw, j.columns_x, part, parts)
-    accumulate(j.packed_h, j.rows, j.O, j.dgt + j.into * j.ldt, j.ldt, j.dr, j.columns_r, part, parts)
+    weights_part(j, j.packed_x, j.K, j.dgt + j.into * j.ldt, j.dw, j.G * j.H, part, parts)
+    weights_part(j, j.packed_h, j.O, j.dgt + j.into * j.ldt, j.dr, of_r * j.H, part, parts)
     if j.candidate != NULL:
-        accumulate(j.packed_u, j.rows, j.H, j.dgt, j.ldt, j.dr + j.columns_r * j.O, j.H, part, parts)
+        weights_part(j, j.packed_u, j.H, j.dgt + 2 * j.H * j.ldt, j.dr + 2 * j.H * j.O, j.H, part, parts)
+    elif rest:
+        weights_part(j, j.packed_h, j.O, j.dgt, j.dr + 2 * j.H * j.O, j.H, part, parts)
     if j.project != NULL:
-        accumulate(j.packed_u, j.rows, j.H, j.dht, j.ldt, j.dv, j.O, part, parts)
-    if j.dx == NULL:
+        weights_part(j, j.packed_u, j.H, j.dht, j.dv, j.O, part, parts)
+    if j.order == NULL:
+        (active.accumulate if j.add else active.matmul)(
+            j.input, share_of(j.input, 0, 1), dg, j.ldg, j.dx + j.at_dx[0] + first * j.K, j.K, last - first, j.K)
         return
-    active.matmul(j.input, share_of(j.input, 0, 1), j.dg + first * j.ldg, j.ldg, j.dx_rows + first * j.K, j.K,
-                  last - first, j.K)
+    active.matmul(j.input, share_of(j.input, 0, 1), dg, j.ldg, j.dx_rows + first * j.K, j.K, last - first, j.K)
     for i in range(first, last):
         to, row = j.dx + j.at_dx[i], j.dx_rows + i * j.K
         if j.add:
@@ -287,7 +301,8 @@ cdef void run_job(Job *j) noexcept nogil:
     cdef Py_ssize_t i, row, t, total = 0, s
     cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
     cdef step_back last
-    memset(j.zeros, 0, j.padded * sizeof(float))
+    memset(j.zeros, 0, j.widest * sizeof(float))
+    memset(j.db, 0, j.columns * sizeof(float))
     memset(j.dh_in, 0, j.B * j.padded * sizeof(float))
     memset(j.dcs, 0, j.B * j.padded * sizeof(float))
     for i in range(j.B):
@@ -295,7 +310,7 @@ cdef void run_job(Job *j) noexcept nogil:
         memcpy(j.dh_in + i * j.padded, j.dh + row * j.O, j.O * sizeof(float))
         if j.dc != NULL:
             memcpy(j.dcs + i * j.padded, j.dc + row * j.H, j.H * sizeof(float))
-        if j.dx != NULL and not j.add and j.order != NULL:
+        if not j.add and j.order != NULL:
             for t in range(j.lens[row], j.T):
                 memset(j.dx + (t * j.B + row) * j.K, 0, j.K * sizeof(float))
     for s in range(j.T):
@@ -317,11 +332,12 @@ cdef void run_job(Job *j) noexcept nogil:
             team_split(j.crew, steps_part, j)
             team_each(j.crew, ITEMS * j.threads, prepare_part, j)
             team_each(j.crew, ITEMS * j.threads, products_part, j)
-        memcpy(j.after, j.dg, count(j, j.first) * j.ldg * sizeof(float))
+        memcpy(j.after, j.dg + (0 if j.order != NULL else place_of(j, j.first) * j.ldg),
+               count(j, j.first) * j.ldg * sizeof(float))
         j.last = j.first
     memset(&last, 0, sizeof(last))
     last.what, last.m, last.rows = BACK_STATE, j.recurrent, count(j, 0)
-    last.a, last.lda = j.after + j.into, j.ldg
+    last.a, last.lda = j.after, j.ldg
     last.dh_in, last.ldh = j.dh_in if gru else NULL, j.padded
     last.out, last.ldo = j.dhs, j.O
     active.cell_back(&last, share_of(last.m, 0, 1))
@@ -338,17 +354,17 @@ cdef void run_job(Job *j) noexcept nogil:
 
 cdef Py_ssize_t lay_out(Job *j, float *base) noexcept nogil:
     """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
-    cdef Py_ssize_t at = 0, pad = BLOCK
+    cdef Py_ssize_t at = 0
     at = place(&j.dg, base, at, j.room * j.ldg)
     at = place(&j.after, base, at, j.B * j.ldg)
     at = place(&j.dgt, base, at, j.columns * j.ldt)
     at = place(&j.packed_x, base, at, j.room * blocks_of(j.K) * BLOCK)
     at = place(&j.packed_h, base, at, j.room * blocks_of(j.O) * BLOCK)
     at = place(&j.dhs, base, at, j.room * j.O)
-    at = place(&j.dx_rows, base, at, j.room * j.K)
+    at = place(&j.dx_rows, base, at, j.room * j.K if j.order != NULL else 0)
     at = place(&j.dh_in, base, at, j.B * j.padded)
     at = place(&j.dcs, base, at, j.B * j.padded)
-    at = place(&j.zeros, base, at, j.padded)
+    at = place(&j.zeros, base, at, j.widest)
     if j.project != NULL or j.candidate != NULL:
         at = place(&j.packed_u, base, at, j.room * blocks_of(j.H) * BLOCK)
         at = place(&j.u, base, at, j.room * j.H)
@@ -388,11 +404,11 @@ cdef class Tape:
 
     def backward(self, dy, dh, dc=None, int threads=1):
         """-> dx [T, B, I], dh0 [D, B, O], dc0 [D, B, H] (None but for LSTM), and for each direction a dict of the
-        gradients of W, R, B and projection in ONNX's order of gates.
+        gradients of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr (None without one), in torch's order of gates.
 
         dy: for each direction [T, B, O] float32, last axis contiguous, or None; dh [D, B, O], dc [D, B, H]: contiguous.
         """
-        cdef Py_ssize_t D = len(self.cells), i, size, T, B, I, H, O, columns, columns_x, rows
+        cdef Py_ssize_t D = len(self.cells), i, size, T, B, I, H, O, columns, G, rows
         cdef Cell q = self.cells[0]
         cdef Jobs jobs
         cdef Job *j
@@ -405,14 +421,16 @@ cdef class Tape:
         dx = np.empty((T, B, I), np.float32)
         dh0 = np.zeros((D, B, O), np.float32)
         dc0 = np.zeros((D, B, H), np.float32) if lstm else None
-        columns = 4 * H if q.d.q.kind == CELL_GRU else _engine.GATES[q.kind] * H
-        columns_x = _engine.GATES[q.kind] * H
-        dw = np.zeros((D, columns_x, I), np.float32)
-        dr = np.zeros((D, columns_x, O), np.float32)
-        db = np.zeros((D, columns), np.float32)
-        dv = None if q.d.project == NULL else np.zeros((D, O, H), np.float32)
+        G = _engine.GATES[q.kind]
+        columns = 4 * H if q.d.q.kind == CELL_GRU else G * H
+        dw = np.empty((D, G * H, I), np.float32)
+        dr = np.empty((D, G * H, O), np.float32)
+        db = np.empty((D, columns), np.float32)
+        dv = None if q.d.project == NULL else np.empty((D, O, H), np.float32)
         cdef Py_ssize_t[::1] lens = self.lens, order = self.order, counts = self.counts
         if T * B == 0:
+            for a in (dw, dr, db) if dv is None else (dw, dr, db, dv):
+                a[:] = 0
             return dx, dh0, dc0, self.named(dw, dr, db, dv)
         rows = T * B if self.lens is None else int(np.sum(self.lens))
         threads = 1 if 3 * D * product_cost(q.d.r, rows) < SHARED_COST and not forced else useful_threads(threads)
@@ -426,11 +444,11 @@ cdef class Tape:
             j.input, j.recurrent = &g.input.w.m, &g.recurrent.w.m
             j.candidate = NULL if g.candidate is None else &g.candidate.w.m
             j.project = NULL if g.project is None else &g.project.w.m
-            j.T, j.B, j.K, j.H, j.O, j.padded = T, B, I, H, O, blocks_of(max(H, O)) * BLOCK
+            j.T, j.B, j.K, j.H, j.O, j.G = T, B, I, H, O, G
+            j.padded, j.widest = blocks_of(max(H, O)) * BLOCK, blocks_of(max(H, O, I)) * BLOCK
             j.what = (BACK_LSTM if lstm else BACK_GRU if q.d.q.kind == CELL_GRU else BACK_GRU_RESET_FIRST if gru else
                       BACK_TANH if q.d.q.act[0].kind == ACT_TANH else BACK_RELU)
-            j.columns, j.columns_x, j.into = columns, columns_x, H if gru else 0
-            j.columns_r = 2 * H if j.candidate != NULL else columns_x
+            j.columns, j.into = columns, columns - G * H
             x, y = keep[0], self.y[:, :, i]
             j.x, j.x_t, j.x_b = data(x), cnp.PyArray_STRIDE(x, 0) // 4, cnp.PyArray_STRIDE(x, 1) // 4
             j.y, j.y_t, j.y_b = data(y), cnp.PyArray_STRIDE(y, 0) // 4, cnp.PyArray_STRIDE(y, 1) // 4
@@ -446,7 +464,7 @@ cdef class Tape:
             j.dh, j.dh0 = data(dh) + i * B * O, data(dh0) + i * B * O
             if lstm:
                 j.dc, j.dc0 = data(dc) + i * B * H, data(dc0) + i * B * H
-            j.dw, j.dr, j.db = data(dw) + i * columns_x * I, data(dr) + i * columns_x * O, data(db) + i * columns
+            j.dw, j.dr, j.db = data(dw) + i * G * H * I, data(dr) + i * G * H * O, data(db) + i * columns
             if dv is not None:
                 j.dv = data(dv) + i * O * H
             j.saved, j.width = data(self.saved[i]), q.saved_size
@@ -482,13 +500,10 @@ cdef class Tape:
         H = q.hidden_size
         results = []
         for i in range(len(self.cells)):
-            w, b_x, b_h = dw[i], db[i], db[i]
-            if q.kind == "GRU":     # from n z r, and from z r n where the candidate's recurrent bias is apart
-                w = np.concatenate([w[H:], w[:H]])
-                b_x = np.concatenate([b_x[H:3 * H], b_x[:H]])
-                b_h = b_h[H:] if q.d.q.kind == CELL_GRU else b_x
-            results.append({"W": w, "R": dr[i], "B": np.concatenate([b_x, b_h]),
-                            "projection": None if dv is None else dv[i]})
+            b_ih = db[i, -_engine.GATES[q.kind] * H:]
+            b_hh = np.concatenate([b_ih[:2 * H], db[i, :H]]) if q.d.q.kind == CELL_GRU else b_ih.copy()
+            results.append({"weight_ih": dw[i], "weight_hh": dr[i], "bias_ih": b_ih, "bias_hh": b_hh,
+                            "weight_hr": None if dv is None else dv[i]})
         return results
 
 

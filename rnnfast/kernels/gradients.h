@@ -37,9 +37,9 @@ INLINE void lstm_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t 
     const vf candidate = load_lanes(g + 3 * H, lanes), squashed = v_tanh(load_lanes(g + 4 * H, lanes));
     const vf eo = v_mul(e, out), d = v_fma(eo, tanh_slope(squashed), v_load(dc));
     store_lanes(dg, v_mul(v_mul(d, candidate), sigmoid_slope(in)), lanes);
-    store_lanes(dg + H, v_mul(v_mul(e, squashed), sigmoid_slope(out)), lanes);
-    store_lanes(dg + 2 * H, v_mul(v_mul(d, load_lanes(s->c[row] + unit, lanes)), sigmoid_slope(forget)), lanes);
-    store_lanes(dg + 3 * H, v_mul(v_mul(d, in), tanh_slope(candidate)), lanes);
+    store_lanes(dg + 3 * H, v_mul(v_mul(e, squashed), sigmoid_slope(out)), lanes);
+    store_lanes(dg + H, v_mul(v_mul(d, load_lanes(s->c[row] + unit, lanes)), sigmoid_slope(forget)), lanes);
+    store_lanes(dg + 2 * H, v_mul(v_mul(d, in), tanh_slope(candidate)), lanes);
     v_store(dc, v_mul(d, forget));
     if (s->out)
         store_lanes(s->out + row * s->ldo + unit, v_mul(out, squashed), lanes);
@@ -49,16 +49,16 @@ INLINE void gru_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t u
                      const int reset_first)
 {
     const float *g = s->saved + row * s->lds + unit;
-    float *dg = s->dg + row * s->ldg + unit;
+    float *dg = s->dg + row * s->ldg + unit + (reset_first ? 0 : H);
     const vf z = load_lanes(g, lanes), n = load_lanes(g + 2 * H, lanes), h = load_lanes(s->h[row] + unit, lanes);
     const vf ez = v_mul(e, z), dn = v_mul(v_sub(e, ez), tanh_slope(n));
-    store_lanes(dg, dn, lanes);
     store_lanes(dg + H, v_mul(v_mul(e, v_sub(h, n)), sigmoid_slope(z)), lanes);
+    store_lanes(dg + 2 * H, dn, lanes);
     v_store(s->dh + row * s->ldh + unit, ez);
     if (!reset_first) {
         const vf r = load_lanes(g + H, lanes);
-        store_lanes(dg + 2 * H, v_mul(v_mul(dn, load_lanes(g + 3 * H, lanes)), sigmoid_slope(r)), lanes);
-        store_lanes(dg + 3 * H, v_mul(dn, r), lanes);
+        store_lanes(dg - H, v_mul(dn, r), lanes);
+        store_lanes(dg, v_mul(v_mul(dn, load_lanes(g + 3 * H, lanes)), sigmoid_slope(r)), lanes);
     }
 }
 
@@ -67,7 +67,7 @@ INLINE void gru_candidate_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, p
     float *dh = s->dh + row * s->ldh + unit;
     const vf r = load_lanes(s->saved + row * s->lds + H + unit, lanes), h = load_lanes(s->h[row] + unit, lanes);
     const vf rh = v_mul(r, h);
-    store_lanes(s->dg + row * s->ldg + 2 * H + unit, v_mul(v_mul(p, h), sigmoid_slope(r)), lanes);
+    store_lanes(s->dg + row * s->ldg + unit, v_mul(v_mul(p, h), sigmoid_slope(r)), lanes);
     v_store(dh, v_fma(p, r, v_load(dh)));
     store_lanes(s->out + row * s->ldo + unit, rh, lanes);
 }

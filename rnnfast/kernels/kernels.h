@@ -84,15 +84,15 @@ enum { SAVED_LSTM = 5, SAVED_GRU = 4, SAVED_GRU_RESET_FIRST = 3 };
 enum {
     BACK_STATE,                 /* dh_out = pre */
     BACK_TANH, BACK_RELU,       /* RNN: dg = pre f'(h'), from h' */
-    BACK_LSTM,                  /* dg: i o f g; dc is updated */
-    BACK_GRU,                   /* dg: n z r and that of hR + rb of the candidate; dh is updated */
-    BACK_GRU_RESET_FIRST,       /* dg: n z; dh is updated */
-    BACK_GRU_CANDIDATE          /* dg: r from pre = dn . Rn; dh is updated */
+    BACK_LSTM,                  /* dg: i f g o; dc is updated */
+    BACK_GRU,                   /* dg: of hR + rb of the candidate, then r z n; dh is updated */
+    BACK_GRU_RESET_FIRST,       /* dg: z n behind the room of r; dh is updated */
+    BACK_GRU_CANDIDATE          /* dg: r, from pre = dn . Rn; dh is updated */
 };
 
 typedef struct {
     int what;                   /* BACK_* */
-    const matrix *m;            /* [k, units]: recurrent weights, transposed (of W, R as ONNX has them: as they are) */
+    const matrix *m;            /* [k, units]: recurrent weights, transposed: torch's as they are */
     const float *a;             /* [rows, k], or NULL: no product */
     ptrdiff_t lda;
     const float *const *dy;     /* rows [units] of the output's gradient, or NULL */
@@ -104,7 +104,8 @@ typedef struct {
     const float *const *c;      /* LSTM: rows [units] of the c before this step */
     const float *saved;         /* [rows, lds] */
     ptrdiff_t lds;
-    float *dg;                  /* [rows, ldg] gradients of the gates' pre-activations, each [units] */
+    float *dg;                  /* [rows, ldg] gradients of the gates' pre-activations, each [units],
+                                   in torch's order of gates */
     ptrdiff_t ldg;
     float *out;                 /* BACK_STATE: [rows, ldo]; BACK_LSTM: o tanh(c), BACK_GRU_CANDIDATE: r h, or NULL */
     ptrdiff_t ldo;

@@ -45,19 +45,6 @@ def to_onnx(kind, parameters, end):
     }
 
 
-def gradients(kind, arrays, end, bias):
-    """Torch-named gradients from those of one direction: W, R, B and projection, as `to_onnx` has them."""
-    order = GATES[kind]
-    named = {f"weight_{name}_{end}": reorder(arrays[key], order["onnx"], order["torch"])
-             for name, key in (("ih", "W"), ("hh", "R"))}
-    if bias:
-        for name, half in zip(("ih", "hh"), np.split(arrays["B"], 2), strict=True):
-            named[f"bias_{name}_{end}"] = reorder(half, order["onnx"], order["torch"])
-    if arrays["projection"] is not None:
-        named[f"weight_hr_{end}"] = arrays["projection"]
-    return named
-
-
 def from_onnx(kind, W, R, B=None, P=None):
     """-> (input_size, hidden_size, number of directions, torch-named parameters) of ONNX's W, R, B and P."""
     gates = len(GATES[kind]["onnx"])

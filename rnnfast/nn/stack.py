@@ -180,7 +180,7 @@ class Recurrent(Module):
             dinitial.append(dstates)
             for direction, of_cell in enumerate(gradients):
                 end = convert.suffix(layer, direction)
-                dweights |= convert.gradients(self.kind, of_cell, end, self.bias)
+                dweights |= {f"{name}_{end}": gradient for name, gradient in of_cell.items()}
         dinitial = tuple(np.concatenate(parts) for parts in list(zip(*dinitial[::-1]))[:self._count])
         dx = dy.swapaxes(0, 1) if self.batch_first and saved.batched else dy
         if not saved.batched:
@@ -305,8 +305,9 @@ class Recurrent(Module):
                 raise UnsupportedError(f"{self!r} has no gradients: they need the default activations, and no clip, "
                                        "peepholes or input_forget")
             if cell.gradient is None:
-                arrays = convert.to_onnx(self.kind, parameters, convert.suffix(layer, direction))
-                cell.gradient = _backward.Gradient(cell, arrays["W"], arrays["R"], arrays["projection"])
+                end = convert.suffix(layer, direction)
+                cell.gradient = _backward.Gradient(cell, *(parameters.get(f"weight_{name}_{end}")
+                                                           for name in ("ih", "hh", "hr")))
 
     def _batch(self, x):
         """x as [T, B, I], and whether it had a batch axis."""
