@@ -281,9 +281,9 @@ cdef void products_part(void *argument, int part, int parts) noexcept nogil:
         weights_part(j, j.packed_h, j.O, j.dgt, j.dr + 2 * j.H * j.O, j.H, part, parts)
     if j.project != NULL:
         weights_part(j, j.packed_u, j.H, j.dht, j.dv, j.O, part, parts)
-    if j.order == NULL:
-        (active.accumulate if j.add else active.matmul)(
-            j.input, share_of(j.input, 0, 1), dg, j.ldg, j.dx + j.at_dx[0] + first * j.K, j.K, last - first, j.K)
+    if j.order == NULL and not j.add:
+        active.matmul(j.input, share_of(j.input, 0, 1), dg, j.ldg, j.dx + j.at_dx[0] + first * j.K, j.K, last - first,
+                      j.K)
         return
     active.matmul(j.input, share_of(j.input, 0, 1), dg, j.ldg, j.dx_rows + first * j.K, j.K, last - first, j.K)
     for i in range(first, last):
@@ -361,7 +361,7 @@ cdef Py_ssize_t lay_out(Job *j, float *base) noexcept nogil:
     at = place(&j.packed_x, base, at, j.room * blocks_of(j.K) * BLOCK)
     at = place(&j.packed_h, base, at, j.room * blocks_of(j.O) * BLOCK)
     at = place(&j.dhs, base, at, j.room * j.O)
-    at = place(&j.dx_rows, base, at, j.room * j.K if j.order != NULL else 0)
+    at = place(&j.dx_rows, base, at, j.room * j.K if j.order != NULL or j.add else 0)
     at = place(&j.dh_in, base, at, j.B * j.padded)
     at = place(&j.dcs, base, at, j.B * j.padded)
     at = place(&j.zeros, base, at, j.widest)
@@ -475,7 +475,7 @@ cdef class Tape:
             j.ldg, j.ldt = (blocks_of(columns) + 1) * BLOCK, (blocks_of(j.room) + 1) * BLOCK
             j.threads = threads
             j.by_rows = lens is None and B >= SHARED_ROWS * threads and q.d.r.m.k * columns <= SHARED_FLOATS
-        size = lay_out(&jobs.each[0], NULL)
+        size = lay_out(&jobs.each[D - 1], NULL)
         cdef Buffer memory = borrow(D * size)
         for i in range(D):
             lay_out(&jobs.each[i], memory.p + i * size)
