@@ -419,6 +419,8 @@ LAYERS = {
     "Linear": lambda: nn.Linear(5, 7),
     "Embedding": lambda: nn.Embedding(11, 3, padding_idx=2),
     "activation": lambda: nn.LeakyReLU(0.3),
+    "Dropout": lambda: nn.Dropout(0.3),
+    "LayerNorm": lambda: nn.LayerNorm(5),
     "Sequential": lambda: nn.Sequential(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), nn.GRU(4, 3)),
 }
 

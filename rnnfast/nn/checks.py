@@ -1,6 +1,7 @@
 """What callers hand to layers, checked once: the errors name the argument, what came and what was expected."""
 import contextlib
 import math
+import numbers
 from importlib.util import find_spec
 
 import numpy as np
@@ -113,3 +114,16 @@ def check_lengths(lengths, steps, rows):
         row = wrong[0]
         raise InputError(f"lengths: {array[row]} at row {row}, expected 0 to {steps}, the number of steps")
     return array.astype(np.int64)
+
+
+def check_number(value, name, least, most):
+    """`value` as a float from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputTypeError(f"{name}: {value!r} is no number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.nan
+    if not least <= number <= most:
+        raise InputError(f"{name}: {value!r}, expected {least} to {most}")
+    return number

@@ -42,6 +42,19 @@ class Linear(Module):
             raise InputError(f"x: shape is {list(x.shape)}, expected [..., {self.in_features}] (in_features)")
         return self._packed.multiply(x, threads=self._threads)
 
+    def _forward(self, x, rng):
+        parameters, _ = self._initialized()
+        x = as_input(x, "x")
+        return self(x), x, parameters["weight"]
+
+    def _backward(self, dy, x, weight):
+        """dx = dy W, dW = dy^T x, db = sum of dy over all rows"""
+        rows = dy.reshape(-1, self.out_features)
+        dweights = {"weight": rows.T @ x.reshape(-1, self.in_features)}
+        if self.bias:
+            dweights["bias"] = rows.sum(0)
+        return (rows @ weight).reshape(x.shape), dweights
+
     def rows(self, shape=None):
         weights = self.in_features * self.out_features
         parameters = weights + self.bias * self.out_features
@@ -52,7 +65,7 @@ class Linear(Module):
 class Embedding(Module):
     """y = weight[x], with torch's arguments and state dict: weight [num_embeddings, embedding_dim].
 
-    padding_idx: its row starts as zeros. rng: a seed or a numpy Generator for the initial weights.
+    padding_idx: its row starts as zeros and has no gradient. rng: a seed or a numpy Generator for the initial weights.
     """
 
     def __init__(self, num_embeddings, embedding_dim, padding_idx=None, *, rng=None):
@@ -88,6 +101,20 @@ class Embedding(Module):
             where = wrong[0].tolist()
             raise InputError(f"x: {x[tuple(where)]} at {where}, expected 0 to {self.num_embeddings - 1}")
         return self._packed[x]
+
+    def _forward(self, x, rng):
+        x = as_array(x, "x")
+        return self(x), x
+
+    def _backward(self, dy, x):
+        """dW[k] = sum of dy where x is k; zeros for padding_idx, as in torch"""
+        size, x = self.embedding_dim, x.reshape(-1, 1).astype(np.int64)
+        places = (x * size + np.arange(size)).ravel()
+        dweight = np.bincount(places, dy.ravel(), self.num_embeddings * size).astype(np.float32)
+        dweight = dweight.reshape(self.num_embeddings, size)
+        if self.padding_idx is not None:
+            dweight[self.padding_idx] = 0
+        return None, {"weight": dweight}
 
     def rows(self, shape=None):
         parameters = self.num_embeddings * self.embedding_dim

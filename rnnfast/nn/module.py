@@ -1,12 +1,14 @@
-"""What all layers share: named parameters, state dicts and the summary."""
+"""What all layers share: named parameters, state dicts, forward and backward, and the summary."""
 import inspect
 import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..errors import InputTypeError, ModelError, UnsupportedError
+import numpy as np
+
+from ..errors import InputError, InputTypeError, ModelError, UnsupportedError
 from ..threads import check as check_threads
-from .checks import as_generator, as_weight, within_memory
+from .checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
 from .stream import LayerStream
 
 _INITIALIZING = threading.Lock()
@@ -19,6 +21,15 @@ class Row(NamedTuple):
     parameters: int
     flops: int
     bytes: int
+
+
+class Saved(NamedTuple):
+    """What a layer without a state, or a Sequential, keeps for `backward`: a value, which holds x and y themselves."""
+    values: tuple
+    shape: tuple
+    """Shape of y."""
+    nbytes: int = 0
+    """Bytes that it holds beyond the arguments and results of the call."""
 
 
 class Module:
@@ -61,6 +72,53 @@ class Module:
                 raise ModelError(f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, "
                                  f"expected {list(shape)}")
         self._replace(self._prepare(parameters))
+
+    def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
+        """-> y, state, saved: what a call gives, the state after it, and what `backward` needs.
+
+        state: None for a layer without one, else what the layer's class says; None is zeros. lengths: [B], for
+        recurrent layers. training: drop out and save; without it y has the bits of a call and saved is None.
+        rng: a seed or a numpy Generator, for dropout; the same seed gives the same bits.
+
+        saved has its size in `nbytes`. It refers to x and y: they must not be written to before `backward`.
+        """
+        if state is not None:
+            raise InputError(f"state: {type(self).__name__} has none, expected None")
+        if not check_flag(training, "training"):
+            return self(x), None, None
+        y, *values = self._forward(x, rng)
+        there = {id(a) for a in (x, y, *self._initialized()[0].values())}
+        return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in there))
+
+    def backward(self, dy, dstate, saved):
+        """-> dx, dstate, dweights: the gradients of x (None for integers), of the state that `forward` was given and
+        of the parameters, by the names of the state dict.
+
+        dy, dstate: the gradients of what `forward` returned, in its form; None is zeros. saved: what it returned with
+        training=True. Nothing is changed, so that it may be called more than once.
+        """
+        if dstate is not None:
+            raise InputError(f"dstate: {type(self).__name__} has no state, expected None")
+        dx, dweights = self._backward(self._checked(dy, saved), *saved.values)
+        return dx, None, dweights
+
+    def _checked(self, dy, saved):
+        """dy as an array."""
+        if not isinstance(saved, Saved):
+            raise InputTypeError(f"saved: a {type(saved).__name__} came, expected what forward(training=True) returned")
+        if dy is None:
+            return np.zeros(saved.shape, np.float32)
+        dy = as_input(dy, "dy")
+        check_shape(dy, saved.shape, "dy", "that of y")
+        return dy
+
+    def _forward(self, x, rng):
+        """-> y and the arrays that `_backward` gets, of a layer without a state."""
+        raise UnsupportedError(f"{type(self).__name__} has no gradient")
+
+    def _backward(self, dy, *values):
+        """-> dx, dweights"""
+        raise UnsupportedError(f"{type(self).__name__} has no gradient")
 
     def _output(self, x, lengths):
         """What the next layer of a Sequential gets."""
@@ -153,7 +211,8 @@ class Module:
 
 
 class Sequential(Module):
-    """Layers one after another. Of a recurrent layer the outputs go on, its last state does not.
+    """Layers one after another. Of a recurrent layer the outputs go on, its last state does not. Its state is the tuple
+    of those of its recurrent layers, in their order.
 
     The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them. Loading
     changes all layers or, after an error, none; it changes them one after another, so a call in another thread at that
@@ -165,6 +224,12 @@ class Sequential(Module):
             if not isinstance(layer, Module):
                 raise InputTypeError(f"Sequential: layer {position} is a {type(layer).__name__}, expected an nn.Module")
         self.layers = layers
+        last = None
+        for layer in self._flat():
+            if last is not None and _recurrent(layer):
+                raise InputError(f"Sequential: {layer!r} follows {last!r}, which returns no sequences")
+            if not getattr(layer, "return_sequences", True):
+                last = layer
 
     def __call__(self, x, *, lengths=None):
         """x as the first layer takes it; lengths [B] go to every recurrent layer."""
@@ -174,6 +239,51 @@ class Sequential(Module):
 
     def _output(self, x, lengths):
         return self(x, lengths=lengths)
+
+    def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
+        if check_flag(training, "training"):
+            rng = as_generator(rng)
+        y, states, kept, nbytes = x, [], [], 0
+        for layer, of_layer in zip(self.layers, self._split(state, "state"), strict=True):
+            nbytes += 0 if y is x else y.nbytes
+            y, of_layer, saved = layer.forward(y, of_layer, lengths=lengths, training=training, rng=rng)
+            states.append(of_layer)
+            kept.append(saved)
+        if not training:
+            return y, self._join(states), None
+        return y, self._join(states), Saved(tuple(kept), np.shape(y), nbytes + sum(saved.nbytes for saved in kept))
+
+    def backward(self, dy, dstate, saved):
+        dy, dstates, dweights = self._checked(dy, saved), [], {}
+        split = self._split(dstate, "dstate")
+        for i, layer in reversed(list(enumerate(self.layers))):
+            if dy is None:
+                raise InputError(f"Sequential: {self.layers[i + 1]!r}, at {i + 1}, has no gradient of its input")
+            dy, of_layer, gradients = layer.backward(dy, split[i], saved.values[i])
+            dstates.insert(0, of_layer)
+            dweights = {f"{i}.{name}": gradient for name, gradient in gradients.items()} | dweights
+        return dy, self._join(dstates), dweights
+
+    def _split(self, state, name):
+        """For each layer its part of a Sequential's state, or None."""
+        counts = [sum(map(_recurrent, layer._flat() if isinstance(layer, Sequential) else (layer,)))
+                  for layer in self.layers]
+        if state is None:
+            return [None] * len(counts)
+        if not isinstance(state, (tuple, list)) or len(state) != sum(counts):
+            came = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
+            raise InputTypeError(f"{name}: a {type(state).__name__}{came} came, expected a tuple with the states of "
+                                 f"{sum(counts)} recurrent layers")
+        parts = iter(state)
+        return [tuple(next(parts) for _ in range(count)) if isinstance(layer, Sequential) else
+                next(parts) if count else None for layer, count in zip(self.layers, counts)]
+
+    def _join(self, states):
+        """The inverse of `_split`."""
+        joined = ()
+        for layer, state in zip(self.layers, states, strict=True):
+            joined += state if isinstance(layer, Sequential) else (state,) if _recurrent(layer) else ()
+        return joined
 
     def stream(self, state=None):
         """A LayerStream: one time step after another, the states inside. state: a tuple of those of the recurrent
@@ -213,3 +323,8 @@ class Sequential(Module):
 
     def __repr__(self):
         return f"Sequential({', '.join(map(repr, self.layers))})"
+
+
+def _recurrent(layer):
+    """Whether it has a state."""
+    return hasattr(layer, "hidden_size")
