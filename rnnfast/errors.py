@@ -28,6 +28,10 @@ class LimitError(Error, MemoryError):
     """The work asked for is larger than the limits allow (memory, loop iterations, nesting)."""
 
 
+class DivergedError(Error, ArithmeticError):
+    """Training stopped: the loss or a gradient is NaN or infinite."""
+
+
 class IsaError(Error, ValueError):
     """An instruction set that does not exist or that this CPU cannot run was asked for."""
 

@@ -102,6 +102,21 @@ class Module:
         dx, dweights = self._backward(self._checked(dy, saved), *saved.values)
         return dx, None, dweights
 
+    def fit(self, x, y, **options):
+        """Train this network -> History; `rnnfast.train.fit` says what it takes."""
+        from ..train import fit
+        return fit(self, x, y, **options)
+
+    def evaluate(self, x, y, **options):
+        """-> {"loss": ..., and each metric}; `rnnfast.train.evaluate` says what it takes."""
+        from ..train import evaluate
+        return evaluate(self, x, y, **options)
+
+    def predict(self, x, **options):
+        """The outputs for all examples, batch by batch; `rnnfast.train.predict` says what it takes."""
+        from ..train import predict
+        return predict(self, x, **options)
+
     def _checked(self, dy, saved):
         """dy as an array."""
         if not isinstance(saved, Saved):
@@ -266,8 +281,7 @@ class Sequential(Module):
 
     def _split(self, state, name):
         """For each layer its part of a Sequential's state, or None."""
-        counts = [sum(map(_recurrent, layer._flat() if isinstance(layer, Sequential) else (layer,)))
-                  for layer in self.layers]
+        counts = [sum(map(_recurrent, layers_of(layer))) for layer in self.layers]
         if state is None:
             return [None] * len(counts)
         if not isinstance(state, (tuple, list)) or len(state) != sum(counts):
@@ -292,7 +306,7 @@ class Sequential(Module):
 
     def _flat(self):
         for layer in self.layers:
-            yield from layer._flat() if isinstance(layer, Sequential) else (layer,)
+            yield from layers_of(layer)
 
     def shapes(self):
         return {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()}
@@ -328,3 +342,8 @@ class Sequential(Module):
 def _recurrent(layer):
     """Whether it has a state."""
     return hasattr(layer, "hidden_size")
+
+
+def layers_of(net):
+    """The layers of a Sequential, those within others too; of another layer itself."""
+    return tuple(net._flat()) if isinstance(net, Sequential) else (net,)

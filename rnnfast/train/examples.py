@@ -1,0 +1,105 @@
+"""What fit, evaluate and predict are given, checked once, and cut into batches and chunks of time."""
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import InputError, InputTypeError
+from ..nn.checks import as_array, check_lengths
+from ..nn.module import layers_of
+
+
+class Batch(NamedTuple):
+    x: object
+    y: object
+    lengths: object = None
+    mask: object = None
+
+    @property
+    def weight(self):
+        """What a mean over the batch counts in that of an epoch."""
+        return len(first(self.x)) if self.mask is None else int(np.count_nonzero(self.mask))
+
+    def chunk(self, start, stop):
+        """The time steps from `start` to `stop`."""
+        steps = slice(start, stop)
+        lengths = None if self.lengths is None else np.clip(self.lengths - start, 0, stop - start)
+        return Batch(self.x[:, steps], self.y[:, steps], lengths, None if self.mask is None else self.mask[:, steps])
+
+
+class Examples:
+    """x, y, lengths and mask, whose first axes are the examples; x may be a tuple of arrays, y may be None."""
+
+    def __init__(self, net, x, y=None, lengths=None, mask=None):
+        check_batch_first(net)
+        self.x = tuple(as_array(a, f"x[{i}]") for i, a in enumerate(x)) if isinstance(x, tuple) else as_array(x, "x")
+        self.y = None if y is None else as_array(y, "y")
+        lead = first(self.x)
+        for name, array in [("x", lead), *([] if self.y is None else [("y", self.y)])]:
+            if array.ndim == 0:
+                raise InputError(f"{name}: a single number came, expected one or more examples along the first axis")
+        self.count = len(lead)
+        if not self.count:
+            raise InputError(f"x: shape is {list(lead.shape)}: no example")
+        others = self.x[1:] if isinstance(self.x, tuple) else ()
+        for name, array in [*((f"x[{i + 1}]", a) for i, a in enumerate(others)), ("y", self.y)]:
+            if array is not None and (array.ndim == 0 or len(array) != self.count):
+                raise InputError(f"{name}: shape is {list(array.shape)}, expected {self.count} examples, as in x")
+        if lengths is not None and lead.ndim < 2:
+            raise InputError(f"lengths: x has shape {list(lead.shape)}, without a time axis")
+        self.lengths = check_lengths(lengths, lead.shape[1] if lead.ndim > 1 else 0, self.count)
+        self.mask = self._mask(mask, returns_sequences(net))
+        if self.mask is not None and not self.mask.any():
+            raise InputError("mask: nothing is left of all examples")
+
+    def _mask(self, mask, sequences):
+        """What was given, or for outputs of all steps those within the lengths."""
+        if mask is not None:
+            mask = as_array(mask, "mask")
+            if mask.dtype != bool:
+                raise InputTypeError(f"mask: dtype is {mask.dtype}, expected bool")
+            if self.y is None or mask.ndim == 0 or mask.shape != self.y.shape[:mask.ndim]:
+                shape = None if self.y is None else list(self.y.shape)
+                raise InputError(f"mask: shape is {list(mask.shape)}, expected {shape}, that of y, or its first axes")
+            return mask
+        if self.lengths is None or self.y is None or not sequences or self.y.shape[:2] != first(self.x).shape[:2]:
+            return None
+        return np.arange(self.y.shape[1]) < self.lengths[:, None]
+
+    def batch(self, places):
+        """places: a slice, or an array of the examples' numbers."""
+        return Batch(*(None if a is None else tuple(v[places] for v in a) if isinstance(a, tuple) else a[places]
+                       for a in (self.x, self.y, self.lengths, self.mask)))
+
+    def batches(self, size):
+        """All examples in their order."""
+        for start in range(0, self.count, size):
+            yield self.batch(slice(start, start + size))
+
+    def chunks(self, net, steps):
+        """Where the chunks of `steps` time steps begin, for which the state can be carried on."""
+        if isinstance(self.x, tuple) or self.x.ndim < 2 or self.y.shape[:2] != self.x.shape[:2]:
+            shape = "a tuple" if isinstance(self.x, tuple) else f"of shape {list(self.x.shape)}"
+            raise InputError(f"tbptt: x is {shape}, y of shape {list(self.y.shape)}, expected the same examples and time "
+                             "steps for both")
+        if self.mask is not None and self.mask.ndim < 2:
+            raise InputError(f"tbptt: mask has shape {list(self.mask.shape)}, expected [examples, time ...]")
+        for layer in layers_of(net):
+            if getattr(layer, "bidirectional", False) or getattr(layer, "reverse", False):
+                raise InputError(f"tbptt: {layer!r} begins at the end of a sequence")
+        if not returns_sequences(net):
+            raise InputError("tbptt: a recurrent layer has return_sequences=False, expected an output for each step")
+        return range(0, self.x.shape[1], steps)
+
+
+def first(x):
+    return x[0] if isinstance(x, tuple) else x
+
+
+def check_batch_first(net):
+    for layer in layers_of(net):
+        if not getattr(layer, "batch_first", True):
+            raise InputError(f"{layer!r}: batch_first is False, expected True: examples lie along the first axis")
+
+
+def returns_sequences(net):
+    return all(getattr(layer, "return_sequences", True) for layer in layers_of(net))

@@ -1,0 +1,34 @@
+"""Where numbers stopped being numbers."""
+import numpy as np
+
+from ..nn.module import Sequential
+from .examples import first
+
+
+def first_wrong(net, batch, state, rng):
+    """In words: the first of input, layers and targets whose values are not all finite, of a forward pass that is done
+    again."""
+    if not _finite(first(batch.x)):
+        return "the input x is not finite"
+    layer = _first_layer(net, batch.x, state, batch.lengths, rng, "")[1]
+    if layer is not None:
+        return f"the first output that is not finite is that of {layer}"
+    if not _finite(batch.y):
+        return "the target is not finite"
+    return "all outputs are finite"
+
+
+def _first_layer(net, x, state, lengths, rng, place):
+    """-> y and, if it or that of a layer before is not finite, the layer."""
+    if not isinstance(net, Sequential):
+        y = net.forward(x, state, lengths=lengths, training=True, rng=rng)[0]
+        return y, None if _finite(y) else f"layer {place} {net!r}".replace("  ", " ")
+    for i, (layer, of_layer) in enumerate(zip(net.layers, net._split(state, "state"), strict=True)):
+        x, wrong = _first_layer(layer, x, of_layer, lengths, rng, f"{place}.{i}" if place else f"{i}")
+        if wrong is not None:
+            return x, wrong
+    return x, None
+
+
+def _finite(array):
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
