@@ -135,6 +135,12 @@ class Module:
         """-> dx, dweights"""
         raise UnsupportedError(f"{type(self).__name__} has no gradient")
 
+    def save(self, path, *, lengths=False, states=False, rank=None):
+        """Write an ONNX file, which `rnnfast.load` and other engines run: `rnnfast.onnx.export.export` says what its
+        inputs and outputs are."""
+        from ..onnx.export import export
+        export(self, path, lengths=lengths, states=states, rank=rank)
+
     def _output(self, x, lengths):
         """What the next layer of a Sequential gets."""
         return self(x)
