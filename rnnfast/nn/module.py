@@ -231,13 +231,46 @@ class Module:
         return f"{type(self).__name__}({', '.join(given)})"
 
 
-class Sequential(Module):
+class Container(Module):
+    """A layer made of layers. Its state dict's names are theirs after their own name and a dot. Loading changes all
+    layers or, after an error, none; it changes them one after another, so a call in another thread at that moment may
+    see some layers old and some new."""
+
+    def members(self):
+        """Name of each layer -> the layer, in the order of the state dict."""
+        raise NotImplementedError
+
+    def shapes(self):
+        return joined({name: layer.shapes() for name, layer in self.members().items()})
+
+    def state_dict(self):
+        return joined({name: layer.state_dict() for name, layer in self.members().items()})
+
+    def _prepare(self, parameters):
+        return [layer._prepare({name: parameters[f"{place}.{name}"] for name in layer.shapes()})
+                for place, layer in self.members().items()]
+
+    def _replace(self, prepared):
+        for layer, of_layer in zip(self.members().values(), prepared, strict=True):
+            layer._replace(of_layer)
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+
+def joined(parts):
+    """{name of a layer: {name: value}} as one dict, its names as a Container's state dict has them."""
+    return {f"{place}.{name}": value for place, part in parts.items() for name, value in part.items()}
+
+
+class Sequential(Container):
     """Layers one after another. Of a recurrent layer the outputs go on, its last state does not. Its state is the tuple
     of those of its recurrent layers, in their order.
 
-    The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them. Loading
-    changes all layers or, after an error, none; it changes them one after another, so a call in another thread at that
-    moment may see some layers old and some new.
+    The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them.
     """
 
     def __init__(self, *layers):
@@ -251,6 +284,9 @@ class Sequential(Module):
                 raise InputError(f"Sequential: {layer!r} follows {last!r}, which returns no sequences")
             if not getattr(layer, "return_sequences", True):
                 last = layer
+
+    def members(self):
+        return {str(i): layer for i, layer in enumerate(self.layers)}
 
     def __call__(self, x, *, lengths=None):
         """x as the first layer takes it; lengths [B] go to every recurrent layer."""
@@ -313,26 +349,6 @@ class Sequential(Module):
     def _flat(self):
         for layer in self.layers:
             yield from layers_of(layer)
-
-    def shapes(self):
-        return {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()}
-
-    def state_dict(self):
-        return {f"{i}.{name}": a for i, layer in enumerate(self.layers) for name, a in layer.state_dict().items()}
-
-    def _prepare(self, parameters):
-        return [layer._prepare({name: parameters[f"{i}.{name}"] for name in layer.shapes()})
-                for i, layer in enumerate(self.layers)]
-
-    def _replace(self, prepared):
-        for layer, of_layer in zip(self.layers, prepared, strict=True):
-            layer._replace(of_layer)
-
-    def __getstate__(self):
-        return self.__dict__.copy()
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
 
     def rows(self, shape=None):
         rows = []
