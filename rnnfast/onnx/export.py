@@ -71,7 +71,7 @@ def export(layer, path=None, *, lengths=False, states=False, rank=None):
             ends += [(name, shape) for name in names["last"]]
         value = graph.add(member, value, place, **names)
     if value.swapped:
-        value = _swap(graph, value, "y_transposed")
+        value = swap(graph, value, "y_transposed")
     graph.output("y", value.name, value.shape)
     for name, shape in ends:
         graph.output(name, name, shape)
@@ -107,7 +107,7 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def weight(self, name, array):
-        self.weights[name] = np.ascontiguousarray(array)
+        self.weights[name] = np.asarray(array, order="C")
         return name
 
     def integers(self, *values):
@@ -200,7 +200,8 @@ def _layer_norm(graph, layer, x, place):
     return x._replace(name=graph.node("LayerNormalization", inputs, f"{place}LayerNorm", axis=-1, epsilon=layer.eps))
 
 
-def _swap(graph, x, name):
+def swap(graph, x, name):
+    """x with its first two axes the other way round."""
     return Value(graph.node("Transpose", [x.name], name, perm=[1, 0, *range(2, len(x.shape))]),
                  (x.shape[1], x.shape[0], *x.shape[2:]), not x.swapped)
 
@@ -211,7 +212,7 @@ def _recurrent(graph, layer, x, place, initial=None, last=()):
     if layer.proj_size:
         raise UnsupportedError(f"{layer!r}: ONNX's LSTM has no projection (proj_size)")
     if x.swapped != layer.batch_first:
-        x = _swap(graph, x, f"{place}transposed")
+        x = swap(graph, x, f"{place}transposed")
     time, batch, _ = x.shape
     before = [_split(graph, name, layer.num_layers) for name in initial or [""] * len(letters(layer))]
     after = []

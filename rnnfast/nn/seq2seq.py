@@ -1,0 +1,223 @@
+"""Encoder-decoder networks: a sequence of tokens from another one of another length."""
+import numpy as np
+
+from ..errors import InputError, InputTypeError
+from . import decoding
+from .activation import Tanh
+from .attention import SCORES, Attention
+from .checks import as_generator, check_choice, check_flag, check_number
+from .dropout import Dropout
+from .linear import Embedding, Linear
+from .module import Container, Saved, joined
+from .recurrent import GRU, LSTM
+
+CELLS = {"GRU": GRU, "LSTM": LSTM}
+
+DROPOUTS = ("source_dropout", "target_dropout", "output_dropout")
+
+
+class Seq2Seq(Container):
+    """m, e = encoder(source_embedding(source))
+    h = decoder(target_embedding(target_in), bridge(e))
+    c_t = attention of h_t to m
+    logits_t = output(tanh(combine([h_t, c_t])))                                        (Luong, 2015)
+
+    The attention of a step is not an input of the next, so that the decoder takes all steps of a known target in one
+    call. Everything is batch first.
+
+    source_size, target_size: numbers of tokens. cell: "GRU" or "LSTM", of the encoder and of the decoder, both with
+    num_layers of hidden_size. bidirectional: the encoder's; its last states then become the decoder's first by a Linear
+    (of all layers at once), else they are these. attention: "dot" or "additive", as in Attention. dropout: of
+    embeddings, between recurrent layers and before the output. matmul, threads, rng: as in Linear.
+    """
+
+    def __init__(self, source_size, target_size, embedding_dim, hidden_size, *, cell="GRU", num_layers=1,
+                 bidirectional=False, attention="dot", dropout=0.0, matmul=None, threads=None, rng=None):
+        self.source_size, self.target_size, self.embedding_dim = source_size, target_size, embedding_dim
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.cell = check_choice(cell, "cell", tuple(CELLS))
+        self.bidirectional = check_flag(bidirectional, "bidirectional")
+        self.attention = check_choice(attention, "attention", SCORES)
+        self.dropout = check_number(dropout, "dropout", 0.0, 1.0)
+        self.matmul, self.threads = matmul, threads
+        rng = None if rng is None else as_generator(rng)
+        options = {"matmul": matmul, "threads": threads, "rng": rng}
+        recurrent = {"num_layers": num_layers, "batch_first": True, "dropout": dropout, **options}
+        kind, directions = CELLS[cell], 2 if bidirectional else 1
+        self._layers = {
+            "source_embedding": Embedding(source_size, embedding_dim, rng=rng),
+            "encoder": kind(embedding_dim, hidden_size, bidirectional=bidirectional, **recurrent),
+            "target_embedding": Embedding(target_size, embedding_dim, rng=rng),
+            "decoder": kind(embedding_dim, hidden_size, **recurrent),
+            "attention": Attention(hidden_size, directions * hidden_size, attention, **options),
+            "combine": Linear((1 + directions) * hidden_size, hidden_size, **options),
+            "output": Linear(hidden_size, target_size, **options),
+        }
+        if bidirectional:
+            size = num_layers * hidden_size
+            self._layers |= {f"bridge_{letter}": Linear(2 * size, size, **options) for letter in self.state_names()}
+
+    def members(self):
+        return self._layers
+
+    def state_names(self):
+        return ("h", "c") if self.cell == "LSTM" else ("h",)
+
+    def __call__(self, x, *, lengths=None):
+        """x: (source [B, S], target_in [B, T]) integers, lengths: (of source [B], of target_in [B]), either may be None
+
+        -> logits [B, T, target_size]
+        """
+        return self.forward(x, lengths=lengths)[0]
+
+    def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
+        """-> logits, None, saved; the arguments are those of a call and of `Module.forward`."""
+        if state is not None:
+            raise InputError("state: Seq2Seq has none, expected None")
+        (source, target), (of_source, of_target) = _pair(x, "x"), _pair((None, None) if lengths is None else lengths,
+                                                                         "lengths")
+        tape = _Tape(self, check_flag(training, "training"), rng)
+        memory, initial = self._encode(tape, source, of_source)
+        logits, _, _ = self._decode(tape, target, initial, memory, of_source, of_target)
+        return logits, None, Saved((tape,), logits.shape, tape.nbytes) if training else None
+
+    def backward(self, dy, dstate, saved):
+        """-> None, None, dweights"""
+        if dstate is not None:
+            raise InputError("dstate: Seq2Seq has no state, expected None")
+        dy = self._checked(dy, saved)
+        tape, = saved.values
+        dweights = {}
+
+        def back(name, dy, dstate=None):
+            if name not in tape.members:
+                return dy
+            dx, dstate, dweights[name] = tape.members[name].backward(dy, dstate, tape.saved[name])
+            return (dx, dstate) if name in ("encoder", "decoder") else dx
+
+        dy = back("combine", back("tanh", back("output_dropout", back("output", dy))))
+        dhidden, dcontext = dy[..., :self.hidden_size], dy[..., self.hidden_size:]
+        dquery, dmemory, dweights["attention"] = self._layers["attention"].backward(dcontext, tape.saved["attention"])
+        dembedded, dinitial = back("decoder", dhidden + dquery)
+        back("target_embedding", back("target_dropout", dembedded))
+        if self.bidirectional:
+            dinitial = self._as_state(_unflattened(back(f"bridge_{name}", _flattened(d)), 2 * self.num_layers)
+                                      for name, d in zip(self.state_names(), self._as_tuple(dinitial)))
+        dembedded, _ = back("encoder", dmemory, dinitial)
+        back("source_embedding", back("source_dropout", dembedded))
+        return None, None, joined({name: dweights[name] for name in self._layers})
+
+    def align(self, x, *, lengths=None):
+        """x, lengths as a call takes them -> the attention's weights [B, T, S]: for each step of the target how much
+        of it comes from each position of the source."""
+        (source, target), (of_source, of_target) = _pair(x, "x"), _pair((None, None) if lengths is None else lengths,
+                                                                         "lengths")
+        tape = _Tape(self, False, None)
+        memory, initial = self._encode(tape, source, of_source)
+        return self._decode(tape, target, initial, memory, of_source, of_target)[2]
+
+    def encode(self, source, lengths=None):
+        """source [B, S], lengths [B] -> memory: a tuple of the encoder's outputs [B, S, directions * hidden_size] and
+        the attention's keys for them [B, S, ...], the decoder's first state: a tuple of h and, for LSTM, c,
+        [num_layers, B, hidden_size]."""
+        memory, state = self._encode(_Tape(self, False, None), source, lengths)
+        return (memory, self._layers["attention"].keys(memory)), state
+
+    def step(self, tokens, state, memory, lengths=None):
+        """One step of the decoder: tokens [B], the state before it, and what `encode` returned and was given
+
+        -> logits [B, target_size], the state after it, the attention's weights [B, S].
+        """
+        tokens = np.asarray(tokens)[:, None]
+        memory, keys = memory
+        logits, state, weights = self._decode(_Tape(self, False, None), tokens, state, memory, lengths, None, keys)
+        return logits[:, 0], state, weights[:, 0]
+
+    def greedy(self, source, lengths=None, *, start, end, max_steps=100):
+        """-> decoding.Decoded: as `decoding.greedy` says."""
+        return decoding.greedy(self, source, lengths, start=start, end=end, max_steps=max_steps)
+
+    def beam(self, source, lengths=None, *, start, end, max_steps=100, width=4):
+        """-> decoding.Decoded: as `decoding.beam` says."""
+        return decoding.beam(self, source, lengths, start=start, end=end, max_steps=max_steps, width=width)
+
+    def save(self, path):
+        """Write the ONNX files encoder.onnx and decoder_step.onnx into the folder `path`, which is made if it is not
+        there. `decoding.Exported` decodes with them.
+
+        encoder: source [batch, source_time] int64, lengths [batch] int32 -> memory, keys where the attention has W_k,
+            h0 and, for LSTM, c0
+        decoder_step: token [batch] int64, lengths, memory, keys, h0, c0 -> logits, hn, cn, attention
+        """
+        from ..onnx.export_seq2seq import export_seq2seq
+        export_seq2seq(self, path)
+
+    def _encode(self, tape, source, lengths):
+        embedded = tape.run("source_dropout", tape.run("source_embedding", source))
+        memory, last = tape.run_states("encoder", embedded, None, lengths)
+        states = self._as_tuple(last)
+        if self.bidirectional:
+            states = tuple(_unflattened(tape.run(f"bridge_{name}", _flattened(s)), self.num_layers)
+                           for name, s in zip(self.state_names(), states))
+        return memory, states
+
+    def _decode(self, tape, target, state, memory, of_source, of_target, keys=None):
+        embedded = tape.run("target_dropout", tape.run("target_embedding", target))
+        hidden, state = tape.run_states("decoder", embedded, self._as_state(state), of_target)
+        context, weights, tape.saved["attention"] = self._layers["attention"].forward(
+            hidden, memory, keys=keys, lengths=of_source, training=tape.training)
+        joint = tape.run("tanh", tape.run("combine", np.concatenate([hidden, context], axis=-1)))
+        return tape.run("output", tape.run("output_dropout", joint)), self._as_tuple(state), weights
+
+    def _as_tuple(self, state):
+        return state if self.cell == "LSTM" else (state,)
+
+    def _as_state(self, states):
+        return tuple(states) if self.cell == "LSTM" else next(iter(states))
+
+    def rows(self, shape=None):
+        shapes = {"source_embedding": ("B", "S"), "encoder": ("B", "S", self.embedding_dim),
+                  "target_embedding": ("B", "T"), **dict.fromkeys(("bridge_h", "bridge_c"), ("B", "..."))}
+        return [row._replace(layer=f"{name} {row.layer}") for name, layer in self._layers.items()
+                for row in layer.rows(shapes.get(name, ("B", "T", self.hidden_size)))]
+
+
+class _Tape:
+    """One pass through the layers of a Seq2Seq, and what each of them saves."""
+
+    def __init__(self, net, training, rng):
+        self.members = net.members() | {"tanh": Tanh()}
+        if net.dropout:
+            self.members |= dict.fromkeys(DROPOUTS, Dropout(net.dropout))
+        self.training, self.saved = training, {}
+        self.rng = as_generator(rng) if training else None
+
+    def run(self, name, x):
+        return self.run_states(name, x)[0] if name in self.members else x
+
+    def run_states(self, name, x, state=None, lengths=None):
+        y, state, self.saved[name] = self.members[name].forward(x, state, lengths=lengths, training=self.training,
+                                                                rng=self.rng)
+        return y, state
+
+    @property
+    def nbytes(self):
+        return sum(saved.nbytes for saved in self.saved.values())
+
+
+def _pair(value, name):
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        came = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+        raise InputTypeError(f"{name}: a {type(value).__name__}{came} came, expected a pair: one for the source, one for "
+                             "the target")
+    return value
+
+
+def _flattened(state):
+    """[L, B, H] -> [B, L * H]"""
+    return state.swapaxes(0, 1).reshape(state.shape[1], -1)
+
+
+def _unflattened(flat, count):
+    """[B, L * H] -> [L, B, H]"""
+    return np.ascontiguousarray(flat.reshape(len(flat), count, -1).swapaxes(0, 1))
