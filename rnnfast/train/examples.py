@@ -27,7 +27,8 @@ class Batch(NamedTuple):
 
 
 class Examples:
-    """x, y, lengths and mask, whose first axes are the examples; x may be a tuple of arrays, y may be None."""
+    """x, y, lengths and mask, whose first axes are the examples; x may be a tuple of arrays, and lengths then one of
+    lengths, y may be None. The lengths of the last array of x are those of y."""
 
     def __init__(self, net, x, y=None, lengths=None, mask=None):
         check_batch_first(net)
@@ -44,10 +45,23 @@ class Examples:
         for name, array in [*((f"x[{i + 1}]", a) for i, a in enumerate(others)), ("y", self.y)]:
             if array is not None and (array.ndim == 0 or len(array) != self.count):
                 raise InputError(f"{name}: shape is {list(array.shape)}, expected {self.count} examples, as in x")
-        if lengths is not None and lead.ndim < 2:
-            raise InputError(f"lengths: x has shape {list(lead.shape)}, without a time axis")
-        self.lengths = check_lengths(lengths, lead.shape[1] if lead.ndim > 1 else 0, self.count)
+        self.lengths = self._lengths(lengths)
         self.mask = self._mask(mask, returns_sequences(net))
+
+    def _lengths(self, lengths):
+        """One vector, or for a tuple x a tuple with one, or None, for each of its arrays."""
+        if not isinstance(self.x, tuple) or lengths is None:
+            return self._lengths_of(self.x, lengths)
+        if not isinstance(lengths, (tuple, list)) or len(lengths) != len(self.x):
+            came = f" of {len(lengths)}" if isinstance(lengths, (tuple, list)) else ""
+            raise InputTypeError(f"lengths: a {type(lengths).__name__}{came} came, expected one for each of the "
+                                 f"{len(self.x)} arrays of x")
+        return tuple(self._lengths_of(a, of_array) for a, of_array in zip(self.x, lengths, strict=True))
+
+    def _lengths_of(self, array, lengths):
+        if lengths is not None and array.ndim < 2:
+            raise InputError(f"lengths: x has shape {list(array.shape)}, without a time axis")
+        return None if lengths is None else check_lengths(lengths, array.shape[1], self.count)
         if self.mask is not None and not self.mask.any():
             raise InputError("mask: nothing is left of all examples")
 
@@ -61,14 +75,16 @@ class Examples:
                 shape = None if self.y is None else list(self.y.shape)
                 raise InputError(f"mask: shape is {list(mask.shape)}, expected {shape}, that of y, or its first axes")
             return mask
-        if self.lengths is None or self.y is None or not sequences or self.y.shape[:2] != first(self.x).shape[:2]:
+        x, lengths = last(self.x), last(self.lengths)
+        if lengths is None or self.y is None or not sequences or self.y.shape[:2] != x.shape[:2]:
             return None
-        return np.arange(self.y.shape[1]) < self.lengths[:, None]
+        return np.arange(self.y.shape[1]) < lengths[:, None]
 
     def batch(self, places):
         """places: a slice, or an array of the examples' numbers."""
-        return Batch(*(None if a is None else tuple(v[places] for v in a) if isinstance(a, tuple) else a[places]
-                       for a in (self.x, self.y, self.lengths, self.mask)))
+        def of(a):
+            return None if a is None else tuple(map(of, a)) if isinstance(a, tuple) else a[places]
+        return Batch(*map(of, (self.x, self.y, self.lengths, self.mask)))
 
     def batches(self, size):
         """All examples in their order."""
@@ -93,6 +109,10 @@ class Examples:
 
 def first(x):
     return x[0] if isinstance(x, tuple) else x
+
+
+def last(x):
+    return x[-1] if isinstance(x, tuple) else x
 
 
 def check_batch_first(net):

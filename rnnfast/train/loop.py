@@ -25,8 +25,9 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
     x: what the network takes, [examples, ...]; with recurrent layers [examples, time, ...], and these batch_first.
     y: the targets, as the loss takes them, [examples, ...] or, where the network gives an output for each step,
         [examples, time, ...].
-    lengths: [examples], how many steps of each count. mask: bool, of y's shape or of its first axes, which elements the
-        loss and the metrics count; None is all, or those within the lengths where y has a time axis.
+    lengths: [examples], how many steps of each count; for a tuple x a tuple with those of each array, or None, of which
+        the last are those of y. mask: bool, of y's shape or of its first axes, which elements the loss and the metrics
+        count; None is all, or those within the lengths where y has a time axis.
     loss: `loss(y, target, mask)` -> (value, dy). optimizer: an Optimizer; one that was used before goes on.
     validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), which `evaluate` gets after each epoch.
     seed: of the one generator that shuffles the examples and drops out: an integer, or a numpy Generator. The same seed
