@@ -247,7 +247,7 @@ cdef class Matrix:
     """
     def __init__(self, weight, bias=None, *, matmul=None, int gates=1):
         cdef Py_ssize_t k, stride_k, stride_n
-        weight = readable(weight)
+        weight = weight if is_float32(weight) else readable(weight)     # any strides
         if cnp.PyArray_NDIM(weight) != 2:
             raise ValueError(f"weight has shape {weight.shape}, expected two axes")
         cdef const float *source = <const float *>cnp.PyArray_DATA(weight)
