@@ -25,7 +25,8 @@ LAYERS = {
     "LeakyReLU": (lambda: nn.LeakyReLU(0.3), lambda t: t.LeakyReLU(0.3)),
     "ELU": (lambda: nn.ELU(1.7), lambda t: t.ELU(1.7)),
     "Sequential": (
-        lambda: nn.Sequential(nn.Linear(5, 6, rng=3), nn.Sequential(nn.Tanh(), nn.LayerNorm(6)), nn.Linear(6, 2, rng=4)),
+        lambda: nn.Sequential(nn.Linear(5, 6, rng=3), nn.Sequential(nn.Tanh(), nn.LayerNorm(6)),
+                              nn.Linear(6, 2, rng=4)),
         lambda t: t.Sequential(t.Linear(5, 6), t.Sequential(t.Tanh(), t.LayerNorm(6)), t.Linear(6, 2))),
 }
 

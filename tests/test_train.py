@@ -34,7 +34,8 @@ def assert_close(got, want, tolerance=TOLERANCE):
 # ---------------------------------------------------------------------------------------------------------- losses
 LOSSES = {
     "CrossEntropy": (train.CrossEntropy(), lambda f, y, t: f.cross_entropy(y.reshape(-1, y.shape[-1]), t.reshape(-1))),
-    "CrossEntropy smoothed": (train.CrossEntropy(0.2), lambda f, y, t: f.cross_entropy(y.reshape(-1, y.shape[-1]), t.reshape(-1), label_smoothing=0.2)),
+    "CrossEntropy smoothed": (train.CrossEntropy(0.2), lambda f, y, t: f.cross_entropy(
+        y.reshape(-1, y.shape[-1]), t.reshape(-1), label_smoothing=0.2)),
     "MSE": (train.MSE(), lambda f, y, t: f.mse_loss(y, t)),
     "MAE": (train.MAE(), lambda f, y, t: f.l1_loss(y, t)),
     "BinaryCrossEntropy": (train.BinaryCrossEntropy(), lambda f, y, t: f.binary_cross_entropy_with_logits(y, t)),
@@ -136,7 +137,8 @@ OPTIMIZERS = {
     "SGD nesterov": (lambda: train.SGD(0.1, 0.8, True, weight_decay=0.03),
                      lambda o, p: o.SGD(p, 0.1, 0.8, nesterov=True, weight_decay=0.03)),
     "RMSprop": (lambda: train.RMSprop(), lambda o, p: o.RMSprop(p)),
-    "RMSprop momentum": (lambda: train.RMSprop(0.02, 0.9, 1e-3, 0.05, 0.7), lambda o, p: o.RMSprop(p, 0.02, 0.9, 1e-3, 0.05, 0.7)),
+    "RMSprop momentum": (lambda: train.RMSprop(0.02, 0.9, 1e-3, 0.05, 0.7),
+                         lambda o, p: o.RMSprop(p, 0.02, 0.9, 1e-3, 0.05, 0.7)),
     "Adam": (lambda: train.Adam(), lambda o, p: o.Adam(p)),
     "Adam all": (lambda: train.Adam(0.02, (0.8, 0.95), 1e-3, 0.04),
                  lambda o, p: o.Adam(p, 0.02, (0.8, 0.95), 1e-3, 0.04)),
@@ -419,8 +421,8 @@ class Interrupted:
 def test_resumed_training_has_the_same_bits(tmp_path, options, optimizer):
     x, y, lengths = tagged(13)
     options = {"lengths": lengths, "epochs": 4, "batch_size": 4, "seed": 7, **options}
-    whole = tagger()
-    history = whole.fit(x, y, loss=train.CrossEntropy(), optimizer=optimizer(), checkpoint=tmp_path / "whole", **options)
+    whole, loss = tagger(), train.CrossEntropy()
+    history = whole.fit(x, y, loss=loss, optimizer=optimizer(), checkpoint=tmp_path / "whole", **options)
     done = 0
     for at in (3, 9, 13):
         path = tmp_path / f"{at}"
@@ -428,12 +430,13 @@ def test_resumed_training_has_the_same_bits(tmp_path, options, optimizer):
         with pytest.raises(Interrupt):
             first.fit(x, y, loss=Interrupted(at), optimizer=optimizer(), checkpoint=path, resume=True, **options)
         done += path.exists()
-        again = second.fit(x, y, loss=train.CrossEntropy(), optimizer=used, checkpoint=path, resume=True, **options)
+        again = second.fit(x, y, loss=loss, optimizer=used, checkpoint=path, resume=True, **options)
         assert_same_weights(whole, second)
         assert again == history and again.stopped == history.stopped and used.steps
     assert done >= 2
     third = tagger()
-    assert third.fit(x, y, loss=Interrupted(1), optimizer=optimizer(), checkpoint=path, resume=True, **options) == history
+    again = third.fit(x, y, loss=Interrupted(1), optimizer=optimizer(), checkpoint=path, resume=True, **options)
+    assert again == history
     assert_same_weights(whole, third)
     loaded = tagger()
     assert train.load_checkpoint(path, loaded) == history
@@ -544,7 +547,8 @@ def test_divergence_names_what_is_wrong():
     net = nn.Linear(3, 2, rng=1)
     with pytest.raises(DivergedError, match=r"step [23] .*: the loss is inf; all outputs are finite"):
         net.fit(x, y, **options)
-    for wrong, message in (((x * np.nan, y), "the input x is not finite"), ((x, y * np.inf), "the target is not finite")):
+    for wrong, message in (((x * np.nan, y), "the input x is not finite"),
+                           ((x, y * np.inf), "the target is not finite")):
         with pytest.raises(DivergedError, match=message):
             nn.Linear(3, 2, rng=1).fit(*wrong, **options)
     with pytest.raises(DivergedError, match="the loss is inf; all outputs are finite"):

@@ -20,8 +20,8 @@ PEEPHOLES = {"torch": "ifo", "onnx": "iof"}
 
 def reorder(array, source, target):
     """`array` with the blocks of its first axis, named by the letters of `source`, in the order of `target`."""
-    blocks = dict(zip(source, np.split(array, len(source)), strict=True))
-    return np.concatenate([blocks[letter] for letter in target])
+    blocks = array.reshape(len(source), -1, *array.shape[1:])
+    return blocks[[source.index(letter) for letter in target]].reshape(array.shape)
 
 
 def suffix(layer, direction):

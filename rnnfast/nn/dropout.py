@@ -17,14 +17,24 @@ class Dropout(Module):
 
     def _forward(self, x, rng):
         x = as_input(x, "x")
-        kept = as_generator(rng).random(x.shape, np.float32) >= self.p
-        return self._drop(x, kept), kept
+        kept = draw(x.shape, self.p, as_generator(rng))
+        return drop(x, kept, self.p), kept
 
     def _backward(self, dy, kept):
-        return self._drop(dy, kept), {}
-
-    def _drop(self, x, kept):
-        return x * kept * np.float32(1 / (1 - self.p) if self.p < 1 else 0)
+        return drop(dy, kept, self.p), {}
 
     def rows(self, shape=None):
         return [Row(repr(self), shape or ("...",), 0, 0, 0)]
+
+
+def draw(shape, p, rng):
+    """Which elements dropout keeps: True with probability 1 - p, to the nearest of 65536."""
+    return rng.integers(0, 65536, shape, np.uint16) >= np.uint32(round(p * 65536))
+
+
+def drop(x, kept, p):
+    """x / (1 - p) where it is kept, else 0"""
+    y = kept.astype(np.float32)
+    y *= np.float32(1 / (1 - p) if p < 1 else 0)
+    y *= x
+    return y

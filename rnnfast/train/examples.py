@@ -95,8 +95,8 @@ class Examples:
         """Where the chunks of `steps` time steps begin, for which the state can be carried on."""
         if isinstance(self.x, tuple) or self.x.ndim < 2 or self.y.shape[:2] != self.x.shape[:2]:
             shape = "a tuple" if isinstance(self.x, tuple) else f"of shape {list(self.x.shape)}"
-            raise InputError(f"tbptt: x is {shape}, y of shape {list(self.y.shape)}, expected the same examples and time "
-                             "steps for both")
+            raise InputError(f"tbptt: x is {shape}, y of shape {list(self.y.shape)}, expected the same examples and "
+                             "time steps for both")
         if self.mask is not None and self.mask.ndim < 2:
             raise InputError(f"tbptt: mask has shape {list(self.mask.shape)}, expected [examples, time ...]")
         for layer in layers_of(net):

@@ -198,8 +198,8 @@ class Run:
         of_batch = np.arange(self.data.count)[places] if self.order is None else self.order[places]
         told = ", ".join(map(str, of_batch[:8])) + (" ..." if len(of_batch) > 8 else "")
         batch = self.steps_done // len(self.starts)
-        return (f"epoch {self.history.epochs + 1}, batch {batch + 1} of {self.batches}, step {self.optimizer.steps + 1} "
-                f"(examples {told})")
+        return (f"epoch {self.history.epochs + 1}, batch {batch + 1} of {self.batches}, "
+                f"step {self.optimizer.steps + 1} (examples {told})")
 
     def means(self):
         """Of the epoch so far."""

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, InputTypeError, ModelError
 from ..nn.checks import check_flag, check_number
 
-BLOCK = 1 << 14
+BLOCK = 1 << 15
 """Elements that one update works on: a step's dozen passes find them in the cache."""
 
 
@@ -152,11 +152,12 @@ class Adam(Optimizer):
         d = np.square(g)
         _average(s, d, b2)
         _average(m, g, b1)
+        # both corrections go into eps and the rate, which are numbers
+        scale = math.sqrt(1 - b2**self.steps)
         np.sqrt(s, out=d)
-        d *= np.float32(1 / math.sqrt(1 - b2**self.steps))
-        d += np.float32(self.eps)
+        d += np.float32(self.eps * scale)
         np.divide(m, d, out=d)
-        d *= np.float32(rate / (1 - b1**self.steps))
+        d *= np.float32(rate * scale / (1 - b1**self.steps))
         v -= d
 
 
