@@ -2,6 +2,7 @@
 import copy
 import itertools
 import pickle
+import re
 import threading
 
 import numpy as np
@@ -701,10 +702,13 @@ def test_summary():
     assert [row.bytes for row in rows] == [20, 4 * (first + 112), 4 * (second + 112), 4 * 405, 80, 0]
     assert sum(row.parameters for row in rows) == sum(a.size for a in net.state_dict().values())
     lines = net.summary().splitlines()
-    assert len(lines) == 8 and lines[0].split() == ["layer", "output", "parameters", "flops/step", "bytes/step"]
-    assert lines[-1].split()[1:] == [f"{sum(row[i] for row in rows):,}" for i in (2, 3, 4)]
+    assert len(lines) == 12 and re.split("  +", lines[0]) == ["Layer (type)", "Output shape", "Param #", "Flops/step",
+                                                              "Bytes/step"]
+    assert lines[-3].split()[1:] == [f"{sum(row[i] for row in rows):,}" for i in (2, 3, 4)]
+    assert lines[-2:] == ["Trainable params: 1,740 (0.01 MB)", "Non-trainable params: 0"]
+    assert "[32, 10, 6]" in net.summary((32, 10)) and "[32, 10, 2]" in net.summary((32, 10))
     for empty in (nn.Sequential(), nn.Sequential(nn.Sequential())):
-        assert empty.summary().splitlines()[-1].split() == ["total", "0", "0", "0"]
+        assert empty.summary().splitlines()[-3].split() == ["total", "0", "0", "0"]
 
 
 @pytest.mark.parametrize("layer, text", [

@@ -410,21 +410,20 @@ class Interrupted:
         return self.loss(y, target, mask)
 
 
-@pytest.mark.parametrize("options", [
-    {},
-    {"tbptt": 2, "checkpoint_every": 1},
-    {"checkpoint_every": 3, "validation_data": tagged(5, seed=1), "patience": 2},
-    {"checkpoint_every": 2, "shuffle": False, "metrics": "accuracy"},
-], ids=lambda options: ", ".join(options))
-@pytest.mark.parametrize("optimizer", [train.Adam, lambda: train.SGD(0.3, momentum=0.9), train.SGD],
-                         ids=["Adam", "momentum", "SGD"])
-def test_resumed_training_has_the_same_bits(tmp_path, options, optimizer):
+@pytest.mark.parametrize("optimizer, options", [
+    (train.Adam, {}),
+    (train.Adam, {"tbptt": 5, "checkpoint_every": 1}),
+    (train.RMSprop, {"checkpoint_every": 3, "validation_data": tagged(5, seed=1), "patience": 2}),
+    (lambda: train.SGD(0.3, momentum=0.9), {"checkpoint_every": 2, "shuffle": False, "metrics": "accuracy"}),
+    (train.SGD, {"tbptt": 2, "checkpoint_every": 7}),
+], ids=lambda value: ", ".join(value) if isinstance(value, dict) else "")
+def test_resumed_training_has_the_same_bits(tmp_path, optimizer, options):
     x, y, lengths = tagged(13)
-    options = {"lengths": lengths, "epochs": 4, "batch_size": 4, "seed": 7, **options}
+    options = {"lengths": lengths, "epochs": 4, "batch_size": 5, "seed": 7, **options}
     whole, loss = tagger(), train.CrossEntropy()
     history = whole.fit(x, y, loss=loss, optimizer=optimizer(), checkpoint=tmp_path / "whole", **options)
     done = 0
-    for at in (3, 9, 13):
+    for at in (3, 8, 11):
         path = tmp_path / f"{at}"
         first, second, used = tagger(), tagger(), optimizer()
         with pytest.raises(Interrupt):

@@ -203,22 +203,26 @@ class Module:
         """The summary's rows, for an input of this shape: numbers, and names of free axes such as "T" and "B"."""
         raise UnsupportedError(f"{type(self).__name__} has no rows for a summary")
 
-    def summary(self):
-        """A table of layers: output shape, parameters, and for one step of one row its flops and bytes.
+    def summary(self, shape=None):
+        """A table of layers as Keras prints it: output shape, parameters, and for one step of one row its flops and
+        bytes.
 
-        flops: 2 for each multiply-add of a matrix product; elementwise work is not counted.
-        bytes: parameters read, each once, at 4 bytes; what a step at batch 1 has to fetch.
+        shape: that of an input, to have the numbers of its axes in place of the names. flops: 2 for each multiply-add
+        of a matrix product; elementwise work is not counted. bytes: parameters read, each once, at 4 bytes; what a step
+        at batch 1 has to fetch.
         """
-        rows = self.rows()
+        rows = self.rows(shape)
         total = Row("total", (), *(sum(row[i] for row in rows) for i in (2, 3, 4)))
-        lines = [("layer", "output", "parameters", "flops/step", "bytes/step")]
+        lines = [("Layer (type)", "Output shape", "Param #", "Flops/step", "Bytes/step")]
         lines += [(row.layer, f"[{', '.join(map(str, row.output))}]" if row.output else "",
                    *(f"{number:,}" for number in row[2:])) for row in [*rows, total]]
         widths = [max(map(len, column)) for column in zip(*lines)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                      for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
-            for line in lines)
+        lines = ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+                           for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1],
+                          f"Trainable params: {total.parameters:,} ({4 * total.parameters / 2**20:.2f} MB)",
+                          "Non-trainable params: 0"])
 
     def __repr__(self):
         given = []
