@@ -5,13 +5,13 @@ that the next chunk of truncated back-propagation begins with. The metadata's "r
 is, the generator, the sums of the epoch under way, the history, and what must be the same to go on.
 """
 import json
-import os
 import pathlib
 from importlib.util import find_spec
 
 import numpy as np
 
 from ..errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
+from ..files import write_whole
 from .history import History
 
 KEY, VERSION = "rnnfast.train", 1
@@ -57,27 +57,9 @@ def save(path, run):
     data = to_bytes({name: np.ascontiguousarray(a) for name, a in tensors.items()},
                     {KEY: json.dumps(meta, default=np.ndarray.tolist)})
     try:
-        _replace(path, data)
+        write_whole(path, data)
     except OSError as error:
         raise InputError(f"checkpoint: {path} cannot be written: {error}") from error
-
-
-def _replace(path, data):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":      # the new name too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def restore(path, run):

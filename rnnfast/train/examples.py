@@ -47,6 +47,8 @@ class Examples:
                 raise InputError(f"{name}: shape is {list(array.shape)}, expected {self.count} examples, as in x")
         self.lengths = self._lengths(lengths)
         self.mask = self._mask(mask, returns_sequences(net))
+        if self.mask is not None and not self.mask.any():
+            raise InputError("mask: nothing is left of all examples")
 
     def _lengths(self, lengths):
         """One vector, or for a tuple x a tuple with one, or None, for each of its arrays."""
@@ -62,8 +64,6 @@ class Examples:
         if lengths is not None and array.ndim < 2:
             raise InputError(f"lengths: x has shape {list(array.shape)}, without a time axis")
         return None if lengths is None else check_lengths(lengths, array.shape[1], self.count)
-        if self.mask is not None and not self.mask.any():
-            raise InputError("mask: nothing is left of all examples")
 
     def _mask(self, mask, sequences):
         """What was given, or for outputs of all steps those within the lengths."""
