@@ -490,7 +490,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     refused("missing weight, unexpected 0.weight, ", net=nn.Embedding(607, 1))
     for broken in (whole[:-3], whole[:40], b"", b"{}", whole.replace(b"version", b"versiom"),
                    whole.replace(b"generator", b"generatox"), whole.replace(b"PCG64", b"PCG65"),
-                   whole.replace(b"optimizer.mean", b"optimizer.meen")):
+                   whole.replace(b"optimizer.mean", b"optimizer.meen"), whole.replace(b"steps_done", b"steps_dome"),
+                   whole.replace(b"history", b"histery"), whole.replace(rb'\"weight\": ', rb'\"weight\":-1'),
+                   whole.replace(rb'\"sums\": {', rb'\"sums\": [')):
         assert broken != whole
         path.write_bytes(broken)
         refused(r"c: (is no|optimizer and best)")

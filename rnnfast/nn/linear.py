@@ -48,12 +48,14 @@ class Linear(Module):
         return self(x), x, parameters["weight"]
 
     def _backward(self, dy, x, weight):
-        """dx = dy W, dW = dy^T x, db = sum of dy over all rows"""
+        """dx = dy W, by the packed kernel; dW = dy^T x, by NumPy's BLAS, as rows are more than it has columns;
+        db = sum of dy over all rows"""
         rows = dy.reshape(-1, self.out_features)
         dweights = {"weight": rows.T @ x.reshape(-1, self.in_features)}
         if self.bias:
             dweights["bias"] = rows.sum(0)
-        return (rows @ weight).reshape(x.shape), dweights
+        back = _kernels.Matrix(weight, matmul=self.matmul)
+        return back.multiply(rows, threads=self._threads).reshape(x.shape), dweights
 
     def rows(self, shape=None):
         weights = self.in_features * self.out_features

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
 from ..files import write_whole
+from ..nn.checks import check_size
 from .history import History
 
 KEY, VERSION = "rnnfast.train", 1
@@ -81,17 +82,21 @@ def restore(path, run):
         if meta["steps"] and {*memory} != {*run.optimizer.slots} or {*shapes.values()} - {size}:
             raise ModelError(f"{path}: optimizer and best have {shapes}, expected {', '.join(run.optimizer.slots)} of "
                              f"shape {size}")
-        run.rng.bit_generator.state = meta["generator"]
-        run.order_state, run.steps_done = meta["order"], meta["steps_done"]
-        run.sums, run.weight = dict(meta["sums"]), meta["weight"]
-        run.history, run.best = History(meta["history"]), tensors.get("best")
+        for name in ("order", "generator"):         # both must be states; the last one stays
+            if name == "generator" or meta[name] is not None:
+                run.rng.bit_generator.state = meta[name]
+        steps, run.steps_done, run.weight = (check_size(meta[name], name, 0)
+                                             for name in ("steps", "steps_done", "weight"))
+        run.order_state, run.best = meta["order"], tensors.get("best")
+        run.sums = {name: float(meta["sums"][name]) for name in run.sums}
+        run.history = _history(meta)
         run.state = _unflattened(meta["state"], tensors)
         run.net.load_state_dict(weights)
-        run.optimizer.load_state_dict({"steps": meta["steps"], **{name: memory[name] for name in run.optimizer.slots
-                                                                  if name in memory}})
+        run.optimizer.load_state_dict({"steps": steps, **{name: memory[name] for name in run.optimizer.slots
+                                                          if name in memory}})
     except ModelError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: is no whole checkpoint ({type(error).__name__}: {error})") from error
     for name, view in run.parameters.views(run.parameters.values).items():
         view[...] = weights[name]
@@ -100,8 +105,12 @@ def restore(path, run):
 def load_checkpoint(path, net):
     """The network takes the weights of a checkpoint -> the History until then."""
     tensors, meta = _read(check(path))
+    try:
+        history = _history(meta)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path}: its history is none ({type(error).__name__}: {error})") from error
     net.load_state_dict(_of(tensors, "net."))
-    return History(meta["history"])
+    return history
 
 
 def _read(path):
@@ -121,6 +130,10 @@ def _settings(run):
     return {"examples": run.data.count, "batch_size": run.batch_size, "shuffle": run.shuffle, "tbptt": run.tbptt,
             "steps_per_epoch": run.steps_per_epoch, "metrics": list(run.metrics),
             "optimizer": type(run.optimizer).__name__}
+
+
+def _history(meta):
+    return History({name: [float(value) for value in values] for name, values in meta["history"].items()})
 
 
 def _of(tensors, prefix):
