@@ -2,13 +2,12 @@
 import numpy as np
 
 from ..nn.module import Sequential
-from .examples import first
 
 
 def first_wrong(net, batch, state, rng):
     """In words: the first of input, layers and targets whose values are not all finite, of a forward pass that is done
     again."""
-    if not _finite(first(batch.x)):
+    if not all(map(_finite, batch.x if isinstance(batch.x, tuple) else (batch.x,))):
         return "the input x is not finite"
     layer = _first_layer(net, batch.x, state, batch.lengths, rng, "")[1]
     if layer is not None:
