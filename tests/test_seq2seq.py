@@ -206,6 +206,19 @@ def test_files_decode_the_same(case, tmp_path):
             np.testing.assert_allclose(got.attention, want.attention, rtol=0, atol=1e-5)
 
 
+def test_a_stream_of_the_decoder_step(tmp_path):
+    net = network("LSTM", True, "additive", 2)
+    net.save(tmp_path)
+    source, target = tokens()
+    (memory, keys), state = net.encode(source, LENGTHS[0])
+    stream = rnnfast.load(tmp_path / "decoder_step.onnx").stream(memory=memory, keys=keys,
+                                                                 lengths=np.array(LENGTHS[0], np.int32))
+    stream.state = dict(zip(("h0", "c0"), state))
+    logits = np.stack([stream.step(token=letters).logits for letters in target.T], axis=1)
+    expected = net((source, target), lengths=(LENGTHS[0], None))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+
+
 def reversal(count, seed):
     """Sources [count, 7] of letters from 2 on, their lengths, and targets: the letters backwards; with START and END."""
     rng = np.random.default_rng(seed)
