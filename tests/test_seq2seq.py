@@ -13,8 +13,11 @@ from rnnfast.errors import Error, InputError, InputTypeError
 from rnnfast.nn import decoding
 from tests.graphs import random
 
-TOLERANCE = 2e-5
-"""Largest difference from torch in float64, relative to the largest value. Measured: 2e-6."""
+TOLERANCE = 3e-6
+"""Largest difference from torch in float64, relative to the largest value where that is over 1. Measured: 2.3e-7."""
+
+SLOPE = 2e-3
+"""Of finite differences of float32 losses, whose slopes are of the order of 10. Measured: 2.2e-4."""
 
 CASES = list(itertools.product(("GRU", "LSTM"), (False, True), ("dot", "additive"), (1, 2)))
 LENGTHS = [6, 1, 4], [2, 5, 3]
@@ -78,8 +81,10 @@ def test_gradients_are_those_of_torch(case):
     dx, dstate, dweights = net.backward(dy, None, saved)
     assert dx is None and dstate is None
     assert {n: a.shape for n, a in dweights.items()} == net.shapes() and list(dweights) == list(net.state_dict())
-    expected, gradients = by_torch(net, source, target, *LENGTHS, dy)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+    within = (np.arange(5) < np.array(LENGTHS[1])[:, None])[..., None]
+    expected, gradients = by_torch(net, source, target, *LENGTHS, dy * within)
+    np.testing.assert_allclose(logits, expected * within, rtol=0, atol=TOLERANCE)
+    assert not logits[~within[..., 0]].any()
     for name, want in gradients.items():
         assert dweights[name].dtype == np.float32
         most = max(1, np.abs(want).max())
@@ -104,7 +109,7 @@ def test_gradients_are_finite_differences(case):
     slope = sum(float((dweights[name].astype(np.float64) * direction[name]).sum()) for name in values)
     step = 2e-3
     measured = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
-    assert measured == pytest.approx(slope, rel=1e-3, abs=2e-2)
+    assert measured == pytest.approx(slope, rel=0, abs=SLOPE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -235,9 +240,9 @@ def reversal(count, seed):
 def trained(request):
     cell, attention = request.param
     net = nn.Seq2Seq(8, 8, 12, 24, cell=cell, bidirectional=True, attention=attention, rng=3)
-    source, lengths, target_in, target = reversal(600, 1)
+    source, lengths, target_in, target = reversal(800, 1)
     history = net.fit((source, target_in), target, lengths=(lengths, lengths + 1), loss=train.CrossEntropy(),
-                      optimizer=train.Adam(0.01), epochs=10, batch_size=20, seed=4, clip_norm=1.0, metrics="accuracy",
+                      optimizer=train.Adam(train.CosineDecay(0.015, 320)), epochs=8, batch_size=20, seed=4, clip_norm=1.0, metrics="accuracy",
                       verbose=False)
     return net, history
 

@@ -40,33 +40,34 @@ class Attention(Container):
     def members(self):
         return self._layers
 
-    def __call__(self, query, memory, lengths=None):
-        """query [B, T, query_size], memory [B, S, memory_size] float32, lengths [B] of the memory
+    def __call__(self, query, memory, lengths=None, query_lengths=None):
+        """query [B, T, query_size], memory [B, S, memory_size] float32, lengths [B] of the memory and of the query
 
-        -> context [B, T, memory_size], weights a [B, T, S].
+        -> context [B, T, memory_size], weights a [B, T, S]; both are zeros past the lengths.
         """
-        return self.forward(query, memory, lengths=lengths)[:2]
+        return self.forward(query, memory, lengths=lengths, query_lengths=query_lengths)[:2]
 
     def keys(self, memory):
         """W_k m, or the memory itself where there is no W_k: for calls of `forward` with the same memory."""
         return self._projected("key", memory, False)[0]
 
-    def forward(self, query, memory, *, keys=None, lengths=None, training=False):
+    def forward(self, query, memory, *, keys=None, lengths=None, query_lengths=None, training=False):
         """-> context, weights, as a call gives them, and saved: what `backward` needs, or None without `training`.
 
         keys: `keys(memory)`, if that was made before, in inference.
         """
-        query, memory, lengths = self._checked(query, memory, lengths)
+        query, memory = self._checked(query, memory)
+        lengths = list(zip(_lengths(query_lengths, query), _lengths(lengths, memory)))
         check_flag(training, "training")
         keys, of_key = self._projected("key", memory, training) if keys is None else (keys, None)
         queries, of_query = self._projected("query", query, training)
         weights = np.zeros((*query.shape[:2], memory.shape[1]), np.float32)
         context = np.zeros((*query.shape[:2], memory.shape[2]), np.float32)
-        for b, n in enumerate(lengths):
-            if n and query.shape[1]:
-                a = _softmax(self._scores(queries[b], keys[b, :n]))
-                weights[b, :, :n] = a
-                context[b] = self._product(a, memory[b, :n])
+        for b, (m, n) in enumerate(lengths):
+            if m and n:
+                a = _softmax(self._scores(queries[b, :m], keys[b, :n]))
+                weights[b, :m, :n] = a
+                context[b, :m] = self._product(a, memory[b, :n])
         if not training:
             return context, weights, None
         nbytes = sum(a.nbytes for a, given in ((keys, memory), (queries, query)) if a is not given)
@@ -78,18 +79,20 @@ class Attention(Container):
         dcontext = self._checked_gradient(dcontext, saved)
         queries, keys, memory, weights, lengths, of_query, of_key, v = saved.values
         dqueries, dkeys, dmemory, dv = map(np.zeros_like, (queries, keys, memory, v))
-        for b, n in enumerate(lengths):
-            a, m = weights[b, :, :n], memory[b, :n]
-            dmemory[b, :n] = a.T @ dcontext[b]
-            da = dcontext[b] @ m.T
+        for b, (m, n) in enumerate(lengths):
+            a, d, q, k = weights[b, :m, :n], dcontext[b, :m], queries[b, :m], keys[b, :n]
+            dmemory[b, :n] = a.T @ d
+            da = d @ memory[b, :n].T
             dscores = a * (da - (da * a).sum(-1, keepdims=True))
             if self.score == "dot":
-                dqueries[b], dkeys[b, :n] = dscores @ keys[b, :n], dscores.T @ queries[b]
+                dqueries[b, :m], dkeys[b, :n] = dscores @ k, dscores.T @ q
             else:
-                hidden = self._hidden(queries[b], keys[b, :n])
-                dv += np.tensordot(dscores, hidden, 2)
-                dhidden = dscores[..., None] * v * (1 - hidden * hidden)
-                dqueries[b], dkeys[b, :n] = dhidden.sum(1), dhidden.sum(0)
+                hidden = self._hidden(q, k)
+                dv += dscores.ravel() @ hidden.reshape(dscores.size, len(v))
+                np.subtract(1, hidden * hidden, out=hidden)         # now the derivative of tanh
+                hidden *= v
+                hidden *= dscores[..., None]
+                dqueries[b, :m], dkeys[b, :n] = hidden.sum(1), hidden.sum(0)
         dweights = {"score": {"weight": dv[None]}} if self.score == "additive" else {}
         dquery, dweights["query"] = self._projected_backward("query", dqueries, of_query)
         dkeys, dweights["key"] = self._projected_backward("key", dkeys, of_key)
@@ -116,15 +119,14 @@ class Attention(Container):
     def _projected_backward(self, name, dy, saved):
         return self._layers[name].backward(dy, None, saved)[::2] if name in self._layers else (dy, {})
 
-    def _checked(self, query, memory, lengths):
+    def _checked(self, query, memory):
         query, memory = as_input(query, "query"), as_input(memory, "memory")
         for name, array, size in (("query", query, self.query_size), ("memory", memory, self.memory_size)):
             if array.ndim != 3 or array.shape[-1] != size:
                 raise InputError(f"{name}: shape is {list(array.shape)}, expected [B, {'ST'[name == 'query']}, {size}]")
         if len(query) != len(memory):
             raise InputError(f"query has {len(query)} rows and memory {len(memory)}, expected the same number")
-        lengths = check_lengths(lengths, memory.shape[1], len(memory))
-        return query, memory, np.full(len(memory), memory.shape[1]) if lengths is None else lengths
+        return query, memory
 
     def _checked_gradient(self, dcontext, saved):
         if not isinstance(saved, Saved):
@@ -138,6 +140,12 @@ class Attention(Container):
         parameters = {name: layer.shapes()["weight"] for name, layer in self._layers.items()}
         count = sum(a * b for a, b in parameters.values())
         return [Row(repr(self), (*shape, self.memory_size), count, 2 * count, 4 * count)]
+
+
+def _lengths(lengths, x):
+    """One for each row of x [B, T, ...], as a list."""
+    lengths = check_lengths(lengths, x.shape[1], len(x))
+    return [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
 
 
 def _softmax(x):

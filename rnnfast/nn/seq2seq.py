@@ -66,7 +66,7 @@ class Seq2Seq(Container):
     def __call__(self, x, *, lengths=None):
         """x: (source [B, S], target_in [B, T]) integers, lengths: (of source [B], of target_in [B]), either may be None
 
-        -> logits [B, T, target_size]
+        -> logits [B, T, target_size], zeros past the lengths
         """
         return self.forward(x, lengths=lengths)[0]
 
@@ -87,6 +87,7 @@ class Seq2Seq(Container):
             raise InputError("dstate: Seq2Seq has no state, expected None")
         dy = self._checked(dy, saved)
         tape, = saved.values
+        dy = tape.packed(dy)
         dweights = {}
 
         def back(name, dy, dstate=None):
@@ -96,7 +97,7 @@ class Seq2Seq(Container):
             return (dx, dstate) if name in ("encoder", "decoder") else dx
 
         dy = back("combine", back("tanh", back("output_dropout", back("output", dy))))
-        dhidden, dcontext = dy[..., :self.hidden_size], dy[..., self.hidden_size:]
+        dhidden, dcontext = np.split(tape.padded(dy), [self.hidden_size], axis=-1)
         dquery, dmemory, dweights["attention"] = self._layers["attention"].backward(dcontext, tape.saved["attention"])
         dembedded, dinitial = back("decoder", dhidden + dquery)
         back("target_embedding", back("target_dropout", dembedded))
@@ -165,9 +166,11 @@ class Seq2Seq(Container):
         embedded = tape.run("target_dropout", tape.run("target_embedding", target))
         hidden, state = tape.run_states("decoder", embedded, self._as_state(state), of_target)
         context, weights, tape.saved["attention"] = self._layers["attention"].forward(
-            hidden, memory, keys=keys, lengths=of_source, training=tape.training)
-        joint = tape.run("tanh", tape.run("combine", np.concatenate([hidden, context], axis=-1)))
-        return tape.run("output", tape.run("output_dropout", joint)), self._as_tuple(state), weights
+            hidden, memory, keys=keys, lengths=of_source, query_lengths=of_target, training=tape.training)
+        tape.within = None if of_target is None else np.arange(hidden.shape[1]) < np.asarray(of_target)[:, None]
+        joint = tape.packed(np.concatenate([hidden, context], axis=-1))
+        joint = tape.run("output_dropout", tape.run("tanh", tape.run("combine", joint)))
+        return tape.padded(tape.run("output", joint)), self._as_tuple(state), weights
 
     def _as_tuple(self, state):
         return state if self.cell == "LSTM" else (state,)
@@ -189,7 +192,7 @@ class _Tape:
         self.members = net.members() | {"tanh": Tanh()}
         if net.dropout:
             self.members |= dict.fromkeys(DROPOUTS, Dropout(net.dropout))
-        self.training, self.saved = training, {}
+        self.training, self.saved, self.within = training, {}, None
         self.rng = as_generator(rng) if training else None
 
     def run(self, name, x):
@@ -199,6 +202,18 @@ class _Tape:
         y, state, self.saved[name] = self.members[name].forward(x, state, lengths=lengths, training=self.training,
                                                                 rng=self.rng)
         return y, state
+
+    def packed(self, x):
+        """x [B, T, size] -> [N, size]: the steps within the lengths of the target; x itself if it has none."""
+        return x if self.within is None else x[self.within]
+
+    def padded(self, x):
+        """The inverse of `packed`, with zeros past the lengths."""
+        if self.within is None:
+            return x
+        y = np.zeros((*self.within.shape, x.shape[-1]), np.float32)
+        y[self.within] = x
+        return y
 
     @property
     def nbytes(self):
