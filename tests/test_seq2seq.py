@@ -9,7 +9,7 @@ import pytest
 
 import rnnfast
 from rnnfast import nn, train
-from rnnfast.errors import Error, InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError
 from rnnfast.nn import decoding
 from tests.graphs import random
 
@@ -225,7 +225,7 @@ def test_a_stream_of_the_decoder_step(tmp_path):
 
 
 def reversal(count, seed):
-    """Sources [count, 7] of letters from 2 on, their lengths, and targets: the letters backwards; with START and END."""
+    """Sources [count, 7] of letters from 2 on, their lengths, and the letters backwards: after START, and until END."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 8, count)
     source = rng.integers(2, 8, (count, 7))
@@ -242,8 +242,8 @@ def trained(request):
     net = nn.Seq2Seq(8, 8, 12, 24, cell=cell, bidirectional=True, attention=attention, rng=3)
     source, lengths, target_in, target = reversal(800, 1)
     history = net.fit((source, target_in), target, lengths=(lengths, lengths + 1), loss=train.CrossEntropy(),
-                      optimizer=train.Adam(train.CosineDecay(0.015, 320)), epochs=8, batch_size=20, seed=4, clip_norm=1.0, metrics="accuracy",
-                      verbose=False)
+                      optimizer=train.Adam(train.CosineDecay(0.015, 320)), epochs=8, batch_size=20, seed=4,
+                      clip_norm=1.0, metrics="accuracy", verbose=False)
     return net, history
 
 
@@ -284,7 +284,8 @@ X = tokens()
     (lambda: nn.Seq2Seq(0, 7, 4, 5), InputError, "num_embeddings: 0 is less than 1"),
     (lambda: NET(X[0]), InputTypeError, "x: a ndarray came, expected a pair"),
     (lambda: NET(X, lengths=[6, 6, 6]), InputTypeError, "lengths: a list of 3 came, expected a pair"),
-    (lambda: NET((X[0], X[1][:2])), Error, "expected \\[1, 2, 5\\]"),
+    (lambda: NET((X[0], X[1][:2])), InputError, r"x: shapes are \[3, 6\] and \[2, 5\], expected \[B, S\] and"),
+    (lambda: NET.step(3, (), ()), InputError, r"tokens: shape is \[\], expected \[B\]"),
     (lambda: NET((X[0] + 5, X[1])), InputError, "expected 0 to 8"),
     (lambda: NET(X, lengths=([6, 6, 7], None)), InputError, "lengths: 7 at row 2, expected 0 to 6"),
     (lambda: NET.forward(X, X), InputError, "state: Seq2Seq has none"),
@@ -293,6 +294,8 @@ X = tokens()
     (lambda: NET.greedy(X[0][0], start=0, end=1), InputError, r"source: shape is \[6\], expected \[B, S\]"),
     (lambda: NET.greedy(X[0], start=-1, end=1), InputError, "start: -1 is less than 0"),
     (lambda: NET.greedy(X[0], start=9, end=1), InputError, "x: 9 at"),
+    (lambda: NET.greedy(X[0], start=0, end=7), InputError, "end: 7, expected 0 to 6"),
+    (lambda: NET.beam(X[0], start=0, end=7), InputError, "end: 7, expected 0 to 6"),
     (lambda: NET.beam(X[0], start=0, end=1, width=0), InputError, "width: 0 is less than 1"),
     (lambda: NET.beam(X[0], [6, 6], start=0, end=1), InputError, r"lengths: shape is \[2\], expected \[3\]"),
     (lambda: NET.fit(X, X[1], lengths=[1, 2, 3, 4], loss=train.CrossEntropy(), optimizer=train.Adam()),

@@ -3,7 +3,6 @@ import numpy as np
 
 from .. import _kernels
 from ..errors import InputError, InputTypeError
-from ..threads import check as check_threads
 from .checks import (as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul, check_shape,
                      check_size)
 from .linear import Linear
@@ -26,8 +25,8 @@ class Attention(Container):
     def __init__(self, query_size, memory_size, score="dot", *, matmul=None, threads=None, rng=None):
         self.query_size, self.memory_size = check_size(query_size, "query_size"), check_size(memory_size, "memory_size")
         self.score = check_choice(score, "score", SCORES)
-        self.matmul, self.threads = check_matmul(matmul), threads
-        self._threads = check_threads(threads)
+        self.matmul = check_matmul(matmul)
+        self._use_threads(threads)
         rng = None if rng is None else as_generator(rng)
         options = {"bias": False, "matmul": matmul, "threads": threads, "rng": rng}
         self._layers = {}

@@ -61,7 +61,7 @@ def greedy(model, source, lengths=None, *, start, end, max_steps=100):
         if not rows.size:
             break
         logits, state, attention = model.step(token, state, memory, of_memory)
-        likely = _log_softmax(logits)
+        likely = _log_probabilities(logits, end)
         token = likely.argmax(-1)
         for i, row in enumerate(rows):
             found[row] = found[row].then(token[i], likely[i, token[i]], attention[i])
@@ -93,7 +93,7 @@ def _beam(model, memory, state, lengths, start, end, max_steps, width):
         count = len(live)
         logits, state, attention = model.step(tokens, state, tuple(np.repeat(m, count, axis=0) for m in memory),
                                               np.repeat(lengths, count))
-        likely = _log_softmax(logits)
+        likely = _log_probabilities(logits, end)
         totals = (likely + np.array([h.total for h in live])[:, None]).ravel()
         best = np.argsort(-totals, kind="stable")[:width]
         parents, tokens = np.divmod(best, likely.shape[1])
@@ -136,7 +136,10 @@ def _decoded(found, positions, end):
     return Decoded(tokens, lengths, np.array([h.score for h in found], np.float32), attention)
 
 
-def _log_softmax(logits):
+def _log_probabilities(logits, end):
+    """[B, V] float64"""
+    if end >= logits.shape[1]:
+        raise InputError(f"end: {end}, expected 0 to {logits.shape[1] - 1}")
     shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 

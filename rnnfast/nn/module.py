@@ -263,6 +263,8 @@ class Container(Module):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+        if "_threads" in state:     # the default is that of this process
+            self._use_threads(state["threads"])
 
 
 def joined(parts):

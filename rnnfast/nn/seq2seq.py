@@ -5,7 +5,7 @@ from ..errors import InputError, InputTypeError
 from . import decoding
 from .activation import Tanh
 from .attention import SCORES, Attention
-from .checks import as_generator, check_choice, check_flag, check_number
+from .checks import as_array, as_generator, check_choice, check_flag, check_number
 from .dropout import Dropout
 from .linear import Embedding, Linear
 from .module import Container, Saved, joined
@@ -61,6 +61,7 @@ class Seq2Seq(Container):
         return self._layers
 
     def state_names(self):
+        """What the arrays of a state are called."""
         return ("h", "c") if self.cell == "LSTM" else ("h",)
 
     def __call__(self, x, *, lengths=None):
@@ -74,11 +75,8 @@ class Seq2Seq(Container):
         """-> logits, None, saved; the arguments are those of a call and of `Module.forward`."""
         if state is not None:
             raise InputError("state: Seq2Seq has none, expected None")
-        (source, target), (of_source, of_target) = _pair(x, "x"), _pair((None, None) if lengths is None else lengths,
-                                                                         "lengths")
         tape = _Tape(self, check_flag(training, "training"), rng)
-        memory, initial = self._encode(tape, source, of_source)
-        logits, _, _ = self._decode(tape, target, initial, memory, of_source, of_target)
+        logits, _ = self._run(tape, x, lengths)
         return logits, None, Saved((tape,), logits.shape, tape.nbytes) if training else None
 
     def backward(self, dy, dstate, saved):
@@ -111,11 +109,7 @@ class Seq2Seq(Container):
     def align(self, x, *, lengths=None):
         """x, lengths as a call takes them -> the attention's weights [B, T, S]: for each step of the target how much
         of it comes from each position of the source."""
-        (source, target), (of_source, of_target) = _pair(x, "x"), _pair((None, None) if lengths is None else lengths,
-                                                                         "lengths")
-        tape = _Tape(self, False, None)
-        memory, initial = self._encode(tape, source, of_source)
-        return self._decode(tape, target, initial, memory, of_source, of_target)[2]
+        return self._run(_Tape(self, False, None), x, lengths)[1]
 
     def encode(self, source, lengths=None):
         """source [B, S], lengths [B] -> memory: a tuple of the encoder's outputs [B, S, directions * hidden_size] and
@@ -129,9 +123,12 @@ class Seq2Seq(Container):
 
         -> logits [B, target_size], the state after it, the attention's weights [B, S].
         """
-        tokens = np.asarray(tokens)[:, None]
+        tokens = as_array(tokens, "tokens")
+        if tokens.ndim != 1:
+            raise InputError(f"tokens: shape is {list(tokens.shape)}, expected [B]")
         memory, keys = memory
-        logits, state, weights = self._decode(_Tape(self, False, None), tokens, state, memory, lengths, None, keys)
+        logits, state, weights = self._decode(_Tape(self, False, None), tokens[:, None], state, memory, lengths, None,
+                                              keys)
         return logits[:, 0], state, weights[:, 0]
 
     def greedy(self, source, lengths=None, *, start, end, max_steps=100):
@@ -153,6 +150,16 @@ class Seq2Seq(Container):
         from ..onnx.export_seq2seq import export_seq2seq
         export_seq2seq(self, path)
 
+    def _run(self, tape, x, lengths):
+        """-> logits, the attention's weights"""
+        source, target = (as_array(a, name) for a, name in zip(_pair(x, "x"), ("source", "target_in")))
+        if source.ndim != 2 or target.ndim != 2 or len(source) != len(target):
+            raise InputError(f"x: shapes are {list(source.shape)} and {list(target.shape)}, expected [B, S] and [B, T]")
+        of_source, of_target = (None, None) if lengths is None else _pair(lengths, "lengths")
+        memory, initial = self._encode(tape, source, of_source)
+        logits, _, weights = self._decode(tape, target, initial, memory, of_source, of_target)
+        return logits, weights
+
     def _encode(self, tape, source, lengths):
         embedded = tape.run("source_dropout", tape.run("source_embedding", source))
         memory, last = tape.run_states("encoder", embedded, None, lengths)
@@ -165,10 +172,11 @@ class Seq2Seq(Container):
     def _decode(self, tape, target, state, memory, of_source, of_target, keys=None):
         embedded = tape.run("target_dropout", tape.run("target_embedding", target))
         hidden, state = tape.run_states("decoder", embedded, self._as_state(state), of_target)
-        context, weights, tape.saved["attention"] = self._layers["attention"].forward(
+        context, weights, saved = self._layers["attention"].forward(
             hidden, memory, keys=keys, lengths=of_source, query_lengths=of_target, training=tape.training)
         tape.within = None if of_target is None else np.arange(hidden.shape[1]) < np.asarray(of_target)[:, None]
         joint = tape.packed(np.concatenate([hidden, context], axis=-1))
+        tape.keep("attention", saved, weights, joint)
         joint = tape.run("output_dropout", tape.run("tanh", tape.run("combine", joint)))
         return tape.padded(tape.run("output", joint)), self._as_tuple(state), weights
 
@@ -192,16 +200,22 @@ class _Tape:
         self.members = net.members() | {"tanh": Tanh()}
         if net.dropout:
             self.members |= dict.fromkeys(DROPOUTS, Dropout(net.dropout))
-        self.training, self.saved, self.within = training, {}, None
+        self.training, self.saved, self.within, self.nbytes = training, {}, None, 0
         self.rng = as_generator(rng) if training else None
 
     def run(self, name, x):
         return self.run_states(name, x)[0] if name in self.members else x
 
     def run_states(self, name, x, state=None, lengths=None):
-        y, state, self.saved[name] = self.members[name].forward(x, state, lengths=lengths, training=self.training,
-                                                                rng=self.rng)
+        y, state, saved = self.members[name].forward(x, state, lengths=lengths, training=self.training, rng=self.rng)
+        self.keep(name, saved, y)
         return y, state
+
+    def keep(self, name, saved, *results):
+        """What a layer saves, and the results that it or the next one refers to."""
+        if self.training:
+            self.saved[name] = saved
+            self.nbytes += saved.nbytes + sum(a.nbytes for a in results)
 
     def packed(self, x):
         """x [B, T, size] -> [N, size]: the steps within the lengths of the target; x itself if it has none."""
@@ -215,16 +229,12 @@ class _Tape:
         y[self.within] = x
         return y
 
-    @property
-    def nbytes(self):
-        return sum(saved.nbytes for saved in self.saved.values())
-
 
 def _pair(value, name):
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         came = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
-        raise InputTypeError(f"{name}: a {type(value).__name__}{came} came, expected a pair: one for the source, one for "
-                             "the target")
+        raise InputTypeError(f"{name}: a {type(value).__name__}{came} came, expected a pair: one for the source, one "
+                             "for the target")
     return value
 
 

@@ -7,7 +7,6 @@ than two axes: that is MatMul and Add, which rounds the product before the bias 
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
