@@ -13,7 +13,7 @@ _LAZY = {
     **dict.fromkeys(("ExecutionMode", "GraphOptimizationLevel", "InferenceSession", "RunOptions", "SessionOptions",
                      "get_available_providers", "get_device"), "rnnfast.session"),
     "Stream": "rnnfast.stream",
-    **dict.fromkeys(("nn", "reference", "train"), "rnnfast"),
+    **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),
 }
 __all__ = ["Error", "errors", *_LAZY]
 
