@@ -1,4 +1,6 @@
 """rnnfast.plot: the numbers against the layers and torch, the figures by what they hold."""
+import os
+import pathlib
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -320,3 +322,20 @@ def test_without_matplotlib():
                "try: rnnfast.plot.gates(rnnfast.nn.GRU(2, 3), x)\n"
                "except rnnfast.errors.UnsupportedError as error: print(error)") == (
         "rnnfast.plot: pictures need matplotlib, which is not installed: pip install 'rnnfast[plot]'\n")
+
+
+@needs_matplotlib
+@pytest.mark.slow
+def test_the_model_of_gradient_flow(tmp_path):
+    """models/gradient_flow.py: the gated cells learn what lies 39 steps back, the plain RNN does not."""
+    root = pathlib.Path(__file__).parent.parent
+    printed = subprocess.run([sys.executable, root / "models" / "gradient_flow.py", tmp_path], capture_output=True,
+                             text=True, check=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}).stdout
+    table = {line[:23].strip(): [float(number) for number in line[23:].split()] for line in printed.splitlines()[2:]}
+    assert table["RNN tanh"][0] < 1e-8 and table["RNN tanh"][2] > 0.15
+    assert table["RNN relu, large weights"][0] > 1e3 and table["RNN relu, large weights"][3] > 0.16
+    for name in ("GRU", "LSTM", "LSTM, forget bias 1"):
+        _, reach, error, not_clipped = table[name]
+        assert reach > 1e-2 and error < 0.01 and not_clipped < 0.01
+    for name in ("gradient_flow.svg", "gradient_flow_gates.svg"):
+        assert 10_000 < (tmp_path / name).stat().st_size < 200_000
