@@ -3,19 +3,16 @@
 Nothing is measured in this process: each number of threads gets one of its own, in a clean environment.
 """
 import json
-import os
 import pathlib
-import subprocess
 import sys
-import tempfile
 
 import click
 
-from bench import environment, report
+from bench import report
 from bench.cases import select
 from bench.engines import ENGINES
+from bench.worker import default_threads, measured
 
-ROOT = pathlib.Path(__file__).parent.parent
 FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 # Rounds, seconds a sample, seconds a case after which there are only so many rounds as quartiles need.
 FULL = {"rounds": 21, "duration": 0.006, "limit": 2.5}
@@ -44,7 +41,8 @@ def main(quick, patterns, engines, threads, out, plot, stored):
             cases = select(patterns, quick)
         except ValueError as e:
             raise click.BadParameter(str(e), param_hint="--case") from None
-        results = measured(cases, engines or tuple(ENGINES), threads or default_threads(), QUICK if quick else FULL)
+        results = measured("bench.measure", threads or default_threads(), cases=[case.name for case in cases],
+                           engines=engines or tuple(ENGINES), **QUICK if quick else FULL)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=1) + "\n")
     text = report.markdown(results)
@@ -56,35 +54,6 @@ def main(quick, patterns, engines, threads, out, plot, stored):
             click.echo(path)
     if any(report.problems(run["records"]) for run in results["runs"]):
         sys.exit(1)
-
-
-def default_threads():
-    return tuple(range(1, 1 + min(2, available_cores())))
-
-
-def available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def measured(cases, engines, threads, effort):
-    """The results of a process for each number of threads."""
-    results = {"runs": []}
-    for count in threads:
-        if count > available_cores():
-            raise click.BadParameter(f"{count}: there are {available_cores()} cores", param_hint="--threads")
-    for count in threads:
-        environ, results["removed"] = environment.clean(os.environ, count)
-        with tempfile.TemporaryDirectory() as folder:
-            request, result = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "result.json")
-            request.write_text(json.dumps({"cases": [case.name for case in cases], "engines": engines,
-                                           "threads": count, **effort}))
-            done = subprocess.run([sys.executable, "-m", "bench.worker", request, result], cwd=ROOT, env=environ)
-            if done.returncode:
-                raise click.ClickException(f"the measuring process ended with status {done.returncode}")
-            part = json.loads(result.read_text())
-        results["machine"] = part["machine"]
-        results["runs"].append(part["run"])
-    return results
 
 
 if __name__ == "__main__":

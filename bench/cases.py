@@ -1,6 +1,7 @@
 """What is measured: one row a case."""
 import dataclasses
 import itertools
+import random
 
 KINDS = ("LSTM", "GRU", "RNN")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -11,7 +12,8 @@ class Case:
     """x [T, B, I] float32 through `layers` recurrent layers of H units in one or two directions.
 
     state: initial states are given and last states returned; entry: how rnnfast is called, as "layer" (rnnfast.nn)
-    or "session" (InferenceSession); targets: number of threads -> the least ratio of the best peer's time to rnnfast's.
+    or "session" (InferenceSession); targets: number of threads -> the least ratio of the best peer's time to rnnfast's;
+    lengths: each row's number of steps, if they are not all T; against: the peer that the targets mean, if not the best.
     """
     name: str
     kind: str
@@ -26,6 +28,8 @@ class Case:
     targets: dict = dataclasses.field(default_factory=dict, hash=False)
     group: str = "main"
     headline: str = ""      # what the headline chart calls it, if it is there
+    lengths: tuple = ()
+    against: str = ""
 
     def __post_init__(self):
         if self.state and self.layers * self.directions != 1:
@@ -38,11 +42,13 @@ class Case:
                 for layer in range(self.layers) for _ in range(self.directions)]
 
 
-def _case(kind, T, B, H, one, two=1.0, *, I=None, layers=1, directions=1, state=False, entry="layer", headline=""):
-    """A row of the main table: `one` and `two` are the targets on one and two threads."""
+def _case(kind, T, B, H, one, two=1.0, *, I=None, layers=1, directions=1, state=False, entry="layer", headline="",
+          group="main", lengths=(), against=""):
+    """A row of a table: `one` and `two` are the targets on one and two threads."""
     name = f"{'Bi' * (directions == 2)}{kind}{layers if layers > 1 else ''}-T{T}-B{B}-H{H}"
-    name += f"-I{I}" * (I is not None) + f"-{entry}" * state
-    return Case(name, kind, T, B, I or H, H, layers, directions, state, entry, {1: one, 2: two}, headline=headline)
+    name += f"-I{I}" * (I is not None) + f"-{entry}" * state + "-ragged" * bool(lengths)
+    return Case(name, kind, T, B, I or H, H, layers, directions, state, entry, {1: one, 2: two}, group, headline,
+                lengths, against)
 
 
 MAIN = [
@@ -119,6 +125,36 @@ MEANS = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """An epoch of `images` images of 28 rows through two LSTMs of H units; targets as a Case's."""
+    name: str
+    images: int
+    batch: int
+    H: int
+    targets: dict = dataclasses.field(default_factory=dict, hash=False)
+    group: str = "fit"
+
+
+def _ragged(kind, least, most, B, H, one, two):
+    """B lengths from the least to the most, in a fixed random order, against torch's packed sequences."""
+    lengths = random.Random(0).sample([least + (most - least) * row // (B - 1) for row in range(B)], B)
+    return _case(kind, most, B, H, one, two, group="training", lengths=tuple(lengths), against="torch")
+
+
+TRAINING = [
+    _case("LSTM", 100, 1, 256, 1.7, 1.4, group="training"),
+    _case("LSTM", 100, 32, 128, 1.15, 1.1, group="training"),
+    _case("LSTM", 100, 32, 256, 1.12, 1.1, group="training"),
+    _case("GRU", 100, 1, 256, 3, 1.3, group="training"),
+    _case("GRU", 100, 32, 256, 1.5, 1.3, group="training"),
+    _case("LSTM", 50, 16, 256, 1.12, 1.1, directions=2, group="training"),
+    _ragged("LSTM", 10, 200, 32, 256, 2, 1.5),
+    Fit("MNIST", 2048, 64, 128, {1: 1.3, 2: 1.2}),
+]
+SAVED = 1.2     # the most that forward keeps for backward, to gates and states of what was computed
+
+
 def share_target(case):
     """The least share of the machine's limit on one thread, or None."""
     if case.B == 1 and case.T > 1:
@@ -128,15 +164,14 @@ def share_target(case):
     return 0.86 if case.B >= 32 and case.H == 128 else None
 
 
-def select(patterns, quick=False):
-    """The cases of these names, groups or parts of names, in order."""
-    chosen = [case for case in CASES if case.name in QUICK] if quick else CASES
+def select(patterns, quick=False, cases=CASES):
+    """Those of `cases` with these names, groups or parts of names, in order."""
     for pattern in patterns:
-        if not any(_matches(case, pattern) for case in CASES):
+        if not any(_matches(case, pattern) for case in cases):
             raise ValueError(f"no case or group is called {pattern!r}")
     if patterns:
-        return [case for case in CASES if any(_matches(case, pattern) for pattern in patterns)]
-    return chosen
+        return [case for case in cases if any(_matches(case, pattern) for pattern in patterns)]
+    return [case for case in cases if case.name in QUICK] if quick else cases
 
 
 def _matches(case, pattern):

@@ -70,7 +70,7 @@ class _NumpyCell:
         return [s[None] for s in state]
 
 
-def _sigmoid(x):
+def sigmoid(x):
     np.negative(x, out=x)
     np.exp(x, out=x)
     x += 1
@@ -86,7 +86,7 @@ def _gru(g, recurrent, state, H, b_r):
     h, = state
     gates, n = g[:, :2 * H], g[:, 2 * H:]
     gates += recurrent[:, :2 * H]
-    _sigmoid(gates)
+    sigmoid(gates)
     hn = recurrent[:, 2 * H:]
     hn += b_r
     hn *= gates[:, :H]
@@ -100,7 +100,7 @@ def _gru(g, recurrent, state, H, b_r):
 def _lstm(g, recurrent, state, H, b_r):
     h, c = state
     g += recurrent
-    _sigmoid(g[:, :3 * H])
+    sigmoid(g[:, :3 * H])
     np.tanh(g[:, 3 * H:], out=g[:, 3 * H:])
     c *= g[:, H:2 * H]
     g[:, 3 * H:] *= g[:, :H]
@@ -184,26 +184,39 @@ class Jax(Engine):
     def prepare(self, case, state_dict, threads):
         import jax
         jax.config.update("jax_default_matmul_precision", "highest")
-        cells = [{name: jax.numpy.asarray(state_dict[f"{key}_{end}"].T) for name, key in
-                  (("w", "weight_ih"), ("r", "weight_hh"), ("b", "bias_ih"), ("b_r", "bias_hh"))}
-                 for end, _ in ends(case)]
-        compiled = jax.jit(lambda cells, *values: _jax_stack(jax, case, cells, *values))
+        cells = jax_cells(jax, case, state_dict)
+        compiled = jax.jit(lambda cells, *values: jax_stack(jax, case, cells, *values))
         return lambda *values: [np.asarray(v) for v in compiled(cells, *values)]
 
 
-def _jax_stack(jax, case, cells, x, *states):
+JAX_NAMES = {"w": "weight_ih", "r": "weight_hh", "b": "bias_ih", "b_r": "bias_hh"}
+
+
+def jax_cells(jax, case, state_dict):
+    return [{name: jax.numpy.asarray(state_dict[f"{key}_{end}"].T) for name, key in JAX_NAMES.items()}
+            for end, _ in ends(case)]
+
+
+def jax_stack(jax, case, cells, x, *states, unroll=1):
+    """Rows that have ended keep their state and give zeros."""
     zeros = jax.numpy.zeros((case.B, case.H), x.dtype)
     initial = tuple(s[0] for s in states) or (zeros,) * (1 + (case.kind == "LSTM"))
     step = {"RNN": _jax_rnn, "GRU": _jax_gru, "LSTM": _jax_lstm}[case.kind]
+    present = np.arange(case.T)[:, None, None] < np.array(case.lengths)[:, None] if case.lengths else None
     for layer in range(case.layers):
         parts = []
         for d in range(case.directions):
             cell = cells[layer * case.directions + d]
 
-            def body(state, xg, cell=cell):
-                state = step(jax, cell, xg, *state)
-                return state, state[0]
-            last, part = jax.lax.scan(body, initial, x @ cell["w"] + cell["b"], reverse=d == 1)
+            def body(state, step_inputs, cell=cell):
+                xg, present = step_inputs
+                new = step(jax, cell, xg, *state)
+                if present is None:
+                    return new, new[0]
+                new = tuple(jax.numpy.where(present, *pair) for pair in zip(new, state))
+                return new, jax.numpy.where(present, new[0], 0)
+            last, part = jax.lax.scan(body, initial, (x @ cell["w"] + cell["b"], present), reverse=d == 1,
+                                      unroll=unroll)
             parts.append(part)
         x = parts[0] if len(parts) == 1 else jax.numpy.concatenate(parts, -1)
     return (x, *(s[None] for s in last)) if case.state else (x,)
@@ -237,12 +250,17 @@ class Rnnfast(Engine):
             options = rnnfast.SessionOptions()
             options.intra_op_num_threads, options.matmul = threads, self.matmul
             return _session(rnnfast, options, case, state_dict)
-        layer = getattr(rnnfast.nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2,
-                                               matmul=self.matmul, threads=threads)
-        layer.load_state_dict(state_dict)
+        layer = self.layer(case, state_dict, threads)
         if not case.state:
             return lambda x: layer(x)[0]
         return (lambda x, h0, c0: layer(x, (h0, c0))) if case.kind == "LSTM" else layer
+
+    def layer(self, case, state_dict, threads):
+        from rnnfast import nn
+        layer = getattr(nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2,
+                                       matmul=self.matmul, threads=threads)
+        layer.load_state_dict(state_dict)
+        return layer
 
 
 class Blas(Rnnfast):

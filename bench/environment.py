@@ -9,10 +9,10 @@ import subprocess
 
 # Settings of numeric libraries: all removed (OPENBLAS_CORETYPE, for one, halves OpenBLAS), then the threads set.
 LIBRARIES = re.compile(r"(OPENBLAS|GOTO|BLIS|MKL|DNNL|ONEDNN|OMP|GOMP|KMP|LIBOMP|TBB|ORT|OV|TORCH|ATEN|NUMEXPR|JAX|XLA"
-                       r"|VECLIB|NVPL|NPY)_|(NPY|NUMPY)_DISABLE|RNNFAST_NUM_THREADS$")
+                       r"|VECLIB|NVPL|NPY|KERAS)_|(NPY|NUMPY)_DISABLE|RNNFAST_NUM_THREADS$")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
            "NUMEXPR_NUM_THREADS")
-PACKAGES = ("rnnfast", "numpy", "scipy", "onnx", "onnxruntime", "torch", "openvino", "jax", "jaxlib")
+PACKAGES = ("rnnfast", "numpy", "scipy", "onnx", "onnxruntime", "torch", "openvino", "jax", "jaxlib", "keras")
 
 
 def clean(environ, threads):

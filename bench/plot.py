@@ -114,7 +114,7 @@ def headline(run, machine):
     """For the README: the others' time over rnnfast's, for a handful of cases."""
     records = [record for record in run["records"] if record["case"]["headline"]]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.75 * max(1, len(records))), layout="constrained")
-    engines = [name for name in COLOURS if name == "rnnfast" or name in report.PEERS]
+    engines = [name for name in COLOURS if name == "rnnfast" or name not in report.OWN]
     width = 0.8 / len(engines)
     longest = 6
     for (row, record), (place, engine) in itertools.product(enumerate(records), enumerate(engines)):

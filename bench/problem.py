@@ -97,17 +97,20 @@ def expected(case, state_dict, values, numpy_engine):
 def _reference(case, state_dict, values):
     """rnnfast.reference's outputs: [T, B, D*H] and the last states."""
     (x, *states), last = values, []
-    kwargs = {"linear_before_reset": True} if case.kind == "GRU" else {}
-    activations = (resolve({"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
-                           [case.kind]),) * case.directions
     for layer in range(case.layers):
         arrays = [to_onnx(case.kind, state_dict, suffix(layer, d)) for d in range(case.directions)]
         W, R, B = (np.stack([a[name] for a in arrays]) for name in "WRB")
         x, *last = getattr(reference, case.kind.lower())(
-            x, W, R, B, None, *states, activations=activations,
-            direction="bidirectional" if case.directions == 2 else "forward", **kwargs)
+            x, W, R, B, case.lengths or None, *states, **reference_options(case))
         x, = canonical(x)
     return [x, *last] if case.state else [x]
+
+
+def reference_options(case):
+    activations = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}[case.kind]
+    return {"activations": (resolve(activations),) * case.directions,
+            "direction": "bidirectional" if case.directions == 2 else "forward",
+            **({"linear_before_reset": True} if case.kind == "GRU" else {})}
 
 
 def difference(outputs, right):

@@ -5,13 +5,14 @@ from bench.cases import GATES, MEANS, Case, share_target
 from bench.engines import ENGINES
 from bench.probe import USUAL_CACHES
 
-PEERS = [name for name, engine in ENGINES.items() if engine.peer]
+OWN = [name for name, engine in ENGINES.items() if not engine.peer]
 STATUS = {"missing": "-", "failed": "failed", "wrong": "WRONG"}
 
 
 def case_of(record):
     fields = dict(record["case"])
     fields["targets"] = {int(threads): ratio for threads, ratio in fields["targets"].items()}
+    fields["lengths"] = tuple(fields.get("lengths", ()))
     return Case(**fields)
 
 
@@ -23,13 +24,14 @@ def time_of(record, engine):
 
 def best_peer(record):
     """The name of the fastest, or None."""
-    return min((name for name in PEERS if time_of(record, name)), key=lambda name: time_of(record, name), default=None)
+    return min((name for name in record["results"] if name not in OWN and time_of(record, name)),
+               key=lambda name: time_of(record, name), default=None)
 
 
-def ratio(record):
-    """The best peer's time divided by rnnfast's, the median over rounds; or None."""
-    peer = best_peer(record)
-    relative = peer and record["results"][peer]["relative"]
+def ratio(record, peer=None):
+    """The peer's time, the best one's if none is named, divided by rnnfast's, the median over rounds; or None."""
+    peer = peer or best_peer(record)
+    relative = peer and record["results"].get(peer, {}).get("relative")
     return relative and relative[1]
 
 
@@ -86,13 +88,8 @@ def geometric_mean(values):
 # ------------------------------------------------------------------------------------------------ Markdown
 def markdown(results):
     machine = results["machine"]
-    found = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in machine["caches"].items())
     lines = [
-        f"# {machine['cpu']}", "",
-        f"{machine['cores']} cores; {caches}; {machine['system']}; instruction set {machine['isa']} of "
-        f"{', '.join(machine['isas'])}", "",
-        f"Python {machine['python']}, {found}; {machine['compiler']}", "",
+        *heading(machine), "",
         "Median microseconds of a call, float32. `ratio`: the best of the others' times divided by rnnfast's in the "
         "same round, the median over rounds (blas is rnnfast on BLAS and no other); in bold where it is below its "
         "target. `spread`: quartiles of rnnfast's time. GB/s: weights, the recurrent ones once a step. `limit`: the "
@@ -101,25 +98,43 @@ def markdown(results):
     ]
     for run in results["runs"]:
         lines += ["", *_run(run, machine)]
-    removed = results.get("removed")
-    if removed:
-        lines += ["", "Removed from the environment: " + ", ".join(f"`{k}={v}`" for k, v in removed.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *removed(results)]) + "\n"
+
+
+def heading(machine, what=""):
+    found = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in machine["caches"].items())
+    return [f"# {what}{machine['cpu']}", "",
+            f"{machine['cores']} cores; {caches}; {machine['system']}; instruction set {machine['isa']} of "
+            f"{', '.join(machine['isas'])}", "",
+            f"Python {machine['python']}, {found}; {machine['compiler']}"]
+
+
+def removed(results):
+    found = ", ".join(f"`{k}={v}`" for k, v in results.get("removed", {}).items())
+    return ["", f"Removed from the environment: {found}"] if found else []
+
+
+def run_heading(run):
+    return f"## {'One thread' if run['threads'] == 1 else '{} threads'.format(run['threads'])}"
+
+
+def others(run):
+    return [] if run["others"] is None else [f"Meanwhile other processes took {run['others']:.0%} of a core."]
 
 
 def _run(run, machine):
     threads, limits = run["threads"], run["limits"]
     rates = ", ".join(f"{name} {limits[name] / 1e9:.0f} GB/s" for name in limits if name != "fma")
-    yield f"## {'One thread' if threads == 1 else f'{threads} threads'}"
+    yield run_heading(run)
     yield ""
     yield f"Measured limits: {limits['fma'] / 1e9:.0f} GFLOP/s; {rates}. At most {run['rounds']} rounds."
-    if run["others"] is not None:
-        yield f"Meanwhile other processes took {run['others']:.0%} of a core."
+    yield from others(run)
     engines = [name for name in ENGINES if any(name in record["results"] for record in run["records"])]
     for group in dict.fromkeys(record["case"]["group"] for record in run["records"]):
         records = [record for record in run["records"] if record["case"]["group"] == group]
         yield ""
-        yield from _table(
+        yield from table(
             ["case", *(f"{name} us" if name == "rnnfast" else name for name in engines), "spread", "best peer", "ratio",
              "target", "GFLOP/s", "GB/s", "limit", "limit target"],
             [_row(record, run, machine, engines) for record in records])
@@ -138,18 +153,22 @@ def _row(record, run, machine, engines):
                  f"{share(record, run, machine):.0%}")
     least = share_target(case) if run["threads"] == 1 else None
     return [case.name, *(_time(record["results"].get(name)) for name in engines),
-            f"{_us(result['seconds'][0])}-{_us(result['seconds'][2])}" if ours else "", best_peer(record) or "",
-            "" if found is None else f"**{found:.2f}**" if missed else f"{found:.2f}",
+            f"{microseconds(result['seconds'][0])}-{microseconds(result['seconds'][2])}" if ours else "", best_peer(record) or "",
+            "" if found is None else bold(f"{found:.2f}", missed),
             "" if target is None else f"{target:g}", *rates, "" if least is None else f"{least:.0%}"]
+
+
+def bold(text, wanted):
+    return f"**{text}**" if wanted else text
 
 
 def _time(result):
     if result is None:
         return ""
-    return _us(result["seconds"][1]) if result["status"] == "ok" else STATUS[result["status"]]
+    return microseconds(result["seconds"][1]) if result["status"] == "ok" else STATUS[result["status"]]
 
 
-def _us(seconds):
+def microseconds(seconds):
     return f"{seconds * 1e6:.{max(0, 2 - int(math.log10(max(seconds * 1e6, 1))))}f}"
 
 
@@ -192,7 +211,7 @@ def _error(error):
     return "shapes differ or NaN" if error is None else f"off by {error:.2g} of the largest output"
 
 
-def _table(header, rows):
+def table(header, rows):
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     yield "| " + " | ".join(cell.ljust(n) for cell, n in zip(header, widths)) + " |"
     yield "| " + " | ".join("-" * n if i == 0 else "-" * (n - 1) + ":" for i, n in enumerate(widths)) + " |"

@@ -1,31 +1,56 @@
-"""The measuring process: `python -m bench.worker REQUEST.json RESULT.json`, in an environment made for it.
+"""A measuring process for each number of threads: `python -m bench.worker REQUEST.json RESULT.json`, in an environment
+made for it.
 
 It is pinned to as many cores as the engines get threads, before any of them is imported: some size their pools then.
 """
+import importlib
 import json
 import os
+import pathlib
+import subprocess
 import sys
+import tempfile
 import time
 
-from rnnfast.cli.progress import track
+import click
+
+from bench import environment
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def default_threads():
+    return tuple(range(1, 1 + min(2, available_cores())))
+
+
+def available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def measured(module, threads, **request):
+    """What `run(request)` of that module gives in a process for each number of threads."""
+    results = {"runs": []}
+    for count in threads:
+        if count > available_cores():
+            raise click.BadParameter(f"{count}: there are {available_cores()} cores", param_hint="--threads")
+    for count in threads:
+        environ, results["removed"] = environment.clean(os.environ, count)
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "result.json")
+            source.write_text(json.dumps({"module": module, "threads": count, **request}))
+            done = subprocess.run([sys.executable, "-m", "bench.worker", source, target], cwd=ROOT, env=environ)
+            if done.returncode:
+                raise click.ClickException(f"the measuring process ended with status {done.returncode}")
+            part = json.loads(target.read_text())
+        results["machine"] = part["machine"]
+        results["runs"].append(part["run"])
+    return results
 
 
 def run(request):
-    from bench import environment, probe
-    from bench.cases import CASES
-    from bench.engines import ENGINES
-    from bench.measure import measure, record
     threads = request["threads"]
-    cases = [case for case in CASES if case.name in request["cases"]]
-    engines = [ENGINES[name] for name in request["engines"]]
-    caches = environment.caches()
     others, start = environment.others(), time.monotonic()
-    limits = probe.limits(caches, threads)
-    records = []
-    for case in track(cases, f"{threads} thread{'s' * (threads > 1)}"):
-        results = measure(case, engines, threads, request["rounds"], request["duration"], request["limit"])
-        records.append(record(case, results))
-    again = probe.limits(caches, threads)
+    found = importlib.import_module(request["module"]).run(request)
     return {
         "machine": environment.machine(),
         "run": {
@@ -34,8 +59,7 @@ def run(request):
             "environment": environment.settings(threads),
             "others": None if others is None else (environment.others() - others) / (time.monotonic() - start),
             "rounds": request["rounds"],
-            "limits": {name: max(limits[name], again[name]) for name in limits},
-            "records": records,
+            **found,
         },
     }
 
