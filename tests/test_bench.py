@@ -18,8 +18,8 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner  # noqa: E402
 
-from bench import environment, measure, problem, report  # noqa: E402
-from bench.cases import CASES, KINDS, MAIN, QUICK, STEPS, SWEEP, Case, select  # noqa: E402
+from bench import environment, gradients, measure, mnist, problem, report, training  # noqa: E402
+from bench.cases import CASES, KINDS, MAIN, QUICK, STEPS, SWEEP, TRAINING, Case, Fit, select  # noqa: E402
 from bench.engines import ENGINES, Numpy  # noqa: E402
 from rnnfast.cli import main  # noqa: E402
 from rnnfast.cli.timing import interleave, pinned  # noqa: E402
@@ -250,6 +250,192 @@ def test_command_measures(tmp_path):
     assert run["limits"].keys() == {"fma", "L1", "L2", "L3", "DRAM"} and min(run["limits"].values()) > 1e8
     assert "| LSTM-T1-B1-H64-session |" in out.with_suffix(".md").read_text()
     assert results["machine"]["versions"]["rnnfast"] and results["machine"]["cpu"]
+
+
+# ------------------------------------------------------------------------------------------------ training
+SMALL_TRAINING = [
+    dataclasses.replace(SMALL, group="training", targets={1: 1e-9, 2: 1e-9}, state=True),
+    Case("gru", "GRU", 5, 3, 4, 7, group="training", targets={1: 1e9, 2: 1}),
+    Case("both", "LSTM", 5, 3, 4, 7, directions=2, targets={1: 1e9, 2: 1}),
+    Case("ragged", "LSTM", 6, 5, 4, 7, lengths=(2, 6, 1, 4, 6), against="torch", targets={1: 1e9, 2: 1}),
+    Fit("fit", 20, 8, 9, {1: 1e9, 2: 1}),
+]
+LAYERS, FIT = SMALL_TRAINING[:-1], SMALL_TRAINING[-1]
+
+
+def of_training(engines):
+    """JAX in a process of its own only; Keras, which starts slowly, with the slow tests."""
+    return [engine for engine in engines.values() if engine.name not in (*APART, "keras on torch")]
+
+
+@pytest.mark.parametrize("engine", of_training(gradients.ENGINES), ids=lambda engine: engine.name)
+def test_gradients_are_right(engine):
+    if not engine.installed():
+        pytest.skip(f"{engine.name} is not installed")
+    for case in [*LAYERS, dataclasses.replace(LAYERS[1], state=True), dataclasses.replace(LAYERS[3], kind="GRU")]:
+        result = gradients.measure(case, [engine], 1, **EFFORT)[engine.name]
+        assert result["status"] == "ok" and 0 < result["error"] < 2e-6, (case, result)
+        assert result["seconds"][1] > 0
+        assert ("saved" in result) == (engine.name == "rnnfast")
+
+
+class AlteredGradients(gradients.Numpy):
+    """The NumPy engine with something done to its named outputs."""
+    name = "altered"
+
+    def __init__(self, alter):
+        self.alter, self.calls = alter, 0
+
+    def prepare(self, case, state_dict, threads):
+        right = super().prepare(case, state_dict, threads)
+
+        def call(*values):
+            self.calls += 1
+            return right(*values)
+        return call
+
+    def named(self, case, outputs):
+        found = super().named(case, outputs)
+        self.alter(found)
+        return found
+
+
+@pytest.mark.parametrize("name", ["y", "dx", "dh0", "dc0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("what", ["value", "nan", "missing", "shape"])
+def test_wrong_gradients_are_not_timed(name, what):
+    def alter(found):
+        found[name] = found[name].copy()
+        if what == "value":
+            found[name].flat[-1] += 1e-3 * np.abs(found[name]).max()
+        elif what == "nan":
+            found[name].flat[-1] = np.nan
+        elif what == "missing":
+            del found[name]
+        else:
+            found[name] = found[name][:-1]
+    engine = AlteredGradients(alter)
+    results = gradients.measure(LAYERS[0], [engine, gradients.ENGINES["numpy"]], 1, **EFFORT)
+    assert results["altered"]["status"] == "wrong" and "seconds" not in results["altered"]
+    assert engine.calls == 1 and results["numpy"]["status"] == "ok"
+
+
+def test_a_wrong_oracle_of_gradients_is_noticed():
+    def alter(found):
+        found["dx"][0, 0, 0] += 1e-9
+    values = gradients.inputs(SMALL)
+    with pytest.raises(AssertionError, match="float64 gradients"):
+        gradients.expected(SMALL, problem.weights(SMALL), values, AlteredGradients(alter))
+
+
+@pytest.mark.parametrize("engine", of_training(mnist.ENGINES), ids=lambda engine: engine.name)
+def test_fits_are_right(engine):
+    if not engine.installed():
+        pytest.skip(f"{engine.name} is not installed")
+    result = mnist.measure(FIT, [engine], 1, **EFFORT)[engine.name]
+    assert result["status"] == "ok" and 0 < result["error"] < 1e-5 and result["seconds"][1] > 0, result
+
+
+def test_a_wrong_fit_is_not_timed():
+    pytest.importorskip("torch")
+
+    class Wrong(mnist.Torch):
+        def build(self, *args):
+            fit, values = super().build(*args)
+            return fit, lambda: {name: a * np.float32(1.001) for name, a in values().items()}
+    result = mnist.measure(FIT, [Wrong()], 1, **EFFORT)["torch"]
+    assert result["status"] == "wrong" and "seconds" not in result
+
+
+def test_images(monkeypatch, tmp_path):
+    """The digits, or random images of their form."""
+    monkeypatch.setattr(mnist, "DATA", tmp_path / "digits.npz")
+    random = mnist.data(5)
+    images, labels = np.arange(7 * 28 * 28).reshape(7, 28, 28) % 256, np.arange(7)
+    np.savez(mnist.DATA, images=images.astype(np.uint8), labels=labels.astype(np.uint8))
+    digits = mnist.data(5)
+    for x, y in (random, digits):
+        assert x.shape == (5, 28, 28) and x.dtype == np.float32 and 0 <= x.min() and 0.9 < x.max() <= 1
+        assert y.shape == (5,) and y.dtype == np.int64 and y.min() >= 0 and y.max() < 10
+    assert np.array_equal(digits[1], labels[:5]) and np.allclose(digits[0] * 255, images[:5])
+
+
+def test_training_command(tmp_path, monkeypatch):
+    """Its table, from records made here."""
+    asked = []
+
+    def measured(module, threads, **request):
+        asked.append((module, threads, request))
+        results = stored()
+        runs = []
+        for count in threads:
+            every = gradients.ENGINES, mnist.ENGINES
+            monkeypatch.setattr(gradients, "ENGINES", {e.name: e for e in of_training(every[0])})
+            monkeypatch.setattr(mnist, "ENGINES", {e.name: e for e in of_training(every[1])})
+            runs.append({"threads": count, "rounds": 2, "others": 0.5,
+                         **training.run(request | {"threads": count, "limit": 1, "duration": 1e-5})})
+        return json.loads(json.dumps(results | {"runs": runs}, allow_nan=False))
+    monkeypatch.setattr(training, "measured", measured)
+    monkeypatch.setattr(training, "TRAINING", SMALL_TRAINING)
+    files = tmp_path / "new" / "results.json", tmp_path / "table.md"
+    result = CliRunner().invoke(training.main, ["--rounds", "2", "--threads", "1", "2", "--json", str(files[0]),
+                                                "--markdown", str(files[1])])
+    assert result.exit_code == 0, result.output
+    module, threads, request = asked[0]
+    assert module == "bench.training" and threads == (1, 2)
+    assert request["cases"] == [case.name for case in SMALL_TRAINING] and request["rounds"] == 2
+    text = files[1].read_text()
+    assert text in result.output and "# Training on some processor" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    header = next(row for row in rows if "saved" in row)
+    small = next(row for row in rows if row[0] == "small")
+    assert float(small[header.index("ratio")]) > 0 and float(small[header.index("saved")]) > 0
+    assert small[header.index("best peer")] in ("numpy", "torch") and small[header.index("target")] == "1e-09"
+    assert next(row for row in rows if row[0] == "gru")[header.index("ratio")].startswith("**")
+    assert "rnnfast images/s" in text and text.count("| fit ") == 2
+    assert "of 4 ratios reach" in text and json.loads(files[0].read_text())["runs"][1]["threads"] == 2
+
+    result = CliRunner().invoke(training.main, ["gr*", "small", "--threads", "1"])
+    assert result.exit_code == 0 and asked[-1][2]["cases"] == ["small", "gru"]
+    result = CliRunner().invoke(training.main, ["LSTM-T2"])
+    assert result.exit_code == 2 and "'LSTM-T2'" in result.output
+
+
+def test_training_table_says_what_is_wrong_and_whom_a_target_means():
+    ok = {"status": "ok", "seconds": [1e-3] * 3}
+    case = dataclasses.asdict(LAYERS[3])
+    record = {"case": case, "results": {
+        "rnnfast": ok | {"relative": [1] * 3, "saved": 1.3}, "numpy": ok | {"seconds": [2e-3] * 3, "relative": [2] * 3},
+        "torch": ok | {"seconds": [3e-3] * 3, "relative": [3] * 3}, "jax": {"status": "missing"}}}
+    wrong = {"case": dataclasses.asdict(LAYERS[1]), "results": {"rnnfast": {"status": "wrong", "error": 0.5}}}
+    results = stored()
+    results["runs"] = [{"threads": 1, "rounds": 2, "others": None, "records": [record, wrong]}]
+    text = training.markdown(results)
+    assert "**3.00**" in text and "is to torch; to numpy it is 2.00" in text and "**1.30**" in text
+    assert "not installed" in text and "WRONG" in text and "rnnfast is wrong: off by 0.5" in text
+
+
+def test_training_cases():
+    names = [case.name for case in TRAINING]
+    assert len(set(names)) == len(names) == 8
+    ragged, = (case for case in TRAINING if getattr(case, "lengths", ()))
+    assert len(ragged.lengths) == ragged.B and (min(ragged.lengths), max(ragged.lengths)) == (10, 200) == (10, ragged.T)
+    assert list(ragged.lengths) != sorted(ragged.lengths)
+
+
+@pytest.mark.slow
+def test_training_measures(tmp_path):
+    """All engines, JAX and Keras among them, in the process that is theirs."""
+    out = tmp_path / "results.json"
+    result = subprocess.run([sys.executable, "-m", "bench.training", "LSTM-T100-B1-H256", "LSTM-T200*", "MNIST",
+                             "--threads", "1", "--rounds", "1", "--json", out],
+                            cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run, = json.loads(out.read_text())["runs"]
+    for record in run["records"]:
+        engines = mnist.ENGINES if record["case"]["name"] == "MNIST" else gradients.ENGINES
+        assert record["results"].keys() == engines.keys()
+        for name, found in record["results"].items():
+            assert found["status"] == ("ok" if engines[name].installed() else "missing"), (name, found)
 
 
 # ------------------------------------------------------------------------------------------------ the user's models
