@@ -1,5 +1,7 @@
 """Gradients of recurrent layers: torch's autograd and the float64 reference are the oracles."""
 import itertools
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from rnnfast.nn import convert
 # Relative to the largest gradient of its kind (x, a state, all weights): a sum over all steps whose terms cancel, as the
 # only weight of a single unit, has no better scale of its own. Measured: 6e-6 at most.
 TOLERANCE = 1e-5
+README = pathlib.Path(__file__).parent.parent / "README.md"
 KINDS = ("RNN", "RNN relu", "LSTM", "LSTM projected", "GRU", "GRU reset first")
 
 
@@ -330,21 +333,12 @@ def test_wrong_gradients_are_refused():
 
 
 def test_in_torch():
-    """What the documentation shows."""
+    """As README.md has it."""
     torch = pytest.importorskip("torch")
-
-    class Layer(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, layer, *weights):
-            y, _, ctx.saved = layer.forward(x.numpy(), training=True)
-            ctx.layer = layer
-            return torch.from_numpy(y)
-
-        @staticmethod
-        def backward(ctx, dy):
-            dx, _, dweights = ctx.layer.backward(dy.numpy(), None, ctx.saved)
-            return torch.from_numpy(dx), None, *(torch.from_numpy(d) for d in dweights.values())
-
+    code = re.search(r"```python\n(import torch\n.*?)```", README.read_text(), re.S)[1]
+    names = {}
+    exec(code, names)
+    Layer = names["Layer"]
     layer = nn.GRU(4, 6, bidirectional=True, rng=0)
     module = torch.nn.GRU(4, 6, bidirectional=True)
     weights = {name: torch.tensor(a, requires_grad=True) for name, a in layer.state_dict().items()}
