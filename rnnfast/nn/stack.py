@@ -1,6 +1,5 @@
 """What RNN, LSTM and GRU share: a stack of layers of one kind of cell, forward and backward."""
 import math
-import numbers
 
 import numpy as np
 
@@ -8,8 +7,9 @@ from .. import _backward, _engine
 from ..activations import as_activation, as_tuple, resolve
 from ..errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
 from . import convert
-from .checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul, check_shape,
-                     check_size, check_weights)
+from .checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul,
+                     check_number, check_shape, check_size, check_weights)
+from .dropout import draw, drop
 from .linear import uniform
 from .module import Module, Row
 from .stream import LayerStream
@@ -26,7 +26,6 @@ _KERAS_ACTIVATIONS = {
     "softsign": "Softsign",
 }
 """Without hard_sigmoid, which is ("HardSigmoid", 1/6, 0.5) in Keras 3 and ("HardSigmoid", 0.2, 0.5) before it."""
-
 
 _HALF = np.float32(0.5)
 _MERGES = {
@@ -71,11 +70,11 @@ class Recurrent(Module):
             raise LimitError(f"num_layers: {num_layers} is more than the limit of {MAX_LAYERS}")
         self.bias, self.batch_first = check_flag(bias, "bias"), check_flag(batch_first, "batch_first")
         self.bidirectional = check_flag(bidirectional, "bidirectional")
-        self.dropout = _check_number(dropout, "dropout", 0.0, 1.0)
+        self.dropout = check_number(dropout, "dropout", 0.0, 1.0)
         self.merge = check_choice(merge, "merge", tuple(_MERGES))
         self.reverse = check_flag(reverse, "reverse")
         self.return_sequences = check_flag(return_sequences, "return_sequences")
-        self.clip = None if clip is None else _check_number(clip, "clip", 0.0, math.inf)
+        self.clip = None if clip is None else check_number(clip, "clip", 0.0, math.inf)
         self.matmul = check_matmul(matmul)
         self._use_threads(threads)
         if self.clip == 0:
@@ -171,7 +170,7 @@ class Recurrent(Module):
         for layer in range(self.num_layers - 1, -1, -1):
             tape, kept = saved.layers[layer]
             if kept is not None:
-                dy = dy * kept * self._kept_scale()
+                dy = drop(dy, kept, self.dropout)
             halves = tape.y[:, :, 0], tape.y[:, :, -1]
             dys = (dy,) if directions == 1 or dy is None else _MERGES[self.merge][1](*halves, dy)
             of_layer = slice(layer * directions, (layer + 1) * directions)
@@ -277,8 +276,8 @@ class Recurrent(Module):
             if saved is not None:
                 kept = None
                 if self.dropout and layer < self.num_layers - 1:
-                    kept = rng.random(x.shape, np.float32) >= self.dropout
-                    x = x * kept * self._kept_scale()
+                    kept = draw(x.shape, self.dropout, rng)
+                    x = drop(x, kept, self.dropout)
                 saved.layers.append((tape, kept))
         last = tuple(np.concatenate(parts) for parts in list(zip(*last))[:len(states)])
         if saved is not None:
@@ -286,10 +285,6 @@ class Recurrent(Module):
 
         y = x.swapaxes(0, 1) if self.batch_first and batched else x
         return (y, last) if batched else (y[:, 0], tuple(s[:, 0] for s in last))
-
-    def _kept_scale(self):
-        """Of what dropout lets through."""
-        return np.float32(1 / (1 - self.dropout) if self.dropout < 1 else 0)
 
     def _outputs(self, steps, rows):
         """Room for one layer's [T, B, D, O], in the memory order of y."""
@@ -377,18 +372,6 @@ def _keras_activation(value):
         raise InputError(f"activation: {value!r} is none of {', '.join(_KERAS_ACTIVATIONS)}; "
                          "others are given as (name, alpha, beta) of ONNX")
     return _KERAS_ACTIVATIONS[value]
-
-
-def _check_number(value, name, least, most):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputTypeError(f"{name}: {value!r} is no number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.nan
-    if not least <= number <= most:
-        raise InputError(f"{name}: {value!r}, expected {least} to {most}")
-    return number
 
 
 def _unsqueeze(state, name):
