@@ -141,22 +141,26 @@ cdef void fill_tables(Job *j) noexcept nogil:
             previous = t - step
             j.at_x[at] = j.x + t * j.x_t + row * j.x_b
             j.at_y[at] = j.y + t * j.y_t + row * j.y_b
-            j.at_dy[at] = NULL if j.dy == NULL else j.dy + t * j.dy_t + row * j.dy_b
+            if j.dy != NULL:
+                j.at_dy[at] = j.dy + t * j.dy_t + row * j.dy_b
             j.at_dx[at] = (t * j.B + row) * j.K
             if s:
                 j.at_h[at] = j.y + previous * j.y_t + row * j.y_b
                 j.at_c[at] = j.saved + (rows - count(j, s - 1) + i) * j.width + 4 * j.H
             else:
-                j.at_h[at] = j.zeros if j.h0 == NULL else j.h0 + row * j.O
-                j.at_c[at] = j.zeros if j.c0 == NULL else j.c0 + row * j.H
+                j.at_h[at] = j.at_c[at] = j.zeros
+                if j.h0 != NULL:
+                    j.at_h[at] = j.h0 + row * j.O
+                if j.c0 != NULL:
+                    j.at_c[at] = j.c0 + row * j.H
             at += 1
         rows += n
 
 
 cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t saved, Py_ssize_t low, Py_ssize_t high, const float *after,
-                    int part, int parts) noexcept nogil:
+                    bint backwards, int part, int parts) noexcept nogil:
     """Rows low <= i < high of a step whose rows begin at `at` in the chunk and at `saved` in what was saved; after:
-    dg of the next step, or NULL."""
+    dg of the next step, or NULL; backwards: the last panels first."""
     cdef step_back s
     cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
     memset(&s, 0, sizeof(s))
@@ -175,20 +179,24 @@ cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t saved, Py_ssize_t low, Py_
     s.dg, s.ldg = j.dg + (at + low) * j.ldg, j.ldg
     if j.project != NULL:
         s.what, s.out, s.ldo = BACK_STATE, j.dhs + (at + low) * j.O, j.O
-        active.cell_back(&s, shared(s.m, j, part, parts))
+        active.cell_back(&s, shared(s.m, j, backwards, part, parts))
         wait(j, part, parts)
         s.what, s.m, s.a, s.lda, s.dy, s.dh_in = j.what, j.project, s.out, j.O, NULL, NULL
         s.out, s.ldo = j.u + (at + low) * j.H, j.H
-    active.cell_back(&s, shared(s.m, j, part, parts))
+    active.cell_back(&s, shared(s.m, j, backwards, part, parts))
     if j.candidate != NULL:
         wait(j, part, parts)
         s.what, s.m, s.a, s.lda, s.dy, s.dh_in = BACK_GRU_CANDIDATE, j.candidate, s.dg + 2 * j.H, j.ldg, NULL, NULL
         s.out, s.ldo = j.u + (at + low) * j.H, j.H
-        active.cell_back(&s, shared(s.m, j, part, parts))
+        active.cell_back(&s, shared(s.m, j, backwards, part, parts))
 
 
-cdef inline panels shared(const matrix *m, const Job *j, int part, int parts) noexcept nogil:
-    return share_of(m, 0, 1) if j.by_rows else share_of(m, part, parts)
+cdef inline panels shared(const matrix *m, const Job *j, bint backwards, int part,
+                          int parts) noexcept nogil:
+    """A part of the panels: steps take them from both ends in turn, as the innermost cache has the last ones."""
+    cdef panels share = share_of(m, 0, 1) if j.by_rows else share_of(m, part, parts)
+    share.backwards = backwards
+    return share
 
 
 cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
@@ -204,9 +212,9 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
         if j.by_rows:
             low, high = j.B * part // parts, j.B * (part + 1) // parts
         known = min(count(j, s + 1), high)          # ragged: longer rows come first
-        back_rows(j, at, j.before + rows, low, known, after, part, parts)
+        back_rows(j, at, j.before + rows, low, known, after, s & 1, part, parts)
         if known < high:
-            back_rows(j, at, j.before + rows, max(known, low), high, NULL, part, parts)
+            back_rows(j, at, j.before + rows, max(known, low), high, NULL, s & 1, part, parts)
         after = j.dg + at * j.ldg
         wait(j, part, parts)
 
@@ -521,5 +529,6 @@ def record(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, seq
     tape.saved = tuple([np.empty((rows, q.saved_size), np.float32) for _ in cells])
     tape.h0 = None if initial_h is None else np.ascontiguousarray(initial_h, np.float32)
     tape.c0 = None if initial_c is None else np.ascontiguousarray(initial_c, np.float32)
-    y_h, y_c = _engine.recurrent(cells, reverse, x, y.swapaxes(1, 2), tape.h0, tape.c0, sequence_lens, threads, tape.saved)
+    y_h, y_c = _engine.recurrent(cells, reverse, x, y.swapaxes(1, 2), tape.h0, tape.c0, sequence_lens, threads,
+                                 tape.saved)
     return y_h, y_c, tape
