@@ -9,7 +9,6 @@ its outputs, so that the bits do not depend on them.
 What is recorded for each step of a row, beside references to x, y and the initial states (H floats each):
     LSTM  i o f g c          GRU  z r n and W_hn h + b_hn; z r n with linear_before_reset=0          RNN  nothing
 """
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -17,7 +16,6 @@ cimport numpy as cnp
 import numpy as np
 
 from rnnfast import _engine
-from rnnfast.errors import LimitError
 
 from rnnfast._engine cimport *
 from rnnfast._kernels cimport *
@@ -26,8 +24,6 @@ cnp.import_array()
 
 cdef enum:
     CHUNK_ROWS = 256            # of dg at once: with their transpose and the packed inputs they stay in a large cache
-    SHARED_ROWS = 8             # threads get so many rows each, or share each step
-    SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
 
 
 cdef class Gradient:
@@ -311,6 +307,8 @@ cdef void run_job(Job *j) noexcept nogil:
     cdef step_back last
     memset(j.zeros, 0, j.widest * sizeof(float))
     memset(j.db, 0, j.columns * sizeof(float))
+    if j.project != NULL:
+        memset(j.sums, 0, j.O * sizeof(float))
     memset(j.dh_in, 0, j.B * j.padded * sizeof(float))
     memset(j.dcs, 0, j.B * j.padded * sizeof(float))
     for i in range(j.B):

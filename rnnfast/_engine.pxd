@@ -1,6 +1,10 @@
 # What backward shares with the engine
 from rnnfast._kernels cimport *
 
+cdef enum:
+    SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B32 0.97 of the time
+    SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
+
 cdef struct Direction:
     # What the time loop knows of a Cell; absent weights are NULL
     cell q

@@ -21,8 +21,6 @@ cdef enum:
     SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
     SPARE_FLOATS = 1 << 20
     TALL_STEP = 64              # rows of a step that need no others to make a tall product: LSTM H256 T50 B128 0.92
-    SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B32 0.97 of the time
-    SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
     PHASE_COST = 700            # nanoseconds of a step for each thread that shares it: to wait for others costs 200
     LONG_PHASE = 40000          # nanoseconds of steps behind which threads that arrive late join
     PROJECTION_FLOATS = 65536   # input projections that are held at once: they stay in the second-level cache
