@@ -5,7 +5,7 @@ SILERO := build/silero_vad/data/silero_vad.onnx
 NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*.pyx rnnfast/*.pxd rnnfast/kernels/*)
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
-.PHONY: demo test slow bench sanitize clean
+.PHONY: demo test slow bench models sanitize clean
 
 demo: $(VENV)/installed $(SILERO)
 	$(BIN)/python models/vad_demo.py $(SILERO)
@@ -20,6 +20,11 @@ slow: $(VENV)/installed
 # rnnfast next to other engines, which are fetched; build/bench.json, .md and charts. Up to an hour on a quiet machine.
 bench: $(VENV)/bench
 	$(BIN)/python -m bench --plot
+
+# Every model that models/*.md has a page for, made anew: a few minutes each. Their data come with PyPI packages.
+models: $(VENV)/models
+	@for page in $(filter-out models/README.md,$(wildcard models/*.md)); do \
+		echo "$${page%.md}"; $(BIN)/python "$${page%.md}.py" || exit; done
 
 # The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards.
 sanitize: $(VENV)/installed
@@ -43,6 +48,10 @@ $(VENV)/installed: $(NATIVE) | $(BIN)/python
 
 $(VENV)/bench: $(VENV)/installed
 	$(BIN)/pip install -q -e '.[bench,plot]'
+	touch $@
+
+$(VENV)/models: $(VENV)/installed
+	$(BIN)/pip install -q -e '.[models]'
 	touch $@
 
 $(SILERO): | $(BIN)/python
