@@ -392,6 +392,28 @@ def test_a_batch_without_a_counted_element_makes_no_step():
     assert optimizer.steps == 1 and history["loss"][0] > 0
 
 
+class Half:
+    """A metric, and a loss, that gives a float32."""
+
+    def __call__(self, y, target, mask=None):
+        return np.float32(0.5)
+
+
+def test_metrics_of_ones_own(tmp_path):
+    x, y = np.ones((5, 3), np.float32), np.zeros((5, 2), np.float32)
+    loss = train.MSE()
+    options = {"loss": lambda *of: (np.float32(loss(*of)[0]), loss(*of)[1]), "metrics": [Half(), train.MAE()],
+               "checkpoint": tmp_path / "c", "seed": 1, "batch_size": 2}
+    nets = [nn.Linear(3, 2, rng=1) for _ in range(2)]
+    first = nets[0].fit(x, y, optimizer=train.SGD(0.1), **options)
+    assert first["Half"] == [0.5] and first["MAE"][0] > 0
+    assert {type(value) for values in first.values() for value in values} == {float}
+    assert nets[1].fit(x, y, optimizer=train.SGD(0.1), resume=True, **options) == first
+    assert_same_weights(*nets)
+    found = nets[0].evaluate(x, y, loss=loss, metrics=train.MAE())
+    assert found["MAE"] == pytest.approx(train.MAE()(nets[0](x), y)[0])
+
+
 # ------------------------------------------------------------------------------------------------------ checkpoints
 class Interrupt(Exception):
     pass
@@ -582,8 +604,15 @@ X, Y, _ = tagged(4)
     ((X, Y), {"batch_size": 0}, InputError, "batch_size: 0 is less than 1"),
     ((X, Y), {"epochs": 0}, InputError, "epochs: 0 is less than 1"),
     ((X, Y), {"loss": "mse"}, InputTypeError, r"loss: a str came, expected a callable \(y, target, mask\)"),
+    ((X, Y), {"loss": train.CrossEntropy}, InputTypeError, "loss: the class CrossEntropy came, expected a callable"),
+    ((X, Y), {"loss": lambda y, t, mask: 1.0}, InputTypeError, r"step 1 .*: loss: gave a float, expected \(value"),
+    ((X, Y), {"loss": lambda y, t, mask: (y, y)}, InputTypeError, "loss: gave a ndarray, expected a number"),
     ((X, Y), {"optimizer": "adam"}, InputTypeError, "optimizer: a str came, expected an Optimizer"),
+    ((X, Y), {"optimizer": train.Adam}, InputTypeError, "optimizer: the class Adam came, expected an Optimizer"),
     ((X, Y), {"metrics": "acc"}, InputError, "metrics: 'acc' is none of accuracy, nor a callable"),
+    ((X, Y), {"metrics": None}, InputTypeError, "metrics: a NoneType came, expected names and callables"),
+    ((X, Y), {"metrics": [train.MAE]}, InputTypeError, "metrics: the class MAE came, expected a callable"),
+    ((X, Y), {"metrics": ["accuracy", train.accuracy]}, InputError, "another value is called 'accuracy' already"),
     ((X, Y), {"validation_data": X}, InputTypeError, r"validation_data: a ndarray came, expected \(x, y\)"),
     ((X, Y), {"validation_data": (X, Y[:2])}, InputError, "validation_data: y: shape is"),
     ((X, Y), {"clip_norm": -1}, InputError, "clip_norm: -1, expected 0.0 to inf"),
@@ -602,6 +631,13 @@ def test_wrong_input(arguments, options, error, message):
         net.fit(*arguments, **GOOD | options)
     for name, array in net.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_wrong_input_of_validation_and_evaluation():
+    with pytest.raises(InputError, match=r"^validation_data: target: \d at .*, expected 0 to 2"):
+        tagger().fit(X, Y, validation_data=(X, Y + 3), **GOOD)
+    with pytest.raises(InputTypeError, match="loss: the class MSE came"):
+        tagger().evaluate(X, Y, loss=train.MSE)
 
 
 def test_networks_that_do_not_fit():

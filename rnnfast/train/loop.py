@@ -1,5 +1,6 @@
 """fit, evaluate and predict: any network with `forward` and `backward`, examples along the first axis of all arrays."""
 import math
+import numbers
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
     validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), which `evaluate` gets after each epoch.
     seed: of the one generator that shuffles the examples and drops out: an integer, or a numpy Generator. The same seed
         gives the same bits.
-    metrics: "accuracy", or callables `metric(y, target, mask)` -> a mean.
+    metrics: "accuracy", or callables `metric(y, target, mask)` -> a mean, losses among them; one or a list.
     clip_norm, clip_value: bounds for the norm of all gradients together, and for each of them.
     tbptt: truncated back-propagation through time: a step of the optimiser for each `tbptt` time steps; the state goes
         on to the next ones, the gradient does not.
@@ -74,8 +75,7 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
                     checkpoints.save(checkpoint, run)
             values = run.means() | {"learning_rate": optimizer.rate()}
             if validation is not None:
-                values |= {f"val_{name}": value
-                           for name, value in _evaluate(net, validation, loss, run.batch_size, run.metrics).items()}
+                values |= _validated(net, validation, loss, run)
                 if not math.isfinite(values["val_loss"]):
                     raise DivergedError(f"epoch {history.epochs + 1}: the loss of validation_data is "
                                         f"{values['val_loss']}")
@@ -92,8 +92,8 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
 
 def evaluate(net, x, y, *, loss, batch_size=256, lengths=None, mask=None, metrics=()):
     """-> {"loss": ..., and each metric}: means over all elements that count. The arguments are those of `fit`."""
-    return _evaluate(net, Examples(net, x, _needed(y), lengths, mask), loss, check_size(batch_size, "batch_size"),
-                     _metrics(metrics))
+    return _evaluate(net, Examples(net, x, _needed(y), lengths, mask), _callable(loss, "loss"),
+                     check_size(batch_size, "batch_size"), _metrics(metrics))
 
 
 def predict(net, x, *, batch_size=256, lengths=None):
@@ -107,11 +107,9 @@ class Run:
     """Training under way: all that a checkpoint holds, and one step."""
 
     def __init__(self, net, data, loss, optimizer, batch_size, shuffle, seed, metrics, clip_norm, clip_value, tbptt):
-        if not callable(loss):
-            raise InputTypeError(f"loss: a {type(loss).__name__} came, expected a callable (y, target, mask)")
         if not isinstance(optimizer, Optimizer):
-            raise InputTypeError(f"optimizer: a {type(optimizer).__name__} came, expected an Optimizer")
-        self.net, self.data, self.loss, self.optimizer = net, data, loss, optimizer
+            raise InputTypeError(f"optimizer: {_kind(optimizer)} came, expected an Optimizer")
+        self.net, self.data, self.loss, self.optimizer = net, data, _callable(loss, "loss"), optimizer
         self.batch_size = check_size(batch_size, "batch_size")
         self.shuffle = check_flag(shuffle, "shuffle")
         self.metrics = _metrics(metrics)
@@ -173,7 +171,7 @@ class Run:
             return
         before = self.rng.bit_generator.state
         output, state, saved = self.net.forward(x, self.state, lengths=lengths, training=True, rng=self.rng)
-        value, dy = self.loss(output, y, mask)
+        value, dy = _loss(self.loss, output, y, mask)
         if not math.isfinite(value):
             rng = np.random.Generator(type(self.rng.bit_generator)())
             rng.bit_generator.state = before
@@ -191,7 +189,7 @@ class Run:
         self.state = state
         self.sums["loss"] += value * weight
         for name, metric in self.metrics.items():
-            self.sums[name] += metric(output, y, mask) * weight
+            self.sums[name] += _mean(metric(output, y, mask), name) * weight
         self.weight += weight
 
     def _where(self, places):
@@ -219,11 +217,35 @@ def _evaluate(net, examples, loss, batch_size, metrics):
         weight = batch.weight
         if weight:
             output = net.forward(batch.x, lengths=batch.lengths)[0]
-            sums["loss"] += loss(output, batch.y, batch.mask)[0] * weight
+            sums["loss"] += _loss(loss, output, batch.y, batch.mask)[0] * weight
             for name, metric in metrics.items():
-                sums[name] += metric(output, batch.y, batch.mask) * weight
+                sums[name] += _mean(metric(output, batch.y, batch.mask), name) * weight
             total += weight
     return {name: value / total for name, value in sums.items()}
+
+
+def _validated(net, examples, loss, run):
+    try:
+        values = _evaluate(net, examples, loss, run.batch_size, run.metrics)
+    except Error as error:
+        raise located(error, "validation_data") from error
+    return {f"val_{name}": value for name, value in values.items()}
+
+
+def _loss(loss, y, target, mask):
+    """-> value, a float, and dy"""
+    given = loss(y, target, mask)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise InputTypeError(f"loss: gave {_kind(given)}, expected (value, dy)")
+    return _mean(given, "loss"), given[1]
+
+
+def _mean(value, name):
+    """What a metric gave, or the first of what a loss did, as a float: a float32 would sum up as such."""
+    value = value[0] if isinstance(value, tuple) else value
+    if np.ndim(value) or not isinstance(value, (numbers.Real, np.ndarray)):
+        raise InputTypeError(f"{name}: gave {_kind(value)}, expected a number")
+    return float(value)
 
 
 def _exhausted(history, patience):
@@ -248,10 +270,26 @@ def _validation(net, data):
 
 def _metrics(metrics):
     """Name -> metric."""
+    metrics = (metrics,) if isinstance(metrics, str) or callable(metrics) else metrics
+    if not isinstance(metrics, (tuple, list)):
+        raise InputTypeError(f"metrics: {_kind(metrics)} came, expected names and callables (y, target, mask)")
     named = {}
-    for metric in (metrics,) if isinstance(metrics, str) or callable(metrics) else metrics:
-        if not callable(metric) and metric not in METRICS:
+    for metric in metrics:
+        if isinstance(metric, str) and metric not in METRICS:
             raise InputError(f"metrics: {metric!r} is none of {', '.join(METRICS)}, nor a callable (y, target, mask)")
-        named[metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))] = (
-            METRICS[metric] if isinstance(metric, str) else metric)
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        if name in named or name in ("loss", "learning_rate"):
+            raise InputError(f"metrics: another value is called {name!r} already")
+        named[name] = METRICS[metric] if isinstance(metric, str) else _callable(metric, "metrics")
     return named
+
+
+def _callable(value, name):
+    if not callable(value) or isinstance(value, type):
+        raise InputTypeError(f"{name}: {_kind(value)} came, expected a callable (y, target, mask)")
+    return value
+
+
+def _kind(value):
+    """What came, for messages: a class is often an object of it without its parentheses."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
