@@ -232,6 +232,10 @@ def test_clipping():
     (lambda: train.Adam(betas=0.9), InputTypeError, "betas: 0.9 came, expected two numbers"),
     (lambda: train.Adam(betas=(0.9, 1.0)), InputError, r"betas: \(0.9, 1.0\), expected less than 1"),
     (lambda: train.SGD(lambda step: math.nan).rate(), InputError, "gave nan at step 0"),
+    (lambda: train.StepDecay(0.1, 0.5, 0), InputError, "steps: 0 is less than 1"),
+    (lambda: train.ExponentialDecay(0.1, -0.5, 3), InputError, "rate: -0.5, expected 0.0 to inf"),
+    (lambda: train.InverseTimeDecay("0.1", 1), InputTypeError, "learning_rate: '0.1' is no number"),
+    (lambda: train.CosineDecay(0.1, 10, warmup=1.5), InputTypeError, "warmup: 1.5 is no integer"),
 ])
 def test_wrong_optimizers(make, error, message):
     with pytest.raises(error, match=message):

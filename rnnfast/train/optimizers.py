@@ -63,7 +63,7 @@ class Optimizer:
     def load_state_dict(self, state_dict):
         """Go on from what `state_dict()` gave."""
         arrays = {name: np.array(a, np.float32) for name, a in state_dict.items() if name != "steps"}
-        if "steps" not in state_dict or arrays and [*arrays] != [*self.slots]:
+        if "steps" not in state_dict or arrays and {*arrays} != {*self.slots}:
             raise ModelError(f"{type(self).__name__}: state has {', '.join(state_dict) or 'nothing'}, expected steps, "
                              f"{', '.join(self.slots)}")
         self.steps = int(state_dict["steps"])

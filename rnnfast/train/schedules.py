@@ -2,9 +2,22 @@
 import math
 from dataclasses import dataclass
 
+from ..nn.checks import check_number, check_size
+
+
+class _Schedule:
+    """Numbers are not below 0, those of steps integers."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if name in ("steps", "warmup"):
+                check_size(value, name, least=int(name == "steps"))
+            else:
+                check_number(value, name, 0.0, math.inf)
+
 
 @dataclass(frozen=True)
-class InverseTimeDecay:
+class InverseTimeDecay(_Schedule):
     """learning_rate / (1 + decay * step), the `decay` of Keras's optimisers."""
     learning_rate: float
     decay: float
@@ -14,7 +27,7 @@ class InverseTimeDecay:
 
 
 @dataclass(frozen=True)
-class ExponentialDecay:
+class ExponentialDecay(_Schedule):
     """learning_rate * rate ** (step / steps)"""
     learning_rate: float
     rate: float
@@ -25,7 +38,7 @@ class ExponentialDecay:
 
 
 @dataclass(frozen=True)
-class StepDecay:
+class StepDecay(_Schedule):
     """learning_rate * rate ** floor(step / steps)"""
     learning_rate: float
     rate: float
@@ -36,7 +49,7 @@ class StepDecay:
 
 
 @dataclass(frozen=True)
-class CosineDecay:
+class CosineDecay(_Schedule):
     """From learning_rate down to `least` on half a cosine, reached after `steps`; before it `warmup` of these steps
     rise on a line, the first to learning_rate / warmup."""
     learning_rate: float
