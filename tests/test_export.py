@@ -8,7 +8,7 @@ import pytest
 
 import rnnfast
 from rnnfast import nn
-from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
+from rnnfast.errors import Error, InputError, InputTypeError, LimitError, UnsupportedError
 from rnnfast.nn.module import Container
 from rnnfast.onnx import export as exporting
 from rnnfast.onnx.export import export
@@ -245,9 +245,21 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left")
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="cannot be written: no space"):
         layer.save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["net.onnx"]
+
+
+@pytest.mark.parametrize("net", [nn.Linear(2, 3, rng=1), nn.Seq2Seq(2, 3, 4, 5, rng=1)], ids=["Linear", "Seq2Seq"])
+def test_no_place_for_a_file(net, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file.net.* (cannot be written|is no folder.*): Not a directory"):
+        net.save(tmp_path / "file" / "net")
+    with pytest.raises(InputTypeError, match="path: 5 is no path"):
+        net.save(5)
+    with pytest.raises(InputError, match=".*: (Is a directory|File exists)"):
+        net.save(tmp_path if isinstance(net, nn.Linear) else tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def _umask():

@@ -271,7 +271,10 @@ def test_decoding_stops_at_max_steps():
     for search in (net.greedy, net.beam):
         found = search(tokens()[0], start=START, end=6, max_steps=3)
         assert found.tokens.shape[1] <= 3 and (found.lengths <= 3).all()
-    assert net.greedy(np.zeros((0, 4), int), start=START, end=END).tokens.shape == (0, 0)
+    for bidirectional in (False, True):
+        net = network("LSTM", bidirectional, "dot", 1)
+        for search in (net.greedy, net.beam):
+            assert search(np.zeros((0, 4), int), start=START, end=END).tokens.shape == (0, 0)
 
 
 NET = network("GRU", True, "dot", 1)

@@ -240,9 +240,9 @@ def _pair(value, name):
 
 def _flattened(state):
     """[L, B, H] -> [B, L * H]"""
-    return state.swapaxes(0, 1).reshape(state.shape[1], -1)
+    return state.swapaxes(0, 1).reshape(state.shape[1], state.shape[0] * state.shape[2])
 
 
 def _unflattened(flat, count):
     """[B, L * H] -> [L, B, H]"""
-    return np.ascontiguousarray(flat.reshape(len(flat), count, -1).swapaxes(0, 1))
+    return np.ascontiguousarray(flat.reshape(len(flat), count, flat.shape[1] // count).swapaxes(0, 1))

@@ -4,6 +4,7 @@ import os
 import numpy as np
 from onnx import TensorProto
 
+from ..errors import InputError, InputTypeError
 from .export import Graph, Value, swap
 
 LOWEST = np.finfo(np.float32).min
@@ -13,7 +14,12 @@ LOWEST = np.finfo(np.float32).min
 def export_seq2seq(net, folder):
     """Write encoder.onnx and decoder_step.onnx; `Seq2Seq.save` says what their inputs and outputs are."""
     graphs = {"encoder": encoder(net), "decoder_step": decoder_step(net)}
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except TypeError:
+        raise InputTypeError(f"path: {folder!r} is no path") from None
+    except OSError as error:
+        raise InputError(f"{folder} is no folder, nor can it be made one: {error.strerror}") from error
     for name, graph in graphs.items():
         graph.finish(f"{name} of {net!r}", os.path.join(folder, f"{name}.onnx"))
 

@@ -57,10 +57,7 @@ def save(path, run):
     meta["state"] = _flattened(run.state, tensors)
     data = to_bytes({name: np.ascontiguousarray(a) for name, a in tensors.items()},
                     {KEY: json.dumps(meta, default=np.ndarray.tolist)})
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise InputError(f"checkpoint: {path} cannot be written: {error}") from error
+    write_whole(path, data)
 
 
 def restore(path, run):
