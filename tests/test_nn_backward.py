@@ -191,6 +191,15 @@ def test_wrong_arguments(make, error, message):
         make()
 
 
+def test_errors_of_a_sequential_name_the_layer():
+    net = nn.Sequential(nn.Tanh(), nn.Sequential(nn.Linear(3, 4, rng=1), nn.GRU(5, 2, rng=1)))
+    x = np.ones((2, 3, 3), np.float32)
+    message = r"^layer 1: layer 1 GRU\(5, 2\): x: shape is \[2, 3, 4\], expected \[T, B, 5\]"
+    for call in (net, net.forward, lambda x: net.forward(x, training=True)):
+        with pytest.raises(InputError, match=message):
+            call(x)
+
+
 def test_wrong_gradients():
     layer = nn.Linear(5, 3)
     saved = layer.forward(np.ones((2, 5), np.float32), training=True)[2]

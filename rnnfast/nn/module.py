@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, InputTypeError, ModelError, UnsupportedError
+from ..errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
 from ..threads import check as check_threads
 from .checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
 from .stream import LayerStream
@@ -297,11 +297,20 @@ class Sequential(Container):
     def __call__(self, x, *, lengths=None):
         """x as the first layer takes it; lengths [B] go to every recurrent layer."""
         for layer in self.layers:
-            x = layer._output(x, lengths)
+            try:
+                x = layer._output(x, lengths)
+            except Error as error:
+                raise self._of_layer(error, layer) from error
         return x
 
     def _output(self, x, lengths):
         return self(x, lengths=lengths)
+
+    def _of_layer(self, error, layer):
+        """`error`, saying which layer had it."""
+        place = next(i for i, other in enumerate(self.layers) if other is layer)
+        named = "" if isinstance(layer, Sequential) else f" {layer!r}"
+        return type(error)(f"layer {place}{named}: {error}")
 
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
         if check_flag(training, "training"):
@@ -309,7 +318,10 @@ class Sequential(Container):
         y, states, kept, nbytes = x, [], [], 0
         for layer, of_layer in zip(self.layers, self._split(state, "state"), strict=True):
             nbytes += 0 if y is x else y.nbytes
-            y, of_layer, saved = layer.forward(y, of_layer, lengths=lengths, training=training, rng=rng)
+            try:
+                y, of_layer, saved = layer.forward(y, of_layer, lengths=lengths, training=training, rng=rng)
+            except Error as error:
+                raise self._of_layer(error, layer) from error
             states.append(of_layer)
             kept.append(saved)
         if not training:
