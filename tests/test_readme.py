@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import rnnfast
 from rnnfast.onnx.ops import MODULES, table
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -29,6 +30,24 @@ def test_python(monkeypatch):
     monkeypatch.chdir(ROOT)
     failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert failed == 0 and attempted > 15
+
+
+def test_a_layer_in_autograd():
+    torch = pytest.importorskip("torch")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "autograd.Function" in block)
+    names = {}
+    exec(block, names)
+    other = torch.nn.LSTM(5, 7)
+    layer = rnnfast.nn.LSTM(5, 7)
+    layer.load_state_dict({name: value.detach() for name, value in other.state_dict().items()})
+    x = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(1))
+    mine, weights = x.clone().requires_grad_(), [w.detach().clone().requires_grad_() for w in other.parameters()]
+    assert [name for name, _ in other.named_parameters()] == list(layer.state_dict())
+    (names["Layer"].apply(mine, layer, *weights) ** 2).sum().backward()
+    theirs = x.clone().requires_grad_()
+    (other(theirs)[0] ** 2).sum().backward()
+    for a, b in zip([mine, *weights], [theirs, *other.parameters()], strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("command, output", COMMANDS, ids=[command for command, _ in COMMANDS])
