@@ -373,6 +373,14 @@ def test_tbptt_carries_the_state_and_cuts_the_gradient():
     assert_same_weights(net, other)
 
 
+def test_the_loss_of_an_epoch_in_chunks_is_the_mean_of_all_steps():
+    x, y, _ = tagged(5, steps=9)
+    net = nn.Sequential(nn.Embedding(6, 5, rng=1), nn.GRU(5, 3, batch_first=True, rng=2))
+    options = {"loss": train.CrossEntropy(), "batch_size": 2}
+    history = net.fit(x, y, optimizer=train.SGD(0.0), tbptt=4, **options)
+    assert history["loss"][0] == pytest.approx(net.evaluate(x, y, **options)["loss"], rel=1e-6)
+
+
 def test_early_stopping_restores_the_best():
     x, y, lengths = tagged(20)
     net = tagger()

@@ -1,4 +1,5 @@
 """What fit, evaluate and predict are given, checked once, and cut into batches and chunks of time."""
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ class Batch(NamedTuple):
 
     @property
     def weight(self):
-        """What a mean over the batch counts in that of an epoch."""
-        return len(first(self.x)) if self.mask is None else int(np.count_nonzero(self.mask))
+        """What a mean over the batch counts in that of an epoch; chunks of tbptt differ in their time steps."""
+        return (math.prod(self.y.shape[:2]) or 1) if self.mask is None else int(np.count_nonzero(self.mask))
 
     def chunk(self, start, stop):
         """The time steps from `start` to `stop`."""
