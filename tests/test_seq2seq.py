@@ -9,7 +9,7 @@ import pytest
 
 import rnnfast
 from rnnfast import nn, train
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import DivergedError, InputError, InputTypeError
 from rnnfast.nn import decoding
 from tests.graphs import random
 
@@ -264,6 +264,16 @@ def test_training_learns_to_write_backwards(trained):
     all_of_them = net.greedy(source, lengths, start=START, end=END, max_steps=12)
     np.testing.assert_array_equal(alone.tokens[0], all_of_them.tokens[5, :alone.lengths[0]])
     np.testing.assert_array_equal(alone.scores[0], all_of_them.scores[5])
+
+
+def test_divergence_names_the_layer():
+    net, (source, target) = network("GRU", True, "dot", 1), tokens()
+    weights = net.state_dict()
+    for name, layer in (("decoder.bias_hh_l0", r"decoder GRU\("), ("combine.bias", r"combine Linear\("),
+                        ("attention.key.weight", r"attention Attention\("), ("output.weight", r"output Linear\(")):
+        net.load_state_dict(weights | {name: weights[name] * np.float32(np.nan)})
+        with pytest.raises(DivergedError, match=f"the first output that is not finite is that of {layer}"):
+            net.fit((source, target), target, loss=train.CrossEntropy(), optimizer=train.SGD())
 
 
 def test_decoding_stops_at_max_steps():

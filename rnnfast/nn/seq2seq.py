@@ -106,6 +106,13 @@ class Seq2Seq(Container):
         back("source_embedding", back("source_dropout", dembedded))
         return None, None, joined({name: dweights[name] for name in self._layers})
 
+    def outputs(self, x, *, lengths=None, rng=None):
+        """Name of each layer -> its output, in their order, of a `forward` in training with these arguments; attention
+        has its context next to the decoder's output."""
+        tape = _Tape(self, True, rng, {})
+        self._run(tape, x, lengths)
+        return tape.outputs
+
     def align(self, x, *, lengths=None):
         """x, lengths as a call takes them -> the attention's weights [B, T, S]: for each step of the target how much
         of it comes from each position of the source."""
@@ -194,9 +201,10 @@ class Seq2Seq(Container):
 
 
 class _Tape:
-    """One pass through the layers of a Seq2Seq, and what each of them saves."""
+    """One pass through the layers of a Seq2Seq, and what each of them saves; outputs: a dict for what they give."""
 
-    def __init__(self, net, training, rng):
+    def __init__(self, net, training, rng, outputs=None):
+        self.outputs = outputs
         self.members = net.members() | {"tanh": Tanh()}
         if net.dropout:
             self.members |= dict.fromkeys(DROPOUTS, Dropout(net.dropout))
@@ -216,6 +224,8 @@ class _Tape:
         if self.training:
             self.saved[name] = saved
             self.nbytes += saved.nbytes + sum(a.nbytes for a in results)
+        if self.outputs is not None:
+            self.outputs[name] = results[-1]
 
     def packed(self, x):
         """x [B, T, size] -> [N, size]: the steps within the lengths of the target; x itself if it has none."""

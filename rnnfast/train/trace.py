@@ -2,6 +2,7 @@
 import numpy as np
 
 from ..nn.module import Sequential
+from ..nn.seq2seq import Seq2Seq
 
 
 def first_wrong(net, batch, state, rng):
@@ -19,6 +20,10 @@ def first_wrong(net, batch, state, rng):
 
 def _first_layer(net, x, state, lengths, rng, place):
     """-> y and, if it or that of a layer before is not finite, the layer."""
+    if isinstance(net, Seq2Seq):
+        outputs = net.outputs(x, lengths=lengths, rng=rng)
+        wrong = next((name for name, y in outputs.items() if not _finite(y)), None)
+        return outputs["output"], wrong and f"{wrong} {net.members().get(wrong, '')}".strip()
     if not isinstance(net, Sequential):
         y = net.forward(x, state, lengths=lengths, training=True, rng=rng)[0]
         return y, None if _finite(y) else f"layer {place} {net!r}".replace("  ", " ")
