@@ -634,7 +634,7 @@ X, Y, _ = tagged(4)
     ((X, Y), {"checkpoint": 3}, InputTypeError, "checkpoint: 3 is no path"),
     ((X, Y[:, 0]), {"tbptt": 3}, InputError, r"tbptt: x is of shape \[4, 9\], y of shape \[4\]"),
     ((X, Y), {"tbptt": 3, "mask": np.ones(4, bool)}, InputError, r"tbptt: mask has shape \[4\]"),
-    ((X, Y), {"seed": "a"}, InputTypeError, "rng: 'a' is neither a seed nor a numpy Generator"),
+    ((X, Y), {"seed": "a"}, InputTypeError, "seed: 'a' is neither a seed nor a numpy Generator"),
 ], ids=str)
 def test_wrong_input(arguments, options, error, message):
     net = tagger()
@@ -674,9 +674,13 @@ def test_progress_on_a_terminal(monkeypatch):
     console = rich.Console(file=screen, force_terminal=True, width=120)
     monkeypatch.setattr(progress, "INTERVAL", 0)
     monkeypatch.setattr(progress, "make", lambda wanted: progress.Bar(console))
-    tagger().fit(X, Y, epochs=2, batch_size=2, metrics="accuracy", **GOOD)
+    net = tagger()
+    net.fit(X, Y, epochs=2, batch_size=2, metrics="accuracy", **GOOD)
     text = screen.getvalue()
     assert "epoch 1/2  loss 1." in text and "epoch 2/2  loss 1." in text and "accuracy 0." in text and "━" in text
+    net.evaluate(X, Y, loss=train.CrossEntropy(), batch_size=2)
+    net.predict(X, batch_size=3)
+    assert "evaluate " in screen.getvalue() and "predict " in screen.getvalue()
 
 
 def test_no_progress_elsewhere(capfd):

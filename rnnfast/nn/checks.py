@@ -92,13 +92,13 @@ def within_memory(owner):
         raise LimitError(f"{owner}: no memory for the weights") from error
 
 
-def as_generator(rng):
+def as_generator(rng, name="rng"):
     try:
         return np.random.default_rng(rng)
     except TypeError:
-        raise InputTypeError(f"rng: {rng!r} is neither a seed nor a numpy Generator") from None
+        raise InputTypeError(f"{name}: {rng!r} is neither a seed nor a numpy Generator") from None
     except ValueError as error:
-        raise InputError(f"rng: {rng!r} is no seed ({error})") from None
+        raise InputError(f"{name}: {rng!r} is no seed ({error})") from None
 
 
 def check_lengths(lengths, steps, rows):

@@ -68,7 +68,7 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
         while history.epochs < epochs and not _exhausted(history, patience):
             run.begin_epoch()
-            shown.begin(history.epochs, epochs, run.steps_per_epoch, run.steps_done)
+            shown.begin(f"epoch {history.epochs + 1}/{epochs}", run.steps_per_epoch, run.steps_done)
             for _ in run.steps():
                 shown.advance(run.steps_done, run.means)
                 if every and optimizer.steps % every == 0:
@@ -90,17 +90,23 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
     return history
 
 
-def evaluate(net, x, y, *, loss, batch_size=256, lengths=None, mask=None, metrics=()):
+def evaluate(net, x, y, *, loss, batch_size=256, lengths=None, mask=None, metrics=(), verbose=True):
     """-> {"loss": ..., and each metric}: means over all elements that count. The arguments are those of `fit`."""
     return _evaluate(net, Examples(net, x, _needed(y), lengths, mask), _callable(loss, "loss"),
-                     check_size(batch_size, "batch_size"), _metrics(metrics))
+                     check_size(batch_size, "batch_size"), _metrics(metrics), verbose)
 
 
-def predict(net, x, *, batch_size=256, lengths=None):
-    """What the network gives for all examples, [examples, ...], computed `batch_size` at a time."""
-    examples = Examples(net, x, None, lengths)
-    return np.concatenate([net.forward(batch.x, lengths=batch.lengths)[0]
-                           for batch in examples.batches(check_size(batch_size, "batch_size"))])
+def predict(net, x, *, batch_size=256, lengths=None, verbose=True):
+    """What the network gives for all examples, [examples, ...], computed `batch_size` at a time. verbose: show progress
+    on a terminal, if there is more than one batch."""
+    examples, outputs = Examples(net, x, None, lengths), []
+    size = check_size(batch_size, "batch_size")
+    with progress.make(verbose and examples.count > size) as shown:
+        shown.begin("predict", -(-examples.count // size))
+        for batch in examples.batches(size):
+            outputs.append(net.forward(batch.x, lengths=batch.lengths)[0])
+            shown.advance(len(outputs))
+    return np.concatenate(outputs)
 
 
 class Run:
@@ -123,7 +129,7 @@ class Run:
 
         self.parameters = Parameters(net)
         optimizer.check(self.parameters.values.size)
-        self.rng = as_generator(seed)
+        self.rng = as_generator(seed, "seed")
         self.history = History()
         self.best = None            # values of the best epoch
         self.order_state = None     # the generator's, from before the examples of this epoch were shuffled
@@ -211,16 +217,19 @@ class Run:
             self.best = self.parameters.values.copy()
 
 
-def _evaluate(net, examples, loss, batch_size, metrics):
+def _evaluate(net, examples, loss, batch_size, metrics, verbose=False):
     sums, total = dict.fromkeys(("loss", *metrics), 0.0), 0
-    for batch in examples.batches(batch_size):
-        weight = batch.weight
-        if weight:
-            output = net.forward(batch.x, lengths=batch.lengths)[0]
-            sums["loss"] += _loss(loss, output, batch.y, batch.mask)[0] * weight
-            for name, metric in metrics.items():
-                sums[name] += _mean(metric(output, batch.y, batch.mask), name) * weight
-            total += weight
+    with progress.make(verbose and examples.count > batch_size) as shown:
+        shown.begin("evaluate", -(-examples.count // batch_size))
+        for i, batch in enumerate(examples.batches(batch_size)):
+            weight = batch.weight
+            if weight:
+                output = net.forward(batch.x, lengths=batch.lengths)[0]
+                sums["loss"] += _loss(loss, output, batch.y, batch.mask)[0] * weight
+                for name, metric in metrics.items():
+                    sums[name] += _mean(metric(output, batch.y, batch.mask), name) * weight
+                total += weight
+            shown.advance(i + 1)
     return {name: value / total for name, value in sums.items()}
 
 

@@ -1,5 +1,5 @@
-"""Progress of training, on a terminal's stderr where rich is installed, nothing elsewhere: a bar for the epoch under
-way and a line for each that is done."""
+"""Progress, on a terminal's stderr where rich is installed, nothing elsewhere: a bar for what is under way and a line
+for each epoch that is done."""
 import time
 from importlib.util import find_spec
 
@@ -15,10 +15,10 @@ class Silent:
     def __exit__(self, *exc):
         pass
 
-    def begin(self, epoch, epochs, steps, done):
+    def begin(self, name, steps, done=0):
         pass
 
-    def advance(self, steps, means):
+    def advance(self, steps, means=dict):
         pass
 
     def end(self, values):
@@ -40,15 +40,15 @@ class Bar(Silent):
     def __exit__(self, *exc):
         self._progress.stop()
 
-    def begin(self, epoch, epochs, steps, done):
+    def begin(self, name, steps, done=0):
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._name = f"epoch {epoch + 1}/{epochs}"
+        self._name = name
         self._task = self._progress.add_task(self._name, total=steps, completed=done, values="")
         self._began = self._shown = time.monotonic()
 
-    def advance(self, steps, means):
-        """means: a callable that gives the epoch's values so far."""
+    def advance(self, steps, means=dict):
+        """means: a callable that gives the values so far."""
         if time.monotonic() - self._shown >= INTERVAL:
             self._shown = time.monotonic()
             self._progress.update(self._task, completed=steps, values=told(means()))
