@@ -481,6 +481,8 @@ def test_trained_on_from_a_checkpoint(tmp_path):
     options = {"lengths": lengths, "loss": train.CrossEntropy(), "seed": 1, "checkpoint": tmp_path / "c"}
     whole, part = tagger(), tagger()
     history = whole.fit(x, y, optimizer=train.Adam(), epochs=5, **options)
+    with pytest.raises(ModelError, match="c: has no weights of a best epoch, as its training had no patience"):
+        tagger().fit(x, y, optimizer=train.Adam(), epochs=9, patience=2, resume=True, **options)
     (tmp_path / "c").unlink()
     part.fit(x, y, optimizer=train.Adam(), epochs=2, **options)
     assert part.fit(x, y, optimizer=train.Adam(), epochs=5, resume=True, **options) == history

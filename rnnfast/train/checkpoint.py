@@ -123,7 +123,8 @@ def _read(path):
 
 
 def _settings(run):
-    """What must be the same for the bits to be."""
+    """What must be the same to go on at all. The same bits need more: the same examples, loss, learning rate ..., which
+    may also be changed on purpose."""
     return {"examples": run.data.count, "batch_size": run.batch_size, "shuffle": run.shuffle, "tbptt": run.tbptt,
             "steps_per_epoch": run.steps_per_epoch, "metrics": list(run.metrics),
             "optimizer": type(run.optimizer).__name__}

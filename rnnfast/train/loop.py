@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-from ..errors import DivergedError, Error, InputError, InputTypeError, located
+from ..errors import DivergedError, Error, InputError, InputTypeError, ModelError, located
 from ..nn.checks import as_generator, check_flag, check_number, check_size
 from . import checkpoint as checkpoints
 from . import clipping, progress
@@ -63,6 +63,9 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
         raise InputError(f"{'resume' if resume else 'checkpoint_every'}: needs checkpoint, a file")
     if resume and checkpoint.exists():
         checkpoints.restore(checkpoint, run)
+        if keep_best and run.best is None and run.history.epochs:
+            raise ModelError(f"{checkpoint}: has no weights of a best epoch, as its training had no patience; expected "
+                             "restore_best=False")
 
     history = run.history
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
