@@ -663,6 +663,9 @@ def test_networks_that_do_not_fit():
         nn.GRU(6, 3, batch_first=True, return_sequences=False).fit(X, Y, tbptt=3, **GOOD)
     with pytest.raises(InputError, match=r"Tanh\(\) has no parameters to train"):
         nn.Tanh().fit(uniform(np.random.default_rng(1), 3, 2), np.array([0, 1, 0]), **GOOD)
+    shared = nn.Linear(3, 3, rng=1)
+    with pytest.raises(UnsupportedError, match=r"^Linear\(3, 3\) stands in Sequential\(.*\) more than once"):
+        nn.Sequential(nn.Embedding(6, 3), shared, nn.Sequential(nn.Tanh(), shared)).fit(X, Y, **GOOD)
     used = train.Adam()
     nn.Embedding(6, 3).fit(X, Y, **GOOD | {"optimizer": used})
     with pytest.raises(InputError, match="Adam: 607 values came, expected 18, as before"):

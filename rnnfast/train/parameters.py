@@ -1,7 +1,8 @@
 """All parameters of a network in one flat vector, and all gradients in another."""
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedError
+from ..nn.module import layers_of
 
 
 class Parameters:
@@ -12,6 +13,11 @@ class Parameters:
         state = net.state_dict()
         if not state:
             raise InputError(f"{net!r} has no parameters to train")
+        layers = [layer for layer in layers_of(net) if layer.shapes()]
+        for i, layer in enumerate(layers):
+            if any(layer is other for other in layers[:i]):
+                raise UnsupportedError(f"{layer!r} stands in {net!r} more than once: training of shared weights is not "
+                                       "supported, expected another layer for each place")
         ends = np.cumsum([a.size for a in state.values()]).tolist()
         self.places = {name: (end - a.size, end, a.shape) for (name, a), end in zip(state.items(), ends, strict=True)}
         self.values = np.concatenate([a.ravel() for a in state.values()])
