@@ -494,11 +494,12 @@ cdef class Tape:
                 for i in range(D):
                     jobs.each[i].crew = &crew if threads > 1 else NULL
                     run_job(&jobs.each[i])
+            if apart:
+                for i in range(T * B * I):
+                    jobs.each[0].dx[i] += jobs.each[1].dx[i]
             team_close(&crew)
             active.restore_mode(mode)
         give_back(memory)
-        if apart:
-            dx += second
         return dx, dh0, dc0, self.named(dw, dr, db, dv)
 
     cdef list named(self, dw, dr, db, dv):

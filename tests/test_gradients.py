@@ -191,6 +191,21 @@ def test_the_same_bits_on_every_instruction_set_and_with_threads(kind, lengths):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_denormal_sums_have_the_same_bits_with_threads(kind):
+    rng, found = np.random.default_rng(0), []
+    x, dy = random(rng, 6, 9, 5), random(rng, 6, 9, 36) * np.float32(1e-36)
+    try:
+        for threads in (1, 2):
+            layer = layer_of(kind, 5, 18, bidirectional=True, threads=threads, rng=1)
+            _kernels.force_threads(threads if threads > 1 else 0)
+            y, _, saved = layer.forward(x, training=True)
+            found.append(layer.backward(dy[..., :y.shape[-1]], None, saved)[0])
+    finally:
+        _kernels.force_threads(0)
+    assert found[0].tobytes() == found[1].tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_alone_has_the_same_bits(kind):
     layer = layer_of(kind, 13, 37, bidirectional=True, rng=2)
     lengths = [5, 11, 0, 8, 11]
