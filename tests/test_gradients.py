@@ -347,6 +347,18 @@ def test_wrong_gradients_are_refused():
         layer.backward(y, None, None)
 
 
+def test_nan_goes_through_a_relu():
+    """Its gradient is known where h' is at most 0, or more; NaN is neither."""
+    layer = nn.RNN(3, 20, nonlinearity="relu", rng=0)
+    x = np.ones((4, 2, 3), np.float32)
+    x[1, 0, 2] = np.nan
+    y, _, saved = layer.forward(x, training=True)
+    assert np.isnan(y[1:, 0]).all() and np.isfinite(y[:, 1]).all()
+    dx, _, dweights = layer.backward(y, None, saved)
+    assert np.isnan(dx[:, 0]).all() and np.isfinite(dx[:, 1]).all()
+    assert all(np.isnan(d).all() for d in dweights.values())
+
+
 def test_in_torch():
     """As README.md has it."""
     torch = pytest.importorskip("torch")

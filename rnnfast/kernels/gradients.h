@@ -88,8 +88,8 @@ INLINE void cell_back(const int what, const step_back *s, panels part)
             } else if (what == BACK_TANH) {
                 store_lanes(s->dg + row * s->ldg + unit, v_mul(e, tanh_slope(load_lanes(s->h[row] + unit, lanes))), lanes);
             } else if (what == BACK_RELU) {
-                const vm positive = v_lt(v_zero(), load_lanes(s->h[row] + unit, lanes));
-                store_lanes(s->dg + row * s->ldg + unit, v_select(positive, e, v_zero()), lanes);
+                const vm none = v_le(load_lanes(s->h[row] + unit, lanes), v_zero());      /* NaN: e goes on */
+                store_lanes(s->dg + row * s->ldg + unit, v_select(none, v_zero(), e), lanes);
             } else if (what == BACK_LSTM) {
                 lstm_back(s, H, row, unit, lanes, e);
             } else if (what == BACK_GRU_CANDIDATE) {
