@@ -347,6 +347,17 @@ def test_wrong_gradients_are_refused():
         layer.backward(y, None, None)
 
 
+@pytest.mark.parametrize("other", [nn.LSTM(3, 64, rng=0), nn.LSTM(3, 4, 2, rng=0), nn.GRU(3, 4, rng=0),
+                                   nn.LSTM(3, 4, return_sequences=False, rng=0)])
+def test_what_another_layer_saved_is_refused(other):
+    """Its arrays have other shapes, or the results would be of another function."""
+    layer = nn.LSTM(3, 4, rng=0)
+    x = np.ones((2, 5, 3), np.float32)
+    saved = other.forward(x, training=True)[2]
+    with pytest.raises(InputError, match=rf"saved: the forward of another layer, {re.escape(repr(other))}, returned it"):
+        layer.backward(layer(x)[0], None, saved)
+
+
 def test_nan_goes_through_a_relu():
     """Its gradient is known where h' is at most 0, or more; NaN is neither."""
     layer = nn.RNN(3, 20, nonlinearity="relu", rng=0)

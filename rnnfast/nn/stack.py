@@ -41,9 +41,10 @@ class Saved:
     """What forward keeps for backward: for each layer the engine's tape, which says what it holds, and which of its
     outputs dropout let through. nbytes: what it holds beyond the arguments and results of the call."""
 
-    __slots__ = ("batched", "layers", "last")
+    __slots__ = ("module", "batched", "layers", "last")
 
-    def __init__(self):
+    def __init__(self, module):
+        self.module = module
         self.layers = []        # (tape, kept or None)
 
     @property
@@ -149,7 +150,7 @@ class Recurrent(Module):
         activations have gradients; UnsupportedError for others, clip, peepholes and input_forget.
         """
         states = self._states(state, "state")
-        saved = Saved() if check_flag(training, "training") else None
+        saved = Saved(self) if check_flag(training, "training") else None
         y, last = self._run(x, states, lengths, saved, as_generator(rng))
         return y if self.return_sequences else self._last_output(last), self._as_state(last), saved
 
@@ -161,6 +162,9 @@ class Recurrent(Module):
         """
         if not isinstance(saved, Saved):
             raise InputTypeError(f"saved: a {type(saved).__name__} came, expected what forward(training=True) returned")
+        if saved.module is not self:
+            raise InputError(f"saved: the forward of another layer, {saved.module!r}, returned it, expected that of this "
+                             f"{self!r}")
         directions = len(self._reverse)
         top = saved.layers[-1][0]
         rows = top.y.shape[1]
