@@ -151,7 +151,8 @@ class Recurrent(Module):
         """
         states = self._states(state, "state")
         saved = Saved(self) if check_flag(training, "training") else None
-        y, last = self._run(x, states, lengths, saved, as_generator(rng))
+        rng = as_generator(rng) if self.dropout or rng is not None else None
+        y, last = self._run(x, states, lengths, saved, rng)
         return y if self.return_sequences else self._last_output(last), self._as_state(last), saved
 
     def backward(self, dy, dstate, saved):
