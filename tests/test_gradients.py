@@ -2,6 +2,7 @@
 import itertools
 import pathlib
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -301,14 +302,29 @@ def test_dropout_between_layers():
 
 
 @pytest.mark.parametrize("kind, floats", [("RNN", 1), ("LSTM", 6), ("GRU", 4), ("GRU reset first", 4)])
-def test_what_is_saved(kind, floats):
+@pytest.mark.parametrize("layers, lengths", [(1, [11, 3, 0, 7]), (2, [11, 11, 11, 11])])
+def test_what_is_saved(kind, floats, layers, lengths):
     """At most 1.2 times the gates and states of the steps that were taken; nothing without training."""
-    lengths = [11, 3, 0, 7]
-    layer = layer_of(kind, 5, 21, bidirectional=True, num_layers=2, rng=1)
+    layer = layer_of(kind, 5, 21, bidirectional=True, num_layers=layers, rng=1)
     x = problem(layer, np.random.default_rng(0), 11, 4, lengths)[0]
     saved = layer.forward(x, lengths=lengths, training=True)[2]
-    assert saved.nbytes <= 1.2 * 4 * floats * 21 * sum(lengths) * 4
+    assert saved.nbytes <= 1.2 * 4 * floats * 21 * sum(lengths) * 2 * layers
     assert layer.forward(x, lengths=lengths)[2] is None
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"num_layers": 3}, {"num_layers": 2, "dropout": 0.5, "batch_first": True}, {"return_sequences": False},
+    {"num_layers": 2, "bidirectional": True, "merge": "sum", "dropout": 0.5}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_of_what_is_saved_is_that_of_the_memory(kind, options):
+    layer = layer_of(kind, 8, 64, rng=1, **options)
+    x = np.ones((50, 40, 8), np.float32)
+    layer.forward(x, training=True, rng=0)
+    tracemalloc.start()
+    y, state, saved = layer.forward(x, training=True, rng=0)
+    held = tracemalloc.get_traced_memory()[0] - y.nbytes - sum(s.nbytes for s in unpacked(layer, state))
+    tracemalloc.stop()
+    assert abs(held - saved.nbytes) < 50000
 
 
 @pytest.mark.parametrize("steps, rows", [(0, 3), (4, 0), (1, 1)])

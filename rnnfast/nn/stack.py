@@ -49,7 +49,14 @@ class Saved:
 
     @property
     def nbytes(self):
-        return sum(tape.nbytes + (0 if kept is None else kept.nbytes) for tape, kept in self.layers)
+        total, below = 0, None
+        for tape, kept in self.layers:
+            total += tape.nbytes + tape.y.nbytes + (0 if kept is None else kept.nbytes)
+            if below is not None and not np.may_share_memory(tape.x, below.y):
+                total += tape.x.nbytes      # merged or dropped anew
+            below = tape
+        result = self.module.return_sequences and self.module.merge == "concat"
+        return total - result * below.y.nbytes
 
 
 class Recurrent(Module):
