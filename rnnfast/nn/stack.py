@@ -152,9 +152,10 @@ class Recurrent(Module):
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
         """-> y, state, saved: the first two as a call gives them, the last for `backward`, or None without `training`.
 
-        rng: a seed or a numpy Generator, for the dropout between layers. What is saved refers to x, y and the initial
-        states: they must not be written to before `backward`. RNN with tanh or relu, LSTM and GRU with their default
-        activations have gradients; UnsupportedError for others, clip, peepholes and input_forget.
+        rng: a seed or a numpy Generator, for the dropout between layers. What is saved refers to x, y and the states,
+        given and returned: they must not be written to before `backward`, which only this layer can do. RNN with tanh
+        or relu, LSTM and GRU with their default activations have gradients; UnsupportedError for others, clip,
+        peepholes and input_forget.
         """
         states = self._states(state, "state")
         saved = Saved(self) if check_flag(training, "training") else None
@@ -171,8 +172,8 @@ class Recurrent(Module):
         if not isinstance(saved, Saved):
             raise InputTypeError(f"saved: a {type(saved).__name__} came, expected what forward(training=True) returned")
         if saved.module is not self:
-            raise InputError(f"saved: the forward of another layer, {saved.module!r}, returned it, expected that of this "
-                             f"{self!r}")
+            raise InputError(f"saved: the forward of another layer, {saved.module!r}, returned it, expected that of "
+                             f"this {self!r}")
         directions = len(self._reverse)
         top = saved.layers[-1][0]
         rows = top.y.shape[1]
