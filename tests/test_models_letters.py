@@ -48,7 +48,7 @@ def agree(path, x, h0):
     np.testing.assert_array_equal(np.concatenate(steps, time), ours.y)
 
 
-NAMES = "step_by_hand", "characters"
+NAMES = "step_by_hand", "characters", "words"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,6 +93,40 @@ def test_characters_are_foretold(monkeypatch):
                for temperature, seed in ((1.0, 1), (1.0, 1), (1.0, 2), (0.5, 1))]
     assert samples[0] == samples[1] and len(set(samples)) == 3
     assert all(sample.startswith("The ") and len(sample) == 44 for sample in samples)
+
+
+def test_words_are_written(monkeypatch):
+    """The committed model on its words: the languages differ by them, what is written ends and is letters."""
+    module = script("words", monkeypatch)
+    model = rnnfast.load(MODELS / "words.onnx")
+    rows = np.concatenate([module.encoded(words, language) for language, words in
+                           (("en", ["through", "nothing"]), ("de", ["zwischen", "geschichte"]),
+                            ("fr", ["françaises"]), ("fi", ["yhdeksän", "mitään"]))])
+    lengths = module.lengths_of(rows)
+    assert lengths.tolist() == [8, 8, 9, 11, 11, 9, 7]
+    bits = module.bits_of_model(model, rows)
+    assert bits.shape == (lengths.sum(),) and bits.mean() < 3
+    assert module.language_of(rows, lambda rows: module.bits_of_model(model, rows)).tolist() == rows[:, 0].tolist()
+    assert module.texts(rows)[-1] == "mitään"
+
+    monkeypatch.setattr(module, "WRITTEN", 20)
+    written = module.written_by(model, 0.8, np.random.default_rng(3))
+    np.testing.assert_array_equal(written, module.written_by(model, 0.8, np.random.default_rng(3)))
+    assert written.shape == (80, module.LONGEST + 2) and (written[:, -1] == module.END).all()
+    assert all(set(text) <= set(module.LETTERS) and len(text) <= module.LONGEST for text in module.texts(written))
+    assert len(set(module.texts(written))) > 60
+
+
+def test_words_by_ngrams(monkeypatch):
+    """A model of each language holds its own words likelier than the other ones do, and writes them again."""
+    module = script("words", monkeypatch)
+    lists = {"en": ["through", "enough"], "de": ["durch", "zwar"], "fr": ["dans", "avec"], "fi": ["kanssa", "vaan"]}
+    rows = np.concatenate([module.encoded(words, language) for language, words in lists.items()])
+    ngrams = module.NGrams(rows, 4)
+    assert module.language_of(rows, ngrams.bits).tolist() == rows[:, 0].tolist()
+    scores = ngrams.scores(rows[:, :3])
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1)
+    np.testing.assert_array_equal(scores.argmax(1), rows[:, 3])
 
 
 def test_ngrams_are_probabilities(monkeypatch):
