@@ -1,5 +1,5 @@
-"""models/languages.py: its file gives the same in nn's layers and onnxruntime and reaches the stated accuracy; so does a
-new one."""
+"""models/languages.py: its file gives the same in nn's layers and onnxruntime and reaches the stated accuracy; so does
+a new one."""
 import importlib.util
 import os
 import pathlib
@@ -22,8 +22,9 @@ MODEL = runpy.run_path(str(FOLDER / "languages.py"))
 needs_words = pytest.mark.skipif(importlib.util.find_spec("wordfreq") is None,
                                  reason="the words are in the package wordfreq, which is not installed")
 
-WORDS = {"which": "English", "zwischen": "German", "voorbeeld": "Dutch", "människor": "Swedish", "também": "Portuguese",
-         "beaucoup": "French", "również": "Polish", "yhteydessä": "Finnish", "quello": "Italian", "años": "Spanish"}
+WORDS = {"which": "English", "zwischen": "German", "voorbeeld": "Dutch", "människor": "Swedish",
+         "também": "Portuguese", "beaucoup": "French", "również": "Polish", "yhteydessä": "Finnish",
+         "quello": "Italian", "años": "Spanish"}
 
 TOLERANCE = 1e-4
 """Of logits up to 22, against onnxruntime. Measured: 7e-6."""
