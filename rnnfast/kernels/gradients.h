@@ -77,6 +77,8 @@ INLINE void cell_back(const int what, const step_back *s, panels part)
     const ptrdiff_t H = s->m->units;
     float pre[MAX_TILE];
     for (tiles t = tiles_of(s->m, part, s->rows); next_tile(&t);) {
+        if (what == BACK_LSTM)
+            prefetch_saved(&t, 1, H, s->saved, SAVED_LSTM, 0);
         gather_gradient(&t, s, pre);
         if (s->a)
             multiply_tile(&t, s->a + t.row * s->lda, s->lda, pre, t.ldw, pre, t.ldw);
