@@ -74,6 +74,9 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t ldo
         Py_ssize_t rows
 
+    ctypedef struct adam_constants:
+        float b1, rest1, b2, rest2, eps, rate
+
     ctypedef struct kernels:
         const char *name
         void (*matmul)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
@@ -86,6 +89,7 @@ cdef extern from "kernels.h" nogil:
         void (*cell_back)(const step_back *, panels) noexcept nogil
         void (*transpose)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, Py_ssize_t, float *) noexcept nogil
         void (*unary)(activation, const float *, float *, size_t) noexcept nogil
+        void (*adam)(const adam_constants *, const float *, float *, float *, float *, size_t) noexcept nogil
         void (*elementwise)(const command *, const context *) noexcept nogil
         void (*depthwise)(const command *, const context *) noexcept nogil
         void (*reduce)(const command *, const context *) noexcept nogil

@@ -183,6 +183,26 @@ def unary(name, x, float alpha=0.0, float beta=0.0):
     return y
 
 
+def adam(const float[::1] gradients, float[::1] values, float[::1] means, float[::1] squares, double b1, double b2,
+         double eps, double rate):
+    """A step of Adam on vectors of one size, in place: kernels/optimizer.h has the formula."""
+    cdef adam_constants a = adam_constants(b1, 1 - b1, b2, 1 - b2, eps, rate)
+    cdef Py_ssize_t n = gradients.shape[0]
+    cdef unsigned mode
+    if values.shape[0] != n or means.shape[0] != n or squares.shape[0] != n:
+        raise ValueError("the vectors differ in size")
+    if n == 0:
+        return
+    cdef const float *g = &gradients[0]
+    cdef float *v = &values[0]
+    cdef float *m = &means[0]
+    cdef float *s = &squares[0]
+    with nogil:
+        mode = active.flush_denormals()
+        active.adam(&a, g, v, m, s, n)
+        active.restore_mode(mode)
+
+
 # ---------------------------------------------------------------------------------------------- matrices
 cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
                   Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil:

@@ -714,3 +714,29 @@ def test_history_is_plain():
     for loss in (3.0, 1.0, 2.0):
         history.append({"loss": loss})
     assert json.loads(json.dumps(history)) == {"loss": [3.0, 1.0, 2.0]} and history.best_epoch == 1
+
+
+@pytest.mark.parametrize("values, gradients, message", [
+    (np.zeros(3), np.zeros(3), r"values: float64 \[3\] came, expected a contiguous, writeable float32 vector of 3"),
+    (np.zeros(3, np.float32), np.zeros(4, np.float32), r"gradients: float32 \[4\] came, expected .* of 3"),
+    (np.zeros(3, np.float32), [0.0, 0.0, 0.0], "gradients: list came"),
+    (np.zeros(6, np.float32)[::2], np.zeros(3, np.float32), r"values: float32 \[3\] came"),
+])
+def test_an_optimiser_takes_vectors(values, gradients, message):
+    with pytest.raises(InputTypeError, match=message):
+        train.Adam().step(values, gradients)
+
+
+def test_adam_has_the_bits_of_numpy(isa):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(100003).astype(np.float32)
+    right, m, s = values.copy(), np.zeros_like(values), np.zeros_like(values)
+    optimizer = train.Adam(0.01, betas=(0.8, 0.95), eps=1e-3)
+    for t in range(1, 4):
+        g = rng.standard_normal(values.size).astype(np.float32)
+        optimizer.step(values, g.copy())
+        m = np.float32(0.8) * m + np.float32(1 - 0.8) * g
+        s = np.float32(0.95) * s + np.float32(1 - 0.95) * np.square(g)
+        scale = np.sqrt(1 - 0.95**t)
+        right -= np.float32(0.01 * scale / (1 - 0.8**t)) * (m / (np.sqrt(s) + np.float32(1e-3 * scale)))
+    assert values.tobytes() == right.tobytes()

@@ -4,6 +4,7 @@
 #include "depthwise.h"
 #include "elementwise.h"
 #include "gradients.h"
+#include "optimizer.h"
 #include "pooling.h"
 #include "reduce.h"
 
@@ -18,7 +19,7 @@ static void restore_mode(unsigned mode) { v_restore_mode(mode); }
 extern const kernels NAME(ISA);
 const kernels NAME(ISA) = {
     TEXT(ISA), matmul_kernel, cell_step_kernel, gru_gates_kernel, gru_output_kernel, accumulate_kernel,
-    cell_back_kernel, transpose_kernel, unary_kernel,
+    cell_back_kernel, transpose_kernel, unary_kernel, adam_kernel,
     elementwise_kernel, depthwise_kernel, reduce_kernel, rows_kernel, pool_kernel, convolution_kernel,
     flush_denormals, restore_mode,
 };

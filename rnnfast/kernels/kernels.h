@@ -112,6 +112,11 @@ typedef struct {
     ptrdiff_t rows;
 } step_back;
 
+/* of optimizer.h; rest: 1 - b */
+typedef struct {
+    float b1, rest1, b2, rest2, eps, rate;
+} adam_constants;
+
 typedef struct kernels {
     const char *name;
     /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
@@ -133,6 +138,8 @@ typedef struct kernels {
                       float *sums);
     /* y[n] = act(x[n]); x may be y */
     void (*unary)(activation act, const float *x, float *y, size_t n);
+    /* gradients g[n]; values v, means m and squares s are updated */
+    void (*adam)(const adam_constants *a, const float *g, float *v, float *m, float *s, size_t n);
     /* an elementwise_command */
     void (*elementwise)(const command *c, const context *x);
     /* a depthwise_command */

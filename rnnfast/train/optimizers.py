@@ -10,6 +10,7 @@ import numbers
 
 import numpy as np
 
+from .. import _kernels
 from ..errors import InputError, InputTypeError, ModelError
 from ..nn.checks import check_flag, check_number
 
@@ -42,6 +43,12 @@ class Optimizer:
 
     def step(self, values, gradients):
         """values, gradients: float32 vectors of one size; gradients may be changed."""
+        for array, name in ((values, "values"), (gradients, "gradients")):
+            if (not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != (np.size(values),)
+                    or not array.flags.carray):
+                came = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise InputTypeError(f"{name}: {came} came, expected a contiguous, writeable float32 vector of "
+                                     f"{np.size(values)}")
         rate = self.rate()
         self.check(len(values))
         if self._memory is None:
@@ -121,7 +128,8 @@ class RMSprop(Optimizer):
         return ("square", "momentum") if self.momentum else ("square",)
 
     def _update(self, rate, v, g, s, m=None):
-        _average(s, np.square(g), self.alpha)
+        s *= np.float32(self.alpha)
+        s += np.float32(1 - self.alpha) * np.square(g)
         d = np.sqrt(s)
         d += np.float32(self.eps)
         np.divide(g, d, out=d)
@@ -149,16 +157,9 @@ class Adam(Optimizer):
 
     def _update(self, rate, v, g, m, s):
         b1, b2 = self.betas
-        d = np.square(g)
-        _average(s, d, b2)
-        _average(m, g, b1)
-        # both corrections go into eps and the rate, which are numbers
+        # both corrections go into eps and the rate
         scale = math.sqrt(1 - b2**self.steps)
-        np.sqrt(s, out=d)
-        d += np.float32(self.eps * scale)
-        np.divide(m, d, out=d)
-        d *= np.float32(rate * scale / (1 - b1**self.steps))
-        v -= d
+        _kernels.adam(g, v, m, s, b1, b2, self.eps * scale, rate * scale / (1 - b1**self.steps))
 
 
 class AdamW(Adam):
@@ -169,10 +170,3 @@ class AdamW(Adam):
 
     def _decay(self, v, g, rate):
         v *= np.float32(1 - rate * self.weight_decay)
-
-
-def _average(mean, new, share):
-    """mean = share * mean + (1 - share) * new, in place; new is spent."""
-    mean *= np.float32(share)
-    new *= np.float32(1 - share)
-    mean += new
