@@ -58,7 +58,7 @@ cdef struct Job:
     const float *y
     const float *dy
     Py_ssize_t x_t, x_b, y_t, y_b, dy_t, dy_b
-    float *dx                   # [T, B, I] contiguous
+    float *dx                   # [T, B, I] contiguous, or NULL
     bint add                    # to dx
     const float *h0
     const float *c0
@@ -285,6 +285,8 @@ cdef void products_part(void *argument, int part, int parts) noexcept nogil:
         weights_part(j, j.packed_h, j.O, j.dgt, j.dr + 2 * j.H * j.O, j.H, part, parts)
     if j.project != NULL:
         weights_part(j, j.packed_u, j.H, j.dht, j.dv, j.O, part, parts)
+    if j.dx == NULL:
+        return
     if j.order == NULL and not j.add:
         active.matmul(j.input, share_of(j.input, 0, 1), dg, j.ldg, j.dx + j.at_dx[0] + first * j.K, j.K, last - first,
                       j.K)
@@ -316,7 +318,7 @@ cdef void run_job(Job *j) noexcept nogil:
         memcpy(j.dh_in + i * j.padded, j.dh + row * j.O, j.O * sizeof(float))
         if j.dc != NULL:
             memcpy(j.dcs + i * j.padded, j.dc + row * j.H, j.H * sizeof(float))
-        if not j.add and j.order != NULL:
+        if j.dx != NULL and not j.add and j.order != NULL:
             for t in range(j.lens[row], j.T):
                 memset(j.dx + (t * j.B + row) * j.K, 0, j.K * sizeof(float))
     for s in range(j.T):
@@ -408,8 +410,8 @@ cdef class Tape:
     def nbytes(self):
         return sum(a.nbytes for a in self.saved)
 
-    def backward(self, dy, dh, dc=None, int threads=1):
-        """-> dx [T, B, I], dh0 [D, B, O], dc0 [D, B, H] (None but for LSTM), and for each direction a dict of the
+    def backward(self, dy, dh, dc=None, dx=True, int threads=1):
+        """-> dx [T, B, I] (None with dx=False), dh0 [D, B, O], dc0 [D, B, H] (None but for LSTM), and for each direction a dict of the
         gradients of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr (None without one), in torch's order of gates.
 
         dy: for each direction [T, B, O] float32, last axis contiguous, or None; dh [D, B, O], dc [D, B, H]: contiguous.
@@ -424,7 +426,7 @@ cdef class Tape:
         cdef bint lstm = q.kind == "LSTM", gru = q.kind == "GRU", apart
         T, B, I = self.x.shape
         H, O = q.hidden_size, q.output_size
-        dx = np.empty((T, B, I), np.float32)
+        dx = np.empty((T, B, I), np.float32) if dx else None
         dh0 = np.zeros((D, B, O), np.float32)
         dc0 = np.zeros((D, B, H), np.float32) if lstm else None
         G = _engine.GATES[q.kind]
@@ -441,7 +443,7 @@ cdef class Tape:
         rows = T * B if self.lens is None else int(np.sum(self.lens))
         threads = 1 if 3 * D * product_cost(q.d.r, rows) < SHARED_COST and not forced else useful_threads(threads)
         apart = D > 1 and threads > 1
-        second = np.empty_like(dx) if apart else None
+        second = np.empty_like(dx) if apart and dx is not None else None
         keep = [readable(self.x), self.y, dx, second]
         memset(&jobs, 0, sizeof(jobs))
         for i in range(D):
@@ -495,7 +497,7 @@ cdef class Tape:
                 for i in range(D):
                     jobs.each[i].crew = &crew if threads > 1 else NULL
                     run_job(&jobs.each[i])
-            if apart:
+            if apart and jobs.each[0].dx != NULL:
                 for i in range(T * B * I):
                     jobs.each[0].dx[i] += jobs.each[1].dx[i]
             team_close(&crew)

@@ -241,6 +241,18 @@ def test_training_gives_the_bits_of_inference_and_changes_nothing(kind):
     assert list(first[2]) == list(layer.state_dict())
 
 
+@pytest.mark.parametrize("kind, lengths, threads", list(itertools.product(KINDS, (None, [5, 2, 6]), (1, 2))))
+def test_without_the_gradient_of_x(forced, kind, lengths, threads):
+    layer = layer_of(kind, 5, 9, num_layers=2, bidirectional=True, threads=threads, rng=3)
+    x, state, dy, dstate = problem(layer, np.random.default_rng(1), 6, 3, lengths)
+    _, _, saved = layer.forward(x, state, lengths=lengths, training=True)
+    _, dinitial, dweights = layer.backward(dy, dstate, saved)
+    none, same, also = layer.backward(dy, dstate, saved, dx=False)
+    assert none is None
+    assert [a.tobytes() for a in unpacked(layer, same)] == [a.tobytes() for a in unpacked(layer, dinitial)]
+    assert [also[name].tobytes() for name in dweights] == [a.tobytes() for a in dweights.values()]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_is_one_of_zeros(kind):
     layer = layer_of(kind, 5, 9, rng=3)

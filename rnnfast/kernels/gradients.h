@@ -88,7 +88,8 @@ INLINE void cell_back(const int what, const step_back *s, panels part)
             if (what == BACK_STATE) {
                 store_lanes(s->out + row * s->ldo + unit, e, lanes);
             } else if (what == BACK_TANH) {
-                store_lanes(s->dg + row * s->ldg + unit, v_mul(e, tanh_slope(load_lanes(s->h[row] + unit, lanes))), lanes);
+                const vf h = load_lanes(s->h[row] + unit, lanes);
+                store_lanes(s->dg + row * s->ldg + unit, v_mul(e, tanh_slope(h)), lanes);
             } else if (what == BACK_RELU) {
                 const vm none = v_le(load_lanes(s->h[row] + unit, lanes), v_zero());      /* NaN: e goes on */
                 store_lanes(s->dg + row * s->ldg + unit, v_select(none, v_zero(), e), lanes);

@@ -90,8 +90,8 @@ class Module:
         there = {id(a) for a in (x, y, *self._initialized()[0].values())}
         return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in there))
 
-    def backward(self, dy, dstate, saved):
-        """-> dx, dstate, dweights: the gradients of x (None for integers), of the state that `forward` was given and
+    def backward(self, dy, dstate, saved, *, dx=True):
+        """-> dx, dstate, dweights: the gradients of x (None for integers, and with dx=False), of the state that `forward` was given and
         of the parameters, by the names of the state dict.
 
         dy, dstate: the gradients of what `forward` returned, in its form; None is zeros. saved: what it returned with
@@ -99,8 +99,8 @@ class Module:
         """
         if dstate is not None:
             raise InputError(f"dstate: {type(self).__name__} has no state, expected None")
-        dx, dweights = self._backward(self._checked(dy, saved), *saved.values)
-        return dx, None, dweights
+        of_x, dweights = self._backward(self._checked(dy, saved), *saved.values)
+        return of_x if dx else None, None, dweights
 
     def fit(self, x, y, **options):
         """Train this network -> History; `rnnfast.train.fit` says what it takes."""
@@ -328,13 +328,13 @@ class Sequential(Container):
             return y, self._join(states), None
         return y, self._join(states), Saved(tuple(kept), np.shape(y), nbytes + sum(saved.nbytes for saved in kept))
 
-    def backward(self, dy, dstate, saved):
+    def backward(self, dy, dstate, saved, *, dx=True):
         dy, dstates, dweights = self._checked(dy, saved), [], {}
         split = self._split(dstate, "dstate")
         for i, layer in reversed(list(enumerate(self.layers))):
             if dy is None:
                 raise InputError(f"Sequential: {self.layers[i + 1]!r}, at {i + 1}, has no gradient of its input")
-            dy, of_layer, gradients = layer.backward(dy, split[i], saved.values[i])
+            dy, of_layer, gradients = layer.backward(dy, split[i], saved.values[i], dx=dx or i > 0)
             dstates.insert(0, of_layer)
             dweights = {f"{i}.{name}": gradient for name, gradient in gradients.items()} | dweights
         return dy, self._join(dstates), dweights

@@ -79,7 +79,7 @@ class Seq2Seq(Container):
         logits, _ = self._run(tape, x, lengths)
         return logits, None, Saved((tape,), logits.shape, tape.nbytes) if training else None
 
-    def backward(self, dy, dstate, saved):
+    def backward(self, dy, dstate, saved, *, dx=True):
         """-> None, None, dweights"""
         if dstate is not None:
             raise InputError("dstate: Seq2Seq has no state, expected None")

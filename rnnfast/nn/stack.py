@@ -163,8 +163,9 @@ class Recurrent(Module):
         y, last = self._run(x, states, lengths, saved, rng)
         return y if self.return_sequences else self._last_output(last), self._as_state(last), saved
 
-    def backward(self, dy, dstate, saved):
-        """-> dx, dstate, dweights: the gradients of x, of the initial state and, by name, of all weights.
+    def backward(self, dy, dstate, saved, *, dx=True):
+        """-> dx, dstate, dweights: the gradients of x (None with dx=False), of the initial state and, by name, of all
+        weights.
 
         dy, dstate: the gradients of what `forward` returned, in its form; None, or for LSTM (dh, None) and (None, dc),
         is zeros. A row of length 0 has none. May be called again with the same `saved`.
@@ -188,16 +189,17 @@ class Recurrent(Module):
             dys = (dy,) if directions == 1 or dy is None else _MERGES[self.merge][1](*halves, dy)
             of_layer = slice(layer * directions, (layer + 1) * directions)
             dy, *dstates, gradients = tape.backward(None if dy is None else dys, *(d[of_layer] for d in dlast),
-                                                    threads=self._threads)
+                                                    dx=dx or layer > 0, threads=self._threads)
             dinitial.append(dstates)
             for direction, of_cell in enumerate(gradients):
                 end = convert.suffix(layer, direction)
                 dweights |= {f"{name}_{end}": gradient for name, gradient in of_cell.items()}
         dinitial = tuple(np.concatenate(parts) for parts in list(zip(*dinitial[::-1]))[:self._count])
-        dx = dy.swapaxes(0, 1) if self.batch_first and saved.batched else dy
         if not saved.batched:
-            dx, dinitial = dx[:, 0], tuple(d[:, 0] for d in dinitial)
-        return dx, self._as_state(dinitial), {name: dweights[name] for name in self.shapes()}
+            dinitial = tuple(d[:, 0] for d in dinitial)
+        if dy is not None:
+            dy = dy[:, 0] if not saved.batched else dy.swapaxes(0, 1) if self.batch_first else dy
+        return dy, self._as_state(dinitial), {name: dweights[name] for name in self.shapes()}
 
     def _state_gradients(self, dstate, rows, batched):
         """Those of the last states, [layers * directions, B, size], zeros where none came: a copy."""

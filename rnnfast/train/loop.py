@@ -186,7 +186,7 @@ class Run:
             rng.bit_generator.state = before
             raise DivergedError(f"the loss is {value}; {first_wrong(self.net, batch, self.state, rng)}")
         gradients = self.parameters.gradients
-        self.parameters.gather(self.net.backward(dy, None, saved)[2])
+        self.parameters.gather(self.net.backward(dy, None, saved, dx=False)[2])
         norm = clipping.norm(gradients) if self.clip_norm is None else clipping.clip_norm(gradients, self.clip_norm)
         if not math.isfinite(norm):
             raise DivergedError(f"the loss is {value:.6g}, the gradient of {self.parameters.wrong_gradient()} is not "
