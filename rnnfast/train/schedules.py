@@ -27,22 +27,22 @@ class InverseTimeDecay(_Schedule):
 
 
 @dataclass(frozen=True)
-class ExponentialDecay(_Schedule):
-    """learning_rate * rate ** (step / steps)"""
+class _Decay(_Schedule):
+    """By the factor `rate` in so many steps."""
     learning_rate: float
     rate: float
     steps: int
+
+
+class ExponentialDecay(_Decay):
+    """learning_rate * rate ** (step / steps)"""
 
     def __call__(self, step):
         return self.learning_rate * self.rate ** (step / self.steps)
 
 
-@dataclass(frozen=True)
-class StepDecay(_Schedule):
+class StepDecay(_Decay):
     """learning_rate * rate ** floor(step / steps)"""
-    learning_rate: float
-    rate: float
-    steps: int
 
     def __call__(self, step):
         return self.learning_rate * self.rate ** (step // self.steps)
