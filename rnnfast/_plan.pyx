@@ -313,13 +313,9 @@ cdef extern from "program.h" nogil:
     void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
     void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
-    enum:
-        MAX_AREAS               # of a segment: constants, arena, inputs, outputs
-
 cdef enum:
     SPARE_ARENAS = 8            # kept of each segment for later calls
     ROW_AXES = 3
-    MAX_RANK = 16               # of an output
 
 
 cdef struct product_command:
@@ -467,6 +463,10 @@ def address(cnp.ndarray view):
     return <size_t>cnp.PyArray_DATA(view)
 
 
+cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil:
+    rnnfast_execute(words, n_words, x)
+
+
 cdef class Segment:
     """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
 
@@ -475,22 +475,6 @@ cdef class Segment:
     command; checks: (where in the arena a command notes a value that is out of range, the error's class, what it says of
     the value, where it belongs); iterations: how many its loops may take together in a run.
     """
-    cdef readonly Py_ssize_t arena, live
-    cdef readonly tuple inputs, outputs, notes, checks
-    cdef object arrays                              # whose memory the next two are
-    cdef const Py_ssize_t *words                    # of the program
-    cdef const Py_ssize_t *noted                    # the first of each check
-    cdef readonly Py_ssize_t n_words
-    cdef Py_ssize_t n_noted
-    cdef int64_t iterations
-    cdef object keep
-    cdef list spare
-    cdef int turn
-    cdef readonly int threads
-    cdef Py_ssize_t n_outputs
-    cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
-    cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
-
     def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations=0):
         cdef Py_ssize_t i, j, at = 0
         cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
@@ -613,233 +597,3 @@ cdef class Segment:
     cdef void give_back(self, Buffer memory):
         if len(self.spare) < SPARE_ARENAS:
             self.spare.append(memory)
-
-# ---------------------------------------------------------------------------------------------- streams
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_Empty(int, const cnp.npy_intp *, cnp.dtype, int)
-
-
-cdef class StreamRunner:
-    """A Segment run frame by frame, with memory of its own. Each state has two buffers, read and written in turn.
-
-    Areas are places among the segment's inputs, then outputs; -1 for an input that no step reads. frames: (name, area,
-    array like it, the one value that it may have or None) of each input that is new at each frame; fixed: (area,
-    array); states: (area read, area written, initial value); results: (name, area). The caller sees to it that one
-    thread at a time is here.
-    """
-    cdef readonly Segment segment
-    cdef readonly tuple names, pins, results
-    cdef readonly list scalars          # of each frame input: None, or (an int that came, the array that it became)
-    cdef tuple likes, result_likes, held
-    cdef list buffers                   # of each state, the one read next first
-    cdef Buffer memory
-    cdef char *base[MAX_AREAS]
-    cdef int frame_areas[MAX_AREAS]
-    cdef int result_areas[MAX_AREAS]
-    cdef int read_areas[MAX_AREAS]
-    cdef int written_areas[MAX_AREAS]
-    cdef char *data[2][MAX_AREAS]
-    cdef int n_areas, n_frames, n_results, n_states, turn
-
-    def __init__(self, Segment segment, tuple frames, tuple fixed, tuple states, tuple results):
-        cdef int i
-        if max(len(frames), len(states), len(results)) > MAX_AREAS:
-            raise LimitError(f"{len(frames)} inputs, {len(states)} states and {len(results)} outputs of a stream")
-        self.segment, self.memory, self.turn = segment, Buffer((segment.arena + 3) // 4), 0
-        self.n_areas = 2 + len(segment.inputs) + len(segment.outputs)
-        self.n_frames, self.n_results, self.n_states = len(frames), len(results), len(states)
-        self.base[0], self.base[1] = NULL, <char *>self.memory.p
-        self.names = tuple([name for name, *_ in frames])
-        self.likes = tuple([pattern(like) for _, _, like, _ in frames])
-        self.pins = tuple([pin for *_, pin in frames])
-        self.scalars = [None] * self.n_frames
-        for i in range(self.n_frames):
-            self.frame_areas[i] = -1 if frames[i][1] < 0 else 2 + <int>frames[i][1]
-        self.held = tuple([np.array(value, order="C") for _, value in fixed])
-        for (area, _), value in zip(fixed, self.held):
-            if area >= 0:
-                self.base[2 + <int>area] = <char *>cnp.PyArray_DATA(value)
-        self.results = tuple([name for name, _ in results])
-        self.result_likes = tuple([np.broadcast_to(np.empty((), dtype), shape) for shape, dtype in
-                                   [segment.outputs[area - len(segment.inputs)] for _, area in results]])
-        for i in range(self.n_results):
-            self.result_areas[i] = 2 + <int>results[i][1]
-        self.buffers = []
-        for i in range(self.n_states):
-            read, written, value = states[i]
-            self.read_areas[i] = -1 if read < 0 else 2 + <int>read
-            self.written_areas[i] = 2 + <int>written
-            pair = np.array(value, order="C"), np.array(value, order="C")
-            self.data[0][i], self.data[1][i] = <char *>cnp.PyArray_DATA(pair[0]), <char *>cnp.PyArray_DATA(pair[1])
-            self.buffers.append(pair)
-
-    def state(self):
-        """Copies of the states."""
-        return [pair[self.turn].copy() for pair in self.buffers]
-
-    def load(self, states):
-        """Take these states, of the right types and shapes."""
-        for pair, value in zip(self.buffers, states):
-            np.copyto(pair[self.turn], value)
-
-    def shapes(self):
-        """(shape, type) of each result of one frame."""
-        return [(like.shape, like.dtype) for like in self.result_likes]
-
-    def takes(self, list values):
-        """Whether the values of one frame, of the right types and shapes, are those that it is for."""
-        cdef Py_ssize_t i
-        return all([pin is None or same_values(value, pin) for value, pin in zip(values, self.pins)])
-
-    def step(self, feed, out):
-        """One frame: the results for a dict of arrays that need no conversion, else None. `out`: None, an array or a
-        dict of arrays that are written and returned; None comes back for those that do not fit."""
-        cdef char *areas[MAX_AREAS]
-        cdef PyObject *found
-        cdef tuple used, results
-        cdef cnp.ndarray array
-        cdef int i
-        if type(feed) is not dict or len(<dict>feed) != self.n_frames:
-            return None
-        memcpy(areas, self.base, self.n_areas * sizeof(char *))
-        used = PyTuple_New(self.n_frames)
-        for i in range(self.n_frames):
-            found = PyDict_GetItem(feed, <object>PyTuple_GET_ITEM(self.names, i))
-            if found == NULL:
-                return None
-            value = <object>found
-            if type(value) is int:
-                value = self.converted(value, i)
-            if type(value) is not cnp.ndarray:
-                return None
-            array = value
-            pin = <object>PyTuple_GET_ITEM(self.pins, i)
-            if not cnp.PyArray_ISCARRAY_RO(array) or not same_type(array, <object>PyTuple_GET_ITEM(self.likes, i)):
-                return None
-            if pin is not None and not same_values(array, pin):
-                return None
-            Py_INCREF(array)
-            PyTuple_SET_ITEM(used, i, array)
-            if self.frame_areas[i] >= 0:
-                areas[self.frame_areas[i]] = <char *>cnp.PyArray_DATA(array)
-        results = self.fresh() if out is None else self.given(out, used)
-        if results is None:
-            return None
-        for i in range(self.n_results):
-            areas[self.result_areas[i]] = <char *>cnp.PyArray_DATA(<cnp.ndarray>PyTuple_GET_ITEM(results, i))
-        self.execute(areas, NULL, 1)
-        return results
-
-    cdef object converted(self, value, int i):
-        """The array that an int became when it came before, or None."""
-        cdef tuple known = self.scalars[i]
-        return known[1] if known is not None and known[0] == value else None
-
-    cdef tuple fresh(self):
-        cdef tuple results = PyTuple_New(self.n_results)
-        cdef cnp.ndarray like
-        cdef cnp.dtype dtype
-        cdef int i
-        for i in range(self.n_results):
-            like = <cnp.ndarray>PyTuple_GET_ITEM(self.result_likes, i)
-            dtype = like.dtype
-            Py_INCREF(dtype)        # PyArray_Empty takes it over
-            array = PyArray_Empty(cnp.PyArray_NDIM(like), cnp.PyArray_DIMS(like), dtype, 0)
-            Py_INCREF(array)
-            PyTuple_SET_ITEM(results, i, array)
-        return results
-
-    cdef tuple given(self, out, tuple used):
-        """The caller's arrays as results; None unless they fit and share memory with none other of the call."""
-        cdef tuple results = PyTuple_New(self.n_results)
-        cdef PyObject *found
-        cdef cnp.ndarray array
-        cdef int i, j
-        if type(out) is dict and len(<dict>out) != self.n_results or type(out) is not dict and self.n_results != 1:
-            return None
-        for i in range(self.n_results):
-            value = out
-            if type(out) is dict:
-                found = PyDict_GetItem(out, <object>PyTuple_GET_ITEM(self.results, i))
-                if found == NULL:
-                    return None
-                value = <object>found
-            if type(value) is not cnp.ndarray or not cnp.PyArray_ISCARRAY(<cnp.ndarray>value):
-                return None
-            array = value
-            if not same_type(array, <object>PyTuple_GET_ITEM(self.result_likes, i)):
-                return None
-            for j in range(i):
-                if overlap(array, <cnp.ndarray>PyTuple_GET_ITEM(results, j)):
-                    return None
-            for j in range(self.n_frames):
-                if overlap(array, <cnp.ndarray>PyTuple_GET_ITEM(used, j)):
-                    return None
-            Py_INCREF(array)
-            PyTuple_SET_ITEM(results, i, array)
-        return results
-
-    def run(self, list values, list results, Py_ssize_t n):
-        """n frames in one loop. values: arrays of one frame, the same for all, or of n frames, each of them contiguous;
-        results: arrays of one frame, for n = 1, or of n. They are checked."""
-        cdef char *areas[MAX_AREAS]
-        cdef Py_ssize_t strides[MAX_AREAS]
-        cdef cnp.ndarray array
-        cdef int i
-        memset(strides, 0, sizeof(strides))
-        memcpy(areas, self.base, self.n_areas * sizeof(char *))
-        for i in range(self.n_frames):
-            array = values[i]
-            if self.frame_areas[i] >= 0:
-                areas[self.frame_areas[i]] = <char *>cnp.PyArray_DATA(array)
-                if cnp.PyArray_NDIM(array) > cnp.PyArray_NDIM(<cnp.ndarray>self.likes[i]):
-                    strides[self.frame_areas[i]] = cnp.PyArray_STRIDE(array, 0)
-        for i in range(self.n_results):
-            array = results[i]
-            areas[self.result_areas[i]] = <char *>cnp.PyArray_DATA(array)
-            if cnp.PyArray_NDIM(array) > cnp.PyArray_NDIM(<cnp.ndarray>self.result_likes[i]):
-                strides[self.result_areas[i]] = cnp.PyArray_STRIDE(array, 0)
-        self.execute(areas, strides, n)
-
-    cdef int execute(self, char **areas, const Py_ssize_t *strides, Py_ssize_t n) except -1:
-        cdef const Py_ssize_t *words = self.segment.words
-        cdef Py_ssize_t n_words = self.segment.n_words, frame
-        cdef context x
-        cdef int64_t iterations
-        cdef unsigned mode
-        cdef int i, turn = self.turn
-        cdef bint failed = False, checked = self.segment.n_noted > 0
-        before = self.state() if checked and n > 1 else None
-        x.areas, x.isa, x.iteration, x.iterations = areas, active, 0, &iterations
-        x.threads = useful_threads(self.segment.threads)
-        with nogil:
-            mode = active.flush_denormals()
-            for frame in range(n):
-                for i in range(self.n_states):
-                    if self.read_areas[i] >= 0:
-                        areas[self.read_areas[i]] = self.data[self.turn][i]
-                    areas[self.written_areas[i]] = self.data[1 - self.turn][i]
-                x.backwards = self.turn
-                iterations = self.segment.iterations
-                rnnfast_execute(words, n_words, &x)
-                if checked and self.segment.failed(<const char *>self.memory.p):
-                    failed = True
-                    break
-                self.turn = 1 - self.turn
-                if strides != NULL:
-                    for i in range(2, self.n_areas):
-                        areas[i] += strides[i]
-            active.restore_mode(mode)
-        if failed:
-            self.turn = turn
-            if before is not None:
-                self.load(before)
-            self.segment.check(<const char *>self.memory.p)
-        return 0
-
-
-cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Of contiguous arrays."""
-    cdef char *p = <char *>cnp.PyArray_DATA(a)
-    cdef char *q = <char *>cnp.PyArray_DATA(b)
-    return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)

@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-from rnnfast._plan import Segment, StreamRunner
+from rnnfast._plan import Segment
+from rnnfast._streams import StreamRunner
 from rnnfast.errors import InputError, InputTypeError, LimitError
 from rnnfast.handle import Handle
 from rnnfast.inputs import admit

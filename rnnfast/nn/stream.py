@@ -2,7 +2,8 @@
 import numpy as np
 
 from .._engine import Prepared
-from .._plan import COMMANDS, Segment, StreamRunner
+from .._plan import COMMANDS, Segment
+from .._streams import StreamRunner
 from ..errors import InputError, InputTypeError
 from ..handle import Handle
 from .checks import as_array, as_input

@@ -1,0 +1,44 @@
+# What streams and pools share with plans
+from libc.stdint cimport int64_t
+
+cimport numpy as cnp
+
+from rnnfast._kernels cimport *
+
+cdef extern from "program.h" nogil:
+    enum:
+        MAX_AREAS               # of a segment: constants, arena, inputs, outputs
+
+cdef enum:
+    MAX_RANK = 16               # of an output
+
+
+cdef class Segment:
+    cdef readonly Py_ssize_t arena, live
+    cdef readonly tuple inputs, outputs, notes, checks
+    cdef object arrays                              # whose memory the next two are
+    cdef const Py_ssize_t *words                    # of the program
+    cdef const Py_ssize_t *noted                    # the first of each check
+    cdef readonly Py_ssize_t n_words
+    cdef Py_ssize_t n_noted
+    cdef int64_t iterations
+    cdef object keep
+    cdef list spare
+    cdef int turn
+    cdef readonly int threads
+    cdef Py_ssize_t n_outputs
+    cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
+    cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
+
+    cdef tuple run(self, tuple args)
+    cdef tuple prepare(self, context *x, char **areas, int64_t *iterations, Buffer memory, tuple args)
+    cdef object new_output(self, Py_ssize_t i)
+    cdef bint failed(self, const char *arena) noexcept nogil
+    cdef int check(self, const char *arena) except -1
+    cdef Buffer borrow(self)
+    cdef void give_back(self, Buffer memory)
+
+cdef bint same_type(cnp.ndarray a, cnp.ndarray b)
+cdef bint same_values(value, cnp.ndarray expected) except -1
+# rnnfast_execute for other extensions, which are not linked with it
+cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil
