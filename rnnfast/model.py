@@ -158,6 +158,16 @@ class Model:
         from rnnfast.stream import Stream
         return Stream(self, state, states, fixed)
 
+    def pool(self, max_streams, *, states=None, batch=True, **fixed):
+        """A Pool: many streams that are stepped together, each with the bits that it would get alone.
+
+        max_streams: that may be open at a time; their states take two times their size for each. states, fixed: as for
+        `stream`. UnsupportedError at the first step where no axis of the graph is a batch of streams; batch=False runs
+        them one by one.
+        """
+        from rnnfast.model_pool import ModelPool
+        return ModelPool(self, max_streams, states, batch, fixed)
+
     def memory(self, feed=None, /, **inputs):
         """The bytes that a call with such inputs takes besides the weights: of its results, intermediate ones included.
 

@@ -339,16 +339,13 @@ class Stream(Handle):
 
     def _native(self, plan, names, args, values, states):
         """The StreamRunner of a plan, None if it is not one Segment that makes all outputs."""
-        if len(plan.steps) != 1 or type(plan.steps[0][0]) is not Segment or not plan.fresh:
+        found = native_areas(plan, names, args, self._places)
+        if found is None:
             return None
-        segment, reads, makes = plan.steps[0][:3]
-        if any(place >= len(args) for place in reads) or not all(type(a) is np.ndarray for a in args):
-            return None
-        area = {name: reads.index(i) if i in reads else -1 for i, name in enumerate(names)}
-        made = {name: len(reads) + makes.index(plan.outputs[i]) for name, i in self._places.items()}
+        segment, area, made = found
         pins = {names[i]: value for i, value in plan.pinned}
         for value, name in zip(states, self.states.values()):
-            if segment.outputs[made[name] - len(reads)] != _form(value):
+            if segment.outputs[made[name] - len(segment.inputs)] != _form(value):
                 return None
         return StreamRunner(
             segment,
@@ -362,6 +359,18 @@ class Stream(Handle):
         self._frame = self._frame or {name: _form(value) for name, value in values.items()}
         self._program = program
         self._runner, self._values = runner, None if runner is not None else states
+
+
+def native_areas(plan, names, args, places):
+    """(segment, input -> its area or -1, output -> its area) of a plan that is one Segment which makes all outputs,
+    else None. places: output -> its place among those of the plan."""
+    if len(plan.steps) != 1 or type(plan.steps[0][0]) is not Segment or not plan.fresh:
+        return None
+    segment, reads, makes = plan.steps[0][:3]
+    if any(place >= len(args) for place in reads) or not all(type(a) is np.ndarray for a in args):
+        return None
+    area = {name: reads.index(i) if i in reads else -1 for i, name in enumerate(names)}
+    return segment, area, {name: len(reads) + makes.index(plan.outputs[i]) for name, i in places.items()}
 
 
 def _form(value):

@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
 from ..threads import check as check_threads
 from .checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
+from .pool import LayerPool
 from .stream import LayerStream
 
 _INITIALIZING = threading.Lock()
@@ -363,6 +364,10 @@ class Sequential(Container):
         """A LayerStream: one time step after another, the states inside. state: a tuple of those of the recurrent
         layers, each as a call of it takes it; None is zeros. Layers that run backwards have none."""
         return LayerStream(self, tuple(self._flat()), state)
+
+    def pool(self, max_streams):
+        """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
+        return LayerPool(self, tuple(self._flat()), max_streams)
 
     def _flat(self):
         for layer in self.layers:

@@ -12,6 +12,7 @@ from .checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_fla
 from .dropout import draw, drop
 from .linear import uniform
 from .module import Module, Row
+from .pool import LayerPool
 from .stream import LayerStream
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -148,6 +149,10 @@ class Recurrent(Module):
         """A LayerStream: one time step after another, the state inside. state: the initial one as a call takes it, h or
         (h, c); None is zeros. Layers that run backwards have none."""
         return LayerStream(self, (self,), state)
+
+    def pool(self, max_streams):
+        """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
+        return LayerPool(self, (self,), max_streams)
 
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
         """-> y, state, saved: the first two as a call gives them, the last for `backward`, or None without `training`.

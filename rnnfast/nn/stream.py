@@ -1,4 +1,6 @@
 """A live stream of layers: one time step in, its output out, the states stay inside. Bits are those of a call."""
+import math
+
 import numpy as np
 
 from .._engine import Prepared
@@ -19,8 +21,8 @@ class LayerStream(Handle):
     def __init__(self, layer, layers, state=None):
         super().__init__(type(layer).__name__)
         self._many = layers != (layer,)
-        self._parts = [_Part(member) if hasattr(member, "hidden_size") else member for member in layers]
-        self._states = [part for part in self._parts if isinstance(part, _Part)]
+        self._parts = [Part(member) if hasattr(member, "hidden_size") else member for member in layers]
+        self._states = [part for part in self._parts if isinstance(part, Part)]
         self._alone = self._parts[0] if len(self._parts) == 1 and self._states else None
         self._shape = None
         self._start = self._checked(state)
@@ -111,7 +113,7 @@ class LayerStream(Handle):
         try:
             y = x
             for part in self._parts:
-                y = part(y) if not isinstance(part, _Part) else part.run(y) if many else part.step(y)
+                y = part(y) if not isinstance(part, Part) else part.run(y) if many else part.step(y)
             if out is not None:
                 if out.shape != y.shape or out.dtype != y.dtype:
                     raise InputError(f"{self._label}: out is {_told(out.shape, out.dtype)}, expected "
@@ -126,7 +128,7 @@ class LayerStream(Handle):
         return y if out is None else out
 
 
-class _Part:
+class Part:
     """A recurrent layer of a stream and its states: arrays as a call takes them, or those of a runner of one step."""
     __slots__ = ("layer", "widths", "runner", "arrays", "weights")
 
@@ -134,7 +136,7 @@ class _Part:
         if layer.bidirectional or layer.reverse:
             raise InputError(f"{layer!r} begins at the end of a sequence, which a stream does not know")
         self.layer = layer
-        self.widths = (layer._output_size, layer.hidden_size)[:2 if layer.kind == "LSTM" else 1]
+        self.widths = layer._widths
         self.release()
 
     def release(self):
@@ -221,35 +223,38 @@ class _Part:
         weights = self.layer._initialized()
         self.runner, self.arrays, self.weights = None, values, weights
         if x.size and not weights[1][0][0].blas:
-            self.runner = _runner(self.layer, weights[1], x, values)
+            segment = step_segment(self.layer, weights[1], x.shape)
+            count = len(values)
+            self.runner = StreamRunner(segment, (("x", 0, x, None),), (),
+                                       tuple((1 + i, 2 + count + i, value) for i, value in enumerate(values)),
+                                       (("y", 1 + count),))
 
 
-def _runner(layer, stack, x, values):
-    """One step of a stack as a native program: areas are 1 the arena, then x and the states, y and the next states."""
-    rows, count, inner = x.size // x.shape[-1], len(values), layer._output_size
+def step_segment(layer, stack, shape):
+    """One step of a stack for x of a shape, as a Segment: its arrays are x and the states, y and the next states."""
+    rows, inner = math.prod(shape[:-1]), layer._output_size
+    float32 = np.dtype(np.float32)
+    states = [((layer.num_layers, *shape[:-1], width), float32) for width in layer._widths]
+    count = len(states)
     program, keep, widest = [], [], 0
     lines = 2 * _lines(4 * rows * inner)            # the outputs of two layers in turn, then the workspace
     for k, cells in enumerate(stack):
-        size = inner if k else x.shape[-1]
+        size = inner if k else shape[-1]
         prepared = Prepared(cells, layer._reverse, 1, rows, (rows * size, size, rows * inner, inner, rows * inner),
                             layer._threads)
         keep.append(prepared)
         widest = max(widest, prepared.workspace)
         source = (1, (k + 1) % 2 * lines // 2) if k else (2, 0)
         target = (1, k % 2 * lines // 2) if k < len(stack) - 1 else (3 + count, 0)
-        states = [[(first + i, 4 * k * rows * v.shape[-1]) for i, v in enumerate(values)]
+        places = [[(first + i, 4 * k * rows * width) for i, width in enumerate(layer._widths)]
                   + [(-1, 0)] * (2 - count) for first in (3, 4 + count)]
         words = [prepared.address]
-        for place in (source, target, *states[0], *states[1], (1, lines), *[(-1, 0)] * 3):
+        for place in (source, target, *places[0], *places[1], (1, lines), *[(-1, 0)] * 3):
             words += place
         program += [COMMANDS["recurrent"], 2 + len(words), *words]
-    float32 = np.dtype(np.float32)
-    inputs = [(a.shape, float32) for a in (x, *values)]
-    outputs = [((*x.shape[:-1], inner), float32), *inputs[1:]]
     arena = lines + 4 * widest
-    segment = Segment(program, arena, arena, inputs, outputs, [keep, stack], (), (), layer._threads)
-    return StreamRunner(segment, (("x", 0, x, None),), (),
-                        tuple((1 + i, 2 + count + i, value) for i, value in enumerate(values)), (("y", 1 + count),))
+    return Segment(program, arena, arena, [(shape, float32), *states], [((*shape[:-1], inner), float32), *states],
+                   [keep, stack], (), (), layer._threads)
 
 
 def _lines(nbytes):

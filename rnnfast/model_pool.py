@@ -1,0 +1,410 @@
+"""Pools of a model: many live streams in one batch, each with the bits that it would get alone.
+
+Which axis of each input, state and output is the batch is found out at the first step: the graph is traced for two sizes
+of the batch and the shapes are compared, then three streams together with each of them alone, and the bits are compared.
+"""
+import dataclasses
+import itertools
+
+import numpy as np
+
+from rnnfast._streams import Batch, Rows
+from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
+from rnnfast.inputs import admit
+from rnnfast.model import Outputs
+from rnnfast.nn.checks import check_flag
+from rnnfast.onnx.budget import Budget
+from rnnfast.onnx.tensors import type_name
+from rnnfast.onnx.trace import trace
+from rnnfast.pool import Pool, batch_sizes
+from rnnfast.stream import Stream, native_areas
+
+# The most streams that one plan takes.
+LARGEST_BATCH = 64
+# Ways to choose the batch axes that are tried.
+MAX_CHOICES = 64
+# Sets of values of fixed inputs (a sample rate) that streams of one pool may have at a time.
+MAX_KINDS = 16
+BY_ONE = "pool(batch=False) runs streams one by one"
+
+
+class ModelPool(Pool):
+    """A Pool of a Model. states: {state input: state output}; outputs: the names of a step's results."""
+    def __init__(self, model, max_streams, states=None, batch=True, fixed=None):
+        self._model, self._batch, self._fixed = model, check_flag(batch, "batch"), fixed or {}
+        first = Kind(self, self._fixed)
+        self.states, self.outputs = first.alone.states, first.alone.outputs
+        super().__init__(model.source.label, max_streams, first.inputs[0] if len(first.inputs) == 1 else None)
+        self._kinds = [first]
+        self._of = np.zeros(max_streams, np.intp)       # slot -> place of its Kind
+        self._begun = {}                                # slot -> initial states, where they are not zeros
+
+    def _kind(self, fixed):
+        """The place of the Kind of streams with these values of fixed inputs."""
+        if not fixed:
+            return 0
+        new = Kind(self, self._fixed | fixed)
+        for place, kind in enumerate(self._kinds):
+            if kind.same(new):
+                return place
+        for place, kind in enumerate(self._kinds):
+            if place and not kind.count:
+                self._kinds[place] = new
+                return place
+        if len(self._kinds) == MAX_KINDS:
+            raise LimitError(f"{self._label}: streams with more than {MAX_KINDS} different values of fixed inputs: give "
+                             "these inputs at each step")
+        self._kinds.append(new)
+        return len(self._kinds) - 1
+
+    def _admitted(self, state, fixed):
+        place = self._kind(fixed)
+        return place, None if state is None else self._kinds[place].admitted_state(state)
+
+    def _begin(self, slot, place, state):
+        self._of[slot] = place
+        if state is not None:
+            self._begun[slot] = state
+        self._restart(slot)
+        self._kinds[place].count += 1
+
+    def _end(self, slot):
+        self._begun.pop(slot, None)
+        self._kinds[self._of[slot]].count -= 1
+
+    def _restart(self, slot):
+        kind = self._kinds[self._of[slot]]
+        if kind.rows is not None:
+            kind.load(slot, self._begun.get(slot))
+
+    def _state(self, slot):
+        kind = self._kinds[self._of[slot]]
+        values = self._begun.get(slot) if kind.rows is None else kind.state(slot)
+        return None if values is None else {name: np.array(v) for name, v in zip(self.states, values)}
+
+    def _groups(self, slots):
+        """(Kind, places of its streams among `slots`, or None for all) of a step."""
+        if len(self._kinds) == 1:
+            return [(self._kinds[0], None)]
+        of = self._of[slots]
+        return [(self._kinds[place], np.flatnonzero(of == place)) for place in np.unique(of)]
+
+    def _settle(self, kind, slots, frames, rows):
+        """Find out the batch axes of a Kind from the first frame."""
+        if kind.rows is None:
+            given = next((self._begun[slot] for slot in slots.tolist() if slot in self._begun), None)
+            kind.settle(frames, rows, given)
+            for slot, state in self._begun.items():
+                if self._kinds[self._of[slot]] is kind:
+                    kind.load(slot, state)
+
+    def _step(self, slots, feed, out):
+        groups = []
+        for kind, places in self._groups(slots):
+            values = kind.admitted_rows(feed, len(slots))
+            if places is not None:
+                values = {name: value[places] for name, value in values.items()}
+            of_kind = slots if places is None else slots[places]
+            if len(of_kind):
+                self._settle(kind, of_kind, {name: value[0] for name, value in values.items()}, True)
+                groups.append((kind, places, of_kind, kind.checked_rows(values)))
+        if not groups:
+            raise InputError(f"{self._label}: a step of no streams")
+        forms = [[((len(slots), *shape), dtype) for shape, dtype in kind.results] for kind, *_ in groups]
+        if any(form != forms[0] for form in forms):
+            raise InputError(f"{self._label}: results of these streams have different shapes: step them apart")
+        results = groups[0][0].alone._result_arrays(out, forms[0], list(feed.values()))
+        for kind, places, of_kind, arrays in groups:
+            if places is None:
+                kind.advance(of_kind, arrays, results)
+            else:
+                for result, made in zip(results, kind.stepped(of_kind, arrays)):
+                    result[places] = made
+        for kind, _, of_kind, _ in groups:
+            kind.rows.commit(of_kind)
+        return out if out is not None else self._packed(results)
+
+    def _step_frames(self, frames):
+        with self._lock:
+            slots = self._slots.find(list(frames))
+            feeds = [self._merged(frame, {}) for frame in frames.values()]
+            results = [None] * len(feeds)
+            groups = []
+            for kind, places in self._groups(slots):
+                places = np.arange(len(slots)) if places is None else places
+                if not len(places):
+                    continue
+                of_kind = [kind.admitted_frame(feeds[place]) for place in places]
+                self._settle(kind, slots[places], of_kind[0], False)
+                groups.append((kind, places, kind.stacked(of_kind)))
+            for kind, places, arrays in groups:
+                made = kind.stepped(slots[places], arrays)
+                alone = [[kind.as_alone(name, value) for value in values] for name, values in zip(self.outputs, made)]
+                for place, *values in zip(places, *alone):
+                    results[place] = self._packed(values)
+            for kind, places, _ in groups:
+                kind.rows.commit(slots[places])
+            return dict(zip(frames, results))
+
+    def _packed(self, results):
+        return results[0] if len(self.outputs) == 1 else Outputs(zip(self.outputs, results))
+
+    def __repr__(self):
+        return (f"<rnnfast.Pool of {self._label}: {len(self)} of {self.max_streams} streams open, "
+                f"({', '.join(self._kinds[0].inputs)}) -> ({', '.join(self.outputs)})>")
+
+
+class Kind:
+    """What the streams of a pool with the same values of fixed inputs share: the batch axes and plans.
+
+    alone: a Stream that never runs, which knows the names and checks the values; inputs: those that a step takes;
+    rows: the states, None before the first frame; results: (shape, type) of each result of one stream, without the
+    batch axis.
+    """
+    def __init__(self, pool, fixed):
+        self.model, self.pool, self.fixed = pool._model, pool, fixed
+        self.alone = Stream(pool._model, states=getattr(pool, "states", None), fixed=fixed)
+        self.inputs, self.label = self.alone.inputs, pool._model.source.label
+        self.rows, self.count, self.batches = None, 0, {}
+
+    def same(self, other):
+        mine, others = self.alone._fixed, other.alone._fixed
+        return mine.keys() == others.keys() and all(
+            np.shape(value) == np.shape(others[name]) and np.asarray(value).dtype == np.asarray(others[name]).dtype
+            and np.asarray(value).tobytes() == np.asarray(others[name]).tobytes() for name, value in mine.items())
+
+    # ------------------------------------------------------------------------------------------ values
+    def admitted_state(self, state):
+        """Initial states of a stream, each as a stream alone has it."""
+        values = self.alone._admitted_state(state)
+        if self.rows is not None:
+            for name, value, (shape, _) in zip(self.alone.states, values, self.state_forms):
+                if value.shape != self.shape_alone(name, shape):
+                    raise InputError(f"{self.label}: state {name!r} has shape {value.shape}, expected "
+                                     f"{self.shape_alone(name, shape)}")
+        return values
+
+    def load(self, slot, values):
+        self.rows.load(slot, None if values is None else [
+            value.reshape(shape) for value, (shape, _) in zip(values, self.state_forms)])
+
+    def state(self, slot):
+        return [self.as_alone(name, value) for name, value in zip(self.alone.states, self.rows.get(slot))]
+
+    def shape_alone(self, name, shape):
+        axis = self.axes[name]
+        return shape if axis is None else (*shape[:axis], 1, *shape[axis:])
+
+    def as_alone(self, name, value):
+        return value.reshape(self.shape_alone(name, value.shape))
+
+    def admitted_frame(self, feed):
+        """A frame as a stream alone takes it."""
+        self.alone._check_names(feed)
+        values = {name: self.alone._admitted(name, feed[name]) for name in self.inputs}
+        for name, value in values.items() if self.rows is not None else ():
+            shape, dtype = self.forms[name]
+            if value.shape != self.shape_alone(name, shape) or value.dtype != dtype:
+                raise InputError(f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, but "
+                                 f"the frames before were {type_name(dtype)} of shape {self.shape_alone(name, shape)}")
+        return values
+
+    def stacked(self, frames):
+        """Frames of some streams -> arrays with the streams first."""
+        return [np.stack([frame[name] for frame in frames]).reshape(len(frames), *self.forms[name][0])
+                for name in self.inputs]
+
+    def admitted_rows(self, feed, count):
+        """Frames with the streams first; each is an array of `count`."""
+        self.alone._check_names(feed)
+        values = {}
+        for name in self.inputs:
+            type_ = dataclasses.replace(self.alone._types[name], shape=None)
+            value = admit(feed[name], type_, f"{self.label}: input {name!r}")
+            if not isinstance(value, np.ndarray) or value.ndim == 0 or len(value) != count:
+                raise InputError(f"{self.label}: input {name!r} has shape {list(np.shape(value))}, expected {count} "
+                                 "frames along the first axis")
+            values[name] = value
+        return values
+
+    def checked_rows(self, values):
+        """The same as a list of arrays of contiguous rows of the right shapes."""
+        arrays = []
+        for name, value in values.items():
+            shape, dtype = self.forms[name]
+            if value.shape[1:] != shape or value.dtype != dtype:
+                raise InputError(f"{self.label}: input {name!r} has frames of {type_name(value.dtype)} "
+                                 f"{list(value.shape[1:])}, expected {type_name(dtype)} {list(shape)}")
+            arrays.append(value if value[0].flags.c_contiguous and value.flags.aligned else np.array(value, order="C"))
+        return arrays
+
+    # ------------------------------------------------------------------------------------------ batch axes
+    def settle(self, frames, rows, given):
+        """From the first frame of a stream, without (`rows`) or with its batch axis, and its states if they are given."""
+        if not self.pool._batch:
+            found = self.unbatched(frames, given)
+        else:
+            found = self.search(frames, rows, given)
+        self.axes, self.sample, forms = found
+        self.forms = {name: (self.row_shape(name, value.shape), value.dtype) for name, value in self.sample.items()}
+        self.results = [(self.row_shape(name, shape), dtype) for name, (shape, dtype) in forms.items()
+                        if name in self.alone.outputs]
+        self.state_forms = [self.forms[name] for name in self.alone.states]
+        self.largest = LARGEST_BATCH if self.pool._batch else 1
+        self.rows = Rows(self.pool.max_streams, self.state_forms)
+
+    def row_shape(self, name, shape):
+        axis = self.axes[name]
+        return tuple(shape) if axis is None else (*shape[:axis], *shape[axis + 1:])
+
+    def unbatched(self, frames, given):
+        states = given or self.alone._zeros(frames)
+        sample = self.alone._fixed | frames | dict(zip(self.alone.states, states))
+        _, _, forms = self.traced(sample)
+        return dict.fromkeys([*sample, *forms]), sample, forms
+
+    def search(self, frames, rows, given):
+        """(axis of the streams of each value or None, a call's values for one stream, (shape, type) of its outputs)."""
+        reason, tried = None, 0
+        for choice in itertools.product(*(self.candidates(name, value, rows) for name, value in frames.items())):
+            axes = dict(zip(frames, choice))
+            alone = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
+            states = dict(zip(self.alone.states, given or self.alone._zeros(alone)))
+            of_states = [self.candidates(name, value, False) for name, value in states.items()]
+            of_fixed = [[None, *self.candidates(name, value, False, False)]
+                        for name, value in self.alone._fixed.items()]
+            for others in itertools.product(*of_states, *of_fixed):
+                tried += 1
+                if tried > MAX_CHOICES:
+                    break
+                chosen = axes | dict(zip([*states, *self.alone._fixed], others))
+                sample = self.alone._fixed | alone | states
+                try:
+                    return self.tried(sample, chosen)
+                except Error as e:
+                    reason = reason or e
+        raise UnsupportedError(f"{self.label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
+
+    def candidates(self, name, value, rows, needed=True):
+        """The axes of an input that may be the streams': open ones in the file, and of length 1 in a value that is not
+        a row."""
+        shape = self.alone._types[name].shape
+        rank = np.ndim(value) + rows
+        axes = [axis for axis in range(rank) if (shape is None or type(shape[axis]) is not int)
+                and (rows or np.shape(value)[axis] == 1)]
+        if needed and not axes:
+            fixed = f"; give it when the stream is opened, open({name}=...)" if name in self.inputs and not rank else ""
+            raise UnsupportedError(f"{self.label}: input {name!r} of shape {list(shape or np.shape(value))} has no axis "
+                                   f"that may be a batch{fixed}; {BY_ONE}")
+        return axes
+
+    def tried(self, sample, axes):
+        """`search`'s result if these axes are the streams', else an Error."""
+        forms, two, three = (self.traced(repeated(sample, axes, n))[2] for n in (1, 2, 3))
+        axes = dict(axes)
+        for name, (shape, _) in two.items():
+            after = three[name][0]
+            found = [i for i, (m, n) in enumerate(zip(shape, after)) if (m, n) == (2, 3)]
+            if len(shape) != len(after) or len(found) != 1 or any(
+                    m != n for i, (m, n) in enumerate(zip(shape, after)) if i not in found):
+                raise UnsupportedError(f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for "
+                                       "three")
+            axes[name] = found[0]
+        for name, came in self.alone.states.items():
+            if axes[came] != axes[name] or forms[came][0] != sample[name].shape:
+                raise UnsupportedError(f"output {came!r} has shape {list(forms[came][0])}, the state {name!r} that it "
+                                       f"becomes {list(sample[name].shape)}")
+        self.compare(sample, axes)
+        return axes, sample, forms
+
+    def compare(self, sample, axes):
+        """An error unless three streams together get the bits that each gets alone."""
+        rng = np.random.default_rng(0)
+        feed = {}
+        for name, value in repeated(sample, axes, 3).items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and name not in self.alone._fixed:
+                value = (rng.standard_normal(value.shape) / 2).astype(value.dtype)
+            feed[name] = value
+        program, args = self.model.prepare(feed)
+        together = program.run(args)
+        for i in range(3):
+            one = {name: value if axes[name] is None else np.take(value, [i], axes[name])
+                   for name, value in feed.items()}
+            program, args = self.model.prepare(one)
+            for output, a, b in zip(self.model.outputs, together, program.run(args)):
+                if np.take(a, [i], axes[output.name]).tobytes() != b.tobytes():
+                    raise UnsupportedError(f"output {output.name!r} of a stream depends on the others of its batch")
+
+    def traced(self, feed):
+        """(program, plan, (shape, type) of each output) of a call."""
+        program, args = self.model.prepare(feed)
+        with np.errstate(all="ignore"):
+            plan, outputs = trace(program, args, Budget(args))
+        values = plan.results or outputs or plan.run(args)
+        if not all(isinstance(value, np.ndarray) for value in values):
+            raise UnsupportedError("an output is no array")
+        return program, plan, {v.name: (value.shape, value.dtype) for v, value in zip(self.model.outputs, values)}
+
+    # ------------------------------------------------------------------------------------------ running
+    def batch(self, size):
+        """The Batch of so many streams; None where the plan is not native."""
+        if size not in self.batches:
+            feed = repeated(self.sample, self.axes, size)
+            program, plan, _ = self.traced(feed)
+            self.batches[size] = self.native(plan, program, feed, size)
+        return self.batches[size]
+
+    def native(self, plan, program, feed, size):
+        names = program.names
+        found = native_areas(plan, names, [feed[name] for name in names], self.alone._places)
+        if found is None or any(names[i] not in self.alone._fixed for i, _ in plan.pinned):
+            return None
+        segment, area, made = found
+        axis = {name: -1 if a is None else a for name, a in self.axes.items()}
+        return Batch(segment, size, [(area[name], axis[name]) for name in self.inputs],
+                     [(area[name], made[came], axis[name]) for name, came in self.alone.states.items()],
+                     [(made[name], axis[name]) for name in self.alone.outputs],
+                     [(area[name], feed[name]) for name in self.alone._fixed])
+
+    def stepped(self, slots, arrays):
+        """New results of a step that is not committed."""
+        results = [np.empty((len(slots), *shape), dtype) for shape, dtype in self.results]
+        self.advance(slots, arrays, results)
+        return results
+
+    def advance(self, slots, arrays, results):
+        threads = self.model.threads
+        parts = batch_sizes(len(slots), self.largest, threads)
+        chunks = [(self.batch(size), first, count) for size, first, count in parts]
+        if all(chunk[0] is not None for chunk in chunks):
+            self.rows.step(slots, arrays, results, chunks, threads)
+            return
+        for size, first, count in parts:
+            self.call(slots[first:first + count], [a[first:first + count] for a in arrays],
+                      [r[first:first + count] for r in results], size)
+
+    def call(self, slots, arrays, results, size):
+        """A part of a step by a call of the model."""
+        count = len(slots)
+        rows = np.minimum(np.arange(size), count - 1)
+        states = [value[rows] for value in self.rows.get(slots)]
+        feed = repeated(self.alone._fixed, self.axes, size)
+        for name, value in zip([*self.inputs, *self.alone.states], [*(a[rows] for a in arrays), *states]):
+            axis = self.axes[name]
+            feed[name] = value[0] if axis is None else np.moveaxis(value, 0, axis)
+        program, args = self.model.prepare(feed)
+        outputs = dict(zip((v.name for v in self.model.outputs), program.run(args)))
+        first = {name: value[None] if self.axes[name] is None else np.moveaxis(value, self.axes[name], 0)
+                 for name, value in outputs.items()}
+        for result, (shape, dtype), name in zip(results, self.results, self.alone.outputs):
+            if first[name].shape[1:] != shape:
+                raise InputError(f"{self.label}: output {name!r} has shape {list(first[name].shape[1:])} now, expected "
+                                 f"{list(shape)}")
+            result[:] = first[name][:count]
+        self.rows.put(slots, [first[came][:count] for came in self.alone.states.values()])
+
+
+def repeated(values, axes, count):
+    """Values of one stream as those of so many."""
+    return {name: value if axes.get(name) is None else np.repeat(value, count, axes[name])
+            for name, value in values.items()}

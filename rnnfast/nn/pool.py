@@ -1,0 +1,137 @@
+"""Pools of layers: many live streams of a recurrent layer, or of a Sequential, in one batch."""
+import numpy as np
+
+from .._streams import Batch, Rows
+from ..errors import InputError, InputTypeError
+from ..pool import Pool, batch_sizes
+from .checks import as_array, as_input
+from .stream import Part, step_segment
+
+LARGEST_BATCH = 256
+"""The most streams that one plan takes."""
+
+
+class LayerPool(Pool):
+    """A Pool of a layer; `layer.pool` makes it. A frame is x [I] -> y [H]; for many streams [n, I] -> [n, H]."""
+
+    outputs = ("y",)
+
+    def __init__(self, layer, layers, max_streams):
+        super().__init__(type(layer).__name__, max_streams, "x")
+        self._many = layers != (layer,)
+        self._parts = [_Rows(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers]
+        self._states = [part for part in self._parts if isinstance(part, _Rows)]
+        self._begun = {}
+
+    def _admitted(self, state, fixed):
+        if fixed:
+            raise InputError(f"{self._label}: there is no input {next(iter(fixed))!r} to be fixed, only 'x'")
+        if state is None:
+            return None,
+        state = state if self._many else (state,)
+        if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
+            raise InputTypeError(f"{self._label}: state is {type(state).__name__}, expected the states of "
+                                 f"{len(self._states)} layers")
+        return [part.checked(value) for part, value in zip(self._states, state)],
+
+    def _begin(self, slot, state):
+        if state is not None:
+            self._begun[slot] = state
+        self._restart(slot)
+
+    def _end(self, slot):
+        self._begun.pop(slot, None)
+
+    def _restart(self, slot):
+        for part, state in zip(self._states, self._begun.get(slot, [None] * len(self._states))):
+            part.rows.load(slot, state)
+
+    def _state(self, slot):
+        states = [part.shown(slot) for part in self._states]
+        return tuple(states) if self._many else states[0]
+
+    def _step(self, slots, feed, out):
+        if set(feed) != {"x"}:
+            raise InputError(f"{self._label}: inputs are {list(feed)}, expected 'x'")
+        x = as_array(feed["x"], "x")
+        if x.ndim == 0 or len(x) != len(slots):
+            raise InputError(f"{self._label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first "
+                             "axis")
+        if out is not None and not (isinstance(out, np.ndarray) and out.flags.carray):
+            raise InputTypeError(f"{self._label}: out is {type(out).__name__}, expected a contiguous, writeable array")
+        if out is not None and np.may_share_memory(x, out):
+            raise InputError(f"{self._label}: out shares memory with x")
+        y = x
+        for part in self._parts:
+            y = part.step(slots, y) if isinstance(part, _Rows) else part(y)
+        if out is not None and (out.shape != y.shape or out.dtype != y.dtype):
+            raise InputError(f"{self._label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
+        for part in self._states:
+            part.rows.commit(slots)
+        if out is None:
+            return y
+        np.copyto(out, y)
+        return out
+
+    def _step_frames(self, frames):
+        values = [as_array(self._merged(frame, {}).get("x"), "x") for frame in frames.values()]
+        for value in values:
+            if value.shape != values[0].shape or value.dtype != values[0].dtype:
+                raise InputError(f"{self._label}: frames are {values[0].dtype} {list(values[0].shape)} and {value.dtype} "
+                                 f"{list(value.shape)}")
+        with self._lock:
+            slots = self._slots.find(list(frames))
+            return dict(zip(frames, self._step(slots, {"x": np.stack(values)}, None))) if values else {}
+
+    def __repr__(self):
+        return f"<rnnfast.nn.Pool of {self._label}: {len(self)} of {self.max_streams} streams open>"
+
+
+class _Rows:
+    """A recurrent layer of a pool, the states of its streams, and its plans."""
+    def __init__(self, layer, max_streams):
+        self.part, self.layer = Part(layer), layer
+        self.rows = Rows(max_streams, [((layer.num_layers, width), np.float32) for width in layer._widths])
+        self.weights, self.batches = None, {}
+
+    def checked(self, state):
+        values = self.part.checked(state, False)
+        if values[0].ndim != 2:
+            raise InputError(f"{self.layer!r}: state has shape {list(values[0].shape)}, expected "
+                             f"[{self.layer.num_layers}, {self.layer._widths[0]}]: that of one stream")
+        return values
+
+    def shown(self, slot):
+        values = self.rows.get(slot)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def batch(self, size):
+        if size not in self.batches:
+            count = len(self.layer._widths)
+            segment = step_segment(self.layer, self.weights[1], (size, self.layer.input_size))
+            self.batches[size] = Batch(segment, size, [(0, 0)], [(1 + i, 2 + count + i, 1) for i in range(count)],
+                                       [(1 + count, 0)], ())
+        return self.batches[size]
+
+    def step(self, slots, x):
+        """x [n, I] -> y [n, H]; the new states wait to be committed."""
+        x = as_input(x, "x")
+        if x.shape[1:] != (self.layer.input_size,):
+            raise InputError(f"x: shape is {list(x.shape)}, expected [{len(x)}, {self.layer.input_size}]")
+        weights = self.layer._initialized()
+        if weights is not self.weights:
+            self.weights, self.batches = weights, {}
+        y = np.empty((len(x), self.layer._output_size), np.float32)
+        if weights[1][0][0].blas:
+            states = [np.ascontiguousarray(value.swapaxes(0, 1)) for value in self.rows.get(slots)]
+            swap = self.layer.batch_first
+            y_all, last = self.layer._run(x[:, None] if swap else x[None], states, None)
+            y[:] = y_all[:, 0] if swap else y_all[0]
+            self.rows.put(slots, [value.swapaxes(0, 1) for value in last])
+            return y
+        if len(x):
+            threads = self.layer._threads
+            chunks = [(self.batch(size), first, count)
+                      for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)]
+            self.rows.step(slots, [np.ascontiguousarray(x)], [y], chunks, threads)
+        return y

@@ -1,0 +1,113 @@
+"""Many live streams that advance together: their ids, and the sizes of the batches that they run in."""
+import collections.abc
+import threading
+
+from rnnfast._streams import Slots
+from rnnfast.errors import InputError, InputTypeError, LimitError
+
+MAX_STREAMS = 2**24
+
+
+def batch_sizes(count, largest, threads=1):
+    """(size of the plan, first, count) of the parts of a batch: sizes are few, so that plans are, and parts are not
+    filled up by more than a half."""
+    if threads > 1 and count > 1:
+        largest = min(largest, size_for(-(-count // threads)))
+    parts, first = [], 0
+    while first < count:
+        size = min(size_for(count - first), largest)
+        parts.append((size, first, min(size, count - first)))
+        first += size
+    return parts
+
+
+def size_for(count):
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, .. that is not less."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 and power >= 4 else power
+
+
+class Pool:
+    """Live streams that advance together; `pool` of a model or of a layer makes it. Any thread may call it, one at a
+    time is served.
+
+    max_streams: that may be open at a time. A call that raises changes nothing.
+    """
+    def __init__(self, label, max_streams, single):
+        if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
+            raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
+        self.max_streams, self._label, self._single = max_streams, label, single
+        self._slots, self._lock = Slots(max_streams, label), threading.Lock()
+
+    def open(self, state=None, **fixed):
+        """The id of a new stream, an int. state: its initial one, in the form of `state(id)`; None is zeros. fixed:
+        inputs that are the same at each step of this stream."""
+        with self._lock:
+            given = self._admitted(state, fixed)
+            stream = self._slots.open()
+            if stream is None:
+                raise LimitError(f"{self._label}: all {self.max_streams} streams are open")
+            slot = stream % self.max_streams
+            try:
+                self._begin(slot, *given)
+            except BaseException:
+                self._slots.close(slot)
+                raise
+            return stream
+
+    def close(self, stream):
+        """End a stream: its place is free, its id never comes back."""
+        with self._lock:
+            slot, = self._slots.find([stream]).tolist()
+            self._end(slot)
+            self._slots.close(slot)
+
+    def reset(self, stream):
+        """A stream as it began."""
+        with self._lock:
+            slot, = self._slots.find([stream]).tolist()
+            self._restart(slot)
+
+    def state(self, stream):
+        """A copy of the state of a stream, as a stream alone has it; None before the first step where that settles the
+        shape."""
+        with self._lock:
+            slot, = self._slots.find([stream]).tolist()
+            return self._state(slot)
+
+    @property
+    def streams(self):
+        """The ids of the open streams, an array."""
+        with self._lock:
+            return self._slots.opened()
+
+    def __len__(self):
+        return self._slots.count
+
+    def step(self, streams, feed=None, /, *, out=None, **inputs):
+        """One frame of each of some streams.
+
+        step({id: frame}) -> {id: result}, of which each is as a stream alone has it: a frame is an array, or a mapping
+        of arrays by the inputs' names. step(ids, **inputs), step(ids, mapping) or step(ids, array) -> result: arrays
+        with the streams along the first axis, and then the axes of a frame without the batch. out: an array, or a
+        mapping of arrays by the results' names, that the results are written to.
+        """
+        if isinstance(streams, collections.abc.Mapping):
+            if feed is not None or inputs or out is not None:
+                raise InputError(f"{self._label}: step takes a mapping of frames by stream alone, or ids and arrays")
+            return self._step_frames(streams)
+        with self._lock:
+            slots = self._slots.find(streams)
+            return self._step(slots, self._merged(feed, inputs), out)
+
+    def _merged(self, feed, inputs):
+        if feed is None:
+            return inputs
+        if isinstance(feed, collections.abc.Mapping):
+            for name in inputs:
+                if name in feed:
+                    raise InputError(f"{self._label}: input {name!r} is given twice, in the mapping and by keyword")
+            return {**feed, **inputs}
+        if inputs or self._single is None:
+            raise InputTypeError(f"{self._label}: inputs are {type(feed).__name__}, expected a mapping by name")
+        return {self._single: feed}
