@@ -12,6 +12,7 @@ _LAZY = {
     **dict.fromkeys(("Model", "load"), "rnnfast.model"),
     **dict.fromkeys(("ExecutionMode", "GraphOptimizationLevel", "InferenceSession", "RunOptions", "SessionOptions",
                      "get_available_providers", "get_device"), "rnnfast.session"),
+    "Batcher": "rnnfast.batcher",
     "Stream": "rnnfast.stream",
     **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),
 }

@@ -572,3 +572,19 @@ cdef class Rows:
         if s.failed:
             batch = chunks[s.failed - 1][0]
             batch.segment.check(s.lanes + (s.failed - 1) % items * most)
+
+
+def stacked(list values, cnp.ndarray like):
+    """Arrays of the type and shape of `like` along a new first axis; None where one is not like it."""
+    cdef cnp.ndarray out = np.empty((len(values), *np.shape(like)), like.dtype), array
+    cdef char *to = <char *>cnp.PyArray_DATA(out)
+    cdef Py_ssize_t nbytes = cnp.PyArray_NBYTES(like)
+    if like.dtype.hasobject:
+        return None
+    for value in values:
+        if type(value) is not cnp.ndarray or not same_type(value, like):
+            return None
+        array = value if cnp.PyArray_ISCARRAY_RO(value) else np.array(value, order="C")
+        memcpy(to, cnp.PyArray_DATA(array), nbytes)
+        to += nbytes
+    return out

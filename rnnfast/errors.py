@@ -28,6 +28,18 @@ class LimitError(Error, MemoryError):
     """The work asked for is larger than the limits allow (memory, loop iterations, nesting)."""
 
 
+class ClosedError(InputError):
+    """A stream that was closed, or a batcher that takes no more."""
+
+
+class Overloaded(Error, RuntimeError):
+    """More wait already than may: try again later, or elsewhere."""
+
+
+class DeadlineError(Error, TimeoutError):
+    """A frame waited longer than its caller would: it was not taken."""
+
+
 class DivergedError(Error, ArithmeticError):
     """Training stopped: the loss or a gradient is NaN or infinite."""
 

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from rnnfast._streams import Batch, Rows
+from rnnfast._streams import Batch, Rows, stacked
 from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
 from rnnfast.inputs import admit
 from rnnfast.model import Outputs
@@ -52,7 +52,7 @@ class ModelPool(Pool):
                 self._kinds[place] = new
                 return place
         if len(self._kinds) == MAX_KINDS:
-            raise LimitError(f"{self._label}: streams with more than {MAX_KINDS} different values of fixed inputs: give "
+            raise LimitError(f"{self.label}: streams with more than {MAX_KINDS} different values of fixed inputs: give "
                              "these inputs at each step")
         self._kinds.append(new)
         return len(self._kinds) - 1
@@ -109,10 +109,10 @@ class ModelPool(Pool):
                 self._settle(kind, of_kind, {name: value[0] for name, value in values.items()}, True)
                 groups.append((kind, places, of_kind, kind.checked_rows(values)))
         if not groups:
-            raise InputError(f"{self._label}: a step of no streams")
+            raise InputError(f"{self.label}: a step of no streams")
         forms = [[((len(slots), *shape), dtype) for shape, dtype in kind.results] for kind, *_ in groups]
         if any(form != forms[0] for form in forms):
-            raise InputError(f"{self._label}: results of these streams have different shapes: step them apart")
+            raise InputError(f"{self.label}: results of these streams have different shapes: step them apart")
         results = groups[0][0].alone._result_arrays(out, forms[0], list(feed.values()))
         for kind, places, of_kind, arrays in groups:
             if places is None:
@@ -124,33 +124,33 @@ class ModelPool(Pool):
             kind.rows.commit(of_kind)
         return out if out is not None else self._packed(results)
 
-    def _step_frames(self, frames):
-        with self._lock:
-            slots = self._slots.find(list(frames))
-            feeds = [self._merged(frame, {}) for frame in frames.values()]
-            results = [None] * len(feeds)
-            groups = []
-            for kind, places in self._groups(slots):
-                places = np.arange(len(slots)) if places is None else places
-                if not len(places):
-                    continue
-                of_kind = [kind.admitted_frame(feeds[place]) for place in places]
-                self._settle(kind, slots[places], of_kind[0], False)
-                groups.append((kind, places, kind.stacked(of_kind)))
-            for kind, places, arrays in groups:
-                made = kind.stepped(slots[places], arrays)
-                alone = [[kind.as_alone(name, value) for value in values] for name, values in zip(self.outputs, made)]
-                for place, *values in zip(places, *alone):
-                    results[place] = self._packed(values)
-            for kind, places, _ in groups:
-                kind.rows.commit(slots[places])
-            return dict(zip(frames, results))
+    def _admitted_frame(self, slot, frame):
+        return self._kinds[self._of[slot]].admitted_frame(frame)
+
+    def _step_frames(self, slots, frames):
+        results = [None] * len(frames)
+        groups = []
+        for kind, places in self._groups(slots):
+            places = range(len(frames)) if places is None else places.tolist()
+            if len(places):
+                of_kind = frames if len(places) == len(frames) else [frames[place] for place in places]
+                slots_of = slots if len(places) == len(frames) else slots[places]
+                self._settle(kind, slots_of, dict(zip(kind.inputs, of_kind[0])), False)
+                groups.append((kind, places, slots_of, kind.stacked(of_kind)))
+        for kind, places, slots_of, arrays in groups:
+            made = [list(values.reshape(len(values), *kind.shape_alone(name, values.shape[1:])))
+                    for name, values in zip(self.outputs, kind.stepped(slots_of, arrays))]
+            for place, *values in zip(places, *made):
+                results[place] = self._packed(values)
+        for kind, _, slots_of, _ in groups:
+            kind.rows.commit(slots_of)
+        return results
 
     def _packed(self, results):
         return results[0] if len(self.outputs) == 1 else Outputs(zip(self.outputs, results))
 
     def __repr__(self):
-        return (f"<rnnfast.Pool of {self._label}: {len(self)} of {self.max_streams} streams open, "
+        return (f"<rnnfast.Pool of {self.label}: {len(self)} of {self.max_streams} streams open, "
                 f"({', '.join(self._kinds[0].inputs)}) -> ({', '.join(self.outputs)})>")
 
 
@@ -166,6 +166,7 @@ class Kind:
         self.alone = Stream(pool._model, states=getattr(pool, "states", None), fixed=fixed)
         self.inputs, self.label = self.alone.inputs, pool._model.source.label
         self.rows, self.count, self.batches = None, 0, {}
+        self.quick_shape = self.quick_type = None
 
     def same(self, other):
         mine, others = self.alone._fixed, other.alone._fixed
@@ -198,21 +199,36 @@ class Kind:
     def as_alone(self, name, value):
         return value.reshape(self.shape_alone(name, value.shape))
 
-    def admitted_frame(self, feed):
-        """A frame as a stream alone takes it."""
+    def admitted_frame(self, frame):
+        """A frame as a stream alone takes it -> its arrays in the order of `inputs`."""
+        if type(frame) is np.ndarray and frame.shape == self.quick_shape and frame.dtype is self.quick_type:
+            return frame,
+        feed = self.pool._merged(frame, {})
         self.alone._check_names(feed)
-        values = {name: self.alone._admitted(name, feed[name]) for name in self.inputs}
-        for name, value in values.items() if self.rows is not None else ():
+        values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
+        if self.rows is not None:
+            self.check_frame(values)
+        return values
+
+    def check_frame(self, values):
+        for name, value in zip(self.inputs, values):
             shape, dtype = self.forms[name]
             if value.shape != self.shape_alone(name, shape) or value.dtype != dtype:
                 raise InputError(f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, but "
                                  f"the frames before were {type_name(dtype)} of shape {self.shape_alone(name, shape)}")
-        return values
 
     def stacked(self, frames):
         """Frames of some streams -> arrays with the streams first."""
-        return [np.stack([frame[name] for frame in frames]).reshape(len(frames), *self.forms[name][0])
-                for name in self.inputs]
+        arrays = []
+        for i, name in enumerate(self.inputs):
+            shape, dtype = self.forms[name]
+            like = np.empty(self.shape_alone(name, shape), dtype)
+            array = stacked([frame[i] for frame in frames], like)
+            if array is None:       # admitted before the first step
+                for frame in frames:
+                    self.check_frame(frame)
+            arrays.append(array.reshape(len(frames), *shape))
+        return arrays
 
     def admitted_rows(self, feed, count):
         """Frames with the streams first; each is an array of `count`."""
@@ -252,6 +268,8 @@ class Kind:
         self.state_forms = [self.forms[name] for name in self.alone.states]
         self.largest = LARGEST_BATCH if self.pool._batch else 1
         self.rows = Rows(self.pool.max_streams, self.state_forms)
+        if len(self.inputs) == 1:
+            self.quick_shape, self.quick_type = self.sample[self.inputs[0]].shape, self.sample[self.inputs[0]].dtype
 
     def row_shape(self, name, shape):
         axis = self.axes[name]

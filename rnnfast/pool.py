@@ -36,7 +36,7 @@ class Pool:
     def __init__(self, label, max_streams, single):
         if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
-        self.max_streams, self._label, self._single = max_streams, label, single
+        self.max_streams, self.label, self._single = max_streams, label, single
         self._slots, self._lock = Slots(max_streams, label), threading.Lock()
 
     def open(self, state=None, **fixed):
@@ -46,7 +46,7 @@ class Pool:
             given = self._admitted(state, fixed)
             stream = self._slots.open()
             if stream is None:
-                raise LimitError(f"{self._label}: all {self.max_streams} streams are open")
+                raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
             slot = stream % self.max_streams
             try:
                 self._begin(slot, *given)
@@ -94,11 +94,23 @@ class Pool:
         """
         if isinstance(streams, collections.abc.Mapping):
             if feed is not None or inputs or out is not None:
-                raise InputError(f"{self._label}: step takes a mapping of frames by stream alone, or ids and arrays")
-            return self._step_frames(streams)
+                raise InputError(f"{self.label}: step takes a mapping of frames by stream alone, or ids and arrays")
+            with self._lock:
+                slots = self._slots.find(list(streams))
+                frames = [self._admitted_frame(slot, frame) for slot, frame in zip(slots.tolist(), streams.values())]
+                return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
             return self._step(slots, self._merged(feed, inputs), out)
+
+    def admit(self, stream, frame):
+        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
+        return self._admitted_frame(stream % self.max_streams, frame)
+
+    def step_admitted(self, streams, frames):
+        """A step of these streams with what `admit` made of their frames -> a list of their results."""
+        with self._lock:
+            return self._step_frames(self._slots.find(streams), frames)
 
     def _merged(self, feed, inputs):
         if feed is None:
@@ -106,8 +118,8 @@ class Pool:
         if isinstance(feed, collections.abc.Mapping):
             for name in inputs:
                 if name in feed:
-                    raise InputError(f"{self._label}: input {name!r} is given twice, in the mapping and by keyword")
+                    raise InputError(f"{self.label}: input {name!r} is given twice, in the mapping and by keyword")
             return {**feed, **inputs}
         if inputs or self._single is None:
-            raise InputTypeError(f"{self._label}: inputs are {type(feed).__name__}, expected a mapping by name")
+            raise InputTypeError(f"{self.label}: inputs are {type(feed).__name__}, expected a mapping by name")
         return {self._single: feed}

@@ -1,7 +1,7 @@
 """Pools of layers: many live streams of a recurrent layer, or of a Sequential, in one batch."""
 import numpy as np
 
-from .._streams import Batch, Rows
+from .._streams import Batch, Rows, stacked
 from ..errors import InputError, InputTypeError
 from ..pool import Pool, batch_sizes
 from .checks import as_array, as_input
@@ -25,12 +25,12 @@ class LayerPool(Pool):
 
     def _admitted(self, state, fixed):
         if fixed:
-            raise InputError(f"{self._label}: there is no input {next(iter(fixed))!r} to be fixed, only 'x'")
+            raise InputError(f"{self.label}: there is no input {next(iter(fixed))!r} to be fixed, only 'x'")
         if state is None:
             return None,
         state = state if self._many else (state,)
         if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
-            raise InputTypeError(f"{self._label}: state is {type(state).__name__}, expected the states of "
+            raise InputTypeError(f"{self.label}: state is {type(state).__name__}, expected the states of "
                                  f"{len(self._states)} layers")
         return [part.checked(value) for part, value in zip(self._states, state)],
 
@@ -52,20 +52,20 @@ class LayerPool(Pool):
 
     def _step(self, slots, feed, out):
         if set(feed) != {"x"}:
-            raise InputError(f"{self._label}: inputs are {list(feed)}, expected 'x'")
+            raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
         x = as_array(feed["x"], "x")
         if x.ndim == 0 or len(x) != len(slots):
-            raise InputError(f"{self._label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first "
+            raise InputError(f"{self.label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first "
                              "axis")
         if out is not None and not (isinstance(out, np.ndarray) and out.flags.carray):
-            raise InputTypeError(f"{self._label}: out is {type(out).__name__}, expected a contiguous, writeable array")
+            raise InputTypeError(f"{self.label}: out is {type(out).__name__}, expected a contiguous, writeable array")
         if out is not None and np.may_share_memory(x, out):
-            raise InputError(f"{self._label}: out shares memory with x")
+            raise InputError(f"{self.label}: out shares memory with x")
         y = x
         for part in self._parts:
             y = part.step(slots, y) if isinstance(part, _Rows) else part(y)
         if out is not None and (out.shape != y.shape or out.dtype != y.dtype):
-            raise InputError(f"{self._label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
+            raise InputError(f"{self.label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
         for part in self._states:
             part.rows.commit(slots)
         if out is None:
@@ -73,18 +73,21 @@ class LayerPool(Pool):
         np.copyto(out, y)
         return out
 
-    def _step_frames(self, frames):
-        values = [as_array(self._merged(frame, {}).get("x"), "x") for frame in frames.values()]
-        for value in values:
-            if value.shape != values[0].shape or value.dtype != values[0].dtype:
-                raise InputError(f"{self._label}: frames are {values[0].dtype} {list(values[0].shape)} and {value.dtype} "
-                                 f"{list(value.shape)}")
-        with self._lock:
-            slots = self._slots.find(list(frames))
-            return dict(zip(frames, self._step(slots, {"x": np.stack(values)}, None))) if values else {}
+    def _admitted_frame(self, slot, frame):
+        return as_array(self._merged(frame, {}).get("x"), "x")
+
+    def _step_frames(self, slots, frames):
+        if not frames:
+            return []
+        x = stacked(frames, np.empty(frames[0].shape, frames[0].dtype))
+        if x is None:
+            other = next(f for f in frames if f.shape != frames[0].shape or f.dtype != frames[0].dtype)
+            raise InputError(f"{self.label}: frames are {frames[0].dtype} {list(frames[0].shape)} and {other.dtype} "
+                             f"{list(other.shape)}")
+        return list(self._step(slots, {"x": x}, None))
 
     def __repr__(self):
-        return f"<rnnfast.nn.Pool of {self._label}: {len(self)} of {self.max_streams} streams open>"
+        return f"<rnnfast.nn.Pool of {self.label}: {len(self)} of {self.max_streams} streams open>"
 
 
 class _Rows:
