@@ -36,20 +36,13 @@ class Histogram:
 
 
 class _Live:
-    """An open stream: the frames taken of it, those that wait, and whom to tell when it is closed for idleness."""
-    __slots__ = ("stream", "frames", "waiting", "last", "on_close", "loop")
+    """An open stream: how many frames its state has taken, the calls that wait, when the last came, whom to tell when it
+    is closed for idleness, and why it was closed."""
+    __slots__ = ("stream", "frames", "waiting", "last", "on_close", "loop", "closed")
 
     def __init__(self, stream, now, on_close, loop):
         self.stream, self.last, self.on_close, self.loop = stream, now, on_close, loop
-        self.frames, self.waiting = 0, collections.deque()
-
-
-class _Call:
-    """A frame that waits for its result."""
-    __slots__ = ("frame", "future", "loop", "arrived", "deadline")
-
-    def __init__(self, frame, future, loop, arrived, deadline):
-        self.frame, self.future, self.loop, self.arrived, self.deadline = frame, future, loop, arrived, deadline
+        self.frames, self.waiting, self.closed = 0, collections.deque(), None
 
 
 class Batcher:
@@ -71,11 +64,15 @@ class Batcher:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
         self._pool, self._max_batch, self._max_wait, self._idle = pool, max_batch, float(max_wait), idle
         self._max_queue = 8 * max_batch if max_queue is None else max_queue
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._lock = threading.Lock()   # of opening and closing
         self._streams = {}
-        self._ready = {}                # streams that have a frame waiting: _Live -> None, in the order of their frames
-        self._queued, self._asleep, self._draining, self._looked = 0, False, False, time.monotonic()
+        # calls, tuples (_Live, frame, future, its event loop or None, when it came, its deadline or None): callers
+        # append, the thread takes
+        self._inbox = collections.deque()
+        self._ready = {}                # the thread's: streams with a frame, _Live -> None in the order of their frames
+        self._held = 0                  # the thread's: calls that are out of the inbox and in no batch yet
+        self._wake, self._wake_at = threading.Event(), 0    # the thread sleeps: until the inbox is so long; 0: it is not
+        self._draining, self._looked = False, time.monotonic()
         self._counters = collections.Counter()
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
         self._thread = threading.Thread(target=self._work, name="rnnfast-batcher", daemon=True)
@@ -93,19 +90,16 @@ class Batcher:
             return stream
 
     def close(self, stream):
-        """End a stream. Frames of it that still wait fail with ClosedError."""
-        with self._lock:
-            self._end(self._live(stream), "was closed")
+        """End a stream. Frames of it that no batch has taken fail with ClosedError."""
+        self._end(self._live(stream), "was closed")
 
     def frames(self, stream):
         """How many frames of a stream its state has taken: what a call that was cancelled came to."""
-        with self._lock:
-            return self._live(stream).frames
+        return self._live(stream).frames
 
     def state(self, stream):
         """A copy of a stream's state, as `pool.state` gives it, between two batches."""
-        with self._lock:
-            self._live(stream)
+        self._live(stream)
         return self._pool.state(stream)
 
     # ------------------------------------------------------------------------------------------ frames
@@ -127,22 +121,21 @@ class Batcher:
         return future
 
     def _put(self, stream, frame, future, loop, timeout):
-        now = time.monotonic()
-        with self._lock:
-            self._check_open()
-            live = self._live(stream)
-            if self._queued >= self._max_queue:
-                self._counters["overloaded"] += 1
-                raise Overloaded(f"{self._pool.label}: {self._queued} frames wait already, no more than "
-                                 f"{self._max_queue} may")
-            frame = self._pool.admit(stream, frame)
-            live.waiting.append(_Call(frame, future, loop, now, None if timeout is None else now + timeout))
-            live.last = now
-            self._queued += 1
-            if len(live.waiting) == 1:
-                self._ready[live] = None
-                if self._asleep and (len(self._ready) == 1 or self._is_full()):
-                    self._wake.notify()
+        live = self._streams.get(stream) or self._live(stream)
+        inbox = self._inbox
+        if len(inbox) + self._held >= self._max_queue or self._draining:
+            self._refuse()
+        frame = self._pool.admit(stream, frame)
+        live.last = now = time.monotonic()
+        inbox.append((live, frame, future, loop, now, None if timeout is None else now + timeout))
+        if 0 < self._wake_at <= len(inbox):
+            self._wake.set()
+
+    def _refuse(self):
+        self._check_open()
+        self._counters["overloaded"] += 1
+        raise Overloaded(f"{self._pool.label}: {len(self._inbox) + self._held} frames wait already, no more than "
+                         f"{self._max_queue} may")
 
     def _live(self, stream):
         live = self._streams.get(stream)
@@ -154,134 +147,148 @@ class Batcher:
         if self._draining:
             raise ClosedError(f"{self._pool.label}: the batcher is closed")
 
-    def _is_full(self):
-        return bool(self._ready) and len(self._ready) >= min(self._max_batch, len(self._streams))
-
     # ------------------------------------------------------------------------------------------ the thread
     def _work(self):
-        while True:
-            with self._lock:
-                self._wait()
-                if self._draining and not self._ready:
-                    return
-                batch = self._take()
-            if batch:
-                self._run(batch)
-
-    def _wait(self):
-        """Until there is a batch, the batcher ends, or it is time to look for idle streams."""
-        while not self._draining and not self._is_full():
-            now = time.monotonic()
-            left = None
-            if self._ready:
-                left = next(iter(self._ready)).waiting[0].arrived + self._max_wait - now
-                if left <= 0:
-                    return
+        while not self._draining or self._inbox or self._ready:
+            self._sort()
             if self._idle is not None:
-                self._close_idle(now)
-                left = min(self._idle / 4 if left is None else left, self._idle / 4)
-            self._asleep = True
+                self._close_idle()
+            left = self._to_wait()
+            if left == 0:
+                self._run(self._take())
+            else:
+                self._sleep(left)
+
+    def _sort(self):
+        """Calls from the inbox to their streams."""
+        inbox, ready = self._inbox, self._ready
+        self._held += len(inbox)
+        for _ in range(len(inbox)):
+            call = inbox.popleft()
+            live = call[0]
+            live.waiting.append(call)
+            ready[live] = None
+
+    def _full(self):
+        return max(min(self._max_batch, len(self._streams)), 1)
+
+    def _to_wait(self):
+        """Seconds until there is a batch; None for until a frame comes."""
+        if self._draining or len(self._ready) >= self._full():
+            return 0
+        if not self._ready:
+            return None
+        *_, arrived, _ = next(iter(self._ready)).waiting[0]
+        return max(arrived + self._max_wait - time.monotonic(), 0)
+
+    def _sleep(self, left):
+        if self._idle is not None:
+            left = self._idle / 4 if left is None else min(left, self._idle / 4)
+        self._wake.clear()
+        self._wake_at = self._full() - len(self._ready) if self._ready else 1
+        if len(self._inbox) < self._wake_at and not self._draining:
             self._wake.wait(left)
-            self._asleep = False
+        self._wake_at = 0
 
     def _take(self):
-        """The next frame of each stream, as many as a batch takes: [(_Live, _Call)]."""
-        now, batch, others = time.monotonic(), [], []
+        """The next call of each stream, as many as a batch takes."""
+        now, batch, seen, outcomes = time.monotonic(), [], [], []
         for live in self._ready:
             if len(batch) == self._max_batch:
                 break
-            call = None
-            while call is None and live.waiting:
+            seen.append(live)
+            while live.waiting:
                 call = live.waiting.popleft()
-                self._queued -= 1
+                self._held -= 1
+                _, _, _, _, arrived, deadline = call
                 if _cancelled(call):
                     self._counters["cancelled"] += 1
-                    call = None
-                elif call.deadline is not None and now > call.deadline:
+                elif live.closed:
+                    outcomes.append((call, None, ClosedError(
+                        f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")))
+                elif deadline is not None and now > deadline:
                     self._counters["expired"] += 1
-                    _tell([(call, None, DeadlineError(
-                        f"{self._pool.label}: a frame of stream {live.stream} waited {now - call.arrived:.3f} s, longer "
-                        "than its deadline: it was not taken, the stream is as it was"))])
-                    call = None
-            others.append(live)
-            if call is not None:
-                batch.append((live, call))
-        for live in others:
+                    outcomes.append((call, None, DeadlineError(
+                        f"{self._pool.label}: a frame of stream {live.stream} waited {now - arrived:.3f} s, longer than "
+                        "it may: it was not taken, the stream is as it was")))
+                else:
+                    batch.append(call)
+                    break
+        for live in seen:
             del self._ready[live]
             if live.waiting:
                 self._ready[live] = None
-        self._queue_times.add([now - call.arrived for _, call in batch])
+        _tell(outcomes)
         return batch
 
     def _run(self, batch):
-        """Batches and their halves, until each frame has its result or error."""
-        parts = [batch]
+        """A batch, or if it fails its halves, until each frame has its result or error."""
+        begun = time.monotonic()
+        self._queue_times.add([begun - arrived for *_, arrived, _ in batch])
+        parts = [batch] if batch else []
         while parts:
-            part = parts.pop()
-            begun = time.perf_counter()
+            part, error = parts.pop(), None
             try:
-                results = self._pool.step_admitted([live.stream for live, _ in part], [call.frame for _, call in part])
+                results = self._pool.step_admitted([call[0].stream for call in part], [call[1] for call in part])
             except Exception as e:
                 if len(part) > 1:
                     parts += [part[len(part) // 2:], part[:len(part) // 2]]
                     continue
                 results, error = [None], e
-            else:
-                error = None
-            with self._lock:
-                self._compute_times.add([time.perf_counter() - begun])
-                self._batch_sizes.add([len(part)])
-                self._counters["failed" if error else "frames"] += len(part)
-                for live, _ in part if error is None else ():
-                    live.frames += 1
-            _tell([(call, result, error) for (_, call), result in zip(part, results)])
+            self._batch_sizes.add([len(part)])
+            self._counters["failed" if error else "frames"] += len(part)
+            for call in part if error is None else ():
+                call[0].frames += 1
+            _tell([(call, result, error) for call, result in zip(part, results)])
+        if batch:
+            self._compute_times.add([time.monotonic() - begun])
 
     def _end(self, live, why):
-        """Close a stream; the lock is held."""
-        del self._streams[live.stream]
-        self._ready.pop(live, None)
-        self._pool.close(live.stream)
-        error = ClosedError(f"{self._pool.label}: stream {live.stream} {why}: the frame was not taken")
-        self._queued -= len(live.waiting)
-        _tell([(call, None, error) for call in live.waiting if not _cancelled(call)])
-        live.waiting.clear()
+        with self._lock:
+            if self._streams.pop(live.stream, None) is None:
+                return False        # another thread was first
+            live.closed = why
+            self._pool.close(live.stream)
+        self._wake.set()
+        return True
 
-    def _close_idle(self, now):
+    def _close_idle(self):
+        now = time.monotonic()
         if now - self._looked < self._idle / 4:
             return
         self._looked = now
-        for live in [live for live in self._streams.values() if not live.waiting and now - live.last > self._idle]:
-            self._end(live, "was idle")
-            self._counters["idle"] += 1
-            if live.on_close is not None and live.loop is not None:
-                _soon(live.loop, live.on_close, live.stream)
-            elif live.on_close is not None:
-                live.on_close(live.stream)
+        for live in list(self._streams.values()):
+            if now - live.last > self._idle and not live.waiting and self._end(live, "was idle"):
+                self._counters["idle"] += 1
+                if live.on_close is not None and live.loop is not None:
+                    _soon(live.loop, live.on_close, live.stream)
+                elif live.on_close is not None:
+                    live.on_close(live.stream)
 
     # ------------------------------------------------------------------------------------------ the whole
     def stats(self):
         """Plain numbers for a metrics library: streams open and frames waiting now; counts of frames done, batches,
         frames cancelled, expired, failed, refused as too many, streams closed for idleness; the mean batch; histograms
         of batch sizes, of the seconds that frames waited and of those that batches took."""
-        with self._lock:
-            sizes = self._batch_sizes.numbers()
-            return {
-                "streams": len(self._streams), "queued": self._queued,
-                **{name: self._counters[name]
-                   for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")},
-                "batches": sizes["count"], "mean_batch": sizes["sum"] / max(sizes["count"], 1), "batch_sizes": sizes,
-                "queue_seconds": self._queue_times.numbers(), "compute_seconds": self._compute_times.numbers()}
+        sizes = self._batch_sizes.numbers()
+        return {
+            "streams": len(self._streams), "queued": len(self._inbox) + self._held,
+            **{name: self._counters[name]
+               for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")},
+            "batches": sizes["count"], "mean_batch": sizes["sum"] / max(sizes["count"], 1), "batch_sizes": sizes,
+            "queue_seconds": self._queue_times.numbers(), "compute_seconds": self._compute_times.numbers()}
 
     def drain(self):
         """Take no more frames, finish those that wait, close all streams, end the thread. In asyncio:
         ``await asyncio.to_thread(batcher.drain)``."""
         with self._lock:
             self._draining = True
-            self._wake.notify()
+        self._wake.set()
         self._thread.join()
-        with self._lock:
-            for live in list(self._streams.values()):
-                self._end(live, "was closed")
+        late = ClosedError(f"{self._pool.label}: the batcher is closed")
+        _tell([(call, None, late) for call in self._inbox if not _cancelled(call)])
+        for live in list(self._streams.values()):
+            self._end(live, "was closed")
 
     def __enter__(self):
         return self
@@ -301,21 +308,22 @@ def _running_loop():
 
 
 def _cancelled(call):
-    """Whether nobody waits for it; else a Future can be cancelled no more."""
-    return call.future.cancelled() if call.loop is not None else not call.future.set_running_or_notify_cancel()
+    """Whether nobody waits for it; if somebody does, a Future can be cancelled no more."""
+    _, _, future, loop, _, _ = call
+    return future.cancelled() if loop is not None else not future.set_running_or_notify_cancel()
 
 
 def _tell(outcomes):
     """Give (call, result, error)s to those who wait: one message to each event loop."""
     of_loops = {}
-    for outcome in outcomes:
-        call, result, error = outcome
-        if call.loop is not None:
-            of_loops.setdefault(call.loop, []).append(outcome)
+    for call, result, error in outcomes:
+        _, _, future, loop, _, _ = call
+        if loop is not None:
+            of_loops.setdefault(loop, []).append((future, result, error))
         elif error is None:
-            call.future.set_result(result)
+            future.set_result(result)
         else:
-            call.future.set_exception(error)
+            future.set_exception(error)
     for loop, of_loop in of_loops.items():
         _soon(loop, _settle, of_loop)
 
@@ -328,10 +336,9 @@ def _soon(loop, function, argument):
 
 
 def _settle(outcomes):
-    for call, result, error in outcomes:
-        future = call.future
+    for future, result, error in outcomes:
         if future.done():
-            continue
+            continue        # cancelled meanwhile
         if error is None:
             future.set_result(result)
         else:
