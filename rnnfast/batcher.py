@@ -49,7 +49,7 @@ class Batcher:
     """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL.
 
     max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free;
-    max_queue: frames that may wait, 8 batches by default; idle: seconds after which a stream without frames is closed,
+    max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle: seconds after which a stream without frames is closed,
     None for never. Methods may be called from any thread and from asyncio. The pool is for the batcher alone. Frames
     must not be written to before their results are there.
     """
@@ -63,7 +63,7 @@ class Batcher:
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
         self._pool, self._max_batch, self._max_wait, self._idle = pool, max_batch, float(max_wait), idle
-        self._max_queue = 8 * max_batch if max_queue is None else max_queue
+        self._max_queue = max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue
         self._lock = threading.Lock()   # of opening and closing
         self._streams = {}
         # calls, tuples (_Live, frame, future, its event loop or None, when it came, its deadline or None): callers

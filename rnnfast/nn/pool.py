@@ -22,6 +22,7 @@ class LayerPool(Pool):
         self._parts = [_Rows(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, _Rows)]
         self._begun = {}
+        self._frame = None          # shape and type of those before
 
     def _admitted(self, state, fixed):
         if fixed:
@@ -51,9 +52,7 @@ class LayerPool(Pool):
         return tuple(states) if self._many else states[0]
 
     def _step(self, slots, feed, out):
-        if set(feed) != {"x"}:
-            raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
-        x = as_array(feed["x"], "x")
+        x = self._x(feed)
         if x.ndim == 0 or len(x) != len(slots):
             raise InputError(f"{self.label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first "
                              "axis")
@@ -68,22 +67,31 @@ class LayerPool(Pool):
             raise InputError(f"{self.label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
         for part in self._states:
             part.rows.commit(slots)
+        self._frame = x.shape[1:], x.dtype
         if out is None:
             return y
         np.copyto(out, y)
         return out
 
+    def _x(self, feed):
+        if set(feed) != {"x"}:
+            raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
+        return as_array(feed["x"], "x")
+
     def _admitted_frame(self, slot, frame):
-        return as_array(self._merged(frame, {}).get("x"), "x")
+        x = frame if type(frame) is np.ndarray else self._x(self._merged(frame, {}))
+        if self._frame is not None and (x.shape, x.dtype) != self._frame or x.dtype.hasobject:
+            expected = "" if self._frame is None else f", expected {self._frame[1]} {list(self._frame[0])}"
+            raise InputError(f"{self.label}: a frame is {x.dtype} {list(x.shape)}{expected}")
+        return x
 
     def _step_frames(self, slots, frames):
         if not frames:
             return []
         x = stacked(frames, np.empty(frames[0].shape, frames[0].dtype))
         if x is None:
-            other = next(f for f in frames if f.shape != frames[0].shape or f.dtype != frames[0].dtype)
-            raise InputError(f"{self.label}: frames are {frames[0].dtype} {list(frames[0].shape)} and {other.dtype} "
-                             f"{list(other.shape)}")
+            raise InputError(f"{self.label}: frames are {' and '.join({f'{f.dtype} {list(f.shape)}' for f in frames})}, "
+                             "expected them alike")
         return list(self._step(slots, {"x": x}, None))
 
     def __repr__(self):

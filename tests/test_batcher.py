@@ -1,0 +1,317 @@
+"""The Batcher: every frame gets the bits of its stream alone, in order, whatever happens to others."""
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import rnnfast
+from rnnfast import nn
+from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, Overloaded
+
+INPUTS, HIDDEN = 11, 23
+
+
+def layer():
+    return nn.GRU(INPUTS, HIDDEN, num_layers=2, rng=5)
+
+
+def frames(seed, count):
+    return np.random.default_rng(seed).standard_normal((count, INPUTS)).astype(np.float32)
+
+
+def alone(x, of=None):
+    stream = (of or layer()).stream()
+    return [stream.step(frame) for frame in x]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+class Held:
+    """A pool whose steps wait until they are let go."""
+    def __init__(self, pool, monkeypatch):
+        self.entered, self.go = threading.Event(), threading.Event()
+        step = pool.step_admitted
+
+        def held(*args):
+            self.entered.set()
+            assert self.go.wait(20)
+            return step(*args)
+        monkeypatch.setattr(pool, "step_admitted", held)
+
+
+def test_asyncio():
+    """Many microphones, each awaiting its replies, at their own pace."""
+    async def microphone(batcher, seed):
+        rng = np.random.default_rng(seed)
+        stream, x, y = batcher.open(), frames(seed, 12), []
+        for frame in x:
+            await asyncio.sleep(rng.uniform(0, 0.004))
+            y.append(await batcher.step(stream, frame))
+        assert batcher.frames(stream) == 12
+        batcher.close(stream)
+        return same(y, alone(x))
+
+    async def main():
+        with rnnfast.Batcher(layer().pool(70), max_batch=16, max_wait=0.001) as batcher:
+            assert all(await asyncio.gather(*(microphone(batcher, seed) for seed in range(70))))
+            stats = batcher.stats()
+        assert stats["frames"] == 70 * 12 == stats["batch_sizes"]["sum"]
+        assert stats["streams"] == stats["queued"] == stats["failed"] == 0
+        assert 1 < stats["mean_batch"] <= 16
+        assert stats["queue_seconds"]["count"] == 70 * 12
+        assert len(stats["queue_seconds"]["counts"]) == len(stats["queue_seconds"]["bounds"]) + 1
+    asyncio.run(main())
+
+
+def test_threads():
+    batcher = rnnfast.Batcher(layer().pool(40), max_batch=7, max_wait=0.0005, max_queue=400)
+    wrong = []
+
+    def work(first):
+        streams = [batcher.open() for _ in range(8)]
+        xs = [frames(first + i, 9) for i in range(8)]
+        futures = [[] for _ in range(8)]
+        for t in range(9):
+            for i in range(8):
+                futures[i].append(batcher.submit(streams[i], xs[i][t]))
+        for x, of_stream in zip(xs, futures):
+            if not same([f.result(20) for f in of_stream], alone(x)):
+                wrong.append(first)
+        for stream in streams:
+            batcher.close(stream)
+
+    threads = [threading.Thread(target=work, args=(100 * k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    batcher.drain()
+    assert not wrong and batcher.stats()["frames"] == 5 * 8 * 9
+
+
+def test_of_a_model(tmp_path):
+    net = layer()
+    net.save(tmp_path / "gru.onnx", states=True)
+    model = rnnfast.load(tmp_path / "gru.onnx")
+    names = [v.name for v in model.inputs]
+    x = frames(3, 4)[:, None, None]
+    with rnnfast.Batcher(model.pool(5)) as batcher:
+        streams = [batcher.open() for _ in range(3)]
+        futures = [[batcher.submit(stream, frame) for frame in x] for stream in streams]
+        one = model.stream()
+        expected = [one.step({names[0]: frame}) for frame in x]
+        for of_stream in futures:
+            assert same([f.result(20) for f in of_stream], expected)
+
+
+def test_order(monkeypatch):
+    """Frames of one stream that wait together run one after the other."""
+    pool = layer().pool(2)
+    held = Held(pool, monkeypatch)
+    with rnnfast.Batcher(pool, max_wait=0) as batcher:
+        a, b, x = batcher.open(), batcher.open(), frames(0, 6)
+        futures = [batcher.submit(a, frame) for frame in x] + [batcher.submit(b, x[0])]
+        held.go.set()
+        y = [f.result(20) for f in futures]
+    assert same(y[:6], alone(x)) and same(y[6:], alone(x[:1]))
+
+
+def test_error_of_one():
+    """A frame that fails within a batch fails alone, and its stream is as it was."""
+    def net():
+        return nn.Sequential(nn.Embedding(10, 4, rng=1), nn.GRU(4, 5, rng=2))
+    with rnnfast.Batcher(net().pool(20), max_batch=20, max_wait=5) as batcher:
+        streams = [batcher.open() for _ in range(20)]
+        for word in (3, 7):
+            words = [np.array(99 if (i, word) == (13, 3) else word) for i in range(20)]
+            futures = [batcher.submit(stream, w) for stream, w in zip(streams, words)]
+            with pytest.raises(InputError, match="99") if word == 3 else pytest.MonkeyPatch.context():
+                futures[13].result(20)
+            others = [f.result(20) for i, f in enumerate(futures) if i != 13]
+            assert len(others) == 19
+        assert batcher.frames(streams[13]) == 1 and batcher.frames(streams[0]) == 2
+        assert np.array_equal(futures[13].result(), net().stream().step(np.array(7)))
+        assert same([others[0]], alone([np.array(3), np.array(7)], net())[1:])
+        assert batcher.stats()["failed"] == 1
+
+
+def test_bad_frames():
+    """They are refused at once, and touch nothing."""
+    with rnnfast.Batcher(layer().pool(3), max_wait=0) as batcher:
+        stream, x = batcher.open(), frames(1, 3)
+        assert np.array_equal(batcher.submit(stream, x[0]).result(20), alone(x)[0])
+        for bad in (x[0, :5], x[:2], x[0].astype(np.float64), "abc", None):
+            with pytest.raises(rnnfast.Error):
+                batcher.submit(stream, bad).result(20)
+        with pytest.raises(ClosedError, match="stream 77 is not open"):
+            batcher.submit(77, x[0])
+        assert same([batcher.submit(stream, frame).result(20) for frame in x[1:]], alone(x)[1:])
+        assert batcher.frames(stream) == 3
+
+
+def test_overloaded(monkeypatch):
+    pool = layer().pool(4)
+    held = Held(pool, monkeypatch)
+    with rnnfast.Batcher(pool, max_batch=2, max_wait=0, max_queue=5) as batcher:
+        stream, x = batcher.open(), frames(2, 20)
+        taken = [batcher.submit(stream, x[0])]
+        assert held.entered.wait(20)
+        taken += [batcher.submit(stream, frame) for frame in x[1:6]]
+        for _ in range(3):
+            with pytest.raises(Overloaded, match="5 frames wait already, no more than 5 may"):
+                batcher.submit(stream, x[6])
+        held.go.set()
+        assert same([f.result(20) for f in taken], alone(x[:6]))
+        taken = batcher.submit(stream, x[6])
+        assert np.array_equal(taken.result(20), alone(x[:7])[6])
+        assert batcher.stats()["overloaded"] == 3 and batcher.stats()["queued"] == 0
+
+
+def test_cancelled(monkeypatch):
+    """Half of the calls are cancelled while they wait: their streams are as they were, the others do not notice."""
+    pool = layer().pool(30)
+    held = Held(pool, monkeypatch)
+
+    async def main():
+        batcher = rnnfast.Batcher(pool, max_batch=30, max_wait=0)
+        streams, x, y = [batcher.open() for _ in range(30)], frames(7, 3), []
+        first = batcher.step(streams[0], x[0])
+        await asyncio.to_thread(held.entered.wait, 20)
+        calls = [batcher.step(stream, x[0]) for stream in streams[1:]]
+        for call in calls[::2]:
+            call.cancel()
+        held.go.set()
+        await first
+        await asyncio.gather(*calls[1::2])
+        for stream, call in zip(streams[1:], calls):
+            assert batcher.frames(stream) == (0 if call.cancelled() else 1)
+            y.append((stream, [await batcher.step(stream, frame) for frame in x[batcher.frames(stream):]]))
+        for _, of_stream in y:
+            assert same(of_stream, alone(x)[3 - len(of_stream):])
+        assert batcher.stats()["cancelled"] == 15
+        await asyncio.to_thread(batcher.drain)
+    asyncio.run(main())
+
+
+def test_cancelled_while_it_runs(monkeypatch):
+    """The frame is taken: `frames` says so, and the next one follows it."""
+    pool = layer().pool(1)
+    held = Held(pool, monkeypatch)
+
+    async def main():
+        with rnnfast.Batcher(pool, max_wait=0) as batcher:
+            stream, x = batcher.open(), frames(4, 2)
+            call = batcher.step(stream, x[0])
+            await asyncio.to_thread(held.entered.wait, 20)
+            call.cancel()
+            held.go.set()
+            assert np.array_equal(await batcher.step(stream, x[1]), alone(x)[1])
+            assert batcher.frames(stream) == 2 and call.cancelled()
+    asyncio.run(main())
+
+
+def test_deadline(monkeypatch):
+    pool = layer().pool(2)
+    held = Held(pool, monkeypatch)
+    with rnnfast.Batcher(pool, max_wait=0) as batcher:
+        a, b, x = batcher.open(), batcher.open(), frames(6, 2)
+        first = batcher.submit(a, x[0])
+        assert held.entered.wait(20)
+        late, patient = batcher.submit(b, x[0], timeout=0.001), batcher.submit(b, x[1], timeout=60)
+        time.sleep(0.01)
+        held.go.set()
+        with pytest.raises(DeadlineError, match=rf"a frame of stream {b} waited .* it was not taken"):
+            late.result(20)
+        assert isinstance(late.exception(), TimeoutError)
+        assert np.array_equal(patient.result(20), alone(x[1:])[0]) and first.result(20) is not None
+        assert batcher.frames(b) == 1 and batcher.stats()["expired"] == 1
+
+
+def test_idle():
+    """Streams without frames are closed; whoever asked is told, and so is the next call."""
+    pool = layer().pool(3)
+
+    async def main():
+        told, x = asyncio.Queue(), frames(8, 40)
+        with rnnfast.Batcher(pool, max_wait=0, idle=0.05) as batcher:
+            quiet, busy = batcher.open(on_close=told.put_nowait), batcher.open()
+            y = []
+            for frame in x:
+                y.append(await batcher.step(busy, frame))
+                await asyncio.sleep(0.005)
+            assert await asyncio.wait_for(told.get(), 20) == quiet
+            assert same(y, alone(x))
+            with pytest.raises(ClosedError, match=f"stream {quiet} is not open"):
+                await batcher.step(quiet, x[0])
+            assert batcher.stats()["idle"] == 1 and len(pool) == 1
+    asyncio.run(main())
+    assert len(pool) == 0
+
+
+def test_close(monkeypatch):
+    """What waits of a closed stream fails; its place is free for another."""
+    pool = layer().pool(2)
+    held = Held(pool, monkeypatch)
+    with rnnfast.Batcher(pool, max_wait=0) as batcher:
+        a, b, x = batcher.open(), batcher.open(), frames(9, 2)
+        running = batcher.submit(a, x[0])
+        assert held.entered.wait(20)
+        waiting = batcher.submit(b, x[0])
+        batcher.close(b)
+        c = batcher.open()
+        follows = batcher.submit(c, x[1])
+        held.go.set()
+        with pytest.raises(ClosedError, match=f"stream {b} was closed: the frame was not taken"):
+            waiting.result(20)
+        assert c != b and same([running.result(20), follows.result(20)], [alone(x)[0], alone(x[1:])[0]])
+
+
+def test_drain():
+    """What waits is finished, later calls are refused, the thread ends, the pool is empty."""
+    before, pool = threading.active_count(), layer().pool(50)
+    batcher = rnnfast.Batcher(pool, max_batch=4, max_wait=10)
+    streams, x = [batcher.open() for _ in range(50)], frames(10, 3)
+    futures = [batcher.submit(stream, frame) for frame in x for stream in streams[:9]]
+    batcher.drain()
+    assert same([f.result(0) for f in futures[::9]], alone(x))
+    for call in (lambda: batcher.submit(streams[0], x[0]), batcher.open):
+        with pytest.raises(ClosedError):
+            call()
+    assert len(pool) == 0 and threading.active_count() == before
+    batcher.drain()
+
+
+def test_loop_that_is_gone(monkeypatch):
+    """An event loop that ends while its frames run disturbs nobody."""
+    pool = layer().pool(2)
+    held = Held(pool, monkeypatch)
+    with rnnfast.Batcher(pool, max_wait=0) as batcher:
+        a, b, x = batcher.open(), batcher.open(), frames(11, 2)
+
+        async def gone():
+            batcher.step(a, x[0])
+            await asyncio.to_thread(held.entered.wait, 20)
+        asyncio.run(gone())
+        follows = [batcher.submit(b, frame) for frame in x]
+        held.go.set()
+        assert same([f.result(20) for f in follows], alone(x))
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ({"max_batch": 0}, InputError, "max_batch is 0, expected an int of at least 1"),
+    ({"max_batch": 2.0}, InputError, "max_batch is 2.0"),
+    ({"max_queue": -1}, InputError, "max_queue is -1"),
+    ({"max_wait": -0.1}, InputError, "max_wait is -0.1, expected seconds"),
+    ({"max_wait": "1"}, InputError, "max_wait is '1'"),
+    ({"idle": float("nan")}, InputError, "idle is nan"),
+    ({"pool": 3}, InputTypeError, "a int came, expected a pool"),
+])
+def test_bad_arguments(arguments, error, message):
+    before = threading.active_count()
+    with pytest.raises(error, match=message):
+        rnnfast.Batcher(**{"pool": layer().pool(1)} | arguments)
+    assert threading.active_count() == before
