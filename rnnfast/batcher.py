@@ -12,12 +12,14 @@ import time
 
 import numpy as np
 
-from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, Overloaded
+from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, LimitError, Overloaded
 from rnnfast.pool import Pool
 
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
 TIMES = tuple(1e-4 * 2**i for i in range(18))
 SIZES = tuple(2**i for i in range(17))
+# Frames of each sequence in one batch: so long do sequences that come wait to join those that run.
+SEQUENCE_FRAMES = 16
 
 
 class Histogram:
@@ -45,23 +47,35 @@ class _Live:
         self.frames, self.waiting, self.closed = 0, collections.deque(), None
 
 
-class Batcher:
-    """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL.
+class _Sequence:
+    """A whole sequence that runs: its call, the pool's stream that it is, the frames taken, their results."""
+    __slots__ = ("call", "x", "stream", "taken", "results")
 
+    def __init__(self, call, stream):
+        self.call, self.x, self.stream, self.taken, self.results = call, call[1], stream, 0, []
+
+
+class Batcher:
+    """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL; and whole sequences, which
+    join what runs and leave it as they end, so that a short one does not wait for a long one.
+
+    pool: a Pool, or a model or layer, of which a pool of `max_batch` streams is made.
     max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free;
     max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle: seconds after which a stream without frames is closed,
     None for never. Methods may be called from any thread and from asyncio. The pool is for the batcher alone. Frames
     must not be written to before their results are there.
     """
     def __init__(self, pool, max_batch=256, max_wait=0.002, *, max_queue=None, idle=None):
-        if not isinstance(pool, Pool):
-            raise InputTypeError(f"Batcher: a {type(pool).__name__} came, expected a pool")
         for name, value, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 1)):
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"Batcher: {name} is {value!r}, expected an int of at least {least}")
         for name, value in (("max_wait", max_wait), ("idle", idle)):
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
+        if not isinstance(pool, Pool):
+            if not hasattr(pool, "pool"):
+                raise InputTypeError(f"Batcher: a {type(pool).__name__} came, expected a pool, a model or a layer")
+            pool = pool.pool(max_batch)
         self._pool, self._max_batch, self._max_wait, self._idle = pool, max_batch, float(max_wait), idle
         self._max_queue = max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue
         self._lock = threading.Lock()   # of opening and closing
@@ -71,6 +85,7 @@ class Batcher:
         self._inbox = collections.deque()
         self._ready = {}                # the thread's: streams with a frame, _Live -> None in the order of their frames
         self._held = 0                  # the thread's: calls that are out of the inbox and in no batch yet
+        self._sequences, self._running = collections.deque(), []    # the thread's: calls that wait, _Sequences that run
         self._wake, self._wake_at = threading.Event(), 0    # the thread sleeps: until the inbox is so long; 0: it is not
         self._draining, self._looked = False, time.monotonic()
         self._counters = collections.Counter()
@@ -120,14 +135,33 @@ class Batcher:
         self._put(stream, frame, future, None, timeout)
         return future
 
+    def run(self, sequence, timeout=None):
+        """For asyncio: an awaitable of the results [T, ..] of a whole sequence [T, ..] of a stream of its own, which
+        begins with zeros: arrays as `pool.step` takes and gives them, with frames in the place of streams. timeout: as
+        for `step`, until it begins."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._post(None, self._pool.admit_sequence(sequence), future, loop, timeout)
+        return future
+
+    def submit_run(self, sequence, timeout=None):
+        """The same for threads: a concurrent.futures.Future."""
+        future = concurrent.futures.Future()
+        self._post(None, self._pool.admit_sequence(sequence), future, None, timeout)
+        return future
+
     def _put(self, stream, frame, future, loop, timeout):
         live = self._streams.get(stream) or self._live(stream)
+        self._post(live, self._pool.admit(stream, frame), future, loop, timeout)
+
+    def _post(self, live, value, future, loop, timeout):
         inbox = self._inbox
         if len(inbox) + self._held >= self._max_queue or self._draining:
             self._refuse()
-        frame = self._pool.admit(stream, frame)
-        live.last = now = time.monotonic()
-        inbox.append((live, frame, future, loop, now, None if timeout is None else now + timeout))
+        now = time.monotonic()
+        if live is not None:
+            live.last = now
+        inbox.append((live, value, future, loop, now, None if timeout is None else now + timeout))
         if 0 < self._wake_at <= len(inbox):
             self._wake.set()
 
@@ -149,14 +183,16 @@ class Batcher:
 
     # ------------------------------------------------------------------------------------------ the thread
     def _work(self):
-        while not self._draining or self._inbox or self._ready:
+        while not self._draining or self._inbox or self._ready or self._sequences or self._running:
             self._sort()
             if self._idle is not None:
                 self._close_idle()
             left = self._to_wait()
             if left == 0:
-                self._run(self._take())
-            else:
+                self._step(self._take())
+            if self._sequences or self._running:
+                self._advance()
+            elif left != 0:
                 self._sleep(left)
 
     def _sort(self):
@@ -166,18 +202,21 @@ class Batcher:
         for _ in range(len(inbox)):
             call = inbox.popleft()
             live = call[0]
-            live.waiting.append(call)
-            ready[live] = None
+            if live is None:
+                self._sequences.append(call)
+            else:
+                live.waiting.append(call)
+                ready[live] = None
 
     def _full(self):
         return max(min(self._max_batch, len(self._streams)), 1)
 
     def _to_wait(self):
         """Seconds until there is a batch; None for until a frame comes."""
-        if self._draining or len(self._ready) >= self._full():
-            return 0
         if not self._ready:
             return None
+        if self._draining or len(self._ready) >= self._full():
+            return 0
         *_, arrived, _ = next(iter(self._ready)).waiting[0]
         return max(arrived + self._max_wait - time.monotonic(), 0)
 
@@ -200,20 +239,10 @@ class Batcher:
             while live.waiting:
                 call = live.waiting.popleft()
                 self._held -= 1
-                _, _, _, _, arrived, deadline = call
-                if _cancelled(call):
-                    self._counters["cancelled"] += 1
-                elif live.closed:
-                    outcomes.append((call, None, ClosedError(
-                        f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")))
-                elif deadline is not None and now > deadline:
-                    self._counters["expired"] += 1
-                    outcomes.append((call, None, DeadlineError(
-                        f"{self._pool.label}: a frame of stream {live.stream} waited {now - arrived:.3f} s, longer than "
-                        "it may: it was not taken, the stream is as it was")))
-                else:
-                    batch.append(call)
-                    break
+                if self._dropped(call, now, outcomes):
+                    continue
+                batch.append(call)
+                break
         for live in seen:
             del self._ready[live]
             if live.waiting:
@@ -221,7 +250,25 @@ class Batcher:
         _tell(outcomes)
         return batch
 
-    def _run(self, batch):
+    def _dropped(self, call, now, outcomes):
+        """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
+        live, _, _, _, arrived, deadline = call
+        of = "a sequence" if live is None else f"a frame of stream {live.stream}"
+        if _cancelled(call):
+            self._counters["cancelled"] += 1
+        elif live is not None and live.closed:
+            outcomes.append((call, None, ClosedError(
+                f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")))
+        elif deadline is not None and now > deadline:
+            self._counters["expired"] += 1
+            outcomes.append((call, None, DeadlineError(
+                f"{self._pool.label}: {of} waited {now - arrived:.3f} s, longer than it may: it was not taken, the "
+                "stream is as it was")))
+        else:
+            return False
+        return True
+
+    def _step(self, batch):
         """A batch, or if it fails its halves, until each frame has its result or error."""
         begun = time.monotonic()
         self._queue_times.add([begun - arrived for *_, arrived, _ in batch])
@@ -242,6 +289,63 @@ class Batcher:
             _tell([(call, result, error) for call, result in zip(part, results)])
         if batch:
             self._compute_times.add([time.monotonic() - begun])
+
+    def _advance(self):
+        """Some frames of each sequence that runs."""
+        now, outcomes = time.monotonic(), []
+        while self._sequences and len(self._running) < self._max_batch:
+            try:
+                stream = self._pool.open()
+            except LimitError:
+                break           # streams have all places
+            call = self._sequences.popleft()
+            self._held -= 1
+            if self._dropped(call, now, outcomes):
+                self._pool.close(stream)
+                continue
+            self._running.append(_Sequence(call, stream))
+            self._queue_times.add([now - call[4]])
+        left = []
+        for sequence in self._running:
+            if sequence.call[2].cancelled():
+                self._pool.close(sequence.stream)
+                self._counters["cancelled"] += 1
+            else:
+                left.append(sequence)
+        self._running = left
+        parts = [left] if left else []
+        while parts:
+            part = parts.pop()
+            try:
+                self._run_part(part)
+            except Exception as e:
+                if len(part) > 1:
+                    parts += [part[len(part) // 2:], part[:len(part) // 2]]
+                    continue
+                self._counters["failed"] += 1
+                self._finish(part[0], None, e, outcomes)
+        for sequence in [s for s in self._running if s.taken >= len(s.x)]:
+            self._finish(sequence, np.concatenate(sequence.results), None, outcomes)
+        if left:
+            self._compute_times.add([time.monotonic() - now])
+        _tell(outcomes)
+
+    def _run_part(self, part):
+        lengths = np.array([min(len(s.x) - s.taken, SEQUENCE_FRAMES) for s in part])
+        x = np.zeros((len(part), lengths.max(), *part[0].x.shape[1:]), part[0].x.dtype)
+        for row, s, n in zip(x, part, lengths):
+            row[:n] = s.x[s.taken:s.taken + n]
+        y = self._pool.run([s.stream for s in part], x, lengths=lengths)
+        for row, s, n in zip(y, part, lengths):
+            s.results.append(row[:n])
+            s.taken += n
+        self._batch_sizes.add([len(part)])
+        self._counters["frames"] += int(lengths.sum())
+
+    def _finish(self, sequence, result, error, outcomes):
+        self._running.remove(sequence)
+        self._pool.close(sequence.stream)
+        outcomes.append((sequence.call, result, error))
 
     def _end(self, live, why):
         with self._lock:

@@ -124,6 +124,29 @@ class ModelPool(Pool):
             kind.rows.commit(of_kind)
         return out if out is not None else self._packed(results)
 
+    def _run(self, slots, feed, lengths):
+        """Frame by frame, for those streams that have one."""
+        before = [self._state(slot) for slot in slots.tolist()]
+        results = None
+        try:
+            for t in range(lengths.max(initial=0)):
+                rows = np.flatnonzero(lengths > t)
+                made = self._step(slots[rows], {name: np.asarray(value)[rows, t] for name, value in feed.items()}, None)
+                made = [made] if len(self.outputs) == 1 else list(made.values())
+                if results is None:
+                    results = [np.zeros((*np.shape(next(iter(feed.values())))[:2], *m.shape[1:]), m.dtype) for m in made]
+                for result, m in zip(results, made):
+                    result[rows, t] = m
+        except BaseException:
+            for slot, state in zip(slots.tolist(), before):
+                kind = self._kinds[self._of[slot]]
+                if kind.rows is not None:
+                    kind.load(slot, None if state is None else list(state.values()))
+            raise
+        if results is None:
+            raise InputError(f"{self.label}: a run of no frames")
+        return self._packed(results)
+
     def _admitted_frame(self, slot, frame):
         return self._kinds[self._of[slot]].admitted_frame(frame)
 

@@ -2,8 +2,11 @@
 import collections.abc
 import threading
 
+import numpy as np
+
 from rnnfast._streams import Slots
 from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.nn.checks import check_lengths
 
 MAX_STREAMS = 2**24
 
@@ -103,9 +106,34 @@ class Pool:
             slots = self._slots.find(streams)
             return self._step(slots, self._merged(feed, inputs), out)
 
+    def run(self, streams, feed=None, /, *, lengths=None, **inputs):
+        """Many frames of each of some streams, like as many steps: arrays [n, T, ..] as `step` takes and gives them,
+        with the frames along the second axis. lengths [n]: how many of them each stream takes; results beyond are 0."""
+        with self._lock:
+            slots = self._slots.find(streams)
+            feed = self._merged(feed, inputs)
+            shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
+            for name, shape in shapes.items():
+                if len(shape) < 2 or shape[0] != len(slots) or shape != next(iter(shapes.values())):
+                    raise InputError(f"{self.label}: inputs begin with the axes { {n: list(v) for n, v in shapes.items()} }, "
+                                     f"expected [{len(slots)}, frames]")
+            steps = next(iter(shapes.values()), (0, 0))[1]
+            lengths = check_lengths(lengths, steps, len(slots))
+            return self._run(slots, feed, np.full(len(slots), steps) if lengths is None else lengths)
+
     def admit(self, stream, frame):
         """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
         return self._admitted_frame(stream % self.max_streams, frame)
+
+    def admit_sequence(self, sequence):
+        """Frames [T, ..] of one stream of a pool with one input, as `run` takes them for several."""
+        if self._single is None:
+            raise InputError(f"{self.label}: sequences are of pools with one input, this one has several")
+        x = np.asarray(sequence)
+        if x.ndim == 0 or not len(x) or x.dtype.hasobject:
+            raise InputError(f"{self.label}: a sequence is {x.dtype} {list(x.shape)}, expected frames along the first "
+                             "axis")
+        return x
 
     def step_admitted(self, streams, frames):
         """A step of these streams with what `admit` made of their frames -> a list of their results."""

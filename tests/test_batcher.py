@@ -315,3 +315,48 @@ def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         rnnfast.Batcher(**{"pool": layer().pool(1)} | arguments)
     assert threading.active_count() == before
+
+
+def test_sequences():
+    """Whole sequences of all lengths join what runs: bits of a call of the layer, and the short ones are back first."""
+    net = nn.Sequential(nn.Linear(INPUTS, 9, rng=1), nn.LSTM(9, HIDDEN, num_layers=2, rng=5), nn.Linear(HIDDEN, 3, rng=2))
+    lengths = np.random.default_rng(0).integers(1, 90, 60)
+    lengths[0] = 3000
+    xs, order = [frames(k, n) for k, n in enumerate(lengths)], []
+
+    async def one(batcher, k):
+        await asyncio.sleep(k * 1e-4)
+        y = await batcher.run(xs[k])
+        order.append(k)
+        return np.array_equal(y, net.forward(xs[k])[0])
+
+    async def main():
+        with rnnfast.Batcher(net, max_batch=8) as batcher:
+            assert all(await asyncio.gather(*(one(batcher, k) for k in range(60))))
+            assert batcher.stats()["frames"] == lengths.sum() and batcher.stats()["mean_batch"] > 1
+    asyncio.run(main())
+    assert order[-1] == 0
+
+
+def test_sequences_of_threads_beside_streams():
+    net = layer()
+    with rnnfast.Batcher(net.pool(20), max_batch=10, max_wait=0) as batcher:
+        stream, x = batcher.open(), frames(1, 30)
+        long, cancelled = batcher.submit_run(frames(2, 4000)), batcher.submit_run(frames(3, 4000))
+        cancelled.cancel()
+        y = [batcher.submit(stream, frame) for frame in x]
+        assert same([f.result(20) for f in y], alone(x))
+        with pytest.raises(InputError, match="x"):
+            batcher.submit_run(frames(2, 3)[:, :4]).result(20)
+        assert np.array_equal(long.result(20), np.stack(alone(frames(2, 4000))))
+    with pytest.raises(InputError, match="a sequence is"):
+        rnnfast.Batcher(net).submit_run(np.zeros((0, INPUTS), np.float32))
+
+
+def test_sequences_of_a_model(tmp_path):
+    layer().save(tmp_path / "gru.onnx", states=True)
+    model, x = rnnfast.load(tmp_path / "gru.onnx"), frames(3, 40)
+    with rnnfast.Batcher(model, max_batch=4) as batcher:
+        futures = [batcher.submit_run(x[:n, None]) for n in (40, 7, 1, 22, 9, 30)]
+        for n, future in zip((40, 7, 1, 22, 9, 30), futures):
+            assert np.array_equal(future.result(20)[:, 0], np.stack(alone(x[:n])))

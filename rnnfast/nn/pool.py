@@ -73,6 +73,18 @@ class LayerPool(Pool):
         np.copyto(out, y)
         return out
 
+    def _run(self, slots, feed, lengths):
+        x = self._x(feed)
+        y = x.swapaxes(0, 1)
+        for part in self._parts:
+            y = part.run(slots, y, lengths) if isinstance(part, _Rows) else part(y)
+        for part in self._states:
+            part.rows.commit(slots)
+        self._frame = x.shape[2:], x.dtype
+        y = np.ascontiguousarray(y.swapaxes(0, 1))
+        y[np.arange(y.shape[1]) >= lengths[:, None]] = 0
+        return y
+
     def _x(self, feed):
         if set(feed) != {"x"}:
             raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
@@ -132,17 +144,20 @@ class _Rows:
         weights = self.layer._initialized()
         if weights is not self.weights:
             self.weights, self.batches = weights, {}
-        y = np.empty((len(x), self.layer._output_size), np.float32)
         if weights[1][0][0].blas:
-            states = [np.ascontiguousarray(value.swapaxes(0, 1)) for value in self.rows.get(slots)]
-            swap = self.layer.batch_first
-            y_all, last = self.layer._run(x[:, None] if swap else x[None], states, None)
-            y[:] = y_all[:, 0] if swap else y_all[0]
-            self.rows.put(slots, [value.swapaxes(0, 1) for value in last])
-            return y
+            return self.run(slots, x[None], None)[0]
+        y = np.empty((len(x), self.layer._output_size), np.float32)
         if len(x):
             threads = self.layer._threads
             chunks = [(self.batch(size), first, count)
                       for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)]
             self.rows.step(slots, [np.ascontiguousarray(x)], [y], chunks, threads)
         return y
+
+    def run(self, slots, x, lengths):
+        """x [T, n, I] -> y [T, n, H]; the new states wait to be committed."""
+        states = [np.ascontiguousarray(value.swapaxes(0, 1)) for value in self.rows.get(slots)]
+        swap = self.layer.batch_first
+        y, last = self.layer._run(x.swapaxes(0, 1) if swap else x, states, lengths)
+        self.rows.put(slots, [value.swapaxes(0, 1) for value in last])
+        return y.swapaxes(0, 1) if swap else y
