@@ -574,6 +574,12 @@ cdef class Rows:
             batch.segment.check(s.lanes + (s.failed - 1) % items * most)
 
 
+def threads_for(int threads, flops):
+    """How many of these threads are worth their while for so many floating-point operations, of which a thread takes 100
+    in a nanosecond."""
+    return useful_threads(threads) if flops // 100 >= SHARED_COST or forced else 1
+
+
 def stacked(list values, cnp.ndarray like):
     """Arrays of the type and shape of `like` along a new first axis; None where one is not like it."""
     cdef cnp.ndarray out = np.empty((len(values), *np.shape(like)), like.dtype), array

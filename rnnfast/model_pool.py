@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from rnnfast._streams import Batch, Rows, stacked
+from rnnfast._streams import Batch, Rows, stacked, threads_for
 from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
 from rnnfast.inputs import admit
 from rnnfast.model import Outputs
@@ -188,7 +188,7 @@ class Kind:
         self.model, self.pool, self.fixed = pool._model, pool, fixed
         self.alone = Stream(pool._model, states=getattr(pool, "states", None), fixed=fixed)
         self.inputs, self.label = self.alone.inputs, pool._model.source.label
-        self.rows, self.count, self.batches = None, 0, {}
+        self.rows, self.count, self.batches, self.flops = None, 0, {}, 0
         self.quick_shape = self.quick_type = None
 
     def same(self, other):
@@ -291,6 +291,7 @@ class Kind:
         self.state_forms = [self.forms[name] for name in self.alone.states]
         self.largest = LARGEST_BATCH if self.pool._batch else 1
         self.rows = Rows(self.pool.max_streams, self.state_forms)
+        self.batch(1)
         if len(self.inputs) == 1:
             self.quick_shape, self.quick_type = self.sample[self.inputs[0]].shape, self.sample[self.inputs[0]].dtype
 
@@ -401,6 +402,7 @@ class Kind:
         if found is None or any(names[i] not in self.alone._fixed for i, _ in plan.pinned):
             return None
         segment, area, made = found
+        self.flops = sum(note.flops for note in segment.notes) // size
         axis = {name: -1 if a is None else a for name, a in self.axes.items()}
         return Batch(segment, size, [(area[name], axis[name]) for name in self.inputs],
                      [(area[name], made[came], axis[name]) for name, came in self.alone.states.items()],
@@ -414,7 +416,7 @@ class Kind:
         return results
 
     def advance(self, slots, arrays, results):
-        threads = self.model.threads
+        threads = threads_for(self.model.threads, self.flops * len(slots))
         parts = batch_sizes(len(slots), self.largest, threads)
         chunks = [(self.batch(size), first, count) for size, first, count in parts]
         if all(chunk[0] is not None for chunk in chunks):

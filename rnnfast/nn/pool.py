@@ -1,7 +1,9 @@
 """Pools of layers: many live streams of a recurrent layer, or of a Sequential, in one batch."""
+import math
+
 import numpy as np
 
-from .._streams import Batch, Rows, stacked
+from .._streams import Batch, Rows, stacked, threads_for
 from ..errors import InputError, InputTypeError
 from ..pool import Pool, batch_sizes
 from .checks import as_array, as_input
@@ -116,6 +118,7 @@ class _Rows:
         self.part, self.layer = Part(layer), layer
         self.rows = Rows(max_streams, [((layer.num_layers, width), np.float32) for width in layer._widths])
         self.weights, self.batches = None, {}
+        self.flops = 2 * sum(math.prod(shape) for shape in layer.shapes().values())
 
     def checked(self, state):
         values = self.part.checked(state, False)
@@ -148,7 +151,7 @@ class _Rows:
             return self.run(slots, x[None], None)[0]
         y = np.empty((len(x), self.layer._output_size), np.float32)
         if len(x):
-            threads = self.layer._threads
+            threads = threads_for(self.layer._threads, len(x) * self.flops)
             chunks = [(self.batch(size), first, count)
                       for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)]
             self.rows.step(slots, [np.ascontiguousarray(x)], [y], chunks, threads)
