@@ -155,6 +155,52 @@ TRAINING = [
 SAVED = 1.2     # the most that forward keeps for backward, to gates and states of what was computed
 
 
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """A frame of each of B live streams of a layer of H inputs and units, or of Silero VAD; with `lengths`, B rows of
+    so many steps through a layer.
+
+    targets: number of threads -> what is compared (bench.pools says how) -> its target; without an entry for a number
+    of threads the case is not measured there, more than two threads share that for two.
+    """
+    name: str
+    kind: str
+    B: int
+    H: int
+    targets: dict = dataclasses.field(default_factory=dict, hash=False)
+    lengths: tuple = ()
+    group: str = "pools"
+
+    @property
+    def frames(self):
+        return sum(self.lengths) or self.B
+
+    @property
+    def layer(self):
+        """The Case of its layer: one step with state, or ragged rows."""
+        return Case(self.name, self.kind, max(self.lengths, default=1), self.B, self.H, self.H, state=not self.lengths,
+                    lengths=self.lengths)
+
+
+def _pooled(kind, B, H, one, two=None):
+    return Pooled(f"{kind}-B{B}-H{H}", kind, B, H, {1: one} | ({2: two} if two else {}))
+
+
+POOLS = [
+    _pooled("Silero", 256, 128, {"us a frame": 7.5, "onnxruntime one by one": 8, "onnxruntime by hand": 3.5},
+            {"rnnfast one thread": 1.8}),
+    _pooled("LSTM", 1024, 128, {"onnxruntime one by one": 10, "share of FMA": 0.85}, {"rnnfast one thread": 1.8}),
+    _pooled("GRU", 16, 64, {"onnxruntime one by one": 4}),
+    Pooled("LSTM-B32-H256-ragged", "LSTM", 32, 256, {1: {"rnnfast rectangle": 1.15, "torch packed": 5}},
+           _ragged("LSTM", 1, 1000, 32, 256, 1, 1).lengths),
+]
+STREAMS = [2**n for n in range(13)]     # of the chart
+
+
+def pool_sweep(kind):
+    return [Pooled(f"{kind}-B{B}-H128", kind, B, 128, {1: {}}, group="sweep") for B in STREAMS]
+
+
 def share_target(case):
     """The least share of the machine's limit on one thread, or None."""
     if case.B == 1 and case.T > 1:

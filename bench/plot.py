@@ -33,11 +33,21 @@ def draw(results, out, suffix=".svg"):
         for name, chart in (("steps", steps), ("roofline", roofline), ("headline", headline)):
             figure = chart(run, machine)
             paths.append(out.with_name(f"{out.stem}-{name}{suffix}"))
-            # No date, so that the same results give the same file.
-            metadata = {"Date": None} if suffix == ".svg" else None
-            figure.savefig(paths[-1], bbox_inches="tight", metadata=metadata, dpi=150)
-            plt.close(figure)
+            _save(figure, paths[-1])
     return paths
+
+
+def draw_pools(results, path):
+    """Writes the chart of `pools` to that path."""
+    with plt.rc_context(STYLE):
+        _save(pools(next(run for run in results["runs"] if run["threads"] == 1), results["machine"]), path)
+
+
+def _save(figure, path):
+    # No date, so that the same results give the same file.
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, bbox_inches="tight", metadata=metadata, dpi=150)
+    plt.close(figure)
 
 
 def _note(figure, run, machine):
@@ -141,3 +151,32 @@ def _time(seconds):
     if seconds is None:
         return "was not measured"
     return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+
+
+def pools(run, machine):
+    """Cost of a frame against the number of live streams that have one at a time, for each engine."""
+    records = [record for record in run["records"] if record["case"]["group"] == "sweep"]
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for engine in dict.fromkeys(name for record in records for name in record["results"]):
+        points = [(record["frames"], report.time_of(record, engine) / record["frames"] * 1e6) for record in records
+                  if report.time_of(record, engine)]
+        if points:
+            package = engine.split()[0]
+            axes.plot(*zip(*sorted(points)), "o--" if engine.endswith("by hand") else "o-", color=COLOURS[package],
+                      label="rnnfast, pool" if engine == package else engine.replace(" ", ", ", 1), markersize=4,
+                      linewidth=2.5 if package == "rnnfast" else 1.2, zorder=3 if package == "rnnfast" else 2)
+    streams = sorted(record["frames"] for record in records)
+    case = records[0]["case"]
+    what = "Silero VAD 6" if case["kind"] == "Silero" else f"{case['kind']}, {case['H']} inputs and units"
+    axes.set(xscale="log", yscale="log", xlabel=f"live streams of {what}, one frame each at a time",
+             ylabel="microseconds a frame")
+    axes.set_xticks(streams[::2])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.25)
+    if axes.lines:
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    _note(figure, run, machine)
+    return figure

@@ -1,6 +1,7 @@
 """The harness: it refuses wrong engines, its tables are whole, and results become tables and charts."""
 import collections
 import dataclasses
+import importlib.util
 import itertools
 import json
 import math
@@ -18,8 +19,9 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner  # noqa: E402
 
-from bench import environment, gradients, measure, mnist, problem, report, training  # noqa: E402
-from bench.cases import CASES, KINDS, MAIN, QUICK, STEPS, SWEEP, TRAINING, Case, Fit, select  # noqa: E402
+from bench import environment, gradients, measure, mnist, pools, probe, problem, report, streams, training  # noqa: E402
+from bench.cases import (  # noqa: E402
+    CASES, KINDS, MAIN, POOLS, QUICK, STEPS, SWEEP, TRAINING, Case, Fit, Pooled, pool_sweep, select)
 from bench.engines import ENGINES, Numpy  # noqa: E402
 from rnnfast.cli import main  # noqa: E402
 from rnnfast.cli.timing import interleave, pinned  # noqa: E402
@@ -436,6 +438,148 @@ def test_training_measures(tmp_path):
         assert record["results"].keys() == engines.keys()
         for name, found in record["results"].items():
             assert found["status"] == ("ok" if engines[name].installed() else "missing"), (name, found)
+
+
+# ------------------------------------------------------------------------------------------------ pools
+SMALL_POOLS = [
+    Pooled("lstm", "LSTM", 5, 7, {1: {"onnxruntime one by one": 1e-9, "share of FMA": 1e9, "us a frame": 1e9},
+                                  2: {"rnnfast one thread": 1e9}}),
+    Pooled("gru", "GRU", 3, 9, {1: {"onnxruntime by hand": 1e9}}),
+    Pooled("ragged", "LSTM", 4, 7, {1: {"rnnfast rectangle": 1e9, "torch packed": 1e-9}}, lengths=(1, 6, 2, 5)),
+]
+
+
+@pytest.mark.parametrize("case", SMALL_POOLS, ids=lambda case: case.name)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pools_are_right(case, threads):
+    for name, result in streams.measure(case, threads, *EFFORT.values()).items():
+        if result["status"] == "missing":
+            assert name.startswith(("onnxruntime", "torch"))
+        else:
+            assert result["status"] == "ok" and 0 < result["error"] < 2e-6 and result["seconds"][1] > 0, (name, result)
+
+
+def test_a_pool_of_silero():
+    case = Pooled("silero", "Silero", 3, 128)
+    if streams.unavailable(case):
+        pytest.skip(streams.unavailable(case))
+    results = streams.measure(case, 1, *EFFORT.values())
+    assert results["rnnfast"]["error"] == results["rnnfast mapping"]["error"] == 0
+    assert {result["status"] for result in results.values()} <= {"ok", "missing"}
+
+
+@pytest.mark.parametrize("case", [SMALL_POOLS[1], SMALL_POOLS[2]], ids=lambda case: case.name)
+@pytest.mark.parametrize("peer, factor, said", [
+    (True, 1.001, "wrong"), (False, 1 + 1e-6, "ValueError: the bits are not those of each stream alone")])
+def test_wrong_pools_are_not_timed(case, peer, factor, said):
+    engine = (streams.Ragged if case.lengths else streams.Rnnfast)()
+    prepare, calls = engine.prepare, []
+
+    def prepared(*args):
+        call = prepare(*args)
+
+        def wrong(x):
+            calls.append(x)
+            return call(x) * np.float32(factor)
+        return wrong
+    engine.prepare, engine.peer = prepared, peer
+    measured = streams.measure_ragged if case.lengths else streams.measure_live
+    result = measured(case, [engine], 1, *EFFORT.values())["rnnfast"]
+    assert said in (result["status"], result.get("message")) and "seconds" not in result
+    assert len(calls) == (1 if case.lengths else streams.STEPS)
+
+
+def test_pools_command(tmp_path, monkeypatch):
+    """Its table and chart, from records made here."""
+    pytest.importorskip("matplotlib")
+    asked = []
+
+    def measured(module, threads, **request):
+        asked.append((module, threads, request))
+        runs = [{"threads": count, "rounds": 2, "others": 0.5,
+                 **pools.run(request | {"threads": count, "limit": 1, "duration": 1e-5})} for count in threads]
+        return json.loads(json.dumps(stored() | {"runs": runs}, allow_nan=False))
+    silero = Pooled("silero", "Silero", 3, 128, {1: {"us a frame": 1}, 2: {"rnnfast one thread": 1.8}})
+    sweep = [Pooled(f"LSTM-B{B}", "LSTM", B, 5, {1: {}}, group="sweep") for B in (1, 2, 4)]
+    monkeypatch.setattr(pools, "measured", measured)
+    monkeypatch.setattr(pools, "POOLS", [*SMALL_POOLS, silero])
+    monkeypatch.setattr(pools, "pool_sweep", lambda kind: sweep if kind == "LSTM" else [])
+    monkeypatch.setattr(probe, "limits", lambda caches, threads: {"fma": 1e11 * threads})
+    monkeypatch.setattr(streams, "FILE", tmp_path / "silero.onnx")
+    files = [tmp_path / "new" / name for name in ("results.json", "table.md", "chart.svg")]
+    options = [str(part) for pair in zip(("--json", "--markdown", "--plot"), files) for part in pair]
+    result = CliRunner().invoke(pools.main, ["--rounds", "2", "--threads", "1", "--threads", "2", *options])
+    assert result.exit_code == 0, result.output
+    module, threads, request = asked[0]
+    assert module == "bench.pools" and threads == (1, 2) and request["sweep"] and request["rounds"] == 2
+    assert request["cases"] == ["lstm", "gru", "ragged", "silero"]
+    text = files[1].read_text()
+    assert text in result.output and "# Pools of streams on some processor" in text and "100 GFLOP/s" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    found = {(row[0], row[1]): row[2:] for row in rows if len(row) == 4}
+    assert float(found["lstm", "microseconds a frame"][0]) > 0
+    assert all(found["lstm", what][0].startswith("**") for what in ("share of the FMA rate", "times one thread"))
+    assert float(found["ragged", "of the cost of a rectangle"][0]) > 0
+    assert found["ragged", "of the cost of a rectangle"][1] == "at most 1e+09"
+    assert found["silero", "microseconds a frame"] == ["not available", "at most 1"]
+    assert "silero is not available: there is no silero.onnx in" in text
+    peers = found["lstm", "times onnxruntime one by one"][0], found["ragged", "times torch packed"][0]
+    for peer, value in zip(("onnxruntime", "torch"), peers):
+        assert float(value) > 0 if importlib.util.find_spec(peer) else value == "not installed"
+    results = json.loads(files[0].read_text())
+    assert [len(run["records"]) for run in results["runs"]] == [7, 2] and text == pools.markdown(results)
+    assert ">rnnfast, pool</text>" in files[2].read_text()
+
+    result = CliRunner().invoke(pools.main, ["gru", "--threads", "1"])
+    assert result.exit_code == 0 and asked[-1][2]["cases"] == ["gru"] and not asked[-1][2]["sweep"]
+    for arguments in (["none"], ["--threads", "2", "--plot", "chart.svg"]):
+        assert CliRunner().invoke(pools.main, arguments).exit_code == 2
+
+
+def test_pools_table_says_what_is_wrong_and_missing():
+    ok = {"status": "ok", "seconds": [6e-6] * 3, "relative": [1] * 3, "least": 5e-6}
+    records = [measure.record(case, results) | {"frames": case.frames, "unavailable": None} for case, results in [
+        (SMALL_POOLS[0], {"rnnfast": ok, "onnxruntime one by one": {"status": "missing"}}),
+        (SMALL_POOLS[1], {"rnnfast": {"status": "wrong", "error": 0.5},
+                          "onnxruntime by hand": ok | {"relative": None}}),
+        (SMALL_POOLS[2], {"rnnfast": ok, "rnnfast rectangle": ok | {"relative": [0.8] * 3},
+                          "torch packed": {"status": "failed", "message": "no such kernel"}}),
+    ]]
+    run = {"threads": 1, "limits": {"fma": 1e9}, "rounds": 2, "others": None, "records": records}
+    text = pools.markdown(stored() | {"runs": json.loads(json.dumps([run]))})
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines()}
+    work = 2 * 5 * 4 * 7 * 14 / 5e-6 / 1e9
+    assert {("lstm", "times onnxruntime one by one", "not installed", "at least 1e-09"),
+            ("lstm", "microseconds a frame", "1.20", "at most 1e+09"),
+            ("gru", "times onnxruntime by hand", "WRONG", "at least 1e+09"),
+            ("ragged", "of the cost of a rectangle", "1.25", "at most 1e+09"),
+            ("ragged", "times torch packed", "failed", "at least 1e-09")} <= rows
+    assert f"**{work:.0%}**" in text and "2 of 3 measured targets" in text
+    assert "rnnfast is wrong: off by 0.5" in text and "torch packed failed: no such kernel" in text
+
+
+def test_pool_cases():
+    """Every target is one that the table knows: an engine's, or one of those that are no ratio."""
+    engines = {e.name for group in (streams.ALONE, streams.SEVERAL, streams.RAGGED) for e in group}
+    assert len({case.name for case in POOLS}) == len(POOLS) == 4
+    assert {what for case in POOLS for group in case.targets.values() for what in group} <= engines | set(pools.MEANING)
+    ragged, = (case for case in POOLS if case.lengths)
+    assert (min(ragged.lengths), max(ragged.lengths), len(ragged.lengths)) == (1, 1000, ragged.B)
+    assert [case.B for case in pool_sweep("LSTM")] == [2**n for n in range(13)]
+
+
+@pytest.mark.slow
+def test_pools_measure(tmp_path):
+    """In the process that is theirs."""
+    out = tmp_path / "results.json"
+    result = subprocess.run([sys.executable, "-m", "bench.pools", "--rounds", "1", "--json", out], cwd=ROOT,
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for run in json.loads(out.read_text())["runs"]:
+        assert [record["case"]["name"] for record in run["records"]] == [
+            case.name for case in POOLS if run["threads"] in case.targets]
+        for record in run["records"]:
+            assert record["unavailable"] or record["results"]["rnnfast"]["status"] == "ok"
 
 
 # ------------------------------------------------------------------------------------------------ the user's models
