@@ -207,7 +207,7 @@ cdef double step_cost(const Direction *d, Py_ssize_t rows) noexcept nogil:
 # ---------------------------------------------------------------------------------------------- sequences
 cdef struct Batch:
     # x [T, B, I] and y [T, B, O] by strides in floats; ragged: `order` sorts the rows by falling length, `counts[s]`
-    # rows are longer than s
+    # rows are longer than s; packed: x [N, I] and y [N, O] hold the rows of step t, by falling length, from `starts[t]`
     Py_ssize_t T, B
     const float *x
     Py_ssize_t x_t, x_b
@@ -216,9 +216,16 @@ cdef struct Batch:
     const Py_ssize_t *order
     const Py_ssize_t *counts
     const Py_ssize_t *lens
+    const Py_ssize_t *starts    # or NULL
     bint reverse
     float *saved                # or NULL: [steps, rows of the step, width] for backward, `saved_t` floats a step if it
     Py_ssize_t saved_t, width   # is not ragged
+
+
+cdef inline Py_ssize_t offset(const Batch *b, Py_ssize_t t, Py_ssize_t row, Py_ssize_t of_t,
+                              Py_ssize_t of_b) noexcept nogil:
+    """Where a row's step t stands in x or y, by the strides of that."""
+    return t * of_t + row * of_b if b.starts == NULL else (b.starts[t] + row) * of_t
 
 
 cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
@@ -327,7 +334,7 @@ cdef void pack_input(Run *r) noexcept nogil:
         for i in range(b.counts[s]):
             row = b.order[i]
             t = b.lens[row] - 1 - s if b.reverse else s
-            memcpy(r.w.packed + rows * I, b.x + t * b.x_t + row * b.x_b, I * sizeof(float))
+            memcpy(r.w.packed + rows * I, b.x + offset(b, t, row, b.x_t, b.x_b), I * sizeof(float))
             rows += 1
 
 
@@ -384,7 +391,7 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
             for i in range(args.rows * part // parts, args.rows * (part + 1) // parts):
                 row = b.order[i]
                 t = b.lens[row] - 1 - s if b.reverse else s
-                memcpy(b.y + t * b.y_t + row * b.y_b, w.h + ((s & 1) * b.B + i) * O, O * sizeof(float))
+                memcpy(b.y + offset(b, t, row, b.y_t, b.y_b), w.h + ((s & 1) * b.B + i) * O, O * sizeof(float))
 
 
 cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *states, bint backwards,
@@ -439,7 +446,7 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *stat
             memcpy(states.h + row * O, w.h + (((steps - 1) & 1) * b.B + i) * O, O * sizeof(float))
         if states.c != NULL:
             memcpy(states.c + row * H, w.c + i * d.padded, H * sizeof(float))
-        for t in range(steps, b.T):
+        for t in range(steps, b.T if b.starts == NULL else 0):
             memset(b.y + t * b.y_t + row * b.y_b, 0, O * sizeof(float))
 
 
@@ -629,7 +636,7 @@ cdef class Prepared:
         self.cells = cells
         cells_of(&self.layer, cells, reverse)
         self.layer.b.T, self.layer.b.B = T, B
-        self.layer.b.order = self.layer.b.counts = self.layer.b.lens = NULL
+        self.layer.b.order = self.layer.b.counts = self.layer.b.lens = self.layer.b.starts = NULL
         self.layer.b.x_t, self.layer.b.x_b, self.layer.b.y_t, self.layer.b.y_b, self.layer.y_d = strides
         if ragged:
             self.layer.b.order = &self.workspace        # any: that there is one decides
@@ -677,8 +684,17 @@ cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B):
     return lens, order, np.searchsorted(-lens[order], -np.arange(T))
 
 
+cdef tuple sort_packed(batch_sizes, Py_ssize_t N):
+    """What sort_lengths returns, and the first row of each step, of a packed sequence of N rows in all."""
+    counts = np.array(batch_sizes, dtype=np.intp)
+    if counts.ndim != 1 or not counts.size or counts[-1] < 1 or np.any(np.diff(counts) > 0) or np.sum(counts) != N:
+        raise ValueError(f"batch_sizes must fall from the number of rows to at least 1, and sum up to {N}")
+    order = np.arange(counts[0])
+    return np.searchsorted(-counts, -order), order, counts, np.cumsum(counts) - counts
+
+
 def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1,
-              saved=None):
+              saved=None, batch_sizes=None):
     """Runs one layer, one or both directions, over a batch of sequences.
 
     cells, reverse: D cells and whether each runs backwards. x [T, B, I] float32 with any strides of T and B.
@@ -688,6 +704,9 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     rows of length 0. Shapes are the caller's to check. Up to `threads` threads share the work where it is large enough;
     the bits are the same. BLAS has threads of its own instead. saved: for each direction float32 [rows of all steps,
     floats], written for backward; `Cell.saved_size` says how many floats.
+
+    batch_sizes: x [N, 1, I] and y [N, D, 1, O] are packed: of each step the rows that are as long, by falling length,
+    batch_sizes[t] of them. States are in that order too.
     """
     cdef Py_ssize_t D = len(cells)
     cdef Cell q = cells[0], other
@@ -707,6 +726,11 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
                 or other.output_size != O or other.d.r.blas != q.d.r.blas
                 or (other.d.project == NULL) != (q.d.project == NULL)):
             raise ValueError("the cells of both directions must have the same kind, sizes and matmul")
+    cdef Py_ssize_t[::1] lens, order, counts, starts
+    lens = order = counts = starts = None
+    if batch_sizes is not None:
+        lens, order, counts, starts = sort_packed(batch_sizes, b.T)
+        b.T, b.B = counts.shape[0], counts[0]
     h0 = state_array(initial_h, D, b.B, O, "initial_h")
     c0 = state_array(initial_c, D, b.B, H, "initial_c")
     y_h = new_array(3, D, b.B, O)
@@ -716,9 +740,14 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
     b.x = <const float *>cnp.PyArray_DATA(x)
     b.x_t, b.x_b = cnp.PyArray_STRIDE(x, 0) // 4, cnp.PyArray_STRIDE(x, 1) // 4
     b.y_t, b.y_b = cnp.PyArray_STRIDE(y, 0) // 4, cnp.PyArray_STRIDE(y, 2) // 4 if b.B > 1 else O
-    b.order = b.counts = b.lens = NULL
-    cdef Py_ssize_t[::1] lens, order, counts
-    lens, order, counts = sort_lengths(sequence_lens, b.T, b.B)
+    b.order = b.counts = b.lens = b.starts = NULL
+    if batch_sizes is None:
+        lens, order, counts = sort_lengths(sequence_lens, b.T, b.B)
+    elif counts[b.T - 1] < b.B:
+        b.starts = &starts[0]
+    else:                       # all rows have T steps
+        lens = None
+        b.x_t, b.x_b, b.y_t, b.y_b = b.B * b.x_t, b.x_t, b.B * b.y_t, b.y_t
     if lens is not None:
         b.lens, b.order, b.counts = &lens[0], &order[0], &counts[0]
     layer.y, layer.y_d = <float *>cnp.PyArray_DATA(y), cnp.PyArray_STRIDE(y, 1) // 4
@@ -753,7 +782,7 @@ def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads
     if not is_float32(x) or cnp.PyArray_NDIM(x) != 3 or cnp.PyArray_DIM(x, 2) != q.input_size or not contiguous_rows(x):
         return None
     b.T, b.B = cnp.PyArray_DIM(x, time_axis), cnp.PyArray_DIM(x, 1 - time_axis)
-    b.order = b.counts = b.lens = NULL
+    b.order = b.counts = b.lens = b.starts = NULL
     if b.T == 0 or b.B == 0 or not is_state(h0, layers * D, b.B, O) or not is_state(c0, layers * D, b.B, H):
         return None
     h = new_array(3, layers * D, b.B, O)

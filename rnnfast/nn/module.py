@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
 from ..threads import check as check_threads
 from .checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
+from .packed import checked, is_packed
 from .pool import LayerPool
 from .stream import LayerStream
 
@@ -86,7 +87,7 @@ class Module:
         if state is not None:
             raise InputError(f"state: {type(self).__name__} has none, expected None")
         if not check_flag(training, "training"):
-            return self(x), None, None
+            return self._output(x, None), None, None
         y, *values = self._forward(x, rng)
         there = {id(a) for a in (x, y, *self._initialized()[0].values())}
         return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in there))
@@ -144,6 +145,9 @@ class Module:
 
     def _output(self, x, lengths):
         """What the next layer of a Sequential gets."""
+        if is_packed(x):        # all but recurrent layers take rows, whatever step they are of
+            x = checked(x)
+            return x._replace(data=self(x.data))
         return self(x)
 
     def _initialize(self, rng):
@@ -296,7 +300,7 @@ class Sequential(Container):
         return {str(i): layer for i, layer in enumerate(self.layers)}
 
     def __call__(self, x, *, lengths=None):
-        """x as the first layer takes it; lengths [B] go to every recurrent layer."""
+        """x as the first layer takes it, or a PackedSequence of that; lengths [B] go to every recurrent layer."""
         for layer in self.layers:
             try:
                 x = layer._output(x, lengths)
@@ -316,9 +320,12 @@ class Sequential(Container):
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
         if check_flag(training, "training"):
             rng = as_generator(rng)
+            if is_packed(x):
+                raise UnsupportedError("x: a packed sequence, which has no gradients; expected a padded array and "
+                                       "lengths=")
         y, states, kept, nbytes = x, [], [], 0
         for layer, of_layer in zip(self.layers, self._split(state, "state"), strict=True):
-            nbytes += 0 if y is x else y.nbytes
+            nbytes += 0 if y is x or not training else y.nbytes
             try:
                 y, of_layer, saved = layer.forward(y, of_layer, lengths=lengths, training=training, rng=rng)
             except Error as error:

@@ -15,6 +15,9 @@ What torch has not stands in keyword arguments:
 
 Lengths [B] may stand in any order. Outputs past a row's length are zeros, its last state is that of its last step, and
 a row of length 0 has zeros for both, whatever its initial state was.
+
+A call takes a PackedSequence in place of x and lengths, ours or torch's, whatever `batch_first` says: y is packed like
+it, and states, those given and those returned, are in the order in which the rows were packed.
 """
 from ..errors import InputError
 from .checks import check_choice, check_flag, check_size
@@ -25,8 +28,8 @@ class _OneState(Recurrent):
     """RNN and GRU: h is all that goes on from step to step."""
 
     def __call__(self, x, h0=None, lengths=None):
-        """x [T, B, I], [B, T, I] with batch_first, or [T, I]; h0 [layers * directions, B, H] (without B if x has
-        none); lengths [B]
+        """x [T, B, I], [B, T, I] with batch_first, [T, I], or packed; h0 [layers * directions, B, H] (without B if x
+        has none); lengths [B]
 
         -> y, shaped like x with the size H, or 2 H for concatenated directions; h, shaped like h0.
         """
@@ -141,8 +144,8 @@ class LSTM(Recurrent):
                         clip=clip, matmul=matmul, threads=threads, rng=rng)
 
     def __call__(self, x, hx=None, lengths=None):
-        """x [T, B, I], [B, T, I] with batch_first, or [T, I]; hx = (h0 [layers * directions, B, H or proj_size],
-        c0 [layers * directions, B, H]), either may be None (without B if x has none); lengths [B]
+        """x [T, B, I], [B, T, I] with batch_first, [T, I], or packed; hx = (h0 [layers * directions, B, H or
+        proj_size], c0 [layers * directions, B, H]), either may be None (without B if x has none); lengths [B]
 
         -> y, shaped like x with the size of h, or twice it for concatenated directions; (h, c), shaped like hx.
         """

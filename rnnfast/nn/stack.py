@@ -6,7 +6,7 @@ import numpy as np
 from .. import _backward, _engine
 from ..activations import as_activation, as_tuple, resolve
 from ..errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
-from . import convert
+from . import convert, packed
 from .checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul,
                      check_number, check_shape, check_size, check_weights)
 from .dropout import draw, drop
@@ -157,6 +157,7 @@ class Recurrent(Module):
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
         """-> y, state, saved: the first two as a call gives them, the last for `backward`, or None without `training`.
 
+        x may be a PackedSequence but for training, which takes lengths.
         rng: a seed or a numpy Generator, for the dropout between layers. What is saved refers to x, y and the states,
         given and returned: they must not be written to before `backward`, which only this layer can do. RNN with tanh
         or relu, LSTM and GRU with their default activations have gradients; UnsupportedError for others, clip,
@@ -266,31 +267,37 @@ class Recurrent(Module):
             if done is not None:
                 return done
         names = ("h0", "c0")[:len(states)]
-        x, batched = self._batch(x)
-        steps, rows, _ = x.shape
+        pack = None
+        if packed.is_packed(x):
+            pack, x = self._packed_batch(x, lengths, saved)
+            batched, rows, ragged = True, int(pack.batch_sizes[0]), {"batch_sizes": pack.batch_sizes}
+        else:
+            x, batched = self._batch(x)
+            rows, ragged = x.shape[1], {"sequence_lens": check_lengths(lengths, *x.shape[:2]) if batched else None}
         if not batched:
             if lengths is not None:
                 raise InputError("lengths: x has no batch axis")
             states = [s if s is None else _unsqueeze(s, name) for s, name in zip(states, names, strict=True)]
-        lengths = check_lengths(lengths, steps, rows)
         initial = [self._check_state(s, name, rows, width) for s, name, width in zip(states, names, self._widths)]
+        if pack is not None:
+            initial = [s if s is None else packed.sort(pack, s, 1) for s in initial]
 
         last = []
         directions = len(self._reverse)
         for layer, cells in enumerate(stack):
             of_layer = slice(layer * directions, (layer + 1) * directions)
             of_layer = [None if s is None else s[of_layer] for s in initial]
-            y = self._outputs(steps, rows)
+            y = self._outputs(*x.shape[:2])
             if saved is None:
                 y_h, y_c = _engine.recurrent(cells, self._reverse, x, y.swapaxes(1, 2), *of_layer,
-                                             sequence_lens=lengths, threads=self._threads)
+                                             threads=self._threads, **ragged)
             else:
                 self._differentiable(weights[0], layer, cells)
-                y_h, y_c, tape = _backward.record(cells, self._reverse, x, y, *of_layer, sequence_lens=lengths,
-                                                  threads=self._threads)
+                y_h, y_c, tape = _backward.record(cells, self._reverse, x, y, *of_layer,
+                                                  threads=self._threads, **ragged)
             last.append((y_h, y_c))
             if self.merge == "concat":
-                x = y.reshape(steps, rows, self._merged_size)
+                x = y.reshape(*y.shape[:2], self._merged_size)
             else:
                 x = _MERGES[self.merge][0](y[:, :, 0], y[:, :, 1])
             if saved is not None:
@@ -303,6 +310,8 @@ class Recurrent(Module):
         if saved is not None:
             saved.batched, saved.last = batched, last[0][-directions:]
 
+        if pack is not None:
+            return pack._replace(data=x[:, 0]), tuple(packed.unsort(pack, s, 1) for s in last)
         y = x.swapaxes(0, 1) if self.batch_first and batched else x
         return (y, last) if batched else (y[:, 0], tuple(s[:, 0] for s in last))
 
@@ -334,6 +343,17 @@ class Recurrent(Module):
         if x.ndim == 2:
             return x[:, None], False
         return (x.swapaxes(0, 1) if self.batch_first else x), True
+
+    def _packed_batch(self, x, lengths, saved):
+        """A packed sequence as a PackedSequence, and its data as [N, 1, I]."""
+        if lengths is not None:
+            raise InputError("lengths: x is a packed sequence, which has its own")
+        if saved is not None:
+            raise UnsupportedError("x: a packed sequence, which has no gradients; expected a padded array and lengths=")
+        pack = packed.checked(x)
+        data = as_input(pack.data, "x.data")
+        check_shape(data, (len(data), self.input_size), "x.data", "sum of lengths, input_size")
+        return pack, data[:, None]
 
     def _check_state(self, state, name, rows, width):
         if state is None:
