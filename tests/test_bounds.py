@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import _plan
+from rnnfast import _engine, _plan, nn
 from rnnfast.onnx.compile import builder
 from tests.graphs import parse
 
@@ -223,3 +223,18 @@ def test_memory_of_others_is_not_touched(isa, guard_buffers, at_end, forced, mak
         for name, y in right.items():
             np.testing.assert_array_equal(outputs[name], y)
     assert native
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_packed_sequences_touch_no_memory_of_others(isa, at_end, forced, kind, threads):
+    rng = np.random.default_rng(8)
+    for _ in range(6):
+        rows, i, H = sizes(rng, 3)
+        layer = getattr(nn, kind)(i, H, bidirectional=True, rng=9)
+        lengths = rng.integers(1, 9, rows)
+        packed = nn.pack_sequence([values(rng, n, i) for n in lengths], enforce_sorted=False)
+        y = guarded(packed.data.shape[0] * 2 * H * 4, at_end).view(np.float32).reshape(-1, 1, 2, H)
+        _engine.recurrent(layer._packed[0], (False, True), copied(packed.data[:, None], at_end), y.swapaxes(1, 2),
+                          threads=threads, batch_sizes=packed.batch_sizes)
+        np.testing.assert_array_equal(y.reshape(-1, 2 * H), layer(packed)[0].data)
