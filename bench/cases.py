@@ -191,6 +191,7 @@ POOLS = [
             {"rnnfast one thread": 1.8}),
     _pooled("LSTM", 1024, 128, {"onnxruntime one by one": 10, "share of FMA": 0.85}, {"rnnfast one thread": 1.8}),
     _pooled("GRU", 16, 64, {"onnxruntime one by one": 4}),
+    Pooled("Batcher-Silero-B1000", "Silero", 1000, 128, {1: {"streams": 2000, "p99": 10}}, group="batcher"),
     Pooled("LSTM-B32-H256-ragged", "LSTM", 32, 256, {1: {"rnnfast rectangle": 1.15, "torch packed": 5}},
            _ragged("LSTM", 1, 1000, 32, 256, 1, 1).lengths),
 ]

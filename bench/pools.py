@@ -20,8 +20,9 @@ DURATION, LIMIT = 0.02, 20
 STATUS = {"missing": "not installed", "failed": "failed", "wrong": "WRONG"}
 # How targets read that are no ratio of an engine's time to rnnfast's, and those of which less is better.
 MEANING = {"us a frame": "microseconds a frame", "share of FMA": "share of the FMA rate",
-           "rnnfast one thread": "times one thread", "rnnfast rectangle": "of the cost of a rectangle"}
-AT_MOST = "us a frame", "rnnfast rectangle"
+           "rnnfast one thread": "times one thread", "rnnfast rectangle": "of the cost of a rectangle",
+           "streams": "streams that a core keeps up with", "p99": "milliseconds until 99 % of replies"}
+AT_MOST = "us a frame", "rnnfast rectangle", "p99"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,14 +54,15 @@ def main(patterns, threads, rounds, json_file, markdown_file, plot):
         from bench.plot import draw_pools
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_pools(results, plot)
-    if any(report.problems(run["records"]) for run in results["runs"]):
+    if any(report.problems(run["records"]) for run in results["runs"]) or any(
+            (record.get("live") or {}).get("wrong") for run in results["runs"] for record in run["records"]):
         sys.exit(1)
 
 
 # ------------------------------------------------------------------------------------------------ measuring
 def run(request):
     """All cases of one process, between two looks at what the machine can do."""
-    from bench import environment, probe, streams
+    from bench import environment, live, probe, streams
     from bench.measure import progress, record
     from rnnfast.cli.progress import track
     threads, caches = request["threads"], environment.caches()
@@ -71,7 +73,10 @@ def run(request):
     for case in track([case for case in cases if min(threads, 2) in case.targets], progress(threads)):
         reason = streams.unavailable(case)
         effort = [request[name] for name in ("threads", "rounds", "duration", "limit")]
-        found = record(case, {} if reason else streams.measure(case, *effort))
+        if case.group == "batcher":
+            found = record(case, {}) | {"live": None if reason else live.measure(case)}
+        else:
+            found = record(case, {} if reason else streams.measure(case, *effort))
         records.append(found | {"frames": case.frames, "unavailable": reason})
     again = probe.limits(caches, threads)
     return {"limits": {name: max(limits[name], again[name]) for name in limits}, "records": records}
@@ -86,17 +91,22 @@ def markdown(results):
         "others get each frame apart. mapping: {id: frame} to {id: result}; one by one: a run for each stream; by "
         "hand: NumPy concatenates frames and states for one run and splits the states. Ragged: B rows of 1 to 1,000 "
         "steps, a frame is a step of a row; rectangle: B rows of the mean length; packed: packed and padded by torch. "
-        "`spread`: quartiles of rnnfast's time.", "",
+        "`spread`: quartiles of rnnfast's time. Batcher: asyncio, those who send and the batcher's thread share one core; "
+        "the streams that it keeps up with are those whose frames of 32 ms it answers in time, as many as are sent; "
+        "milliseconds until a reply are with B streams in real time. Each reply is that of the stream alone, to the bit.",
+        "",
         "Ratios are of times in the same round, the median over rounds. The share of the FMA rate is of rnnfast's best "
         "sample and the probe's. In bold: what misses its target.",
     ]
     for run in results["runs"]:
         records = [record for record in run["records"] if record["case"]["group"] != "sweep"]
+        timed = [record for record in records if "live" not in record]
         lines += ["", report.run_heading(run), "",
                   f"Measured limit: {run['limits']['fma'] / 1e9:.0f} GFLOP/s. At most {run['rounds']} rounds.",
                   *report.others(run)]
         if records:
-            lines += ["", *_times(records), "", *_targets(records, run)]
+            lines += ["", *_times(timed)] if timed else []
+            lines += ["", *_targets(records, run)]
         if len(records) < len(run["records"]):
             sweep = [record for record in run["records"] if record["case"]["group"] == "sweep"]
             lines += ["", "Numbers of streams:", "", *_times(sweep)]
@@ -149,6 +159,8 @@ def targets(record, threads):
 def reached(record, what, run):
     """What is to be compared with the target, or None."""
     ours = record["results"].get("rnnfast", {})
+    if "live" in record:
+        return record["live"] and record["live"][what]
     if what == "us a frame":
         return ours.get("seconds") and ours["seconds"][1] / record["frames"] * 1e6
     if what == "share of FMA":
@@ -169,6 +181,8 @@ def _notes(records):
     for record in records:
         if record["unavailable"]:
             yield f"{record['case']['name']} is not available: {record['unavailable']}."
+        elif (record.get("live") or {}).get("wrong"):
+            yield f"{record['case']['name']}: {record['live']['wrong']} replies are WRONG."
     for (name, what), cases in report.problems(records).items():
         yield f"{name} {what} ({', '.join(cases)})."
 
