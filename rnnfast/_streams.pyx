@@ -289,9 +289,14 @@ cdef class Slots:
 
     def find(self, ids):
         """The slots of these streams [n] intp; InputError unless they are open and different."""
-        cdef cnp.ndarray array = np.asarray(ids)
+        cdef cnp.ndarray array
+        try:
+            array = np.asarray(ids)
+        except ValueError as e:
+            raise InputTypeError(f"{self.label}: stream ids are no array: {e}") from e
         if array.ndim != 1 or array.dtype.kind not in "iu" and array.size:
-            raise InputTypeError(f"{self.label}: stream ids are {array.dtype} of shape {list(np.shape(array))}, expected integers [n]")
+            raise InputTypeError(f"{self.label}: stream ids are {array.dtype} of shape {list(np.shape(array))}, expected "
+                                 "integers [n]")
         array = array.astype(np.intp)
         cdef cnp.ndarray found = np.empty(array.size, np.intp)
         cdef Py_ssize_t *id_of = <Py_ssize_t *>cnp.PyArray_DATA(array)
@@ -439,8 +444,8 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
 
 cdef class Batch:
     """A Segment for `size` streams. frames, results: (area, axis of the streams) of each input that is new at each step
-    and of each result, -1 for the whole array of one stream; states: (area read, area written, axis); fixed: (area, array) of those that all streams share.
-    Areas are places among the segment's inputs, then outputs; -1 for none."""
+    and of each result, -1 for the whole array of one stream; states: (area read, area written, axis); fixed: (area,
+    array) of those that all streams share. Areas are places among the segment's inputs, then outputs; -1 for none."""
     cdef BatchPlan plan
     cdef Segment segment
     cdef tuple held
@@ -505,7 +510,10 @@ cdef class Rows:
         if len(forms) > MAX_AREAS:
             raise LimitError(f"{len(forms)} states of a stream")
         self.capacity = capacity
-        self.states = [np.zeros((2, capacity, *shape), dtype) for shape, dtype in forms]
+        try:
+            self.states = [np.zeros((2, capacity, *shape), dtype) for shape, dtype in forms]
+        except (MemoryError, ValueError) as e:
+            raise LimitError(f"no memory for the states of {capacity} streams: {e}") from e
         self.turn = np.zeros(capacity, np.uint8)
         for i in range(len(self.states)):
             self.data[i] = <char *>cnp.PyArray_DATA(self.states[i])

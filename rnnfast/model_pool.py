@@ -4,6 +4,7 @@ Which axis of each input, state and output is the batch is found out at the firs
 of the batch and the shapes are compared, then three streams together with each of them alone, and the bits are compared.
 """
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -26,6 +27,20 @@ MAX_CHOICES = 64
 # Sets of values of fixed inputs (a sample rate) that streams of one pool may have at a time.
 MAX_KINDS = 16
 BY_ONE = "pool(batch=False) runs streams one by one"
+
+
+def all_or_nothing(step):
+    """If the first step of a Kind fails, it knows no more than before: another frame may settle its shapes."""
+    @functools.wraps(step)
+    def checked(self, *args):
+        new = [kind for kind in self._kinds if kind.rows is None]
+        try:
+            return step(self, *args)
+        except BaseException:
+            for kind in new:
+                kind.rows, kind.batches = None, {}
+            raise
+    return checked
 
 
 class ModelPool(Pool):
@@ -59,7 +74,8 @@ class ModelPool(Pool):
 
     def _admitted(self, state, fixed):
         place = self._kind(fixed)
-        return place, None if state is None else self._kinds[place].admitted_state(state)
+        kind = self._kinds[place]
+        return place, None if state is None else kind.admitted_state(state, self._given(kind))
 
     def _begin(self, slot, place, state):
         self._of[slot] = place
@@ -89,15 +105,19 @@ class ModelPool(Pool):
         of = self._of[slots]
         return [(self._kinds[place], np.flatnonzero(of == place)) for place in np.unique(of)]
 
-    def _settle(self, kind, slots, frames, rows):
+    def _given(self, kind):
+        """The initial states of a stream of a Kind that has some, or None: all such have their shapes."""
+        return next((state for slot, state in self._begun.items() if self._kinds[self._of[slot]] is kind), None)
+
+    def _settle(self, kind, frames, rows):
         """Find out the batch axes of a Kind from the first frame."""
         if kind.rows is None:
-            given = next((self._begun[slot] for slot in slots.tolist() if slot in self._begun), None)
-            kind.settle(frames, rows, given)
+            kind.settle(frames, rows, self._given(kind))
             for slot, state in self._begun.items():
                 if self._kinds[self._of[slot]] is kind:
                     kind.load(slot, state)
 
+    @all_or_nothing
     def _step(self, slots, feed, out):
         groups = []
         for kind, places in self._groups(slots):
@@ -106,7 +126,7 @@ class ModelPool(Pool):
                 values = {name: value[places] for name, value in values.items()}
             of_kind = slots if places is None else slots[places]
             if len(of_kind):
-                self._settle(kind, of_kind, {name: value[0] for name, value in values.items()}, True)
+                self._settle(kind, {name: value[0] for name, value in values.items()}, True)
                 groups.append((kind, places, of_kind, kind.checked_rows(values)))
         if not groups:
             raise InputError(f"{self.label}: a step of no streams")
@@ -150,6 +170,7 @@ class ModelPool(Pool):
     def _admitted_frame(self, slot, frame):
         return self._kinds[self._of[slot]].admitted_frame(frame)
 
+    @all_or_nothing
     def _step_frames(self, slots, frames):
         results = [None] * len(frames)
         groups = []
@@ -158,7 +179,7 @@ class ModelPool(Pool):
             if len(places):
                 of_kind = frames if len(places) == len(frames) else [frames[place] for place in places]
                 slots_of = slots if len(places) == len(frames) else slots[places]
-                self._settle(kind, slots_of, dict(zip(kind.inputs, of_kind[0])), False)
+                self._settle(kind, dict(zip(kind.inputs, of_kind[0])), False)
                 groups.append((kind, places, slots_of, kind.stacked(of_kind)))
         for kind, places, slots_of, arrays in groups:
             made = [list(values.reshape(len(values), *kind.shape_alone(name, values.shape[1:])))
@@ -198,14 +219,14 @@ class Kind:
             and np.asarray(value).tobytes() == np.asarray(others[name]).tobytes() for name, value in mine.items())
 
     # ------------------------------------------------------------------------------------------ values
-    def admitted_state(self, state):
-        """Initial states of a stream, each as a stream alone has it."""
-        values = self.alone._admitted_state(state)
+    def admitted_state(self, state, given):
+        """Initial states of a stream, each as a stream alone has it. given: those of another one, or None."""
+        values, shapes = self.alone._admitted_state(state), [value.shape for value in given or ()]
         if self.rows is not None:
-            for name, value, (shape, _) in zip(self.alone.states, values, self.state_forms):
-                if value.shape != self.shape_alone(name, shape):
-                    raise InputError(f"{self.label}: state {name!r} has shape {value.shape}, expected "
-                                     f"{self.shape_alone(name, shape)}")
+            shapes = [self.shape_alone(name, shape) for name, (shape, _) in zip(self.alone.states, self.state_forms)]
+        for name, value, shape in zip(self.alone.states, values, shapes):
+            if value.shape != shape:
+                raise InputError(f"{self.label}: state {name!r} has shape {value.shape}, expected {shape}")
         return values
 
     def load(self, slot, values):
@@ -227,11 +248,18 @@ class Kind:
         if type(frame) is np.ndarray and frame.shape == self.quick_shape and frame.dtype is self.quick_type:
             return frame,
         feed = self.pool._merged(frame, {})
-        self.alone._check_names(feed)
+        self.check_names(feed)
         values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
         if self.rows is not None:
             self.check_frame(values)
         return values
+
+    def check_names(self, feed):
+        self.alone._check_names(feed)
+        for name in feed if len(feed) > len(self.inputs) else ():
+            if name not in self.inputs:
+                raise InputError(f"{self.label}: input {name!r} has a value in the file; give another one when the stream "
+                                 f"is opened, open({name}=...)")
 
     def check_frame(self, values):
         for name, value in zip(self.inputs, values):
@@ -255,7 +283,7 @@ class Kind:
 
     def admitted_rows(self, feed, count):
         """Frames with the streams first; each is an array of `count`."""
-        self.alone._check_names(feed)
+        self.check_names(feed)
         values = {}
         for name in self.inputs:
             type_ = dataclasses.replace(self.alone._types[name], shape=None)
@@ -307,7 +335,7 @@ class Kind:
 
     def search(self, frames, rows, given):
         """(axis of the streams of each value or None, a call's values for one stream, (shape, type) of its outputs)."""
-        reason, tried = None, 0
+        reason, wrong, tried = None, None, 0
         for choice in itertools.product(*(self.candidates(name, value, rows) for name, value in frames.items())):
             axes = dict(zip(frames, choice))
             alone = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
@@ -322,27 +350,39 @@ class Kind:
                 chosen = axes | dict(zip([*states, *self.alone._fixed], others))
                 sample = self.alone._fixed | alone | states
                 try:
-                    return self.tried(sample, chosen)
+                    forms = self.traced(sample)[2]
+                except Error as e:
+                    wrong = wrong or e
+                    continue
+                try:
+                    return self.tried(sample, chosen, forms)
                 except Error as e:
                     reason = reason or e
+        if reason is None:      # no stream takes this frame
+            raise wrong
         raise UnsupportedError(f"{self.label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
 
     def candidates(self, name, value, rows, needed=True):
         """The axes of an input that may be the streams': open ones in the file, and of length 1 in a value that is not
         a row."""
-        shape = self.alone._types[name].shape
-        rank = np.ndim(value) + rows
-        axes = [axis for axis in range(rank) if (shape is None or type(shape[axis]) is not int)
-                and (rows or np.shape(value)[axis] == 1)]
+        type_ = self.alone._types[name]
+        if type_.kind != "tensor":
+            raise UnsupportedError(f"{self.label}: input {name!r} is no tensor, of which streams make a batch; {BY_ONE}")
+        shape, came = type_.shape, np.shape(value)
+        axes = [axis for axis in range(len(came) + rows)
+                if fits(shape, (*came[:axis], 1, *came[axis:]) if rows else came, axis)]
         if needed and not axes:
-            fixed = f"; give it when the stream is opened, open({name}=...)" if name in self.inputs and not rank else ""
-            raise UnsupportedError(f"{self.label}: input {name!r} of shape {list(shape or np.shape(value))} has no axis "
-                                   f"that may be a batch{fixed}; {BY_ONE}")
+            if rows and shape and not all(type(n) is int for n in shape):
+                raise InputError(f"{self.label}: input {name!r} has frames of {list(came)}, expected {list(shape)} "
+                                 "without the batch")
+            fixed = f"; give it when the stream is opened, open({name}=...)" if name in self.inputs and not shape else ""
+            raise UnsupportedError(f"{self.label}: input {name!r} of shape {list(came if shape is None else shape)} has "
+                                   f"no axis that may be a batch{fixed}; {BY_ONE}")
         return axes
 
-    def tried(self, sample, axes):
-        """`search`'s result if these axes are the streams', else an Error."""
-        forms, two, three = (self.traced(repeated(sample, axes, n))[2] for n in (1, 2, 3))
+    def tried(self, sample, axes, forms):
+        """`search`'s result if these axes are the streams', else an Error. forms: of the outputs for one stream."""
+        two, three = (self.traced(repeated(sample, axes, n))[2] for n in (2, 3))
         axes = dict(axes)
         for name, (shape, _) in two.items():
             after = three[name][0]
@@ -361,14 +401,15 @@ class Kind:
 
     def compare(self, sample, axes):
         """An error unless three streams together get the bits that each gets alone."""
-        rng = np.random.default_rng(0)
-        feed = {}
-        for name, value in repeated(sample, axes, 3).items():
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and name not in self.alone._fixed:
-                value = (rng.standard_normal(value.shape) / 2).astype(value.dtype)
-            feed[name] = value
-        program, args = self.model.prepare(feed)
-        together = program.run(args)
+        feed = repeated(sample, axes, 3)
+        try:
+            program, args = self.model.prepare(varied(feed, self.alone._fixed, "fiub"))
+            together = program.run(args)
+            feed = dict(zip(program.names, args))
+        except Error:       # of integers that are no indices
+            feed = varied(feed, self.alone._fixed, "f")
+            program, args = self.model.prepare(feed)
+            together = program.run(args)
         for i in range(3):
             one = {name: value if axes[name] is None else np.take(value, [i], axes[name])
                    for name, value in feed.items()}
@@ -451,3 +492,24 @@ def repeated(values, axes, count):
     """Values of one stream as those of so many."""
     return {name: value if axes.get(name) is None else np.repeat(value, count, axes[name])
             for name, value in values.items()}
+
+
+def varied(values, fixed, kinds):
+    """Values with random ones in the place of those of some kinds of types; integers are up to those that there are."""
+    rng, made = np.random.default_rng(0), dict(values)
+    for name, value in values.items():
+        kind = value.dtype.kind
+        if name in fixed or kind not in kinds or not value.size:
+            continue
+        if kind == "f":
+            made[name] = (rng.standard_normal(value.shape) / 2).astype(value.dtype)
+        else:
+            low, high = (False, True) if kind == "b" else (min(value.min(), 0), max(value.max(), 1))
+            made[name] = rng.integers(low, high, value.shape, endpoint=True, dtype=value.dtype)
+    return made
+
+
+def fits(shape, came, axis):
+    """Whether a value of one stream may have its batch at an axis, by the shape in the file."""
+    return came[axis] == 1 and (shape is None or len(shape) == len(came) and type(shape[axis]) is not int
+                                and all(type(n) is not int or n == m for n, m in zip(shape, came)))

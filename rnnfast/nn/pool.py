@@ -35,7 +35,7 @@ class LayerPool(Pool):
         if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
             raise InputTypeError(f"{self.label}: state is {type(state).__name__}, expected the states of "
                                  f"{len(self._states)} layers")
-        return [part.checked(value) for part, value in zip(self._states, state)],
+        return [None if value is None else part.checked(value) for part, value in zip(self._states, state)],
 
     def _begin(self, slot, state):
         if state is not None:
