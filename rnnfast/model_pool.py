@@ -47,9 +47,10 @@ class ModelPool(Pool):
     """A Pool of a Model. states: {state input: state output}; outputs: the names of a step's results."""
     def __init__(self, model, max_streams, states=None, batch=True, fixed=None):
         self._model, self._batch, self._fixed = model, check_flag(batch, "batch"), fixed or {}
+        self.states = states
         first = Kind(self, self._fixed)
         self.states, self.outputs = first.alone.states, first.alone.outputs
-        super().__init__(model.source.label, max_streams, first.inputs[0] if len(first.inputs) == 1 else None)
+        super().__init__(model.source.label, max_streams)
         self._kinds = [first]
         self._of = np.zeros(max_streams, np.intp)       # slot -> place of its Kind
         self._begun = {}                                # slot -> initial states, where they are not zeros
@@ -97,6 +98,10 @@ class ModelPool(Pool):
         kind = self._kinds[self._of[slot]]
         values = self._begun.get(slot) if kind.rows is None else kind.state(slot)
         return None if values is None else {name: np.array(v) for name, v in zip(self.states, values)}
+
+    def _single(self, slots):
+        """The name of the input of the streams in these slots, if they have one."""
+        return self._kinds[self._of[slots[0]] if len(slots) else 0].single
 
     def _groups(self, slots):
         """(Kind, places of its streams among `slots`, or None for all) of a step."""
@@ -207,8 +212,9 @@ class Kind:
     """
     def __init__(self, pool, fixed):
         self.model, self.pool, self.fixed = pool._model, pool, fixed
-        self.alone = Stream(pool._model, states=getattr(pool, "states", None), fixed=fixed)
+        self.alone = Stream(pool._model, states=pool.states, fixed=fixed)
         self.inputs, self.label = self.alone.inputs, pool._model.source.label
+        self.single = self.inputs[0] if len(self.inputs) == 1 else None
         self.rows, self.count, self.batches, self.flops = None, 0, {}, 0
         self.quick_shape = self.quick_type = None
 
@@ -247,7 +253,7 @@ class Kind:
         """A frame as a stream alone takes it -> its arrays in the order of `inputs`."""
         if type(frame) is np.ndarray and frame.shape == self.quick_shape and frame.dtype is self.quick_type:
             return frame,
-        feed = self.pool._merged(frame, {})
+        feed = self.pool._merged(frame, {}, self.single)
         self.check_names(feed)
         values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
         if self.rows is not None:
@@ -275,9 +281,10 @@ class Kind:
             shape, dtype = self.forms[name]
             like = np.empty(self.shape_alone(name, shape), dtype)
             array = stacked([frame[i] for frame in frames], like)
-            if array is None:       # admitted before the first step
+            if array is None:       # admitted before the first step, or objects
                 for frame in frames:
                     self.check_frame(frame)
+                array = np.stack([frame[i] for frame in frames])
             arrays.append(array.reshape(len(frames), *shape))
         return arrays
 
@@ -320,7 +327,7 @@ class Kind:
         self.largest = LARGEST_BATCH if self.pool._batch else 1
         self.rows = Rows(self.pool.max_streams, self.state_forms)
         self.batch(1)
-        if len(self.inputs) == 1:
+        if self.single:
             self.quick_shape, self.quick_type = self.sample[self.inputs[0]].shape, self.sample[self.inputs[0]].dtype
 
     def row_shape(self, name, shape):

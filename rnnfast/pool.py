@@ -36,10 +36,10 @@ class Pool:
 
     max_streams: that may be open at a time. A call that raises changes nothing.
     """
-    def __init__(self, label, max_streams, single):
+    def __init__(self, label, max_streams):
         if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
-        self.max_streams, self.label, self._single = max_streams, label, single
+        self.max_streams, self.label = max_streams, label
         self._slots, self._lock = Slots(max_streams, label), threading.Lock()
 
     def open(self, state=None, **fixed):
@@ -104,7 +104,7 @@ class Pool:
                 return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
-            return self._step(slots, self._merged(feed, inputs), out)
+            return self._step(slots, self._merged(feed, inputs, self._single(slots)), out)
 
     def run(self, streams, feed=None, /, *, lengths=None, **inputs):
         """Many frames of each of some streams, like as many steps: arrays [n, T, ..] as `step` takes and gives them,
@@ -140,7 +140,8 @@ class Pool:
         with self._lock:
             return self._step_frames(self._slots.find(streams), frames)
 
-    def _merged(self, feed, inputs):
+    def _merged(self, feed, inputs, single):
+        """A mapping of inputs by name. single: the name of an array that comes without one, or None."""
         if feed is None:
             return inputs
         if isinstance(feed, collections.abc.Mapping):
@@ -148,6 +149,6 @@ class Pool:
                 if name in feed:
                     raise InputError(f"{self.label}: input {name!r} is given twice, in the mapping and by keyword")
             return {**feed, **inputs}
-        if inputs or self._single is None:
+        if inputs or single is None:
             raise InputTypeError(f"{self.label}: inputs are {type(feed).__name__}, expected a mapping by name")
-        return {self._single: feed}
+        return {single: feed}

@@ -19,7 +19,7 @@ class LayerPool(Pool):
     outputs = ("y",)
 
     def __init__(self, layer, layers, max_streams):
-        super().__init__(type(layer).__name__, max_streams, "x")
+        super().__init__(type(layer).__name__, max_streams)
         self._many = layers != (layer,)
         self._parts = [_Rows(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, _Rows)]
@@ -52,6 +52,9 @@ class LayerPool(Pool):
     def _state(self, slot):
         states = [part.shown(slot) for part in self._states]
         return tuple(states) if self._many else states[0]
+
+    def _single(self, slots):
+        return "x"
 
     def _step(self, slots, feed, out):
         x = self._x(feed)
@@ -93,7 +96,7 @@ class LayerPool(Pool):
         return as_array(feed["x"], "x")
 
     def _admitted_frame(self, slot, frame):
-        x = frame if type(frame) is np.ndarray else self._x(self._merged(frame, {}))
+        x = frame if type(frame) is np.ndarray else self._x(self._merged(frame, {}, "x"))
         if self._frame is not None and (x.shape, x.dtype) != self._frame or x.dtype.hasobject:
             expected = "" if self._frame is None else f", expected {self._frame[1]} {list(self._frame[0])}"
             raise InputError(f"{self.label}: a frame is {x.dtype} {list(x.shape)}{expected}")
