@@ -149,6 +149,7 @@ class ModelPool(Pool):
             kind.rows.commit(of_kind)
         return out if out is not None else self._packed(results)
 
+    @all_or_nothing
     def _run(self, slots, feed, lengths):
         """Frame by frame, for those streams that have one."""
         before = [self._state(slot) for slot in slots.tolist()]
@@ -264,8 +265,8 @@ class Kind:
         self.alone._check_names(feed)
         for name in feed if len(feed) > len(self.inputs) else ():
             if name not in self.inputs:
-                raise InputError(f"{self.label}: input {name!r} has a value in the file; give another one when the stream "
-                                 f"is opened, open({name}=...)")
+                raise InputError(f"{self.label}: input {name!r} has a value in the file; give another one when the "
+                                 f"stream is opened, open({name}=...)")
 
     def check_frame(self, values):
         for name, value in zip(self.inputs, values):
@@ -374,7 +375,7 @@ class Kind:
         a row."""
         type_ = self.alone._types[name]
         if type_.kind != "tensor":
-            raise UnsupportedError(f"{self.label}: input {name!r} is no tensor, of which streams make a batch; {BY_ONE}")
+            raise UnsupportedError(f"{self.label}: input {name!r} is {type_.kind}, expected a tensor; {BY_ONE}")
         shape, came = type_.shape, np.shape(value)
         axes = [axis for axis in range(len(came) + rows)
                 if fits(shape, (*came[:axis], 1, *came[axis:]) if rows else came, axis)]
@@ -382,9 +383,10 @@ class Kind:
             if rows and shape and not all(type(n) is int for n in shape):
                 raise InputError(f"{self.label}: input {name!r} has frames of {list(came)}, expected {list(shape)} "
                                  "without the batch")
+            shape = list(came if shape is None else shape)
             fixed = f"; give it when the stream is opened, open({name}=...)" if name in self.inputs and not shape else ""
-            raise UnsupportedError(f"{self.label}: input {name!r} of shape {list(came if shape is None else shape)} has "
-                                   f"no axis that may be a batch{fixed}; {BY_ONE}")
+            raise UnsupportedError(f"{self.label}: input {name!r} of shape {shape} has no axis that may be a batch{fixed}; "
+                                   f"{BY_ONE}")
         return axes
 
     def tried(self, sample, axes, forms):

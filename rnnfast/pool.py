@@ -111,7 +111,7 @@ class Pool:
         with the frames along the second axis. lengths [n]: how many of them each stream takes; results beyond are 0."""
         with self._lock:
             slots = self._slots.find(streams)
-            feed = self._merged(feed, inputs)
+            feed = self._merged(feed, inputs, self._single(slots))
             shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
             for name, shape in shapes.items():
                 if len(shape) < 2 or shape[0] != len(slots) or shape != next(iter(shapes.values())):
@@ -127,7 +127,7 @@ class Pool:
 
     def admit_sequence(self, sequence):
         """Frames [T, ..] of one stream of a pool with one input, as `run` takes them for several."""
-        if self._single is None:
+        if self._single(()) is None:
             raise InputError(f"{self.label}: sequences are of pools with one input, this one has several")
         x = np.asarray(sequence)
         if x.ndim == 0 or not len(x) or x.dtype.hasobject:

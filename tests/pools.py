@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.cases import bits
 
 # What is done to a pool, and the seed of what it is done with.
-ACTIONS = ("open", "open", "begin", "frames", "frames", "rows", "out", "reset", "close")
+ACTIONS = ("open", "open", "begin", "frames", "frames", "rows", "out", "run", "reset", "close")
 USES = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2**32 - 1)), max_size=30)
 property_test = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -21,6 +21,11 @@ def flat(value):
 def same_bits(found, expected):
     assert [np.shape(a) for a in flat(found)] == [np.shape(a) for a in flat(expected)]
     assert bits(flat(found)) == bits(flat(expected))
+
+
+def at_time(results, t):
+    """Of the results of a run those of its frame t."""
+    return {name: a[:, t] for name, a in results.items()} if isinstance(results, dict) else results[:, t]
 
 
 def play(pool, alone, frame, uses, rows=np.stack, part=lambda result, i: result[i], same=same_bits):
@@ -55,6 +60,17 @@ def play(pool, alone, frame, uses, rows=np.stack, part=lambda result, i: result[
                 out = {name: np.full_like(a, 7) for name, a in zip(pool.outputs, flat(results))}
                 out = out if len(out) > 1 else out[pool.outputs[0]]
                 assert by_rows(chosen, rng, out) is out
+        elif chosen and action == "run":
+            lengths = rng.integers(0, 4, len(chosen))
+            lengths[-1] = 3
+            frames = [[frame(rng) for _ in range(3)] for _ in chosen]
+            by_time = [rows([of_one[t] for of_one in frames]) for t in range(3)]
+            sequences = ({name: np.stack([row[name] for row in by_time], axis=1) for name in by_time[0]}
+                         if isinstance(by_time[0], dict) else np.stack(by_time, axis=1))
+            results = pool.run(chosen, sequences, lengths=lengths)
+            for i, stream in enumerate(chosen):
+                for t in range(lengths[i]):
+                    same(part(at_time(results, t), i), live[stream].step(frames[i][t]))
         elif chosen and action == "reset":
             pool.reset(chosen[0])
             live[chosen[0]].reset()

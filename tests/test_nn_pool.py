@@ -195,7 +195,8 @@ H = random(0, 1, 7)
 WRONG_IDS = [
     ([10**6], "was never opened"), ([-1], "was never opened"), ([0], "is closed"), ([1, 1], "stream 1 is given twice"),
     ([1.0], r"stream ids are float64 of shape \[1\], expected integers"), (["a"], "ids are <U1"),
-    ([[1]], r"shape \[1, 1\]"), (1, r"shape \[\]"), ([True], "ids are bool"), ([2**70], "ids are object"), (None, "ids are"),
+    ([[1]], r"shape \[1, 1\]"), (1, r"shape \[\]"), ([True], "ids are bool"),
+    ([2**70], "ids are object"), (None, "ids are"),
     ([[1], 2], "ids are no array"), ([2**64 - 1], "was never opened"),
 ]
 WRONG_ROWS = [
@@ -206,12 +207,15 @@ WRONG_ROWS = [
     ({"x": random(0, 2, 5), "z": 1}, "expected 'x'"),
 ]
 WRONG_FRAMES = [
-    (random(0, 4), r"\[1, 4\]|\[4\]"), (random(0, 1, 5), r"\[1, 1, 5\]|\[1, 5\]"), (np.float32(1), "shape"),
-    (np.zeros(5), "float64"), ("a", "dtype"), (None, "x"), ({"z": random(0, 5)}, "expected 'x'"),
+    (random(0, 4), r"a frame is float32 \[4\], expected float32 \[5\]"),
+    (random(0, 1, 5), r"a frame is float32 \[1, 5\]"),
+    (np.float32(1), r"a frame is float32 \[\]"), (np.zeros(5), "a frame is float64"), ("a", "a frame is <U1"),
+    (None, r"inputs are \[\], expected 'x'"), ({"z": random(0, 5)}, r"inputs are \['z'\], expected 'x'"),
     ({"x": random(0, 5), "z": 1}, "expected 'x'"),
 ]
 WRONG_STATES = [
-    (1, "h: dtype is int64"), ((H, H), r"shape \[2, 1, 7\]"), (random(0, 1, 6), r"expected \[1, batch, 7\]"), (random(0, 7), "expected"),
+    (1, "h: dtype is int64"), ((H, H), r"shape \[2, 1, 7\]"),
+    (random(0, 1, 6), r"expected \[1, batch, 7\]"), (random(0, 7), "expected"),
     (random(0, 1, 1, 7), r"shape \[1, 1, 7\], expected \[1, 7\]"), (H.astype(np.float64), "float64"), ("a", "dtype"),
     ({"h": H}, "h: dtype is object"), ([], "h: dtype"),
 ]
@@ -253,7 +257,7 @@ def test_wrong_frames(used):
         refused(used, message, used.step, [1, 2], rows)
     for frame, message in WRONG_FRAMES:
         refused(used, message, used.step, {1: frame})
-        refused(used, message + "|frames are", used.step, {1: random(0, 5), 2: frame})
+        refused(used, message, used.step, {1: random(0, 5), 2: frame})
     refused(used, "twice", used.step, [1], {"x": random(0, 1, 5)}, x=random(0, 1, 5))
     refused(used, "mapping of frames", used.step, {1: random(0, 5)}, random(0, 1, 5))
     refused(used, "mapping of frames", used.step, {1: random(0, 5)}, out=random(0, 1, 7))
@@ -286,7 +290,8 @@ def test_wrong_out(used):
     read_only = random(0, 2, 7)
     read_only.flags.writeable = False
     for out, message in ((random(0, 3, 7), r"out is float32 \[3, 7\], expected float32 \[2, 7\]"),
-                         (np.zeros((2, 7)), "out is float64"), (base[:2, ::2], "contiguous"), (base[:2, :7], "contiguous"),
+                         (np.zeros((2, 7)), "out is float64"),
+                         (base[:2, ::2], "contiguous"), (base[:2, :7], "contiguous"),
                          (read_only, "writeable"), ([1], "out is list"), ({"y": random(0, 2, 7)}, "out is dict")):
         refused(used, message, used.step, [1, 2], x, out=out)
     shared = base.reshape(-1)

@@ -164,7 +164,8 @@ def test_wrong_out(pool):
     read_only.flags.writeable = False
     for out, message in ((X[:3].copy(), r"out 'y' has shape \(3, 5\), expected \(2, 5\)"), ([1], "out 'y' is list"),
                          (np.zeros((2, 5)), "out 'y' is double"), (base[:2, ::2], "not a contiguous"),
-                         (read_only, "writeable"), ({"z": X[:2]}, r"out has \['z'\], expected \['y'\]"), ({}, "out has")):
+                         (read_only, "writeable"),
+                         ({"z": X[:2]}, r"out has \['z'\], expected \['y'\]"), ({}, "out has")):
         refused(pool, message, pool.step, [1, 2], two(), out=out)
     shared = base.reshape(-1)
     refused(pool, "shares memory", pool.step, [1, 2], two(x=shared[:10].reshape(2, 5)), out=shared[5:15].reshape(2, 5))
@@ -233,7 +234,7 @@ def test_sequences_are_no_batch():
     model = load(parse("g (seq(float[2]) l, float[b,2] s) => (float[b,2] y, float[b,2] s_out) { zero = Constant "
                        "<value = int64 {0}> ()  x = SequenceAt (l, zero)  s_out = Add (x, s)  y = Neg (s_out) }"))
     pool = model.pool(2)
-    with pytest.raises(UnsupportedError, match="'l' is no tensor"):
+    with pytest.raises(UnsupportedError, match="'l' is seq, expected a tensor"):
         pool.step({pool.open({"s": random(0, 1, 2)}): {"l": [random(0, 2)]}})
 
 

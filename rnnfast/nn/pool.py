@@ -84,7 +84,7 @@ class LayerPool(Pool):
         for part in self._parts:
             y = part.run(slots, y, lengths) if isinstance(part, _Rows) else part(y)
         for part in self._states:
-            part.rows.commit(slots)
+            part.rows.commit(slots[lengths > 0])
         self._frame = x.shape[2:], x.dtype
         y = np.ascontiguousarray(y.swapaxes(0, 1))
         y[np.arange(y.shape[1]) >= lengths[:, None]] = 0
