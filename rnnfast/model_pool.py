@@ -1,32 +1,26 @@
 """Pools of a model: many live streams in one batch, each with the bits that it would get alone.
 
-Which axis of each input, state and output is the batch is found out at the first step: the graph is traced for two sizes
-of the batch and the shapes are compared, then three streams together with each of them alone, and the bits are compared.
+The first step settles which axis of each input, state and output is the batch.
 """
 import dataclasses
 import functools
-import itertools
 
 import numpy as np
 
 from rnnfast._streams import Batch, Rows, stacked, threads_for
-from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
+from rnnfast.batch_axes import repeated, search, traced
+from rnnfast.errors import InputError, LimitError
 from rnnfast.inputs import admit
 from rnnfast.model import Outputs
 from rnnfast.nn.checks import check_flag
-from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.tensors import type_name
-from rnnfast.onnx.trace import trace
 from rnnfast.pool import Pool, batch_sizes
 from rnnfast.stream import Stream, native_areas
 
 # The most streams that one plan takes.
 LARGEST_BATCH = 64
-# Ways to choose the batch axes that are tried.
-MAX_CHOICES = 64
 # Sets of values of fixed inputs (a sample rate) that streams of one pool may have at a time.
 MAX_KINDS = 16
-BY_ONE = "pool(batch=False) runs streams one by one"
 
 
 def all_or_nothing(step):
@@ -160,7 +154,8 @@ class ModelPool(Pool):
                 made = self._step(slots[rows], {name: np.asarray(value)[rows, t] for name, value in feed.items()}, None)
                 made = [made] if len(self.outputs) == 1 else list(made.values())
                 if results is None:
-                    results = [np.zeros((*np.shape(next(iter(feed.values())))[:2], *m.shape[1:]), m.dtype) for m in made]
+                    axes = np.shape(next(iter(feed.values())))[:2]
+                    results = [np.zeros((*axes, *m.shape[1:]), m.dtype) for m in made]
                 for result, m in zip(results, made):
                     result[rows, t] = m
         except BaseException:
@@ -315,11 +310,11 @@ class Kind:
 
     # ------------------------------------------------------------------------------------------ batch axes
     def settle(self, frames, rows, given):
-        """From the first frame of a stream, without (`rows`) or with its batch axis, and its states if they are given."""
+        """From the first frame of a stream, without (`rows`) or with its batch axis, and its states if given."""
         if not self.pool._batch:
             found = self.unbatched(frames, given)
         else:
-            found = self.search(frames, rows, given)
+            found = search(self.alone, frames, rows, given)
         self.axes, self.sample, forms = found
         self.forms = {name: (self.row_shape(name, value.shape), value.dtype) for name, value in self.sample.items()}
         self.results = [(self.row_shape(name, shape), dtype) for name, (shape, dtype) in forms.items()
@@ -338,111 +333,15 @@ class Kind:
     def unbatched(self, frames, given):
         states = given or self.alone._zeros(frames)
         sample = self.alone._fixed | frames | dict(zip(self.alone.states, states))
-        _, _, forms = self.traced(sample)
+        _, _, forms = traced(self.model, sample)
         return dict.fromkeys([*sample, *forms]), sample, forms
-
-    def search(self, frames, rows, given):
-        """(axis of the streams of each value or None, a call's values for one stream, (shape, type) of its outputs)."""
-        reason, wrong, tried = None, None, 0
-        for choice in itertools.product(*(self.candidates(name, value, rows) for name, value in frames.items())):
-            axes = dict(zip(frames, choice))
-            alone = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
-            states = dict(zip(self.alone.states, given or self.alone._zeros(alone)))
-            of_states = [self.candidates(name, value, False) for name, value in states.items()]
-            of_fixed = [[None, *self.candidates(name, value, False, False)]
-                        for name, value in self.alone._fixed.items()]
-            for others in itertools.product(*of_states, *of_fixed):
-                tried += 1
-                if tried > MAX_CHOICES:
-                    break
-                chosen = axes | dict(zip([*states, *self.alone._fixed], others))
-                sample = self.alone._fixed | alone | states
-                try:
-                    forms = self.traced(sample)[2]
-                except Error as e:
-                    wrong = wrong or e
-                    continue
-                try:
-                    return self.tried(sample, chosen, forms)
-                except Error as e:
-                    reason = reason or e
-        if reason is None:      # no stream takes this frame
-            raise wrong
-        raise UnsupportedError(f"{self.label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
-
-    def candidates(self, name, value, rows, needed=True):
-        """The axes of an input that may be the streams': open ones in the file, and of length 1 in a value that is not
-        a row."""
-        type_ = self.alone._types[name]
-        if type_.kind != "tensor":
-            raise UnsupportedError(f"{self.label}: input {name!r} is {type_.kind}, expected a tensor; {BY_ONE}")
-        shape, came = type_.shape, np.shape(value)
-        axes = [axis for axis in range(len(came) + rows)
-                if fits(shape, (*came[:axis], 1, *came[axis:]) if rows else came, axis)]
-        if needed and not axes:
-            if rows and shape and not all(type(n) is int for n in shape):
-                raise InputError(f"{self.label}: input {name!r} has frames of {list(came)}, expected {list(shape)} "
-                                 "without the batch")
-            shape = list(came if shape is None else shape)
-            fixed = f"; give it when the stream is opened, open({name}=...)" if name in self.inputs and not shape else ""
-            raise UnsupportedError(f"{self.label}: input {name!r} of shape {shape} has no axis that may be a batch{fixed}; "
-                                   f"{BY_ONE}")
-        return axes
-
-    def tried(self, sample, axes, forms):
-        """`search`'s result if these axes are the streams', else an Error. forms: of the outputs for one stream."""
-        two, three = (self.traced(repeated(sample, axes, n))[2] for n in (2, 3))
-        axes = dict(axes)
-        for name, (shape, _) in two.items():
-            after = three[name][0]
-            found = [i for i, (m, n) in enumerate(zip(shape, after)) if (m, n) == (2, 3)]
-            if len(shape) != len(after) or len(found) != 1 or any(
-                    m != n for i, (m, n) in enumerate(zip(shape, after)) if i not in found):
-                raise UnsupportedError(f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for "
-                                       "three")
-            axes[name] = found[0]
-        for name, came in self.alone.states.items():
-            if axes[came] != axes[name] or forms[came][0] != sample[name].shape:
-                raise UnsupportedError(f"output {came!r} has shape {list(forms[came][0])}, the state {name!r} that it "
-                                       f"becomes {list(sample[name].shape)}")
-        self.compare(sample, axes)
-        return axes, sample, forms
-
-    def compare(self, sample, axes):
-        """An error unless three streams together get the bits that each gets alone."""
-        feed = repeated(sample, axes, 3)
-        try:
-            program, args = self.model.prepare(varied(feed, self.alone._fixed, "fiub"))
-            together = program.run(args)
-            feed = dict(zip(program.names, args))
-        except Error:       # of integers that are no indices
-            feed = varied(feed, self.alone._fixed, "f")
-            program, args = self.model.prepare(feed)
-            together = program.run(args)
-        for i in range(3):
-            one = {name: value if axes[name] is None else np.take(value, [i], axes[name])
-                   for name, value in feed.items()}
-            program, args = self.model.prepare(one)
-            for output, a, b in zip(self.model.outputs, together, program.run(args)):
-                if np.take(a, [i], axes[output.name]).tobytes() != b.tobytes():
-                    raise UnsupportedError(f"output {output.name!r} of a stream depends on the others of its batch")
-
-    def traced(self, feed):
-        """(program, plan, (shape, type) of each output) of a call."""
-        program, args = self.model.prepare(feed)
-        with np.errstate(all="ignore"):
-            plan, outputs = trace(program, args, Budget(args))
-        values = plan.results or outputs or plan.run(args)
-        if not all(isinstance(value, np.ndarray) for value in values):
-            raise UnsupportedError("an output is no array")
-        return program, plan, {v.name: (value.shape, value.dtype) for v, value in zip(self.model.outputs, values)}
 
     # ------------------------------------------------------------------------------------------ running
     def batch(self, size):
         """The Batch of so many streams; None where the plan is not native."""
         if size not in self.batches:
             feed = repeated(self.sample, self.axes, size)
-            program, plan, _ = self.traced(feed)
+            program, plan, _ = traced(self.model, feed)
             self.batches[size] = self.native(plan, program, feed, size)
         return self.batches[size]
 
@@ -495,30 +394,3 @@ class Kind:
                                  f"{list(shape)}")
             result[:] = first[name][:count]
         self.rows.put(slots, [first[came][:count] for came in self.alone.states.values()])
-
-
-def repeated(values, axes, count):
-    """Values of one stream as those of so many."""
-    return {name: value if axes.get(name) is None else np.repeat(value, count, axes[name])
-            for name, value in values.items()}
-
-
-def varied(values, fixed, kinds):
-    """Values with random ones in the place of those of some kinds of types; integers are up to those that there are."""
-    rng, made = np.random.default_rng(0), dict(values)
-    for name, value in values.items():
-        kind = value.dtype.kind
-        if name in fixed or kind not in kinds or not value.size:
-            continue
-        if kind == "f":
-            made[name] = (rng.standard_normal(value.shape) / 2).astype(value.dtype)
-        else:
-            low, high = (False, True) if kind == "b" else (min(value.min(), 0), max(value.max(), 1))
-            made[name] = rng.integers(low, high, value.shape, endpoint=True, dtype=value.dtype)
-    return made
-
-
-def fits(shape, came, axis):
-    """Whether a value of one stream may have its batch at an axis, by the shape in the file."""
-    return came[axis] == 1 and (shape is None or len(shape) == len(came) and type(shape[axis]) is not int
-                                and all(type(n) is not int or n == m for n, m in zip(shape, came)))

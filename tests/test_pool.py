@@ -314,7 +314,8 @@ def test_streams_that_depend_on_one_another(name):
 def test_states_that_are_named():
     """By their names they would be the other way round."""
     model = load(parse("g (float[b,3] x, float[b,3] a, float[b,3] c) => "
-                       "(float[b,3] y, float[b,3] a_out, float[b,3] c_out) { y = Sub (a, c)  a_out = Add (x, a)  c_out = Neg (a_out) }"))
+                       "(float[b,3] y, float[b,3] a_out, float[b,3] c_out) { y = Sub (a, c)  a_out = Add (x, a)  "
+                       "c_out = Neg (a_out) }"))
     states, x = {"a": "c_out", "c": "a_out"}, random(0, 4, 2, 3)
     pool, alone = model.pool(2, states=states), model.stream(states=states)
     ids = [pool.open(), pool.open()]

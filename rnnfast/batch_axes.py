@@ -1,0 +1,145 @@
+"""Which axis of each input, state and output of a model is the batch of streams.
+
+The graph is traced for two sizes of the batch and the shapes are compared, then three streams run together and each of
+them alone, and the bits are compared. `alone` is a Stream: it knows the names and types of a model, and never runs.
+"""
+import itertools
+
+import numpy as np
+
+from rnnfast.errors import Error, InputError, UnsupportedError
+from rnnfast.onnx.budget import Budget
+from rnnfast.onnx.trace import trace
+
+# Ways to choose the batch axes that are tried.
+MAX_CHOICES = 64
+BY_ONE = "pool(batch=False) runs streams one by one"
+
+
+def search(alone, frames, rows, given):
+    """(axis of the streams of each value or None, a call's values for one stream, (shape, type) of its outputs).
+
+    frames: those of one stream, without (`rows`) or with its batch axis; given: its initial states or None, for zeros.
+    InputError for a frame that no stream takes, UnsupportedError if there are no such axes."""
+    reason, wrong, count = None, None, 0
+    for choice in itertools.product(*(candidates(alone, name, value, rows) for name, value in frames.items())):
+        axes = dict(zip(frames, choice))
+        frame = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
+        states = dict(zip(alone.states, given or alone._zeros(frame)))
+        of_states = [candidates(alone, name, value, False) for name, value in states.items()]
+        of_fixed = [[None, *candidates(alone, name, value, False, False)] for name, value in alone._fixed.items()]
+        for others in itertools.product(*of_states, *of_fixed):
+            count += 1
+            if count > MAX_CHOICES:
+                break
+            chosen = axes | dict(zip([*states, *alone._fixed], others))
+            sample = alone._fixed | frame | states
+            try:
+                forms = traced(alone._model, sample)[2]
+            except Error as e:
+                wrong = wrong or e
+                continue
+            try:
+                return tried(alone, sample, chosen, forms)
+            except Error as e:
+                reason = reason or e
+    if reason is None:      # no stream takes this frame
+        raise wrong
+    raise UnsupportedError(f"{alone._label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
+
+
+def candidates(alone, name, value, rows, needed=True):
+    """The axes of an input that may be the streams': open ones in the file, and of length 1 in a value that is not
+    a row."""
+    type_ = alone._types[name]
+    if type_.kind != "tensor":
+        raise UnsupportedError(f"{alone._label}: input {name!r} is {type_.kind}, expected a tensor; {BY_ONE}")
+    shape, came = type_.shape, np.shape(value)
+    axes = [axis for axis in range(len(came) + rows)
+            if fits(shape, (*came[:axis], 1, *came[axis:]) if rows else came, axis)]
+    if needed and not axes:
+        if rows and shape and not all(type(n) is int for n in shape):
+            raise InputError(f"{alone._label}: input {name!r} has frames of {list(came)}, expected {list(shape)} "
+                             "without the batch")
+        shape = list(came if shape is None else shape)
+        fixed = f"; give it when the stream is opened, open({name}=...)" if name in alone.inputs and not shape else ""
+        raise UnsupportedError(f"{alone._label}: input {name!r} of shape {shape} has no axis that may be a batch{fixed}; "
+                               f"{BY_ONE}")
+    return axes
+
+
+def tried(alone, sample, axes, forms):
+    """`search`'s result if these axes are the streams', else an Error. forms: of the outputs for one stream."""
+    two, three = (traced(alone._model, repeated(sample, axes, n))[2] for n in (2, 3))
+    axes = dict(axes)
+    for name, (shape, _) in two.items():
+        after = three[name][0]
+        found = [i for i, (m, n) in enumerate(zip(shape, after)) if (m, n) == (2, 3)]
+        if len(shape) != len(after) or len(found) != 1 or any(
+                m != n for i, (m, n) in enumerate(zip(shape, after)) if i not in found):
+            raise UnsupportedError(f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for "
+                                   "three")
+        axes[name] = found[0]
+    for name, came in alone.states.items():
+        if axes[came] != axes[name] or forms[came][0] != sample[name].shape:
+            raise UnsupportedError(f"output {came!r} has shape {list(forms[came][0])}, the state {name!r} that it "
+                                   f"becomes {list(sample[name].shape)}")
+    compare(alone, sample, axes)
+    return axes, sample, forms
+
+
+def compare(alone, sample, axes):
+    """An error unless three streams together get the bits that each gets alone."""
+    feed = repeated(sample, axes, 3)
+    try:
+        program, args = alone._model.prepare(varied(feed, alone._fixed, "fiub"))
+        together = program.run(args)
+        feed = dict(zip(program.names, args))
+    except Error:       # of integers that are no indices
+        feed = varied(feed, alone._fixed, "f")
+        program, args = alone._model.prepare(feed)
+        together = program.run(args)
+    for i in range(3):
+        one = {name: value if axes[name] is None else np.take(value, [i], axes[name]) for name, value in feed.items()}
+        program, args = alone._model.prepare(one)
+        for output, a, b in zip(alone._model.outputs, together, program.run(args)):
+            if np.take(a, [i], axes[output.name]).tobytes() != b.tobytes():
+                raise UnsupportedError(f"output {output.name!r} of a stream depends on the others of its batch")
+
+
+def traced(model, feed):
+    """(program, plan, (shape, type) of each output) of a call."""
+    program, args = model.prepare(feed)
+    with np.errstate(all="ignore"):
+        plan, outputs = trace(program, args, Budget(args))
+    values = plan.results or outputs or plan.run(args)
+    if not all(isinstance(value, np.ndarray) for value in values):
+        raise UnsupportedError("an output is no array")
+    return program, plan, {v.name: (value.shape, value.dtype) for v, value in zip(model.outputs, values)}
+
+
+def repeated(values, axes, count):
+    """Values of one stream as those of so many."""
+    return {name: value if axes.get(name) is None else np.repeat(value, count, axes[name])
+            for name, value in values.items()}
+
+
+def varied(values, fixed, kinds):
+    """Values with random ones in the place of those of some kinds of types; integers are up to those that there are."""
+    rng, made = np.random.default_rng(0), dict(values)
+    for name, value in values.items():
+        kind = value.dtype.kind
+        if name in fixed or kind not in kinds or not value.size:
+            continue
+        if kind == "f":
+            made[name] = (rng.standard_normal(value.shape) / 2).astype(value.dtype)
+        else:
+            low, high = (False, True) if kind == "b" else (min(value.min(), 0), max(value.max(), 1))
+            made[name] = rng.integers(low, high, value.shape, endpoint=True, dtype=value.dtype)
+    return made
+
+
+def fits(shape, came, axis):
+    """Whether a value of one stream may have its batch at an axis, by the shape in the file."""
+    return came[axis] == 1 and (shape is None or len(shape) == len(came) and type(shape[axis]) is not int
+                                and all(type(n) is not int or n == m for n, m in zip(shape, came)))
