@@ -6,7 +6,7 @@ import numpy as np
 
 from rnnfast._streams import Slots
 from rnnfast.errors import InputError, InputTypeError, LimitError
-from rnnfast.nn.checks import check_lengths
+from rnnfast.nn.checks import as_array, check_lengths
 
 MAX_STREAMS = 2**24
 
@@ -112,6 +112,7 @@ class Pool:
         with self._lock:
             slots = self._slots.find(streams)
             feed = self._merged(feed, inputs, self._single(slots))
+            feed = {name: as_array(value, name) for name, value in feed.items()}
             shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
             for name, shape in shapes.items():
                 if len(shape) < 2 or shape[0] != len(slots) or shape != next(iter(shapes.values())):

@@ -263,6 +263,16 @@ def test_wrong_frames(used):
     refused(used, "mapping of frames", used.step, {1: random(0, 5)}, out=random(0, 1, 7))
 
 
+def test_wrong_runs(used):
+    x = random(0, 2, 3, 5)
+    for rows, lengths, message in ((x[:1], None, r"'x': \[1, 3\]"), (x, [4, 1], "lengths: 4 at row 0"),
+                                   (x, [-1, 1], "lengths: -1 at row 0"), (x[..., :4], None, "shape is"),
+                                   (x.astype(np.float64), None, "float64"), ([[1], [2, 3]], None, "x: cannot be read"),
+                                   (None, None, "inputs|axes")):
+        refused(used, message, used.run, [1, 2], rows, lengths=lengths)
+    refused(used, "twice", used.run, [1, 1], x)
+
+
 def test_wrong_states(used):
     for state, message in WRONG_STATES:
         refused(used, message, used.open, state)
