@@ -91,10 +91,10 @@ def markdown(results):
         "others get each frame apart. mapping: {id: frame} to {id: result}; one by one: a run for each stream; by "
         "hand: NumPy concatenates frames and states for one run and splits the states. Ragged: B rows of 1 to 1,000 "
         "steps, a frame is a step of a row; rectangle: B rows of the mean length; packed: packed and padded by torch. "
-        "`spread`: quartiles of rnnfast's time. Batcher: asyncio, those who send and the batcher's thread share one core; "
-        "the streams that it keeps up with are those whose frames of 32 ms it answers in time, as many as are sent; "
-        "milliseconds until a reply are with B streams in real time. Each reply is that of the stream alone, to the bit.",
-        "",
+        "`spread`: quartiles of rnnfast's time. Batcher: asyncio, those who send and the batcher's thread share one "
+        "core; the streams that it keeps up with are those whose frames of 32 ms it answers in time, as many as are sent; "
+        "milliseconds until a reply are with B streams in real time. Each reply is that of the stream alone, to the "
+        "bit.", "",
         "Ratios are of times in the same round, the median over rounds. The share of the FMA rate is of rnnfast's best "
         "sample and the probe's. In bold: what misses its target.",
     ]

@@ -1,4 +1,4 @@
-"""A plan that is one native step, run frame by frame: for one stream with states of its own, and for many in batches."""
+"""A plan that is one native step, run frame by frame: for one stream with states of its own, for many in batches."""
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
@@ -252,8 +252,8 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 # ---------------------------------------------------------------------------------------------- many streams
 cdef class Slots:
-    """The open streams of a pool. The id of a stream is its slot and, each time that the slot is taken again, `capacity`
-    more. The caller sees to it that one thread at a time is here."""
+    """The open streams of a pool. The id of a stream is its slot and, each time that the slot is taken again,
+    `capacity` more. The caller sees to it that one thread at a time is here."""
     cdef readonly Py_ssize_t capacity, count
     cdef Py_ssize_t stamp
     cdef str label
@@ -295,8 +295,8 @@ cdef class Slots:
         except ValueError as e:
             raise InputTypeError(f"{self.label}: stream ids are no array: {e}") from e
         if array.ndim != 1 or array.dtype.kind not in "iu" and array.size:
-            raise InputTypeError(f"{self.label}: stream ids are {array.dtype} of shape {list(np.shape(array))}, expected "
-                                 "integers [n]")
+            raise InputTypeError(f"{self.label}: stream ids are {array.dtype} of shape {list(np.shape(array))}, "
+                                 "expected integers [n]")
         array = array.astype(np.intp)
         cdef cnp.ndarray found = np.empty(array.size, np.intp)
         cdef Py_ssize_t *id_of = <Py_ssize_t *>cnp.PyArray_DATA(array)
@@ -337,7 +337,7 @@ cdef struct BatchPlan:
 
 cdef struct Chunk:
     const BatchPlan *plan
-    Py_ssize_t first, count     # of the streams of a step; the rows from `count` to the size of the plan repeat the last
+    Py_ssize_t first, count     # of the streams of a step; rows from `count` to the size of the plan repeat the last
 
 
 cdef struct Step:
@@ -357,13 +357,15 @@ cdef struct Step:
     int backwards
 
 
-cdef inline void gather_row(const Port *p, char *batch, Py_ssize_t size, Py_ssize_t row, const char *value) noexcept nogil:
+cdef inline void gather_row(const Port *p, char *batch, Py_ssize_t size, Py_ssize_t row,
+                            const char *value) noexcept nogil:
     cdef Py_ssize_t o
     for o in range(p.outer):
         memcpy(batch + (o * size + row) * p.inner, value + o * p.inner, p.inner)
 
 
-cdef inline void scatter_row(const Port *p, const char *batch, Py_ssize_t size, Py_ssize_t row, char *value) noexcept nogil:
+cdef inline void scatter_row(const Port *p, const char *batch, Py_ssize_t size, Py_ssize_t row,
+                             char *value) noexcept nogil:
     cdef Py_ssize_t o
     for o in range(p.outer):
         memcpy(value + o * p.inner, batch + (o * size + row) * p.inner, p.inner)
@@ -547,7 +549,8 @@ cdef class Rows:
         cdef Batch batch
         cdef cnp.ndarray array, table = np.empty(len(chunks) * sizeof(Chunk), np.uint8)
         memset(&s, 0, sizeof(s))
-        s.slots, s.turn = <const Py_ssize_t *>cnp.PyArray_DATA(slots), <const unsigned char *>cnp.PyArray_DATA(self.turn)
+        s.slots = <const Py_ssize_t *>cnp.PyArray_DATA(slots)
+        s.turn = <const unsigned char *>cnp.PyArray_DATA(self.turn)
         s.capacity, s.states, s.n_states = self.capacity, self.data, len(self.states)
         s.n_frames, s.n_results = len(frames), len(results)
         for i in range(s.n_frames):
@@ -565,7 +568,7 @@ cdef class Rows:
         items = max(threads, 1)
         s.lane_bytes, s.backwards = most, self.backwards
         self.backwards ^= 1
-        if self.memory is None or self.memory.size * sizeof(float) < items * most:
+        if self.memory is None or self.memory.size * <Py_ssize_t>sizeof(float) < items * most:
             self.memory = Buffer((items * most + 3) // 4)
         s.lanes = <char *>self.memory.p
         with nogil:
@@ -583,8 +586,8 @@ cdef class Rows:
 
 
 def threads_for(int threads, flops):
-    """How many of these threads are worth their while for so many floating-point operations, of which a thread takes 100
-    in a nanosecond."""
+    """How many of these threads are worth their while for so many floating-point operations, of which a thread takes
+    100 in a nanosecond."""
     return useful_threads(threads) if flops // 100 >= SHARED_COST or forced else 1
 
 

@@ -63,8 +63,8 @@ def candidates(alone, name, value, rows, needed=True):
                              "without the batch")
         shape = list(came if shape is None else shape)
         fixed = f"; give it when the stream is opened, open({name}=...)" if name in alone.inputs and not shape else ""
-        raise UnsupportedError(f"{alone._label}: input {name!r} of shape {shape} has no axis that may be a batch{fixed}; "
-                               f"{BY_ONE}")
+        raise UnsupportedError(f"{alone._label}: input {name!r} of shape {shape} has no axis that may be a "
+                               f"batch{fixed}; {BY_ONE}")
     return axes
 
 

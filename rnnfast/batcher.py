@@ -38,8 +38,8 @@ class Histogram:
 
 
 class _Live:
-    """An open stream: how many frames its state has taken, the calls that wait, when the last came, whom to tell when it
-    is closed for idleness, and why it was closed."""
+    """An open stream: how many frames its state has taken, the calls that wait, when the last came, whom to tell when
+    it is closed for idleness, and why it was closed."""
     __slots__ = ("stream", "frames", "waiting", "last", "on_close", "loop", "closed")
 
     def __init__(self, stream, now, on_close, loop):
@@ -56,14 +56,14 @@ class _Sequence:
 
 
 class Batcher:
-    """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL; and whole sequences, which
-    join what runs and leave it as they end, so that a short one does not wait for a long one.
+    """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL; and whole sequences,
+    which join what runs and leave it as they end, so that a short one does not wait for a long one.
 
     pool: a Pool, or a model or layer, of which a pool of `max_batch` streams is made.
     max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free;
-    max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle: seconds after which a stream without frames is closed,
-    None for never. Methods may be called from any thread and from asyncio. The pool is for the batcher alone. Frames
-    must not be written to before their results are there.
+    max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle: seconds after which a stream
+    without frames is closed, None for never. Methods may be called from any thread and from asyncio. The pool is for
+    the batcher alone. Frames must not be written to before their results are there.
     """
     def __init__(self, pool, max_batch=256, max_wait=0.002, *, max_queue=None, idle=None):
         for name, value, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 1)):
@@ -86,7 +86,7 @@ class Batcher:
         self._ready = {}                # the thread's: streams with a frame, _Live -> None in the order of their frames
         self._held = 0                  # the thread's: calls that are out of the inbox and in no batch yet
         self._sequences, self._running = collections.deque(), []    # the thread's: calls that wait, _Sequences that run
-        self._wake, self._wake_at = threading.Event(), 0    # the thread sleeps: until the inbox is so long; 0: it is not
+        self._wake, self._wake_at = threading.Event(), 0    # the thread sleeps until the inbox is so long; 0: not
         self._draining, self._looked = False, time.monotonic()
         self._counters = collections.Counter()
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)

@@ -128,7 +128,9 @@ class ModelPool(Pool):
                 self._settle(kind, {name: value[0] for name, value in values.items()}, True)
                 groups.append((kind, places, of_kind, kind.checked_rows(values)))
         if not groups:
-            raise InputError(f"{self.label}: a step of no streams")
+            if self._kinds[0].rows is None:
+                raise InputError(f"{self.label}: a step of no streams, and none before that settled the shapes")
+            groups = [(self._kinds[0], None, slots, self._kinds[0].checked_rows(values))]
         forms = [[((len(slots), *shape), dtype) for shape, dtype in kind.results] for kind, *_ in groups]
         if any(form != forms[0] for form in forms):
             raise InputError(f"{self.label}: results of these streams have different shapes: step them apart")
@@ -267,8 +269,8 @@ class Kind:
         for name, value in zip(self.inputs, values):
             shape, dtype = self.forms[name]
             if value.shape != self.shape_alone(name, shape) or value.dtype != dtype:
-                raise InputError(f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, but "
-                                 f"the frames before were {type_name(dtype)} of shape {self.shape_alone(name, shape)}")
+                raise InputError(f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, "
+                                 f"but the frames before were {type_name(dtype)} of shape {self.shape_alone(name, shape)}")
 
     def stacked(self, frames):
         """Frames of some streams -> arrays with the streams first."""
@@ -305,7 +307,7 @@ class Kind:
             if value.shape[1:] != shape or value.dtype != dtype:
                 raise InputError(f"{self.label}: input {name!r} has frames of {type_name(value.dtype)} "
                                  f"{list(value.shape[1:])}, expected {type_name(dtype)} {list(shape)}")
-            arrays.append(value if value[0].flags.c_contiguous and value.flags.aligned else np.array(value, order="C"))
+            arrays.append(value if value[:1].flags.c_contiguous and value.flags.aligned else np.array(value, order="C"))
         return arrays
 
     # ------------------------------------------------------------------------------------------ batch axes

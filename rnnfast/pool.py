@@ -116,8 +116,8 @@ class Pool:
             shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
             for name, shape in shapes.items():
                 if len(shape) < 2 or shape[0] != len(slots) or shape != next(iter(shapes.values())):
-                    raise InputError(f"{self.label}: inputs begin with the axes { {n: list(v) for n, v in shapes.items()} }, "
-                                     f"expected [{len(slots)}, frames]")
+                    raise InputError(f"{self.label}: input {name!r} begins with the axes {list(shape)}, expected "
+                                     f"[{len(slots)}, frames]")
             steps = next(iter(shapes.values()), (0, 0))[1]
             lengths = check_lengths(lengths, steps, len(slots))
             return self._run(slots, feed, np.full(len(slots), steps) if lengths is None else lengths)

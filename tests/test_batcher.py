@@ -319,7 +319,8 @@ def test_bad_arguments(arguments, error, message):
 
 def test_sequences():
     """Whole sequences of all lengths join what runs: bits of a call of the layer, and the short ones are back first."""
-    net = nn.Sequential(nn.Linear(INPUTS, 9, rng=1), nn.LSTM(9, HIDDEN, num_layers=2, rng=5), nn.Linear(HIDDEN, 3, rng=2))
+    net = nn.Sequential(nn.Linear(INPUTS, 9, rng=1), nn.LSTM(9, HIDDEN, num_layers=2, rng=5),
+                        nn.Linear(HIDDEN, 3, rng=2))
     lengths = np.random.default_rng(0).integers(1, 90, 60)
     lengths[0] = 3000
     xs, order = [frames(k, n) for k, n in enumerate(lengths)], []

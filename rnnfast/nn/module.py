@@ -93,8 +93,8 @@ class Module:
         return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in there))
 
     def backward(self, dy, dstate, saved, *, dx=True):
-        """-> dx, dstate, dweights: the gradients of x (None for integers, and with dx=False), of the state that `forward` was given and
-        of the parameters, by the names of the state dict.
+        """-> dx, dstate, dweights: the gradients of x (None for integers, and with dx=False), of the state that `forward`
+        was given and of the parameters, by the names of the state dict.
 
         dy, dstate: the gradients of what `forward` returned, in its form; None is zeros. saved: what it returned with
         training=True. Nothing is changed, so that it may be called more than once.

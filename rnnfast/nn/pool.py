@@ -107,8 +107,8 @@ class LayerPool(Pool):
             return []
         x = stacked(frames, np.empty(frames[0].shape, frames[0].dtype))
         if x is None:
-            raise InputError(f"{self.label}: frames are {' and '.join({f'{f.dtype} {list(f.shape)}' for f in frames})}, "
-                             "expected them alike")
+            forms = {f"{f.dtype} {list(f.shape)}" for f in frames}
+            raise InputError(f"{self.label}: frames are {' and '.join(sorted(forms))}, expected them alike")
         return list(self._step(slots, {"x": x}, None))
 
     def __repr__(self):
@@ -157,7 +157,7 @@ class _Rows:
             threads = threads_for(self.layer._threads, len(x) * self.flops)
             chunks = [(self.batch(size), first, count)
                       for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)]
-            self.rows.step(slots, [np.ascontiguousarray(x)], [y], chunks, threads)
+            self.rows.step(slots, [np.require(x, requirements="CA")], [y], chunks, threads)
         return y
 
     def run(self, slots, x, lengths):
