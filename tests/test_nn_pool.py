@@ -265,7 +265,8 @@ def test_wrong_frames(used):
 
 def test_wrong_runs(used):
     x = random(0, 2, 3, 5)
-    for rows, lengths, message in ((x[:1], None, r"'x': \[1, 3\]"), (x, [4, 1], "lengths: 4 at row 0"),
+    for rows, lengths, message in ((x[:1], None, r"'x' begins with the axes \[1, 3\], expected \[2, frames\]"),
+                                   (x, [4, 1], "lengths: 4 at row 0"),
                                    (x, [-1, 1], "lengths: -1 at row 0"), (x[..., :4], None, "shape is"),
                                    (x.astype(np.float64), None, "float64"), ([[1], [2, 3]], None, "x: cannot be read"),
                                    (None, None, "inputs|axes")):

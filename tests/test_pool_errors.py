@@ -107,7 +107,7 @@ def test_wrong_ids(pool):
             refused(pool, message, call, ids[0])
     refused(pool, "stream 2 is given twice", pool.step, [2, 2], two())
     refused(pool, r"ids are int64 of shape \[\]", pool.step, 2, two())
-    refused(pool, "a step of no streams", pool.step, [], x=X[:0], word=W[:0])
+    assert len(pool.step([], x=X[:0], word=W[:0])) == 0
     assert pool.step({}) == {}
 
 
