@@ -89,7 +89,8 @@ async def load(url, path, streams, seconds, kill):
     while any(microphone.lost for microphone in microphones) and now() < begun + seconds + PATIENCE:
         await asyncio.sleep(0.01)
     took = now() - begun
-    stats = await asyncio.to_thread(lambda: json.load(urllib.request.urlopen(url.replace("ws", "http", 1) + "/stats")))
+    stats = await asyncio.to_thread(
+        lambda: json.load(urllib.request.urlopen(url.replace("ws", "http", 1) + "/stats", timeout=PATIENCE)))
     for microphone in microphones:
         microphone.transport.send_close(WSCloseCode.OK)
     await asyncio.wait([asyncio.ensure_future(m.transport.wait_disconnected()) for m in microphones], timeout=PATIENCE)

@@ -14,7 +14,7 @@ import signal
 
 import click
 import numpy as np
-from picows.websockets.asyncio.server import serve      # the interface of the package websockets, at a fifth of its time
+from picows.websockets.asyncio.server import serve      # the interface of websockets, in less time
 from picows.websockets.exceptions import ConnectionClosed
 
 import rnnfast
@@ -45,7 +45,7 @@ async def microphone(connection, batcher):
                 await connection.send(json.dumps({"error": str(e)}))
                 continue
             context = frame[0, -CONTEXT:]
-            await connection.send(probability.astype("<f4").tobytes())
+            await connection.send(probability.tobytes())
     except ConnectionClosed:
         pass                                        # the client went away without a word
     except rnnfast.errors.ClosedError as e:
@@ -74,8 +74,10 @@ async def run(model, host, port, max_streams, idle):
     def stats(connection, request):
         return connection.respond(200, json.dumps(batcher.stats())) if request.path == "/stats" else None
 
+    # max_queue: picows 2.3 leaves messages lying that came when it had stopped reading for a full queue
     async with serve(lambda connection: microphone(connection, batcher), host, port, process_request=stats,
-                     compression=None, max_size=4 * CHUNK, close_timeout=1) as server:
+                     compression=None, max_size=4 * CHUNK, max_queue=None,
+                     close_timeout=1) as server:
         print("listening on ws://%s:%d" % server.sockets[0].getsockname()[:2], flush=True)
         await ended.wait()
         await asyncio.to_thread(batcher.drain)

@@ -25,7 +25,8 @@ from picows.websockets.exceptions import ConnectionClosed  # noqa: E402
 ROOT = pathlib.Path(__file__).parent.parent
 SILERO = ROOT.parent / "shared" / "models" / "silero_vad_6.2.3__silero_vad.onnx"
 # Inputs, outputs and states as Silero VAD has them.
-SMALL = """agraph (float[batch, n] input, float[2, batch, 7] state, int64 sr) => (float[batch, 1] output, float[2, batch, 7] stateN)
+SMALL = """agraph (float[batch, n] input, float[2, batch, 7] state, int64 sr)
+    => (float[batch, 1] output, float[2, batch, 7] stateN)
 {
     half = Constant <value = int64[2] {1, 1}> ()
     first = Constant <value = int64[1] {0}> ()
@@ -51,8 +52,8 @@ def small(tmp_path_factory):
 @contextmanager
 def service(model, *options):
     """The address of a running service, which SIGTERM ends without a complaint."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "models" / "vad_service.py"), model, "--port", "0", *options],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    command = [sys.executable, str(ROOT / "models" / "vad_service.py"), model, "--port", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         line = process.stdout.readline()
@@ -106,9 +107,26 @@ def test_load(silero, small):
         assert stats["streams"] == 0 and 33 * 31 <= stats["frames"] <= 40 * 31 and stats["failed"] == 0
 
 
+def test_readme(small):
+    """What the README shows, with a small model and few microphones."""
+    def comparable(text):
+        return re.sub(r"[\d.,]*\d", "N", text)
+
+    block = next(block for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+                 if "vad_service" in block).splitlines(keepends=True)
+    assert block[0] == "$ python models/vad_service.py build/silero_vad/data/silero_vad.onnx &\n"
+    assert block[2] == ("$ python models/vad_load.py ws://127.0.0.1:8765 build/silero_vad/data/silero_vad.onnx "
+                        "--streams 400 --seconds 10\n")
+    with service(small) as url:
+        assert comparable(f"listening on {url}\n") == comparable(block[1])
+        result = load(url, small, "--streams", "9", "--seconds", "0.2")
+    assert result.returncode == 0 and comparable(result.stdout) == comparable("".join(block[3:]))
+
+
 def test_load_tells_other_bits(small, tmp_path):
     other = tmp_path / "other.onnx"
-    other.write_bytes(parse(SMALL, w=random(9, 1, 28, 576), r=random(1, 1, 28, 7), b=random(2, 1, 56), v=random(3, 7, 1)))
+    other.write_bytes(parse(SMALL, w=random(9, 1, 28, 576), r=random(1, 1, 28, 7), b=random(2, 1, 56),
+                            v=random(3, 7, 1)))
     with service(small) as url:
         result = load(url, str(other), "--streams", "2", "--seconds", "0.2")
     assert result.returncode == 1 and "\n0 lost, 12 with other bits" in result.stdout
