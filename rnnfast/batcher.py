@@ -78,6 +78,7 @@ class Batcher:
             pool = pool.pool(max_batch)
         self._pool, self._max_batch, self._max_wait, self._idle = pool, max_batch, float(max_wait), idle
         self._max_queue = max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue
+        self._admit = pool.admit
         self._lock = threading.Lock()   # of opening and closing
         self._streams = {}
         # calls, tuples (_Live, frame, future, its event loop or None, when it came, its deadline or None): callers
@@ -152,7 +153,7 @@ class Batcher:
 
     def _put(self, stream, frame, future, loop, timeout):
         live = self._streams.get(stream) or self._live(stream)
-        self._post(live, self._pool.admit(stream, frame), future, loop, timeout)
+        self._post(live, self._admit(stream, frame), future, loop, timeout)
 
     def _post(self, live, value, future, loop, timeout):
         inbox = self._inbox
@@ -239,10 +240,9 @@ class Batcher:
             while live.waiting:
                 call = live.waiting.popleft()
                 self._held -= 1
-                if self._dropped(call, now, outcomes):
-                    continue
-                batch.append(call)
-                break
+                if not self._dropped(call, now, outcomes):
+                    batch.append(call)
+                    break
         for live in seen:
             del self._ready[live]
             if live.waiting:
@@ -252,15 +252,15 @@ class Batcher:
 
     def _dropped(self, call, now, outcomes):
         """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
-        live, _, _, _, arrived, deadline = call
-        of = "a sequence" if live is None else f"a frame of stream {live.stream}"
-        if _cancelled(call):
+        live, _, future, loop, arrived, deadline = call
+        if future.cancelled() if loop is not None else not future.set_running_or_notify_cancel():
             self._counters["cancelled"] += 1
         elif live is not None and live.closed:
             outcomes.append((call, None, ClosedError(
                 f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")))
         elif deadline is not None and now > deadline:
             self._counters["expired"] += 1
+            of = "a sequence" if live is None else f"a frame of stream {live.stream}"
             outcomes.append((call, None, DeadlineError(
                 f"{self._pool.label}: {of} waited {now - arrived:.3f} s, longer than it may: it was not taken, the "
                 "stream is as it was")))

@@ -171,7 +171,11 @@ class ModelPool(Pool):
         return self._packed(results)
 
     def _admitted_frame(self, slot, frame):
-        return self._kinds[self._of[slot]].admitted_frame(frame)
+        kinds = self._kinds
+        kind = kinds[0] if len(kinds) == 1 else kinds[self._of[slot]]
+        if type(frame) is np.ndarray and frame.dtype is kind.quick_type and frame.shape == kind.quick_shape:
+            return frame,
+        return kind.admitted_frame(frame)
 
     @all_or_nothing
     def _step_frames(self, slots, frames):
@@ -187,8 +191,9 @@ class ModelPool(Pool):
         for kind, places, slots_of, arrays in groups:
             made = [list(values.reshape(len(values), *kind.shape_alone(name, values.shape[1:])))
                     for name, values in zip(self.outputs, kind.stepped(slots_of, arrays))]
-            for place, *values in zip(places, *made):
-                results[place] = self._packed(values)
+            made = made[0] if len(made) == 1 else [Outputs(zip(self.outputs, values)) for values in zip(*made)]
+            for place, result in zip(places, made):
+                results[place] = result
         for kind, _, slots_of, _ in groups:
             kind.rows.commit(slots_of)
         return results
@@ -249,8 +254,6 @@ class Kind:
 
     def admitted_frame(self, frame):
         """A frame as a stream alone takes it -> its arrays in the order of `inputs`."""
-        if type(frame) is np.ndarray and frame.shape == self.quick_shape and frame.dtype is self.quick_type:
-            return frame,
         feed = self.pool._merged(frame, {}, self.single)
         self.check_names(feed)
         values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
