@@ -352,8 +352,9 @@ cdef struct Step:
     Py_ssize_t result_strides[MAX_AREAS]
     Chunk *chunks
     Py_ssize_t n_chunks, lane_bytes
-    char *lanes                 # a workspace for each item
-    Py_ssize_t failed           # 1 + a chunk that met a value that is out of range, 0 for none
+    Py_ssize_t next             # chunk that is to be taken
+    char *lanes                 # a workspace for each thread
+    Py_ssize_t failed, failed_lane      # 1 + a chunk that met a value that is out of range, 0 for none
     int backwards
 
 
@@ -434,14 +435,22 @@ cdef bint run_chunk(const Step *s, const Chunk *c, char *lane) noexcept nogil:
     return True
 
 
+cdef extern from *:
+    """
+    #define TAKE(p) __atomic_fetch_add(p, 1, __ATOMIC_RELAXED)
+    """
+    Py_ssize_t take "TAKE"(Py_ssize_t *) noexcept nogil
+
+
 cdef void run_lane(void *argument, int item, int items) noexcept nogil:
+    """Chunks that no other lane has taken, one after the other."""
     cdef Step *s = <Step *>argument
-    cdef Py_ssize_t c = item
+    cdef Py_ssize_t c = take(&s.next)
     while c < s.n_chunks:
         if not run_chunk(s, &s.chunks[c], s.lanes + item * s.lane_bytes):
-            s.failed = c + 1
+            s.failed, s.failed_lane = c + 1, item
             return
-        c += items
+        c = take(&s.next)
 
 
 cdef class Batch:
@@ -582,7 +591,7 @@ cdef class Rows:
             active.restore_mode(mode)
         if s.failed:
             batch = chunks[s.failed - 1][0]
-            batch.segment.check(s.lanes + (s.failed - 1) % items * most)
+            batch.segment.check(s.lanes + s.failed_lane * most)
 
 
 def threads_for(int threads, flops):
