@@ -1,5 +1,7 @@
 """The Batcher: every frame gets the bits of its stream alone, in order, whatever happens to others."""
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 
@@ -41,6 +43,11 @@ class Held:
             assert self.go.wait(20)
             return step(*args)
         monkeypatch.setattr(pool, "step_admitted", held)
+
+
+def test_import_alone():
+    for name in ("Batcher", "Stream", "nn", "load"):
+        subprocess.run([sys.executable, "-c", f"from rnnfast import {name}"], check=True)
 
 
 def test_asyncio():

@@ -10,7 +10,6 @@ from ..errors import Error, InputError, InputTypeError, ModelError, UnsupportedE
 from ..threads import check as check_threads
 from .checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
 from .packed import checked, is_packed
-from .pool import LayerPool
 from .stream import LayerStream
 
 _INITIALIZING = threading.Lock()
@@ -374,6 +373,7 @@ class Sequential(Container):
 
     def pool(self, max_streams):
         """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
+        from .pool import LayerPool
         return LayerPool(self, tuple(self._flat()), max_streams)
 
     def _flat(self):

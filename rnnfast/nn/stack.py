@@ -12,7 +12,6 @@ from .checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_fla
 from .dropout import draw, drop
 from .linear import uniform
 from .module import Module, Row
-from .pool import LayerPool
 from .stream import LayerStream
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -152,6 +151,7 @@ class Recurrent(Module):
 
     def pool(self, max_streams):
         """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
+        from .pool import LayerPool
         return LayerPool(self, (self,), max_streams)
 
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
