@@ -538,9 +538,13 @@ cdef class Rows:
         for state, value in zip(self.states, values):
             state[1 - self.turn[slots], slots] = value
 
-    def commit(self, slots):
-        """What was written is the state of these streams."""
-        self.turn[slots] ^= 1
+    def commit(self, cnp.ndarray slots):
+        """What was written is the state of these streams, slots [n] intp."""
+        cdef const Py_ssize_t *slot = <const Py_ssize_t *>cnp.PyArray_DATA(slots)
+        cdef unsigned char *turn = <unsigned char *>cnp.PyArray_DATA(self.turn)
+        cdef Py_ssize_t i
+        for i in range(cnp.PyArray_SIZE(slots)):
+            turn[slot[i]] ^= 1
 
     def load(self, Py_ssize_t slot, values):
         """The states of a stream: arrays, or None for zeros."""

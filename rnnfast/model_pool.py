@@ -116,8 +116,17 @@ class ModelPool(Pool):
                 if self._kinds[self._of[slot]] is kind:
                     kind.load(slot, state)
 
-    @all_or_nothing
     def _step(self, slots, feed, out):
+        kind = self._kinds[0]
+        arrays = kind.quick_rows(feed, len(slots)) if len(self._kinds) == 1 and out is None else None
+        if arrays is None:
+            return self._checked_step(slots, feed, out)
+        results = kind.stepped(slots, arrays)
+        kind.rows.commit(slots)
+        return self._packed(results)
+
+    @all_or_nothing
+    def _checked_step(self, slots, feed, out):
         groups = []
         for kind, places in self._groups(slots):
             values = kind.admitted_rows(feed, len(slots))
@@ -287,6 +296,20 @@ class Kind:
                     self.check_frame(frame)
                 array = np.stack([frame[i] for frame in frames])
             arrays.append(array.reshape(len(frames), *shape))
+        return arrays
+
+    def quick_rows(self, feed, count):
+        """The arrays of frames that need no conversion, else None."""
+        if self.rows is None or len(feed) != len(self.inputs):
+            return None
+        arrays = []
+        for name in self.inputs:
+            value, (shape, dtype) = feed.get(name), self.forms[name]
+            if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != (count, *shape):
+                return None
+            if not value.flags.carray and not (value.flags.c_contiguous and value.flags.aligned):
+                return None
+            arrays.append(value)
         return arrays
 
     def admitted_rows(self, feed, count):

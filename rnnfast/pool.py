@@ -17,6 +17,8 @@ PARTS = 2
 def batch_sizes(count, largest, threads=1):
     """(size of the plan, first, count) of the parts of a batch: sizes are few, so that plans are, and parts are not
     filled up by more than a half."""
+    if threads == 1 and count <= largest:
+        return [(size_for(count), 0, count)] if count else []
     if threads > 1 and count > 1:
         largest = min(largest, size_for(-(-count // (PARTS * threads))))
     parts, first = [], 0
