@@ -7,6 +7,7 @@ then the batch is run again in halves, down to the stream that is to blame.
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import threading
 import time
 
@@ -184,17 +185,25 @@ class Batcher:
 
     # ------------------------------------------------------------------------------------------ the thread
     def _work(self):
-        while not self._draining or self._inbox or self._ready or self._sequences or self._running:
+        try:
+            while not self._draining or self._inbox or self._ready or self._sequences or self._running:
+                self._sort()
+                if self._idle is not None:
+                    self._close_idle()
+                left = self._to_wait()
+                if left == 0:
+                    self._step(self._take())
+                if self._sequences or self._running:
+                    self._advance()
+                elif left != 0:
+                    self._sleep(left)
+        except BaseException as e:      # no memory, or a defect: nobody is left to wait for ever
+            self._draining = True
+            error = ClosedError(f"{self._pool.label}: the batcher ended: {type(e).__name__}: {e}")
             self._sort()
-            if self._idle is not None:
-                self._close_idle()
-            left = self._to_wait()
-            if left == 0:
-                self._step(self._take())
-            if self._sequences or self._running:
-                self._advance()
-            elif left != 0:
-                self._sleep(left)
+            waiting = [call for live in self._ready for call in live.waiting] + list(self._sequences)
+            _tell([(call, None, error) for call in waiting if not _cancelled(call)]
+                  + [(sequence.call, None, error) for sequence in self._running])
 
     def _sort(self):
         """Calls from the inbox to their streams."""
@@ -367,7 +376,8 @@ class Batcher:
                 if live.on_close is not None and live.loop is not None:
                     _soon(live.loop, live.on_close, live.stream)
                 elif live.on_close is not None:
-                    live.on_close(live.stream)
+                    with contextlib.suppress(Exception):    # the caller's: other streams go on
+                        live.on_close(live.stream)
 
     # ------------------------------------------------------------------------------------------ the whole
     def stats(self):

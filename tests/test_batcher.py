@@ -308,6 +308,21 @@ def test_loop_that_is_gone(monkeypatch):
         assert same([f.result(20) for f in follows], alone(x))
 
 
+def test_defect(monkeypatch):
+    """Whatever ends the thread, nobody waits for ever."""
+    batcher = rnnfast.Batcher(layer().pool(3), max_batch=2, max_wait=10)
+    a, b, x = batcher.open(), batcher.open(), frames(12, 2)
+    waiting = batcher.submit(a, x[0])
+    monkeypatch.setattr(batcher, "_take", None)
+    other = batcher.submit(b, x[1])
+    for future in (waiting, other):
+        with pytest.raises(ClosedError, match="the batcher ended: TypeError"):
+            future.result(20)
+    with pytest.raises(ClosedError, match="the batcher is closed"):
+        batcher.submit(a, x[1])
+    batcher.drain()
+
+
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ({"max_batch": 0}, InputError, "max_batch is 0, expected an int of at least 1"),
     ({"max_batch": 2.0}, InputError, "max_batch is 2.0"),

@@ -19,7 +19,8 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner  # noqa: E402
 
-from bench import environment, gradients, measure, mnist, pools, probe, problem, report, streams, training  # noqa: E402
+from bench import (  # noqa: E402
+    environment, gradients, live, measure, mnist, pools, probe, problem, report, streams, training)
 from bench.cases import (  # noqa: E402
     CASES, KINDS, MAIN, POOLS, QUICK, STEPS, SWEEP, TRAINING, Case, Fit, Pooled, pool_sweep, select)
 from bench.engines import ENGINES, Numpy  # noqa: E402
@@ -561,11 +562,21 @@ def test_pools_table_says_what_is_wrong_and_missing():
 def test_pool_cases():
     """Every target is one that the table knows: an engine's, or one of those that are no ratio."""
     engines = {e.name for group in (streams.ALONE, streams.SEVERAL, streams.RAGGED) for e in group}
-    assert len({case.name for case in POOLS}) == len(POOLS) == 4
+    assert len({case.name for case in POOLS}) == len(POOLS) == 5
     assert {what for case in POOLS for group in case.targets.values() for what in group} <= engines | set(pools.MEANING)
     ragged, = (case for case in POOLS if case.lengths)
     assert (min(ragged.lengths), max(ragged.lengths), len(ragged.lengths)) == (1, 1000, ragged.B)
     assert [case.B for case in pool_sweep("LSTM")] == [2**n for n in range(13)]
+
+
+def test_live_measures(monkeypatch):
+    """Each stream's replies are its own; in real time as many frames are sent as are due."""
+    case = dataclasses.replace(next(case for case in POOLS if case.group == "batcher"), B=37)
+    if streams.unavailable(case):
+        pytest.skip(streams.unavailable(case))
+    monkeypatch.setattr(live, "SECONDS", 0.32)
+    found = live.measure(case)
+    assert found["wrong"] == 0 and found["frames"] > 2 * 37 and found["p50"] <= found["p99"] and found["streams"] > 0
 
 
 @pytest.mark.slow
@@ -579,7 +590,8 @@ def test_pools_measure(tmp_path):
         assert [record["case"]["name"] for record in run["records"]] == [
             case.name for case in POOLS if run["threads"] in case.targets]
         for record in run["records"]:
-            assert record["unavailable"] or record["results"]["rnnfast"]["status"] == "ok"
+            if not record["unavailable"]:
+                assert not record["live"]["wrong"] if "live" in record else record["results"]["rnnfast"]["status"] == "ok"
 
 
 # ------------------------------------------------------------------------------------------------ the user's models
