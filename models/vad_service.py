@@ -26,8 +26,10 @@ INVALID, OVER, FULL = 1003, 1001, 1013              # close codes of WebSockets
 
 async def microphone(connection, batcher):
     """Serve one connection from beginning to end."""
+    closing = []            # asyncio forgets tasks that nobody holds
     try:
-        stream = batcher.open(on_close=lambda _: asyncio.ensure_future(connection.close(OVER, "no audio came")))
+        stream = batcher.open(
+            on_close=lambda _: closing.append(asyncio.ensure_future(connection.close(OVER, "no audio came"))))
     except rnnfast.Error as e:
         await connection.close(FULL, str(e))
         return

@@ -354,7 +354,7 @@ cdef struct Step:
     Py_ssize_t n_chunks, lane_bytes
     Py_ssize_t next             # chunk that is to be taken
     char *lanes                 # a workspace for each thread
-    Py_ssize_t failed, failed_lane      # 1 + a chunk that met a value that is out of range, 0 for none
+    Py_ssize_t failed           # 1 + a chunk that met a value that is out of range + chunks * its lane, 0 for none
     int backwards
 
 
@@ -448,7 +448,7 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
     cdef Py_ssize_t c = take(&s.next)
     while c < s.n_chunks:
         if not run_chunk(s, &s.chunks[c], s.lanes + item * s.lane_bytes):
-            s.failed, s.failed_lane = c + 1, item
+            s.failed = 1 + c + item * s.n_chunks
             return
         c = take(&s.next)
 
@@ -531,7 +531,7 @@ cdef class Rows:
 
     def get(self, slots):
         """Copies of the states of the streams in some slots, of each [n, ..]; of one without the first axis."""
-        return [state[self.turn[slots], slots] for state in self.states]
+        return [np.array(state[self.turn[slots], slots]) for state in self.states]
 
     def put(self, slots, values):
         """What a step made of the states, in the place of `get`'s; until `commit` they are as before."""
@@ -594,8 +594,9 @@ cdef class Rows:
                 run_lane(&s, 0, 1)
             active.restore_mode(mode)
         if s.failed:
-            batch = chunks[s.failed - 1][0]
-            batch.segment.check(s.lanes + s.failed_lane * most)
+            batch = chunks[(s.failed - 1) % s.n_chunks][0]
+            batch.segment.check(s.lanes + (s.failed - 1) // s.n_chunks * most)
+            raise InputError("a value is out of range")         # not reached: check raises
 
 
 def threads_for(int threads, flops):

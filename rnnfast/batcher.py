@@ -19,6 +19,8 @@ from rnnfast.pool import Pool
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
 TIMES = tuple(1e-4 * 2**i for i in range(18))
 SIZES = tuple(2**i for i in range(17))
+# How often sequences that wait for a place look for one.
+PLACE_SECONDS = 0.005
 # Frames of each sequence in one batch: so long do sequences that come wait to join those that run.
 SEQUENCE_FRAMES = 16
 
@@ -64,14 +66,15 @@ class Batcher:
     max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free;
     max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle: seconds after which a stream
     without frames is closed, None for never. Methods may be called from any thread and from asyncio. The pool is for
-    the batcher alone. Frames must not be written to before their results are there.
+    the batcher alone; `drain`, which leaving a `with` calls, ends the thread. Frames must not be written to before
+    their results are there.
     """
     def __init__(self, pool, max_batch=256, max_wait=0.002, *, max_queue=None, idle=None):
         for name, value, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 1)):
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"Batcher: {name} is {value!r}, expected an int of at least {least}")
-        for name, value in (("max_wait", max_wait), ("idle", idle)):
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+        for name, value in (("max_wait", max_wait), *([] if idle is None else [("idle", idle)])):
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf") or name == "idle" and not value:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
         if not isinstance(pool, Pool):
             if not hasattr(pool, "pool"):
@@ -88,8 +91,9 @@ class Batcher:
         self._ready = {}                # the thread's: streams with a frame, _Live -> None in the order of their frames
         self._held = 0                  # the thread's: calls that are out of the inbox and in no batch yet
         self._sequences, self._running = collections.deque(), []    # the thread's: calls that wait, _Sequences that run
+        self._taken = []                # the thread's: the batch that runs
         self._wake, self._wake_at = threading.Event(), 0    # the thread sleeps until the inbox is so long; 0: not
-        self._draining, self._looked = False, time.monotonic()
+        self._draining, self._ended, self._looked = False, False, time.monotonic()
         self._counters = collections.Counter()
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
         self._thread = threading.Thread(target=self._work, name="rnnfast-batcher", daemon=True)
@@ -132,7 +136,8 @@ class Batcher:
         return future
 
     def submit(self, stream, frame, timeout=None):
-        """The same for threads: a concurrent.futures.Future."""
+        """The same for threads: a concurrent.futures.Future, whose callbacks run in the batcher's thread: they must not
+        wait for another."""
         future = concurrent.futures.Future()
         self._put(stream, frame, future, None, timeout)
         return future
@@ -147,7 +152,7 @@ class Batcher:
         return future
 
     def submit_run(self, sequence, timeout=None):
-        """The same for threads: a concurrent.futures.Future."""
+        """The same for threads: a concurrent.futures.Future, which can be cancelled until it begins."""
         future = concurrent.futures.Future()
         self._post(None, self._pool.admit_sequence(sequence), future, None, timeout)
         return future
@@ -166,6 +171,8 @@ class Batcher:
         inbox.append((live, value, future, loop, now, None if timeout is None else now + timeout))
         if 0 < self._wake_at <= len(inbox):
             self._wake.set()
+        if self._ended:         # between the check and here
+            self._sweep()
 
     def _refuse(self):
         self._check_open()
@@ -185,6 +192,7 @@ class Batcher:
 
     # ------------------------------------------------------------------------------------------ the thread
     def _work(self):
+        error = None
         try:
             while not self._draining or self._inbox or self._ready or self._sequences or self._running:
                 self._sort()
@@ -193,23 +201,34 @@ class Batcher:
                 left = self._to_wait()
                 if left == 0:
                     self._step(self._take())
-                if self._sequences or self._running:
-                    self._advance()
-                elif left != 0:
+                if not self._advance() and left != 0:
                     self._sleep(left)
         except BaseException as e:      # no memory, or a defect: nobody is left to wait for ever
-            self._draining = True
-            error = ClosedError(f"{self._pool.label}: the batcher ended: {type(e).__name__}: {e}")
-            self._sort()
-            waiting = [call for live in self._ready for call in live.waiting] + list(self._sequences)
-            _tell([(call, None, error) for call in waiting if not _cancelled(call)]
-                  + [(sequence.call, None, error) for sequence in self._running])
+            error = e
+        self._draining = self._ended = True
+        why = "" if error is None else f": {type(error).__name__}: {error}"
+        self._refuse_all([call for live in self._ready for call in live.waiting]
+                         + [*self._sequences, *self._taken, *(sequence.call for sequence in self._running)], why)
+        self._sweep(why)
+
+    def _sweep(self, why=""):
+        """Answer the calls of the inbox when the thread has ended; each is told by whoever takes it out."""
+        while True:
+            try:
+                call = self._inbox.popleft()
+            except IndexError:
+                return
+            self._refuse_all([call], why)
+
+    def _refuse_all(self, calls, why):
+        for call in calls:
+            _tell([(call, None, ClosedError(f"{self._pool.label}: the batcher ended{why}: nothing was taken"))])
 
     def _sort(self):
         """Calls from the inbox to their streams."""
         inbox, ready = self._inbox, self._ready
-        self._held += len(inbox)
-        for _ in range(len(inbox)):
+        count = len(inbox)
+        for _ in range(count):
             call = inbox.popleft()
             live = call[0]
             if live is None:
@@ -217,6 +236,7 @@ class Batcher:
             else:
                 live.waiting.append(call)
                 ready[live] = None
+        self._held += count
 
     def _full(self):
         return max(min(self._max_batch, len(self._streams)), 1)
@@ -231,12 +251,15 @@ class Batcher:
         return max(arrived + self._max_wait - time.monotonic(), 0)
 
     def _sleep(self, left):
+        limits = [] if left is None else [left]
         if self._idle is not None:
-            left = self._idle / 4 if left is None else min(left, self._idle / 4)
+            limits.append(self._idle / 4)
+        if self._sequences:         # they wait for a place, which nobody announces
+            limits.append(PLACE_SECONDS)
         self._wake.clear()
         self._wake_at = self._full() - len(self._ready) if self._ready else 1
         if len(self._inbox) < self._wake_at and not self._draining:
-            self._wake.wait(left)
+            self._wake.wait(min(limits, default=None))
         self._wake_at = 0
 
     def _take(self):
@@ -261,12 +284,11 @@ class Batcher:
 
     def _dropped(self, call, now, outcomes):
         """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
-        live, _, future, loop, arrived, deadline = call
-        if future.cancelled() if loop is not None else not future.set_running_or_notify_cancel():
+        live, _, future, _, arrived, deadline = call
+        if future.cancelled():
             self._counters["cancelled"] += 1
         elif live is not None and live.closed:
-            outcomes.append((call, None, ClosedError(
-                f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")))
+            outcomes.append((call, None, self._closed(live)))
         elif deadline is not None and now > deadline:
             self._counters["expired"] += 1
             of = "a sequence" if live is None else f"a frame of stream {live.stream}"
@@ -274,14 +296,20 @@ class Batcher:
                 f"{self._pool.label}: {of} waited {now - arrived:.3f} s, longer than it may: it was not taken, the "
                 "stream is as it was")))
         else:
-            return False
+            return not _begun(call)
         return True
+
+    def _closed(self, live):
+        return ClosedError(f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")
 
     def _step(self, batch):
         """A batch, or if it fails its halves, until each frame has its result or error."""
+        if not batch:
+            return
         begun = time.monotonic()
         self._queue_times.add([begun - arrived for *_, arrived, _ in batch])
-        parts = [batch] if batch else []
+        self._taken = batch
+        parts = [batch]
         while parts:
             part, error = parts.pop(), None
             try:
@@ -290,66 +318,81 @@ class Batcher:
                 if len(part) > 1:
                     parts += [part[len(part) // 2:], part[:len(part) // 2]]
                     continue
-                results, error = [None], e
+                live = part[0][0]
+                results, error = [None], self._closed(live) if live.closed else e
             self._batch_sizes.add([len(part)])
             self._counters["failed" if error else "frames"] += len(part)
             for call in part if error is None else ():
                 call[0].frames += 1
             _tell([(call, result, error) for call, result in zip(part, results)])
-        if batch:
-            self._compute_times.add([time.monotonic() - begun])
+        self._taken = []
+        self._compute_times.add([time.monotonic() - begun])
 
     def _advance(self):
-        """Some frames of each sequence that runs."""
-        now, outcomes = time.monotonic(), []
-        while self._sequences and len(self._running) < self._max_batch:
-            try:
-                stream = self._pool.open()
-            except LimitError:
-                break           # streams have all places
+        """Some frames of each sequence that runs; False where none does."""
+        now, outcomes, places = time.monotonic(), [], True
+        for _ in range(len(self._sequences)):
             call = self._sequences.popleft()
+            deadline = call[5]
+            stream = self._place() if places and len(self._running) < self._max_batch else None
+            if stream is None and not call[2].cancelled() and (deadline is None or now <= deadline):
+                places = False
+                if not self._draining or self._running:
+                    self._sequences.append(call)
+                    continue
+                outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams had "
+                                                         "all places: nothing was taken")))
+            elif not self._dropped(call, now, outcomes):
+                self._running.append(_Sequence(call, stream))
+                self._queue_times.add([now - call[4]])
+                stream = None
             self._held -= 1
-            if self._dropped(call, now, outcomes):
+            if stream is not None:
                 self._pool.close(stream)
-                continue
-            self._running.append(_Sequence(call, stream))
-            self._queue_times.add([now - call[4]])
-        left = []
+        for sequence in [s for s in self._running if s.call[2].cancelled()]:
+            self._counters["cancelled"] += 1
+            self._finish(sequence, None, None, outcomes)
+        _tell(outcomes)
+        if not self._running:
+            return False
+        kinds = {}
         for sequence in self._running:
-            if sequence.call[2].cancelled():
-                self._pool.close(sequence.stream)
-                self._counters["cancelled"] += 1
-            else:
-                left.append(sequence)
-        self._running = left
-        parts = [left] if left else []
+            kinds.setdefault((sequence.x.shape[1:], sequence.x.dtype), []).append(sequence)
+        parts, outcomes = list(kinds.values()), []
         while parts:
             part = parts.pop()
             try:
-                self._run_part(part)
+                self._run_part(part, outcomes)
             except Exception as e:
                 if len(part) > 1:
                     parts += [part[len(part) // 2:], part[:len(part) // 2]]
                     continue
                 self._counters["failed"] += 1
                 self._finish(part[0], None, e, outcomes)
-        for sequence in [s for s in self._running if s.taken >= len(s.x)]:
-            self._finish(sequence, np.concatenate(sequence.results), None, outcomes)
-        if left:
-            self._compute_times.add([time.monotonic() - now])
+        self._compute_times.add([time.monotonic() - now])
         _tell(outcomes)
+        return True
 
-    def _run_part(self, part):
+    def _place(self):
+        try:
+            return self._pool.open()
+        except LimitError:
+            return None         # streams have all places
+
+    def _run_part(self, part, outcomes):
         lengths = np.array([min(len(s.x) - s.taken, SEQUENCE_FRAMES) for s in part])
         x = np.zeros((len(part), lengths.max(), *part[0].x.shape[1:]), part[0].x.dtype)
         for row, s, n in zip(x, part, lengths):
             row[:n] = s.x[s.taken:s.taken + n]
         y = self._pool.run([s.stream for s in part], x, lengths=lengths)
-        for row, s, n in zip(y, part, lengths):
-            s.results.append(row[:n])
-            s.taken += n
         self._batch_sizes.add([len(part)])
         self._counters["frames"] += int(lengths.sum())
+        for row, s, n in zip(y, part, lengths):
+            s.results.append(row[:n].copy())
+            s.taken += n
+        for s in part:
+            if s.taken == len(s.x):
+                self._finish(s, np.concatenate(s.results), None, outcomes)
 
     def _finish(self, sequence, result, error, outcomes):
         self._running.remove(sequence)
@@ -399,8 +442,6 @@ class Batcher:
             self._draining = True
         self._wake.set()
         self._thread.join()
-        late = ClosedError(f"{self._pool.label}: the batcher is closed")
-        _tell([(call, None, late) for call in self._inbox if not _cancelled(call)])
         for live in list(self._streams.values()):
             self._end(live, "was closed")
 
@@ -421,10 +462,10 @@ def _running_loop():
         return None
 
 
-def _cancelled(call):
-    """Whether nobody waits for it; if somebody does, a Future can be cancelled no more."""
+def _begun(call):
+    """Whether somebody waits for it still; then a Future can be cancelled no more."""
     _, _, future, loop, _, _ = call
-    return future.cancelled() if loop is not None else not future.set_running_or_notify_cancel()
+    return not future.cancelled() if loop is not None else future.set_running_or_notify_cancel()
 
 
 def _tell(outcomes):
@@ -432,12 +473,10 @@ def _tell(outcomes):
     of_loops = {}
     for call, result, error in outcomes:
         _, _, future, loop, _, _ = call
-        if loop is not None:
-            of_loops.setdefault(loop, []).append((future, result, error))
-        elif error is None:
-            future.set_result(result)
+        if loop is None:
+            _settle([(future, result, error)])
         else:
-            future.set_exception(error)
+            of_loops.setdefault(loop, []).append((future, result, error))
     for loop, of_loop in of_loops.items():
         _soon(loop, _settle, of_loop)
 
@@ -453,7 +492,14 @@ def _settle(outcomes):
     for future, result, error in outcomes:
         if future.done():
             continue        # cancelled meanwhile
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+        try:
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+        except concurrent.futures.InvalidStateError:
+            pass            # cancelled just now
+        except BaseException:
+            if not future.done():
+                raise
+            # a callback's, as sys.exit: the result is there, and the others wait for theirs

@@ -139,7 +139,8 @@ class ModelPool(Pool):
         if not groups:
             if self._kinds[0].rows is None:
                 raise InputError(f"{self.label}: a step of no streams, and none before that settled the shapes")
-            groups = [(self._kinds[0], None, slots, self._kinds[0].checked_rows(values))]
+            kind = self._kinds[0]
+            groups = [(kind, None, slots, kind.checked_rows(kind.admitted_rows(feed, 0)))]
         forms = [[((len(slots), *shape), dtype) for shape, dtype in kind.results] for kind, *_ in groups]
         if any(form != forms[0] for form in forms):
             raise InputError(f"{self.label}: results of these streams have different shapes: step them apart")

@@ -330,6 +330,8 @@ def test_defect(monkeypatch):
     ({"max_wait": -0.1}, InputError, "max_wait is -0.1, expected seconds"),
     ({"max_wait": "1"}, InputError, "max_wait is '1'"),
     ({"idle": float("nan")}, InputError, "idle is nan"),
+    ({"idle": 0}, InputError, "idle is 0, expected seconds"),
+    ({"max_wait": None}, InputError, "max_wait is None, expected seconds"),
     ({"pool": 3}, InputTypeError, "a int came, expected a pool"),
 ])
 def test_bad_arguments(arguments, error, message):
@@ -374,6 +376,65 @@ def test_sequences_of_threads_beside_streams():
         assert np.array_equal(long.result(20), np.stack(alone(frames(2, 4000))))
     with pytest.raises(InputError, match="a sequence is"):
         rnnfast.Batcher(net).submit_run(np.zeros((0, INPUTS), np.float32))
+
+
+def test_sequences_without_a_place():
+    """While streams have all places they wait, without work, until their deadline or the end."""
+    batcher, x = rnnfast.Batcher(layer().pool(2), max_wait=0), frames(1, 5)
+    streams = [batcher.open(), batcher.open()]
+    late = batcher.submit_run(x, timeout=0.05)
+    with pytest.raises(DeadlineError, match="a sequence waited"):
+        late.result(20)
+    waits, begun = batcher.submit_run(x), time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - begun < 0.1 and not waits.done()
+    batcher.close(streams[0])
+    assert np.array_equal(waits.result(20), np.stack(alone(x)))
+    batcher.open()
+    waits, cancelled = batcher.submit_run(x), batcher.submit_run(x)
+    assert cancelled.cancel()
+    batcher.drain()
+    with pytest.raises(ClosedError, match="streams had all places"):
+        waits.result(0)
+    assert batcher.stats()["queued"] == 0
+
+
+def test_sequences_that_are_wrong_run_with_none_that_are_right(monkeypatch):
+    pool = layer().pool(8)
+    held = Held(pool, monkeypatch)
+    with rnnfast.Batcher(pool, max_wait=0) as batcher:
+        first, x = batcher.submit(batcher.open(), frames(0, 1)[0]), frames(1, 40)
+        assert held.entered.wait(20)
+        wrong = [batcher.submit_run(bad) for bad in (x.astype(np.float64), x[:, :1], np.arange(40))]
+        right = [batcher.submit_run(x[:n]) for n in (40, 7)]
+        held.go.set()
+        for future in wrong:
+            with pytest.raises(rnnfast.Error):
+                future.result(20)
+        assert all(np.array_equal(f.result(20), np.stack(alone(x[:n]))) for f, n in zip(right, (40, 7)))
+        assert first.result(20) is not None and batcher.stats()["failed"] == 3
+
+
+def test_callback_that_exits():
+    """Those of the same batch have their results all the same."""
+    with rnnfast.Batcher(layer().pool(2), max_batch=2, max_wait=5) as batcher:
+        a, b, x = batcher.open(), batcher.open(), frames(2, 2)
+        for frame in x:
+            futures = [batcher.submit(a, frame)]
+            futures[0].add_done_callback(lambda future: sys.exit(3))
+            futures.append(batcher.submit(b, frame))
+            assert same([f.result(20) for f in futures][:1], [futures[1].result(20)])
+
+
+def test_states_are_copies():
+    with rnnfast.Batcher(layer().pool(1), max_wait=0) as batcher:
+        stream, x = batcher.open(), frames(3, 2)
+        batcher.submit(stream, x[0]).result(20)
+        state = batcher.state(stream)
+        before = state.copy()
+        for _ in range(2):
+            batcher.submit(stream, x[1]).result(20)
+        assert np.array_equal(state, before)
 
 
 def test_sequences_of_a_model(tmp_path):
