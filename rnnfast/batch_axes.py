@@ -22,7 +22,8 @@ def search(alone, frames, rows, given):
     frames: those of one stream, without (`rows`) or with its batch axis; given: its initial states or None, for zeros.
     InputError for a frame that no stream takes, UnsupportedError if there are no such axes."""
     reason, wrong, count = None, None, 0
-    for choice in itertools.product(*(candidates(alone, name, value, rows) for name, value in frames.items())):
+    choices = itertools.product(*(candidates(alone, name, value, rows) for name, value in frames.items()))
+    for choice in itertools.islice(choices, MAX_CHOICES):
         axes = dict(zip(frames, choice))
         frame = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
         states = dict(zip(alone.states, given or alone._zeros(frame)))

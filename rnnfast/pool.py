@@ -134,7 +134,8 @@ class Pool:
     def admit_sequence(self, sequence):
         """Frames [T, ..] of one stream of a pool with one input, as `run` takes them for several."""
         if self._single(()) is None or len(self.outputs) != 1:
-            raise InputError(f"{self.label}: sequences are of pools with one input and one result, this one has several")
+            raise InputError(f"{self.label}: sequences are of pools with one input and one result, this one has "
+                             "several")
         x = np.asarray(sequence)
         if x.ndim == 0 or not len(x) or x.dtype.hasobject:
             raise InputError(f"{self.label}: a sequence is {x.dtype} {list(x.shape)}, expected frames along the first "
