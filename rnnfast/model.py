@@ -16,6 +16,7 @@ from rnnfast.onnx.graph import read
 from rnnfast.onnx.summary import summarise
 from rnnfast.onnx.trace import Program, fold
 from rnnfast.onnx.widen import widen
+from rnnfast.outputs import Outputs
 from rnnfast.threads import check as check_threads
 
 # Programs of one model besides its own: one for each set of initializers that callers override, and the references.
@@ -34,15 +35,6 @@ def load(source, *, matmul=None, threads=None, plans=PLANS):
     InputTypeError for another `matmul`, `threads` or `plans`.
     """
     return Model(source, matmul=matmul, threads=threads, plans=plans)
-
-
-class Outputs(dict):
-    """Output name -> ndarray, in the graph's order; names that are identifiers are attributes too."""
-    def __getattr__(self, name):
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no output {name!r}, there are {list(self)}") from None
 
 
 class Model:

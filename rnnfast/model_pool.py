@@ -11,9 +11,9 @@ from rnnfast._streams import Batch, Rows, stacked, threads_for
 from rnnfast.batch_axes import repeated, search, traced
 from rnnfast.errors import InputError, LimitError
 from rnnfast.inputs import admit
-from rnnfast.model import Outputs
 from rnnfast.nn.checks import check_flag
 from rnnfast.onnx.tensors import type_name
+from rnnfast.outputs import Outputs
 from rnnfast.pool import Pool, batch_sizes
 from rnnfast.stream import Stream, native_areas
 
