@@ -45,10 +45,7 @@ def main(patterns, threads, rounds, json_file, markdown_file, plot):
     results = measured("bench.pools", threads, cases=[case.name for case in cases], sweep=bool(plot), rounds=rounds,
                        duration=DURATION, limit=LIMIT)
     text = markdown(results)
-    for file, content in ((json_file, json.dumps(results, indent=1) + "\n"), (markdown_file, text)):
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content)
+    report.write({json_file: json.dumps(results, indent=1) + "\n", markdown_file: text})
     click.echo(text)
     if plot:
         from bench.plot import draw_pools

@@ -218,3 +218,11 @@ def table(header, rows):
     for row in rows:
         yield "| " + " | ".join(cell.ljust(n) if i == 0 else cell.rjust(n)
                                 for i, (cell, n) in enumerate(zip(row, widths))) + " |"
+
+
+def write(texts):
+    """{file or None: text}: each to its file, where there is one."""
+    for file, text in texts.items():
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)

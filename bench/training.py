@@ -39,10 +39,7 @@ def main(patterns, threads, rounds, json_file, markdown_file):
     results = measured("bench.training", threads or default_threads(), cases=[case.name for case in cases],
                        rounds=rounds, duration=DURATION, limit=LIMIT)
     text = markdown(results)
-    for file, content in ((json_file, json.dumps(results, indent=1) + "\n"), (markdown_file, text)):
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content)
+    report.write({json_file: json.dumps(results, indent=1) + "\n", markdown_file: text})
     click.echo(text)
     if any(report.problems(run["records"]) for run in results["runs"]):
         sys.exit(1)
