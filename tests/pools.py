@@ -1,4 +1,6 @@
 """Random use of a pool of streams, each of them compared with one that runs alone."""
+import concurrent.futures
+
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,6 +23,13 @@ def flat(value):
 def same_bits(found, expected):
     assert [np.shape(a) for a in flat(found)] == [np.shape(a) for a in flat(expected)]
     assert bits(flat(found)) == bits(flat(expected))
+
+
+def in_threads(work, count=5):
+    """work(seed) in so many threads at once; what one of them raises is raised."""
+    with concurrent.futures.ThreadPoolExecutor(count) as threads:
+        for done in [threads.submit(work, seed) for seed in range(count)]:
+            done.result()
 
 
 def at_time(results, t):

@@ -1,5 +1,4 @@
 """Pools of layers: each stream gets the bits that it gets alone, whoever else is in the step; and what pools refuse."""
-import threading
 import tracemalloc
 
 import numpy as np
@@ -13,7 +12,7 @@ from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError
 from tests.cases import bits
 from tests.graphs import random
-from tests.pools import USES, flat, play, property_test, same_bits
+from tests.pools import USES, flat, in_threads, play, property_test, same_bits
 
 LAYERS = {
     "RNN": lambda **o: nn.RNN(5, 7, rng=0, **o),
@@ -92,30 +91,23 @@ def test_ten_thousand_streams():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_many_threads_call_one_pool(threads, forced):
     layer = nn.GRU(5, 33, 2, rng=0, threads=threads)
-    pool, wrong = layer.pool(40), []
+    pool = layer.pool(40)
 
     def work(seed):
-        try:
-            rng = np.random.default_rng(seed)
-            live = {pool.open(): layer.stream() for _ in range(8)}
-            for _ in range(40):
-                chosen = rng.permutation(list(live))[:rng.integers(1, 9)]
-                x = rng.standard_normal((len(chosen), 5), np.float32)
-                for y, stream, one in zip(pool.step(chosen, x), chosen.tolist(), x):
-                    same_bits(y, live[stream].step(one))
-                if rng.random() < 0.3:
-                    pool.close(int(chosen[0]))
-                    del live[int(chosen[0])]
-                    live[pool.open()] = layer.stream()
-        except BaseException as e:
-            wrong.append(e)
+        rng = np.random.default_rng(seed)
+        live = {pool.open(): layer.stream() for _ in range(8)}
+        for _ in range(40):
+            chosen = rng.permutation(list(live))[:rng.integers(1, 9)]
+            x = rng.standard_normal((len(chosen), 5), np.float32)
+            for y, stream, one in zip(pool.step(chosen, x), chosen.tolist(), x):
+                same_bits(y, live[stream].step(one))
+            if rng.random() < 0.3:
+                pool.close(int(chosen[0]))
+                del live[int(chosen[0])]
+                live[pool.open()] = layer.stream()
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(5)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong and len(pool) == 40
+    in_threads(work)
+    assert len(pool) == 40
 
 
 def test_weights_that_are_loaded_while_streams_go_on():

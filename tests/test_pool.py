@@ -1,6 +1,5 @@
 """Pools of models: each stream gets the bits that it gets alone, whoever else is in the step; and what pools refuse."""
 import pathlib
-import threading
 import tracemalloc
 
 import numpy as np
@@ -16,7 +15,7 @@ from rnnfast.model_pool import MAX_KINDS
 from rnnfast.pool import batch_sizes
 from tests.cases import bits
 from tests.graphs import load, parse, random
-from tests.pools import USES, play, property_test, same_bits
+from tests.pools import USES, in_threads, play, property_test, same_bits
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODELS = ROOT.parent / "shared" / "models"
@@ -170,28 +169,21 @@ def test_plans_are_native_where_they_can_be():
 
 def test_many_threads_call_one_pool():
     model, _, _ = build("GRU, batch on axis 0")
-    pool, wrong = model.pool(40), []
+    pool = model.pool(40)
 
     def work(seed):
-        try:
-            rng = np.random.default_rng(seed)
-            live = {pool.open(): model.stream() for _ in range(8)}
-            for _ in range(20):
-                chosen = rng.permutation(list(live))[:rng.integers(1, 9)]
-                x = rng.standard_normal((len(chosen), 5), np.float32)
-                y = pool.step(chosen, x)
-                for i, stream in enumerate(chosen.tolist()):
-                    alone = live[stream].step(x=x[i:i + 1])
-                    same_bits((y.y[i], y.m[i]), (alone.y[:, 0], alone.m[0]))
-        except BaseException as e:
-            wrong.append(e)
+        rng = np.random.default_rng(seed)
+        live = {pool.open(): model.stream() for _ in range(8)}
+        for _ in range(20):
+            chosen = rng.permutation(list(live))[:rng.integers(1, 9)]
+            x = rng.standard_normal((len(chosen), 5), np.float32)
+            y = pool.step(chosen, x)
+            for i, stream in enumerate(chosen.tolist()):
+                alone = live[stream].step(x=x[i:i + 1])
+                same_bits((y.y[i], y.m[i]), (alone.y[:, 0], alone.m[0]))
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(5)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong and len(pool) == 40
+    in_threads(work)
+    assert len(pool) == 40
 
 
 def test_streams_of_different_fixed_inputs():
