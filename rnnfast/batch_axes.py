@@ -17,7 +17,7 @@ BY_ONE = "pool(batch=False) runs streams one by one"
 
 
 def search(alone, frames, rows, given):
-    """(axis of the streams of each value or None, a call's values for one stream, (shape, type) of its outputs).
+    """(axis of the streams of each value or None, a call's values for one stream, what `traced` says of that call).
 
     frames: those of one stream, without (`rows`) or with its batch axis; given: its initial states or None, for zeros.
     InputError for a frame that no stream takes, UnsupportedError if there are no such axes."""
@@ -36,12 +36,12 @@ def search(alone, frames, rows, given):
             chosen = axes | dict(zip([*states, *alone._fixed], others))
             sample = alone._fixed | frame | states
             try:
-                forms = traced(alone._model, sample)[2]
+                found = traced(alone._model, sample)
             except Error as e:
                 wrong = wrong or e
                 continue
             try:
-                return tried(alone, sample, chosen, forms)
+                return tried(alone, sample, chosen, found[2]), sample, found
             except Error as e:
                 reason = reason or e
     if reason is None:      # no stream takes this frame
@@ -70,7 +70,7 @@ def candidates(alone, name, value, rows, needed=True):
 
 
 def tried(alone, sample, axes, forms):
-    """`search`'s result if these axes are the streams', else an Error. forms: of the outputs for one stream."""
+    """The axes of inputs and outputs if these are the streams', else an Error. forms: of the outputs for one stream."""
     two, three = (traced(alone._model, repeated(sample, axes, n))[2] for n in (2, 3))
     axes = dict(axes)
     for name, (shape, _) in two.items():
@@ -86,7 +86,7 @@ def tried(alone, sample, axes, forms):
             raise UnsupportedError(f"output {came!r} has shape {list(forms[came][0])}, the state {name!r} that it "
                                    f"becomes {list(sample[name].shape)}")
     compare(alone, sample, axes)
-    return axes, sample, forms
+    return axes
 
 
 def compare(alone, sample, axes):

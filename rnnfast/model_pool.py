@@ -224,7 +224,7 @@ class Kind:
     batch axis.
     """
     def __init__(self, pool, fixed):
-        self.model, self.pool, self.fixed = pool._model, pool, fixed
+        self.model, self.pool = pool._model, pool
         self.alone = Stream(pool._model, states=pool.states, fixed=fixed)
         self.inputs, self.label = self.alone.inputs, pool._model.source.label
         self.single = self.inputs[0] if len(self.inputs) == 1 else None
@@ -308,7 +308,7 @@ class Kind:
             value, (shape, dtype) = feed.get(name), self.forms[name]
             if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != (count, *shape):
                 return None
-            if not value.flags.carray and not (value.flags.c_contiguous and value.flags.aligned):
+            if not (value.flags.c_contiguous and value.flags.aligned):
                 return None
             arrays.append(value)
         return arrays
@@ -344,14 +344,14 @@ class Kind:
             found = self.unbatched(frames, given)
         else:
             found = search(self.alone, frames, rows, given)
-        self.axes, self.sample, forms = found
+        self.axes, self.sample, (program, plan, forms) = found
         self.forms = {name: (self.row_shape(name, value.shape), value.dtype) for name, value in self.sample.items()}
         self.results = [(self.row_shape(name, shape), dtype) for name, (shape, dtype) in forms.items()
                         if name in self.alone.outputs]
         self.state_forms = [self.forms[name] for name in self.alone.states]
         self.largest = LARGEST_BATCH if self.pool._batch else 1
         self.rows = Rows(self.pool.max_streams, self.state_forms)
-        self.batch(1)
+        self.batches[1] = self.native(plan, program, self.sample, 1)
         if self.single:
             self.quick_shape, self.quick_type = self.sample[self.inputs[0]].shape, self.sample[self.inputs[0]].dtype
 
@@ -362,8 +362,8 @@ class Kind:
     def unbatched(self, frames, given):
         states = given or self.alone._zeros(frames)
         sample = self.alone._fixed | frames | dict(zip(self.alone.states, states))
-        _, _, forms = traced(self.model, sample)
-        return dict.fromkeys([*sample, *forms]), sample, forms
+        found = traced(self.model, sample)
+        return dict.fromkeys([*sample, *found[2]]), sample, found
 
     # ------------------------------------------------------------------------------------------ running
     def batch(self, size):
