@@ -272,7 +272,7 @@ class Batcher:
             while live.waiting:
                 call = live.waiting.popleft()
                 self._held -= 1
-                if not self._dropped(call, now, outcomes):
+                if not self._is_over(call, now, outcomes) and _begun(call):
                     batch.append(call)
                     break
         for live in seen:
@@ -282,7 +282,7 @@ class Batcher:
         _tell(outcomes)
         return batch
 
-    def _dropped(self, call, now, outcomes):
+    def _is_over(self, call, now, outcomes):
         """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
         live, _, future, _, arrived, deadline = call
         if future.cancelled():
@@ -296,7 +296,7 @@ class Batcher:
                 f"{self._pool.label}: {of} waited {now - arrived:.3f} s, longer than it may: it was not taken, the "
                 "stream is as it was")))
         else:
-            return not _begun(call)
+            return False
         return True
 
     def _closed(self, live):
@@ -309,17 +309,10 @@ class Batcher:
         begun = time.monotonic()
         self._queue_times.add([begun - arrived for *_, arrived, _ in batch])
         self._taken = batch
-        parts = [batch]
-        while parts:
-            part, error = parts.pop(), None
-            try:
-                results = self._pool.step_admitted([call[0].stream for call in part], [call[1] for call in part])
-            except Exception as e:
-                if len(part) > 1:
-                    parts += [part[len(part) // 2:], part[:len(part) // 2]]
-                    continue
+        for part, results, error in _in_halves([batch], self._run_frames):
+            if error:
                 live = part[0][0]
-                results, error = [None], self._closed(live) if live.closed else e
+                results, error = [None], self._closed(live) if live.closed else error
             self._batch_sizes.add([len(part)])
             self._counters["failed" if error else "frames"] += len(part)
             for call in part if error is None else ():
@@ -328,47 +321,52 @@ class Batcher:
         self._taken = []
         self._compute_times.add([time.monotonic() - begun])
 
+    def _run_frames(self, part):
+        return self._pool.step_admitted([call[0].stream for call in part], [call[1] for call in part])
+
     def _advance(self):
         """Some frames of each sequence that runs; False where none does."""
         now, outcomes, places = time.monotonic(), [], True
         for _ in range(len(self._sequences)):
             call = self._sequences.popleft()
-            deadline = call[5]
+            self._held -= 1
+            if self._is_over(call, now, outcomes):
+                continue
             stream = self._place() if places and len(self._running) < self._max_batch else None
-            if stream is None and not call[2].cancelled() and (deadline is None or now <= deadline):
-                places = False
-                if not self._draining or self._running:
-                    self._sequences.append(call)
-                    continue
-                outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams had "
-                                                         "all places: nothing was taken")))
-            elif not self._dropped(call, now, outcomes):
+            places = stream is not None
+            if places and _begun(call):
                 self._running.append(_Sequence(call, stream))
                 self._queue_times.add([now - call[4]])
-                stream = None
-            self._held -= 1
-            if stream is not None:
+            elif places:
                 self._pool.close(stream)
+            elif self._draining and not self._running:
+                outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams had "
+                                                         "all places: nothing was taken")))
+            else:
+                self._sequences.append(call)
+                self._held += 1
         for sequence in [s for s in self._running if s.call[2].cancelled()]:
             self._counters["cancelled"] += 1
-            self._finish(sequence, None, None, outcomes)
+            self._finish(sequence, None, outcomes)
         _tell(outcomes)
         if not self._running:
             return False
         kinds = {}
         for sequence in self._running:
             kinds.setdefault((sequence.x.shape[1:], sequence.x.dtype), []).append(sequence)
-        parts, outcomes = list(kinds.values()), []
-        while parts:
-            part = parts.pop()
-            try:
-                self._run_part(part, outcomes)
-            except Exception as e:
-                if len(part) > 1:
-                    parts += [part[len(part) // 2:], part[:len(part) // 2]]
-                    continue
+        outcomes = []
+        for part, results, error in _in_halves(list(kinds.values()), self._run_sequences):
+            if error:
                 self._counters["failed"] += 1
-                self._finish(part[0], None, e, outcomes)
+                self._finish(part[0], error, outcomes)
+                continue
+            self._batch_sizes.add([len(part)])
+            for s, result in zip(part, results):
+                self._counters["frames"] += len(result)
+                s.results.append(result)
+                s.taken += len(result)
+                if s.taken == len(s.x):
+                    self._finish(s, None, outcomes)
         self._compute_times.add([time.monotonic() - now])
         _tell(outcomes)
         return True
@@ -379,22 +377,22 @@ class Batcher:
         except LimitError:
             return None         # streams have all places
 
-    def _run_part(self, part, outcomes):
+    def _run_sequences(self, part):
+        """-> the results of the next frames of each."""
         lengths = np.array([min(len(s.x) - s.taken, SEQUENCE_FRAMES) for s in part])
         x = np.zeros((len(part), lengths.max(), *part[0].x.shape[1:]), part[0].x.dtype)
         for row, s, n in zip(x, part, lengths):
             row[:n] = s.x[s.taken:s.taken + n]
         y = self._pool.run([s.stream for s in part], x, lengths=lengths)
-        self._batch_sizes.add([len(part)])
-        self._counters["frames"] += int(lengths.sum())
-        for row, s, n in zip(y, part, lengths):
-            s.results.append(row[:n].copy())
-            s.taken += n
-        for s in part:
-            if s.taken == len(s.x):
-                self._finish(s, np.concatenate(s.results), None, outcomes)
+        return [row[:n].copy() for row, n in zip(y, lengths)]
 
-    def _finish(self, sequence, result, error, outcomes):
+    def _finish(self, sequence, error, outcomes):
+        result = None
+        if error is None and sequence.taken == len(sequence.x):
+            try:
+                result = np.concatenate(sequence.results)
+            except MemoryError as e:
+                error = e
         self._running.remove(sequence)
         self._pool.close(sequence.stream)
         outcomes.append((sequence.call, result, error))
@@ -453,6 +451,22 @@ class Batcher:
 
     def __repr__(self):
         return f"<rnnfast.Batcher of {self._pool!r}>"
+
+
+def _in_halves(parts, run):
+    """(part, run(part), None) for each part; for the halves of one that fails, down to those of one member, for which
+    it is (part, None, the error)."""
+    while parts:
+        part = parts.pop()
+        try:
+            results = run(part)
+        except Exception as e:
+            if len(part) == 1:
+                yield part, None, e
+            else:
+                parts += [part[len(part) // 2:], part[:len(part) // 2]]
+        else:
+            yield part, results, None
 
 
 def _running_loop():

@@ -282,8 +282,9 @@ class Kind:
         for name, value in zip(self.inputs, values):
             shape, dtype = self.forms[name]
             if value.shape != self.shape_alone(name, shape) or value.dtype != dtype:
+                shape = self.shape_alone(name, shape)
                 raise InputError(f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, "
-                                 f"but the frames before were {type_name(dtype)} of shape {self.shape_alone(name, shape)}")
+                                 f"but the frames before were {type_name(dtype)} of shape {shape}")
 
     def stacked(self, frames):
         """Frames of some streams -> arrays with the streams first."""
