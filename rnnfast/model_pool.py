@@ -47,7 +47,6 @@ class ModelPool(Pool):
         super().__init__(model.source.label, max_streams)
         self._kinds = [first]
         self._of = np.zeros(max_streams, np.intp)       # slot -> place of its Kind
-        self._begun = {}                                # slot -> initial states, where they are not zeros
 
     def _kind(self, fixed):
         """The place of the Kind of streams with these values of fixed inputs."""
@@ -70,17 +69,14 @@ class ModelPool(Pool):
     def _admitted(self, state, fixed):
         place = self._kind(fixed)
         kind = self._kinds[place]
-        return place, None if state is None else kind.admitted_state(state, self._given(kind))
+        return None if state is None else kind.admitted_state(state, self._given(kind)), place
 
-    def _begin(self, slot, place, state):
+    def _begin(self, slot, place):
         self._of[slot] = place
-        if state is not None:
-            self._begun[slot] = state
         self._restart(slot)
         self._kinds[place].count += 1
 
     def _end(self, slot):
-        self._begun.pop(slot, None)
         self._kinds[self._of[slot]].count -= 1
 
     def _restart(self, slot):

@@ -46,20 +46,23 @@ class Pool:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
         self.max_streams, self.label = max_streams, label
         self._slots, self._lock = Slots(max_streams, label), threading.Lock()
+        self._begun = {}            # slot -> initial states, where they are not zeros
 
     def open(self, state=None, **fixed):
         """The id of a new stream, an int. state: its initial one, in the form of `state(id)`; None is zeros. fixed:
         inputs that are the same at each step of this stream."""
         with self._lock:
-            given = self._admitted(state, fixed)
+            state, *kind = self._admitted(state, fixed)
             stream = self._slots.open()
             if stream is None:
                 raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
             slot = stream % self.max_streams
+            if state is not None:
+                self._begun[slot] = state
             try:
-                self._begin(slot, *given)
+                self._begin(slot, *kind)
             except BaseException:
-                self._slots.close(slot)
+                self._free(slot)
                 raise
             return stream
 
@@ -68,7 +71,11 @@ class Pool:
         with self._lock:
             slot, = self._slots.find([stream]).tolist()
             self._end(slot)
-            self._slots.close(slot)
+            self._free(slot)
+
+    def _free(self, slot):
+        self._begun.pop(slot, None)
+        self._slots.close(slot)
 
     def reset(self, stream):
         """A stream as it began."""

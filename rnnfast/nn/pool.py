@@ -23,7 +23,6 @@ class LayerPool(Pool):
         self._many = layers != (layer,)
         self._parts = [_Rows(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, _Rows)]
-        self._begun = {}
         self._frame = None          # shape and type of those before
 
     def _admitted(self, state, fixed):
@@ -37,13 +36,11 @@ class LayerPool(Pool):
                                  f"{len(self._states)} layers")
         return [None if value is None else part.checked(value) for part, value in zip(self._states, state)],
 
-    def _begin(self, slot, state):
-        if state is not None:
-            self._begun[slot] = state
+    def _begin(self, slot):
         self._restart(slot)
 
     def _end(self, slot):
-        self._begun.pop(slot, None)
+        """Nothing is kept of it but its place."""
 
     def _restart(self, slot):
         for part, state in zip(self._states, self._begun.get(slot, [None] * len(self._states))):
