@@ -77,6 +77,61 @@ def test_one_axis(samples, channels, kernel, attributes, bias):
     check_conv(random(0, samples, channels, 29), 6, (kernel,), bias=bias, **attributes)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 5, 17])
+@pytest.mark.parametrize("inputs, outputs, group", [(1, 3, 1), (5, 70, 1), (6, 9, 3), (20, 20, 20)])
+@pytest.mark.parametrize("size, kernel, attributes", [
+    (1, 3, {"pads": (1, 1)}), (4, 3, {"pads": (1, 1)}), (5, 3, {"pads": (1, 1), "strides": (2,)}),
+    (16, 5, {"pads": (2, 2)}), (9, 4, {"pads": (0, 3), "strides": (3,)}), (7, 3, {"pads": (4, 5), "dilations": (2,)}),
+    (2, 3, {"pads": (9, 2)})], ids=str)
+def test_short_lines(samples, inputs, outputs, group, size, kernel, attributes):
+    """Their padding is left out; the outputs that see nothing else are the bias."""
+    check_conv(random(0, samples, inputs, size), outputs, (kernel,), group=group, **attributes)
+
+
+@pytest.mark.parametrize("taps, first, even, outputs", [
+    (64, 1, 33, 66), (64, 0, 32, 64), (33, 0, 17, 33), (33, 1, 5, 40), (40, 1, 7, 7), (37, 0, 1, 20)])
+def test_mirrored(taps, first, even, outputs):
+    """Kernels that are their own mirror images, with the same sign or the opposite one, are folded."""
+    w = random(1, outputs, 1, taps)
+    mirror = w[..., first:][..., ::-1].copy()
+    w[:even, :, first:] += mirror[:even]
+    w[even:, :, first:] -= mirror[even:]
+    for samples, attributes in itertools.product((1, 3), ({"strides": (16,)}, {"pads": (20, 7), "strides": (9,)})):
+        x = random(0, samples, 1, 200)
+        m = model([helper.make_node("Conv", ["x", "w", "b"], ["y"], **attributes)],
+                  {"w": w / 8, "b": random(2, outputs)}, 3)
+        check(m, x, conv(x, w / np.float32(8), random(2, outputs), **attributes))
+        names = [note.command for note in segment(m).notes]
+        assert names.count("product") == 1 + (even < outputs) and "add" in names
+
+
+def test_mirrored_values_out_of_range():
+    """A NaN or an infinity in x reaches the outputs that it would without folding, those with a weight of 0 too."""
+    angle = 2 * np.pi * np.outer(np.arange(33), np.arange(64)) / 64
+    w = np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)[:, None]
+    w[:, :, 33:] = w[:, :, 31:0:-1] * np.repeat(np.float32([1, -1]), 33)[:, None, None]
+    w[:, :, 0] = 0
+    w[33:, :, 32] = 0
+    m = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": w}, 3)
+    for at, value in itertools.product((0, 5, 32, 63), (np.inf, -np.inf, np.nan)):
+        x = random(0, 1, 1, 64)
+        x[0, 0, at] = value
+        with np.errstate(all="ignore"):
+            expected = conv(x, w)
+        assert np.array_equal(m(x=x)["y"], expected, equal_nan=True), (at, value)
+    assert {"add", "sub"} <= {note.command for note in segment(m).notes}
+
+
+def test_kernels_that_are_nearly_mirrored():
+    w = random(1, 4, 1, 64)
+    w += w[..., ::-1].copy()
+    w[3, 0, 63] += np.float32(1e-6)
+    m = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": w / 8}, 3)
+    x = random(0, 2, 1, 100)
+    check(m, x, conv(x, w / np.float32(8)))
+    assert "add" not in {note.command for note in segment(m).notes}
+
+
 PLANES = [
     {}, {"strides": (2, 1)}, {"strides": (1, 2)}, {"strides": (3, 2), "pads": (1, 0, 2, 1)}, {"dilations": (2, 1)},
     {"dilations": (1, 2)}, {"dilations": (2, 3), "strides": (1, 2), "pads": (0, 3, 2, 0)}, {"pads": (2, 0, 0, 0)},
@@ -211,6 +266,22 @@ def test_normalised(op, group):
     check(model(nodes, constants, 4), x, np.maximum((a - mean) / np.sqrt(var + np.float32(1e-3)) * scale + shift, 0))
 
 
+@pytest.mark.parametrize("taps, size, pads", [(40, 90, (0, 0)), (5, 7, (2, 2))])
+def test_normalised_lines(taps, size, pads):
+    """Mirrored kernels, and lines whose padding is left out."""
+    w = random(1, 12, 1, taps)
+    w[:5] += w[:5, :, ::-1].copy()
+    w[5:] -= w[5:, :, ::-1].copy()
+    constants = {"w": w, "scale": random(3, 12), "shift": random(4, 12), "mean": random(5, 12),
+                 "var": np.abs(random(6, 12)) + np.float32(0.1)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], pads=pads),
+             helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["y"])]
+    x = random(0, 3, 1, size)
+    scale, shift, mean, var = (constants[k].reshape(-1, 1) for k in ("scale", "shift", "mean", "var"))
+    a = conv(x, w, pads=pads)
+    check(model(nodes, constants, 3), x, (a - mean) / np.sqrt(var + np.float32(1e-5)) * scale + shift)
+
+
 def test_weights_that_depend_on_shapes():
     """Each plan has its own."""
     nodes = [helper.make_node("Shape", ["x"], ["shape"]), helper.make_node("Cast", ["shape"], ["s"], to=1),
@@ -233,11 +304,13 @@ def test_times():
     assert np.array_equal(m(x=x)["y"], y)
 
 
-@pytest.mark.parametrize("kernel, attributes", [((3, 3), {"pads": (1, 1, 1, 1)}), ((4,), {"pads": (2, 1)})])
+@pytest.mark.parametrize("size, kernel, attributes", [((7, 31), (3, 3), {"pads": (1, 1, 1, 1)}),
+                                                      ((31,), (4,), {"pads": (2, 1)}), ((9,), (4,), {"pads": (2, 1)})])
 @pytest.mark.parametrize("group", [1, 2])
-def test_threads(forced, kernel, attributes, group):
+@pytest.mark.parametrize("samples", [2, 5])
+def test_threads(forced, size, kernel, attributes, group, samples):
     """The same bits on several."""
-    x = random(0, 2, 20, *((31,) if len(kernel) == 1 else (7, 31)))
+    x = random(0, samples, 20, *size)
     constants = {"w": random(1, 70, 20 // group, *kernel), "b": random(2, 70)}
     model = model_of([helper.make_node("Conv", ["x", "w", "b"], ["y"], group=group, **attributes)],
                      [("x", TensorProto.FLOAT, [None] * x.ndim)], [("y", TensorProto.FLOAT, None)], constants)

@@ -9,6 +9,8 @@
 #include "program.h"
 #include "vec.h"
 
+#define FEW_POSITIONS 3         /* fewer fill no tile */
+
 typedef struct {
     const run *first, *end;
     ptrdiff_t length;
@@ -99,6 +101,39 @@ static void runs_line(const convolution_command *m, const runs *q, panels part, 
     }
 }
 
+/* Where positions are fewer than lines, the rows of a tile are lines: each run goes to those that find theirs. Lines from
+ * `first` on of one position, which x and out are at; a tile's outputs stay in the inner cache from run to run. Silero
+ * VAD, a stream: 0.78 of the time that a tile for each line takes. */
+static void runs_of_lines(const convolution_command *m, panels part, const float *x, float *out)
+{
+    const matrix *w = m->w;
+    const ptrdiff_t lda = m->x_stride[1], ldc = m->out_stride[1];
+    float c[MAX_TILE];
+    for (ptrdiff_t p = part.first; p < part.last; p++) {
+        const ptrdiff_t block = p * w->panel, width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
+        const ptrdiff_t ldw = width * VL, columns = m->n - block * VL < ldw ? m->n - block * VL : ldw;
+        for (ptrdiff_t j = 0; j < m->shape[1]; j += TILE_ROWS(4)) {
+            const ptrdiff_t end = m->shape[1] - j < TILE_ROWS(4) ? m->shape[1] : j + TILE_ROWS(4);
+            const float *of_run = w->w + block * VL * w->k;
+            for (ptrdiff_t i = j; i < end; i++)
+                memcpy(c + (i - j) * ldw, w->bias + block * VL, (size_t)ldw * sizeof(float));
+            for (const run *r = m->run; r < m->run + m->runs; r++, of_run += m->length * ldw) {
+                ptrdiff_t low = j, high = end;
+                while (low < high && (size_t)(low * m->step + r->line) >= (size_t)m->input_lines)
+                    low++;
+                while (low < high && (size_t)((high - 1) * m->step + r->line) >= (size_t)m->input_lines)
+                    high--;
+                float *to = c + (low - j) * ldw;
+                if (low < high)
+                    panel_rows(high - low, width, x + low * lda + r->offset, lda, of_run, m->length, to, ldw, to, ldw,
+                               (upcoming){ of_run, 0 });
+            }
+            for (ptrdiff_t i = j; i < end; i++)
+                memcpy(out + i * ldc + block * VL, c + (i - j) * ldw, (size_t)columns * sizeof(float));
+        }
+    }
+}
+
 /* Part `part` of `parts`: some of the lines, or where these are few, some positions of each. `then`, if it is not NULL,
  * is the elementwise_command whose first axis is the lines: done with each while it is in the cache. */
 static void convolution_kernel(const command *head, const command *then, const context *context, int part, int parts)
@@ -108,6 +143,14 @@ static void convolution_kernel(const command *head, const command *then, const c
     float *out = address_of(context, m->out);
     const ptrdiff_t lines = m->shape[0] * m->shape[1], end = (m->w->blocks + m->w->panel - 1) / m->w->panel;
     ptrdiff_t first_line = 0, last_line = lines, first = 0, last = m->shape[2];
+    if (last < FEW_POSITIONS && m->shape[1] > last && !then) {
+        const panels some = { end * part / parts, end * (part + 1) / parts, 0 };
+        for (ptrdiff_t i = 0; i < m->shape[0]; i++)
+            for (ptrdiff_t k = 0; k < last; k++)
+                runs_of_lines(m, some, x + i * m->x_stride[0] + k * m->x_stride[2],
+                              out + i * m->out_stride[0] + k * m->out_stride[2]);
+        return;
+    }
     if (lines >= 2 * parts) {
         first_line = lines * part / parts;
         last_line = lines * (part + 1) / parts;

@@ -71,6 +71,11 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
 {
     if (e->item == ITEM_FLOAT32 && stride == sizeof(float))
         return (const float *)p;
+    if (e->item == ITEM_FLOAT32 && stride == -(ptrdiff_t)sizeof(float)) {
+        for (ptrdiff_t i = 0; i < n; i++)
+            buffer[i] = ((const float *)p)[-i];
+        return buffer;
+    }
 #define LOAD(type, value)                                                                                            \
     for (ptrdiff_t i = 0; i < n; i++) {                                                                              \
         const type x = *(const type *)(p + i * stride);                                                              \

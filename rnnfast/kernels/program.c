@@ -115,6 +115,12 @@ static void copy_items(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_
         memcpy(to, from, (size_t)(n * item));
         return;
     }
+    if (to_stride == item && from_stride == 0 && n > 0) {
+        memcpy(to, from, (size_t)item);
+        for (ptrdiff_t done = 1; done < n; done *= 2)
+            memcpy(to + done * item, to, (size_t)((n - done < done ? n - done : done) * item));
+        return;
+    }
     switch (item) {
     case 1: ITEMS_LOOP(uint8_t)
     case 2: ITEMS_LOOP(uint16_t)

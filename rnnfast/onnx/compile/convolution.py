@@ -18,6 +18,8 @@ from rnnfast.onnx.ops.convolution import place_transposed
 from rnnfast.onnx.ops.windows import place
 
 MAX_GROUPS = 64         # that have products of their own
+SHORT = 16              # outputs of a padded 1-d convolution up to which its padding is left out, not written
+MIRRORED = 32           # taps from which on kernels that are their own mirror images are worth half the products
 
 
 def _two_axes(values, fill):
@@ -77,6 +79,26 @@ def _clear_ends(b, padded, begin, end):
     for part in (padded[:, :, :begin], padded[:, :, padded.shape[2] - end:]):
         if part.size:
             b.copy(part, zero)
+
+
+def _lines(view):
+    """[N, 1, W, C] as [1, W, N, C]"""
+    return view.transpose(1, 2, 0, 3)
+
+
+def _mirrored(w):
+    """(first, even) if all kernels of a 1-d convolution of one channel are, from the tap `first` on, their own mirror
+    images, of the same sign for the outputs below `even` and of the other one for the rest; else None. Short-time
+    Fourier transforms by windowed cosines and sines are."""
+    if w.shape[1:3] != (1, 1) or w.shape[3] < MIRRORED:
+        return None
+    for first in (0, 1):
+        taps = w[:, 0, 0, first:]
+        same, opposite = ((taps == sign * taps[:, ::-1]).all(axis=1) for sign in (1, -1))
+        even = len(w) if same.all() else int(np.argmin(same))
+        if even and opposite[even:].all():
+            return first, even
+    return None
 
 
 def _bytes_of(view):
@@ -145,6 +167,29 @@ class _Emission:
         self.b.emit("depthwise", x, out, weights, start, out.shape[3], len(taps), *self._places(x, out, step),
                     *self._runs(x, taps), out=out, flops=2 * out.size * len(taps))
 
+    def emit_mirrored(self, x, out, step, first, even):
+        """out [N, W, M] of x [N, L, 1], where `_mirrored` gave `first` and `even`: taps that have the same weight, but
+        for a sign, are added or subtracted before they are multiplied. Silero VAD, 256 streams: x of the time."""
+        taps = self.w.shape[3]
+        n, single = (taps - first) // 2, [*range(first), *([(taps + first) // 2] if (taps - first) % 2 else [])]
+        windows = np.ndarray((*out.shape[:2], taps), np.float32, _bytes_of(x), 0, (x.strides[0], step * x.strides[1], 4))
+        front, back = windows[..., first:first + n], windows[..., :taps - n - 1:-1]
+        folded = self.b.new(windows.shape)      # the sums, what has no partner, the differences
+        elementwise.emit_views(self.b, elementwise.ADD, folded[..., :n], front, back)
+        for i, tap in enumerate(single):
+            self.b.copy(folded[..., n + i:n + i + 1], windows[..., tap:tap + 1])
+        if even < out.shape[2]:
+            elementwise.emit_views(self.b, elementwise.SUB, folded[..., n + len(single):], front, back)
+        pairs = list(range(first, first + n))
+        for key, order, rows, outputs in (("even", pairs + single, folded[..., :n + len(single)], slice(even)),
+                                          ("odd", single + pairs, folded[..., n:], slice(even, None))):
+            def pack(w, bias, order=order, outputs=outputs):
+                return _kernels.Matrix(w[outputs, 0, 0][:, order].T, None if bias is None else bias[outputs])
+            if out[..., outputs].size:
+                matrix = _packed(self.node.run, key, self.sources, lambda pack=pack: pack(self.w, self.bias))
+                self.commands.append((len(self.b.commands), key, pack))
+                emit_product(self.b, matrix, out[..., outputs], rows)
+
     def _places(self, x, out, step):
         strides = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2], *out.strides[:3])
         return (*out.shape[:3], *(s // 4 for s in strides), step[0], x.shape[1])
@@ -191,9 +236,21 @@ def emit_conv(b, node, inputs, outputs):
     step, dilation = _two_axes(windows.strides, 1), _two_axes(windows.dilations, 1)
     begin = _two_axes(windows.begin, 0)
     end = max(0, windows.covered(-1) - begin[1] - windows.size[-1])
+    if len(windows.size) == 1 and (begin[1] or end) and windows.output[0] <= SHORT:
+        x = _lines(_channel_last(b, inputs[0], 0, 0, w.shape[0] // group if emission.depthwise else 1))
+        out = b.new((x.shape[2], 1, windows.output[0], w.shape[0]))
+        emission.emit("lines", x, _lines(out), (step[1], 1),
+                      [_Run(i * dilation[1] - begin[1], 0, 0, (i,)) for i in range(w.shape[3])])
+        _set(b, emission, outputs[0], out)
+        return True
     x = _channel_last(b, inputs[0], begin[1], end, w.shape[0] // group if emission.depthwise else 1)
     out = b.new((x.shape[0], *_two_axes(windows.output, 1), w.shape[0]))
     kh, kw = w.shape[2:]
+    even = _mirrored(w) if dilation[1] == 1 and group == 1 and not begin[0] else None
+    if even is not None:
+        emission.emit_mirrored(x[:, 0], out[:, 0], step[1], *even)
+        _set(b, emission, outputs[0], out)
+        return True
     joined = kw == 1 or dilation[1] == 1 and group == 1
     columns = [tuple(range(kw))] if joined else [(j,) for j in range(kw)]
     runs = [_Run(i * dilation[0] - begin[0], of_run[0] * dilation[1], i, of_run)

@@ -95,6 +95,11 @@ def computed(b, out, view=None):
     return view
 
 
+def emit_views(b, code, out, *views):
+    """out = an instruction of views of its shape."""
+    _emit(b, out, views, [_Call(code, views)])
+
+
 def _last_use(b, operand, calls):
     """Whether nothing but these instructions needs the operand."""
     uses = sum(any(arg is operand.view for arg in call.args) for call in calls)     # a step has one at most
