@@ -5,7 +5,6 @@ the next frame of each stream, so that a stream's frames stay in order. The pool
 then the batch is run again in halves, down to the stream that is to blame.
 """
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import threading
@@ -13,7 +12,8 @@ import time
 
 import numpy as np
 
-from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, LimitError, Overloaded
+from rnnfast._calls import Calls, Live, soon, tell
+from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError
 from rnnfast.pool import Pool
 
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
@@ -40,36 +40,26 @@ class Histogram:
         return {"bounds": list(self.bounds), "counts": counts, "sum": self.sum, "count": sum(counts)}
 
 
-class _Live:
-    """An open stream: how many frames its state has taken, the calls that wait, when the last came, whom to tell when
-    it is closed for idleness, and why it was closed."""
-    __slots__ = ("stream", "frames", "waiting", "last", "on_close", "loop", "closed")
-
-    def __init__(self, stream, now, on_close, loop):
-        self.stream, self.last, self.on_close, self.loop = stream, now, on_close, loop
-        self.frames, self.waiting, self.closed = 0, collections.deque(), None
-
-
 class _Sequence:
     """A whole sequence that runs: its call, the pool's stream that it is, the frames taken, their results."""
     __slots__ = ("call", "x", "stream", "taken", "results")
 
     def __init__(self, call, stream):
-        self.call, self.x, self.stream, self.taken, self.results = call, call[1], stream, 0, []
+        self.call, self.x, self.stream, self.taken, self.results = call, call.value, stream, 0, []
 
 
-class Batcher:
+class Batcher(Calls):
     """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL; and whole sequences,
     which join what runs and leave it as they end, so that a short one does not wait for a long one.
 
     pool: a Pool, or a model or layer, of which a pool of `max_batch` streams is made.
-    max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free;
-    max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle: seconds after which a stream
-    without frames is closed, None for never. Methods may be called from any thread and from asyncio. The pool is for
-    the batcher alone; `drain`, which leaving a `with` calls, ends the thread. Frames must not be written to before
-    their results are there.
+    max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free: not
+    at all if its timeout is no longer; max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle:
+    seconds after which a stream without frames is closed, None for never. Methods may be called from any thread and
+    from asyncio; `open`, `close` and `state` wait for the batch that runs. The pool is for the batcher alone; `drain`,
+    which leaving a `with` calls, ends the thread. Frames must not be written to before their results are there.
     """
-    def __init__(self, pool, max_batch=256, max_wait=0.002, *, max_queue=None, idle=None):
+    def __init__(self, pool, max_batch=256, max_wait=0.001, *, max_queue=None, idle=None):
         for name, value, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 1)):
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"Batcher: {name} is {value!r}, expected an int of at least {least}")
@@ -80,21 +70,13 @@ class Batcher:
             if not hasattr(pool, "pool"):
                 raise InputTypeError(f"Batcher: a {type(pool).__name__} came, expected a pool, a model or a layer")
             pool = pool.pool(max_batch)
-        self._pool, self._max_batch, self._max_wait, self._idle = pool, max_batch, float(max_wait), idle
-        self._max_queue = max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue
-        self._admit = pool.admit
+        super().__init__(pool, max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue,
+                         max_wait)
+        self._pool, self._max_batch, self._idle = pool, max_batch, idle
         self._lock = threading.Lock()   # of opening and closing
-        self._streams = {}
-        # calls, tuples (_Live, frame, future, its event loop or None, when it came, its deadline or None): callers
-        # append, the thread takes
-        self._inbox = collections.deque()
-        self._ready = {}                # the thread's: streams with a frame, _Live -> None in the order of their frames
-        self._held = 0                  # the thread's: calls that are out of the inbox and in no batch yet
-        self._sequences, self._running = collections.deque(), []    # the thread's: calls that wait, _Sequences that run
-        self._taken = []                # the thread's: the batch that runs
-        self._wake, self._wake_at = threading.Event(), 0    # the thread sleeps until the inbox is so long; 0: not
-        self._draining, self._ended, self._looked = False, False, time.monotonic()
-        self._counters = collections.Counter()
+        self._running = []      # the thread's: _Sequences
+        self._taken = []        # the thread's: the batch that runs
+        self._looked = time.monotonic()
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
         self._thread = threading.Thread(target=self._work, name="rnnfast-batcher", daemon=True)
         self._thread.start()
@@ -107,41 +89,19 @@ class Batcher:
         with self._lock:
             self._check_open()
             stream = self._pool.open(state, **fixed)
-            self._streams[stream] = _Live(stream, time.monotonic(), on_close, loop)
+            self._streams[stream] = Live(stream, on_close, loop)
             return stream
 
     def close(self, stream):
         """End a stream. Frames of it that no batch has taken fail with ClosedError."""
         self._end(self._live(stream), "was closed")
 
-    def frames(self, stream):
-        """How many frames of a stream its state has taken: what a call that was cancelled came to."""
-        return self._live(stream).frames
-
     def state(self, stream):
         """A copy of a stream's state, as `pool.state` gives it, between two batches."""
         self._live(stream)
         return self._pool.state(stream)
 
-    # ------------------------------------------------------------------------------------------ frames
-    def step(self, stream, frame, timeout=None):
-        """For asyncio: an awaitable of the result of a frame, both as a Stream has them.
-
-        timeout: seconds after which a frame that no batch has taken fails with DeadlineError. A frame that is cancelled
-        or fails before a batch takes it leaves its stream as it was; `frames` tells. Overloaded where too many wait.
-        """
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        self._put(stream, frame, future, loop, timeout)
-        return future
-
-    def submit(self, stream, frame, timeout=None):
-        """The same for threads: a concurrent.futures.Future, whose callbacks run in the batcher's thread: they must not
-        wait for another."""
-        future = concurrent.futures.Future()
-        self._put(stream, frame, future, None, timeout)
-        return future
-
+    # ------------------------------------------------------------------------------------------ sequences
     def run(self, sequence, timeout=None):
         """For asyncio: an awaitable of the results [T, ..] of a whole sequence [T, ..] of a stream of its own, which
         begins with zeros: arrays as `pool.step` takes and gives them, with frames in the place of streams. timeout: as
@@ -157,98 +117,35 @@ class Batcher:
         self._post(None, self._pool.admit_sequence(sequence), future, None, timeout)
         return future
 
-    def _put(self, stream, frame, future, loop, timeout):
-        live = self._streams.get(stream) or self._live(stream)
-        self._post(live, self._admit(stream, frame), future, loop, timeout)
-
-    def _post(self, live, value, future, loop, timeout):
-        inbox = self._inbox
-        if len(inbox) + self._held >= self._max_queue or self._draining:
-            self._refuse()
-        now = time.monotonic()
-        if live is not None:
-            live.last = now
-        inbox.append((live, value, future, loop, now, None if timeout is None else now + timeout))
-        if 0 < self._wake_at <= len(inbox):
-            self._wake.set()
-        if self._ended:         # between the check and here
-            self._sweep()
-
-    def _refuse(self):
-        self._check_open()
-        self._counters["overloaded"] += 1
-        raise Overloaded(f"{self._pool.label}: {len(self._inbox) + self._held} frames wait already, no more than "
-                         f"{self._max_queue} may")
-
-    def _live(self, stream):
-        live = self._streams.get(stream)
-        if live is None:
-            raise ClosedError(f"{self._pool.label}: stream {stream!r} is not open")
-        return live
-
-    def _check_open(self):
-        if self._draining:
-            raise ClosedError(f"{self._pool.label}: the batcher is closed")
-
     # ------------------------------------------------------------------------------------------ the thread
     def _work(self):
         error = None
         try:
-            while not self._draining or self._inbox or self._ready or self._sequences or self._running:
+            while not self._draining or self.queued() or self._running:
                 self._sort()
                 if self._idle is not None:
                     self._close_idle()
                 left = self._to_wait()
                 if left == 0:
-                    self._step(self._take())
+                    self._step(self._take(self._max_batch))
                 if not self._advance() and left != 0:
                     self._sleep(left)
         except BaseException as e:      # no memory, or a defect: nobody is left to wait for ever
             error = e
         self._draining = self._ended = True
         why = "" if error is None else f": {type(error).__name__}: {error}"
-        self._refuse_all([call for live in self._ready for call in live.waiting]
-                         + [*self._sequences, *self._taken, *(sequence.call for sequence in self._running)], why)
+        self._refuse_all([*self._all(), *self._taken, *(sequence.call for sequence in self._running)], why)
         self._sweep(why)
-
-    def _sweep(self, why=""):
-        """Answer the calls of the inbox when the thread has ended; each is told by whoever takes it out."""
-        while True:
-            try:
-                call = self._inbox.popleft()
-            except IndexError:
-                return
-            self._refuse_all([call], why)
-
-    def _refuse_all(self, calls, why):
-        for call in calls:
-            _tell([(call, None, ClosedError(f"{self._pool.label}: the batcher ended{why}: nothing was taken"))])
-
-    def _sort(self):
-        """Calls from the inbox to their streams."""
-        inbox, ready = self._inbox, self._ready
-        count = len(inbox)
-        for _ in range(count):
-            call = inbox.popleft()
-            live = call[0]
-            if live is None:
-                self._sequences.append(call)
-            else:
-                live.waiting.append(call)
-                ready[live] = None
-        self._held += count
 
     def _full(self):
         return max(min(self._max_batch, len(self._streams)), 1)
 
     def _to_wait(self):
         """Seconds until there is a batch; None for until a frame comes."""
-        if not self._ready:
-            return None
-        if self._draining or len(self._ready) >= self._full():
+        if self._ready() >= self._full() or self._draining and self._ready():
             return 0
-        *_, arrived, _ = next(iter(self._ready)).waiting[0]
-        return max(arrived + self._max_wait - time.monotonic(), 0)
+        due = self._due()
+        return None if due is None else max(due - time.monotonic(), 0)
 
     def _sleep(self, left):
         limits = [] if left is None else [left]
@@ -256,99 +153,51 @@ class Batcher:
             limits.append(self._idle / 4)
         if self._sequences:         # they wait for a place, which nobody announces
             limits.append(PLACE_SECONDS)
-        self._wake.clear()
-        self._wake_at = self._full() - len(self._ready) if self._ready else 1
-        if len(self._inbox) < self._wake_at and not self._draining:
-            self._wake.wait(min(limits, default=None))
-        self._wake_at = 0
-
-    def _take(self):
-        """The next call of each stream, as many as a batch takes."""
-        now, batch, seen, outcomes = time.monotonic(), [], [], []
-        for live in self._ready:
-            if len(batch) == self._max_batch:
-                break
-            seen.append(live)
-            while live.waiting:
-                call = live.waiting.popleft()
-                self._held -= 1
-                if not self._is_over(call, now, outcomes) and _begun(call):
-                    batch.append(call)
-                    break
-        for live in seen:
-            del self._ready[live]
-            if live.waiting:
-                self._ready[live] = None
-        _tell(outcomes)
-        return batch
-
-    def _is_over(self, call, now, outcomes):
-        """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
-        live, _, future, _, arrived, deadline = call
-        if future.cancelled():
-            self._counters["cancelled"] += 1
-        elif live is not None and live.closed:
-            outcomes.append((call, None, self._closed(live)))
-        elif deadline is not None and now > deadline:
-            self._counters["expired"] += 1
-            of = "a sequence" if live is None else f"a frame of stream {live.stream}"
-            outcomes.append((call, None, DeadlineError(
-                f"{self._pool.label}: {of} waited {now - arrived:.3f} s, longer than it may: it was not taken, the "
-                "stream is as it was")))
-        else:
-            return False
-        return True
-
-    def _closed(self, live):
-        return ClosedError(f"{self._pool.label}: stream {live.stream} {live.closed}: the frame was not taken")
+        self._sleep_until(self._full() - self._ready() if self._ready() else 1, min(limits, default=None))
 
     def _step(self, batch):
         """A batch, or if it fails its halves, until each frame has its result or error."""
         if not batch:
             return
         begun = time.monotonic()
-        self._queue_times.add([begun - arrived for *_, arrived, _ in batch])
+        self._queue_times.add([begun - call.arrived for call in batch])
         self._taken = batch
         for part, results, error in _in_halves([batch], self._run_frames):
             if error:
-                live = part[0][0]
-                results, error = [None], self._closed(live) if live.closed else error
+                live = part[0].live
+                error = self._closed(live) if live.closed else error
             self._batch_sizes.add([len(part)])
             self._counters["failed" if error else "frames"] += len(part)
-            for call in part if error is None else ():
-                call[0].frames += 1
-            _tell([(call, result, error) for call, result in zip(part, results)])
+            if error:
+                tell([(part[0], None, error)])
+            else:
+                self._answer(part, results)
         self._taken = []
         self._compute_times.add([time.monotonic() - begun])
-
-    def _run_frames(self, part):
-        return self._pool.step_admitted([call[0].stream for call in part], [call[1] for call in part])
 
     def _advance(self):
         """Some frames of each sequence that runs; False where none does."""
         now, outcomes, places = time.monotonic(), [], True
         for _ in range(len(self._sequences)):
-            call = self._sequences.popleft()
-            self._held -= 1
+            call = self._next_sequence()
             if self._is_over(call, now, outcomes):
                 continue
             stream = self._place() if places and len(self._running) < self._max_batch else None
             places = stream is not None
-            if places and _begun(call):
+            if places and call.begin():
                 self._running.append(_Sequence(call, stream))
-                self._queue_times.add([now - call[4]])
+                self._queue_times.add([now - call.arrived])
             elif places:
                 self._pool.close(stream)
             elif self._draining and not self._running:
                 outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams had "
                                                          "all places: nothing was taken")))
             else:
-                self._sequences.append(call)
-                self._held += 1
-        for sequence in [s for s in self._running if s.call[2].cancelled()]:
+                self._put_back(call)
+        for sequence in [s for s in self._running if s.call.future.cancelled()]:
             self._counters["cancelled"] += 1
             self._finish(sequence, None, outcomes)
-        _tell(outcomes)
+        tell(outcomes)
         if not self._running:
             return False
         kinds = {}
@@ -368,7 +217,7 @@ class Batcher:
                 if s.taken == len(s.x):
                     self._finish(s, None, outcomes)
         self._compute_times.add([time.monotonic() - now])
-        _tell(outcomes)
+        tell(outcomes)
         return True
 
     def _place(self):
@@ -415,7 +264,7 @@ class Batcher:
             if now - live.last > self._idle and not live.waiting and self._end(live, "was idle"):
                 self._counters["idle"] += 1
                 if live.on_close is not None and live.loop is not None:
-                    _soon(live.loop, live.on_close, live.stream)
+                    soon(live.loop, live.on_close, live.stream)
                 elif live.on_close is not None:
                     with contextlib.suppress(Exception):    # the caller's: other streams go on
                         live.on_close(live.stream)
@@ -427,7 +276,7 @@ class Batcher:
         of batch sizes, of the seconds that frames waited and of those that batches took."""
         sizes = self._batch_sizes.numbers()
         return {
-            "streams": len(self._streams), "queued": len(self._inbox) + self._held,
+            "streams": len(self._streams), "queued": self.queued(),
             **{name: self._counters[name]
                for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")},
             "batches": sizes["count"], "mean_batch": sizes["sum"] / max(sizes["count"], 1), "batch_sizes": sizes,
@@ -474,46 +323,3 @@ def _running_loop():
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _begun(call):
-    """Whether somebody waits for it still; then a Future can be cancelled no more."""
-    _, _, future, loop, _, _ = call
-    return not future.cancelled() if loop is not None else future.set_running_or_notify_cancel()
-
-
-def _tell(outcomes):
-    """Give (call, result, error)s to those who wait: one message to each event loop."""
-    of_loops = {}
-    for call, result, error in outcomes:
-        _, _, future, loop, _, _ = call
-        if loop is None:
-            _settle([(future, result, error)])
-        else:
-            of_loops.setdefault(loop, []).append((future, result, error))
-    for loop, of_loop in of_loops.items():
-        _soon(loop, _settle, of_loop)
-
-
-def _soon(loop, function, argument):
-    try:
-        loop.call_soon_threadsafe(function, argument)
-    except RuntimeError:
-        pass        # the loop is closed: nobody waits there
-
-
-def _settle(outcomes):
-    for future, result, error in outcomes:
-        if future.done():
-            continue        # cancelled meanwhile
-        try:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-        except concurrent.futures.InvalidStateError:
-            pass            # cancelled just now
-        except BaseException:
-            if not future.done():
-                raise
-            # a callback's, as sys.exit: the result is there, and the others wait for theirs

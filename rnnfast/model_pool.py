@@ -32,7 +32,7 @@ def all_or_nothing(step):
             return step(self, *args)
         except BaseException:
             for kind in new:
-                kind.rows, kind.batches = None, {}
+                kind.rows, kind.batches, kind.like = None, {}, None
             raise
     return checked
 
@@ -176,12 +176,14 @@ class ModelPool(Pool):
             raise InputError(f"{self.label}: a run of no frames")
         return self._packed(results)
 
-    def _admitted_frame(self, slot, frame):
-        kinds = self._kinds
-        kind = kinds[0] if len(kinds) == 1 else kinds[self._of[slot]]
-        if type(frame) is np.ndarray and frame.dtype is kind.quick_type and frame.shape == kind.quick_shape:
-            return frame,
-        return kind.admitted_frame(frame)
+    def admit(self, stream, frame):
+        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
+        return self._kinds[self._of[stream % self.max_streams]].admitted_frame(frame)
+
+    @property
+    def like(self):
+        kind = self._kinds[0]
+        return kind.like if len(self._kinds) == 1 else None
 
     @all_or_nothing
     def _step_frames(self, slots, frames):
@@ -192,7 +194,7 @@ class ModelPool(Pool):
             if len(places):
                 of_kind = frames if len(places) == len(frames) else [frames[place] for place in places]
                 slots_of = slots if len(places) == len(frames) else slots[places]
-                self._settle(kind, dict(zip(kind.inputs, of_kind[0])), False)
+                self._settle(kind, kind.named(of_kind[0]), False)
                 groups.append((kind, places, slots_of, kind.stacked(of_kind)))
         for kind, places, slots_of, arrays in groups:
             made = [list(values.reshape(len(values), *kind.shape_alone(name, values.shape[1:])))
@@ -225,7 +227,7 @@ class Kind:
         self.inputs, self.label = self.alone.inputs, pool._model.source.label
         self.single = self.inputs[0] if len(self.inputs) == 1 else None
         self.rows, self.count, self.batches, self.flops = None, 0, {}, 0
-        self.quick_shape = self.quick_type = None
+        self.like = None        # frames of its one input are of this one's type and shape
 
     def same(self, other):
         mine, others = self.alone._fixed, other.alone._fixed
@@ -259,13 +261,17 @@ class Kind:
         return value.reshape(self.shape_alone(name, value.shape))
 
     def admitted_frame(self, frame):
-        """A frame as a stream alone takes it -> its arrays in the order of `inputs`."""
+        """A frame as a stream alone takes it -> its arrays in the order of `inputs`; of one, the array."""
         feed = self.pool._merged(frame, {}, self.single)
         self.check_names(feed)
         values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
         if self.rows is not None:
             self.check_frame(values)
-        return values
+        return values[0] if self.single else values
+
+    def named(self, frame):
+        """What `admitted_frame` made, by the names of the inputs."""
+        return {self.single: frame} if self.single else dict(zip(self.inputs, frame))
 
     def check_names(self, feed):
         self.alone._check_names(feed)
@@ -285,14 +291,13 @@ class Kind:
     def stacked(self, frames):
         """Frames of some streams -> arrays with the streams first."""
         arrays = []
-        for i, name in enumerate(self.inputs):
-            shape, dtype = self.forms[name]
-            like = np.empty(self.shape_alone(name, shape), dtype)
-            array = stacked([frame[i] for frame in frames], like)
+        for name, values in zip(self.inputs, [frames] if self.single else zip(*frames)):
+            shape, _ = self.forms[name]
+            array = stacked(list(values), self.sample[name])
             if array is None:       # admitted before the first step, or objects
                 for frame in frames:
-                    self.check_frame(frame)
-                array = np.stack([frame[i] for frame in frames])
+                    self.check_frame((frame,) if self.single else frame)
+                array = np.stack(values)
             arrays.append(array.reshape(len(frames), *shape))
         return arrays
 
@@ -350,7 +355,7 @@ class Kind:
         self.rows = Rows(self.pool.max_streams, self.state_forms)
         self.batches[1] = self.native(plan, program, self.sample, 1)
         if self.single:
-            self.quick_shape, self.quick_type = self.sample[self.inputs[0]].shape, self.sample[self.inputs[0]].dtype
+            self.like = self.sample[self.single]
 
     def row_shape(self, name, shape):
         axis = self.axes[name]

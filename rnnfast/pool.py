@@ -39,7 +39,8 @@ class Pool:
     """Live streams that advance together; `pool` of a model or of a layer makes it. Any thread may call it, one at a
     time is served.
 
-    max_streams: that may be open at a time. A call that raises changes nothing.
+    max_streams: that may be open at a time. A call that raises changes nothing. like: an array, or None; frames of its
+    type and shape need no `admit`.
     """
     def __init__(self, label, max_streams):
         if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
@@ -112,7 +113,7 @@ class Pool:
                 raise InputError(f"{self.label}: step takes a mapping of frames by stream alone, or ids and arrays")
             with self._lock:
                 slots = self._slots.find(list(streams))
-                frames = [self._admitted_frame(slot, frame) for slot, frame in zip(slots.tolist(), streams.values())]
+                frames = [self.admit(stream, frame) for stream, frame in streams.items()]
                 return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
@@ -133,10 +134,6 @@ class Pool:
             steps = next(iter(shapes.values()), (0, 0))[1]
             lengths = check_lengths(lengths, steps, len(slots))
             return self._run(slots, feed, np.full(len(slots), steps) if lengths is None else lengths)
-
-    def admit(self, stream, frame):
-        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
-        return self._admitted_frame(stream % self.max_streams, frame)
 
     def admit_sequence(self, sequence):
         """Frames [T, ..] of one stream of a pool with one input, as `run` takes them for several."""

@@ -277,6 +277,20 @@ def test_close(monkeypatch):
         assert c != b and same([running.result(20), follows.result(20)], [alone(x)[0], alone(x[1:])[0]])
 
 
+def test_hurry():
+    """A frame that may not wait as long as others does not, and takes those with it that are there."""
+    with rnnfast.Batcher(layer().pool(9), max_batch=9, max_wait=30) as batcher:
+        streams, x = [batcher.open() for _ in range(9)], frames(10, 2)
+        waits = batcher.submit(streams[0], x[0])
+        time.sleep(0.05)        # the thread sleeps by then
+        hurried = batcher.submit(streams[1], x[0], timeout=5)
+        assert same([hurried.result(5), waits.result(5)], alone(x[:1]) * 2)
+        for timeout in (-1, "1", float("nan")):
+            with pytest.raises(InputError, match=f"timeout is {timeout!r}, expected seconds"):
+                batcher.submit(streams[0], x[1], timeout)
+        assert batcher.frames(streams[0]) == 1 and batcher.stats()["queued"] == 0
+
+
 def test_drain():
     """What waits is finished, later calls are refused, the thread ends, the pool is empty."""
     before, pool = threading.active_count(), layer().pool(50)

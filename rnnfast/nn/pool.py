@@ -23,7 +23,7 @@ class LayerPool(Pool):
         self._many = layers != (layer,)
         self._parts = [_Rows(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, _Rows)]
-        self._frame = None          # shape and type of those before
+        self.like = None            # a frame of those before
 
     def _admitted(self, state, fixed):
         if fixed:
@@ -69,7 +69,7 @@ class LayerPool(Pool):
             raise InputError(f"{self.label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
         for part in self._states:
             part.rows.commit(slots)
-        self._frame = x.shape[1:], x.dtype
+        self._settle(x.shape[1:], x.dtype)
         if out is None:
             return y
         np.copyto(out, y)
@@ -82,20 +82,26 @@ class LayerPool(Pool):
             y = part.run(slots, y, lengths) if isinstance(part, _Rows) else part(y)
         for part in self._states:
             part.rows.commit(slots[lengths > 0])
-        self._frame = x.shape[2:], x.dtype
+        self._settle(x.shape[2:], x.dtype)
         y = np.ascontiguousarray(y.swapaxes(0, 1))
         y[np.arange(y.shape[1]) >= lengths[:, None]] = 0
         return y
+
+    def _settle(self, shape, dtype):
+        if self.like is None or self.like.shape != shape or self.like.dtype != dtype:
+            self.like = np.empty(shape, dtype)
 
     def _x(self, feed):
         if set(feed) != {"x"}:
             raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
         return as_array(feed["x"], "x")
 
-    def _admitted_frame(self, slot, frame):
+    def admit(self, stream, frame):
+        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
         x = frame if type(frame) is np.ndarray else self._x(self._merged(frame, {}, "x"))
-        if self._frame is not None and (x.shape, x.dtype) != self._frame or x.dtype.hasobject:
-            expected = "" if self._frame is None else f", expected {self._frame[1]} {list(self._frame[0])}"
+        like = self.like
+        if like is not None and (x.shape, x.dtype) != (like.shape, like.dtype) or x.dtype.hasobject:
+            expected = "" if like is None else f", expected {like.dtype} {list(like.shape)}"
             raise InputError(f"{self.label}: a frame is {x.dtype} {list(x.shape)}{expected}")
         return x
 
