@@ -49,6 +49,7 @@ setup(
             Extension("rnnfast._backward", ["rnnfast/_backward.pyx"], **common),
             Extension("rnnfast._plan", ["rnnfast/_plan.pyx", f"{KERNELS}/program.c"], **common),
             Extension("rnnfast._calls", ["rnnfast/_calls.pyx"], **common),
+            Extension("rnnfast._pools", ["rnnfast/_pools.pyx"], **common),
             Extension("rnnfast._streams", ["rnnfast/_streams.pyx"], **common),
             Extension("rnnfast._blas", ["rnnfast/_blas.pyx"], **common),
         ],

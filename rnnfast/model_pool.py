@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 
-from rnnfast._streams import Batch, Rows, stacked, threads_for
+from rnnfast._pools import Batch, Rows, stacked, threads_for
 from rnnfast.batch_axes import repeated, search, traced
 from rnnfast.errors import InputError, LimitError
 from rnnfast.inputs import admit

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from rnnfast._streams import Slots
+from rnnfast._pools import Slots
 from rnnfast.errors import InputError, InputTypeError, LimitError
 from rnnfast.nn.checks import as_array, check_lengths
 

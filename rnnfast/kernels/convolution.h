@@ -101,9 +101,9 @@ static void runs_line(const convolution_command *m, const runs *q, panels part, 
     }
 }
 
-/* Where positions are fewer than lines, the rows of a tile are lines: each run goes to those that find theirs. Lines from
- * `first` on of one position, which x and out are at; a tile's outputs stay in the inner cache from run to run. Silero
- * VAD, a stream: 0.78 of the time that a tile for each line takes. */
+/* Where positions are fewer than lines, the rows of a tile are lines: each run goes to those that find theirs. The
+ * lines of one position, which x and out are at; a tile's outputs stay in the inner cache from run to run. Silero VAD, a
+ * stream: 0.78 of the time that a tile for each line takes. */
 static void runs_of_lines(const convolution_command *m, panels part, const float *x, float *out)
 {
     const matrix *w = m->w;

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from .._streams import Batch, Rows, stacked, threads_for
+from .._pools import Batch, Rows, stacked, threads_for
 from ..errors import InputError, InputTypeError
 from ..pool import Pool, batch_sizes
 from .checks import as_array, as_input

@@ -172,7 +172,8 @@ class _Emission:
         for a sign, are added or subtracted before they are multiplied. Silero VAD, 256 streams: x of the time."""
         taps = self.w.shape[3]
         n, single = (taps - first) // 2, [*range(first), *([(taps + first) // 2] if (taps - first) % 2 else [])]
-        windows = np.ndarray((*out.shape[:2], taps), np.float32, _bytes_of(x), 0, (x.strides[0], step * x.strides[1], 4))
+        strides = (x.strides[0], step * x.strides[1], 4)
+        windows = np.ndarray((*out.shape[:2], taps), np.float32, _bytes_of(x), 0, strides)
         front, back = windows[..., first:first + n], windows[..., :taps - n - 1:-1]
         folded = self.b.new(windows.shape)      # the sums, what has no partner, the differences
         elementwise.emit_views(self.b, elementwise.ADD, folded[..., :n], front, back)
