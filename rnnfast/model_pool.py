@@ -154,8 +154,11 @@ class ModelPool(Pool):
     @all_or_nothing
     def _run(self, slots, feed, lengths):
         """Frame by frame, for those streams that have one."""
-        before = [self._state(slot) for slot in slots.tolist()]
-        results = None
+        before, results = [], None
+        for kind, places in self._groups(slots):
+            if kind.rows is not None:
+                of_kind = slots if places is None else slots[places]
+                before.append((kind.rows, of_kind, kind.rows.get(of_kind)))
         try:
             for t in range(lengths.max(initial=0)):
                 rows = np.flatnonzero(lengths > t)
@@ -167,10 +170,9 @@ class ModelPool(Pool):
                 for result, m in zip(results, made):
                     result[rows, t] = m
         except BaseException:
-            for slot, state in zip(slots.tolist(), before):
-                kind = self._kinds[self._of[slot]]
-                if kind.rows is not None:
-                    kind.load(slot, None if state is None else list(state.values()))
+            for rows, of_kind, states in before:
+                rows.put(of_kind, states)
+                rows.commit(of_kind)
             raise
         if results is None:
             raise InputError(f"{self.label}: a run of no frames")

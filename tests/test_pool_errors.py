@@ -138,6 +138,18 @@ def test_an_index_that_is_out_of_range(threads, forced):
     pool.step(ids, words)
 
 
+def test_a_run_that_fails_at_a_later_frame(pool):
+    """Each stream is as it was before the run, one with another fixed input too."""
+    other, words = pool.open(rate=3), np.ones((3, 4), np.int64)
+    words[0, 2] = 11
+    with pytest.raises(InputError, match="11"):
+        pool.run([other, 1], x=random(2, 2, 4, 5), word=words[:2])
+    assert pool.state(other) is None
+    pool.step([other], x=X[:1], word=W[:1])
+    for ids in ([1, 2], [other, 1, 2], [2, other]):
+        refused(pool, "11", pool.run, ids, x=random(2, len(ids), 4, 5), word=words[:len(ids)])
+
+
 def test_more_streams_than_allowed(pool):
     pool.open()
     pool.open()
