@@ -103,7 +103,7 @@ cdef class Calls:
     cpdef Live _live(self, stream):
         live = self._streams.get(stream)
         if live is None:
-            raise ClosedError(f"{self.label}: stream {stream!r} is not open")
+            raise ClosedError(f"{self.label}: stream {stream!r} is not open{self.pool.why_none}")
         return live
 
     cpdef _post(self, Live live, value, future, loop, timeout):

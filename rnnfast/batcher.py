@@ -13,16 +13,14 @@ import time
 import numpy as np
 
 from rnnfast._calls import Calls, Live, soon, tell
-from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError
-from rnnfast.pool import Pool
+from rnnfast.errors import ClosedError, InputError
+from rnnfast.sequences import Running, pool_and_sequences
 
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
 TIMES = tuple(1e-4 * 2**i for i in range(18))
 SIZES = tuple(2**i for i in range(17))
-# How often sequences that wait for a place look for one.
+# How often sequences that wait for a place look for one, and those that are late are found among them.
 PLACE_SECONDS = 0.005
-# Frames of each sequence in one batch: so long do sequences that come wait to join those that run.
-SEQUENCE_FRAMES = 16
 
 
 class Histogram:
@@ -40,19 +38,13 @@ class Histogram:
         return {"bounds": list(self.bounds), "counts": counts, "sum": self.sum, "count": sum(counts)}
 
 
-class _Sequence:
-    """A whole sequence that runs: its call, the pool's stream that it is, the frames taken, their results."""
-    __slots__ = ("call", "x", "stream", "taken", "results")
-
-    def __init__(self, call, stream):
-        self.call, self.x, self.stream, self.taken, self.results = call, call.value, stream, 0, []
-
-
 class Batcher(Calls):
     """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL; and whole sequences,
     which join what runs and leave it as they end, so that a short one does not wait for a long one.
 
-    pool: a Pool, or a model or layer, of which a pool of `max_batch` streams is made.
+    pool: a Pool, or a model or layer, of which a pool of `max_batch` streams is made. A model without states takes
+    whole sequences alone: frame by frame where all of it runs forwards, else padded to those of similar length, with
+    their lengths; UnsupportedError says why neither gives the bits of the model called with one sequence.
     max_batch: frames in a batch; max_wait: seconds that a frame waits at most for others while the thread is free: not
     at all if its timeout is no longer; max_queue: frames that may wait, by default 8 batches or 2 of each stream; idle:
     seconds after which a stream without frames is closed, None for never. Methods may be called from any thread and
@@ -66,15 +58,13 @@ class Batcher(Calls):
         for name, value in (("max_wait", max_wait), *([] if idle is None else [("idle", idle)])):
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf") or name == "idle" and not value:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
-        if not isinstance(pool, Pool):
-            if not hasattr(pool, "pool"):
-                raise InputTypeError(f"Batcher: a {type(pool).__name__} came, expected a pool, a model or a layer")
-            pool = pool.pool(max_batch)
+        pool, self._of_sequences = pool_and_sequences(pool, max_batch)
         super().__init__(pool, max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue,
                          max_wait)
         self._pool, self._max_batch, self._idle = pool, max_batch, idle
         self._lock = threading.Lock()   # of opening and closing
-        self._running = []      # the thread's: _Sequences
+        self._running = []      # the thread's: sequences that are Running
+        self._looked_through = 0.0      # the thread's: when those that wait were, for late ones
         self._taken = []        # the thread's: the batch that runs
         self._looked = time.monotonic()
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
@@ -104,17 +94,18 @@ class Batcher(Calls):
     # ------------------------------------------------------------------------------------------ sequences
     def run(self, sequence, timeout=None):
         """For asyncio: an awaitable of the results [T, ..] of a whole sequence [T, ..] of a stream of its own, which
-        begins with zeros: arrays as `pool.step` takes and gives them, with frames in the place of streams. timeout: as
-        for `step`, until it begins."""
+        begins with zeros: arrays as `pool.step` takes and gives them, with frames in the place of streams. Of a model
+        without states: input and results as it takes and gives them, without the batch axis. timeout: as for `step`,
+        until it begins."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._post(None, self._pool.admit_sequence(sequence), future, loop, timeout)
+        self._post(None, self._of_sequences.admit(sequence), future, loop, timeout)
         return future
 
     def submit_run(self, sequence, timeout=None):
         """The same for threads: a concurrent.futures.Future, which can be cancelled until it begins."""
         future = concurrent.futures.Future()
-        self._post(None, self._pool.admit_sequence(sequence), future, None, timeout)
+        self._post(None, self._of_sequences.admit(sequence), future, None, timeout)
         return future
 
     # ------------------------------------------------------------------------------------------ the thread
@@ -177,74 +168,80 @@ class Batcher(Calls):
 
     def _advance(self):
         """Some frames of each sequence that runs; False where none does."""
-        now, outcomes, places = time.monotonic(), [], True
-        for _ in range(len(self._sequences)):
-            call = self._next_sequence()
-            if self._is_over(call, now, outcomes):
-                continue
-            stream = self._place() if places and len(self._running) < self._max_batch else None
-            places = stream is not None
-            if places and call.begin():
-                self._running.append(_Sequence(call, stream))
-                self._queue_times.add([now - call.arrived])
-            elif places:
-                self._pool.close(stream)
-            elif self._draining and not self._running:
-                outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams had "
-                                                         "all places: nothing was taken")))
-            else:
-                self._put_back(call)
-        for sequence in [s for s in self._running if s.call.future.cancelled()]:
-            self._counters["cancelled"] += 1
-            self._finish(sequence, None, outcomes)
+        if not self._sequences and not self._running:
+            return False
+        now, outcomes = time.monotonic(), []
+        self._begin_sequences(now, outcomes)
+        for s in list(self._running):
+            if self._is_over(s.call, 0 if s.taken else now, outcomes):      # its deadline is until it begins
+                self._leave(s)
         tell(outcomes)
         if not self._running:
             return False
-        kinds = {}
-        for sequence in self._running:
-            kinds.setdefault((sequence.x.shape[1:], sequence.x.dtype), []).append(sequence)
-        outcomes = []
-        for part, results, error in _in_halves(list(kinds.values()), self._run_sequences):
+        for part, results, error in _in_halves(self._of_sequences.batches(self._running), self._run_sequences):
+            outcomes = []
             if error:
                 self._counters["failed"] += 1
                 self._finish(part[0], error, outcomes)
-                continue
-            self._batch_sizes.add([len(part)])
-            for s, result in zip(part, results):
-                self._counters["frames"] += len(result)
-                s.results.append(result)
-                s.taken += len(result)
-                if s.taken == len(s.x):
-                    self._finish(s, None, outcomes)
+            else:
+                self._batch_sizes.add([len(part)])
+                for s, result in zip(part, results):
+                    frames = self._of_sequences.frames(s)
+                    self._counters["frames"] += frames
+                    s.results.append(result)
+                    s.taken += frames
+                    if s.taken == len(s.x):
+                        self._finish(s, None, outcomes)
+            tell(outcomes)
         self._compute_times.add([time.monotonic() - now])
-        tell(outcomes)
         return True
 
-    def _place(self):
-        try:
-            return self._pool.open()
-        except LimitError:
-            return None         # streams have all places
+    def _begin_sequences(self, now, outcomes):
+        """Those that wait take the places that there are, in order."""
+        begun = []
+        while self._sequences and len(self._running) < self._max_batch:
+            place = self._of_sequences.open()
+            if place is None:
+                break
+            call = self._next_sequence()
+            if self._is_over(call, now, outcomes) or not call.begin():
+                self._of_sequences.close(place)
+            else:
+                self._running.append(Running(call, call.arrived, call.value, place))
+                begun.append(now - call.arrived)
+        if begun:
+            self._queue_times.add(begun)
+        refused = self._draining and not self._running
+        if refused or now - self._looked_through >= PLACE_SECONDS:
+            self._looked_through = now
+            for _ in range(len(self._sequences)):
+                call = self._next_sequence()
+                if self._is_over(call, now, outcomes):
+                    continue
+                if refused:
+                    outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams "
+                                                             "had all places: nothing was taken")))
+                else:
+                    self._put_back(call)
 
     def _run_sequences(self, part):
         """-> the results of the next frames of each."""
-        lengths = np.array([min(len(s.x) - s.taken, SEQUENCE_FRAMES) for s in part])
-        x = np.zeros((len(part), lengths.max(), *part[0].x.shape[1:]), part[0].x.dtype)
-        for row, s, n in zip(x, part, lengths):
-            row[:n] = s.x[s.taken:s.taken + n]
-        y = self._pool.run([s.stream for s in part], x, lengths=lengths)
-        return [row[:n].copy() for row, n in zip(y, lengths)]
+        frames = [s.x[s.taken:s.taken + self._of_sequences.frames(s)] for s in part]
+        return self._of_sequences.run([s.place for s in part], frames)
 
     def _finish(self, sequence, error, outcomes):
         result = None
-        if error is None and sequence.taken == len(sequence.x):
+        if error is None:
             try:
-                result = np.concatenate(sequence.results)
+                result = self._of_sequences.joined(sequence.results)
             except MemoryError as e:
                 error = e
-        self._running.remove(sequence)
-        self._pool.close(sequence.stream)
+        self._leave(sequence)
         outcomes.append((sequence.call, result, error))
+
+    def _leave(self, sequence):
+        self._running.remove(sequence)
+        self._of_sequences.close(sequence.place)
 
     def _end(self, live, why):
         with self._lock:

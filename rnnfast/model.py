@@ -1,6 +1,7 @@
 """A loaded model: immutable, called with named inputs, shared by any number of threads."""
 import collections
 import collections.abc
+import copy
 import dataclasses
 import functools
 import threading
@@ -50,14 +51,19 @@ class Model:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
         self.matmul, self.threads, self._plans = matmul, check_threads(threads), plans
         self._target = Target(self.threads, (matmul or _kernels.default_matmul()) == "blas")
-        self.graph, self.source = read(source)
-        self.inputs, self.outputs = self.graph.inputs, self.graph.outputs
+        graph, self.source = read(source)
+        self._set(graph)
+        self._run_by(self.build())
+
+    def _set(self, graph):
+        self.graph, self.inputs, self.outputs = graph, graph.inputs, graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
+        self._names = [v.name for v in self.outputs]
         self._programs = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._own = self.build()
-        self._run_plan = self._own.plans.run
-        self._names = [v.name for v in self.outputs]
+
+    def _run_by(self, program):
+        self._own, self._run_plan = program, program.plans.run
 
     @property
     def required_inputs(self):
@@ -139,6 +145,25 @@ class Model:
         names = [v.name for v in self.inputs if v.name not in constants]
         return Program(graph, names, self.source.label, record=record, meter=meter,
                        target=None if reference else self._target, plans=self._plans, specialises=True)
+
+    @property
+    def folded(self):
+        """The Graph that runs: with what is constant computed and packed."""
+        return self._own.graph
+
+    def altered(self, graph, plans=None):
+        """A Model of a graph made from the folded one of this model, with which it shares what is packed. All inputs
+        are required."""
+        model = copy.copy(self)
+        model._set(graph)
+        model._run_by(Program(graph, [v.name for v in graph.inputs], self.source.label, target=self._target,
+                              plans=plans or self._plans, specialises=True))
+        return model
+
+    def record(self, feed, record):
+        """One call for record(node, input values, output values), with the nodes of `folded`."""
+        program, args = self.prepare(feed)
+        Program(program.graph, program.names, self.source.label, record=record, specialises=True)(args)
 
     def stream(self, state=None, *, states=None, **fixed):
         """A Stream: frames go in by `step` and `run`, states stay inside.

@@ -40,8 +40,10 @@ class Pool:
     time is served.
 
     max_streams: that may be open at a time. A call that raises changes nothing. like: an array, or None; frames of its
-    type and shape need no `admit`.
+    type and shape need no `admit`. why_none: for messages, where streams cannot be opened.
     """
+    why_none = ""
+
     def __init__(self, label, max_streams):
         if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")

@@ -147,6 +147,13 @@ def lower(node, constants, matmul=None, threads=1, native=True):
     return _Native(of_node, cells, zero, slow, matmul, threads)
 
 
+def with_states(node):
+    """The callable of a lowered node whose initial states are no constants any more."""
+    run = node.run
+    return _Native(run.layer, run.cells, set(), functools.partial(node.function, **node.attributes), run.matmul,
+                   run.threads)
+
+
 def _without(dropped, run, *inputs):
     """Runs without a constant state of zeros and one row, so that a graph exported at batch 1 takes any batch."""
     if dropped:

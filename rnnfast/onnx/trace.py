@@ -71,14 +71,14 @@ def fold(graph, lower, known=None, folded=None):
     folded = folded or Folded(MAX_FOLDED_BYTES + FOLDED_RATIO * _constant_bytes(graph))
     constants = known | graph.constants
     nodes = []
-    for node in _live(graph.nodes, graph.outputs):
+    for node in live(graph.nodes, graph.outputs):
         node = _prepared(node, constants, lower, folded)
         results = _results(node, constants, nested, folded) if node.run is not None else None
         if results is None:
             nodes.append(node)
         else:
             constants.update(results)
-    nodes = _live(nodes, graph.outputs)
+    nodes = live(nodes, graph.outputs)
     used = {v.name for v in graph.outputs}.union(*(node.needs for node in nodes))
     constants = {name: array for name, array in constants.items() if name in used and name not in known}
     defined = constants.keys() | {v.name for v in graph.inputs}.union(*(node.outputs for node in nodes))
@@ -95,7 +95,7 @@ def _constant_bytes(graph):
     return count
 
 
-def _live(nodes, outputs):
+def live(nodes, outputs):
     """The nodes that the outputs depend on."""
     wanted, live = {v.name for v in outputs}, []
     for node in reversed(nodes):
