@@ -155,9 +155,10 @@ class Model:
         """A Model of a graph made from the folded one of this model, with which it shares what is packed. All inputs
         are required."""
         model = copy.copy(self)
+        model._plans = plans or self._plans
         model._set(graph)
         model._run_by(Program(graph, [v.name for v in graph.inputs], self.source.label, target=self._target,
-                              plans=plans or self._plans, specialises=True))
+                              plans=model._plans, specialises=True))
         return model
 
     def record(self, feed, record):

@@ -16,7 +16,8 @@ from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
 from rnnfast.inputs import admit
 from rnnfast.model_pool import LARGEST_BATCH
 from rnnfast.onnx.budget import MAX_RUN_BYTES
-from rnnfast.onnx.graph import Value
+from rnnfast.onnx.graph import Type, Value
+from rnnfast.onnx.ops.numeric import is_floating
 from rnnfast.onnx.trace import live
 from rnnfast.onnx.unfolded import LENGTHS, is_recurrent, unfolded
 from rnnfast.outputs import Outputs
@@ -57,7 +58,8 @@ class Trial(NamedTuple):
 class Layout(NamedTuple):
     """How a model takes sequences: in axis `batch` of one input, their frames in axis `time`, their lengths in another
     input or None. times: output -> its axis of frames or None; calls: id of each recurrent node -> its inputs in each
-    of the trials."""
+    of the trials; rounded: tensors that are outputs only for the trials, those of floats from which integers and
+    booleans are made, which may be the same by chance."""
     model: object
     input: Value
     lengths: Value | None
@@ -66,6 +68,7 @@ class Layout(NamedTuple):
     times: dict | None = None
     trials: list | None = None
     calls: dict | None = None
+    rounded: tuple = ()
 
     def feed(self, x):
         """The input of a call for x [sequences, frames, ..]."""
@@ -79,17 +82,22 @@ class Layout(NamedTuple):
     def tried(self):
         """The same with what random sequences show; UnsupportedError unless each recurrent node runs over their
         frames."""
-        trials, calls = [], {}
-        for n in TRIED:
-            x = self.random(n)
-            feed = self.feed_with_lengths(x, [n])
-            self.model.record(feed, lambda *call: _note(calls, n, *call))
-            trials.append(Trial(x, self.model(feed)))
+        xs, calls, rounded = [self.random(n) for n in TRIED], {}, {}
+        feeds = [self.feed_with_lengths(x, [n]) for x, n in zip(xs, TRIED)]
+        for n, feed in zip(TRIED, feeds):
+            self.model.record(feed, lambda *call: _note(calls, rounded, n, *call))
         if not calls:
             raise UnsupportedError("no recurrent node depends on the frames")
+        graph = self.model.folded
+        made = {name for node in graph.nodes for name in node.outputs} - {v.name for v in graph.outputs}
+        rounded = tuple(name for name in rounded if name in made)
+        graph = dataclasses.replace(graph, inputs=tuple(v for v in graph.inputs if v.name in feeds[0]),
+                                    outputs=(*graph.outputs, *(Value(name, Type("tensor")) for name in rounded)))
+        model = self.model.altered(graph)
+        trials = [Trial(x, model(feed)) for x, feed in zip(xs, feeds)]
         times = {name: _changed(name, *(trial.outputs[name] for trial in trials), TRIED)
                  for name in trials[0].outputs}
-        return self._replace(times=times, trials=trials, calls=calls)
+        return self._replace(model=model, times=times, trials=trials, calls=calls, rounded=rounded)
 
     def random(self, n):
         """x [1, n, ..]"""
@@ -127,13 +135,20 @@ def _is_lengths(type_):
             and type_.shape is not None and len(type_.shape) == 1)
 
 
-def _note(calls, n, node, inputs, outputs):
-    """Keep the inputs of a recurrent node that runs over n frames of one sequence."""
+def _note(calls, rounded, n, node, inputs, outputs):
+    """Keep the inputs of a recurrent node that runs over n frames of one sequence, and the names of floats from which
+    a node makes others."""
+    if not all(map(_is_floating, outputs)):
+        rounded.update((name, None) for name, value in zip(node.inputs, inputs) if _is_floating(value))
     if is_recurrent(node):
         came = inputs[0].shape[:2]
         if came != ((1, n) if node.attributes.get("layout") else (n, 1)):
             raise UnsupportedError(f"X has shape {list(inputs[0].shape)} for one sequence of {n} frames")
         calls.setdefault(id(node), []).append(inputs)
+
+
+def _is_floating(value):
+    return isinstance(value, np.ndarray) and is_floating(value.dtype)
 
 
 def _changed(name, a, b, sizes):
@@ -174,7 +189,13 @@ class ModelSequences(Sequences):
             for name, value in trial.outputs.items():
                 expected = np.take(value, 0, self.outputs[name][0])
                 if result[name].shape != expected.shape or result[name].tobytes() != expected.tobytes():
-                    raise UnsupportedError(f"output {name!r} is another than for the whole sequence alone")
+                    raise UnsupportedError(f"{'tensor' if name in layout.rounded else 'output'} {name!r} is another "
+                                           "than for the whole sequence alone")
+        if layout.rounded:
+            for name in layout.rounded:
+                del self.outputs[name]
+            outputs = tuple(v for v in model.outputs if v.name not in layout.rounded)
+            self.model = model.altered(dataclasses.replace(model.folded, outputs=outputs))
 
     def together(self, xs):
         """The results of some sequences, as the Batcher runs them."""

@@ -63,6 +63,9 @@ FRAME_BY_FRAME = {
         h, hn = RNN <hidden_size = 7> (z, w, r, b)  s = Gather <axis = 0> (h, end)  q = Squeeze (s, zero)
         y = ArgMax <axis = 1, keepdims = 0> (q) }""", table=random(40, 9, I), end=-1, zero=[0], **weights(1)),
         (1, 0), {"y": (None, 0)}),
+    "decisions": (parse("""g (float[t,n,5] x) => (bool[t,n] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
+        s = Squeeze (h, one)  m = ReduceMean <axes = [2], keepdims = 0> (s)  y = Greater (m, limit) }""",
+        one=[1], limit=np.float32(0), **weights(3)), (0, 1), {"y": (0, 1)}),
 }
 PADDED = {
     "bidirectional": (parse("""g (float[t,n,5] x, int32[n] lens) => (float[t,n,3] y, float[2,n,7] last) {
@@ -325,6 +328,9 @@ REFUSED = {
         weights(3, 2), "'direction'.* Padded: output 'y' is another than for the whole sequence alone"),
     "mean of the frames": ("""g (float[t,n,5] x) => (float[n,7] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
         y = ReduceMean <axes = [0,1], keepdims = 0> (h) }""", weights(3), "Frame by frame: output 'y' is another"),
+    "loud at any time": ("""g (float[t,n,5] x) => (bool[n,7] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
+        m = ReduceMax <axes = [0,1], keepdims = 0> (h)  y = Greater (m, limit) }""",
+        weights(3) | {"limit": np.float32(1)}, "Frame by frame: tensor 'm' is another than for the whole sequence alone"),
     "states of the frames": ("""g (float[t,n,5] x) => (float[1,n,7] y) { z = ReduceMean <axes = [0]> (x)
         h0 = MatMul (z, e)  h, y = GRU <hidden_size = 7> (x, w, r, b, , h0) }""", weights(3) | {"e": random(50, I, H)},
         r"\(GRU\): initial_h depends on the sequence"),
