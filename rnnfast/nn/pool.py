@@ -64,13 +64,14 @@ class LayerPool(Pool):
             raise InputError(f"{self.label}: out shares memory with x")
         y = x
         for part in self._parts:
-            y = part.step(slots, y) if isinstance(part, _Rows) else part(y)
+            last = part is self._parts[-1]
+            y = part.step(slots, y, out if last else None) if isinstance(part, _Rows) else part(y)
         if out is not None and (out.shape != y.shape or out.dtype != y.dtype):
             raise InputError(f"{self.label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
         for part in self._states:
             part.rows.commit(slots)
         self._settle(x.shape[1:], x.dtype)
-        if out is None:
+        if out is None or y is out:
             return y
         np.copyto(out, y)
         return out
@@ -145,8 +146,8 @@ class _Rows:
                                        [(1 + count, 0)], ())
         return self.batches[size]
 
-    def step(self, slots, x):
-        """x [n, I] -> y [n, H]; the new states wait to be committed."""
+    def step(self, slots, x, out):
+        """x [n, I] -> y [n, H], `out` if that is such an array; the new states wait to be committed."""
         x = as_input(x, "x")
         if x.shape[1:] != (self.layer.input_size,):
             raise InputError(f"x: shape is {list(x.shape)}, expected [{len(x)}, {self.layer.input_size}]")
@@ -155,7 +156,8 @@ class _Rows:
             self.weights, self.batches = weights, {}
         if weights[1][0][0].blas:
             return self.run(slots, x[None], None)[0]
-        y = np.empty((len(x), self.layer._output_size), np.float32)
+        shape = len(x), self.layer._output_size
+        y = np.empty(shape, np.float32) if out is None or (out.shape, out.dtype) != (shape, np.float32) else out
         if len(x):
             threads = threads_for(self.layer._threads, len(x) * self.flops)
             chunks = [(self.batch(size), first, count)
