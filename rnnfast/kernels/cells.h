@@ -21,17 +21,32 @@ INLINE vf gate(const cell *q, const int which, vf x)
     return activate(q->act[which].kind, q->act[which].alpha, q->act[which].beta, x);
 }
 
-/* The input's part of a tile: where it stands if it was projected for many steps at once, else computed here. */
+/* The input's parts of some tiles of a panel, computed one after the other while its weights are in the first cache. */
+enum { AHEAD = 4 };
+
+typedef struct {
+    float tile[AHEAD][MAX_TILE];
+} inputs;
+
+/* The input's part of a tile: where it stands if it was projected for many steps at once, else computed here, with those
+ * of the next tiles. A step of LSTM H128, 64 to 1,024 rows: 0.95 of the time of one by one. */
 INLINE const float *input_tile(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t *ldx,
-                               float *buffer)
+                               inputs *ahead)
 {
     if (!s->x)
         return xg + t->row * *ldx + t->block * VL;
+    const ptrdiff_t at = (t->of_panel - 1 - t->left) % AHEAD;
     tiles of_w = *t;
     of_w.w = w;
-    multiply_tile(&of_w, s->x + t->row * s->ld_input, s->ld_input, w->bias + t->block * VL, 0, buffer, t->ldw);
+    for (ptrdiff_t i = 0; at == 0 && i < AHEAD; i++) {
+        multiply_tile(&of_w, s->x + of_w.row * s->ld_input, s->ld_input, w->bias + t->block * VL, 0, ahead->tile[i],
+                      t->ldw);
+        if (of_w.left == 0)
+            break;
+        next_tile(&of_w);
+    }
     *ldx = t->ldw;
-    return buffer;
+    return ahead->tile[at];
 }
 
 /* pre[m, ldw] = init plus the product of h with the panels of r, which BLAS may have computed before */
@@ -49,10 +64,9 @@ INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdif
 
 /* The same from the input's part */
 INLINE void preactivate_input(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t ldx,
-                              float *pre)
+                              inputs *ahead, float *pre)
 {
-    float buffer[MAX_TILE];
-    const float *init = input_tile(t, s, w, xg, &ldx, buffer);
+    const float *init = input_tile(t, s, w, xg, &ldx, ahead);
     preactivate(t, s, init, ldx, pre);
 }
 
@@ -99,8 +113,9 @@ INLINE void prefetch_saved(const tiles *t, const int gates, ptrdiff_t H, const f
 INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused, const int kind)
 {
     float pre[MAX_TILE];
+    inputs ahead;
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
+        preactivate_input(&t, s, s->w, s->xg, s->ldx, &ahead, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
             const vf x = v_load(pre + at);
             store_lanes(s->h_out + (t.row + i) * s->ldo + unit, fused ? activate(kind, 0, 0, x) : gate(q, 0, x), lanes);
@@ -175,10 +190,11 @@ INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
     float pre[MAX_TILE];
+    inputs ahead;
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         if (saving)
             prefetch_saved(&t, 4, q->hidden_size, s->saved, SAVED_LSTM, 1);
-        preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
+        preactivate_input(&t, s, s->w, s->xg, s->ldx, &ahead, pre);
         if (fused)
             lstm_default_gates(q, s, &t, padded, pre, saving);
         else
@@ -196,12 +212,13 @@ INLINE vf interpolate(vf z, vf n, vf h)
 INLINE void gru_step(const cell *q, const step *s, panels part, const int fused, const int saving)
 {
     const ptrdiff_t H = q->hidden_size;
-    float buffer[MAX_TILE], pre[MAX_TILE];
+    float pre[MAX_TILE];
+    inputs ahead;
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         ptrdiff_t ldx = s->ldx;
         if (saving)
             prefetch_saved(&t, 3, H, s->saved, SAVED_GRU, 1);
-        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, buffer);
+        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, &ahead);
         EACH_BLOCK(t, 3, q->hidden_size) {
             const float *x = xg + i * ldx + (at - i * t.ldw);
             v_store(pre + at, v_load(x));
@@ -245,8 +262,9 @@ INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused
 {
     const ptrdiff_t padded = q->r.blocks / 2 * VL;
     float pre[MAX_TILE];
+    inputs ahead;
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        preactivate_input(&t, s, s->w, s->xg, s->ldx, pre);
+        preactivate_input(&t, s, s->w, s->xg, s->ldx, &ahead, pre);
         EACH_BLOCK(t, 2, q->hidden_size) {
             const ptrdiff_t to = (t.row + i) * padded + unit;
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
@@ -269,8 +287,9 @@ INLINE void gru_output(const cell *q, const step *s, panels part, const float *h
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
     float pre[MAX_TILE];
+    inputs ahead;
     for (tiles t = tiles_of(&q->r_candidate, part, s->rows); next_tile(&t);) {
-        preactivate_input(&t, s, s->w_candidate, s->xg_candidate, s->ldx_candidate, pre);
+        preactivate_input(&t, s, s->w_candidate, s->xg_candidate, s->ldx_candidate, &ahead, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
             vf n = v_load(pre + at);
             n = fused ? v_tanh(n) : gate(q, 1, n);
