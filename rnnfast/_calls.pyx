@@ -122,6 +122,7 @@ cdef class Calls:
             live.last = now
         self.inbox.append(Call(live, value, future, loop, now, now if hurried else due, deadline))
         if 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried):
+            self.wake_at = 0        # once is enough
             self._wake.set()
         if self._ended:         # between the check and here
             self._sweep()
