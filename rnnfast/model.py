@@ -1,6 +1,5 @@
 """A loaded model: immutable, called with named inputs, shared by any number of threads."""
 import collections
-import collections.abc
 import copy
 import dataclasses
 import functools
@@ -9,15 +8,15 @@ import threading
 import numpy as np
 
 from rnnfast import _kernels
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError
 from rnnfast.inputs import admit
+from rnnfast.named import Outputs, merged
 from rnnfast.onnx import native
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.graph import read
 from rnnfast.onnx.summary import summarise
 from rnnfast.onnx.trace import Program, fold
 from rnnfast.onnx.widen import widen
-from rnnfast.outputs import Outputs
 from rnnfast.threads import check as check_threads
 
 # Programs of one model besides its own: one for each set of initializers that callers override, and the references.
@@ -94,14 +93,7 @@ class Model:
 
     def merged(self, feed, inputs):
         """One dict of a positional mapping and keywords."""
-        if feed is None:
-            return inputs
-        if not isinstance(feed, collections.abc.Mapping):
-            raise InputTypeError(f"{self.source.label}: inputs are {type(feed).__name__}, expected a mapping by name")
-        for name in inputs:
-            if name in feed:
-                raise InputError(f"{self.source.label}: input {name!r} is given twice, in the mapping and by keyword")
-        return {**feed, **inputs}
+        return merged(self.source.label, feed, inputs)
 
     def prepare(self, feed, reference=False):
         """(Program, its arguments) of a call; every input is checked."""

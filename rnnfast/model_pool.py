@@ -11,9 +11,9 @@ from rnnfast._pools import Batch, Rows, stacked, threads_for
 from rnnfast.batch_axes import repeated, search, traced
 from rnnfast.errors import InputError, LimitError
 from rnnfast.inputs import admit
+from rnnfast.named import Outputs, merged
 from rnnfast.nn.checks import check_flag
 from rnnfast.onnx.tensors import type_name
-from rnnfast.outputs import Outputs
 from rnnfast.pool import Pool, batch_sizes
 from rnnfast.stream import Stream, native_areas
 
@@ -264,7 +264,7 @@ class Kind:
 
     def admitted_frame(self, frame):
         """A frame as a stream alone takes it -> its arrays in the order of `inputs`; of one, the array."""
-        feed = self.pool._merged(frame, {}, self.single)
+        feed = merged(self.label, frame, {}, self.single)
         self.check_names(feed)
         values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
         if self.rows is not None:

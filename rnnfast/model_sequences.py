@@ -15,12 +15,12 @@ import numpy as np
 from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
 from rnnfast.inputs import admit
 from rnnfast.model_pool import LARGEST_BATCH
+from rnnfast.named import Outputs
 from rnnfast.onnx.budget import MAX_RUN_BYTES
 from rnnfast.onnx.graph import Type, Value
 from rnnfast.onnx.ops.numeric import is_floating
 from rnnfast.onnx.trace import live
 from rnnfast.onnx.unfolded import LENGTHS, is_recurrent, unfolded
-from rnnfast.outputs import Outputs
 from rnnfast.pool import size_for
 from rnnfast.sequences import SEQUENCE_FRAMES, Running, Sequences, grouped, padded
 

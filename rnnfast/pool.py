@@ -5,7 +5,8 @@ import threading
 import numpy as np
 
 from rnnfast._pools import Slots
-from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.errors import InputError, LimitError
+from rnnfast.named import merged
 from rnnfast.nn.checks import as_array, check_lengths
 
 MAX_STREAMS = 2**24
@@ -119,14 +120,14 @@ class Pool:
                 return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
-            return self._step(slots, self._merged(feed, inputs, self._single(slots)), out)
+            return self._step(slots, merged(self.label, feed, inputs, self._single(slots)), out)
 
     def run(self, streams, feed=None, /, *, lengths=None, **inputs):
         """Many frames of each of some streams, like as many steps: arrays [n, T, ..] as `step` takes and gives them,
         with the frames along the second axis. lengths [n]: how many of them each stream takes; results beyond are 0."""
         with self._lock:
             slots = self._slots.find(streams)
-            feed = self._merged(feed, inputs, self._single(slots))
+            feed = merged(self.label, feed, inputs, self._single(slots))
             feed = {name: as_array(value, name) for name, value in feed.items()}
             shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
             for name, shape in shapes.items():
@@ -152,16 +153,3 @@ class Pool:
         """A step of these streams with what `admit` made of their frames -> a list of their results."""
         with self._lock:
             return self._step_frames(self._slots.find(streams), frames)
-
-    def _merged(self, feed, inputs, single):
-        """A mapping of inputs by name. single: the name of an array that comes without one, or None."""
-        if feed is None:
-            return inputs
-        if isinstance(feed, collections.abc.Mapping):
-            for name in inputs:
-                if name in feed:
-                    raise InputError(f"{self.label}: input {name!r} is given twice, in the mapping and by keyword")
-            return {**feed, **inputs}
-        if inputs or single is None:
-            raise InputTypeError(f"{self.label}: inputs are {type(feed).__name__}, expected a mapping by name")
-        return {single: feed}

@@ -13,9 +13,9 @@ from rnnfast._streams import StreamRunner
 from rnnfast.errors import InputError, InputTypeError, LimitError
 from rnnfast.handle import Handle
 from rnnfast.inputs import admit
+from rnnfast.named import Outputs
 from rnnfast.onnx.budget import MAX_RUN_BYTES
 from rnnfast.onnx.tensors import type_name
-from rnnfast.outputs import Outputs
 from rnnfast.states import pairs
 
 

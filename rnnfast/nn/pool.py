@@ -5,6 +5,7 @@ import numpy as np
 
 from .._pools import Batch, Rows, stacked, threads_for
 from ..errors import InputError, InputTypeError
+from ..named import merged
 from ..pool import Pool, batch_sizes
 from .checks import as_array, as_input
 from .stream import Part, step_segment
@@ -99,7 +100,7 @@ class LayerPool(Pool):
 
     def admit(self, stream, frame):
         """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
-        x = frame if type(frame) is np.ndarray else self._x(self._merged(frame, {}, "x"))
+        x = frame if type(frame) is np.ndarray else self._x(merged(self.label, frame, {}, "x"))
         like = self.like
         if like is not None and (x.shape, x.dtype) != (like.shape, like.dtype) or x.dtype.hasobject:
             expected = "" if like is None else f", expected {like.dtype} {list(like.shape)}"
