@@ -13,8 +13,9 @@ import time
 import numpy as np
 
 from rnnfast._calls import Calls, Live, soon, tell
-from rnnfast.errors import ClosedError, InputError
-from rnnfast.sequences import Running, pool_and_sequences
+from rnnfast.errors import ClosedError, InputError, InputTypeError
+from rnnfast.pool import Pool
+from rnnfast.sequences import Running, Sequences
 
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
 TIMES = tuple(1e-4 * 2**i for i in range(18))
@@ -58,7 +59,7 @@ class Batcher(Calls):
         for name, value in (("max_wait", max_wait), *([] if idle is None else [("idle", idle)])):
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf") or name == "idle" and not value:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
-        pool, self._of_sequences = pool_and_sequences(pool, max_batch)
+        pool, self._of_sequences = _pool_and_sequences(pool, max_batch)
         super().__init__(pool, max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue,
                          max_wait)
         self._pool, self._max_batch, self._idle = pool, max_batch, idle
@@ -297,6 +298,37 @@ class Batcher(Calls):
 
     def __repr__(self):
         return f"<rnnfast.Batcher of {self._pool!r}>"
+
+
+def _pool_and_sequences(source, most):
+    """(pool, Sequences) of a Batcher of a Pool, a layer or a model; most: sequences that run at a time."""
+    if isinstance(source, Pool):
+        return source, Sequences(source)
+    if not hasattr(source, "pool"):
+        raise InputTypeError(f"Batcher: a {type(source).__name__} came, expected a pool, a model or a layer")
+    try:
+        pool = source.pool(most)
+    except InputError as e:
+        if not hasattr(source, "folded"):
+            raise
+        from rnnfast.model_sequences import sequences_of
+        return _NoStreams(source.source.label, most), sequences_of(source, e)
+    return pool, Sequences(pool)
+
+
+class _NoStreams:
+    """In the place of the pool of a model without states."""
+    why_none = ": no input is a state, so there are no streams: run and submit_run take whole sequences"
+    like = None
+
+    def __init__(self, label, max_streams):
+        self.label, self.max_streams = label, max_streams
+
+    def open(self, state=None, **fixed):
+        raise InputError(self.label + self.why_none)
+
+    def __repr__(self):
+        return f"sequences of {self.label}"
 
 
 def _in_halves(parts, run):

@@ -1,8 +1,7 @@
-"""Whole sequences in a Batcher: how some of them run together, as streams of a pool or else."""
+"""Whole sequences in a Batcher: how some of them run together as streams of a pool."""
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError
-from rnnfast.pool import Pool
+from rnnfast.errors import LimitError
 
 # Frames of each sequence in one batch: so long do sequences that come wait to join those that run.
 SEQUENCE_FRAMES = 16
@@ -67,34 +66,3 @@ def padded(parts, rows, frames):
     for row, part in zip(x, parts):
         row[:len(part)] = part
     return x
-
-
-def pool_and_sequences(source, most):
-    """(pool, Sequences) of a Batcher of a Pool, a layer or a model; most: sequences that run at a time."""
-    if isinstance(source, Pool):
-        return source, Sequences(source)
-    if not hasattr(source, "pool"):
-        raise InputTypeError(f"Batcher: a {type(source).__name__} came, expected a pool, a model or a layer")
-    try:
-        pool = source.pool(most)
-    except InputError as e:
-        if not hasattr(source, "folded"):
-            raise
-        from rnnfast.model_sequences import sequences_of
-        return NoStreams(source.source.label, most), sequences_of(source, e)
-    return pool, Sequences(pool)
-
-
-class NoStreams:
-    """In the place of the pool of a model without states."""
-    why_none = ": no input is a state, so there are no streams: run and submit_run take whole sequences"
-    like = None
-
-    def __init__(self, label, max_streams):
-        self.label, self.max_streams = label, max_streams
-
-    def open(self, state=None, **fixed):
-        raise InputError(self.label + self.why_none)
-
-    def __repr__(self):
-        return f"sequences of {self.label}"
