@@ -114,12 +114,13 @@ class ModelPool(Pool):
 
     def _step(self, slots, feed, out):
         kind = self._kinds[0]
-        arrays = kind.quick_rows(feed, len(slots)) if len(self._kinds) == 1 and out is None else None
+        arrays = kind.quick_rows(feed, len(slots)) if len(self._kinds) == 1 else None
         if arrays is None:
             return self._checked_step(slots, feed, out)
-        results = kind.stepped(slots, arrays)
+        results = kind.alone._result_arrays(out, kind.result_forms(len(slots)), arrays)
+        kind.advance(slots, arrays, results)
         kind.rows.commit(slots)
-        return self._packed(results)
+        return out if out is not None else self._packed(results)
 
     @all_or_nothing
     def _checked_step(self, slots, feed, out):
@@ -137,7 +138,7 @@ class ModelPool(Pool):
                 raise InputError(f"{self.label}: a step of no streams, and none before that settled the shapes")
             kind = self._kinds[0]
             groups = [(kind, None, slots, kind.checked_rows(kind.admitted_rows(feed, 0)))]
-        forms = [[((len(slots), *shape), dtype) for shape, dtype in kind.results] for kind, *_ in groups]
+        forms = [kind.result_forms(len(slots)) for kind, *_ in groups]
         if any(form != forms[0] for form in forms):
             raise InputError(f"{self.label}: results of these streams have different shapes: step them apart")
         results = groups[0][0].alone._result_arrays(out, forms[0], list(feed.values()))
@@ -391,9 +392,13 @@ class Kind:
                      [(made[name], axis[name]) for name in self.alone.outputs],
                      [(area[name], feed[name]) for name in self.alone._fixed])
 
+    def result_forms(self, count):
+        """(shape, type) of each result of so many streams."""
+        return [((count, *shape), dtype) for shape, dtype in self.results]
+
     def stepped(self, slots, arrays):
         """New results of a step that is not committed."""
-        results = [np.empty((len(slots), *shape), dtype) for shape, dtype in self.results]
+        results = [np.empty(shape, dtype) for shape, dtype in self.result_forms(len(slots))]
         self.advance(slots, arrays, results)
         return results
 

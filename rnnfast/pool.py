@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from rnnfast._pools import Slots
+from rnnfast._pools import Slots, is_like
 from rnnfast.errors import InputError, LimitError
 from rnnfast.named import merged
 from rnnfast.nn.checks import as_array, check_lengths
@@ -116,7 +116,9 @@ class Pool:
                 raise InputError(f"{self.label}: step takes a mapping of frames by stream alone, or ids and arrays")
             with self._lock:
                 slots = self._slots.find(list(streams))
-                frames = [self.admit(stream, frame) for stream, frame in streams.items()]
+                like = self.like
+                frames = [frame if is_like(frame, like) else self.admit(stream, frame)
+                          for stream, frame in streams.items()]
                 return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
