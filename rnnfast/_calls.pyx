@@ -18,19 +18,21 @@ from rnnfast._plan cimport same_type
 
 cnp.import_array()
 
+MAX_SECONDS = 1e9
+
 
 cdef class Live:
-    """An open stream: how many frames its state has taken, the calls that wait, when the last came, whom to tell when
-    it is closed for idleness, and why it was closed."""
+    """An open stream: how many frames its state has taken, the calls that wait, when the first of them is due, when the
+    last came, whom to tell when it is closed for idleness, and why it was closed."""
     cdef readonly object stream, on_close, loop
     cdef readonly object waiting        # a deque
-    cdef readonly double last
+    cdef readonly double last, due
     cdef public Py_ssize_t frames
     cdef public str closed
 
     def __init__(self, stream, on_close, loop):
         self.stream, self.last, self.on_close, self.loop = stream, monotonic(), on_close, loop
-        self.frames, self.waiting, self.closed = 0, collections.deque(), None
+        self.frames, self.waiting, self.due, self.closed = 0, collections.deque(), INFINITY, None
 
 
 @cython.no_gc       # nothing that a call holds leads back to it
@@ -109,7 +111,7 @@ cdef class Calls:
     cpdef _post(self, Live live, value, future, loop, timeout):
         cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
         if timeout is not None:
-            if not isinstance(timeout, (int, float)) or not timeout >= 0:
+            if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
                 raise InputError(f"{self.label}: timeout is {timeout!r}, expected seconds")
             deadline = now + <double>timeout
         cdef bint hurried = deadline <= due     # it cannot wait for others
@@ -147,6 +149,7 @@ cdef class Calls:
                 self._sequences.append(call)
             else:
                 call.live.waiting.append(call)
+                call.live.due = min(call.live.due, call.due)
                 self.ready[call.live] = None
 
     def _due(self):
@@ -154,7 +157,7 @@ cdef class Calls:
         cdef Live live
         cdef double due = INFINITY
         for live in self.ready:
-            due = min(due, (<Call?>live.waiting[0]).due)
+            due = min(due, live.due)
         return due if self.ready else None
 
     def _ready(self):
@@ -194,8 +197,11 @@ cdef class Calls:
                     break
         for live in seen:
             del self.ready[live]
+            live.due = INFINITY
             if live.waiting:
                 self.ready[live] = None
+            for call in live.waiting:
+                live.due = min(live.due, call.due)
         tell(outcomes)
         return batch
 

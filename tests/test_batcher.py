@@ -285,10 +285,14 @@ def test_hurry():
         time.sleep(0.05)        # the thread sleeps by then
         hurried = batcher.submit(streams[1], x[0], timeout=5)
         assert same([hurried.result(5), waits.result(5)], alone(x[:1]) * 2)
-        for timeout in (-1, "1", float("nan")):
+        waits = [batcher.submit(streams[0], frame) for frame in x]
+        time.sleep(0.05)
+        behind = batcher.submit(streams[0], x[0], timeout=5)        # takes those with it that it stands behind
+        assert same([*[f.result(5) for f in waits], behind.result(5)], alone(x[[0, 0, 1, 0]])[1:])
+        for timeout in (-1, "1", float("nan"), 10**400):
             with pytest.raises(InputError, match=f"timeout is {timeout!r}, expected seconds"):
                 batcher.submit(streams[0], x[1], timeout)
-        assert batcher.frames(streams[0]) == 1 and batcher.stats()["queued"] == 0
+        assert batcher.frames(streams[0]) == 4 and batcher.stats()["queued"] == 0
 
 
 def test_drain():

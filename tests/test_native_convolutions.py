@@ -78,7 +78,8 @@ def test_one_axis(samples, channels, kernel, attributes, bias):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 17])
-@pytest.mark.parametrize("inputs, outputs, group", [(1, 3, 1), (5, 70, 1), (6, 9, 3), (20, 20, 20)])
+@pytest.mark.parametrize("inputs, outputs, group", [(1, 3, 1), (5, 70, 1), (6, 9, 3), (20, 20, 20), (3, 40, 1),
+                                                    (4, 96, 2), (2, 23, 1), (2, 64, 1)])
 @pytest.mark.parametrize("size, kernel, attributes", [
     (1, 3, {"pads": (1, 1)}), (4, 3, {"pads": (1, 1)}), (5, 3, {"pads": (1, 1), "strides": (2,)}),
     (16, 5, {"pads": (2, 2)}), (9, 4, {"pads": (0, 3), "strides": (3,)}), (7, 3, {"pads": (4, 5), "dilations": (2,)}),
@@ -103,6 +104,24 @@ def test_mirrored(taps, first, even, outputs):
         check(m, x, conv(x, w / np.float32(8), random(2, outputs), **attributes))
         names = [note.command for note in segment(m).notes]
         assert names.count("product") == 1 + (even < outputs) and "add" in names
+
+
+@pytest.mark.parametrize("outputs", [5, 20, 40, 60, 70])
+@pytest.mark.parametrize("samples, width", [(1, 1), (3, 2)])
+def test_narrow_planes(samples, width, outputs):
+    """With fewer positions than lines; panels of each number of blocks."""
+    for op in ("Conv", "ConvTranspose"):
+        check_conv(random(0, samples, 3, 9, width), outputs, (3, 1), op=op, pads=(1, 0, 1, 0))
+
+
+def test_mirrored_planes():
+    """Kernels of one line over several."""
+    w = random(1, 6, 1, 1, 40)
+    w += w[..., ::-1].copy()
+    for attributes in ({}, {"strides": (2, 3)}, {"pads": (1, 2, 0, 3)}):
+        x = random(0, 2, 1, 5, 60)
+        check(model([helper.make_node("Conv", ["x", "w"], ["y"], **attributes)], {"w": w / 8}, 4), x,
+              conv(x, w / np.float32(8), **attributes))
 
 
 def test_mirrored_values_out_of_range():

@@ -81,8 +81,7 @@ static void runs_line(const convolution_command *m, const runs *q, panels part, 
     float edge[MAX_TILE];
     for (ptrdiff_t p = part.first; p < part.last; p++) {
         const ptrdiff_t block = p * w->panel, width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
-        const ptrdiff_t height = width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3)
-                                 : TILE_ROWS(4);
+        const ptrdiff_t height = tile_height(width);
         const ptrdiff_t columns = m->n - block * VL < width * VL ? m->n - block * VL : width * VL;
         const float *of_panel = w->w + block * VL * w->k + skipped * width * VL, *bias = w->bias + block * VL;
         ptrdiff_t k = first;
@@ -112,8 +111,9 @@ static void runs_of_lines(const convolution_command *m, panels part, const float
     for (ptrdiff_t p = part.first; p < part.last; p++) {
         const ptrdiff_t block = p * w->panel, width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
         const ptrdiff_t ldw = width * VL, columns = m->n - block * VL < ldw ? m->n - block * VL : ldw;
-        for (ptrdiff_t j = 0; j < m->shape[1]; j += TILE_ROWS(4)) {
-            const ptrdiff_t end = m->shape[1] - j < TILE_ROWS(4) ? m->shape[1] : j + TILE_ROWS(4);
+        const ptrdiff_t height = tile_height(width);
+        for (ptrdiff_t j = 0; j < m->shape[1]; j += height) {
+            const ptrdiff_t end = m->shape[1] - j < height ? m->shape[1] : j + height;
             const float *of_run = w->w + block * VL * w->k;
             for (ptrdiff_t i = j; i < end; i++)
                 memcpy(c + (i - j) * ldw, w->bias + block * VL, (size_t)ldw * sizeof(float));

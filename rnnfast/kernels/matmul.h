@@ -151,12 +151,18 @@ static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_
     }
 }
 
+/* The most rows of a tile of a panel */
+INLINE ptrdiff_t tile_height(ptrdiff_t width)
+{
+    return width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3) : TILE_ROWS(4);
+}
+
 /* Into how many tiles so many rows are cut. Up to TILE_ROWS(2) rows take even a panel of four blocks at once, in two
  * halves, so that its weights are read once; for more rows the inner cache has them by then. */
 INLINE ptrdiff_t tiles_of_panel(ptrdiff_t width, ptrdiff_t rows)
 {
-    const ptrdiff_t height = width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3)
-                             : SPLIT_PANEL(rows) && rows <= TILE_ROWS(2) ? TILE_ROWS(2) : TILE_ROWS(4);
+    const int halves = width == 4 && SPLIT_PANEL(rows) && rows <= TILE_ROWS(2);
+    const ptrdiff_t height = halves ? TILE_ROWS(2) : tile_height(width);
     return (rows + height - 1) / height;
 }
 

@@ -169,7 +169,8 @@ class _Emission:
 
     def emit_mirrored(self, x, out, step, first, even):
         """out [N, W, M] of x [N, L, 1], where `_mirrored` gave `first` and `even`: taps that have the same weight, but
-        for a sign, are added or subtracted before they are multiplied. Silero VAD, 256 streams: x of the time."""
+        for a sign, are added or subtracted before they are multiplied. Silero VAD: a stream 0.86 of the time, 256
+        of them 0.81."""
         taps = self.w.shape[3]
         n, single = (taps - first) // 2, [*range(first), *([(taps + first) // 2] if (taps - first) % 2 else [])]
         strides = (x.strides[0], step * x.strides[1], 4)
@@ -247,7 +248,7 @@ def emit_conv(b, node, inputs, outputs):
     x = _channel_last(b, inputs[0], begin[1], end, w.shape[0] // group if emission.depthwise else 1)
     out = b.new((x.shape[0], *_two_axes(windows.output, 1), w.shape[0]))
     kh, kw = w.shape[2:]
-    even = _mirrored(w) if dilation[1] == 1 and group == 1 and not begin[0] else None
+    even = _mirrored(w) if len(windows.size) == 1 and dilation[1] == 1 and group == 1 else None
     if even is not None:
         emission.emit_mirrored(x[:, 0], out[:, 0], step[1], *even)
         _set(b, emission, outputs[0], out)
