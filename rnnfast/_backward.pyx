@@ -412,7 +412,8 @@ cdef class Tape:
 
     def backward(self, dy, dh, dc=None, dx=True, int threads=1):
         """-> dx [T, B, I] (None with dx=False), dh0 [D, B, O], dc0 [D, B, H] (None but for LSTM), and for each direction
-        a dict of the gradients of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr (None without one), in torch's order of gates.
+        a dict of the gradients of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr (None without one), in torch's
+        order of gates.
 
         dy: for each direction [T, B, O] float32, last axis contiguous, or None; dh [D, B, O], dc [D, B, H]: contiguous.
         """

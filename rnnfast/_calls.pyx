@@ -3,7 +3,6 @@
 The GIL is held here, and nothing that would give it up runs between the lines that say so.
 """
 cimport cython
-cimport numpy as cnp
 from libc.math cimport INFINITY
 
 import collections
@@ -14,9 +13,7 @@ from time import monotonic
 
 from rnnfast.errors import ClosedError, DeadlineError, InputError, Overloaded
 
-from rnnfast._plan cimport same_type
-
-cnp.import_array()
+from rnnfast._plan cimport is_like
 
 MAX_SECONDS = 1e9
 
@@ -93,10 +90,7 @@ cdef class Calls:
         return future
 
     cdef admitted(self, stream, frame):
-        like = self.pool.like
-        if like is not None and type(frame) is cnp.ndarray and same_type(frame, like):
-            return frame
-        return self.pool.admit(stream, frame)
+        return frame if is_like(frame, self.pool.like) else self.pool.admit(stream, frame)
 
     def frames(self, stream):
         """How many frames of a stream its state has taken: what a call that was cancelled came to."""
@@ -115,8 +109,7 @@ cdef class Calls:
                 raise InputError(f"{self.label}: timeout is {timeout!r}, expected seconds")
             deadline = now + <double>timeout
         cdef bint hurried = deadline <= due     # it cannot wait for others
-        if self._draining:
-            self._check_open()
+        self._check_open()
         if len(self.inbox) + self.held >= self.limit:
             self._counters["overloaded"] += 1
             raise Overloaded(f"{self.label}: {self.queued()} frames wait already, no more than {self.limit} may")
@@ -129,7 +122,7 @@ cdef class Calls:
         if self._ended:         # between the check and here
             self._sweep()
 
-    def _check_open(self):
+    cpdef _check_open(self):
         if self._draining:
             raise ClosedError(f"{self.label}: the batcher is closed")
 

@@ -39,6 +39,7 @@ cdef class Segment:
     cdef void give_back(self, Buffer memory)
 
 cdef bint same_type(cnp.ndarray a, cnp.ndarray b)
+cpdef bint is_like(value, like)
 cdef bint same_values(value, cnp.ndarray expected) except -1
 # rnnfast_execute for other extensions, which are not linked with it
 cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil

@@ -32,6 +32,11 @@ cdef bint same_type(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_SAMESHAPE(a, b) and (cnp.PyArray_DESCR(a) is cnp.PyArray_DESCR(b) or a.dtype == b.dtype)
 
 
+cpdef bint is_like(value, like):
+    """Whether a value is an array of the type and shape of `like`, an array or None."""
+    return like is not None and type(value) is cnp.ndarray and same_type(value, like)
+
+
 cdef bint same_values(value, cnp.ndarray expected) except -1:
     """Of arrays of the same type and shape."""
     if not cnp.PyArray_Check(value) or not cnp.PyArray_ISCARRAY_RO(value):

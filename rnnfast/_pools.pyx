@@ -388,11 +388,6 @@ def threads_for(int threads, flops):
     return useful_threads(threads) if flops // 100 >= SHARED_COST or forced else 1
 
 
-def is_like(value, like):
-    """Whether a value is an array of the type and shape of `like`, an array or None."""
-    return like is not None and type(value) is cnp.ndarray and same_type(value, like)
-
-
 def stacked(list values, cnp.ndarray like):
     """Arrays of the type and shape of `like` along a new first axis; None where one is not like it."""
     cdef cnp.ndarray out = np.empty((len(values), *np.shape(like)), like.dtype), array
@@ -401,7 +396,7 @@ def stacked(list values, cnp.ndarray like):
     if like.dtype.hasobject:
         return None
     for value in values:
-        if type(value) is not cnp.ndarray or not same_type(value, like):
+        if not is_like(value, like):
             return None
         array = value if cnp.PyArray_ISCARRAY_RO(value) else np.array(value, order="C")
         memcpy(to, cnp.PyArray_DATA(array), nbytes)

@@ -4,7 +4,8 @@ import threading
 
 import numpy as np
 
-from rnnfast._pools import Slots, is_like
+from rnnfast._plan import is_like
+from rnnfast._pools import Slots
 from rnnfast.errors import InputError, LimitError
 from rnnfast.named import merged
 from rnnfast.nn.checks import as_array, check_lengths
@@ -18,8 +19,6 @@ PARTS = 4
 def batch_sizes(count, largest, threads=1):
     """(size of the plan, first, count) of the parts of a batch: sizes are few, so that plans are, and parts are not
     filled up by more than a half."""
-    if threads == 1 and count <= largest:
-        return [(size_for(count), 0, count)] if count else []
     if threads > 1 and count > 1:
         largest = min(largest, size_for(-(-count // (PARTS * threads))))
     parts, first = [], 0

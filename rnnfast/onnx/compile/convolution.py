@@ -238,26 +238,23 @@ def emit_conv(b, node, inputs, outputs):
     step, dilation = _two_axes(windows.strides, 1), _two_axes(windows.dilations, 1)
     begin = _two_axes(windows.begin, 0)
     end = max(0, windows.covered(-1) - begin[1] - windows.size[-1])
-    if len(windows.size) == 1 and (begin[1] or end) and windows.output[0] <= SHORT:
-        x = _lines(_channel_last(b, inputs[0], 0, 0, w.shape[0] // group if emission.depthwise else 1))
-        out = b.new((x.shape[2], 1, windows.output[0], w.shape[0]))
-        emission.emit("lines", x, _lines(out), (step[1], 1),
-                      [_Run(i * dilation[1] - begin[1], 0, 0, (i,)) for i in range(w.shape[3])])
-        _set(b, emission, outputs[0], out)
-        return True
-    x = _channel_last(b, inputs[0], begin[1], end, w.shape[0] // group if emission.depthwise else 1)
+    line = len(windows.size) == 1
+    short = line and (begin[1] or end) and windows.output[0] <= SHORT
+    padding = (0, 0) if short else (begin[1], end)
+    x = _channel_last(b, inputs[0], *padding, w.shape[0] // group if emission.depthwise else 1)
     out = b.new((x.shape[0], *_two_axes(windows.output, 1), w.shape[0]))
     kh, kw = w.shape[2:]
-    even = _mirrored(w) if len(windows.size) == 1 and dilation[1] == 1 and group == 1 else None
-    if even is not None:
-        emission.emit_mirrored(x[:, 0], out[:, 0], step[1], *even)
-        _set(b, emission, outputs[0], out)
-        return True
     joined = kw == 1 or dilation[1] == 1 and group == 1
-    columns = [tuple(range(kw))] if joined else [(j,) for j in range(kw)]
-    runs = [_Run(i * dilation[0] - begin[0], of_run[0] * dilation[1], i, of_run)
-            for i in range(kh) for of_run in columns]
-    emission.emit("conv", x, out, step, runs)
+    if short:
+        emission.emit("lines", _lines(x), _lines(out), (step[1], 1),
+                      [_Run(i * dilation[1] - begin[1], 0, 0, (i,)) for i in range(kw)])
+    elif line and joined and (mirrored := _mirrored(w)) is not None:
+        emission.emit_mirrored(x[:, 0], out[:, 0], step[1], *mirrored)
+    else:
+        columns = [tuple(range(kw))] if joined else [(j,) for j in range(kw)]
+        runs = [_Run(i * dilation[0] - begin[0], of_run[0] * dilation[1], i, of_run)
+                for i in range(kh) for of_run in columns]
+        emission.emit("conv", x, out, step, runs)
     _set(b, emission, outputs[0], out)
     return True
 
