@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SILERO := build/silero_vad/data/silero_vad.onnx
-NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*.pyx rnnfast/*.pxd rnnfast/kernels/*)
+NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*/*.pyx rnnfast/*/*.pxd rnnfast/kernels/*)
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
 .PHONY: demo test slow bench models sanitize clean
@@ -28,15 +28,15 @@ models: $(VENV)/models
 
 # The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards.
 sanitize: $(VENV)/installed
-	rm -f rnnfast/*.so $(VENV)/installed
+	rm -f rnnfast/*/*.so $(VENV)/installed
 	RNNFAST_CFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
 		$(BIN)/pip install -q -e '.[test]'
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest; \
-		status=$$?; rm -f rnnfast/*.so; exit $$status
+		status=$$?; rm -f rnnfast/*/*.so; exit $$status
 
 clean:
-	rm -rf $(VENV) build *.egg-info rnnfast/*.so $(patsubst %.pyx,%.c,$(wildcard rnnfast/*.pyx))
+	rm -rf $(VENV) build dist site *.egg-info rnnfast/*/*.so rnnfast/*/_*.c
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,7 @@
+"""Builds the extension modules; everything else about the package stands in pyproject.toml."""
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 from Cython.Build import cythonize
@@ -19,40 +21,54 @@ CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibili
           *os.environ.get("RNNFAST_CFLAGS", "").split()]
 isas = [row for row in ISAS if row[1] is None or platform.machine() in row[1]]
 
+# Extension module -> the C files that are linked with it.
+EXTENSIONS = {
+    "rnnfast.native._kernels": ["dispatch.c", "pool.c"],
+    "rnnfast.native._engine": [],
+    "rnnfast.native._backward": [],
+    "rnnfast.native._arrays": [],
+    "rnnfast.native._programs": ["program.c"],
+    "rnnfast.native._plans": [],
+    "rnnfast.native._blas": [],
+    "rnnfast.streaming._pools": [],
+    "rnnfast.streaming._streams": [],
+    "rnnfast.serving._requests": [],
+}
+
 
 class BuildKernels(build_ext):
     """Compiles kernels.c once for each instruction set and links the objects into one extension."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def build_extension(self, ext):
-        if ext.name == "rnnfast._kernels":
-            ext.extra_objects = [
-                obj
-                for name, _, flags, _ in isas
-                for obj in self.compiler.compile([f"{KERNELS}/kernels.c"], output_dir=f"{self.build_temp}/{name}",
-                                                 macros=[("ISA", name)], depends=ext.depends,
-                                                 extra_postargs=CFLAGS + flags)
-            ]
+        if ext.name == "rnnfast.native._kernels":
+            with ThreadPoolExecutor(self.parallel) as threads:
+                ext.extra_objects = [path for paths in threads.map(self.compile_kernels, isas) for path in paths]
         super().build_extension(ext)
+
+    def compile_kernels(self, isa):
+        """The paths of the object files of one instruction set."""
+        name, _, flags, _ = isa
+        return self.compiler.compile([f"{KERNELS}/kernels.c"], output_dir=f"{self.build_temp}/{name}",
+                                     macros=[("ISA", name)], depends=headers, extra_postargs=CFLAGS + flags)
 
 
 headers = [f"{KERNELS}/{name}" for name in sorted(os.listdir(KERNELS)) if name.endswith(".h")]
-common = dict(extra_compile_args=CFLAGS, include_dirs=[KERNELS, numpy.get_include()], depends=headers)
+extensions = [
+    Extension(name, [f"{name.replace('.', '/')}.pyx", *(f"{KERNELS}/{file}" for file in files)],
+              extra_compile_args=CFLAGS, include_dirs=[KERNELS, numpy.get_include()], depends=headers)
+    for name, files in EXTENSIONS.items()
+]
+extensions[0].extra_link_args = ["-pthread"]
+extensions[0].define_macros = [("RNNFAST_ISAS", " ".join(f"ISA({name}, {test})" for name, _, _, test in isas))]
 setup(
     cmdclass={"build_ext": BuildKernels},
     ext_modules=cythonize(
-        [
-            Extension("rnnfast._kernels", ["rnnfast/_kernels.pyx", f"{KERNELS}/dispatch.c", f"{KERNELS}/pool.c"],
-                      extra_link_args=["-pthread"],
-                      define_macros=[("RNNFAST_ISAS", " ".join(f"ISA({name}, {test})" for name, _, _, test in isas))],
-                      **common),
-            Extension("rnnfast._engine", ["rnnfast/_engine.pyx"], **common),
-            Extension("rnnfast._backward", ["rnnfast/_backward.pyx"], **common),
-            Extension("rnnfast._plan", ["rnnfast/_plan.pyx", f"{KERNELS}/program.c"], **common),
-            Extension("rnnfast._calls", ["rnnfast/_calls.pyx"], **common),
-            Extension("rnnfast._pools", ["rnnfast/_pools.pyx"], **common),
-            Extension("rnnfast._streams", ["rnnfast/_streams.pyx"], **common),
-            Extension("rnnfast._blas", ["rnnfast/_blas.pyx"], **common),
-        ],
+        extensions,
+        nthreads=os.cpu_count(),
         compiler_directives={
             "language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True,
         },

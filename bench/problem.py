@@ -5,7 +5,7 @@ from onnx import helper, numpy_helper
 
 from bench.cases import GATES
 from rnnfast import reference
-from rnnfast.activations import resolve
+from rnnfast.native.cell_activations import resolve
 from rnnfast.nn.convert import suffix, to_onnx
 
 OPSET = 17

@@ -8,12 +8,12 @@ __version__ = "0.1.0"
 
 # name -> where it lives: imported when first asked for, so that `import rnnfast` costs next to nothing
 _LAZY = {
-    **dict.fromkeys(("get_isa", "isas", "set_isa"), "rnnfast._kernels"),
+    **dict.fromkeys(("get_isa", "isas", "set_isa"), "rnnfast.native._kernels"),
     **dict.fromkeys(("Model", "load"), "rnnfast.model"),
     **dict.fromkeys(("ExecutionMode", "GraphOptimizationLevel", "InferenceSession", "RunOptions", "SessionOptions",
                      "get_available_providers", "get_device"), "rnnfast.session"),
-    "Batcher": "rnnfast.batcher",
-    "Stream": "rnnfast.stream",
+    "Batcher": "rnnfast.serving.batcher",
+    "Stream": "rnnfast.streaming.model_stream",
     **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),
 }
 __all__ = ["Error", "errors", *_LAZY]

@@ -7,17 +7,17 @@ import threading
 
 import numpy as np
 
-from rnnfast import _kernels
+from rnnfast.native import _kernels
 from rnnfast.errors import InputError
-from rnnfast.inputs import admit
-from rnnfast.named import Outputs, merged
-from rnnfast.onnx import native
+from rnnfast.onnx.inputs import admit
+from rnnfast.named_values import Outputs, merged
+from rnnfast.onnx import lowering
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.graph import read
 from rnnfast.onnx.summary import summarise
 from rnnfast.onnx.trace import Program, fold
-from rnnfast.onnx.widen import widen
-from rnnfast.threads import check as check_threads
+from rnnfast.onnx.float64 import widen
+from rnnfast.native.threads import check as check_threads
 
 # Programs of one model besides its own: one for each set of initializers that callers override, and the references.
 MAX_PROGRAMS = 4
@@ -131,9 +131,9 @@ class Model:
         graph = dataclasses.replace(self.graph, constants=constants)
         with np.errstate(all="ignore"):
             if reference:
-                graph = fold(widen(graph), native.lower_reference)
+                graph = fold(widen(graph), lowering.lower_reference)
             else:
-                graph = fold(graph, functools.partial(native.lower, matmul=self.matmul, threads=self.threads))
+                graph = fold(graph, functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads))
         names = [v.name for v in self.inputs if v.name not in constants]
         return Program(graph, names, self.source.label, record=record, meter=meter,
                        target=None if reference else self._target, plans=self._plans, specialises=True)
@@ -165,7 +165,7 @@ class Model:
         initial values, a mapping as `stream.state` gives; None is zeros. fixed: inputs that are the same for every
         frame.
         """
-        from rnnfast.stream import Stream
+        from rnnfast.streaming.model_stream import Stream
         return Stream(self, state, states, fixed)
 
     def pool(self, max_streams, *, states=None, batch=True, **fixed):
@@ -175,7 +175,7 @@ class Model:
         `stream`. UnsupportedError at the first step where no axis of the graph is a batch of streams; batch=False runs
         them one by one.
         """
-        from rnnfast.model_pool import ModelPool
+        from rnnfast.streaming.model_pool import ModelPool
         return ModelPool(self, max_streams, states, batch, fixed)
 
     def memory(self, feed=None, /, **inputs):

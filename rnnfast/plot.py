@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import nn
-from .errors import InputError, InputTypeError, UnsupportedError
-from .nn.checks import as_array, as_generator, as_input, check_choice, check_shape, check_size
-from .nn.convert import suffix
-from .nn.stack import _MERGES
-from .reference import ACTIVATIONS
+from rnnfast import nn
+from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from rnnfast.nn.checks import as_array, as_generator, as_input, check_choice, check_shape, check_size
+from rnnfast.nn.convert import suffix
+from rnnfast.nn.stack import _MERGES
+from rnnfast.reference import ACTIVATIONS
 
 COLOURS = ("#868e96", "#d6336c", "#1971c2", "#2f9e44", "#e8590c", "#5f3dc4")
 """Grey, then those of lines."""

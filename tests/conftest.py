@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from rnnfast import _kernels
+from rnnfast.native import _kernels
 
 
 @pytest.fixture(params=_kernels.isas())

@@ -10,7 +10,7 @@ import pytest
 import rnnfast
 from rnnfast import nn
 from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, Overloaded, UnsupportedError
-from rnnfast.sequences import Running
+from rnnfast.serving.sequences import Running
 from tests import graphs
 from tests.graphs import parse, random
 

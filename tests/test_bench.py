@@ -27,7 +27,7 @@ from bench.engines import ENGINES, Numpy  # noqa: E402
 from rnnfast.cli import main  # noqa: E402
 from rnnfast.cli.timing import interleave, pinned  # noqa: E402
 from rnnfast.model import load  # noqa: E402
-from rnnfast.threads import limit  # noqa: E402
+from rnnfast.native.threads import limit  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODELS = ROOT / "models"

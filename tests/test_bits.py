@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnfast import _kernels
+from rnnfast.native import _kernels
 
-from .cases import DIRECTIONS, bits, cells, random_input, random_layer, run
+from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run
 
 LAYERS = {
     "RNN tanh": dict(kind="RNN"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import _engine, _plan, nn
+from rnnfast.native import _engine, _programs
+from rnnfast import nn
 from rnnfast.onnx.compile import builder
 from tests.graphs import parse
 
@@ -219,7 +220,7 @@ def test_memory_of_others_is_not_touched(isa, guard_buffers, at_end, forced, mak
     for source, (_, inputs, _), right in zip(models, cases, expected):
         model = rnnfast.load(source, threads=threads)
         outputs = model({name: copied(array, at_end) for name, array in inputs.items()})
-        native += sum(isinstance(run, _plan.Segment) for plan in model._own.plans.kept for run, *_ in plan.steps)
+        native += sum(isinstance(run, _programs.Segment) for plan in model._own.plans.kept for run, *_ in plan.steps)
         for name, y in right.items():
             np.testing.assert_array_equal(outputs[name], y)
     assert native

@@ -42,7 +42,8 @@ COUNTED(void *, aligned_alloc, (size_t a, size_t n), (a, n))
 PROGRAM = """
 import ctypes, sys
 import numpy as np
-from rnnfast import _kernels, nn
+from rnnfast.native import _kernels
+from rnnfast import nn
 
 allocations = ctypes.c_long.in_dll(ctypes.CDLL(None), "allocations")
 _kernels.force_threads(int(sys.argv[1]))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rnnfast import _engine, _kernels
-from rnnfast.activations import resolve
+from rnnfast.native import _engine, _kernels
+from rnnfast.native.cell_activations import resolve
 from rnnfast.errors import IsaError
 
-from .cases import (ALPHA_BETA, DEFAULT, DIRECTIONS, FUNCTIONS, bits, cells, expect, random_input, random_layer, run)
+from tests.cases import (ALPHA_BETA, DEFAULT, DIRECTIONS, FUNCTIONS, bits, cells, expect, random_input, random_layer, run)
 
 # Rounding of float32 chains of at most 110 terms over 7 steps, relative to the largest output; measured 3e-6.
 TOLERANCE = 1e-5

@@ -10,8 +10,8 @@ import rnnfast
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError, UnsupportedError
 from rnnfast.nn.module import Container
-from rnnfast.onnx import export as exporting
-from rnnfast.onnx.export import export
+from rnnfast.export import layers as exporting
+from rnnfast.export.layers import export
 from tests.graphs import load, onnxruntime, random
 
 TOLERANCE = 1e-5

@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rnnfast import _kernels, nn, reference
+from rnnfast.native import _kernels
+from rnnfast import nn, reference
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.nn import convert
 

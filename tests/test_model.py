@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from rnnfast import _kernels, _plan
+from rnnfast.native import _kernels, _plans, _programs
 from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
 from rnnfast.onnx import budget, trace
 from tests.graphs import load, model_of, onnxruntime, parse, random
@@ -443,9 +443,9 @@ def test_threads_reach_the_kernels(monkeypatch):
         asked.append(args[-1])
         return engine(*args)
 
-    asked, engine = [], _plan.recurrent
+    asked, engine = [], _plans.recurrent
     monkeypatch.setattr(_kernels, "Matrix", Matrix)
-    monkeypatch.setattr(_plan, "recurrent", recurrent)
+    monkeypatch.setattr(_plans, "recurrent", recurrent)
     data = parse("""g (float[t,b,4] x, float[3,5] v) => (float[t,b,5] y, float[b,6] z, float[t,2,m] k) {
         rows, last = GRU <hidden_size = 3> (x, w, r)  s = Squeeze (rows, one)  y = MatMul (s, v)
         f = Squeeze (last, zero)  z = Gemm (f, a, c)  k = Conv (s, p) }""",
@@ -457,7 +457,7 @@ def test_threads_reach_the_kernels(monkeypatch):
         asked.clear()
         model(x=X, v=random(5, 3, 5))
         plan, = model._own.plans.kept
-        segments = [run for run, *_ in plan.steps if isinstance(run, _plan.Segment)]
+        segments = [run for run, *_ in plan.steps if isinstance(run, _programs.Segment)]
         assert set(asked) == {3} and {segment.threads for segment in segments} == {3}
     options.intra_op_num_threads = 0
     monkeypatch.delenv("RNNFAST_NUM_THREADS", raising=False)

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from rnnfast import _kernels, _plan
+from rnnfast.native import _kernels, _programs
 from rnnfast.onnx.ops.convolution import conv, conv_transpose
 from tests.graphs import load, model_of, parse, random
 from tests.test_native_plans import plain
@@ -22,7 +22,7 @@ def model(nodes, constants, rank, **types):
 def segment(m):
     """The plan's only step, which is native."""
     steps = m._own.plans.kept[0].steps
-    assert [type(step[0]) for step in steps] == [_plan.Segment], [step[-1] for step in steps]
+    assert [type(step[0]) for step in steps] == [_programs.Segment], [step[-1] for step in steps]
     return steps[0][0]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 import rnnfast
-from rnnfast import _plan
+from rnnfast.native import _programs
 from rnnfast.errors import InputError, LimitError
 from rnnfast.onnx import budget, trace
 from tests.graphs import load, model_of, parse, random
@@ -35,7 +35,7 @@ def plan_of(model):
 def segment_of(model):
     """The native step that a plan is."""
     (run, *_), = plan_of(model).steps
-    assert isinstance(run, _plan.Segment), plan_of(model).steps
+    assert isinstance(run, _programs.Segment), plan_of(model).steps
     return run
 
 
@@ -191,7 +191,7 @@ def test_a_plan_depends_on_a_value_that_decides():
     assert len(model._own.plans.kept) == 2
     for plan in model._own.plans.kept:
         (run, *_), = plan.steps
-        assert isinstance(run, _plan.Segment)
+        assert isinstance(run, _programs.Segment)
 
 
 def test_values_that_never_repeat_are_left_to_the_run():
@@ -219,7 +219,7 @@ def test_python_steps_between_native_ones():
     x = random(0, 3, 5)
     z, = model(x=x).values()
     np.testing.assert_array_equal(z, plain(model, x=x)[0])
-    kinds = [isinstance(run, _plan.Segment) for run, *_ in plan_of(model).steps]
+    kinds = [isinstance(run, _programs.Segment) for run, *_ in plan_of(model).steps]
     assert kinds == [True, False, True, False, True]
 
 
@@ -456,7 +456,7 @@ def test_loop_by_count(isa):
         outputs = model(x=x, z=z, count=count)
         np.testing.assert_array_equal(outputs.y, y)
         np.testing.assert_array_equal(outputs.w, w)
-    assert {type(run) for plan in model._own.plans.kept for run, *_ in plan.steps} == {_plan.Segment}
+    assert {type(run) for plan in model._own.plans.kept for run, *_ in plan.steps} == {_programs.Segment}
 
 
 def test_loop_by_condition(isa):

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 from tests.graphs import load, model_of, random
 
-from rnnfast import _kernels, _plan
+from rnnfast.native import _kernels, _programs
 from rnnfast.errors import InputError
 from rnnfast.onnx import ops
 
@@ -62,7 +62,7 @@ def run(op_type, x, others, layout="contiguous", opset=18, constant=True, view=F
                           [("out", helper.np_dtype_to_tensor_dtype(expected.dtype), None)], constants, opset))
     y = model({"x": fed} | free)["out"]
     steps = model._own.plans.kept[0].steps
-    assert view or [type(step[0]) for step in steps] == [_plan.Segment]
+    assert view or [type(step[0]) for step in steps] == [_programs.Segment]
     return y
 
 
@@ -275,7 +275,7 @@ def test_an_index_out_of_range_is_an_error_and_the_model_goes_on():
     good = np.array([0, 4, -5], np.int32)
     first = model(i=good)["y"]
     np.testing.assert_array_equal(first, np.maximum(random(31, 5, 3)[good], 0))
-    assert type(model._own.plans.kept[0].steps[0][0]) is _plan.Segment
+    assert type(model._own.plans.kept[0].steps[0][0]) is _programs.Segment
     for bad, named in (([0, 5, 1], 5), ([-6, 2, 9], -6), ([2**31 - 1, 0, 0], 2**31 - 1)):
         with pytest.raises(InputError, match=f"look up.*index {named} is out of range for an axis of 5 elements"):
             model(i=np.array(bad, np.int32))
@@ -287,7 +287,7 @@ def test_indices_of_bytes():
     i = np.array([3, 0, 3, 1], np.uint8)
     for _ in range(2):
         np.testing.assert_array_equal(model(i=i)["y"], np.maximum(random(31, 5, 3)[i], 0))
-    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
     with pytest.raises(InputError, match="index 200 is out of range"):
         model(i=np.array([3, 200, 3, 1], np.uint8))
 
@@ -320,7 +320,7 @@ def compare_scattered(x, indices, updates):
                               constants | {"indices": indices}))
         y = model(x=fed, u=np.ascontiguousarray(updates.T))["y"]
         np.testing.assert_array_equal(y, expected)
-        assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+        assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
 
 
 @pytest.mark.parametrize("also_needed", [False, True])
@@ -341,7 +341,7 @@ def test_chained_scatters(also_needed):
         np.testing.assert_array_equal(out["z"], expected.ravel())
     expected[:, 1:5:2] = b
     np.testing.assert_array_equal(out["y"], np.maximum(expected, 0))
-    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
 
 
 # ------------------------------------------------------------------------------------------------ integers
@@ -370,7 +370,7 @@ def test_casts_of_integers(source, target):
                                   [("x", helper.np_dtype_to_tensor_dtype(x.dtype), fed.shape)], [("y", kind, None)],
                                   constants))
             np.testing.assert_array_equal(model(x=fed)["y"], expected)
-            assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+            assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
 
 
 # ------------------------------------------------------------------------------------------------ order
@@ -408,7 +408,7 @@ def test_top_k(dtype, shape):
                     out = model(x=fed)
                     np.testing.assert_array_equal(out["y"], expected[0])
                     np.testing.assert_array_equal(out["i"], expected[1])
-                    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_plan.Segment]
+                    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
 
 
 # ------------------------------------------------------------------------------------------------ products

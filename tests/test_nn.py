@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from rnnfast import activations, nn, reference
+from rnnfast.native import cell_activations
+from rnnfast import nn, reference
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError, ModelError, UnsupportedError
 from rnnfast.nn import checks
 
@@ -664,8 +665,8 @@ def test_activation_layers(layer_class):
 
 
 def test_every_activation_has_the_defaults_of_the_reference():
-    assert list(activations.DEFAULTS) == list(reference.ACTIVATIONS)
-    for name, values in activations.DEFAULTS.items():
+    assert list(cell_activations.DEFAULTS) == list(reference.ACTIVATIONS)
+    for name, values in cell_activations.DEFAULTS.items():
         assert tuple(v or 0.0 for v in values) == reference.defaults(name)
 
 

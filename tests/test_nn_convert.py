@@ -5,7 +5,7 @@ import pytest
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, ModelError
 
-from .test_nn import (DEFAULT_ACTIVATIONS, FUNCTIONS, GATES, MERGES, assert_close, call, initial_states, sigmoid,
+from tests.test_nn import (DEFAULT_ACTIVATIONS, FUNCTIONS, GATES, MERGES, assert_close, call, initial_states, sigmoid,
                       uniform)
 
 

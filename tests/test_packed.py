@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnfast import _engine, nn
+from rnnfast.native import _engine
+from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
 
 TOLERANCE = 2e-6

@@ -11,8 +11,8 @@ from hypothesis import given
 
 import rnnfast
 from rnnfast.errors import LimitError, UnsupportedError
-from rnnfast.model_pool import MAX_KINDS
-from rnnfast.pool import batch_sizes
+from rnnfast.streaming.model_pool import MAX_KINDS
+from rnnfast.streaming.pool import batch_sizes
 from tests.cases import bits
 from tests.graphs import load, parse, random
 from tests.pools import USES, in_threads, play, property_test, same_bits

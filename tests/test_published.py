@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import _plan
+from rnnfast.native import _programs
 
 FOLDER = pathlib.Path(__file__).parent.parent.parent / "shared" / "models"
 FILES = sorted(FOLDER.glob("*.onnx")) if FOLDER.is_dir() else []
@@ -42,7 +42,7 @@ def test_a_plan_is_one_native_step(file):
     model = rnnfast.load(file)
     model(stored(file, model))
     plan, = model._own.plans.kept
-    segments = [run for run, *_ in plan.steps if isinstance(run, _plan.Segment)]
+    segments = [run for run, *_ in plan.steps if isinstance(run, _programs.Segment)]
     assert len(plan.steps) == len(segments) == 1 or file.stem in NOT_NATIVE
     for segment in segments:
         assert segment.live <= segment.arena <= 1.5 * segment.live

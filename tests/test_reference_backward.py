@@ -7,7 +7,7 @@ import pytest
 
 from rnnfast import reference
 
-from .cases import DEFAULT, DIRECTIONS, GATES, activation
+from tests.cases import DEFAULT, DIRECTIONS, GATES, activation
 
 STEP = 1e-6
 """Of central differences. Their error is about STEP**2 times a third derivative, and 1e-16 / STEP times the loss."""

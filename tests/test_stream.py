@@ -11,8 +11,8 @@ import rnnfast
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError
 from rnnfast.onnx.graph import Type
-from rnnfast.states import pairs
-from rnnfast.stream import Stream
+from rnnfast.streaming.state_pairs import pairs
+from rnnfast.streaming.model_stream import Stream
 from tests.cases import bits
 from tests.graphs import parse, random
 
@@ -436,7 +436,7 @@ def test_memory_is_limited(denoiser, way):
 
 
 def test_copies_of_frames_are_limited(denoiser, monkeypatch):
-    monkeypatch.setattr("rnnfast.stream.MAX_RUN_BYTES", 2**80)
+    monkeypatch.setattr("rnnfast.streaming.model_stream.MAX_RUN_BYTES", 2**80)
     with pytest.raises(LimitError, match="no memory for contiguous frames"):
         denoiser.stream().run(bands=np.broadcast_to(np.float32(0), (2**40, 1, 22)))
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rnnfast import _kernels, nn, threads
+from rnnfast.native import _kernels, threads
+from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError
 
-from .cases import DIRECTIONS, bits, cells, random_input, random_layer, run
-from .test_bits import LAYERS
+from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run
+from tests.test_bits import LAYERS
 
 COUNTS = (1, 2, 3, 8)
 ROOT = Path(__file__).parents[1]
@@ -436,7 +437,7 @@ def test_a_wrong_variable_is_refused_by_name():
 
 
 def test_the_limits_are_light_to_import():
-    assert python("import sys, rnnfast.threads; sys.exit('numpy' in sys.modules)")[0] == 0
+    assert python("import sys, rnnfast.native.threads; sys.exit('numpy' in sys.modules)")[0] == 0
 
 
 def test_the_instruction_set_changes_between_threaded_calls(forced):

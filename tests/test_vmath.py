@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from rnnfast import _kernels
+from rnnfast.native import _kernels
 
 # function: float64 oracle, largest error in ULP (as stated in vmath.h, where it was found on all 2^32 floats),
 # where that is

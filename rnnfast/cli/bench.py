@@ -14,7 +14,7 @@ from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.model import load
-from rnnfast.threads import limit
+from rnnfast.native.threads import limit
 
 DEFAULT_SIZE = 1
 ROUNDS, SAMPLE_SECONDS, LIMIT = 31, 0.01, 20

@@ -5,14 +5,14 @@ import time
 import click
 import numpy as np
 
-from rnnfast._plan import Segment
+from rnnfast.native._programs import Segment
 from rnnfast.cli.bench import effort_options, inputs_of
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import console, table
 from rnnfast.cli.timing import pinned, quartiles
 from rnnfast.model import load
 from rnnfast.onnx.summary import flops
-from rnnfast.threads import limit
+from rnnfast.native.threads import limit
 
 RUNS, SECONDS = 100, 5
 

@@ -1,10 +1,10 @@
 """Activation functions as layers with torch's names and arguments."""
 import numpy as np
 
-from .. import _kernels
-from ..activations import as_activation, resolve
-from .checks import as_input
-from .module import Module, Row
+from rnnfast.native import _kernels
+from rnnfast.native.cell_activations import as_activation, resolve
+from rnnfast.nn.checks import as_input
+from rnnfast.nn.module import Module, Row
 
 
 class Activation(Module):

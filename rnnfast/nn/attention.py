@@ -1,12 +1,12 @@
 """Attention: what of a memory belongs to a query."""
 import numpy as np
 
-from .. import _kernels
-from ..errors import InputError, InputTypeError
-from .checks import (as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul, check_shape,
+from rnnfast.native import _kernels
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.nn.checks import (as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul, check_shape,
                      check_size)
-from .linear import Linear
-from .module import Container, Row, Saved, joined
+from rnnfast.nn.linear import Linear
+from rnnfast.nn.module import Container, Row, Saved, joined
 
 SCORES = ("dot", "additive")
 

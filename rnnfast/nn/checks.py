@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from .. import _kernels
-from ..errors import InputError, InputTypeError, LimitError, UnsupportedError
+from rnnfast.native import _kernels
+from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
 
 MAX_LAYERS = 1024
 """Recurrent layers in one stack."""

@@ -4,8 +4,8 @@ Each stacks the gates along one axis, in its own order; the tables below are all
 """
 import numpy as np
 
-from ..errors import InputTypeError, ModelError
-from .checks import as_weight
+from rnnfast.errors import InputTypeError, ModelError
+from rnnfast.nn.checks import as_weight
 
 GATES = {
     "RNN": {"torch": "i", "onnx": "i", "keras": "i"},

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, InputTypeError
-from .checks import as_array, check_lengths, check_size
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.nn.checks import as_array, check_lengths, check_size
 
 
 class Decoded(NamedTuple):

@@ -1,8 +1,8 @@
 """Dropout: nothing in inference, zeros at random in training."""
 import numpy as np
 
-from .checks import as_generator, as_input, check_number
-from .module import Module, Row
+from rnnfast.nn.checks import as_generator, as_input, check_number
+from rnnfast.nn.module import Module, Row
 
 
 class Dropout(Module):

@@ -1,10 +1,10 @@
 """Layers that are one product or one look-up."""
 import numpy as np
 
-from .. import _kernels
-from ..errors import InputError, InputTypeError
-from .checks import as_array, as_input, check_flag, check_matmul, check_size, check_weights
-from .module import Module, Row
+from rnnfast.native import _kernels
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.nn.checks import as_array, as_input, check_flag, check_matmul, check_size, check_weights
+from rnnfast.nn.module import Module, Row
 
 
 class Linear(Module):

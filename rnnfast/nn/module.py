@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
-from ..threads import check as check_threads
-from .checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
-from .packed import checked, is_packed
-from .stream import LayerStream
+from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
+from rnnfast.native.threads import check as check_threads
+from rnnfast.nn.checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
+from rnnfast.nn.packed import checked, is_packed
+from rnnfast.streaming.layer_stream import LayerStream
 
 _INITIALIZING = threading.Lock()
 
@@ -105,17 +105,17 @@ class Module:
 
     def fit(self, x, y, **options):
         """Train this network -> History; `rnnfast.train.fit` says what it takes."""
-        from ..train import fit
+        from rnnfast.train import fit
         return fit(self, x, y, **options)
 
     def evaluate(self, x, y, **options):
         """-> {"loss": ..., and each metric}; `rnnfast.train.evaluate` says what it takes."""
-        from ..train import evaluate
+        from rnnfast.train import evaluate
         return evaluate(self, x, y, **options)
 
     def predict(self, x, **options):
         """The outputs for all examples, batch by batch; `rnnfast.train.predict` says what it takes."""
-        from ..train import predict
+        from rnnfast.train import predict
         return predict(self, x, **options)
 
     def _checked(self, dy, saved):
@@ -137,9 +137,9 @@ class Module:
         raise UnsupportedError(f"{type(self).__name__} has no gradient")
 
     def save(self, path, *, lengths=False, states=False, rank=None):
-        """Write an ONNX file, which `rnnfast.load` and other engines run: `rnnfast.onnx.export.export` says what its
+        """Write an ONNX file, which `rnnfast.load` and other engines run: `rnnfast.export.layers.export` says what its
         inputs and outputs are."""
-        from ..onnx.export import export
+        from rnnfast.export.layers import export
         export(self, path, lengths=lengths, states=states, rank=rank)
 
     def _output(self, x, lengths):
@@ -373,7 +373,7 @@ class Sequential(Container):
 
     def pool(self, max_streams):
         """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
-        from .pool import LayerPool
+        from rnnfast.streaming.layer_pool import LayerPool
         return LayerPool(self, tuple(self._flat()), max_streams)
 
     def _flat(self):

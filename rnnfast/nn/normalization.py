@@ -1,9 +1,9 @@
 """Normalization layers."""
 import numpy as np
 
-from ..errors import InputError
-from .checks import as_input, check_number, check_size, check_weights
-from .module import Module, Row
+from rnnfast.errors import InputError
+from rnnfast.nn.checks import as_input, check_number, check_size, check_weights
+from rnnfast.nn.module import Module, Row
 
 
 class LayerNorm(Module):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, InputTypeError, LimitError
-from .checks import as_array, check_flag, check_lengths, check_size
+from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.nn.checks import as_array, check_flag, check_lengths, check_size
 
 
 class PackedSequence(NamedTuple):

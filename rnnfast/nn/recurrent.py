@@ -19,9 +19,9 @@ a row of length 0 has zeros for both, whatever its initial state was.
 A call takes a PackedSequence in place of x and lengths, ours or torch's, whatever `batch_first` says: y is packed like
 it, and states, those given and those returned, are in the order in which the rows were packed.
 """
-from ..errors import InputError
-from .checks import check_choice, check_flag, check_size
-from .stack import Recurrent
+from rnnfast.errors import InputError
+from rnnfast.nn.checks import check_choice, check_flag, check_size
+from rnnfast.nn.stack import Recurrent
 
 
 class _OneState(Recurrent):

@@ -1,15 +1,15 @@
 """Encoder-decoder networks: a sequence of tokens from another one of another length."""
 import numpy as np
 
-from ..errors import InputError, InputTypeError
-from . import decoding
-from .activation import Tanh
-from .attention import SCORES, Attention
-from .checks import as_array, as_generator, check_choice, check_flag, check_number
-from .dropout import Dropout
-from .linear import Embedding, Linear
-from .module import Container, Saved, joined
-from .recurrent import GRU, LSTM
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.nn import decoding
+from rnnfast.nn.activation import Tanh
+from rnnfast.nn.attention import SCORES, Attention
+from rnnfast.nn.checks import as_array, as_generator, check_choice, check_flag, check_number
+from rnnfast.nn.dropout import Dropout
+from rnnfast.nn.linear import Embedding, Linear
+from rnnfast.nn.module import Container, Saved, joined
+from rnnfast.nn.recurrent import GRU, LSTM
 
 CELLS = {"GRU": GRU, "LSTM": LSTM}
 
@@ -154,7 +154,7 @@ class Seq2Seq(Container):
             h0 and, for LSTM, c0
         decoder_step: token [batch] int64, lengths, memory, keys, h0, c0 -> logits, hn, cn, attention
         """
-        from ..onnx.export_seq2seq import export_seq2seq
+        from rnnfast.export.seq2seq import export_seq2seq
         export_seq2seq(self, path)
 
     def _run(self, tape, x, lengths):

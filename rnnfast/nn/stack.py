@@ -3,16 +3,16 @@ import math
 
 import numpy as np
 
-from .. import _backward, _engine
-from ..activations import as_activation, as_tuple, resolve
-from ..errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
-from . import convert, packed
-from .checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul,
+from rnnfast.native import _backward, _engine
+from rnnfast.native.cell_activations import as_activation, as_tuple, resolve
+from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
+from rnnfast.nn import convert, packed
+from rnnfast.nn.checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul,
                      check_number, check_shape, check_size, check_weights)
-from .dropout import draw, drop
-from .linear import uniform
-from .module import Module, Row
-from .stream import LayerStream
+from rnnfast.nn.dropout import draw, drop
+from rnnfast.nn.linear import uniform
+from rnnfast.nn.module import Module, Row
+from rnnfast.streaming.layer_stream import LayerStream
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
@@ -151,7 +151,7 @@ class Recurrent(Module):
 
     def pool(self, max_streams):
         """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
-        from .pool import LayerPool
+        from rnnfast.streaming.layer_pool import LayerPool
         return LayerPool(self, (self,), max_streams)
 
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):

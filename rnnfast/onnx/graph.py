@@ -9,7 +9,7 @@ from typing import Callable
 import numpy as np
 
 from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError
-from rnnfast.onnx import binding, control, recurrent, tensors
+from rnnfast.onnx import binding, control_checks, recurrent_nodes, tensors
 
 MIN_IR_VERSION = 3
 # Graphs within graphs (branches, loop bodies, functions) and nodes in all of them: a file of a few bytes could ask
@@ -273,9 +273,9 @@ class _Reader:
         if not proto.output or most is not None and len(proto.output) > most:
             raise ModelError(f"{where}: {len(proto.output)} outputs, expected 1 to {most}")
         bound = binding.bind(function, attributes, len(proto.output), _Context(self, scope, where), where)
-        control.check(function, len(inputs), len(proto.output), bound, where)
-        if not domain and proto.op_type in recurrent.KINDS:
-            recurrent.check_attributes(proto.op_type, bound, where)
+        control_checks.check(function, len(inputs), len(proto.output), bound, where)
+        if not domain and proto.op_type in recurrent_nodes.KINDS:
+            recurrent_nodes.check_attributes(proto.op_type, bound, where)
         return function, bound
 
     def attributes(self, proto, scope, where):

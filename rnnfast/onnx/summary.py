@@ -6,7 +6,7 @@ import numpy as np
 
 from rnnfast.errors import Error
 from rnnfast.onnx.ops.numeric import is_floating
-from rnnfast.onnx.recurrent import KINDS
+from rnnfast.onnx.recurrent_nodes import KINDS
 
 # The inputs of a recurrent node that are weights: W, R, B, P. A constant initial state is none.
 RECURRENT_WEIGHTS = (1, 2, 3, 7)

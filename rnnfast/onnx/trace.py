@@ -11,15 +11,16 @@ import threading
 
 import numpy as np
 
-from rnnfast._plan import Plan, Plans, pattern, separate
+from rnnfast.native._plans import Plan, Plans, separate
+from rnnfast.native._arrays import pattern
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, located
-from rnnfast.onnx.bodies import Control
+from rnnfast.onnx.control_steps import Control
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner, owners
 from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
-from rnnfast.onnx.shapes import like_results
+from rnnfast.onnx.shape_inference import like_results
 from rnnfast.onnx.tensors import type_name
 
 # Operators that look at their first input's shape only.

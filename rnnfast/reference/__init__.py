@@ -2,8 +2,8 @@
 
 Slow on purpose; imports only NumPy.
 """
-from .activations import ACTIVATIONS, DERIVATIVES, defaults
-from .recurrent import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
+from rnnfast.reference.activations import ACTIVATIONS, DERIVATIVES, defaults
+from rnnfast.reference.time_loop import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
 
 __all__ = ["ACTIVATIONS", "DERIVATIVES", "defaults", "gru", "gru_backward", "lstm", "lstm_backward", "rnn",
            "rnn_backward"]

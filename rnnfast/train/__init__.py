@@ -1,12 +1,12 @@
 """Training: losses, optimisers, learning-rate schedules, clipping, fit, checkpoints."""
-from .checkpoint import load_checkpoint
-from .clipping import clip_norm, clip_value
-from .history import History
-from .loop import evaluate, fit, predict
-from .losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy
-from .metrics import accuracy
-from .optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
-from .schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
+from rnnfast.train.checkpoint import load_checkpoint
+from rnnfast.train.clipping import clip_norm, clip_value
+from rnnfast.train.history import History
+from rnnfast.train.loop import evaluate, fit, predict
+from rnnfast.train.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy
+from rnnfast.train.metrics import accuracy
+from rnnfast.train.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from rnnfast.train.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
 
 __all__ = ["Adam", "AdamW", "BinaryCrossEntropy", "CosineDecay", "CrossEntropy", "ExponentialDecay", "History",
            "InverseTimeDecay", "MAE", "MSE", "Optimizer", "RMSprop", "SGD", "StepDecay", "accuracy", "clip_norm",

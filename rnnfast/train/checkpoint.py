@@ -10,10 +10,10 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from ..errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
-from ..files import write_whole
-from ..nn.checks import check_size
-from .history import History
+from rnnfast.errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
+from rnnfast.atomic_write import write_whole
+from rnnfast.nn.checks import check_size
+from rnnfast.train.history import History
 
 KEY, VERSION = "rnnfast.train", 1
 

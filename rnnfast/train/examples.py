@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, InputTypeError
-from ..nn.checks import as_array, check_lengths
-from ..nn.module import layers_of
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.nn.checks import as_array, check_lengths
+from rnnfast.nn.module import layers_of
 
 
 class Batch(NamedTuple):

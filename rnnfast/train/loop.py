@@ -4,16 +4,16 @@ import numbers
 
 import numpy as np
 
-from ..errors import DivergedError, Error, InputError, InputTypeError, ModelError, located
-from ..nn.checks import as_generator, check_flag, check_number, check_size
-from . import checkpoint as checkpoints
-from . import clipping, progress
-from .examples import Examples
-from .history import History
-from .metrics import accuracy
-from .optimizers import Optimizer
-from .parameters import Parameters
-from .trace import first_wrong
+from rnnfast.errors import DivergedError, Error, InputError, InputTypeError, ModelError, located
+from rnnfast.nn.checks import as_generator, check_flag, check_number, check_size
+from rnnfast.train import checkpoint as checkpoints
+from rnnfast.train import clipping, progress
+from rnnfast.train.examples import Examples
+from rnnfast.train.history import History
+from rnnfast.train.metrics import accuracy
+from rnnfast.train.optimizers import Optimizer
+from rnnfast.train.parameters import Parameters
+from rnnfast.train.trace import first_wrong
 
 METRICS = {"accuracy": accuracy}
 

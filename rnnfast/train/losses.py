@@ -5,8 +5,8 @@ counts; what it leaves out may hold any value. value: a float, summed in float64
 """
 import numpy as np
 
-from ..errors import InputError, InputTypeError
-from ..nn.checks import as_array, as_input, check_number, check_shape
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.nn.checks import as_array, as_input, check_number, check_shape
 
 
 def check_mask(mask, shape):

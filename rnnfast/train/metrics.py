@@ -1,7 +1,7 @@
 """Metrics: `metric(y, target, mask=None)` -> a float, the mean over the elements that the mask keeps."""
 import numpy as np
 
-from .losses import check_mask
+from rnnfast.train.losses import check_mask
 
 
 def accuracy(y, target, mask=None):

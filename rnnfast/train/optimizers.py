@@ -10,9 +10,9 @@ import numbers
 
 import numpy as np
 
-from .. import _kernels
-from ..errors import InputError, InputTypeError, ModelError
-from ..nn.checks import check_flag, check_number
+from rnnfast.native import _kernels
+from rnnfast.errors import InputError, InputTypeError, ModelError
+from rnnfast.nn.checks import check_flag, check_number
 
 BLOCK = 1 << 15
 """Elements that one update works on: a step's dozen passes find them in the cache."""

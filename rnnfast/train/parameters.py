@@ -1,8 +1,8 @@
 """All parameters of a network in one flat vector, and all gradients in another."""
 import numpy as np
 
-from ..errors import InputError, UnsupportedError
-from ..nn.module import layers_of
+from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.nn.module import layers_of
 
 
 class Parameters:

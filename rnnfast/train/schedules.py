@@ -2,7 +2,7 @@
 import math
 from dataclasses import dataclass
 
-from ..nn.checks import check_number, check_size
+from rnnfast.nn.checks import check_number, check_size
 
 
 class _Schedule:

@@ -1,8 +1,8 @@
 """Where numbers stopped being numbers."""
 import numpy as np
 
-from ..nn.module import Sequential
-from ..nn.seq2seq import Seq2Seq
+from rnnfast.nn.module import Sequential
+from rnnfast.nn.seq2seq import Seq2Seq
 
 
 def first_wrong(net, batch, state, rng):

@@ -2,11 +2,10 @@
 from typing import NamedTuple
 
 from rnnfast.errors import LimitError, located
-from rnnfast.onnx.compile import (control, convolution, dense, elementwise, indexing, integer, movement, pooling,
-                                  recurrent, reduction)
+from rnnfast.onnx.compile import control, convolution, dense, elementwise, indexing, integer, movement, pooling, recurrent_steps, reduction
 from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
 
-TABLES = (integer.EMIT, movement.EMIT, elementwise.EMIT, dense.EMIT, convolution.EMIT, recurrent.EMIT, reduction.EMIT,
+TABLES = (integer.EMIT, movement.EMIT, elementwise.EMIT, dense.EMIT, convolution.EMIT, recurrent_steps.EMIT, reduction.EMIT,
           indexing.EMIT, pooling.EMIT, control.EMIT)
 # Operator -> its emitters: the first that can does it.
 EMIT = {op_type: [table[op_type] for table in TABLES if op_type in table] for table in TABLES for op_type in table}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast import _plan
-from rnnfast._plan import address
+from rnnfast.native import _programs
+from rnnfast.native._programs import address
 from rnnfast.errors import InputError, LimitError
 from rnnfast.onnx import budget
 from rnnfast.onnx.budget import owner
@@ -173,7 +173,7 @@ class Builder:
     def nested(self, name, words):
         """A command's words as those of another one that has it inside."""
         count = sum(2 if word is None or isinstance(word, np.ndarray) else 1 for word in words)
-        return _plan.COMMANDS[name], 2 + count, *words
+        return _programs.COMMANDS[name], 2 + count, *words
 
     def emit(self, name, *words, out, flops=0, weights=0, note=None):
         """A command: its words are ints, floats, arrays (views: two words) and None (a place that is not there).
@@ -250,7 +250,7 @@ class Builder:
                     values += struct.unpack("q", struct.pack("d", word))
                 else:
                     values.append(int(word))
-            program += (_plan.COMMANDS[name], 2 + len(values), *values)
+            program += (_programs.COMMANDS[name], 2 + len(values), *values)
         keep = [b.array for b in self._buffers.values() if b.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
@@ -260,7 +260,7 @@ class Builder:
         if nbytes > budget.MAX_RUN_BYTES:
             raise LimitError(f"the results of one call need {nbytes} bytes, more than the limit of "
                              f"{budget.MAX_RUN_BYTES} bytes")
-        return _plan.Segment(program, size, live, inputs, shapes, keep, tuple(self.notes), checks,
+        return _programs.Segment(program, size, live, inputs, shapes, keep, tuple(self.notes), checks,
                              self.target.threads, budget.MAX_ITERATIONS)
 
     def _place_of(self, view):

@@ -1,7 +1,7 @@
 """If, Loop and Scan whose graphs are native programs: these are called within the program, by commands that decide."""
 import numpy as np
 
-from rnnfast._plan import Segment
+from rnnfast.native._programs import Segment
 from rnnfast.errors import LimitError
 from rnnfast.onnx import budget
 from rnnfast.onnx.compile.builder import Unfit

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast import _kernels
-from rnnfast._plan import address
+from rnnfast.native import _kernels
+from rnnfast.native._programs import address
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import elementwise
 from rnnfast.onnx.compile.dense import emit_product

@@ -1,7 +1,7 @@
 """Elementwise operators: expressions that grow until a value is wanted, then one command."""
 import numpy as np
 
-from rnnfast import _kernels
+from rnnfast.native import _kernels
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged, spread
 from rnnfast.onnx.ops import activations

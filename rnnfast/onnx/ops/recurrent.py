@@ -4,7 +4,7 @@ from typing import Literal
 from rnnfast import reference
 from rnnfast.onnx.ops.numeric import quiet
 from rnnfast.onnx.ops.types import Flag, Floats, Strs
-from rnnfast.onnx.recurrent import layer
+from rnnfast.onnx.recurrent_nodes import layer
 
 Direction = Literal["forward", "reverse", "bidirectional"]
 

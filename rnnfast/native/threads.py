@@ -6,7 +6,7 @@ of them gets. The CPU quota of the process's cgroups (version 1 and 2) and the C
 import numbers
 import os
 
-from .errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError
 
 VARIABLE = "RNNFAST_NUM_THREADS"
 

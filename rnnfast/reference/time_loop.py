@@ -17,8 +17,8 @@ projection, in their shapes. A row without steps has gradients of 0.
 """
 import numpy as np
 
-from .activations import ACTIVATIONS, DERIVATIVES
-from .cells import gru_step, gru_step_backward, lstm_step, lstm_step_backward, rnn_step, rnn_step_backward
+from rnnfast.reference.activations import ACTIVATIONS, DERIVATIVES
+from rnnfast.reference.cells import gru_step, gru_step_backward, lstm_step, lstm_step_backward, rnn_step, rnn_step_backward
 
 _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 

@@ -13,7 +13,7 @@ from time import monotonic
 
 from rnnfast.errors import ClosedError, DeadlineError, InputError, Overloaded
 
-from rnnfast._plan cimport is_like
+from rnnfast.native._arrays cimport is_like
 
 MAX_SECONDS = 1e9
 

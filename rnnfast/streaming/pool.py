@@ -4,10 +4,10 @@ import threading
 
 import numpy as np
 
-from rnnfast._plan import is_like
-from rnnfast._pools import Slots
+from rnnfast.native._arrays import is_like
+from rnnfast.streaming._pools import Slots
 from rnnfast.errors import InputError, LimitError
-from rnnfast.named import merged
+from rnnfast.named_values import merged
 from rnnfast.nn.checks import as_array, check_lengths
 
 MAX_STREAMS = 2**24

@@ -3,12 +3,12 @@ import math
 
 import numpy as np
 
-from .._engine import Prepared
-from .._plan import COMMANDS, Segment
-from .._streams import StreamRunner
-from ..errors import InputError, InputTypeError
-from ..handle import Handle
-from .checks import as_array, as_input
+from rnnfast.native._engine import Prepared
+from rnnfast.native._programs import COMMANDS, Segment
+from rnnfast.streaming._streams import StreamRunner
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.streaming.handle import Handle
+from rnnfast.nn.checks import as_array, as_input
 
 LINE = 64       # bytes: each part of the memory begins at a cache line, and may be read that far past its end
 

@@ -3,12 +3,12 @@ import math
 
 import numpy as np
 
-from .._pools import Batch, Rows, stacked, threads_for
-from ..errors import InputError, InputTypeError
-from ..named import merged
-from ..pool import Pool, batch_sizes
-from .checks import as_array, as_input
-from .stream import Part, step_segment
+from rnnfast.streaming._pools import Batch, Rows, stacked, threads_for
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.named_values import merged
+from rnnfast.streaming.pool import Pool, batch_sizes
+from rnnfast.nn.checks import as_array, as_input
+from rnnfast.streaming.layer_stream import Part, step_segment
 
 LARGEST_BATCH = 256
 """The most streams that one plan takes."""

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from rnnfast._plan import Recurrent
+from rnnfast.native._plans import Recurrent
 from rnnfast.onnx.ops.pooling import windows_of_node
 from rnnfast.onnx.ops.windows import place
 

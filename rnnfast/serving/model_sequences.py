@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
-from rnnfast.inputs import admit
-from rnnfast.model_pool import LARGEST_BATCH
-from rnnfast.named import Outputs
+from rnnfast.onnx.inputs import admit
+from rnnfast.streaming.model_pool import LARGEST_BATCH
+from rnnfast.named_values import Outputs
 from rnnfast.onnx.budget import MAX_RUN_BYTES
 from rnnfast.onnx.graph import Type, Value
 from rnnfast.onnx.ops.numeric import is_floating
 from rnnfast.onnx.trace import live
-from rnnfast.onnx.unfolded import LENGTHS, is_recurrent, unfolded
-from rnnfast.pool import size_for
-from rnnfast.sequences import SEQUENCE_FRAMES, Running, Sequences, grouped, padded
+from rnnfast.onnx.stateful import LENGTHS, is_recurrent, unfolded
+from rnnfast.streaming.pool import size_for
+from rnnfast.serving.sequences import SEQUENCE_FRAMES, Running, Sequences, grouped, padded
 
 # Frames of the random sequences that are tried: all that run at a time, and powers of two of them.
 TRIED = (2 * SEQUENCE_FRAMES - 1, 5)

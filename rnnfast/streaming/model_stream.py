@@ -8,15 +8,15 @@ import math
 
 import numpy as np
 
-from rnnfast._plan import Segment
-from rnnfast._streams import StreamRunner
+from rnnfast.native._programs import Segment
+from rnnfast.streaming._streams import StreamRunner
 from rnnfast.errors import InputError, InputTypeError, LimitError
-from rnnfast.handle import Handle
-from rnnfast.inputs import admit
-from rnnfast.named import Outputs
+from rnnfast.streaming.handle import Handle
+from rnnfast.onnx.inputs import admit
+from rnnfast.named_values import Outputs
 from rnnfast.onnx.budget import MAX_RUN_BYTES
 from rnnfast.onnx.tensors import type_name
-from rnnfast.states import pairs
+from rnnfast.streaming.state_pairs import pairs
 
 
 class Stream(Handle):

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast import _engine, _plan
-from rnnfast.activations import resolve
+from rnnfast.native import _engine, _plans
+from rnnfast.native.cell_activations import resolve
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError
 
 
@@ -186,7 +186,7 @@ class _Native:
         if X.dtype != np.float32 or self.cells is None or self.layer.layout:
             return self
         T, rows = _without(self.dropped, self.layer.check_call, X, *inputs)
-        return _plan.Recurrent(self.cells, self.reverse, T, rows, absent_h=5 in self.dropped,
+        return _plans.Recurrent(self.cells, self.reverse, T, rows, absent_h=5 in self.dropped,
                                absent_c=6 in self.dropped, check_lengths=check_lengths, threads=self.threads)
 
     def _run(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):

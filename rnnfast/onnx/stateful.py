@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from rnnfast.errors import UnsupportedError
-from rnnfast.onnx import ops, recurrent
+from rnnfast.onnx import ops, recurrent_nodes
 from rnnfast.onnx.graph import Node, Type, Value
 
 # The input that says how many frames there are of each sequence.
@@ -13,7 +13,7 @@ LENGTHS = "sequence_lens of a part"
 
 
 def is_recurrent(node):
-    return not node.domain and node.op_type in recurrent.KINDS
+    return not node.domain and node.op_type in recurrent_nodes.KINDS
 
 
 def unfolded(graph, calls, batch):
@@ -81,7 +81,7 @@ class _States:
             outputs.append(Value(after, type_))
         while not names[-1]:
             names.pop()
-        node = dataclasses.replace(node, inputs=tuple(names), outputs=tuple(made), run=recurrent.with_states(node))
+        node = dataclasses.replace(node, inputs=tuple(names), outputs=tuple(made), run=recurrent_nodes.with_states(node))
         return [node, *copies], inputs, outputs
 
     def call(self, node):

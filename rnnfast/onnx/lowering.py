@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-from rnnfast import _kernels
+from rnnfast.native import _kernels
 from rnnfast.errors import InputError
-from rnnfast.onnx import recurrent
+from rnnfast.onnx import recurrent_nodes
 from rnnfast.onnx.ops.linear import gemm_1
 from rnnfast.onnx.ops.types import check_size
 from rnnfast.onnx.ops.windows import pad, place
@@ -31,8 +31,8 @@ def lower(node, constants, matmul=None, threads=1):
 
 def lower_reference(node, constants):
     """For the float64 reference: what a recurrent node drops must be dropped there too."""
-    if not node.domain and node.op_type in recurrent.KINDS:
-        return recurrent.lower(node, constants, native=False)
+    if not node.domain and node.op_type in recurrent_nodes.KINDS:
+        return recurrent_nodes.lower(node, constants, native=False)
     return None
 
 
@@ -187,7 +187,7 @@ def _taps(x, windows):
 
 LOWER = {
     **dict.fromkeys(UNARY, _lower_unary),
-    **dict.fromkeys(recurrent.KINDS, recurrent.lower),
+    **dict.fromkeys(recurrent_nodes.KINDS, recurrent_nodes.lower),
     "MatMul": _lower_matmul,
     "Gemm": _lower_gemm,
     "Conv": _lower_conv,

@@ -4,8 +4,8 @@ import os
 import numpy as np
 from onnx import TensorProto
 
-from ..errors import InputError, InputTypeError
-from .export import Graph, Value, swap
+from rnnfast.errors import InputError, InputTypeError
+from rnnfast.export.layers import Graph, Value, swap
 
 LOWEST = np.finfo(np.float32).min
 """The score of what stands past a source's length."""

@@ -2,7 +2,7 @@
 import os
 import tempfile
 
-from .errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError
 
 
 def write_whole(path, data):

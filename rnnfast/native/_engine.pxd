@@ -1,5 +1,5 @@
 # What backward shares with the engine
-from rnnfast._kernels cimport *
+from rnnfast.native._kernels cimport *
 
 cdef enum:
     SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B32 0.97 of the time

@@ -11,9 +11,9 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnfast._kernels import ACTIVATIONS
+from rnnfast.native._kernels import ACTIVATIONS
 
-from rnnfast._kernels cimport *
+from rnnfast.native._kernels cimport *
 
 cnp.import_array()
 

@@ -15,10 +15,10 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnfast import _engine
+from rnnfast.native import _engine
 
-from rnnfast._engine cimport *
-from rnnfast._kernels cimport *
+from rnnfast.native._engine cimport *
+from rnnfast.native._kernels cimport *
 
 cnp.import_array()
 

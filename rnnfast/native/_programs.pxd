@@ -1,9 +1,8 @@
-# What streams and pools share with plans
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
-from rnnfast._kernels cimport *
+from rnnfast.native._kernels cimport *
 
 cdef extern from "program.h" nogil:
     enum:
@@ -38,8 +37,5 @@ cdef class Segment:
     cdef Buffer borrow(self)
     cdef void give_back(self, Buffer memory)
 
-cdef bint same_type(cnp.ndarray a, cnp.ndarray b)
-cpdef bint is_like(value, like)
-cdef bint same_values(value, cnp.ndarray expected) except -1
 # rnnfast_execute for other extensions, which are not linked with it
 cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil

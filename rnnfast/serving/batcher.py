@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 
-from rnnfast._calls import Calls, Live, soon, tell
+from rnnfast.serving._requests import Calls, Live, soon, tell
 from rnnfast.errors import ClosedError, InputError, InputTypeError
-from rnnfast.pool import Pool
-from rnnfast.sequences import Running, Sequences
+from rnnfast.streaming.pool import Pool
+from rnnfast.serving.sequences import Running, Sequences
 
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
 TIMES = tuple(1e-4 * 2**i for i in range(18))
@@ -311,7 +311,7 @@ def _pool_and_sequences(source, most):
     except InputError as e:
         if not hasattr(source, "folded"):
             raise
-        from rnnfast.model_sequences import sequences_of
+        from rnnfast.serving.model_sequences import sequences_of
         return _NoStreams(source.source.label, most), sequences_of(source, e)
     return pool, Sequences(pool)
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, LimitError
 
-from rnnfast._kernels cimport *
-from rnnfast._plan cimport *
+from rnnfast.native._kernels cimport *
+from rnnfast.native._arrays cimport *
+from rnnfast.native._programs cimport *
 
 cnp.import_array()
 

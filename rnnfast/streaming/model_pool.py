@@ -7,15 +7,15 @@ import functools
 
 import numpy as np
 
-from rnnfast._pools import Batch, Rows, stacked, threads_for
-from rnnfast.batch_axes import repeated, search, traced
+from rnnfast.streaming._pools import Batch, Rows, stacked, threads_for
+from rnnfast.streaming.batch_axes import repeated, search, traced
 from rnnfast.errors import InputError, LimitError
-from rnnfast.inputs import admit
-from rnnfast.named import Outputs, merged
+from rnnfast.onnx.inputs import admit
+from rnnfast.named_values import Outputs, merged
 from rnnfast.nn.checks import check_flag
 from rnnfast.onnx.tensors import type_name
-from rnnfast.pool import Pool, batch_sizes
-from rnnfast.stream import Stream, native_areas
+from rnnfast.streaming.pool import Pool, batch_sizes
+from rnnfast.streaming.model_stream import Stream, native_areas
 
 # The most streams that one plan takes.
 LARGEST_BATCH = 64

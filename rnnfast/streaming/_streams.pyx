@@ -10,11 +10,12 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnfast._plan import pattern
+from rnnfast.native._arrays import pattern
 from rnnfast.errors import LimitError
 
-from rnnfast._kernels cimport *
-from rnnfast._plan cimport *
+from rnnfast.native._kernels cimport *
+from rnnfast.native._arrays cimport *
+from rnnfast.native._programs cimport *
 
 cnp.import_array()
 

@@ -72,7 +72,7 @@ cdef bint use_blas(matmul) except -1:
     if matmul not in MATMULS:
         raise ValueError(f"matmul is {matmul!r}, expected one of {MATMULS} or None")
     if matmul == "blas" and gemm == NULL:
-        from rnnfast import _blas
+        from rnnfast.native import _blas
         capsule = _blas.__pyx_capi__["gemm"]
         gemm = <gemm_function>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
     return matmul == "blas"
@@ -98,7 +98,7 @@ cdef int useful_threads(int threads) except -1:
     if threads <= 1:
         return 1
     if rnnfast_pool_limit() == 0:
-        from rnnfast.threads import ceiling
+        from rnnfast.native.threads import ceiling
         rnnfast_pool_start(ceiling(), active.flush_denormals)
     return min(threads, forced or rnnfast_pool_limit())
 

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
 from rnnfast import nn
-from rnnfast.activations import DEFAULTS, resolve
+from rnnfast.native.cell_activations import DEFAULTS, resolve
 from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
-from rnnfast.files import write_whole
+from rnnfast.atomic_write import write_whole
 from rnnfast.nn import convert
 from rnnfast.nn.checks import check_flag, check_size
 from rnnfast.nn.stack import Recurrent

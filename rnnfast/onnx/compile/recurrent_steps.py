@@ -1,7 +1,7 @@
 """Recurrent nodes with constant weights."""
 import numpy as np
 
-from rnnfast import _engine
+from rnnfast.native import _engine
 
 
 def emit_recurrent(b, node, inputs, outputs):

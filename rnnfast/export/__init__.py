@@ -1,0 +1,1 @@
+"""Networks of rnnfast.nn written as ONNX files."""

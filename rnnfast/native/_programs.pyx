@@ -1,0 +1,319 @@
+"""Native programs: commands on buffers, run in one call without the GIL."""
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.stdint cimport INT64_MAX, int64_t
+
+cimport numpy as cnp
+
+import math
+
+import numpy as np
+
+from rnnfast.errors import LimitError, located
+from rnnfast.native._engine import Prepared
+
+from rnnfast.native._arrays cimport nbytes_of
+from rnnfast.native._kernels cimport *
+
+cnp.import_array()
+
+cdef extern from "program.h" nogil:
+    void rnnfast_copy(const command *, const context *)
+    void rnnfast_elementwise(const command *, const context *)
+    void rnnfast_depthwise(const command *, const context *)
+    void rnnfast_reduce(const command *, const context *)
+    void rnnfast_rows(const command *, const context *)
+    void rnnfast_pool(const command *, const context *)
+    void rnnfast_gather(const command *, const context *)
+    void rnnfast_integer(const command *, const context *)
+    void rnnfast_order(const command *, const context *)
+    void rnnfast_call(const command *, const context *)
+    void rnnfast_branch(const command *, const context *)
+    void rnnfast_loop(const command *, const context *)
+    void rnnfast_execute(const Py_ssize_t *, Py_ssize_t, const context *)
+    void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
+
+cdef enum:
+    SPARE_ARENAS = 8            # kept of each segment for later calls
+    ROW_AXES = 3
+
+
+cdef struct product_command:
+    # `rows` of a and c, along three axes by strides in floats
+    command head
+    const weights *w
+    location a, c
+    Py_ssize_t n
+    Py_ssize_t[ROW_AXES] rows, lda, ldc
+    Py_ssize_t cost
+
+
+cdef struct Product:
+    const product_command *m
+    const float *a
+    float *c
+    const context *x
+
+
+cdef void product_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Product *p = <Product *>argument
+    cdef const product_command *m = p.m
+    cdef Py_ssize_t i, j
+    for i in range(m.rows[0]):
+        for j in range(m.rows[1]):
+            product(m.w, p.a + i * m.lda[0] + j * m.lda[1], m.lda[2], p.c + i * m.ldc[0] + j * m.ldc[1], m.ldc[2],
+                    m.rows[2], m.n, p.x.backwards ^ (j & 1), part, parts)
+
+
+cdef void run_product(const command *c, const context *x) noexcept nogil:
+    cdef const product_command *m = <const product_command *>c
+    cdef Product p
+    cdef team crew
+    p.m, p.x = m, x
+    p.a, p.c = <const float *>address_of(x, m.a), <float *>address_of(x, m.c)
+    if x.threads > 1 and (m.cost >= SHARED_COST or forced):
+        team_open(&crew, x.threads, m.cost < BRIEF_COST)
+        team_each(&crew, ITEMS * x.threads, product_part, &p)
+        team_close(&crew)
+    else:
+        product_part(&p, 0, 1)
+
+
+cdef struct multiply_command:
+    # c [rows, n] = a [rows, k] . b [k, n] for each of `shape` matrices, by strides in floats; b is packed to `packed`,
+    # once where all multiply the same one
+    command head
+    location a, b, c, packed, zeros
+    Py_ssize_t[ROW_AXES] shape, of_a, of_b, of_c
+    Py_ssize_t rows, k, n, lda, ldc, stride_k, stride_n
+
+
+cdef void run_multiply(const command *head, const context *x) noexcept nogil:
+    cdef const multiply_command *m = <const multiply_command *>head
+    cdef const float *a = <const float *>address_of(x, m.a)
+    cdef const float *b = <const float *>address_of(x, m.b)
+    cdef const float *last = NULL
+    cdef const float *one
+    cdef float *c = <float *>address_of(x, m.c)
+    cdef float *packed = <float *>address_of(x, m.packed)
+    cdef matrix w
+    cdef Py_ssize_t i, j, k
+    w.w, w.bias = packed, <const float *>address_of(x, m.zeros)
+    w.k, w.units, w.gates, w.panel, w.blocks = m.k, m.n, 1, 4, blocks_of(m.n)
+    for i in range(m.shape[0]):
+        for j in range(m.shape[1]):
+            for k in range(m.shape[2]):
+                one = b + i * m.of_b[0] + j * m.of_b[1] + k * m.of_b[2]
+                if one != last:
+                    pack(&w, one, m.stride_k, m.stride_n, packed)
+                    last = one
+                x.isa.matmul(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda,
+                             c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n)
+
+
+cdef extern from "program.h" nogil:
+    ctypedef struct convolution_command:
+        Py_ssize_t cost
+        Py_ssize_t[3] shape
+    ctypedef struct convolved_command:
+        command convolution
+
+
+cdef struct Convolution:
+    const command *c
+    const command *then
+    const context *x
+
+
+cdef void convolution_part(void *argument, int part, int parts) noexcept nogil:
+    cdef Convolution *p = <Convolution *>argument
+    p.x.isa.convolution(p.c, p.then, p.x, part, parts)
+
+
+cdef void convolve(const command *c, const command *then, const context *x) noexcept nogil:
+    cdef const convolution_command *m = <const convolution_command *>c
+    cdef int parts = ITEMS * x.threads
+    cdef Convolution p
+    cdef team crew
+    p.c, p.then, p.x = c, then, x
+    if x.threads > 1 and (m.cost >= SHARED_COST or forced):
+        if m.shape[0] * m.shape[1] < 2 * parts:         # parts are no lines
+            p.then = NULL
+        team_open(&crew, x.threads, m.cost < BRIEF_COST)
+        team_each(&crew, parts, convolution_part, &p)
+        team_close(&crew)
+        if p.then != then:
+            x.isa.elementwise(then, x)
+    else:
+        convolution_part(&p, 0, 1)
+
+
+cdef void run_convolution(const command *c, const context *x) noexcept nogil:
+    convolve(c, NULL, x)
+
+
+cdef void run_convolved(const command *c, const context *x) noexcept nogil:
+    cdef const command *first = &(<const convolved_command *>c).convolution
+    convolve(first, <const command *>(<const Py_ssize_t *>first + first.words), x)
+
+
+COMMANDS = {
+    "multiply": <size_t>&run_multiply,
+    "copy": <size_t>&rnnfast_copy,
+    "elementwise": <size_t>&rnnfast_elementwise,
+    "depthwise": <size_t>&rnnfast_depthwise,
+    "reduce": <size_t>&rnnfast_reduce,
+    "rows": <size_t>&rnnfast_rows,
+    "pool": <size_t>&rnnfast_pool,
+    "gather": <size_t>&rnnfast_gather,
+    "integer": <size_t>&rnnfast_integer,
+    "convolution": <size_t>&run_convolution,
+    "convolved": <size_t>&run_convolved,
+    "order": <size_t>&rnnfast_order,
+    "call": <size_t>&rnnfast_call,
+    "branch": <size_t>&rnnfast_branch,
+    "loop": <size_t>&rnnfast_loop,
+    "product": <size_t>&run_product,
+    "recurrent": Prepared.command,
+}
+
+
+def address(cnp.ndarray view):
+    """Of its first element."""
+    return <size_t>cnp.PyArray_DATA(view)
+
+
+cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil:
+    rnnfast_execute(words, n_words, x)
+
+
+cdef class Segment:
+    """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
+
+    program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
+    are needed at one time; outputs: (shape, type) pairs; keep: what the program points to; notes: a Note for each
+    command; checks: (where in the arena a command notes a value that is out of range, the error's class, what it says of
+    the value, where it belongs); iterations: how many its loops may take together in a run.
+    """
+    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations=0):
+        cdef Py_ssize_t i, j, at = 0
+        cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
+        self.arrays, self.n_words, self.n_noted = (code, noted), code.size, noted.size
+        self.words, self.noted = <const Py_ssize_t *>cnp.PyArray_DATA(code), <const Py_ssize_t *>cnp.PyArray_DATA(noted)
+        self.arena, self.live, self.keep, self.notes = arena, live, keep, notes
+        self.checks, self.threads, self.iterations = tuple(checks), threads, iterations
+        self.inputs = tuple(inputs)
+        self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
+        self.spare = []
+        if 2 + len(self.inputs) + len(self.outputs) > MAX_AREAS:
+            raise LimitError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs of a native step")
+        self.n_outputs = len(self.outputs)
+        for i, (shape, dtype) in enumerate(self.outputs):
+            self.types[i], self.axes[i], self.first_axis[i] = dtype.num, len(shape), at
+            for j in range(len(shape)):
+                self.shapes[at] = shape[j]
+                at += 1
+
+    def __call__(self, *args):
+        return self.run(args)
+
+    @property
+    def nbytes(self):
+        """Of the arena and the outputs."""
+        return self.arena + sum([nbytes_of(shape, dtype) for shape, dtype in self.outputs])
+
+    @property
+    def address(self):
+        """Of the program."""
+        return <size_t>self.words
+
+    def times(self, *args, Py_ssize_t rounds=100):
+        """The least nanoseconds that each command took in so many whole runs, as a list beside `notes`."""
+        cdef context x
+        cdef char *areas[MAX_AREAS]
+        cdef int64_t iterations
+        cdef Buffer memory = self.borrow()
+        cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
+        cdef int64_t *of_command = <int64_t *>cnp.PyArray_DATA(least)
+        cdef Py_ssize_t i
+        cdef unsigned mode
+        args = tuple([np.require(value, requirements=("C", "A")) for value in args])
+        results = self.prepare(&x, areas, &iterations, memory, args)
+        with nogil:
+            mode = active.flush_denormals()
+            for i in range(rounds):
+                iterations = self.iterations
+                rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
+            active.restore_mode(mode)
+        self.give_back(memory)
+        return least.tolist()
+
+    cdef tuple run(self, tuple args):
+        cdef char *areas[MAX_AREAS]
+        cdef context x
+        cdef Py_ssize_t i
+        cdef unsigned mode
+        cdef int64_t iterations = self.iterations
+        cdef Buffer memory
+        for i in range(len(args)):
+            if not cnp.PyArray_ISCARRAY_RO(args[i]):
+                args = tuple([np.require(value, requirements=("C", "A")) for value in args])
+                break
+        memory = self.borrow()
+        cdef tuple results = self.prepare(&x, areas, &iterations, memory, args)
+        with nogil:
+            mode = active.flush_denormals()
+            rnnfast_execute(self.words, self.n_words, &x)
+            active.restore_mode(mode)
+        if self.checks:
+            self.check(<const char *>memory.p)
+        self.give_back(memory)
+        return results
+
+    cdef tuple prepare(self, context *x, char **areas, int64_t *iterations, Buffer memory, tuple args):
+        """New outputs, and in x all that a run needs."""
+        cdef Py_ssize_t i, n = len(args)
+        cdef tuple results = PyTuple_New(self.n_outputs)
+        areas[0], areas[1] = NULL, <char *>memory.p
+        for i in range(n):
+            areas[2 + i] = <char *>cnp.PyArray_DATA(args[i])
+        for i in range(self.n_outputs):
+            value = self.new_output(i)
+            Py_INCREF(value)
+            PyTuple_SET_ITEM(results, i, value)
+            areas[2 + n + i] = <char *>cnp.PyArray_DATA(value)
+        x.areas, x.isa, x.iteration, x.iterations = areas, active, 0, iterations
+        x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
+        x.backwards = self.turn
+        self.turn ^= 1
+        return results
+
+    cdef object new_output(self, Py_ssize_t i):
+        return cnp.PyArray_EMPTY(self.axes[i], self.shapes + self.first_axis[i], self.types[i], 0)
+
+    cdef bint failed(self, const char *arena) noexcept nogil:
+        """Whether a run on this arena met a value that was out of range."""
+        cdef Py_ssize_t i
+        for i in range(self.n_noted):
+            if (<const int64_t *>(arena + self.noted[i]))[0]:
+                return True
+        return False
+
+    cdef int check(self, const char *arena) except -1:
+        """InputError if a run on this arena met a value that was out of range."""
+        cdef const int64_t *status
+        cdef Py_ssize_t offset
+        for offset, error, message, where in self.checks:
+            status = <const int64_t *>(arena + offset)
+            if status[0]:
+                raise located(error(message.format(status[1])), where)
+        return 0
+
+    cdef Buffer borrow(self):
+        if self.spare:
+            return self.spare.pop()
+        return Buffer((self.arena + 3) // 4)
+
+    cdef void give_back(self, Buffer memory):
+        if len(self.spare) < SPARE_ARENAS:
+            self.spare.append(memory)
