@@ -1,4 +1,5 @@
 """Builds the extension modules; everything else about the package stands in pyproject.toml."""
+
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,15 @@ ISAS = [
     ("generic", None, ["-O2"], "1"),
 ]
 KERNELS = "rnnfast/kernels"
-CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0",
-          *os.environ.get("RNNFAST_CFLAGS", "").split()]
+CFLAGS = [
+    "-std=c11",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-g0",
+    *os.environ.get("RNNFAST_CFLAGS", "").split(),
+]
 isas = [row for row in ISAS if row[1] is None or platform.machine() in row[1]]
 
 # Extension module -> the C files that are linked with it.
@@ -52,14 +60,24 @@ class BuildKernels(build_ext):
     def compile_kernels(self, isa):
         """The paths of the object files of one instruction set."""
         name, _, flags, _ = isa
-        return self.compiler.compile([f"{KERNELS}/kernels.c"], output_dir=f"{self.build_temp}/{name}",
-                                     macros=[("ISA", name)], depends=headers, extra_postargs=CFLAGS + flags)
+        return self.compiler.compile(
+            [f"{KERNELS}/kernels.c"],
+            output_dir=f"{self.build_temp}/{name}",
+            macros=[("ISA", name)],
+            depends=headers,
+            extra_postargs=CFLAGS + flags,
+        )
 
 
 headers = [f"{KERNELS}/{name}" for name in sorted(os.listdir(KERNELS)) if name.endswith(".h")]
 extensions = [
-    Extension(name, [f"{name.replace('.', '/')}.pyx", *(f"{KERNELS}/{file}" for file in files)],
-              extra_compile_args=CFLAGS, include_dirs=[KERNELS, numpy.get_include()], depends=headers)
+    Extension(
+        name,
+        [f"{name.replace('.', '/')}.pyx", *(f"{KERNELS}/{file}" for file in files)],
+        extra_compile_args=CFLAGS,
+        include_dirs=[KERNELS, numpy.get_include()],
+        depends=headers,
+    )
     for name, files in EXTENSIONS.items()
 ]
 extensions[0].extra_link_args = ["-pthread"]
@@ -69,8 +87,6 @@ setup(
     ext_modules=cythonize(
         extensions,
         nthreads=os.cpu_count(),
-        compiler_directives={
-            "language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True,
-        },
+        compiler_directives={"language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True},
     ),
 )

@@ -1,4 +1,5 @@
 """What is measured: one row a case."""
+
 import dataclasses
 import itertools
 import random
@@ -15,6 +16,7 @@ class Case:
     or "session" (InferenceSession); targets: number of threads -> the least ratio of the best peer's time to rnnfast's;
     lengths: each row's number of steps, if they are not all T; against: the peer that the targets mean, if not the best.
     """
+
     name: str
     kind: str
     T: int
@@ -27,7 +29,7 @@ class Case:
     entry: str = "layer"
     targets: dict = dataclasses.field(default_factory=dict, hash=False)
     group: str = "main"
-    headline: str = ""      # what the headline chart calls it, if it is there
+    headline: str = ""  # what the headline chart calls it, if it is there
     lengths: tuple = ()
     against: str = ""
 
@@ -38,17 +40,51 @@ class Case:
     @property
     def cells(self):
         """The input size of each cell, layer by layer, direction by direction."""
-        return [self.I if layer == 0 else self.directions * self.H
-                for layer in range(self.layers) for _ in range(self.directions)]
+        return [
+            self.I if layer == 0 else self.directions * self.H
+            for layer in range(self.layers)
+            for _ in range(self.directions)
+        ]
 
 
-def _case(kind, T, B, H, one, two=1.0, *, I=None, layers=1, directions=1, state=False, entry="layer", headline="",
-          group="main", lengths=(), against=""):
+def _case(
+    kind,
+    T,
+    B,
+    H,
+    one,
+    two=1.0,
+    *,
+    I=None,
+    layers=1,
+    directions=1,
+    state=False,
+    entry="layer",
+    headline="",
+    group="main",
+    lengths=(),
+    against="",
+):
     """A row of a table: `one` and `two` are the targets on one and two threads."""
     name = f"{'Bi' * (directions == 2)}{kind}{layers if layers > 1 else ''}-T{T}-B{B}-H{H}"
     name += f"-I{I}" * (I is not None) + f"-{entry}" * state + "-ragged" * bool(lengths)
-    return Case(name, kind, T, B, I or H, H, layers, directions, state, entry, {1: one, 2: two}, group, headline,
-                lengths, against)
+    return Case(
+        name,
+        kind,
+        T,
+        B,
+        I or H,
+        H,
+        layers,
+        directions,
+        state,
+        entry,
+        {1: one, 2: two},
+        group,
+        headline,
+        lengths,
+        against,
+    )
 
 
 MAIN = [
@@ -89,7 +125,7 @@ SIZES = (7, 20, 33, 48, 96, 100, 150, 200, 300, 384, 600, 768)
 BATCHES = (1, 2, 3, 5, 12, 24, 64)
 STEPS = (1, 7, 37, 500)
 INPUTS = ("1", "H/2", "H", "2H", "4H")
-MAX_FLOPS = 6e10    # of one call: half a second to a second
+MAX_FLOPS = 6e10  # of one call: half a second to a second
 
 
 def _sweep():
@@ -114,8 +150,16 @@ def _between(kind, T, B, H, inputs):
 SWEEP = list(dict.fromkeys(_sweep()))
 CASES = MAIN + SWEEP
 # One of each kind of work, for a look that everything runs.
-QUICK = ("LSTM-T1-B1-H128-session", "LSTM-T1-B1-H128-layer", "LSTM-T100-B1-H128", "GRU-T100-B1-H64",
-         "LSTM-T100-B8-H128", "BiLSTM-T100-B1-H256", "LSTM3-T100-B1-H128", "RNN-T100-B1-H128")
+QUICK = (
+    "LSTM-T1-B1-H128-session",
+    "LSTM-T1-B1-H128-layer",
+    "LSTM-T100-B1-H128",
+    "GRU-T100-B1-H64",
+    "LSTM-T100-B8-H128",
+    "BiLSTM-T100-B1-H256",
+    "LSTM3-T100-B1-H128",
+    "RNN-T100-B1-H128",
+)
 
 # The ratios' geometric mean over parts of the sweep, one thread: what it is called, which cases, the target.
 MEANS = [
@@ -128,6 +172,7 @@ MEANS = [
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """An epoch of `images` images of 28 rows through two LSTMs of H units; targets as a Case's."""
+
     name: str
     images: int
     batch: int
@@ -152,7 +197,7 @@ TRAINING = [
     _ragged("LSTM", 10, 200, 32, 256, 2, 1.5),
     Fit("MNIST", 2048, 64, 128, {1: 1.3, 2: 1.2}),
 ]
-SAVED = 1.2     # the most that forward keeps for backward, to gates and states of what was computed
+SAVED = 1.2  # the most that forward keeps for backward, to gates and states of what was computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +208,7 @@ class Pooled:
     targets: number of threads -> what is compared (bench.pools says how) -> its target; without an entry for a number
     of threads the case is not measured there, more than two threads share that for two.
     """
+
     name: str
     kind: str
     B: int
@@ -178,8 +224,16 @@ class Pooled:
     @property
     def layer(self):
         """The Case of its layer: one step with state, or ragged rows."""
-        return Case(self.name, self.kind, max(self.lengths, default=1), self.B, self.H, self.H, state=not self.lengths,
-                    lengths=self.lengths)
+        return Case(
+            self.name,
+            self.kind,
+            max(self.lengths, default=1),
+            self.B,
+            self.H,
+            self.H,
+            state=not self.lengths,
+            lengths=self.lengths,
+        )
 
 
 def _pooled(kind, B, H, one, two=None):
@@ -187,15 +241,26 @@ def _pooled(kind, B, H, one, two=None):
 
 
 POOLS = [
-    _pooled("Silero", 256, 128, {"us a frame": 7.5, "onnxruntime one by one": 8, "onnxruntime by hand": 3.5},
-            {"rnnfast one thread": 1.8}),
+    _pooled(
+        "Silero",
+        256,
+        128,
+        {"us a frame": 7.5, "onnxruntime one by one": 8, "onnxruntime by hand": 3.5},
+        {"rnnfast one thread": 1.8},
+    ),
     _pooled("LSTM", 1024, 128, {"onnxruntime one by one": 10, "share of FMA": 0.85}, {"rnnfast one thread": 1.8}),
     _pooled("GRU", 16, 64, {"onnxruntime one by one": 4}),
     Pooled("Batcher-Silero-B1000", "Silero", 1000, 128, {1: {"streams": 2000, "p99": 10}}, group="batcher"),
-    Pooled("LSTM-B32-H256-ragged", "LSTM", 32, 256, {1: {"rnnfast rectangle": 1.15, "torch packed": 5}},
-           _ragged("LSTM", 1, 1000, 32, 256, 1, 1).lengths),
+    Pooled(
+        "LSTM-B32-H256-ragged",
+        "LSTM",
+        32,
+        256,
+        {1: {"rnnfast rectangle": 1.15, "torch packed": 5}},
+        _ragged("LSTM", 1, 1000, 32, 256, 1, 1).lengths,
+    ),
 ]
-STREAMS = [2**n for n in range(13)]     # of the chart
+STREAMS = [2**n for n in range(13)]  # of the chart
 
 
 def pool_sweep(kind):

@@ -5,6 +5,7 @@ are y and, for cases with states, the last states, in the engine's own arrangeme
 state_dict has torch's names. What is imported is imported in `prepare` or `load`, so that a missing package is missed
 there only. `package`: the distribution that must be installed; `peer`: somebody else's, what rnnfast is compared with.
 """
+
 import importlib.util
 import sys
 
@@ -22,6 +23,7 @@ class Engine:
 
 class Numpy(Engine):
     """What a good engineer writes: one product for the whole input, one a step, gates together, in place."""
+
     name = "numpy"
 
     def prepare(self, case, state_dict, threads):
@@ -34,21 +36,23 @@ class Numpy(Engine):
                 x, y = y, np.empty((case.T, case.B, case.directions * case.H), x.dtype)
                 for d in range(case.directions):
                     cell = cells[layer * case.directions + d]
-                    last = cell.run(step, x, y[..., d * case.H:(d + 1) * case.H], states, reverse=d == 1)
+                    last = cell.run(step, x, y[..., d * case.H : (d + 1) * case.H], states, reverse=d == 1)
             return (y, *last) if case.state else (y,)
+
         return call
 
 
 class _NumpyCell:
     """Weights transposed, once; the LSTM's gates in the order i, f, o, g, so that the sigmoids are one call."""
+
     def __init__(self, kind, state_dict, end):
         arrays = [state_dict[f"{name}_{end}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         if kind == "LSTM":
             arrays = [np.concatenate([np.split(a, 4)[gate] for gate in (0, 1, 3, 2)]) for a in arrays]
         w, self.r, b, self.b_r = np.ascontiguousarray(arrays[0].T), np.ascontiguousarray(arrays[1].T), *arrays[2:]
-        if kind == "GRU":       # the recurrent bias of n is multiplied by r
+        if kind == "GRU":  # the recurrent bias of n is multiplied by r
             H = len(self.r)
-            b, self.b_r = b + np.concatenate([self.b_r[:2 * H], np.zeros_like(self.b_r[:H])]), self.b_r[2 * H:]
+            b, self.b_r = b + np.concatenate([self.b_r[: 2 * H], np.zeros_like(self.b_r[:H])]), self.b_r[2 * H :]
         else:
             b = b + self.b_r
         self.w, self.b, self.states = w, b, 2 if kind == "LSTM" else 1
@@ -83,11 +87,11 @@ def _rnn(g, recurrent, state, H, b_r):
 
 
 def _gru(g, recurrent, state, H, b_r):
-    h, = state
-    gates, n = g[:, :2 * H], g[:, 2 * H:]
-    gates += recurrent[:, :2 * H]
+    (h,) = state
+    gates, n = g[:, : 2 * H], g[:, 2 * H :]
+    gates += recurrent[:, : 2 * H]
     sigmoid(gates)
-    hn = recurrent[:, 2 * H:]
+    hn = recurrent[:, 2 * H :]
     hn += b_r
     hn *= gates[:, :H]
     n += hn
@@ -100,13 +104,13 @@ def _gru(g, recurrent, state, H, b_r):
 def _lstm(g, recurrent, state, H, b_r):
     h, c = state
     g += recurrent
-    sigmoid(g[:, :3 * H])
-    np.tanh(g[:, 3 * H:], out=g[:, 3 * H:])
-    c *= g[:, H:2 * H]
-    g[:, 3 * H:] *= g[:, :H]
-    c += g[:, 3 * H:]
+    sigmoid(g[:, : 3 * H])
+    np.tanh(g[:, 3 * H :], out=g[:, 3 * H :])
+    c *= g[:, H : 2 * H]
+    g[:, 3 * H :] *= g[:, :H]
+    c += g[:, 3 * H :]
     np.tanh(c, out=h)
-    h *= g[:, 2 * H:3 * H]
+    h *= g[:, 2 * H : 3 * H]
 
 
 class Onnxruntime(Engine):
@@ -114,6 +118,7 @@ class Onnxruntime(Engine):
 
     def prepare(self, case, state_dict, threads):
         import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -136,6 +141,7 @@ class Torch(Engine):
 
     def prepare(self, case, state_dict, threads):
         import torch
+
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         layer = getattr(torch.nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2).eval()
@@ -155,6 +161,7 @@ class Torch(Engine):
             with inference():
                 y, h = layer(tensor(x), tensor(h0))
             return y.numpy(), h.numpy()
+
         return sequence if not case.state else lstm if case.kind == "LSTM" else other
 
 
@@ -165,16 +172,26 @@ class Openvino(Engine):
         # Else it forks in the middle of the measurement, to send usage data.
         sys.modules.setdefault("openvino_telemetry", None)
         import openvino
+
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(onnx_model(case, state_dict), b""), "CPU", {
-            "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False})     # the process is pinned as a whole
+        compiled = core.compile_model(
+            core.read_model(onnx_model(case, state_dict), b""),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            },
+        )  # the process is pinned as a whole
         request, keys = compiled.create_infer_request(), compiled.outputs
 
         def call(*values):
             # Outputs are views, valid until the next call: its cheapest form.
             results = request.infer(values, share_inputs=True, share_outputs=True)
             return [results[key] for key in keys]
+
         return call
 
 
@@ -183,6 +200,7 @@ class Jax(Engine):
 
     def prepare(self, case, state_dict, threads):
         import jax
+
         jax.config.update("jax_default_matmul_precision", "highest")
         cells = jax_cells(jax, case, state_dict)
         compiled = jax.jit(lambda cells, *values: jax_stack(jax, case, cells, *values))
@@ -193,8 +211,10 @@ JAX_NAMES = {"w": "weight_ih", "r": "weight_hh", "b": "bias_ih", "b_r": "bias_hh
 
 
 def jax_cells(jax, case, state_dict):
-    return [{name: jax.numpy.asarray(state_dict[f"{key}_{end}"].T) for name, key in JAX_NAMES.items()}
-            for end, _ in ends(case)]
+    return [
+        {name: jax.numpy.asarray(state_dict[f"{key}_{end}"].T) for name, key in JAX_NAMES.items()}
+        for end, _ in ends(case)
+    ]
 
 
 def jax_stack(jax, case, cells, x, *states, unroll=1):
@@ -215,22 +235,24 @@ def jax_stack(jax, case, cells, x, *states, unroll=1):
                     return new, new[0]
                 new = tuple(jax.numpy.where(present, *pair) for pair in zip(new, state))
                 return new, jax.numpy.where(present, new[0], 0)
-            last, part = jax.lax.scan(body, initial, (x @ cell["w"] + cell["b"], present), reverse=d == 1,
-                                      unroll=unroll)
+
+            last, part = jax.lax.scan(
+                body, initial, (x @ cell["w"] + cell["b"], present), reverse=d == 1, unroll=unroll
+            )
             parts.append(part)
         x = parts[0] if len(parts) == 1 else jax.numpy.concatenate(parts, -1)
     return (x, *(s[None] for s in last)) if case.state else (x,)
 
 
 def _jax_rnn(jax, cell, xg, h):
-    return jax.numpy.tanh(xg + h @ cell["r"] + cell["b_r"]),
+    return (jax.numpy.tanh(xg + h @ cell["r"] + cell["b_r"]),)
 
 
 def _jax_gru(jax, cell, xg, h):
     xr, xz, xn = jax.numpy.split(xg, 3, -1)
     hr, hz, hn = jax.numpy.split(h @ cell["r"] + cell["b_r"], 3, -1)
     r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-    return (1 - z) * jax.numpy.tanh(xn + r * hn) + z * h,
+    return ((1 - z) * jax.numpy.tanh(xn + r * hn) + z * h,)
 
 
 def _jax_lstm(jax, cell, xg, h, c):
@@ -246,6 +268,7 @@ class Rnnfast(Engine):
 
     def prepare(self, case, state_dict, threads):
         import rnnfast
+
         if case.entry == "session":
             options = rnnfast.SessionOptions()
             options.intra_op_num_threads, options.matmul = threads, self.matmul
@@ -257,14 +280,17 @@ class Rnnfast(Engine):
 
     def layer(self, case, state_dict, threads):
         from rnnfast import nn
-        layer = getattr(nn, case.kind)(case.I, case.H, case.layers, bidirectional=case.directions == 2,
-                                       matmul=self.matmul, threads=threads)
+
+        layer = getattr(nn, case.kind)(
+            case.I, case.H, case.layers, bidirectional=case.directions == 2, matmul=self.matmul, threads=threads
+        )
         layer.load_state_dict(state_dict)
         return layer
 
 
 class Blas(Rnnfast):
     """One BLAS product for the whole input, one a step, gates fused: no interpreter between the steps."""
+
     name, matmul = "blas", "blas"
     package = module = "scipy"
 

@@ -1,4 +1,5 @@
 """A process in which no setting favours an engine, and what it ran on."""
+
 import glob
 import importlib.metadata
 import os
@@ -8,10 +9,18 @@ import re
 import subprocess
 
 # Settings of numeric libraries: all removed (OPENBLAS_CORETYPE, for one, halves OpenBLAS), then the threads set.
-LIBRARIES = re.compile(r"(OPENBLAS|GOTO|BLIS|MKL|DNNL|ONEDNN|OMP|GOMP|KMP|LIBOMP|TBB|ORT|OV|TORCH|ATEN|NUMEXPR|JAX|XLA"
-                       r"|VECLIB|NVPL|NPY|KERAS)_|(NPY|NUMPY)_DISABLE|RNNFAST_NUM_THREADS$")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-           "NUMEXPR_NUM_THREADS")
+LIBRARIES = re.compile(
+    r"(OPENBLAS|GOTO|BLIS|MKL|DNNL|ONEDNN|OMP|GOMP|KMP|LIBOMP|TBB|ORT|OV|TORCH|ATEN|NUMEXPR|JAX|XLA"
+    r"|VECLIB|NVPL|NPY|KERAS)_|(NPY|NUMPY)_DISABLE|RNNFAST_NUM_THREADS$"
+)
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 PACKAGES = ("rnnfast", "numpy", "scipy", "onnx", "onnxruntime", "torch", "openvino", "jax", "jaxlib", "keras")
 
 
@@ -33,6 +42,7 @@ def settings(threads):
 def machine():
     """What the report says of the hardware and system."""
     import rnnfast
+
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -66,8 +76,7 @@ def caches():
 
 
 def others():
-    """Seconds of processor time that everything but this process has had, hosts of virtual machines among it; or None.
-    """
+    """Seconds of processor time that everything but this process has had, hosts of virtual machines among it; or None."""
     try:
         fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
@@ -80,8 +89,9 @@ def others():
 
 def compiler():
     try:
-        return subprocess.run([os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True,
-                              check=True).stdout.splitlines()[0]
+        return subprocess.run(
+            [os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
 

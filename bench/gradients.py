@@ -5,6 +5,7 @@ prepare(case, state_dict, threads) -> call; call(x, dy[, h0[, c0]]) -> y and the
 and of all weights, NumPy arrays in and out, float32, in the engine's own arrangement. named(case, outputs) -> "y",
 "dx", with states "dh0" and "dc0", and the weights' gradients under torch's names; what it does is not timed.
 """
+
 import dataclasses
 
 import numpy as np
@@ -42,8 +43,13 @@ class Numpy(engines.Numpy):
             if len(cells) == 2:
                 dx += gradients[1][0]
                 dweights = dweights + gradients[1][2]
-            return _unpacked(y, index, case), _unpacked(dx, index, case), [d[np.argsort(order)] for d in dstates], \
-                dweights
+            return (
+                _unpacked(y, index, case),
+                _unpacked(dx, index, case),
+                [d[np.argsort(order)] for d in dstates],
+                dweights,
+            )
+
         return call
 
     def named(self, case, outputs):
@@ -71,6 +77,7 @@ class _Walk:
     States have B rows more than the N, the initial ones: before them, or after them for the direction that runs
     backwards.
     """
+
     def __init__(self, sizes, reverse):
         self.rows, self.total, self.reverse = sizes[0], sum(sizes), reverse
         self.even = sizes[-1] == sizes[0]
@@ -79,22 +86,22 @@ class _Walk:
             here = slice(self.rows + start, self.rows + start + n)
             self.steps.append((slice(start, start + n), slice(before.start, before.start + n), here))
             start, before = start + n, here
-        if reverse:     # all sizes are the same
+        if reverse:  # all sizes are the same
             self.steps = [(at, here, at) for at, _, here in reversed(self.steps)]
 
     def states(self, initial):
         states = np.empty((self.total + self.rows, initial.shape[1]), initial.dtype)
-        states[self.total if self.reverse else 0:][:self.rows] = initial
+        states[self.total if self.reverse else 0 :][: self.rows] = initial
         return states
 
     def before(self, states):
         """Of each step, [N, H]."""
         if self.reverse:
-            return states[self.rows:]
-        return states[:self.total] if self.even else np.concatenate([states[before] for _, before, _ in self.steps])
+            return states[self.rows :]
+        return states[: self.total] if self.even else np.concatenate([states[before] for _, before, _ in self.steps])
 
     def outputs(self, states):
-        return states[:self.total] if self.reverse else states[self.rows:]
+        return states[: self.total] if self.reverse else states[self.rows :]
 
 
 def _walks(case):
@@ -124,16 +131,19 @@ def _unpacked(values, index, case):
 
 class _Cell:
     """orders: the gates as they stand in the input's and in the recurrent product, as indices of torch's."""
+
     orders = ()
 
     def __init__(self, state_dict, end):
-        self.w, self.r, self.b, self.b_r = (_gates(state_dict[f"{name}_{end}"], order)
-                                            for name, order in zip(_NAMES, self.orders * 2))
+        self.w, self.r, self.b, self.b_r = (
+            _gates(state_dict[f"{name}_{end}"], order) for name, order in zip(_NAMES, self.orders * 2)
+        )
         self.w_t, self.r_t = np.ascontiguousarray(self.w.T), np.ascontiguousarray(self.r.T)
 
 
 class _Lstm(_Cell):
     """Gates g, i, f, o: what goes through c together, the sigmoids together."""
+
     states = 2
     orders = (2, 0, 1, 3), (2, 0, 1, 3)
 
@@ -150,24 +160,24 @@ class _Lstm(_Cell):
             g += np.matmul(hs[before], self.r_t, out=recurrent[:n])
             np.tanh(g[:, :H], out=g[:, :H])
             sigmoid(g[:, H:])
-            c = np.multiply(g[:, 2 * H:3 * H], cs[before], out=cs[here])
-            c += np.multiply(g[:, :H], g[:, H:2 * H], out=product[:n])
+            c = np.multiply(g[:, 2 * H : 3 * H], cs[before], out=cs[here])
+            c += np.multiply(g[:, :H], g[:, H : 2 * H], out=product[:n])
             np.tanh(c, out=tc)
-            np.multiply(g[:, 3 * H:], tc, out=hs[here])
+            np.multiply(g[:, 3 * H :], tc, out=hs[here])
         return hs, cs, gates, tanh_c, x
 
     def backward(self, dy, saved, walk, B):
         """factors: what dc is multiplied with for the gradients of g, i and f, and dh for that of o and of c."""
         hs, cs, gates, tanh_c, x = saved
         H = self.r.shape[1]
-        g, i, f, o = (gates[:, k * H:(k + 1) * H] for k in range(4))
+        g, i, f, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
         factors = np.empty((len(gates), 4, H), x.dtype)
         factors[:, 0] = i * (1 - g * g)
         factors[:, 1] = g * i * (1 - i)
         factors[:, 2] = walk.before(cs) * f * (1 - f)
         factors[:, 3] = tanh_c * o * (1 - o)
         of_c = o * (1 - tanh_c * tanh_c)
-        dgates = factors.reshape(gates.shape)       # becomes it, step by step
+        dgates = factors.reshape(gates.shape)  # becomes it, step by step
         dh, dc = np.zeros((2, B, H), x.dtype)
         product = np.empty((B, H), x.dtype)
         for at, _, _ in reversed(walk.steps):
@@ -186,14 +196,15 @@ class _Lstm(_Cell):
 
 class _Gru(_Cell):
     """Gates n, r, z of the input and r, z, n of the recurrent product: as n, r, z, n their gradients stand together."""
+
     states = 1
     orders = (2, 0, 1), (0, 1, 2)
 
     def forward(self, x, states, walk):
         H = self.r.shape[1]
         gates = x @ self.w_t
-        gates += self.b + np.concatenate([np.zeros_like(self.b_r[:H]), self.b_r[:2 * H]])
-        b_n = self.b_r[2 * H:]
+        gates += self.b + np.concatenate([np.zeros_like(self.b_r[:H]), self.b_r[: 2 * H]])
+        b_n = self.b_r[2 * H :]
         hs = walk.states(states[0])
         recurrent_n = np.empty((walk.total, H), x.dtype)
         recurrent, product = np.empty((walk.rows, 3 * H), x.dtype), np.empty((walk.rows, H), x.dtype)
@@ -202,9 +213,9 @@ class _Gru(_Cell):
             n = len(g)
             q = np.matmul(old, self.r_t, out=recurrent[:n])
             rz, new = g[:, H:], g[:, :H]
-            rz += q[:, :2 * H]
+            rz += q[:, : 2 * H]
             sigmoid(rz)
-            r_n = np.add(q[:, 2 * H:], b_n, out=recurrent_n[at])
+            r_n = np.add(q[:, 2 * H :], b_n, out=recurrent_n[at])
             new += np.multiply(rz[:, :H], r_n, out=product[:n])
             np.tanh(new, out=new)
             h = np.subtract(old, new, out=hs[here])
@@ -216,7 +227,7 @@ class _Gru(_Cell):
         """factors: what dh is multiplied with for the gradients of n, r, z and n's recurrent part."""
         hs, gates, recurrent_n, x = saved
         H = self.r.shape[1]
-        n, r, z = (gates[:, k * H:(k + 1) * H] for k in range(3))
+        n, r, z = (gates[:, k * H : (k + 1) * H] for k in range(3))
         before = walk.before(hs)
         factors = np.empty((len(gates), 4, H), x.dtype)
         factors[:, 0] = (1 - z) * (1 - n * n)
@@ -227,18 +238,19 @@ class _Gru(_Cell):
         dh, recurrent = np.zeros((2, B, H), x.dtype)
         for at, _, _ in reversed(walk.steps):
             d = factors[at]
-            h = dh[:len(d)]
+            h = dh[: len(d)]
             h += dy[at]
             d *= h[:, None]
             h *= z[at]
-            h += np.matmul(dgates[at, H:], self.r, out=recurrent[:len(d)])
-        of_x, of_h, db = dgates[:, :3 * H], dgates[:, H:], dgates.sum(0)
-        return of_x @ self.w, [dh], [of_x.T @ x, of_h.T @ before, db[:3 * H], db[H:]]
+            h += np.matmul(dgates[at, H:], self.r, out=recurrent[: len(d)])
+        of_x, of_h, db = dgates[:, : 3 * H], dgates[:, H:], dgates.sum(0)
+        return of_x @ self.w, [dh], [of_x.T @ x, of_h.T @ before, db[: 3 * H], db[H:]]
 
 
 class Torch(engines.Torch):
     def prepare(self, case, state_dict, threads):
         import torch
+
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         layer = getattr(torch.nn, case.kind)(case.I, case.H, bidirectional=case.directions == 2)
@@ -257,8 +269,12 @@ class Torch(engines.Torch):
                 y, _ = layer(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False), hx)
                 y, _ = rnn.pad_packed_sequence(y, total_length=case.T)
             y.backward(torch.from_numpy(dy))
-            return y.detach().numpy(), [a.grad.numpy() for a in (x, *states)], \
-                {name: parameter.grad.numpy() for name, parameter in parameters.items()}
+            return (
+                y.detach().numpy(),
+                [a.grad.numpy() for a in (x, *states)],
+                {name: parameter.grad.numpy() for name, parameter in parameters.items()},
+            )
+
         return call
 
     def named(self, case, outputs):
@@ -271,6 +287,7 @@ class Jax(engines.Jax):
 
     def prepare(self, case, state_dict, threads):
         import jax
+
         jax.config.update("jax_default_matmul_precision", "highest")
         cells = engines.jax_cells(jax, case, state_dict)
 
@@ -280,13 +297,17 @@ class Jax(engines.Jax):
         def both(cells, x, dy, *states):
             y, pull = jax.vjp(forward, cells, x, *states)
             return y, pull(dy)
+
         compiled = jax.jit(both)
         return lambda *values: jax.tree.map(np.asarray, compiled(cells, *values))
 
     def named(self, case, outputs):
         y, (cells, dx, *dstates) = outputs
-        weights = {f"{name}_{end}": cell[key].T for (end, _), cell in zip(ends(case), cells)
-                   for key, name in engines.JAX_NAMES.items()}
+        weights = {
+            f"{name}_{end}": cell[key].T
+            for (end, _), cell in zip(ends(case), cells)
+            for key, name in engines.JAX_NAMES.items()
+        }
         return {"y": y, "dx": dx} | dict(zip(("dh0", "dc0"), dstates)) | weights
 
 
@@ -299,6 +320,7 @@ class Rnnfast(engines.Rnnfast):
             state = (tuple(states) if len(states) == 2 else states[0]) if states else None
             y, _, saved = layer.forward(x, state, lengths=lengths, training=True)
             return y, *layer.backward(dy, None, saved)
+
         return call
 
     def named(self, case, outputs):
@@ -329,6 +351,7 @@ def measure(case, engines, threads, rounds, duration, limit):
     def check(engine):
         call = engine.prepare(case, state_dict, threads)
         return call, difference(engine.named(case, call(*values)), right)
+
     results = compare(engines, check, values, threads, rounds, duration, limit)
     if results.get("rnnfast", {}).get("status") == "ok":
         results["rnnfast"]["saved"] = ENGINES["rnnfast"].saved(case, state_dict)
@@ -349,7 +372,7 @@ def expected(case, state_dict, values, numpy_engine=ENGINES["numpy"]):
     wide = {name: array.astype(np.float64) for name, array in state_dict.items()}
     values = [v.astype(np.float64) for v in values]
     lengths = case.lengths or (case.T,) * case.B
-    rows = sorted({int(np.argmin(lengths)), int(np.argmax(lengths)), case.B - 1})[:problem.REFERENCE_ROWS]
+    rows = sorted({int(np.argmin(lengths)), int(np.argmax(lengths)), case.B - 1})[: problem.REFERENCE_ROWS]
     few = dataclasses.replace(case, B=len(rows), lengths=tuple(lengths[row] for row in rows) if case.lengths else ())
     some = [v[:, rows] for v in values]
     right = _reference(few, wide, some)

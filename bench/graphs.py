@@ -3,6 +3,7 @@
 FOLDER holds ONNX files and for each a NAME.npz with inputs (in_<input>) and the outputs expected (out_<output>).
 Nothing is timed before its outputs are those of the file, or for other inputs those of onnxruntime.
 """
+
 import json
 import math
 import pathlib
@@ -13,14 +14,15 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-TOLERANCE = 1e-4        # relative to the largest output where that is above 1
+TOLERANCE = 1e-4  # relative to the largest output where that is above 1
 ROUNDS, DURATION, LIMIT = 21, 0.006, 3.0
-CHUNKS = 1000           # of a stream
+CHUNKS = 1000  # of a stream
 
 
 class Call(NamedTuple):
     """shapes: input name -> shape of random inputs in place of the stored ones, with fixed values for integers;
     stream: the calls are the frames of one stream, `stream.run` takes them all; target: the least ratio."""
+
     label: str
     target: float | None = None
     shapes: dict = {}
@@ -34,8 +36,8 @@ RATE = np.array(16000)
 def _vad(state, names, chunk_target, stream_target, batch_target, rate=True, stream=True):
     """One chunk of 32 ms behind 4 ms of the one before, a stream of them, and 64 at once."""
     fixed = {"sr": RATE} if rate else {}
-    one = {"input": (1, 576)} | {name: (2, 1, state) for name in names}
-    many = {"input": (64, 576)} | {name: (2, 64, state) for name in names}
+    one = {"input": (1, 576)} | dict.fromkeys(names, (2, 1, state))
+    many = {"input": (64, 576)} | dict.fromkeys(names, (2, 64, state))
     calls = [Call("one chunk", chunk_target, one, fixed=fixed), Call("batch 64", batch_target, many, fixed=fixed)]
     if stream:
         calls.insert(1, Call(f"{CHUNKS} chunks, stream.run", stream_target, one, True, fixed))
@@ -52,11 +54,16 @@ CALLS = {
     "silero_vad_6.2.3__silero_vad_openvino": [Call("stored inputs")],
     "silero_vad_6.2.3__silero_vad_16k_sequence": [Call("stored inputs")],
     "silero_vad_5": _vad(128, ["state"], None, None, None),
-    "silero_vad_v4": [Call("stored inputs", 4), Call("batch 64", None, {"input": (64, 512), "h": (2, 64, 64),
-                                                                      "c": (2, 64, 64)}, fixed={"sr": RATE})],
+    "silero_vad_v4": [
+        Call("stored inputs", 4),
+        Call("batch 64", None, {"input": (64, 512), "h": (2, 64, 64), "c": (2, 64, 64)}, fixed={"sr": RATE}),
+    ],
     "DTLN": [Call("one frame", 2.2)],
-    "nsnet2": [Call("100 frames", 1.5, {"input": (1, 100, 161)}), Call("one frame", 3, {"input": (1, 1, 161)}),
-               Call("batch 8 of 100 frames", None, {"input": (8, 100, 161)})],
+    "nsnet2": [
+        Call("100 frames", 1.5, {"input": (1, 100, 161)}),
+        Call("one frame", 3, {"input": (1, 1, 161)}),
+        Call("batch 8 of 100 frames", None, {"input": (8, 100, 161)}),
+    ],
     "gtcrn": [Call("one frame", 3)],
     "ort_CNTK": [Call("stored inputs")],
     "tract_byte": [*STORED, Call("batch 16", None, {"input": (16, 16)})],
@@ -75,12 +82,19 @@ def calls_of(name):
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
 @click.option("--model", "pick", default="", metavar="TEXT", help="Only files with this in their names.")
-@click.option("--out", default="build/graphs.json", show_default=True, metavar="FILE",
-              type=click.Path(dir_okay=False, path_type=pathlib.Path), help="For the JSON; the table goes next to it.")
+@click.option(
+    "--out",
+    default="build/graphs.json",
+    show_default=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    help="For the JSON; the table goes next to it.",
+)
 def main(folder, pick, out):
     """Measure whole graphs next to onnxruntime."""
     from bench import environment
     from rnnfast.cli.timing import pinned
+
     rows = []
     with pinned(1):
         for file in sorted(folder.glob("*.onnx")):
@@ -103,6 +117,7 @@ def measured(file):
 
     import rnnfast
     from rnnfast.cli.timing import interleave, quartiles
+
     start = time.perf_counter()
     model = rnnfast.load(file)
     load = time.perf_counter() - start
@@ -122,8 +137,14 @@ def measured(file):
             expected = dict(zip([v.name for v in model.outputs], peer.run(None, feed)))
         plan = _plan_seconds(model, feed)
         error = difference(dict(zip([v.name for v in model.outputs], session.run(None, feed))), expected)
-        row = {"file": file.name, "call": call.label, "target": call.target, "load_seconds": load,
-               "plan_seconds": plan, "error": error}
+        row = {
+            "file": file.name,
+            "call": call.label,
+            "target": call.target,
+            "load_seconds": load,
+            "plan_seconds": plan,
+            "error": error,
+        }
         rows.append(row)
         if error is None or error > TOLERANCE:
             continue
@@ -141,8 +162,11 @@ def measured(file):
 def _streamed(model, call, feed):
     """All frames of a stream in one call."""
     stream = model.stream(**call.fixed)
-    frames = {name: np.stack([value] * CHUNKS) for name, value in feed.items()
-              if name not in stream.states and name not in call.fixed}
+    frames = {
+        name: np.stack([value] * CHUNKS)
+        for name, value in feed.items()
+        if name not in stream.states and name not in call.fixed
+    }
     return lambda _: stream.run(**frames)
 
 
@@ -161,10 +185,10 @@ def _plan_seconds(model, feed):
     """The least time of a first call with these shapes, less that of a later one."""
     first, later = math.inf, math.inf
     for _ in range(3):
-        program, args = model.build(), model.prepare(feed)[1]
+        planned, args = model.build(), model.prepare(feed)[1]
         for i in range(3):
             start = time.perf_counter()
-            program.run(args)
+            planned.run(args)
             seconds = time.perf_counter() - start
             first, later = (min(first, seconds), later) if i == 0 else (first, min(later, seconds))
     return first - later
@@ -190,26 +214,39 @@ def line(row):
 
 def markdown(results):
     machine = results["machine"]
-    lines = [f"# Whole graphs on {machine['cpu']}", "",
-             "One thread, NumPy in and out, rnnfast's `InferenceSession.run` (or `stream.run`, a chunk) next to "
-             "onnxruntime's with all of its optimisations; medians. `difference`: the largest from the stored outputs, "
-             "or from onnxruntime's for other inputs. Ratios below their target in bold.", "",
-             "| model | call | load ms | plan ms | rnnfast us | calls a second | onnxruntime us | ratio | target | "
-             "difference |", "| --- | --- " + "| ---: " * 8 + "|"]
+    lines = [
+        f"# Whole graphs on {machine['cpu']}",
+        "",
+        "One thread, NumPy in and out, rnnfast's `InferenceSession.run` (or `stream.run`, a chunk) next to "
+        "onnxruntime's with all of its optimisations; medians. `difference`: the largest from the stored outputs, "
+        "or from onnxruntime's for other inputs. Ratios below their target in bold.",
+        "",
+        "| model | call | load ms | plan ms | rnnfast us | calls a second | onnxruntime us | ratio | target | "
+        "difference |",
+        "| --- | --- " + "| ---: " * 8 + "|",
+    ]
     for row in results["rows"]:
         if "ratio" not in row:
             lines.append(f"| {row['file']} | {row['call']} | | | WRONG | | | | | {row['error']} |")
             continue
         ratio, target = row["ratio"][1], row["target"]
         text = f"{ratio:.2f}" if target is None or ratio >= target else f"**{ratio:.2f}**"
-        lines.append(f"| {row['file'].removesuffix('.onnx')} | {row['call']} | {row['load_seconds'] * 1e3:.0f} | "
-                     f"{row['plan_seconds'] * 1e3:.1f} | {row['seconds'][1] * 1e6:.1f} | {1 / row['seconds'][1]:,.0f} | "
-                     f"{row['onnxruntime_seconds'][1] * 1e6:.1f} | {text} | {target or ''} | {row['error']:.1e} |")
+        lines.append(
+            f"| {row['file'].removesuffix('.onnx')} | {row['call']} | {row['load_seconds'] * 1e3:.0f} | "
+            f"{row['plan_seconds'] * 1e3:.1f} | {row['seconds'][1] * 1e6:.1f} | {1 / row['seconds'][1]:,.0f} | "
+            f"{row['onnxruntime_seconds'][1] * 1e6:.1f} | {text} | {target or ''} | {row['error']:.1e} |"
+        )
     ratios = [row["ratio"][1] for row in results["rows"] if "ratio" in row]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
     reached = [row["ratio"][1] >= row["target"] for row in results["rows"] if "ratio" in row and row["target"]]
-    return "\n".join([*lines, "", f"{sum(reached)} of {len(reached)} targets are reached; the geometric mean of all "
-                      f"ratios is {mean:.2f}.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{sum(reached)} of {len(reached)} targets are reached; the geometric mean of all ratios is {mean:.2f}.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -3,22 +3,24 @@
 Everything is in one process on one core: those who send frames, the event loop and the batcher's thread. Every reply is
 compared with that of a stream alone, to the bit.
 """
+
 import asyncio
 import functools
 import gc
 
 import numpy as np
 
-PERIOD = 0.032      # seconds of a frame
-VOICES = 16         # different sounds, one for each stream in turn
-SECONDS = 8.0       # of each measurement
-PHASES = 32         # streams send in so many groups, one after the other
+PERIOD = 0.032  # seconds of a frame
+VOICES = 16  # different sounds, one for each stream in turn
+SECONDS = 8.0  # of each measurement
+PHASES = 32  # streams send in so many groups, one after the other
 
 
 def measure(case):
     """-> {"streams": that a core keeps up with, "p50", "p99": milliseconds until a reply with case.B streams in real
     time, "batch": frames of a batch then, "frames", "wrong": replies}."""
     from bench.streams import Silero
+
     source = Silero(case)
     steps = int(SECONDS / PERIOD) + 1
     sound = (0.1 * np.random.default_rng(1).standard_normal((VOICES, steps, 1, 576))).astype(np.float32)
@@ -28,22 +30,29 @@ def measure(case):
         stream.reset()
     frames = [list(voice) for voice in sound]
     gc.collect()
-    gc.freeze()         # as services do: a look at all modules that were ever loaded takes 10 ms
+    gc.freeze()  # as services do: a look at all modules that were ever loaded takes 10 ms
     busy = asyncio.run(_run(source, case.B, frames, right, False))
     live = asyncio.run(_run(source, case.B, frames, right, True))
     gc.unfreeze()
     p50, p99 = np.percentile(live["seconds"], [50, 99]) * 1e3
-    return {"streams": busy["rate"] * PERIOD, "p50": p50, "p99": p99, "batch": live["batch"],
-            "frames": busy["frames"] + live["frames"], "wrong": busy["wrong"] + live["wrong"]}
+    return {
+        "streams": busy["rate"] * PERIOD,
+        "p50": p50,
+        "p99": p99,
+        "batch": live["batch"],
+        "frames": busy["frames"] + live["frames"],
+        "wrong": busy["wrong"] + live["wrong"],
+    }
 
 
 async def _run(source, count, frames, right, real_time):
     """real_time: a frame of each stream every 32 ms; else the next one as soon as the reply to the last is there."""
     from rnnfast import Batcher
+
     loop = asyncio.get_running_loop()
     with Batcher(source.pool(1), max_queue=10**6) as batcher:
         ids = [batcher.open() for _ in range(count)]
-        for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):     # plans are made
+        for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):  # plans are made
             await asyncio.gather(*[batcher.step(i, frames[0][0]) for i in ids[:size]])
         for i in ids:
             batcher.close(i)
@@ -81,5 +90,10 @@ async def _run(source, count, frames, right, real_time):
             done.clear()
             await done.wait()
         took, stats = loop.time() - begun, batcher.stats()
-    return {"rate": len(seconds) / took, "seconds": seconds, "frames": len(seconds), "wrong": wrong[0],
-            "batch": stats["mean_batch"]}
+    return {
+        "rate": len(seconds) / took,
+        "seconds": seconds,
+        "frames": len(seconds),
+        "wrong": wrong[0],
+        "batch": stats["mean_batch"],
+    }

@@ -1,4 +1,5 @@
 """One case: is each engine right, and how long does it take."""
+
 import dataclasses
 import gc
 import math
@@ -40,6 +41,7 @@ def measure(case, engines, threads, rounds, duration, limit):
     def check(engine):
         call = engine.prepare(case, state_dict, threads)
         return call, problem.difference(call(*inputs), right)
+
     return compare(engines, check, inputs, threads, rounds, duration, limit)
 
 
@@ -60,10 +62,10 @@ def compare(engines, check, inputs, threads, rounds, duration, limit):
             continue
         try:
             call, error = check(engine)
-        except Exception as e:      # theirs, of any class
+        except Exception as e:  # theirs, of any class
             results[engine.name] = {"status": "failed", "message": f"{type(e).__name__}: {e}"}
             continue
-        good = error <= TOLERANCE   # false for NaN
+        good = error <= TOLERANCE  # false for NaN
         results[engine.name] = {"status": "ok" if good else "wrong", "error": error if math.isfinite(error) else None}
         if good:
             calls[engine.name] = call
@@ -71,8 +73,13 @@ def compare(engines, check, inputs, threads, rounds, duration, limit):
         timed = interleave(calls, inputs, rounds, duration, limit, WARMUP if threads > 1 else 0)
         ours = timed.get("rnnfast")
         for name, (seconds, count) in timed.items():
-            results[name] |= {"seconds": quartiles(seconds), "relative": ours and quartiles(seconds / ours.seconds),
-                              "least": float(seconds.min()), "calls": count, "rounds": len(seconds)}
+            results[name] |= {
+                "seconds": quartiles(seconds),
+                "relative": ours and quartiles(seconds / ours.seconds),
+                "least": float(seconds.min()),
+                "calls": count,
+                "rounds": len(seconds),
+            }
     calls.clear()
     gc.collect()
     return results

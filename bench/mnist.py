@@ -7,6 +7,7 @@ build(case, state_dict, threads, dropout, rate) -> (fit, weights): fit(x, y) tak
 with `rate` a plain gradient step of it in place of Adam, batches in the order of x. weights() -> name -> array. The
 names are those of a Sequential: 0 and 2 are the LSTMs, 4 and 7 the dense layers.
 """
+
 import dataclasses
 import pathlib
 
@@ -21,14 +22,13 @@ DATA = pathlib.Path(__file__).parents[2] / "shared" / "data" / "mnist10k.npz"
 ROWS = COLUMNS = 28
 DENSE, CLASSES = 32, 10
 DROPOUT = 0.2
-RATE, DECAY = 1e-3, 1e-6    # the rate of update n is RATE / (1 + DECAY * n)
+RATE, DECAY = 1e-3, 1e-6  # the rate of update n is RATE / (1 + DECAY * n)
 # Of the one gradient step that is checked: so large that what is left of its digits in the weights is enough.
 CHECK_RATE = 100.0
 
 
 def data(images):
-    """x [images, 28, 28] float32 in 0 to 1 and y [images] int64; the digits, or random ones where they are not there.
-    """
+    """x [images, 28, 28] float32 in 0 to 1 and y [images] int64; the digits, or random ones where they are not there."""
     if DATA.exists():
         with np.load(DATA) as stored:
             x, y = stored["images"][:images], stored["labels"][:images]
@@ -64,6 +64,7 @@ class Torch(Engine):
     def build(self, case, state_dict, threads, dropout, rate):
         import torch
         from torch.nn import functional
+
         torch.set_num_threads(threads)
         torch.manual_seed(0)
 
@@ -76,10 +77,15 @@ class Torch(Engine):
                 return super().forward(x)[1][0][0]
 
         net = torch.nn.Sequential(
-            Outputs(COLUMNS, case.H), torch.nn.Dropout(dropout),
-            LastOutput(case.H, case.H), torch.nn.Dropout(dropout),
-            torch.nn.Linear(case.H, DENSE), torch.nn.ReLU(), torch.nn.Dropout(dropout),
-            torch.nn.Linear(DENSE, CLASSES))
+            Outputs(COLUMNS, case.H),
+            torch.nn.Dropout(dropout),
+            LastOutput(case.H, case.H),
+            torch.nn.Dropout(dropout),
+            torch.nn.Linear(case.H, DENSE),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(dropout),
+            torch.nn.Linear(DENSE, CLASSES),
+        )
         net.load_state_dict({name: torch.from_numpy(a) for name, a in state_dict.items()})
         if rate is None:
             optimizer = torch.optim.Adam(net.parameters(), RATE, fused=True)
@@ -100,11 +106,13 @@ class Torch(Engine):
                 schedule.step()
                 total += loss.detach() * len(batch)
             return total.item() / len(x)
+
         return fit, lambda: {name: a.numpy().copy() for name, a in net.state_dict().items()}
 
 
 class Keras(Engine):
     """On torch. Weights [inputs, outputs], one bias for both products."""
+
     name, package, module = "keras on torch", "keras", "keras"
 
     def installed(self):
@@ -112,18 +120,28 @@ class Keras(Engine):
 
     def build(self, case, state_dict, threads, dropout, rate):
         import os
+
         os.environ["KERAS_BACKEND"] = "torch"
         import keras
         import torch
+
         if keras.backend.backend() != "torch":
             raise RuntimeError(f"keras runs on {keras.backend.backend()} already")
         torch.set_num_threads(threads)
         keras.utils.set_random_seed(0)
         layers = keras.layers
-        net = keras.Sequential([
-            keras.Input((ROWS, COLUMNS)), layers.LSTM(case.H, return_sequences=True), layers.Dropout(dropout),
-            layers.LSTM(case.H), layers.Dropout(dropout),
-            layers.Dense(DENSE, activation="relu"), layers.Dropout(dropout), layers.Dense(CLASSES)])
+        net = keras.Sequential(
+            [
+                keras.Input((ROWS, COLUMNS)),
+                layers.LSTM(case.H, return_sequences=True),
+                layers.Dropout(dropout),
+                layers.LSTM(case.H),
+                layers.Dropout(dropout),
+                layers.Dense(DENSE, activation="relu"),
+                layers.Dropout(dropout),
+                layers.Dense(CLASSES),
+            ]
+        )
         values = []
         for position in (0, 2):
             w = _part(state_dict, position)
@@ -149,12 +167,16 @@ class Keras(Engine):
             for position, (w, r, b) in ((0, arrays[:3]), (2, arrays[3:6])):
                 old = _part(state_dict, position)
                 moved = b - (old["bias_ih_l0"] + old["bias_hh_l0"])
-                found |= {f"{position}.weight_ih_l0": w.T, f"{position}.weight_hh_l0": r.T,
-                          f"{position}.bias_ih_l0": old["bias_ih_l0"] + moved,
-                          f"{position}.bias_hh_l0": old["bias_hh_l0"] + moved}
+                found |= {
+                    f"{position}.weight_ih_l0": w.T,
+                    f"{position}.weight_hh_l0": r.T,
+                    f"{position}.bias_ih_l0": old["bias_ih_l0"] + moved,
+                    f"{position}.bias_hh_l0": old["bias_hh_l0"] + moved,
+                }
             for position, (w, b) in ((4, arrays[6:8]), (7, arrays[8:])):
                 found |= {f"{position}.weight": w.T, f"{position}.bias": b}
             return found
+
         return fit, values_of
 
 
@@ -163,11 +185,17 @@ class Rnnfast(Engine):
 
     def build(self, case, state_dict, threads, dropout, rate):
         from rnnfast import nn, train
+
         net = nn.Sequential(
-            nn.LSTM(COLUMNS, case.H, batch_first=True, threads=threads), nn.Dropout(dropout),
-            nn.LSTM(case.H, case.H, batch_first=True, return_sequences=False, threads=threads), nn.Dropout(dropout),
-            nn.Linear(case.H, DENSE, threads=threads), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(DENSE, CLASSES, threads=threads))
+            nn.LSTM(COLUMNS, case.H, batch_first=True, threads=threads),
+            nn.Dropout(dropout),
+            nn.LSTM(case.H, case.H, batch_first=True, return_sequences=False, threads=threads),
+            nn.Dropout(dropout),
+            nn.Linear(case.H, DENSE, threads=threads),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(DENSE, CLASSES, threads=threads),
+        )
         net.load_state_dict(state_dict)
         if rate is None:
             optimizer = train.Adam(train.InverseTimeDecay(RATE, DECAY))
@@ -175,9 +203,18 @@ class Rnnfast(Engine):
             optimizer = train.SGD(rate)
 
         def fit(x, y):
-            history = net.fit(x, y, loss=train.CrossEntropy(), optimizer=optimizer, batch_size=case.batch,
-                              shuffle=rate is None, seed=0, verbose=False)
+            history = net.fit(
+                x,
+                y,
+                loss=train.CrossEntropy(),
+                optimizer=optimizer,
+                batch_size=case.batch,
+                shuffle=rate is None,
+                seed=0,
+                verbose=False,
+            )
             return history["loss"][-1]
+
         return fit, net.state_dict
 
 
@@ -187,14 +224,15 @@ ENGINES = {engine.name: engine for engine in (Rnnfast(), Torch(), Keras())}
 def measure(case, engines, threads, rounds, duration, limit):
     """What `compare` says of an epoch with Adam and dropout; what is checked is a gradient step without them."""
     state_dict, (x, y) = weights(case), data(case.images)
-    right = expected(case, state_dict, x[:case.batch], y[:case.batch])
+    right = expected(case, state_dict, x[: case.batch], y[: case.batch])
 
     def check(engine):
         fit, values = engine.build(case, state_dict, threads, 0.0, CHECK_RATE)
-        fit(x[:case.batch], y[:case.batch])
+        fit(x[: case.batch], y[: case.batch])
         moved = {name: (state_dict[name] - a) / np.float32(CHECK_RATE) for name, a in values().items()}
         fit, _ = engine.build(case, state_dict, threads, DROPOUT, None)
         return fit, gradients.difference(moved, right)
+
     return compare(engines, check, (x, y), threads, rounds, duration, limit)
 
 

@@ -1,19 +1,33 @@
 """Charts, drawn from results as JSON."""
+
 import itertools
 
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import report  # noqa: E402
+from bench import report
 
-COLOURS = {"rnnfast": "#d6336c", "numpy": "#868e96", "blas": "#f783ac", "onnxruntime": "#1971c2", "torch": "#e8590c",
-           "openvino": "#5f3dc4", "jax": "#2f9e44"}
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-         "svg.hashsalt": "rnnfast", "svg.fonttype": "none"}
+COLOURS = {
+    "rnnfast": "#d6336c",
+    "numpy": "#868e96",
+    "blas": "#f783ac",
+    "onnxruntime": "#1971c2",
+    "torch": "#e8590c",
+    "openvino": "#5f3dc4",
+    "jax": "#2f9e44",
+}
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "rnnfast",
+    "svg.fonttype": "none",
+}
 # What the lines of a panel have in common.
 PANELS = [
     ("one step, with state", lambda case: case.T == 1 and case.entry == "layer"),
@@ -52,8 +66,9 @@ def _save(figure, path):
 
 def _note(figure, run, machine):
     threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
-    figure.text(0, -0.04, f"{machine['cpu']}, {machine['isa']}, {threads}, float32, medians", fontsize=7,
-                color="#868e96")
+    figure.text(
+        0, -0.04, f"{machine['cpu']}, {machine['isa']}, {threads}, float32, medians", fontsize=7, color="#868e96"
+    )
 
 
 def steps(run, machine):
@@ -68,8 +83,15 @@ def steps(run, machine):
                 if seconds and _plain_lstm(case) and chosen(case):
                     points.append((case.H, seconds / case.T * 1e6))
             if points:
-                panel.plot(*zip(*sorted(points)), "o-", color=colour, label=engine, markersize=4,
-                           linewidth=2.5 if engine == "rnnfast" else 1.2, zorder=3 if engine == "rnnfast" else 2)
+                panel.plot(
+                    *zip(*sorted(points)),
+                    "o-",
+                    color=colour,
+                    label=engine,
+                    markersize=4,
+                    linewidth=2.5 if engine == "rnnfast" else 1.2,
+                    zorder=3 if engine == "rnnfast" else 2,
+                )
                 sizes.update(size for size, _ in points)
         panel.set(xscale="log", yscale="log", title=title, xlabel="hidden size", ylabel="microseconds a step")
         panel.set_xticks(sorted(sizes))
@@ -79,7 +101,8 @@ def steps(run, machine):
         panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.25)
     handles = dict(zip(*axes[-1].get_legend_handles_labels()[::-1])) | dict(
-        zip(*axes[0].get_legend_handles_labels()[::-1]))
+        zip(*axes[0].get_legend_handles_labels()[::-1])
+    )
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
     _note(figure, run, machine)
     return figure
@@ -94,10 +117,16 @@ def roofline(run, machine):
     """FLOP/s against FLOP for each byte of weights read: the machine's limits and where the cases stand."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     limits = run["limits"]
-    reach = [2**(e / 4) for e in range(-12, 33)]
+    reach = [2 ** (e / 4) for e in range(-12, 33)]
     for level, style in zip(("L1", "L2", "L3", "DRAM"), ("-", "--", "-.", ":")):
-        axes.plot(reach, [min(limits["fma"], limits[level] * x) / 1e9 for x in reach], style, color="#495057",
-                  linewidth=1, label=f"{level} {limits[level] / 1e9:.0f} GB/s")
+        axes.plot(
+            reach,
+            [min(limits["fma"], limits[level] * x) / 1e9 for x in reach],
+            style,
+            color="#495057",
+            linewidth=1,
+            label=f"{level} {limits[level] / 1e9:.0f} GB/s",
+        )
     for engine in ("rnnfast", "best of the others"):
         points = []
         for record in run["records"]:
@@ -110,10 +139,22 @@ def roofline(run, machine):
                 work = report.flops(case)
                 points.append((work / report.weight_bytes(case), work / seconds / 1e9))
         if points:
-            axes.scatter(*zip(*points), s=18, label=engine, zorder=3, alpha=0.8,
-                         color=COLOURS.get(engine, "#1971c2"), marker="o" if engine == "rnnfast" else "x")
-    axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte of weights read (about half the batch)",
-             ylabel="GFLOP/s", title=f"roofline: {limits['fma'] / 1e9:.0f} GFLOP/s")
+            axes.scatter(
+                *zip(*points),
+                s=18,
+                label=engine,
+                zorder=3,
+                alpha=0.8,
+                color=COLOURS.get(engine, "#1971c2"),
+                marker="o" if engine == "rnnfast" else "x",
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="FLOP for each byte of weights read (about half the batch)",
+        ylabel="GFLOP/s",
+        title=f"roofline: {limits['fma'] / 1e9:.0f} GFLOP/s",
+    )
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     _note(figure, run, machine)
@@ -133,16 +174,29 @@ def headline(run, machine):
             continue
         times, height = result["relative"][1], row + (place - (len(engines) - 1) / 2) * width
         axes.barh(height, min(times, longest), width * 0.9, color=COLOURS[engine])
-        axes.text(min(times, longest) + 0.05, height, f"{times:.1f}{' ...' if times > longest else ''}", va="center",
-                  fontsize=6, color="#495057")
+        axes.text(
+            min(times, longest) + 0.05,
+            height,
+            f"{times:.1f}{' ...' if times > longest else ''}",
+            va="center",
+            fontsize=6,
+            color="#495057",
+        )
     labels = []
     for record in records:
         labels.append(f"{record['case']['headline']}\nrnnfast {_time(report.time_of(record, 'rnnfast'))}")
     axes.set_yticks(range(len(records)), labels)
     axes.invert_yaxis()
     axes.set(xlim=(0, longest * 1.08), xlabel="time of a call, rnnfast = 1 (shorter is faster)")
-    axes.legend([Patch(color=COLOURS[name]) for name in engines], engines, frameon=False, fontsize=8, loc="lower left",
-                bbox_to_anchor=(0, 1), ncols=len(engines))
+    axes.legend(
+        [Patch(color=COLOURS[name]) for name in engines],
+        engines,
+        frameon=False,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(engines),
+    )
     _note(figure, run, machine)
     return figure
 
@@ -158,18 +212,31 @@ def pools(run, machine):
     records = [record for record in run["records"] if record["case"]["group"] == "sweep"]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for engine in dict.fromkeys(name for record in records for name in record["results"]):
-        points = [(record["frames"], report.time_of(record, engine) / record["frames"] * 1e6) for record in records
-                  if report.time_of(record, engine)]
+        points = [
+            (record["frames"], report.time_of(record, engine) / record["frames"] * 1e6)
+            for record in records
+            if report.time_of(record, engine)
+        ]
         if points:
             package = engine.split()[0]
-            axes.plot(*zip(*sorted(points)), "o--" if engine.endswith("by hand") else "o-", color=COLOURS[package],
-                      label="rnnfast, pool" if engine == package else engine.replace(" ", ", ", 1), markersize=4,
-                      linewidth=2.5 if package == "rnnfast" else 1.2, zorder=3 if package == "rnnfast" else 2)
+            axes.plot(
+                *zip(*sorted(points)),
+                "o--" if engine.endswith("by hand") else "o-",
+                color=COLOURS[package],
+                label="rnnfast, pool" if engine == package else engine.replace(" ", ", ", 1),
+                markersize=4,
+                linewidth=2.5 if package == "rnnfast" else 1.2,
+                zorder=3 if package == "rnnfast" else 2,
+            )
     streams = sorted(record["frames"] for record in records)
     case = records[0]["case"]
     what = "Silero VAD 6" if case["kind"] == "Silero" else f"{case['kind']}, {case['H']} inputs and units"
-    axes.set(xscale="log", yscale="log", xlabel=f"live streams of {what}, one frame each at a time",
-             ylabel="microseconds a frame")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=f"live streams of {what}, one frame each at a time",
+        ylabel="microseconds a frame",
+    )
     axes.set_xticks(streams[::2])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))

@@ -3,6 +3,7 @@
 Ends with 1 if an engine was wrong or failed. Each number of threads is measured in a process of its own, as
 `python -m bench` does it. Outputs are compared with those in float64 and of each stream alone before anything is timed.
 """
+
 import json
 import pathlib
 import sys
@@ -19,16 +20,25 @@ ROUNDS = 21
 DURATION, LIMIT = 0.02, 20
 STATUS = {"missing": "not installed", "failed": "failed", "wrong": "WRONG"}
 # How targets read that are no ratio of an engine's time to rnnfast's, and those of which less is better.
-MEANING = {"us a frame": "microseconds a frame", "share of FMA": "share of the FMA rate",
-           "rnnfast one thread": "times one thread", "rnnfast rectangle": "of the cost of a rectangle",
-           "streams": "streams that a core keeps up with", "p99": "milliseconds until 99 % of replies"}
+MEANING = {
+    "us a frame": "microseconds a frame",
+    "share of FMA": "share of the FMA rate",
+    "rnnfast one thread": "times one thread",
+    "rnnfast rectangle": "of the cost of a rectangle",
+    "streams": "streams that a core keeps up with",
+    "p99": "milliseconds until 99 % of replies",
+}
 AT_MOST = "us a frame", "rnnfast rectangle", "p99"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("patterns", nargs=-1, metavar="[CASE]...")
-@click.option("--threads", multiple=True, type=click.IntRange(1),
-              help="May be repeated (default: 1, and 2 where there are two cores).")
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(1),
+    help="May be repeated (default: 1, and 2 where there are two cores).",
+)
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1), help="At most, of a case.")
 @click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write the results there.")
 @click.option("--markdown", "markdown_file", metavar="FILE", type=FILE, help="Write the table there.")
@@ -42,17 +52,26 @@ def main(patterns, threads, rounds, json_file, markdown_file, plot):
         cases = select(patterns, cases=POOLS)
     except ValueError as e:
         raise click.BadParameter(str(e), param_hint="CASE") from None
-    results = measured("bench.pools", threads, cases=[case.name for case in cases], sweep=bool(plot), rounds=rounds,
-                       duration=DURATION, limit=LIMIT)
+    results = measured(
+        "bench.pools",
+        threads,
+        cases=[case.name for case in cases],
+        sweep=bool(plot),
+        rounds=rounds,
+        duration=DURATION,
+        limit=LIMIT,
+    )
     text = markdown(results)
     report.write({json_file: json.dumps(results, indent=1) + "\n", markdown_file: text})
     click.echo(text)
     if plot:
         from bench.plot import draw_pools
+
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_pools(results, plot)
     if any(report.problems(run["records"]) for run in results["runs"]) or any(
-            (record.get("live") or {}).get("wrong") for run in results["runs"] for record in run["records"]):
+        (record.get("live") or {}).get("wrong") for run in results["runs"] for record in run["records"]
+    ):
         sys.exit(1)
 
 
@@ -62,6 +81,7 @@ def run(request):
     from bench import environment, live, probe, streams
     from bench.measure import progress, record
     from rnnfast.cli.progress import track
+
     threads, caches = request["threads"], environment.caches()
     cases = [case for case in POOLS if case.name in request["cases"]]
     if request["sweep"]:
@@ -82,7 +102,8 @@ def run(request):
 # ------------------------------------------------------------------------------------------------ Markdown
 def markdown(results):
     lines = [
-        *report.heading(results["machine"], "Pools of streams on "), "",
+        *report.heading(results["machine"], "Pools of streams on "),
+        "",
         "Float32, NumPy in and out: B streams of a layer of H inputs and units, or of Silero VAD 6, a frame of each at "
         "a time; median microseconds of a frame. rnnfast: the array form of `step`, all frames in one array; the "
         "others get each frame apart. mapping: {id: frame} to {id: result}; one by one: a run for each stream; by "
@@ -91,16 +112,21 @@ def markdown(results):
         "`spread`: quartiles of rnnfast's time. Batcher: asyncio, those who send and the batcher's thread share one "
         "core; the streams that it keeps up with are those whose frames of 32 ms it answers in time, as many as are sent; "
         "milliseconds until a reply are with B streams in real time. Each reply is that of the stream alone, to the "
-        "bit.", "",
+        "bit.",
+        "",
         "Ratios are of times in the same round, the median over rounds. The share of the FMA rate is of rnnfast's best "
         "sample and the probe's. In bold: what misses its target.",
     ]
     for run in results["runs"]:
         records = [record for record in run["records"] if record["case"]["group"] != "sweep"]
         timed = [record for record in records if "live" not in record]
-        lines += ["", report.run_heading(run), "",
-                  f"Measured limit: {run['limits']['fma'] / 1e9:.0f} GFLOP/s. At most {run['rounds']} rounds.",
-                  *report.others(run)]
+        lines += [
+            "",
+            report.run_heading(run),
+            "",
+            f"Measured limit: {run['limits']['fma'] / 1e9:.0f} GFLOP/s. At most {run['rounds']} rounds.",
+            *report.others(run),
+        ]
         if records:
             lines += ["", *_times(timed)] if timed else []
             lines += ["", *_targets(records, run)]
@@ -139,10 +165,19 @@ def _targets(records, run):
             if found is not None:
                 met.append(not missed)
             form = "{:.0%}" if what == "share of FMA" else "{:g}"
-            text = _missing(record, what) if found is None else report.bold(
-                form.format(found) if "%" in form else f"{found:.2f}", missed)
-            rows.append([record["case"]["name"], MEANING.get(what, f"times {what}"), text,
-                         f"at {'most' if most else 'least'} {form.format(target)}"])
+            text = (
+                _missing(record, what)
+                if found is None
+                else report.bold(form.format(found) if "%" in form else f"{found:.2f}", missed)
+            )
+            rows.append(
+                [
+                    record["case"]["name"],
+                    MEANING.get(what, f"times {what}"),
+                    text,
+                    f"at {'most' if most else 'least'} {form.format(target)}",
+                ]
+            )
     yield from report.table(["case", "what", "reached", "target"], rows)
     yield ""
     yield f"{sum(met)} of {len(met)} measured targets are reached."

@@ -1,4 +1,5 @@
 """The machine's limits, by probe.c: compiled here for this very processor, run on as many cores as the engines get."""
+
 import ctypes
 import hashlib
 import os
@@ -60,10 +61,11 @@ def limits(caches, threads):
         size = max(1, size // unit) * unit
 
         def prepare(size=size):
-            whole = np.ones(size + ALIGNMENT, np.uint8)     # of zeros all pages would be one
+            whole = np.ones(size + ALIGNMENT, np.uint8)  # of zeros all pages would be one
             start = -whole.ctypes.data % ALIGNMENT
-            part = whole[start:start + size]
+            part = whole[start : start + size]
             return lambda n: probe.probe_load(part.ctypes.data, part.nbytes, n)
+
         found[level] = _best(prepare, size, threads)
     return found
 

@@ -1,4 +1,5 @@
 """What an engine gets for a case and what it must give: weights, inputs, the ONNX model and the right outputs."""
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -24,10 +25,16 @@ def weights(case, seed=0):
     """torch's names and layout: uniform in +-1/sqrt(H), as torch initialises."""
     rng = np.random.default_rng(seed)
     bound, rows = case.H**-0.5, GATES[case.kind] * case.H
-    return {f"{name}_{end}": rng.uniform(-bound, bound, shape).astype(np.float32)
-            for end, size in ends(case)
-            for name, shape in (("weight_ih", (rows, size)), ("weight_hh", (rows, case.H)),
-                                ("bias_ih", (rows,)), ("bias_hh", (rows,)))}
+    return {
+        f"{name}_{end}": rng.uniform(-bound, bound, shape).astype(np.float32)
+        for end, size in ends(case)
+        for name, shape in (
+            ("weight_ih", (rows, size)),
+            ("weight_hh", (rows, case.H)),
+            ("bias_ih", (rows,)),
+            ("bias_hh", (rows,)),
+        )
+    }
 
 
 def inputs(case, seed=1):
@@ -41,19 +48,27 @@ def inputs(case, seed=1):
 def onnx_model(case, state_dict):
     """The case as the bytes of an ONNX model: x -> Y [T, D, B, H] and, with states, Y_h and Y_c."""
     nodes, initializers, value = [], [], "x"
-    states = [name for name in ("h", "c")[:1 + (case.kind == "LSTM")] if case.state]
+    states = [name for name in ("h", "c")[: 1 + (case.kind == "LSTM")] if case.state]
     for layer in range(case.layers):
         arrays = [to_onnx(case.kind, state_dict, suffix(layer, d)) for d in range(case.directions)]
         for name in "WRB":
             initializers.append(numpy_helper.from_array(np.stack([a[name] for a in arrays]), f"{name}{layer}"))
         attributes = {"linear_before_reset": 1} if case.kind == "GRU" else {}
-        nodes.append(helper.make_node(
-            case.kind, [value, *(f"{name}{layer}" for name in "WRB"), "", *(f"{s}0" for s in states)],
-            [f"y{layer}", *(f"{s}n" for s in states)], hidden_size=case.H,
-            direction="bidirectional" if case.directions == 2 else "forward", **attributes))
+        nodes.append(
+            helper.make_node(
+                case.kind,
+                [value, *(f"{name}{layer}" for name in "WRB"), "", *(f"{s}0" for s in states)],
+                [f"y{layer}", *(f"{s}n" for s in states)],
+                hidden_size=case.H,
+                direction="bidirectional" if case.directions == 2 else "forward",
+                **attributes,
+            )
+        )
         if layer + 1 < case.layers:
-            nodes += [helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]),
-                      helper.make_node("Reshape", [f"t{layer}", "merged"], [f"x{layer}"])]
+            nodes += [
+                helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]),
+                helper.make_node("Reshape", [f"t{layer}", "merged"], [f"x{layer}"]),
+            ]
             value = f"x{layer}"
     if case.layers > 1:
         initializers.append(numpy_helper.from_array(np.array([case.T, case.B, case.directions * case.H]), "merged"))
@@ -63,10 +78,12 @@ def onnx_model(case, state_dict):
 
     state = (1, case.B, case.H)
     graph = helper.make_graph(
-        nodes, case.name,
+        nodes,
+        case.name,
         values({"x": (case.T, case.B, case.I)} | {f"{s}0": state for s in states}),
         values({f"y{case.layers - 1}": (case.T, case.directions, case.B, case.H)} | {f"{s}n": state for s in states}),
-        initializers)
+        initializers,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     return model.SerializeToString()
 
@@ -76,7 +93,7 @@ def canonical(outputs):
     flat = []
     for value in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
         flat += canonical(value) if isinstance(value, (list, tuple)) else [np.asarray(value)]
-    if flat[0].ndim == 4:       # ONNX's [T, D, B, H]
+    if flat[0].ndim == 4:  # ONNX's [T, D, B, H]
         flat[0] = flat[0].swapaxes(1, 2).reshape(*flat[0].shape[::2], -1)
     return flat
 
@@ -101,16 +118,19 @@ def _reference(case, state_dict, values):
         arrays = [to_onnx(case.kind, state_dict, suffix(layer, d)) for d in range(case.directions)]
         W, R, B = (np.stack([a[name] for a in arrays]) for name in "WRB")
         x, *last = getattr(reference, case.kind.lower())(
-            x, W, R, B, case.lengths or None, *states, **reference_options(case))
-        x, = canonical(x)
+            x, W, R, B, case.lengths or None, *states, **reference_options(case)
+        )
+        (x,) = canonical(x)
     return [x, *last] if case.state else [x]
 
 
 def reference_options(case):
     activations = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}[case.kind]
-    return {"activations": (resolve(activations),) * case.directions,
-            "direction": "bidirectional" if case.directions == 2 else "forward",
-            **({"linear_before_reset": True} if case.kind == "GRU" else {})}
+    return {
+        "activations": (resolve(activations),) * case.directions,
+        "direction": "bidirectional" if case.directions == 2 else "forward",
+        **({"linear_before_reset": True} if case.kind == "GRU" else {}),
+    }
 
 
 def difference(outputs, right):

@@ -1,4 +1,5 @@
 """Results as JSON -> what they say: ratios, rates, shares of the machine's limit; a Markdown table of them."""
+
 import math
 
 from bench.cases import GATES, MEANS, Case, share_target
@@ -24,8 +25,11 @@ def time_of(record, engine):
 
 def best_peer(record):
     """The name of the fastest, or None."""
-    return min((name for name in record["results"] if name not in OWN and time_of(record, name)),
-               key=lambda name: time_of(record, name), default=None)
+    return min(
+        (name for name in record["results"] if name not in OWN and time_of(record, name)),
+        key=lambda name: time_of(record, name),
+        default=None,
+    )
 
 
 def ratio(record, peer=None):
@@ -58,10 +62,13 @@ def bound(case, limits, caches, threads):
     for size in case.cells:
         recurrent = 4 * rows * case.H
         held = recurrent if case.T > 1 else everything
-        total += max(2 * case.T * case.B * rows * size / limits["fma"],
-                     4 * rows * size / limits[level(everything, caches, threads)])
-        total += case.T * max(2 * case.B * rows * case.H / limits["fma"],
-                              recurrent / limits[level(held, caches, threads)])
+        total += max(
+            2 * case.T * case.B * rows * size / limits["fma"],
+            4 * rows * size / limits[level(everything, caches, threads)],
+        )
+        total += case.T * max(
+            2 * case.B * rows * case.H / limits["fma"], recurrent / limits[level(held, caches, threads)]
+        )
     return total
 
 
@@ -89,7 +96,8 @@ def geometric_mean(values):
 def markdown(results):
     machine = results["machine"]
     lines = [
-        *heading(machine), "",
+        *heading(machine),
+        "",
         "Median microseconds of a call, float32. `ratio`: the best of the others' times divided by rnnfast's in the "
         "same round, the median over rounds (blas is rnnfast on BLAS and no other); in bold where it is below its "
         "target. `spread`: quartiles of rnnfast's time. GB/s: weights, the recurrent ones once a step. `limit`: the "
@@ -104,10 +112,14 @@ def markdown(results):
 def heading(machine, what=""):
     found = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in machine["caches"].items())
-    return [f"# {what}{machine['cpu']}", "",
-            f"{machine['cores']} cores; {caches}; {machine['system']}; instruction set {machine['isa']} of "
-            f"{', '.join(machine['isas'])}", "",
-            f"Python {machine['python']}, {found}; {machine['compiler']}"]
+    return [
+        f"# {what}{machine['cpu']}",
+        "",
+        f"{machine['cores']} cores; {caches}; {machine['system']}; instruction set {machine['isa']} of "
+        f"{', '.join(machine['isas'])}",
+        "",
+        f"Python {machine['python']}, {found}; {machine['compiler']}",
+    ]
 
 
 def removed(results):
@@ -135,9 +147,20 @@ def _run(run, machine):
         records = [record for record in run["records"] if record["case"]["group"] == group]
         yield ""
         yield from table(
-            ["case", *(f"{name} us" if name == "rnnfast" else name for name in engines), "spread", "best peer", "ratio",
-             "target", "GFLOP/s", "GB/s", "limit", "limit target"],
-            [_row(record, run, machine, engines) for record in records])
+            [
+                "case",
+                *(f"{name} us" if name == "rnnfast" else name for name in engines),
+                "spread",
+                "best peer",
+                "ratio",
+                "target",
+                "GFLOP/s",
+                "GB/s",
+                "limit",
+                "limit target",
+            ],
+            [_row(record, run, machine, engines) for record in records],
+        )
         yield ""
         yield from _notes(records, threads)
 
@@ -149,13 +172,22 @@ def _row(record, run, machine, engines):
     missed = found is not None and target is not None and found < target
     rates = ("", "", "")
     if ours:
-        rates = (f"{flops(case) / ours / 1e9:.1f}", f"{weight_bytes(case) / ours / 1e9:.1f}",
-                 f"{share(record, run, machine):.0%}")
+        rates = (
+            f"{flops(case) / ours / 1e9:.1f}",
+            f"{weight_bytes(case) / ours / 1e9:.1f}",
+            f"{share(record, run, machine):.0%}",
+        )
     least = share_target(case) if run["threads"] == 1 else None
-    return [case.name, *(_time(record["results"].get(name)) for name in engines),
-            f"{microseconds(result['seconds'][0])}-{microseconds(result['seconds'][2])}" if ours else "", best_peer(record) or "",
-            "" if found is None else bold(f"{found:.2f}", missed),
-            "" if target is None else f"{target:g}", *rates, "" if least is None else f"{least:.0%}"]
+    return [
+        case.name,
+        *(_time(record["results"].get(name)) for name in engines),
+        f"{microseconds(result['seconds'][0])}-{microseconds(result['seconds'][2])}" if ours else "",
+        best_peer(record) or "",
+        "" if found is None else bold(f"{found:.2f}", missed),
+        "" if target is None else f"{target:g}",
+        *rates,
+        "" if least is None else f"{least:.0%}",
+    ]
 
 
 def bold(text, wanted):
@@ -179,9 +211,11 @@ def _notes(records, threads):
     wanted = [(found, case.targets[threads]) for case, found in ratios.items() if threads in case.targets]
     if wanted:
         least = min(ratios, key=ratios.get)
-        yield (f"{sum(found >= target for found, target in wanted)} of {len(wanted)} ratios reach their target; the "
-               f"smallest is {ratios[least]:.2f} ({least.name}), their geometric mean "
-               f"{geometric_mean(list(ratios.values())):.2f}.")
+        yield (
+            f"{sum(found >= target for found, target in wanted)} of {len(wanted)} ratios reach their target; the "
+            f"smallest is {ratios[least]:.2f} ({least.name}), their geometric mean "
+            f"{geometric_mean(list(ratios.values())):.2f}."
+        )
     if threads == 1 and any(case.group == "sweep" for case in ratios):
         for title, chosen, target in MEANS:
             mean = geometric_mean([found for case, found in ratios.items() if chosen(case)])
@@ -216,8 +250,11 @@ def table(header, rows):
     yield "| " + " | ".join(cell.ljust(n) for cell, n in zip(header, widths)) + " |"
     yield "| " + " | ".join("-" * n if i == 0 else "-" * (n - 1) + ":" for i, n in enumerate(widths)) + " |"
     for row in rows:
-        yield "| " + " | ".join(cell.ljust(n) if i == 0 else cell.rjust(n)
-                                for i, (cell, n) in enumerate(zip(row, widths))) + " |"
+        yield (
+            "| "
+            + " | ".join(cell.ljust(n) if i == 0 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths)))
+            + " |"
+        )
 
 
 def write(texts):

@@ -5,6 +5,7 @@ prepare(source, threads) -> call; frames(source, x) -> what call takes, which is
 form, a list of frames for the others, as streams send them. call(frames) advances every stream by a frame and returns
 the outputs, together or as a list. Ragged: x [T, B, I], y [T, B, H] with zeros after a row's end.
 """
+
 import dataclasses
 import functools
 import pathlib
@@ -18,12 +19,13 @@ from bench.graphs import RATE
 from bench.measure import compare
 
 FILE = pathlib.Path(__file__).parents[2] / "shared" / "models" / "silero_vad_6.2.3__silero_vad.onnx"
-STEPS = 3       # that are checked before anything is timed
+STEPS = 3  # that are checked before anything is timed
 
 
 # ------------------------------------------------------------------------------------------------ what streams run
 class Silero:
     """Silero VAD 6: 32 ms behind 4 ms of the frame before. axis: the batch's in an ONNX input; that of states is 1."""
+
     input, axis, fixed, states, outputs = "input", 0, {"sr": RATE}, {"state": (2, 1, 128)}, ["output", "stateN"]
 
     def __init__(self, case):
@@ -34,6 +36,7 @@ class Silero:
 
     def model(self, threads):
         import rnnfast
+
         return rnnfast.load(FILE, threads=threads)
 
     def pool(self, threads):
@@ -47,7 +50,7 @@ class Silero:
         return [{"input": frame} for frame in self.onnx_frames(x)]
 
     def onnx_frames(self, x):
-        return [x[i:i + 1] for i in range(len(x))]
+        return [x[i : i + 1] for i in range(len(x))]
 
     def onnx(self, batch):
         return FILE
@@ -58,6 +61,7 @@ class Silero:
 
 class Layer:
     """A layer of rnnfast.nn, as a file its one ONNX node."""
+
     input, axis, fixed = "x", 1, {}
 
     def __init__(self, case):
@@ -83,7 +87,7 @@ class Layer:
         return list(x)
 
     def onnx_frames(self, x):
-        return [x[None, i:i + 1] for i in range(len(x))]
+        return [x[None, i : i + 1] for i in range(len(x))]
 
     def onnx(self, batch):
         return problem.onnx_model(dataclasses.replace(self.layer_case, B=batch), self.weights)
@@ -101,6 +105,7 @@ def unavailable(case):
 # ------------------------------------------------------------------------------------------------ live streams
 class Rnnfast(Engine):
     """The array form; results go to the same array each time."""
+
     name = package = module = "rnnfast"
     peer = False
 
@@ -115,6 +120,7 @@ class Rnnfast(Engine):
             nonlocal y
             y = pool.step(ids, x, out=y)
             return y
+
         return call
 
 
@@ -127,6 +133,7 @@ class OneThread(Rnnfast):
 
 class Mapping(Rnnfast):
     """{id: frame} -> {id: result}."""
+
     name = "rnnfast mapping"
 
     def frames(self, source, x):
@@ -140,6 +147,7 @@ class Mapping(Rnnfast):
 
 class OneByOne(Engine):
     """A run for each stream."""
+
     package = module = "onnxruntime"
     name = "onnxruntime one by one"
 
@@ -148,8 +156,10 @@ class OneByOne(Engine):
 
     def prepare(self, source, threads):
         run, name, outputs, states = _run(source, 1, threads), source.input, source.outputs, list(source.states)
-        feeds = [source.fixed | {state: np.zeros(shape, np.float32) for state, shape in source.states.items()}
-                 for _ in range(source.case.B)]
+        feeds = [
+            source.fixed | {state: np.zeros(shape, np.float32) for state, shape in source.states.items()}
+            for _ in range(source.case.B)
+        ]
 
         def call(frames):
             results = []
@@ -160,11 +170,13 @@ class OneByOne(Engine):
                 for state, value in zip(states, new):
                     feed[state] = value
             return results
+
         return call
 
 
 class ByHand(OneByOne):
     """One run for all: NumPy concatenates frames and states, and splits the new states."""
+
     name = "onnxruntime by hand"
 
     def prepare(self, source, threads):
@@ -177,13 +189,15 @@ class ByHand(OneByOne):
             feed[name] = np.concatenate(frames, axis=axis)
             y, *new = run(outputs, feed | source.fixed)
             for state, value in zip(states, new):
-                states[state] = [value[:, i:i + 1] for i in range(B)]
+                states[state] = [value[:, i : i + 1] for i in range(B)]
             return y
+
         return call
 
 
 def _run(source, batch, threads):
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     return onnxruntime.InferenceSession(source.onnx(batch), options, providers=["CPUExecutionProvider"]).run
@@ -205,6 +219,7 @@ def measure_live(case, engines, *effort):
         call = engine.prepare(source, threads)
         y = np.stack([np.concatenate(list(call(engine.frames(source, frame)))).reshape(case.B, -1) for frame in x])
         return functools.partial(call, engine.frames(source, x[-1])), _error(y, right, None if engine.peer else alone)
+
     return compare(engines, check, (), *effort)
 
 
@@ -233,10 +248,11 @@ class Ragged(Rnnfast):
 
 class Rectangle(Rnnfast):
     """As many rows, all of the mean length."""
+
     name = "rnnfast rectangle"
 
     def frames(self, source, x):
-        return x[:round(source.case.frames / source.case.B)]
+        return x[: round(source.case.frames / source.case.B)]
 
     def prepare(self, source, threads):
         layer = source.layer(threads)
@@ -250,6 +266,7 @@ class TorchPacked(Engine):
 
     def prepare(self, source, threads):
         import torch
+
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         case, rnn = source.case, torch.nn.utils.rnn
@@ -260,6 +277,7 @@ class TorchPacked(Engine):
             with torch.inference_mode():
                 packed = rnn.pack_padded_sequence(torch.from_numpy(x), lengths, enforce_sorted=False)
                 return rnn.pad_packed_sequence(layer(packed)[0], total_length=len(x))[0].numpy()
+
         return call
 
 
@@ -270,19 +288,20 @@ def measure_ragged(case, engines, *effort):
     """What `compare` says: outputs are near those of float64, and rnnfast's have the bits of each row alone."""
     source = Layer(case)
     threads, even = effort[0], dataclasses.replace(source.layer_case, lengths=())
-    x, = problem.inputs(even)
-    right, = problem.expected(even, source.weights, (x,), LAYER_ENGINES["numpy"])
+    (x,) = problem.inputs(even)
+    (right,) = problem.expected(even, source.weights, (x,), LAYER_ENGINES["numpy"])
     layer = source.layer(1)
-    alone = np.concatenate([layer(x[:, row:row + 1])[0] for row in range(case.B)], axis=1)
+    alone = np.concatenate([layer(x[:, row : row + 1])[0] for row in range(case.B)], axis=1)
     ended = np.arange(even.T)[:, None] >= np.array(case.lengths)
 
     def check(engine):
         call, given = engine.prepare(source, threads), engine.frames(source, x)
-        values = [a[:len(given)].copy() for a in (right, alone)]
+        values = [a[: len(given)].copy() for a in (right, alone)]
         if not isinstance(engine, Rectangle):
             for value in values:
                 value[ended] = 0
         return functools.partial(call, given), _error(call(given), values[0], None if engine.peer else values[1])
+
     return compare(engines, check, (), *effort)
 
 

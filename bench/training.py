@@ -3,6 +3,7 @@
 Ends with 1 if an engine was wrong or failed. Each number of threads is measured in a process of its own, as
 `python -m bench` does it. Gradients are compared with those in float64 before anything is timed.
 """
+
 import json
 import pathlib
 import sys
@@ -22,22 +23,33 @@ STATUS = {"missing": "not installed", "failed": "failed", "wrong": "WRONG"}
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("patterns", nargs=-1, metavar="[CASE]...")
-@click.option("--threads", multiple=True, type=click.IntRange(1), metavar="N...",
-              help="Numbers of threads (default: 1, and 2 where there are two cores).")
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(1),
+    metavar="N...",
+    help="Numbers of threads (default: 1, and 2 where there are two cores).",
+)
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1), help="At most, of a case.")
 @click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write the results there.")
 @click.option("--markdown", "markdown_file", metavar="FILE", type=FILE, help="Write the table there.")
 def main(patterns, threads, rounds, json_file, markdown_file):
     """Measure training next to other engines: all cases, or those of these names or beginnings of names with *."""
-    if threads:     # --threads 1 2: more numbers than the option takes
+    if threads:  # --threads 1 2: more numbers than the option takes
         threads += tuple(int(pattern) for pattern in patterns if pattern.isdigit())
         patterns = [pattern for pattern in patterns if not pattern.isdigit()]
     try:
         cases = select(patterns, cases=TRAINING)
     except ValueError as e:
         raise click.BadParameter(str(e), param_hint="CASE") from None
-    results = measured("bench.training", threads or default_threads(), cases=[case.name for case in cases],
-                       rounds=rounds, duration=DURATION, limit=LIMIT)
+    results = measured(
+        "bench.training",
+        threads or default_threads(),
+        cases=[case.name for case in cases],
+        rounds=rounds,
+        duration=DURATION,
+        limit=LIMIT,
+    )
     text = markdown(results)
     report.write({json_file: json.dumps(results, indent=1) + "\n", markdown_file: text})
     click.echo(text)
@@ -51,6 +63,7 @@ def run(request):
     from bench import gradients, mnist
     from bench.measure import progress, record
     from rnnfast.cli.progress import track
+
     effort = [request[name] for name in ("threads", "rounds", "duration", "limit")]
     records = []
     for case in track([case for case in TRAINING if case.name in request["cases"]], progress(request["threads"])):
@@ -62,7 +75,8 @@ def run(request):
 # ------------------------------------------------------------------------------------------------ Markdown
 def markdown(results):
     lines = [
-        *report.heading(results["machine"], "Training on "), "",
+        *report.heading(results["machine"], "Training on "),
+        "",
         "Forward and backward, float32, NumPy in and out: y and the gradients of x and of all weights. Median "
         "microseconds of a call, or images a second of an epoch. `ratio`: the best of the others' times divided by "
         "rnnfast's in the same round, the median over rounds. `spread`: quartiles of rnnfast's time. `saved`: what "
@@ -84,17 +98,27 @@ def _table(records, threads, fits):
         results, found, target = record["results"], _ratio(record), _target(record, threads)
         show = (lambda s: f"{record['case']['images'] / s:,.0f}") if fits else report.microseconds
         ours = results.get("rnnfast", {}).get("seconds")
-        row = [record["case"]["name"],
-               *(_value(results.get(name), show) for name in engines),
-               f"{show(ours[0])}-{show(ours[2])}" if ours else "", report.best_peer(record) or "",
-               "" if found is None else report.bold(f"{found:.2f}", found < target), f"{target:g}"]
+        row = [
+            record["case"]["name"],
+            *(_value(results.get(name), show) for name in engines),
+            f"{show(ours[0])}-{show(ours[2])}" if ours else "",
+            report.best_peer(record) or "",
+            "" if found is None else report.bold(f"{found:.2f}", found < target),
+            f"{target:g}",
+        ]
         if not fits:
             saved = results.get("rnnfast", {}).get("saved")
             row += ["" if saved is None else report.bold(f"{saved:.2f}", saved > SAVED), f"{SAVED:g}"]
         rows.append(row)
     unit = "images/s" if fits else "us"
-    header = ["case", *(f"{name} {unit}" if name == "rnnfast" else name for name in engines), "spread", "best peer",
-              "ratio", "target"]
+    header = [
+        "case",
+        *(f"{name} {unit}" if name == "rnnfast" else name for name in engines),
+        "spread",
+        "best peer",
+        "ratio",
+        "target",
+    ]
     return report.table(header if fits else [*header, "saved", "at most"], rows)
 
 

@@ -3,6 +3,7 @@ made for it.
 
 It is pinned to as many cores as the engines get threads, before any of them is imported: some size their pools then.
 """
+
 import importlib
 import json
 import os
@@ -68,7 +69,7 @@ def main(source, target):
     with open(source) as file:
         request = json.load(file)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:request["threads"]])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["threads"]])
     result = run(request)
     with open(target, "w") as file:
         json.dump(result, file)

@@ -4,6 +4,7 @@ python models/characters.py [--text FILE] [--epochs N] [--seed N] [--out FOLDER]
 
 characters.md says what is learned.
 """
+
 import pathlib
 import re
 import sys
@@ -17,17 +18,18 @@ from ngram import NGram
 import rnnfast
 from rnnfast import nn, train
 
-CHARACTERS = "\ufffd\n" + "".join(map(chr, range(32, 127)))     # the first stands for all others
+CHARACTERS = "\ufffd\n" + "".join(map(chr, range(32, 127)))  # the first stands for all others
 EMBEDDING, HIDDEN, DROPOUT, RATE = 32, 224, 0.2, 4e-3
-STREAMS, STEPS = 16, 80         # the text is read in so many places at once; gradients reach back so far
+STREAMS, STEPS = 16, 80  # the text is read in so many places at once; gradients reach back so far
 ORDERS = (2, 3, 4, 5, 6, 7, 8)  # of n-grams
 TEMPERATURES = (0.3, 0.7, 1.0)
-TARGET = 1.81                   # bits per character of the tenth that is held out; the best n-gram has 1.826
+TARGET = 1.81  # bits per character of the tenth that is held out; the best n-gram has 1.826
 
 
 def python_topics():
     """The text of `help("assert")` and of the other topics. They repeat each other: each paragraph is taken once."""
     from pydoc_data.topics import topics
+
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))
     return "\n\n".join(dict.fromkeys(re.split(r"\n\s*\n", text)))
 
@@ -40,14 +42,16 @@ def encoded(text):
 def streams(numbers, count):
     """-> inputs and targets [count, time]: the text in `count` parts, side by side."""
     time = (len(numbers) - 1) // count
-    return numbers[:count * time].reshape(count, time), numbers[1:count * time + 1].reshape(count, time)
+    return numbers[: count * time].reshape(count, time), numbers[1 : count * time + 1].reshape(count, time)
 
 
 def bits_of_ngram(training, held_out, order):
     """-log2 p of each character of held_out but the first."""
+
     def windows(numbers):
         return np.lib.stride_tricks.sliding_window_view(numbers, order)
-    before = np.concatenate([training[len(training) - order + 2:], held_out])
+
+    before = np.concatenate([training[len(training) - order + 2 :], held_out])
     return -np.log2(NGram(windows(training), len(CHARACTERS))(windows(before)))
 
 
@@ -68,7 +72,7 @@ def written(model, begin, count, temperature, rng):
         stream.step(x=[[read]])
     for _ in range(count):
         scores = stream.step(x=[[number]])[0, 0] / temperature
-        number = (scores + rng.gumbel(size=scores.shape)).argmax()      # a draw from the softmax
+        number = (scores + rng.gumbel(size=scores.shape)).argmax()  # a draw from the softmax
         begin += CHARACTERS[number]
     return begin
 
@@ -100,44 +104,69 @@ def picture(history, of_ngrams, held_out, of_model, of_best):
 
 
 @click.command()
-@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-              help="Another text, UTF-8.  [default: Python's pydoc_data.topics]")
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="Another text, UTF-8.  [default: Python's pydoc_data.topics]",
+)
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, exists=True, path_type=pathlib.Path),
-              default=pathlib.Path(__file__).parent, help="Folder for characters.onnx and .svg.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, exists=True, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="Folder for characters.onnx and .svg.",
+)
 def main(text, epochs, seed, out):
     numbers = encoded(text.read_text("utf-8") if text else python_topics())
     training, held_out = np.split(numbers, [len(numbers) * 9 // 10])
     print(f"{len(training):,} characters to learn from, the {len(held_out):,} after them held out")
 
     rng = np.random.default_rng(seed)
-    net = nn.Sequential(nn.Embedding(len(CHARACTERS), EMBEDDING, rng=rng), nn.Dropout(DROPOUT / 2),
-                        nn.GRU(EMBEDDING, HIDDEN, batch_first=True, threads=2, rng=rng), nn.Dropout(DROPOUT),
-                        nn.Linear(HIDDEN, len(CHARACTERS), rng=rng))
+    net = nn.Sequential(
+        nn.Embedding(len(CHARACTERS), EMBEDDING, rng=rng),
+        nn.Dropout(DROPOUT / 2),
+        nn.GRU(EMBEDDING, HIDDEN, batch_first=True, threads=2, rng=rng),
+        nn.Dropout(DROPOUT),
+        nn.Linear(HIDDEN, len(CHARACTERS), rng=rng),
+    )
     print(net.summary())
     x, y = streams(training, STREAMS)
     steps = epochs * -(-x.shape[1] // STEPS)
-    history = net.fit(x, y, loss=train.CrossEntropy(), clip_norm=1.0, epochs=epochs, batch_size=STREAMS, tbptt=STEPS,
-                      optimizer=train.Adam(train.CosineDecay(RATE, steps, steps // 20, RATE / 50)), shuffle=False,
-                      validation_data=streams(held_out, 1), seed=seed)
+    history = net.fit(
+        x,
+        y,
+        loss=train.CrossEntropy(),
+        clip_norm=1.0,
+        epochs=epochs,
+        batch_size=STREAMS,
+        tbptt=STEPS,
+        optimizer=train.Adam(train.CosineDecay(RATE, steps, steps // 20, RATE / 50)),
+        shuffle=False,
+        validation_data=streams(held_out, 1),
+        seed=seed,
+    )
     net.save(out / "characters.onnx", states=True)
 
     model = rnnfast.load(out / "characters.onnx")
     of_model, of_ngrams = bits_of_model(model, held_out), {o: bits_of_ngram(training, held_out, o) for o in ORDERS}
     means = {order: bits.mean() for order, bits in of_ngrams.items()}
     best = min(means, key=means.get)
-    both = -np.log2((2 ** -of_model + 2 ** -of_ngrams[best]) / 2).mean()
+    both = -np.log2((2**-of_model + 2 ** -of_ngrams[best]) / 2).mean()
     print("\nbits per character, held out")
-    for name, bits in [*((f"{o}-gram, Kneser-Ney", b) for o, b in means.items()), ("GRU", of_model.mean()),
-                       (f"GRU and {best}-gram, the mean of both", both)]:
+    for name, bits in [
+        *((f"{o}-gram, Kneser-Ney", b) for o, b in means.items()),
+        ("GRU", of_model.mean()),
+        (f"GRU and {best}-gram, the mean of both", both),
+    ]:
         print(f"{name:40}{bits:8.3f}")
     for temperature in TEMPERATURES:
         sample = written(model, "The ", 280, temperature, np.random.default_rng(seed))
         print(f"\n--- temperature {temperature}\n{sample}")
     with matplotlib.rc_context({"svg.hashsalt": "rnnfast", "svg.fonttype": "none"}):
-        picture(history, means, held_out, of_model, of_ngrams[best]).savefig(out / "characters.svg",
-                                                                             metadata={"Date": None})
+        picture(history, means, held_out, of_model, of_ngrams[best]).savefig(
+            out / "characters.svg", metadata={"Date": None}
+        )
     if not text and of_model.mean() > TARGET:
         sys.exit(f"{of_model.mean():.3f} bits per character, expected at most {TARGET}")
 

@@ -2,6 +2,7 @@
 
 python models/digits.py [options]     writes digits.onnx, digits_relu.onnx and digits.svg; see models/digits.md
 """
+
 import pathlib
 import sys
 
@@ -38,24 +39,41 @@ def irnn(inputs, **options):
     it is (Le, Jaitly and Hinton, 2015)."""
     layer = nn.RNN(inputs, UNITS, nonlinearity="relu", batch_first=True, **options)
     zeros = np.zeros(UNITS, np.float32)
-    layer.load_state_dict(layer.state_dict() | {"weight_hh_l0": np.eye(UNITS, dtype=np.float32), "bias_ih_l0": zeros,
-                                                "bias_hh_l0": zeros})
+    layer.load_state_dict(
+        layer.state_dict() | {"weight_hh_l0": np.eye(UNITS, dtype=np.float32), "bias_ih_l0": zeros, "bias_hh_l0": zeros}
+    )
     return layer
 
 
 def reader(cell, threads, rng):
     """A row of 28 pixels at each step; what the second layer gives at the last one becomes ten logits."""
-    return nn.Sequential(cell(28, threads=threads, rng=rng), nn.Dropout(0.2),
-                         cell(UNITS, return_sequences=False, threads=threads, rng=rng), nn.Dropout(0.1),
-                         nn.Linear(UNITS, 32, rng=rng), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10, rng=rng))
+    return nn.Sequential(
+        cell(28, threads=threads, rng=rng),
+        nn.Dropout(0.2),
+        cell(UNITS, return_sequences=False, threads=threads, rng=rng),
+        nn.Dropout(0.1),
+        nn.Linear(UNITS, 32, rng=rng),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(32, 10, rng=rng),
+    )
 
 
 def trained(net, x, y, rate, epochs, seed):
     """-> the history; the weights are those after the last epoch, nothing is chosen by the test's digits."""
     steps = epochs * -(-(len(x) - TEST) // BATCH)
-    return net.fit(x[:-TEST], y[:-TEST], loss=train.CrossEntropy(), metrics="accuracy", epochs=epochs, batch_size=BATCH,
-                   optimizer=train.Adam(train.CosineDecay(rate, steps)), clip_norm=1.0, seed=seed,
-                   validation_data=(x[-TEST:], y[-TEST:]))
+    return net.fit(
+        x[:-TEST],
+        y[:-TEST],
+        loss=train.CrossEntropy(),
+        metrics="accuracy",
+        epochs=epochs,
+        batch_size=BATCH,
+        optimizer=train.Adam(train.CosineDecay(rate, steps)),
+        clip_norm=1.0,
+        seed=seed,
+        validation_data=(x[-TEST:], y[-TEST:]),
+    )
 
 
 def draw(histories, images, labels, found, path):
@@ -82,10 +100,19 @@ def draw(histories, images, labels, found, path):
 
 
 @click.command(help=__doc__.splitlines()[0], context_settings={"show_default": True})
-@click.option("--data", type=click.Path(dir_okay=False, path_type=pathlib.Path), default=DATA, show_default=False,
-              help=f"An npz file with images [n, 28, 28] uint8 and labels [n]; the last {TEST} are the test's.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=pathlib.Path), default=pathlib.Path(__file__).parent,
-              help="The folder to write into.")
+@click.option(
+    "--data",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    default=DATA,
+    show_default=False,
+    help=f"An npz file with images [n, 28, 28] uint8 and labels [n]; the last {TEST} are the test's.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="The folder to write into.",
+)
 @click.option("--epochs", default=EPOCHS)
 @click.option("--seed", default=0)
 @click.option("--threads", default=2)
@@ -93,8 +120,11 @@ def main(data, out, epochs, seed, threads):
     x, y = read(data)
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    networks = {"LSTM (tanh)": reader(lstm, threads, rng), "RNN (relu)": reader(irnn, threads, rng),
-                "one dense layer": nn.Sequential(nn.Linear(28 * 28, 10, rng=rng))}
+    networks = {
+        "LSTM (tanh)": reader(lstm, threads, rng),
+        "RNN (relu)": reader(irnn, threads, rng),
+        "one dense layer": nn.Sequential(nn.Linear(28 * 28, 10, rng=rng)),
+    }
     histories = {}
     for name, net in networks.items():
         seen = x.reshape(len(x), -1) if name not in TARGET else x

@@ -2,6 +2,7 @@
 
 python models/forecast.py [options]     writes forecast.onnx and forecast.svg in a few seconds; see models/forecast.md
 """
+
 import importlib.util
 import pathlib
 import sys
@@ -27,10 +28,11 @@ def read(path=None):
         return np.loadtxt(path), 0
     package = importlib.util.find_spec("pycwt")
     if package is None:
-        raise click.ClickException("the series is in the package pycwt, which is not installed: pip install pycwt; "
-                                   "or --data FILE")
+        raise click.ClickException(
+            "the series is in the package pycwt, which is not installed: pip install pycwt; or --data FILE"
+        )
     values = np.loadtxt(pathlib.Path(package.origin).parent / "sample" / "mauna.dat")
-    return values[12:], 1959        # not all months of 1958 were measured
+    return values[12:], 1959  # not all months of 1958 were measured
 
 
 def trained(changes, epochs, tbptt, seed, threads):
@@ -41,9 +43,18 @@ def trained(changes, epochs, tbptt, seed, threads):
     rng = np.random.default_rng(seed)
     net = nn.Sequential(nn.LSTM(1, HIDDEN, batch_first=True, threads=threads, rng=rng), nn.Linear(HIDDEN, 1, rng=rng))
     steps = epochs * -(-(x.shape[1] - 1) // tbptt)
-    net.fit(x[:, :-1], x[:, 1:], loss=train.MSE(), optimizer=train.Adam(train.CosineDecay(RATE, steps)),
-            epochs=epochs, batch_size=1, tbptt=tbptt, clip_norm=1.0, seed=rng)
-    weights = net.state_dict()      # The scale goes into them: the network then takes and gives changes as they are.
+    net.fit(
+        x[:, :-1],
+        x[:, 1:],
+        loss=train.MSE(),
+        optimizer=train.Adam(train.CosineDecay(RATE, steps)),
+        epochs=epochs,
+        batch_size=1,
+        tbptt=tbptt,
+        clip_norm=1.0,
+        seed=rng,
+    )
+    weights = net.state_dict()  # The scale goes into them: the network then takes and gives changes as they are.
     weights["0.bias_ih_l0"] = weights["0.bias_ih_l0"] - weights["0.weight_ih_l0"][:, 0] * np.float32(mean / scale)
     weights["0.weight_ih_l0"] = weights["0.weight_ih_l0"] / np.float32(scale)
     weights["1.weight"] = weights["1.weight"] * np.float32(scale)
@@ -57,18 +68,19 @@ def forecasts(session, series, first):
 
     session: an InferenceSession of forecast.onnx, of rnnfast or onnxruntime.
     """
+
     def run(x, *state):
         return session.run(None, {"x": x, **dict(zip(("h0", "c0"), state, strict=True))})
 
     changes = np.diff(series).astype(np.float32)[None, :, None]
     zeros = np.zeros((1, 1, HIDDEN), np.float32)
-    _, *state = run(changes[:, :first - 1], zeros, zeros)
-    after = []      # the output and the state after each month: what was true goes in
+    _, *state = run(changes[:, : first - 1], zeros, zeros)
+    after = []  # the output and the state after each month: what was true goes in
     for month in range(first, len(series)):
-        y, *state = run(changes[:, month - 1:month], *state)
+        y, *state = run(changes[:, month - 1 : month], *state)
         after.append((y, *state))
     y, h, c = (np.concatenate(values, axis) for values, axis in zip(zip(*after), (0, 1, 1)))
-    ahead = [y]     # all months at once: what was forecast goes in
+    ahead = [y]  # all months at once: what was forecast goes in
     while len(ahead) < AHEAD:
         y, h, c = run(y, h, c)
         ahead.append(y)
@@ -79,28 +91,36 @@ def compared(session, series):
     """name -> forecasts [months, AHEAD] from each month of the test years but the last, the truth among them; and the
     error of the seasonal naive forecast before the test years, which is 1 on the scale of MASE."""
     first = len(series) - TEST - 1
-    truth = np.lib.stride_tricks.sliding_window_view(series[first + 1:], AHEAD)
-    year = np.lib.stride_tricks.sliding_window_view(series[first - SEASON:-AHEAD], SEASON + 1)
-    return {"truth": truth, "seasonal naive": year[:, 1:],
-            "seasonal naive and the last year's growth": year[:, 1:] + year[:, -1:] - year[:, :1],
-            "LSTM": forecasts(session, series, first)[:len(truth)],
-            }, np.abs(series[SEASON:first + 1] - series[:first + 1 - SEASON]).mean()
+    truth = np.lib.stride_tricks.sliding_window_view(series[first + 1 :], AHEAD)
+    year = np.lib.stride_tricks.sliding_window_view(series[first - SEASON : -AHEAD], SEASON + 1)
+    return {
+        "truth": truth,
+        "seasonal naive": year[:, 1:],
+        "seasonal naive and the last year's growth": year[:, 1:] + year[:, -1:] - year[:, :1],
+        "LSTM": forecasts(session, series, first)[: len(truth)],
+    }, np.abs(series[SEASON : first + 1] - series[: first + 1 - SEASON]).mean()
 
 
 def draw(series, year, found, path):
     months = year + np.arange(len(series)) / 12
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-    above.plot(months[-TEST - SEASON:], series[-TEST - SEASON:], color="black", linewidth=1, label="truth")
+    above.plot(months[-TEST - SEASON :], series[-TEST - SEASON :], color="black", linewidth=1, label="truth")
     for i, start in enumerate(range(0, len(found["truth"]), SEASON)):
-        at = months[-TEST:][start:start + AHEAD]
+        at = months[-TEST:][start : start + AHEAD]
         for name, colour in (("seasonal naive", "tab:orange"), ("LSTM", "tab:blue")):
-            above.plot(at, found[name][start], color=colour, linewidth=1.6, label=f"{name}, 12 months" if not i else None)
-    above.set(title=f"The last {TEST // 12} years, which training has not seen; forecasts for a year, made before it begins",
-              xlabel="year", ylabel="ppm" if year else None)
+            above.plot(
+                at, found[name][start], color=colour, linewidth=1.6, label=f"{name}, 12 months" if not i else None
+            )
+    above.set(
+        title=f"The last {TEST // 12} years, which training has not seen; forecasts for a year, made before it begins",
+        xlabel="year",
+        ylabel="ppm" if year else None,
+    )
     for (name, values), colour in zip([*found.items()][1:], ("tab:orange", "tab:green", "tab:blue")):
-        below.plot(range(1, AHEAD + 1), np.abs(values - found["truth"]).mean(0), "o-", markersize=3, color=colour,
-                   label=name)
+        below.plot(
+            range(1, AHEAD + 1), np.abs(values - found["truth"]).mean(0), "o-", markersize=3, color=colour, label=name
+        )
     below.set(xlabel="months ahead", ylabel="mean absolute error", ylim=(0, None))
     for panel in (above, below):
         panel.grid(alpha=0.25)
@@ -111,8 +131,12 @@ def draw(series, year, found, path):
 
 @click.command(help=__doc__.splitlines()[0], context_settings={"show_default": True})
 @click.option("--data", type=click.Path(exists=True, dir_okay=False), help="A text file, one number for each month.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=pathlib.Path), default=pathlib.Path(__file__).parent,
-              help="The folder to write into.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="The folder to write into.",
+)
 @click.option("--epochs", default=EPOCHS)
 @click.option("--tbptt", default=TBPTT, help="Months of truncated back-propagation through time.")
 @click.option("--seed", default=0)

@@ -5,6 +5,7 @@ python models/gradient_flow.py [FOLDER]     writes two pictures and prints a tab
 The task is the adding problem (Hochreiter and Schmidhuber, 1997): of 40 random numbers two are marked, one in each
 half; the answer, asked for after the last one, is their sum. Needs matplotlib; gradient_flow.md says what is seen.
 """
+
 import pathlib
 import sys
 
@@ -39,7 +40,7 @@ def lstm_open(rng):
     """The forget gate begins with a bias of 1 (Gers, Schmidhuber and Cummins, 2000): it begins open."""
     layer = nn.LSTM(2, H, batch_first=True, return_sequences=False, rng=rng)
     biases = layer.state_dict()["bias_ih_l0"].copy()
-    biases[H:2 * H] = 1.0       # gates stand in the order i, f, g, o
+    biases[H : 2 * H] = 1.0  # gates stand in the order i, f, g, o
     layer.load_state_dict(layer.state_dict() | {"bias_ih_l0": biases})
     return layer
 
@@ -74,10 +75,14 @@ def main(folder=pathlib.Path(__file__).parent):
     clipped, errors = trained(CLIP)
     _, errors_without = trained(None)
 
-    reach = [{name: np.median(plot.gradient_norms(layer, shown).state[-1]) for name, layer in layers.items()}
-             for layers in (untrained, clipped)]
-    print(f"gradient of the state, {T - 1} steps back; mean squared error (the mean as the answer has "
-          f"{np.var(test_y):.3f})")
+    reach = [
+        {name: np.median(plot.gradient_norms(layer, shown).state[-1]) for name, layer in layers.items()}
+        for layers in (untrained, clipped)
+    ]
+    print(
+        f"gradient of the state, {T - 1} steps back; mean squared error (the mean as the answer has "
+        f"{np.var(test_y):.3f})"
+    )
     print(f"{'':23}{'untrained':>12}{'trained':>12}{'error':>12}{'not clipped':>14}")
     for name in LAYERS:
         print(f"{name:23}{reach[0][name]:12.1e}{reach[1][name]:12.1e}{errors[name]:12.4f}{errors_without[name]:14.4g}")

@@ -2,6 +2,7 @@
 
 python models/languages.py [options]     writes languages.onnx and languages.svg; see models/languages.md
 """
+
 import pathlib
 import sys
 
@@ -13,8 +14,18 @@ from matplotlib.figure import Figure
 
 from rnnfast import nn, train
 
-LANGUAGES = {"de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French", "it": "Italian",
-             "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "sv": "Swedish"}
+LANGUAGES = {
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fi": "Finnish",
+    "fr": "French",
+    "it": "Italian",
+    "nl": "Dutch",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "sv": "Swedish",
+}
 WORDS, LEAST, OWN = 10_000, 3, 10
 """Words of each language, letters of each word at least, and how many times as frequent as elsewhere it is."""
 EMBEDDING, HIDDEN, DROPOUT, RATE, EPOCHS, BATCH = 32, 96, 0.2, 0.005, 5, 128
@@ -32,14 +43,20 @@ def read(path=None):
     try:
         import wordfreq
     except ImportError:
-        raise click.ClickException("the words are in the package wordfreq, which is not installed: pip install "
-                                   "wordfreq; or --data FILE") from None
+        raise click.ClickException(
+            "the words are in the package wordfreq, which is not installed: pip install wordfreq; or --data FILE"
+        ) from None
     lists = {language: wordfreq.get_frequency_dict(code) for code, language in LANGUAGES.items()}
     pairs = []
-    for language, words in lists.items():       # the most frequent words come first
+    for language, words in lists.items():  # the most frequent words come first
         others = [of_other for other, of_other in lists.items() if other != language]
-        own = [word for word, frequency in words.items() if word.isalpha() and len(word) >= LEAST
-               and all(frequency >= OWN * of_other.get(word, 0.0) for of_other in others)]
+        own = [
+            word
+            for word, frequency in words.items()
+            if word.isalpha()
+            and len(word) >= LEAST
+            and all(frequency >= OWN * of_other.get(word, 0.0) for of_other in others)
+        ]
         pairs += [(word, language) for word in own[:WORDS]]
     return pairs
 
@@ -50,7 +67,7 @@ def encode(words, letters):
     lengths = np.array([len(word) for word in words])
     codes = np.zeros((len(words), lengths.max()), np.int64)
     for row, word in zip(codes, words):
-        row[:len(word)] = [number.get(letter, 1) for letter in word]
+        row[: len(word)] = [number.get(letter, 1) for letter in word]
     return codes, lengths
 
 
@@ -78,9 +95,19 @@ def network(letters, classes, merge, threads, seed):
     rng = np.random.default_rng(seed)
     return nn.Sequential(
         nn.Embedding(letters + 2, EMBEDDING, padding_idx=0, rng=rng),
-        nn.LSTM(EMBEDDING, HIDDEN, batch_first=True, bidirectional=True, merge=merge, return_sequences=False,
-                threads=threads, rng=rng),
-        nn.Dropout(DROPOUT), nn.Linear(HIDDEN * (2 if merge == "concat" else 1), classes, rng=rng))
+        nn.LSTM(
+            EMBEDDING,
+            HIDDEN,
+            batch_first=True,
+            bidirectional=True,
+            merge=merge,
+            return_sequences=False,
+            threads=threads,
+            rng=rng,
+        ),
+        nn.Dropout(DROPOUT),
+        nn.Linear(HIDDEN * (2 if merge == "concat" else 1), classes, rng=rng),
+    )
 
 
 def save(net, letters, names, path):
@@ -105,13 +132,21 @@ def draw(names, y, answers, lengths, path):
     left.title.set_fontsize(10)
     for (row, column), value in np.ndenumerate(taken):
         if value >= 0.5:
-            left.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                      color="white" if value > 50 else "black")
+            left.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if value > 50 else "black",
+            )
     long = np.minimum(lengths, 13)
     at = np.unique(long)
     for (name, found), colour in zip(answers.items(), ("tab:orange", "tab:blue")):
-        right.plot(at, [np.mean(found[long == n] == y[long == n]) for n in at], "o-", markersize=3, color=colour,
-                   label=name)
+        right.plot(
+            at, [np.mean(found[long == n] == y[long == n]) for n in at], "o-", markersize=3, color=colour, label=name
+        )
     right.set(xlabel="letters of the word (13: or more)", ylabel="accuracy")
     right.grid(alpha=0.25)
     right.legend(frameon=False, fontsize=8)
@@ -121,10 +156,20 @@ def draw(names, y, answers, lengths, path):
 
 @click.command(help=__doc__.splitlines()[0], context_settings={"show_default": True})
 @click.option("--data", type=click.Path(exists=True, dir_okay=False), help="A text file: a word and a language a line.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=pathlib.Path), default=pathlib.Path(__file__).parent,
-              help="The folder to write into.")
-@click.option("--merge", "merges", multiple=True, type=click.Choice(MERGES), default=MERGES,
-              help="Those to compare; the first one is saved.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="The folder to write into.",
+)
+@click.option(
+    "--merge",
+    "merges",
+    multiple=True,
+    type=click.Choice(MERGES),
+    default=MERGES,
+    help="Those to compare; the first one is saved.",
+)
 @click.option("--epochs", default=EPOCHS)
 @click.option("--seed", default=0)
 @click.option("--threads", default=2)
@@ -139,13 +184,24 @@ def main(data, out, merges, epochs, seed, threads):
     steps = epochs * -(-(len(x) - test) // BATCH)
     bag, model = trigrams(x, lengths, y, test, len(letters), len(names))
     answers = {"trigram model": model}
-    shares = {"naive Bayes, bag of trigrams": np.mean(bag == y[:test]),
-              "naive Bayes, trigram model": np.mean(model == y[:test])}
+    shares = {
+        "naive Bayes, bag of trigrams": np.mean(bag == y[:test]),
+        "naive Bayes, trigram model": np.mean(model == y[:test]),
+    }
     for merge in merges:
         net = network(len(letters), len(names), merge, threads, seed)
-        net.fit(x[test:], y[test:], lengths=lengths[test:], loss=train.CrossEntropy(), metrics="accuracy",
-                optimizer=train.Adam(train.CosineDecay(RATE, steps)), epochs=epochs, batch_size=BATCH, clip_norm=1.0,
-                seed=seed)
+        net.fit(
+            x[test:],
+            y[test:],
+            lengths=lengths[test:],
+            loss=train.CrossEntropy(),
+            metrics="accuracy",
+            optimizer=train.Adam(train.CosineDecay(RATE, steps)),
+            epochs=epochs,
+            batch_size=BATCH,
+            clip_norm=1.0,
+            seed=seed,
+        )
         found = net.predict(x[:test], lengths=lengths[:test]).argmax(1)
         shares[f"bidirectional LSTM, {merge}"] = np.mean(found == y[:test])
         if merge == merges[0]:

@@ -4,6 +4,7 @@ A word's phonemes are divided among its letters, none, one or two for each, by t
 counts that come from the divisions before. Then each letter of a new word is said as it was said most often between the
 same three letters on each side, or else two, one, none.
 """
+
 import numpy as np
 
 WIDTHS = 3, 2, 1, 0
@@ -17,17 +18,22 @@ def divided(letters, of_letters, phonemes, of_phonemes, silent, size, rounds=5):
     count, longest = letters.shape
     rows = np.arange(count)
     letters = np.where(np.arange(longest) < of_letters[:, None], letters, silent)
-    one = 1 + np.concatenate([np.zeros((count, 1), np.int64), phonemes], axis=1)    # of what ends before phoneme j
+    one = 1 + np.concatenate([np.zeros((count, 1), np.int64), phonemes], axis=1)  # of what ends before phoneme j
     two = size + one + (np.roll(one, 1, axis=1) - 1) * size
     scores = np.full((silent + 1, 1 + size + size * size), np.log(RARE))
-    scores[:silent, 1:1 + size] += 2        # at first one phoneme for each letter is likely
+    scores[:silent, 1 : 1 + size] += 2  # at first one phoneme for each letter is likely
     for _ in range(rounds):
-        scores[silent], scores[silent, 0] = -np.inf, 0      # past its end a word says nothing
+        scores[silent], scores[silent, 0] = -np.inf, 0  # past its end a word says nothing
         best, ways = np.full(one.shape, -np.inf), []
         best[:, 0] = 0
         for letter in letters.T:
-            scored = np.stack([best + scores[letter, :1], np.roll(best, 1, axis=1) + scores[letter[:, None], one],
-                               np.roll(best, 2, axis=1) + scores[letter[:, None], two]])
+            scored = np.stack(
+                [
+                    best + scores[letter, :1],
+                    np.roll(best, 1, axis=1) + scores[letter[:, None], one],
+                    np.roll(best, 2, axis=1) + scores[letter[:, None], two],
+                ]
+            )
             scored[1, :, 0] = scored[2, :, :2] = -np.inf
             ways.append(scored.argmax(0))
             best = scored.max(0)
@@ -58,7 +64,7 @@ class LetterContexts:
         codes, most = divided(letters, of_letters, phonemes, of_phonemes, silent, size), 1 + size + size * size
         for width in WIDTHS:
             pairs, counts = np.unique(windows(letters, of_letters, silent, width) * most + codes, return_counts=True)
-            order = np.lexsort((counts, pairs // most))     # of equal keys a dict keeps the last
+            order = np.lexsort((counts, pairs // most))  # of equal keys a dict keeps the last
             self.tables[width] = dict(zip((pairs // most)[order].tolist(), (pairs % most)[order].tolist()))
 
     def __call__(self, letters, of_letters):

@@ -1,4 +1,5 @@
 """Writes the small ONNX files of this folder; README.md says what each is. Needs onnx and NumPy."""
+
 import pathlib
 
 import numpy as np
@@ -12,15 +13,22 @@ DETECTOR_HIDDEN = 24
 
 def weights(rng, **shapes):
     """name -> float32 tensor, uniform within 1/sqrt of its last dimension."""
-    return {name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(shape[-1] ** 0.5)
-            for name, shape in shapes.items()}
+    return {
+        name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(shape[-1] ** 0.5)
+        for name, shape in shapes.items()
+    }
 
 
 def recurrent(rng, prefix, gates, inputs, hidden, directions=1):
     """The weights W, R and B of a recurrent node."""
-    return weights(rng, **{f"{prefix}_W": (directions, gates * hidden, inputs),
-                           f"{prefix}_R": (directions, gates * hidden, hidden),
-                           f"{prefix}_B": (directions, 2 * gates * hidden)})
+    return weights(
+        rng,
+        **{
+            f"{prefix}_W": (directions, gates * hidden, inputs),
+            f"{prefix}_R": (directions, gates * hidden, hidden),
+            f"{prefix}_B": (directions, 2 * gates * hidden),
+        },
+    )
 
 
 def name_nodes(graph):
@@ -34,8 +42,9 @@ def name_nodes(graph):
 def model(text, initializers):
     parsed = onnx.parser.parse_model(HEADER + text)
     name_nodes(parsed.graph)
-    parsed.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name)
-                                    for name, array in initializers.items())
+    parsed.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in initializers.items()
+    )
     onnx.checker.check_model(parsed, full_check=True)
     return parsed
 
@@ -43,7 +52,8 @@ def model(text, initializers):
 def tagger(rng):
     initializers = recurrent(rng, "lstm", 4, EMBEDDING, TAGGER_HIDDEN, directions=2)
     initializers |= weights(rng, embedding=(TOKENS, EMBEDDING), dense=(2 * TAGGER_HIDDEN, TAGS), bias=(TAGS,))
-    return model(f"""
+    return model(
+        f"""
         tagger (int64[batch, time] tokens, int32[batch] lengths) => (float[batch, time, {TAGS}] tags) {{
             embedded = Gather(embedding, tokens)
             x = Transpose<perm = [1, 0, 2]>(embedded)
@@ -53,13 +63,16 @@ def tagger(rng):
             product = MatMul(merged, dense)
             scores = Add(product, bias)
             tags = Softmax<axis = -1>(scores)
-        }}""", initializers | {"joined": np.array([0, 0, 2 * TAGGER_HIDDEN], np.int64)})
+        }}""",
+        initializers | {"joined": np.array([0, 0, 2 * TAGGER_HIDDEN], np.int64)},
+    )
 
 
 def denoiser(rng):
     initializers = recurrent(rng, "gru", 3, BANDS, DENOISER_HIDDEN)
     initializers |= weights(rng, dense=(BANDS, DENOISER_HIDDEN), bias=(BANDS,))
-    return model(f"""
+    return model(
+        f"""
         denoiser (float[batch, {BANDS}] bands, float[1, batch, {DENOISER_HIDDEN}] state)
               => (float[batch, {BANDS}] gains, float[1, batch, {DENOISER_HIDDEN}] new_state) {{
             x = Unsqueeze(bands, first)
@@ -68,13 +81,16 @@ def denoiser(rng):
             h = Squeeze(new_state, first)
             scores = Gemm<transB = 1>(h, dense, bias)
             gains = Sigmoid(scores)
-        }}""", initializers | {"first": np.array([0], np.int64)})
+        }}""",
+        initializers | {"first": np.array([0], np.int64)},
+    )
 
 
 def detector(rng):
     initializers = recurrent(rng, "lstm", 4, 16, DETECTOR_HIDDEN)
     initializers |= weights(rng, filters_16k=(16, 1, 64), filters_8k=(16, 1, 32), dense=(DETECTOR_HIDDEN, 1))
-    return model(f"""
+    return model(
+        f"""
         detector (float[batch, samples] audio, int64 rate) => (float[batch, 1] probability) {{
             channel = Unsqueeze(audio, second)
             high = Equal(rate, rate_16k)
@@ -92,20 +108,25 @@ def detector(rng):
             h = Squeeze(last, first)
             score = MatMul(h, dense)
             probability = Sigmoid(score)
-        }}""", initializers | {"first": np.array([0], np.int64), "second": np.array([1], np.int64),
-                               "rate_16k": np.array(16000, np.int64)})
+        }}""",
+        initializers
+        | {"first": np.array([0], np.int64), "second": np.array([1], np.int64), "rate_16k": np.array(16000, np.int64)},
+    )
 
 
 def refused(rng):
     """Right by ONNX's rules, but with three things that rnnfast does not compute."""
     initializers = recurrent(rng, "rnn", 1, 4, 3)
-    return model("""
+    return model(
+        """
         refused (float[time, batch, 4] x, float[1, 1, height, width] image)
              => (float[time, 1, batch, 3] y, float[1, 1, h2, w2] larger, float[1, 1, h3, w3] sampled) {
             y = RNN<hidden_size = 3, activations = ["Swish"]>(x, rnn_W, rnn_R, rnn_B)
             larger = Resize<mode = "cubic">(image, , scales)
             sampled = GridSample(larger, grid)
-        }""", initializers | {"scales": np.array([1, 1, 2, 2], np.float32), "grid": np.zeros((1, 3, 3, 2), np.float32)})
+        }""",
+        initializers | {"scales": np.array([1, 1, 2, 2], np.float32), "grid": np.zeros((1, 3, 3, 2), np.float32)},
+    )
 
 
 def main():

@@ -3,6 +3,7 @@
 Each word is synthesised alone, cut to where it is heard and put at its place, so that its times are exact.
 Needs espeak-ng, NumPy and SciPy; the results are kept in the repository, so that nobody else needs them.
 """
+
 import io
 import json
 import pathlib
@@ -22,11 +23,11 @@ PHRASES = [
     ("en-us+f3", 1.3, ["remember", "everything"]),
 ]
 LAST_PAUSE = 0.8
-WORD_GAP = 0.03         # less than the 0.1 s of silence that ends a segment
-FRAME = 160             # 10 ms: what is cut from a word's ends is measured by these
-HEARD = 0.03            # of the loudest frame
+WORD_GAP = 0.03  # less than the 0.1 s of silence that ends a segment
+FRAME = 160  # 10 ms: what is cut from a word's ends is measured by these
+HEARD = 0.03  # of the loudest frame
 SPEECH_RMS = 0.1
-NOISE_RMS = 0.001       # -40 dB
+NOISE_RMS = 0.001  # -40 dB
 
 
 def spoken(word, voice):
@@ -36,11 +37,11 @@ def spoken(word, voice):
         # A stream's header cannot know its length: read until the end.
         samples = np.frombuffer(file.readframes(10 * ESPEAK_RATE), "<i2").astype(float)
     samples = resample_poly(samples, SAMPLE_RATE // 50, ESPEAK_RATE // 50)
-    frames = samples[:len(samples) // FRAME * FRAME].reshape(-1, FRAME)
-    loudness = np.sqrt((frames ** 2).mean(axis=1))
+    frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
+    loudness = np.sqrt((frames**2).mean(axis=1))
     first, *_, last = np.flatnonzero(loudness > HEARD * loudness.max())
-    heard = frames[first:last + 1].ravel()
-    return heard * (SPEECH_RMS / np.sqrt((heard ** 2).mean()))
+    heard = frames[first : last + 1].ravel()
+    return heard * (SPEECH_RMS / np.sqrt((heard**2).mean()))
 
 
 def assemble():

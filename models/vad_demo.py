@@ -2,6 +2,7 @@
 
 python models/vad_demo.py SILERO_VAD.onnx        (16 kHz; `make demo` fetches the file)
 """
+
 import json
 import pathlib
 import sys
@@ -14,11 +15,11 @@ from rnnfast.cli.values import read_wav
 
 FOLDER = pathlib.Path(__file__).parent
 SAMPLE_RATE = 16000
-CHUNK, CONTEXT = 512, 64            # samples; each chunk is led by the end of the one before
+CHUNK, CONTEXT = 512, 64  # samples; each chunk is led by the end of the one before
 # The thresholds and times that Silero's own functions have as defaults.
-BEGIN, END = 0.5, 0.35              # probabilities where speech begins and ends: between them it goes on
-SHORTEST, SILENCE, MARGIN = 0.25, 0.1, 0.03     # seconds: of speech, of the silence that ends it, added around it
-ALLOWED = 0.2                       # seconds that a segment may be off
+BEGIN, END = 0.5, 0.35  # probabilities where speech begins and ends: between them it goes on
+SHORTEST, SILENCE, MARGIN = 0.25, 0.1, 0.03  # seconds: of speech, of the silence that ends it, added around it
+ALLOWED = 0.2  # seconds that a segment may be off
 
 
 def chunks(samples):
@@ -39,6 +40,7 @@ def referenced(model, samples):
 
 class Segments:
     """(start, end) in seconds of speech, as probabilities come: it ends where it has been unlikely for SILENCE."""
+
     def __init__(self):
         self.chunks, self.start, self.quiet = 0, None, None
 
@@ -70,7 +72,7 @@ def main(path):
     model = rnnfast.load(path)
     frames = chunks(samples)
     stream = model.stream(sr=SAMPLE_RATE)
-    stream.run(input=frames[:2])        # plans are made
+    stream.run(input=frames[:2])  # plans are made
     stream.reset()
     print(f"Silero VAD on speech.wav: {length:.1f} s, {len(frames)} chunks of {1000 * CHUNK // SAMPLE_RATE} ms\n")
 
@@ -93,8 +95,10 @@ def main(path):
     theirs = referenced(model, samples)
     slow = time.perf_counter() - begun
     print(f"\nstream.step, chunk by chunk: {length / stepping:6.0f} times faster than real time")
-    print(f"stream.run, all in one call: {length / running:6.0f} times faster than real time, "
-          f"{'the same bits' if np.array_equal(np.ravel(whole), np.float32(ours)) else 'OTHER BITS'}")
+    print(
+        f"stream.run, all in one call: {length / running:6.0f} times faster than real time, "
+        f"{'the same bits' if np.array_equal(np.ravel(whole), np.float32(ours)) else 'OTHER BITS'}"
+    )
     print(f"plain NumPy (float64):       {length / slow:6.0f} times faster than real time, the same graph")
     print(f"largest difference between their probabilities: {np.max(np.abs(np.subtract(ours, theirs))):.1e}")
     return 0 if good else f"a segment is more than {ALLOWED} s off the words' times"
@@ -111,8 +115,11 @@ def shown(segment, waiting, now):
     phrase = waiting.pop(0)
     off = max(abs(start - phrase["start"]), abs(end - phrase["end"]))
     words = " ".join(entry["word"] for entry in phrase["words"])
-    print(f"{words:24}{phrase['start']:5.2f} to {phrase['end']:5.2f} s  {start:5.2f} to {end:5.2f} s  {off:.2f} s  "
-          f"{now:5.2f} s", flush=True)
+    print(
+        f"{words:24}{phrase['start']:5.2f} to {phrase['end']:5.2f} s  {start:5.2f} to {end:5.2f} s  {off:.2f} s  "
+        f"{now:5.2f} s",
+        flush=True,
+    )
     return off <= ALLOWED
 
 

@@ -5,6 +5,7 @@ python models/vad_load.py ws://127.0.0.1:8765 SILERO_VAD.onnx --streams 1000 --s
 
 Ends with 1 if a frame was lost, swapped, refused or answered otherwise than by the stream alone.
 """
+
 import array
 import asyncio
 import json
@@ -20,14 +21,15 @@ from vad_demo import CHUNK, FOLDER, SAMPLE_RATE, chunks
 import rnnfast
 from rnnfast.cli.values import read_wav
 
-PLACES = 16                     # where microphones begin in the speech
-PERIOD = CHUNK / SAMPLE_RATE    # seconds from frame to frame
-PATIENCE = 5                    # seconds that the last replies may take
+PLACES = 16  # where microphones begin in the speech
+PERIOD = CHUNK / SAMPLE_RATE  # seconds from frame to frame
+PATIENCE = 5  # seconds that the last replies may take
 
 
 class Microphone(WSListener):
     """One connection. frames: its messages; expected: the replies to them, as bytes; vanish: frames after which it is
     gone without a word, None for never."""
+
     def __init__(self, frames, expected, vanish, latencies):
         self.frames, self.expected, self.vanish, self.latencies = frames, expected, vanish, latencies
         self.sent, self.answered, self.wrong, self.said = [], 0, 0, None
@@ -73,8 +75,9 @@ async def load(url, path, streams, seconds, kill):
     """Whether all replies were right; prints what came."""
     count, latencies, late = round(seconds / PERIOD), array.array("d"), 0.0
     kinds = list(recordings(path, count))
-    microphones = [Microphone(*kinds[i % PLACES], random.randrange(count) if i < kill else None, latencies)
-                   for i in range(streams)]
+    microphones = [
+        Microphone(*kinds[i % PLACES], random.randrange(count) if i < kill else None, latencies) for i in range(streams)
+    ]
     for microphone in microphones:
         await ws_connect(lambda: microphone, url)
     now = asyncio.get_running_loop().time
@@ -90,18 +93,27 @@ async def load(url, path, streams, seconds, kill):
         await asyncio.sleep(0.01)
     took = now() - begun
     stats = await asyncio.to_thread(
-        lambda: json.load(urllib.request.urlopen(url.replace("ws", "http", 1) + "/stats", timeout=PATIENCE)))
+        lambda: json.load(urllib.request.urlopen(url.replace("ws", "http", 1) + "/stats", timeout=PATIENCE))
+    )
     for microphone in microphones:
         microphone.transport.send_close(WSCloseCode.OK)
     await asyncio.wait([asyncio.ensure_future(m.transport.wait_disconnected()) for m in microphones], timeout=PATIENCE)
 
     sent, lost, wrong = (sum(values) for values in zip(*((len(m.sent), m.lost, m.wrong) for m in microphones)))
-    print(f"{streams:,} microphones, {took:.1f} s: {sent:,} frames sent (by up to {1e3 * late:.1f} ms late), "
-          f"{len(latencies):,} answered, {len(latencies) / took:,.0f} a second")
+    print(
+        f"{streams:,} microphones, {took:.1f} s: {sent:,} frames sent (by up to {1e3 * late:.1f} ms late), "
+        f"{len(latencies):,} answered, {len(latencies) / took:,.0f} a second"
+    )
     print(f"{lost} lost, {wrong} with other bits than a stream alone, {min(kill, streams)} microphones vanished")
-    print("latency in ms: " + ", ".join(
-        f"{name} {1e3 * value:.1f}" for name, value in zip(
-            ["50 %", "90 %", "99 %", "99.9 %", "largest"], np.quantile(latencies or [0], [0.5, 0.9, 0.99, 0.999, 1]))))
+    print(
+        "latency in ms: "
+        + ", ".join(
+            f"{name} {1e3 * value:.1f}"
+            for name, value in zip(
+                ["50 %", "90 %", "99 %", "99.9 %", "largest"], np.quantile(latencies or [0], [0.5, 0.9, 0.99, 0.999, 1])
+            )
+        )
+    )
     print(f"batches of the service: {stats['mean_batch']:.1f} frames in the mean")
     for said in {m.said for m in microphones if m.said and (m.lost or m.wrong)}:
         print(f"the service said: {said}")

@@ -7,6 +7,7 @@ answered in order by the probability of speech as a little-endian float32 (4 byt
 too many frames wait: then the frame was not taken. Messages of another kind, too many microphones, silence of the line
 and the end of the service close the connection with a code and a reason. GET /stats: the batcher's numbers as JSON.
 """
+
 import asyncio
 import contextlib
 import gc
@@ -15,22 +16,23 @@ import signal
 
 import click
 import numpy as np
-from picows.websockets.asyncio.server import serve      # the interface of websockets, in less time
+from picows.websockets.asyncio.server import serve  # the interface of websockets, in less time
 from picows.websockets.exceptions import ConnectionClosed
 
 import rnnfast
 
-SAMPLE_RATE, CHUNK, CONTEXT = 16000, 512, 64        # each chunk is led by the end of the one before
-LARGEST = 64                                        # streams in a plan: a pool runs larger batches in parts
-INVALID, OVER, FULL = 1003, 1001, 1013              # close codes of WebSockets
+SAMPLE_RATE, CHUNK, CONTEXT = 16000, 512, 64  # each chunk is led by the end of the one before
+LARGEST = 64  # streams in a plan: a pool runs larger batches in parts
+INVALID, OVER, FULL = 1003, 1001, 1013  # close codes of WebSockets
 
 
 async def microphone(connection, batcher):
     """Serve one connection from beginning to end."""
-    closing = []            # asyncio forgets tasks that nobody holds
+    closing = []  # asyncio forgets tasks that nobody holds
     try:
         stream = batcher.open(
-            on_close=lambda _: closing.append(asyncio.ensure_future(connection.close(OVER, "no audio came"))))
+            on_close=lambda _: closing.append(asyncio.ensure_future(connection.close(OVER, "no audio came")))
+        )
     except rnnfast.Error as e:
         await connection.close(FULL, str(e))
         return
@@ -38,8 +40,11 @@ async def microphone(connection, batcher):
     try:
         async for message in connection:
             if not isinstance(message, bytes) or len(message) != 2 * CHUNK:
-                await connection.close(INVALID, f"{type(message).__name__} of length {len(message)} came, expected "
-                                                f"{2 * CHUNK} bytes: {CHUNK} samples of 16 bits")
+                await connection.close(
+                    INVALID,
+                    f"{type(message).__name__} of length {len(message)} came, expected "
+                    f"{2 * CHUNK} bytes: {CHUNK} samples of 16 bits",
+                )
                 break
             frame = np.concatenate([context, np.frombuffer(message, "<i2") / np.float32(2**15)])[None]
             try:
@@ -50,11 +55,11 @@ async def microphone(connection, batcher):
             context = frame[0, -CONTEXT:]
             await connection.send(probability.tobytes())
     except ConnectionClosed:
-        pass                                        # the client went away without a word
+        pass  # the client went away without a word
     except rnnfast.errors.ClosedError as e:
         await connection.close(OVER, str(e))
     finally:
-        with contextlib.suppress(rnnfast.errors.ClosedError):      # it was idle, or the service is at its end
+        with contextlib.suppress(rnnfast.errors.ClosedError):  # it was idle, or the service is at its end
             batcher.close(stream)
 
 
@@ -70,7 +75,7 @@ def ready(pool):
 
 async def run(model, host, port, max_streams, idle):
     batcher = rnnfast.Batcher(ready(model.pool(max_streams, sr=SAMPLE_RATE)), idle=idle)
-    gc.freeze()             # what was loaded stays: to look through it again takes up to 30 ms, while frames wait
+    gc.freeze()  # what was loaded stays: to look through it again takes up to 30 ms, while frames wait
     ended = asyncio.Event()
     for number in signal.SIGINT, signal.SIGTERM:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -79,9 +84,16 @@ async def run(model, host, port, max_streams, idle):
         return connection.respond(200, json.dumps(batcher.stats())) if request.path == "/stats" else None
 
     # max_queue: picows 2.3 leaves messages lying that came when it had stopped reading for a full queue
-    async with serve(lambda connection: microphone(connection, batcher), host, port, process_request=stats,
-                     compression=None, max_size=4 * CHUNK, max_queue=None,
-                     close_timeout=1) as server:
+    async with serve(
+        lambda connection: microphone(connection, batcher),
+        host,
+        port,
+        process_request=stats,
+        compression=None,
+        max_size=4 * CHUNK,
+        max_queue=None,
+        close_timeout=1,
+    ) as server:
         print("listening on ws://%s:%d" % server.sockets[0].getsockname()[:2], flush=True)
         await ended.wait()
         await asyncio.to_thread(batcher.drain)

@@ -6,6 +6,7 @@ A row of symbols is a language, the letters of a word of it, its end, and furthe
 Words: the lists of the PyPI package wordfreq (pip install 'rnnfast[models]'); `word_lists` is where others go.
 words.md says what is learned.
 """
+
 import pathlib
 import sys
 from functools import partial
@@ -21,14 +22,14 @@ from rnnfast import nn, train
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "fi": "Finnish"}
 LETTERS = "abcdefghijklmnopqrstuvwxyzàâäåæçèéêëîïôöùûüœß"
-COUNT, LONGEST = 20_000, 15                 # the commonest words of each language, of 2 to 15 letters
-END, FIRST_LETTER = 0, 1 + len(LANGUAGES)   # symbols: the end, the languages, the letters
-NUMBERS = range(1, FIRST_LETTER)            # of the languages
+COUNT, LONGEST = 20_000, 15  # the commonest words of each language, of 2 to 15 letters
+END, FIRST_LETTER = 0, 1 + len(LANGUAGES)  # symbols: the end, the languages, the letters
+NUMBERS = range(1, FIRST_LETTER)  # of the languages
 SYMBOLS = FIRST_LETTER + len(LETTERS)
 EMBEDDING, HIDDEN, DROPOUT, RATE, BATCH = 32, 192, 0.15, 6e-3, 128
-ORDERS = (2, 3, 4, 5, 6)                    # of n-grams
+ORDERS = (2, 3, 4, 5, 6)  # of n-grams
 WRITTEN, TEMPERATURES, SHOWN = 500, (0.4, 0.6, 0.8, 1.0, 1.2), 0.8
-TARGET = 2.60                               # bits per letter of words that are held out; trigrams need 3.021
+TARGET = 2.60  # bits per letter of words that are held out; trigrams need 3.021
 
 
 def word_lists():
@@ -37,10 +38,16 @@ def word_lists():
         from wordfreq import top_n_list, word_frequency
     except ImportError:
         sys.exit("words.py needs the word lists of wordfreq: pip install 'rnnfast[models]'")
-    common = {language: [word for word in top_n_list(language, COUNT)
-                         if 2 <= len(word) <= LONGEST and set(word) <= set(LETTERS)
-                         and language == max(LANGUAGES, key=lambda other: word_frequency(word, other))]
-              for language in LANGUAGES}
+    common = {
+        language: [
+            word
+            for word in top_n_list(language, COUNT)
+            if 2 <= len(word) <= LONGEST
+            and set(word) <= set(LETTERS)
+            and language == max(LANGUAGES, key=lambda other: word_frequency(word, other))
+        ]
+        for language in LANGUAGES
+    }
     return common, {language: set(top_n_list(language, 50_000)) for language in LANGUAGES}
 
 
@@ -49,7 +56,7 @@ def encoded(words, language):
     rows = np.full((len(words), LONGEST + 2), END)
     rows[:, 0] = 1 + list(LANGUAGES).index(language)
     for row, word in zip(rows, words):
-        row[1:1 + len(word)] = [FIRST_LETTER + LETTERS.index(letter) for letter in word]
+        row[1 : 1 + len(word)] = [FIRST_LETTER + LETTERS.index(letter) for letter in word]
     return rows
 
 
@@ -71,8 +78,9 @@ class NGrams:
 
     def __init__(self, rows, order):
         self.order = order
-        self.models = [NGram(windows_of(rows[rows[:, 0] == number], order), SYMBOLS, begin=number)
-                       for number in NUMBERS]
+        self.models = [
+            NGram(windows_of(rows[rows[:, 0] == number], order), SYMBOLS, begin=number) for number in NUMBERS
+        ]
 
     def bits(self, rows):
         """-log2 p of each symbol that is to be foretold, row by row."""
@@ -84,7 +92,7 @@ class NGrams:
 
     def scores(self, rows):
         """log p of all symbols after each row."""
-        before = np.column_stack([*[rows[:, :1]] * (self.order - 2), rows])[:, 1 - self.order:]
+        before = np.column_stack([*[rows[:, :1]] * (self.order - 2), rows])[:, 1 - self.order :]
         logs = np.empty((len(rows), SYMBOLS))
         for number, model in zip(NUMBERS, self.models):
             logs[rows[:, 0] == number] = np.log(model.after(before[rows[:, 0] == number]))
@@ -110,8 +118,8 @@ def written(scores, rng):
     """WRITTEN rows for each language: each symbol is drawn from `scores` of the row so far, until the end."""
     rows = np.repeat(NUMBERS, WRITTEN)[:, None]
     while rows.shape[1] < LONGEST + 1:
-        p = scores(rows) + rng.gumbel(size=(len(rows), SYMBOLS))       # the largest is a draw from the softmax
-        p[:, 1:FIRST_LETTER] = -np.inf                                 # no language within a word
+        p = scores(rows) + rng.gumbel(size=(len(rows), SYMBOLS))  # the largest is a draw from the softmax
+        p[:, 1:FIRST_LETTER] = -np.inf  # no language within a word
         rows = np.column_stack([rows, p.argmax(-1)])
     rows = np.where((rows == END).cumsum(1) > 0, END, rows)
     return np.column_stack([rows, np.full(len(rows), END)])
@@ -130,11 +138,15 @@ def texts(rows):
 def shares(rows, judge, lexicon, known):
     """Of the words written: taken for the right language by `judge`; of those of five letters or more, which chance
     hits seldom: in the lexicon of the language, and there and not learned from."""
-    words = [(text, text in lexicon[list(LANGUAGES)[row[0] - 1]]) for row, text in zip(rows, texts(rows))
-             if len(text) >= 5]
+    words = [
+        (text, text in lexicon[list(LANGUAGES)[row[0] - 1]]) for row, text in zip(rows, texts(rows)) if len(text) >= 5
+    ]
     real = [text for text, there in words if there]
-    return (np.mean(language_of(rows, judge.bits) == rows[:, 0]), len(real) / len(words),
-            len([text for text in real if text not in known]) / len(words))
+    return (
+        np.mean(language_of(rows, judge.bits) == rows[:, 0]),
+        len(real) / len(words),
+        len([text for text in real if text not in known]) / len(words),
+    )
 
 
 def picture(by_position, by_temperature, of_trigram):
@@ -144,8 +156,12 @@ def picture(by_position, by_temperature, of_trigram):
     for (name, bits), colour in zip(by_position.items(), ("#868e96", "#495057", "#d6336c")):
         left.plot(1 + np.arange(len(bits)), bits, "o-", markersize=3, color=colour, label=name)
     left.set(title="held-out words", xlabel="letter of the word", ylabel="bits", ylim=0)
-    for share, label, other, colour in zip(np.transpose(by_temperature), ("right language", "real", "real and new"),
-                                           of_trigram, ("#1971c2", "#2f9e44", "#e8590c")):
+    for share, label, other, colour in zip(
+        np.transpose(by_temperature),
+        ("right language", "real", "real and new"),
+        of_trigram,
+        ("#1971c2", "#2f9e44", "#e8590c"),
+    ):
         right.plot(TEMPERATURES, share, "o-", markersize=3, color=colour, label=label)
         right.plot(1.0, other, "x", color=colour)
     right.set(title="words written (x: by the trigram)", xlabel="temperature", ylim=(0, 1.02))
@@ -157,8 +173,12 @@ def picture(by_position, by_temperature, of_trigram):
 @click.command()
 @click.option("--epochs", default=13, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, exists=True, path_type=pathlib.Path),
-              default=pathlib.Path(__file__).parent, help="Folder for words.onnx and .svg.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, exists=True, path_type=pathlib.Path),
+    default=pathlib.Path(__file__).parent,
+    help="Folder for words.onnx and .svg.",
+)
 def main(epochs, seed, out):
     common, lexicon = word_lists()
     rng = np.random.default_rng(seed)
@@ -166,14 +186,26 @@ def main(epochs, seed, out):
     held_out, rows = np.split(rows, [len(rows) // 10])
     print(f"{len(rows):,} words to learn from, {len(held_out):,} held out")
 
-    net = nn.Sequential(nn.Embedding(SYMBOLS, EMBEDDING, rng=rng),
-                        nn.GRU(EMBEDDING, HIDDEN, batch_first=True, threads=2, rng=rng), nn.Dropout(DROPOUT),
-                        nn.Linear(HIDDEN, SYMBOLS, rng=rng))
+    net = nn.Sequential(
+        nn.Embedding(SYMBOLS, EMBEDDING, rng=rng),
+        nn.GRU(EMBEDDING, HIDDEN, batch_first=True, threads=2, rng=rng),
+        nn.Dropout(DROPOUT),
+        nn.Linear(HIDDEN, SYMBOLS, rng=rng),
+    )
     print(net.summary())
     steps = epochs * -(-len(rows) // BATCH)
-    net.fit(rows[:, :-1], rows[:, 1:], lengths=lengths_of(rows), epochs=epochs, batch_size=BATCH, seed=seed,
-            loss=train.CrossEntropy(), optimizer=train.Adam(train.CosineDecay(RATE, steps, steps // 20, RATE / 50)),
-            validation_data=(held_out[:, :-1], held_out[:, 1:], lengths_of(held_out)), clip_norm=1.0)
+    net.fit(
+        rows[:, :-1],
+        rows[:, 1:],
+        lengths=lengths_of(rows),
+        epochs=epochs,
+        batch_size=BATCH,
+        seed=seed,
+        loss=train.CrossEntropy(),
+        optimizer=train.Adam(train.CosineDecay(RATE, steps, steps // 20, RATE / 50)),
+        validation_data=(held_out[:, :-1], held_out[:, 1:], lengths_of(held_out)),
+        clip_norm=1.0,
+    )
     net.save(out / "words.onnx", states=True)
 
     model = rnnfast.load(out / "words.onnx")
@@ -203,8 +235,10 @@ def main(epochs, seed, out):
         print(f"{language:10}{' '.join(texts(shown[shown[:, 0] == number][:9]))}")
 
     position = np.concatenate([np.arange(length) for length in lengths_of(held_out)])
-    by_position = {name: (np.bincount(position, bits[name]) / np.bincount(position))[:12]
-                   for name in ("3-gram", f"{best}-gram", "GRU")}
+    by_position = {
+        name: (np.bincount(position, bits[name]) / np.bincount(position))[:12]
+        for name in ("3-gram", f"{best}-gram", "GRU")
+    }
     with matplotlib.rc_context({"svg.hashsalt": "rnnfast", "svg.fonttype": "none"}):
         picture(by_position, by_temperature, of_trigram).savefig(out / "words.svg", metadata={"Date": None})
     if bits["GRU"].mean() > TARGET:

@@ -1,4 +1,5 @@
 """Recurrent networks on CPUs: ONNX files in, the right answer out, the same bits everywhere."""
+
 import importlib
 
 from rnnfast import errors as errors
@@ -10,8 +11,18 @@ __version__ = "0.1.0"
 _LAZY = {
     **dict.fromkeys(("get_isa", "isas", "set_isa"), "rnnfast.native._kernels"),
     **dict.fromkeys(("Model", "load"), "rnnfast.model"),
-    **dict.fromkeys(("ExecutionMode", "GraphOptimizationLevel", "InferenceSession", "RunOptions", "SessionOptions",
-                     "get_available_providers", "get_device"), "rnnfast.session"),
+    **dict.fromkeys(
+        (
+            "ExecutionMode",
+            "GraphOptimizationLevel",
+            "InferenceSession",
+            "RunOptions",
+            "SessionOptions",
+            "get_available_providers",
+            "get_device",
+        ),
+        "rnnfast.session",
+    ),
     "Batcher": "rnnfast.serving.batcher",
     "Stream": "rnnfast.streaming.model_stream",
     **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),

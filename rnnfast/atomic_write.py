@@ -1,4 +1,5 @@
 """Files that are there as a whole or not at all."""
+
 import os
 import tempfile
 

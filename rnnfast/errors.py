@@ -1,6 +1,6 @@
 """Every error that rnnfast raises on purpose: one family, so that a service needs one ``except``.
 
-Each message says what came, what was expected and where (file, node, attribute, input).
+Each message says what received, what was expected and where (file, node, attribute, input).
 """
 
 
@@ -48,15 +48,20 @@ class IsaError(Error, ValueError):
     """An instruction set that does not exist or that this CPU cannot run was asked for."""
 
 
-def located(error, where):
+def with_location(error, where):
     """`error` as one of rnnfast's, saying where; the innermost place stands."""
     if getattr(error, "located", False):
         return error
     if isinstance(error, Error):
         kind, text = type(error), str(error)
     else:
-        kind = (LimitError if isinstance(error, (MemoryError, RecursionError)) else
-                InputTypeError if isinstance(error, TypeError) else InputError)
+        kind = (
+            LimitError
+            if isinstance(error, (MemoryError, RecursionError))
+            else InputTypeError
+            if isinstance(error, TypeError)
+            else InputError
+        )
         text = f"{type(error).__name__}: {error}"
     new = kind(f"{where}: {text}")
     new.located = True

@@ -1,4 +1,5 @@
 """A loaded model: immutable, called with named inputs, shared by any number of threads."""
+
 import collections
 import copy
 import dataclasses
@@ -7,20 +8,21 @@ import threading
 
 import numpy as np
 
-from rnnfast.native import _kernels
 from rnnfast.errors import InputError
-from rnnfast.onnx.inputs import admit
-from rnnfast.named_values import Outputs, merged
+from rnnfast.named_values import Outputs, merge_inputs
+from rnnfast.native import _kernels
+from rnnfast.native.threads import check as check_threads
 from rnnfast.onnx import lowering
 from rnnfast.onnx.compile.builder import Target
-from rnnfast.onnx.graph import read
-from rnnfast.onnx.summary import summarise
-from rnnfast.onnx.trace import Program, fold
 from rnnfast.onnx.float64 import widen
-from rnnfast.native.threads import check as check_threads
+from rnnfast.onnx.folding import fold
+from rnnfast.onnx.graph import read
+from rnnfast.onnx.inputs import validate
+from rnnfast.onnx.summary import summarise
+from rnnfast.onnx.trace import PlannedGraph
 
 # Programs of one model besides its own: one for each set of initializers that callers override, and the references.
-MAX_PROGRAMS = 4
+MAX_PLANNED_GRAPHS = 4
 # Sets of input shapes for which a model keeps plans.
 PLANS = 16
 
@@ -43,6 +45,7 @@ class Model:
     inputs, outputs: tuples of objects with `name` and `type` (which has `dtype` and `shape`; str(type) is
     onnxruntime's name of it); inputs that have an initializer may be left out of a call. graph: the checked Graph.
     """
+
     def __init__(self, source, *, matmul=None, threads=None, plans=PLANS):
         if matmul not in (None, *_kernels.MATMULS):
             raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, _kernels.MATMULS))}")
@@ -58,11 +61,11 @@ class Model:
         self.graph, self.inputs, self.outputs = graph, graph.inputs, graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
         self._names = [v.name for v in self.outputs]
-        self._programs = collections.OrderedDict()
+        self._planned_graphs = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def _run_by(self, program):
-        self._own, self._run_plan = program, program.plans.run
+    def _run_by(self, planned):
+        self._own, self._run_plan = planned, planned.plans.run
 
     @property
     def required_inputs(self):
@@ -76,27 +79,27 @@ class Model:
         LimitError where the loops of the call take more than a million iterations together, or what it computes needs
         more than 4 GiB at a time.
         """
-        return Outputs(zip(self._names, self.run(self.merged(feed, inputs))))
+        return Outputs(zip(self._names, self.run(self.merge_inputs(feed, inputs))))
 
     def run(self, feed):
         """The outputs as a list in the graph's order, for one mapping of inputs by name."""
         outputs = self._run_plan(feed)
         if outputs is None:
-            program, args = self.prepare(self.merged(feed, {}))
-            outputs = program.run(args)
+            planned, args = self.prepare(self.merge_inputs(feed, {}))
+            outputs = planned.run(args)
         return outputs
 
     def reference(self, feed=None, /, **inputs):
         """The same graph in float64 by NumPy alone: slow, and what `rnnfast check` compares with."""
-        program, args = self.prepare(self.merged(feed, inputs), True)
-        return Outputs(zip(self._names, program.run(args)))
+        planned, args = self.prepare(self.merge_inputs(feed, inputs), True)
+        return Outputs(zip(self._names, planned.run(args)))
 
-    def merged(self, feed, inputs):
+    def merge_inputs(self, feed, inputs):
         """One dict of a positional mapping and keywords."""
-        return merged(self.source.label, feed, inputs)
+        return merge_inputs(self.source.label, feed, inputs)
 
     def prepare(self, feed, reference=False):
-        """(Program, its arguments) of a call; every input is checked."""
+        """(PlannedGraph, its arguments) of a call; every input is checked."""
         label, constants = self.source.label, self.graph.constants
         for name in feed:
             if name not in self._types:
@@ -104,28 +107,28 @@ class Model:
         missing = [name for name in self._types if name not in feed and name not in constants]
         if missing:
             raise InputError(f"{label}: input {missing[0]!r} is missing: the model has {list(self._types)}")
-        program = self._program(frozenset(name for name in feed if name in constants), reference)
-        args = [admit(feed[name], self._types[name], f"{label}: input {name!r}") for name in program.names]
-        return program, widen(args) if reference else args
+        planned = self._planned(frozenset(name for name in feed if name in constants), reference)
+        args = [validate(feed[name], self._types[name], f"{label}: input {name!r}") for name in planned.names]
+        return planned, widen(args) if reference else args
 
-    def _program(self, overridden, reference):
-        """The program that takes these initializers from the caller."""
+    def _planned(self, overridden, reference):
+        """The planned that takes these initializers from the caller."""
         if not overridden and not reference:
             return self._own
         key = overridden, reference
         with self._lock:
-            if key in self._programs:
-                self._programs.move_to_end(key)
-                return self._programs[key]
-        program = self.build(overridden, reference)
+            if key in self._planned_graphs:
+                self._planned_graphs.move_to_end(key)
+                return self._planned_graphs[key]
+        planned = self.build(overridden, reference)
         with self._lock:
-            program = self._programs.setdefault(key, program)
-            while len(self._programs) > MAX_PROGRAMS:
-                self._programs.popitem(last=False)
-        return program
+            planned = self._planned_graphs.setdefault(key, planned)
+            while len(self._planned_graphs) > MAX_PLANNED_GRAPHS:
+                self._planned_graphs.popitem(last=False)
+        return planned
 
     def build(self, overridden=frozenset(), reference=False, record=None, meter=None):
-        """A new Program; record(node, input values, output values) is called with each step that it traces, meter(step)
+        """A new PlannedGraph; record(node, input values, output values) is called with each step that it traces, meter(step)
         with each Step of a plan, for what the plan runs instead."""
         constants = {name: value for name, value in self.graph.constants.items() if name not in overridden}
         graph = dataclasses.replace(self.graph, constants=constants)
@@ -135,8 +138,16 @@ class Model:
             else:
                 graph = fold(graph, functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads))
         names = [v.name for v in self.inputs if v.name not in constants]
-        return Program(graph, names, self.source.label, record=record, meter=meter,
-                       target=None if reference else self._target, plans=self._plans, specialises=True)
+        return PlannedGraph(
+            graph,
+            names,
+            self.source.label,
+            record=record,
+            meter=meter,
+            target=None if reference else self._target,
+            plans=self._plans,
+            specialises=True,
+        )
 
     @property
     def folded(self):
@@ -149,14 +160,22 @@ class Model:
         model = copy.copy(self)
         model._plans = plans or self._plans
         model._set(graph)
-        model._run_by(Program(graph, [v.name for v in graph.inputs], self.source.label, target=self._target,
-                              plans=model._plans, specialises=True))
+        model._run_by(
+            PlannedGraph(
+                graph,
+                [v.name for v in graph.inputs],
+                self.source.label,
+                target=self._target,
+                plans=model._plans,
+                specialises=True,
+            )
+        )
         return model
 
     def record(self, feed, record):
         """One call for record(node, input values, output values), with the nodes of `folded`."""
-        program, args = self.prepare(feed)
-        Program(program.graph, program.names, self.source.label, record=record, specialises=True)(args)
+        planned, args = self.prepare(feed)
+        PlannedGraph(planned.graph, planned.names, self.source.label, record=record, specialises=True)(args)
 
     def stream(self, state=None, *, states=None, **fixed):
         """A Stream: frames go in by `step` and `run`, states stay inside.
@@ -166,6 +185,7 @@ class Model:
         frame.
         """
         from rnnfast.streaming.model_stream import Stream
+
         return Stream(self, state, states, fixed)
 
     def pool(self, max_streams, *, states=None, batch=True, **fixed):
@@ -176,6 +196,7 @@ class Model:
         them one by one.
         """
         from rnnfast.streaming.model_pool import ModelPool
+
         return ModelPool(self, max_streams, states, batch, fixed)
 
     def memory(self, feed=None, /, **inputs):
@@ -184,8 +205,8 @@ class Model:
         The plan of the call is made and kept, as by its first run. None where a shape depends on values. What NumPy
         functions of steps that are not native take for themselves is not counted; `rnnfast profile` shows such steps.
         """
-        program, args = self.prepare(self.merged(feed, inputs))
-        return program.plan(args).nbytes
+        planned, args = self.prepare(self.merge_inputs(feed, inputs))
+        return planned.plan(args).nbytes
 
     def summary(self, feed=None, /, **inputs):
         """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.
@@ -194,7 +215,7 @@ class Model:
         the dimensions that the model leaves open. Inputs that the model does not take raise as in a call; where the
         run itself ends early, `problem` says why.
         """
-        return summarise(self, self.merged(feed, inputs))
+        return summarise(self, self.merge_inputs(feed, inputs))
 
     def __repr__(self):
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)

@@ -1,10 +1,11 @@
 """Values by name, as a call takes them and gives them back."""
+
 import collections.abc
 
 from rnnfast.errors import InputError, InputTypeError
 
 
-def merged(label, feed, inputs, single=None):
+def merge_inputs(label, feed, inputs, single=None):
     """A mapping of inputs by name, of one mapping and keywords. single: the name of an array that comes without one, or
     None."""
     if feed is None:
@@ -21,6 +22,7 @@ def merged(label, feed, inputs, single=None):
 
 class Outputs(dict):
     """Output name -> ndarray, in the graph's order; names that are identifiers are attributes too."""
+
     def __getattr__(self, name):
         try:
             return self[name]

@@ -5,6 +5,7 @@ matplotlib (``pip install 'rnnfast[plot]'``), else UnsupportedError. Functions t
 ``matplotlib.figure.Figure``, saved by ``figure.savefig("name.svg")``; pyplot is neither used nor changed. With
 ``figure=``, a Figure or SubFigure, they draw into that one and return it.
 """
+
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,8 +21,17 @@ from rnnfast.reference import ACTIVATIONS
 COLOURS = ("#868e96", "#d6336c", "#1971c2", "#2f9e44", "#e8590c", "#5f3dc4")
 """Grey, then those of lines."""
 
-_TITLES = {"i": "input gate i", "f": "forget gate f", "g": "candidate g", "o": "output gate o", "r": "reset gate r",
-           "z": "update gate z", "n": "candidate n", "c": "cell state c", "h": "hidden state h"}
+_TITLES = {
+    "i": "input gate i",
+    "f": "forget gate f",
+    "g": "candidate g",
+    "o": "output gate o",
+    "r": "reset gate r",
+    "z": "update gate z",
+    "n": "candidate n",
+    "c": "cell state c",
+    "h": "hidden state h",
+}
 
 
 def learning_curves(history, *, metrics=None, monitor=None, mode="min", figure=None):
@@ -54,8 +64,14 @@ def learning_curves(history, *, metrics=None, monitor=None, mode="min", figure=N
                 if best is not None:
                     panel.plot(epochs[best], curves[name][best], "o", color=colour, fillstyle="none", markersize=9)
         if best is not None:
-            panel.axvline(epochs[best], color=COLOURS[0], linewidth=1, linestyle=":", zorder=0,
-                          label=f"best epoch: {epochs[best]}")
+            panel.axvline(
+                epochs[best],
+                color=COLOURS[0],
+                linewidth=1,
+                linestyle=":",
+                zorder=0,
+                label=f"best epoch: {epochs[best]}",
+            )
         panel.set_title(metric, fontsize=10)
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
@@ -66,13 +82,15 @@ def learning_curves(history, *, metrics=None, monitor=None, mode="min", figure=N
 
 def _curves(history):
     if not isinstance(history, Mapping) or not history:
-        raise InputTypeError(f"history: {history!r:.60} came, expected a mapping of name to one number for each epoch")
+        raise InputTypeError(f"history: got {history!r:.60}, expected a mapping of name to one number for each epoch")
     curves = {}
     for name, values in history.items():
         values = as_array(values, f"history: {name}")
         if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf":
-            raise InputError(f"history: {name} has dtype {values.dtype}, shape {list(values.shape)}, expected one "
-                             "number for each epoch")
+            raise InputError(
+                f"history: {name} has dtype {values.dtype}, shape {list(values.shape)}, expected one "
+                "number for each epoch"
+            )
         curves[str(name)] = values.astype(float)
     counts = {name: len(values) for name, values in curves.items()}
     if len(set(counts.values())) > 1:
@@ -100,8 +118,11 @@ def gate_values(layer, x, state=None, *, index=0, direction=0):
         directions = []
         for d, backwards in enumerate(layer._reverse):
             order = slice(None, None, -1 if backwards else 1)
-            of_cell = {name.removesuffix(f"_{suffix(k, d)}"): value for name, value in parameters.items()
-                       if name.endswith(f"_{suffix(k, d)}")}
+            of_cell = {
+                name.removesuffix(f"_{suffix(k, d)}"): value
+                for name, value in parameters.items()
+                if name.endswith(f"_{suffix(k, d)}")
+            }
             states = [s[k * len(layer._reverse) + d] for s in initial]
             steps = list(_CELLS[layer.kind](layer, of_cell, _functions(layer, d), x[order], *states))
             directions.append({name: np.stack([step[name] for step in steps])[order] for name in steps[0]})
@@ -112,7 +133,7 @@ def gate_values(layer, x, state=None, *, index=0, direction=0):
 
 
 def _rnn(layer, weights, functions, x, h):
-    f, = functions
+    (f,) = functions
     R = weights["weight_hh"].T
     for xg in _input(weights, x):
         h = f(xg + h @ R + weights.get("bias_hh", 0.0))
@@ -162,6 +183,7 @@ def _functions(layer, direction):
     def bind(position, name, alpha, beta):
         bound = np.inf if position == 2 else limit
         return lambda a: ACTIVATIONS[name](np.clip(a, -bound, bound), alpha, beta)
+
     return [bind(position, *triple) for position, triple in enumerate(layer._activations[direction])]
 
 
@@ -201,12 +223,15 @@ def attention(weights, source=None, target=None, *, figure=None):
     """
     weights = as_array(weights, "weights")
     if weights.ndim != 2 or not weights.size or weights.dtype.kind not in "iuf":
-        raise InputError(f"weights: dtype is {weights.dtype}, shape is {list(weights.shape)}, expected numbers "
-                         "[target steps, source steps]")
+        raise InputError(
+            f"weights: dtype is {weights.dtype}, shape is {list(weights.shape)}, expected numbers "
+            "[target steps, source steps]"
+        )
     source = _labels(source, weights.shape[1], "source")
     target = _labels(target, weights.shape[0], "target")
-    figure, (panel,) = _panels(figure, 1, 1, 2.2 + 0.28 * min(weights.shape[1], 40),
-                               1.2 + 0.28 * min(weights.shape[0], 40))
+    figure, (panel,) = _panels(
+        figure, 1, 1, 2.2 + 0.28 * min(weights.shape[1], 40), 1.2 + 0.28 * min(weights.shape[0], 40)
+    )
     image = panel.imshow(weights, cmap="Blues", vmin=0, vmax=max(1.0, float(weights.max())), interpolation="nearest")
     figure.colorbar(image, ax=panel, pad=0.02)
     panel.xaxis.tick_top()
@@ -219,6 +244,7 @@ def attention(weights, source=None, target=None, *, figure=None):
 
 class GradientNorms(NamedTuple):
     """Norms by the number n of steps before the last one, n = 0 ... T - 1."""
+
     state: np.ndarray
     """[T, B]: of dL/d(h, c) after step T - 1 - n, for each row's own loss"""
     weights: np.ndarray
@@ -255,9 +281,10 @@ def gradient_norms(layer, x, state=None, *, dlast=None, rng=0):
 
     saved, state = [], layer._as_state(tuple(initial))
     for t in range(steps):
-        step = x[t:t + 1]
-        _, state, of_step = layer.forward(step.swapaxes(0, 1) if layer.batch_first else step, state, training=True,
-                                          rng=generator)
+        step = x[t : t + 1]
+        _, state, of_step = layer.forward(
+            step.swapaxes(0, 1) if layer.batch_first else step, state, training=True, rng=generator
+        )
         saved.append(of_step)
 
     dstate = tuple(np.zeros_like(s) for s in initial)
@@ -291,7 +318,7 @@ def gradient_flow(layers, x, state=None, *, clip=None, rng=0, figure=None):
         explosion; it cannot mend a vanished gradient, nor the proportion of near steps to far ones.
     """
     if not isinstance(layers, Mapping) or not layers:
-        raise InputTypeError(f"layers: {layers!r:.60} came, expected a mapping of name to layer or list of layers")
+        raise InputTypeError(f"layers: got {layers!r:.60}, expected a mapping of name to layer or list of layers")
     if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
         raise InputError(f"clip: {clip!r}, expected a number above 0")
     generator = as_generator(rng)
@@ -313,8 +340,10 @@ def gradient_flow(layers, x, state=None, *, clip=None, rng=0, figure=None):
             _line(right, weights * factors, colour, "_clipped", linestyle="--", band=False)
     left.set_ylabel("norm")
     left.set_title("gradient of the state", fontsize=10)
-    right.set_title("gradient of the weights, from each step" +
-                    ("" if clip is None else f"\n(dashed: clipped to norm {clip:g})"), fontsize=10)
+    right.set_title(
+        "gradient of the weights, from each step" + ("" if clip is None else f"\n(dashed: clipped to norm {clip:g})"),
+        fontsize=10,
+    )
     for panel in (left, right):
         panel.set(yscale="log", xlabel="steps back from the loss")
         panel.grid(alpha=0.25)
@@ -336,8 +365,10 @@ def _line(panel, values, colour, label, linestyle="-", band=True):
 def _arguments(layer, x, state):
     """-> x [T, B, I], the initial states [layers * directions, B, size], and whether x had a batch axis."""
     if not isinstance(layer, (nn.RNN, nn.LSTM, nn.GRU)):
-        raise InputTypeError(f"layer: a {type(layer).__name__} came, expected RNN, LSTM or GRU (one of a Sequential's "
-                             "stands in its `layers`)")
+        raise InputTypeError(
+            f"layer: got a {type(layer).__name__}, expected RNN, LSTM or GRU (one of a Sequential's "
+            "stands in its `layers`)"
+        )
     x, batched = layer._batch(x)
     steps, rows, _ = x.shape
     if not steps or not rows:
@@ -359,8 +390,9 @@ def _panels(figure, rows, columns, width, height, **options):
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UnsupportedError("rnnfast.plot: pictures need matplotlib, which is not installed: "
-                               "pip install 'rnnfast[plot]'") from None
+        raise UnsupportedError(
+            "rnnfast.plot: pictures need matplotlib, which is not installed: pip install 'rnnfast[plot]'"
+        ) from None
     if figure is None:
         figure = Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
@@ -376,7 +408,7 @@ def _labels(labels, count, name):
         return None
     labels = [str(label) for label in labels]
     if len(labels) != count:
-        raise InputError(f"{name}: {len(labels)} came, expected {count}, one for each step")
+        raise InputError(f"{name}: got {len(labels)}, expected {count}, one for each step")
     return labels
 
 

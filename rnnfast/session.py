@@ -1,4 +1,5 @@
 """onnxruntime's names on a Model, so that a program moves over by changing an import."""
+
 import enum
 
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
@@ -9,6 +10,7 @@ PROVIDERS = ["CPUExecutionProvider"]
 
 class GraphOptimizationLevel(enum.IntEnum):
     """Accepted and kept: the same graph runs at every level."""
+
     ORT_DISABLE_ALL = 0
     ORT_ENABLE_BASIC = 1
     ORT_ENABLE_EXTENDED = 2
@@ -18,6 +20,7 @@ class GraphOptimizationLevel(enum.IntEnum):
 
 class ExecutionMode(enum.IntEnum):
     """Accepted and kept: nodes run one after the other."""
+
     ORT_SEQUENTIAL = 0
     ORT_PARALLEL = 1
 
@@ -28,6 +31,7 @@ class SessionOptions:
 
     `matmul` is rnnfast's own: see ``rnnfast.load``.
     """
+
     def __init__(self):
         self.matmul = None
         self.intra_op_num_threads = 0
@@ -65,6 +69,7 @@ class SessionOptions:
 
 class RunOptions:
     """onnxruntime's fields, accepted and kept."""
+
     def __init__(self):
         self.log_severity_level = -1
         self.log_verbosity_level = 0
@@ -79,6 +84,7 @@ class RunOptions:
 
 class NodeArg:
     """An input or output: name, shape (int, str or None for each dimension) and type ('tensor(float)' and the like)."""
+
     def __init__(self, value):
         self.name = value.name
         self.type = str(value.type)
@@ -90,6 +96,7 @@ class NodeArg:
 
 class ModelMetadata:
     """What the file says of itself."""
+
     def __init__(self, source, graph):
         self.producer_name = source.producer
         self.description = source.doc_string
@@ -99,11 +106,15 @@ class ModelMetadata:
 
 class InferenceSession:
     """A Model under onnxruntime's names. Providers and their options are accepted and mean nothing: it is the CPU."""
+
     def __init__(self, path_or_bytes, sess_options=None, providers=None, provider_options=None, **kwargs):
         self._options = sess_options if sess_options is not None else SessionOptions()
         threads = getattr(self._options, "intra_op_num_threads", 0)
-        self.model = Model(path_or_bytes, matmul=getattr(self._options, "matmul", None),
-                           threads=None if type(threads) is int and threads == 0 else threads)
+        self.model = Model(
+            path_or_bytes,
+            matmul=getattr(self._options, "matmul", None),
+            threads=None if type(threads) is int and threads == 0 else threads,
+        )
         self._names = [v.name for v in self.model.outputs]
 
     def run(self, output_names, input_feed, run_options=None):

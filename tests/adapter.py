@@ -1,4 +1,5 @@
 """What the suites of ../shared/vectors call: run(model bytes, inputs) -> outputs in the graph's order."""
+
 import rnnfast
 
 

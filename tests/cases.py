@@ -2,12 +2,13 @@
 
 Sizes are odd, gates differ from one another, states are unequal and not zero: no swapped axis, gate or state passes.
 """
+
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rnnfast.native import _engine
 from rnnfast import reference
+from rnnfast.native import _engine
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FUNCTIONS = {"RNN": 1, "GRU": 2, "LSTM": 3}
@@ -15,14 +16,19 @@ DEFAULT = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Ta
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 # values that no default hides, and under which outputs stay bounded
 ALPHA_BETA = {
-    "Affine": (0.7, -0.2), "LeakyRelu": (-0.3, 0.0), "ThresholdedRelu": (0.4, 0.0), "ScaledTanh": (1.3, 0.6),
-    "HardSigmoid": (0.3, 0.4), "Elu": (0.8, 0.0),
+    "Affine": (0.7, -0.2),
+    "LeakyRelu": (-0.3, 0.0),
+    "ThresholdedRelu": (0.4, 0.0),
+    "ScaledTanh": (1.3, 0.6),
+    "HardSigmoid": (0.3, 0.4),
+    "Elu": (0.8, 0.0),
 }
 
 
 @dataclass
 class Layer:
     """Arguments of one ONNX recurrent operator with its weights; arrays float32, shapes of layout 0."""
+
     kind: str
     W: np.ndarray
     R: np.ndarray
@@ -49,8 +55,18 @@ def activation(name):
     return (name, *ALPHA_BETA.get(name, (0.0, 0.0)))
 
 
-def random_layer(rng, kind, input_size, hidden_size, *, direction="forward", activations=None, bias=True,
-                 peepholes=False, **attributes):
+def random_layer(
+    rng,
+    kind,
+    input_size,
+    hidden_size,
+    *,
+    direction="forward",
+    activations=None,
+    bias=True,
+    peepholes=False,
+    **attributes,
+):
     D, G, H = len(DIRECTIONS[direction]), GATES[kind], hidden_size
     scale = 1.2 / np.sqrt(H + input_size)
 
@@ -58,9 +74,16 @@ def random_layer(rng, kind, input_size, hidden_size, *, direction="forward", act
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
     names = activations or (DEFAULT[kind],) * D
-    return Layer(kind, weights(D, G * H, input_size), weights(D, G * H, H), weights(D, 2 * G * H) if bias else None,
-                 weights(D, 3 * H) if peepholes else None, direction,
-                 tuple(tuple(activation(name) for name in per_direction) for per_direction in names), attributes)
+    return Layer(
+        kind,
+        weights(D, G * H, input_size),
+        weights(D, G * H, H),
+        weights(D, 2 * G * H) if bias else None,
+        weights(D, 3 * H) if peepholes else None,
+        direction,
+        tuple(tuple(activation(name) for name in per_direction) for per_direction in names),
+        attributes,
+    )
 
 
 def random_input(rng, layer, T, B, *, states=True, lens=None):
@@ -74,10 +97,18 @@ def random_input(rng, layer, T, B, *, states=True, lens=None):
 
 def cells(layer, matmul="packed"):
     return tuple(
-        _engine.Cell(layer.kind, layer.W[d], layer.R[d], None if layer.B is None else layer.B[d],
-                     None if layer.P is None else layer.P[d], activations=layer.activations[d], matmul=matmul,
-                     **layer.attributes)
-        for d in range(layer.directions))
+        _engine.Cell(
+            layer.kind,
+            layer.W[d],
+            layer.R[d],
+            None if layer.B is None else layer.B[d],
+            None if layer.P is None else layer.P[d],
+            activations=layer.activations[d],
+            matmul=matmul,
+            **layer.attributes,
+        )
+        for d in range(layer.directions)
+    )
 
 
 def run(packed, layer, x, h=None, c=None, lens=None, threads=1):
@@ -90,8 +121,17 @@ def run(packed, layer, x, h=None, c=None, lens=None, threads=1):
 def expect(layer, x, h=None, c=None, lens=None):
     """The reference, float64, same outputs"""
     states = (h, c, layer.P) if layer.kind == "LSTM" else (h,)
-    return getattr(reference, layer.kind.lower())(x, layer.W, layer.R, layer.B, lens, *states, direction=layer.direction,
-                                                  activations=layer.activations, **layer.attributes)
+    return getattr(reference, layer.kind.lower())(
+        x,
+        layer.W,
+        layer.R,
+        layer.B,
+        lens,
+        *states,
+        direction=layer.direction,
+        activations=layer.activations,
+        **layer.attributes,
+    )
 
 
 def bits(arrays):

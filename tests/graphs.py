@@ -1,4 +1,5 @@
 """Small ONNX models for the tests, from ONNX's textual form or from nodes."""
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -18,8 +19,14 @@ def parse(text, opset=17, ir_version=8, **initializers):
 def model_of(nodes, inputs, outputs, initializers=(), opset=17, ir_version=8, **graph):
     """ModelProto of nodes; inputs and outputs are (name, TensorProto type, shape), initializers name -> array."""
     initializers = [numpy_helper.from_array(np.asarray(a), name) for name, a in dict(initializers).items()]
-    proto = helper.make_graph(nodes, "g", [helper.make_tensor_value_info(*i) for i in inputs],
-                              [helper.make_tensor_value_info(*o) for o in outputs], initializers, **graph)
+    proto = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info(*o) for o in outputs],
+        initializers,
+        **graph,
+    )
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
 
 
@@ -28,11 +35,15 @@ def one_node(op_type, inputs, n_outputs=1, opset=17, constants=(), **attributes)
     outputs = [f"out{i}" for i in range(n_outputs)]
     node = helper.make_node(op_type, list(inputs), outputs, "node", **attributes)
     types = {name: helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype) for name, a in inputs.items() if name}
-    free = [(name, types[name], [f"{name}{i}" for i in range(np.ndim(a))])
-            for name, a in inputs.items() if name and name not in constants]
+    free = [
+        (name, types[name], [f"{name}{i}" for i in range(np.ndim(a))])
+        for name, a in inputs.items()
+        if name and name not in constants
+    ]
     first = next(iter(types.values()))
-    return model_of([node], free, [(name, first, None) for name in outputs],
-                    {name: inputs[name] for name in constants}, opset)
+    return model_of(
+        [node], free, [(name, first, None) for name in outputs], {name: inputs[name] for name in constants}, opset
+    )
 
 
 def load(model):
@@ -42,10 +53,12 @@ def load(model):
 def onnxruntime(model, feed):
     """The outputs of onnxruntime for the same model, by name."""
     import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(model if isinstance(model, bytes) else model.SerializeToString(), options,
-                                   providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model if isinstance(model, bytes) else model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed)))
 
 

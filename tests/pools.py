@@ -1,4 +1,5 @@
 """Random use of a pool of streams, each of them compared with one that runs alone."""
+
 import concurrent.futures
 
 import numpy as np
@@ -51,7 +52,7 @@ def play(pool, alone, frame, uses, rows=np.stack, part=lambda result, i: result[
 
     for action, seed in uses:
         rng = np.random.default_rng(seed)
-        chosen = rng.permutation(list(live))[:rng.integers(1, len(live) + 1)].astype(int).tolist() if live else []
+        chosen = rng.permutation(list(live))[: rng.integers(1, len(live) + 1)].astype(int).tolist() if live else []
         if action in ("open", "begin") and len(live) < pool.max_streams:
             state = states[seed % len(states)] if action == "begin" else None
             stream = pool.open(state)
@@ -74,8 +75,11 @@ def play(pool, alone, frame, uses, rows=np.stack, part=lambda result, i: result[
             lengths[-1] = 3
             frames = [[frame(rng) for _ in range(3)] for _ in chosen]
             by_time = [rows([of_one[t] for of_one in frames]) for t in range(3)]
-            sequences = ({name: np.stack([row[name] for row in by_time], axis=1) for name in by_time[0]}
-                         if isinstance(by_time[0], dict) else np.stack(by_time, axis=1))
+            sequences = (
+                {name: np.stack([row[name] for row in by_time], axis=1) for name in by_time[0]}
+                if isinstance(by_time[0], dict)
+                else np.stack(by_time, axis=1)
+            )
             results = pool.run(chosen, sequences, lengths=lengths)
             for i, stream in enumerate(chosen):
                 for t in range(lengths[i]):

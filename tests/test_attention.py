@@ -1,4 +1,5 @@
 """Attention against torch's autograd, and what its rows do not depend on."""
+
 import numpy as np
 import pytest
 
@@ -32,16 +33,19 @@ def by_torch(layer, query, memory, lengths, dcontext):
     weights = torch.softmax(scores.masked_fill(~within, -1e300), -1) * within
     context = weights @ memory
     context.backward(torch.tensor(dcontext, dtype=torch.float64))
-    return (*(a.detach().numpy() for a in (context, weights)), query.grad.numpy(), memory.grad.numpy(),
-            {n: a.grad.numpy() for n, a in p.items()})
+    return (
+        *(a.detach().numpy() for a in (context, weights)),
+        query.grad.numpy(),
+        memory.grad.numpy(),
+        {n: a.grad.numpy() for n, a in p.items()},
+    )
 
 
 @pytest.mark.parametrize("score, query_size, memory_size", CASES)
 def test_forward_and_backward(score, query_size, memory_size):
     layer = nn.Attention(query_size, memory_size, score, rng=1)
     query, memory, dcontext = random(1, 3, 4, query_size), random(2, 3, 6, memory_size), random(3, 3, 4, memory_size)
-    context, weights, saved = layer.forward(query, memory, lengths=LENGTHS, query_lengths=QUERY_LENGTHS,
-                                            training=True)
+    context, weights, saved = layer.forward(query, memory, lengths=LENGTHS, query_lengths=QUERY_LENGTHS, training=True)
     dquery, dmemory, dweights = layer.backward(dcontext, saved)
     again = layer.backward(dcontext, saved)
     np.testing.assert_array_equal(dquery, again[0])
@@ -68,7 +72,7 @@ def test_rows_are_their_own(score, query_size, memory_size):
     lengths = [33, 0, 60]
     context, weights = layer(query, memory, lengths)
     for b, n in enumerate(lengths):
-        alone = layer(query[b:b + 1, 2:3], memory[b:b + 1, :n])
+        alone = layer(query[b : b + 1, 2:3], memory[b : b + 1, :n])
         np.testing.assert_array_equal(alone[0][0, 0], context[b, 2])
         np.testing.assert_array_equal(alone[1][0, 0], weights[b, 2, :n])
         assert not weights[b, :, n:].any()
@@ -94,19 +98,32 @@ def test_empty():
         assert dquery.shape == query.shape and dmemory.shape == memory.shape
 
 
-@pytest.mark.parametrize("call, error, text", (
-    (lambda: nn.Attention(3, 4, "bilinear"), InputError, "score: 'bilinear' is none of 'dot', 'additive'"),
-    (lambda: nn.Attention(3, 0), InputError, "memory_size: 0 is less than 1"),
-    (lambda: nn.Attention(3, 4)(random(1, 2, 5, 4), random(1, 2, 5, 4)), InputError,
-     r"query: shape is \[2, 5, 4\], expected \[B, T, 3\]"),
-    (lambda: nn.Attention(3, 4)(random(1, 2, 5, 3), random(1, 2, 5, 3)), InputError,
-     r"memory: shape is \[2, 5, 3\], expected \[B, S, 4\]"),
-    (lambda: nn.Attention(3, 3)(random(1, 2, 5, 3), random(1, 1, 5, 3)), InputError, "query has 2 rows and memory 1"),
-    (lambda: nn.Attention(3, 3)(random(1, 2, 5, 3), random(1, 2, 4, 3), [4, 5]), InputError, "lengths: 5 at row 1"),
-    (lambda: nn.Attention(3, 3)(random(1, 2, 5, 3), random(1, 2, 4, 3), None, [6, 5]), InputError, "6 at row 0"),
-    (lambda: nn.Attention(3, 3).backward(random(1, 2, 5, 3), None), InputTypeError, "saved: a NoneType came"),
-    (lambda: nn.Attention(3, 4, rng=1).load_state_dict({}), ModelError, "missing key.weight"),
-))
+@pytest.mark.parametrize(
+    "call, error, text",
+    (
+        (lambda: nn.Attention(3, 4, "bilinear"), InputError, "score: 'bilinear' is none of 'dot', 'additive'"),
+        (lambda: nn.Attention(3, 0), InputError, "memory_size: 0 is less than 1"),
+        (
+            lambda: nn.Attention(3, 4)(random(1, 2, 5, 4), random(1, 2, 5, 4)),
+            InputError,
+            r"query: shape is \[2, 5, 4\], expected \[B, T, 3\]",
+        ),
+        (
+            lambda: nn.Attention(3, 4)(random(1, 2, 5, 3), random(1, 2, 5, 3)),
+            InputError,
+            r"memory: shape is \[2, 5, 3\], expected \[B, S, 4\]",
+        ),
+        (
+            lambda: nn.Attention(3, 3)(random(1, 2, 5, 3), random(1, 1, 5, 3)),
+            InputError,
+            "query has 2 rows and memory 1",
+        ),
+        (lambda: nn.Attention(3, 3)(random(1, 2, 5, 3), random(1, 2, 4, 3), [4, 5]), InputError, "lengths: 5 at row 1"),
+        (lambda: nn.Attention(3, 3)(random(1, 2, 5, 3), random(1, 2, 4, 3), None, [6, 5]), InputError, "6 at row 0"),
+        (lambda: nn.Attention(3, 3).backward(random(1, 2, 5, 3), None), InputTypeError, "saved: got a NoneType"),
+        (lambda: nn.Attention(3, 4, rng=1).load_state_dict({}), ModelError, "missing key.weight"),
+    ),
+)
 def test_refused(call, error, text):
     with pytest.raises(error, match=text):
         call()

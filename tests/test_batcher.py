@@ -1,4 +1,5 @@
 """The Batcher: every frame gets the bits of its stream alone, in order, whatever happens to others."""
+
 import asyncio
 import subprocess
 import sys
@@ -34,15 +35,17 @@ def same(a, b):
 
 class Held:
     """A pool whose steps wait until they are let go."""
+
     def __init__(self, pool, monkeypatch):
         self.entered, self.go = threading.Event(), threading.Event()
-        step = pool.step_admitted
+        step = pool.step_validated
 
         def held(*args):
             self.entered.set()
             assert self.go.wait(20)
             return step(*args)
-        monkeypatch.setattr(pool, "step_admitted", held)
+
+        monkeypatch.setattr(pool, "step_validated", held)
 
 
 def test_import_alone():
@@ -52,6 +55,7 @@ def test_import_alone():
 
 def test_asyncio():
     """Many microphones, each awaiting its replies, at their own pace."""
+
     async def microphone(batcher, seed):
         rng = np.random.default_rng(seed)
         stream, x, y = batcher.open(), frames(seed, 12), []
@@ -71,6 +75,7 @@ def test_asyncio():
         assert 1 < stats["mean_batch"] <= 16
         assert stats["queue_seconds"]["count"] == 70 * 12
         assert len(stats["queue_seconds"]["counts"]) == len(stats["queue_seconds"]["bounds"]) + 1
+
     asyncio.run(main())
 
 
@@ -129,8 +134,10 @@ def test_order(monkeypatch):
 
 def test_error_of_one():
     """A frame that fails within a batch fails alone, and its stream is as it was."""
+
     def net():
         return nn.Sequential(nn.Embedding(10, 4, rng=1), nn.GRU(4, 5, rng=2))
+
     with rnnfast.Batcher(net().pool(20), max_batch=20, max_wait=5) as batcher:
         streams = [batcher.open() for _ in range(20)]
         for word in (3, 7):
@@ -196,11 +203,12 @@ def test_cancelled(monkeypatch):
         await asyncio.gather(*calls[1::2])
         for stream, call in zip(streams[1:], calls):
             assert batcher.frames(stream) == (0 if call.cancelled() else 1)
-            y.append((stream, [await batcher.step(stream, frame) for frame in x[batcher.frames(stream):]]))
+            y.append((stream, [await batcher.step(stream, frame) for frame in x[batcher.frames(stream) :]]))
         for _, of_stream in y:
-            assert same(of_stream, alone(x)[3 - len(of_stream):])
+            assert same(of_stream, alone(x)[3 - len(of_stream) :])
         assert batcher.stats()["cancelled"] == 15
         await asyncio.to_thread(batcher.drain)
+
     asyncio.run(main())
 
 
@@ -218,6 +226,7 @@ def test_cancelled_while_it_runs(monkeypatch):
             held.go.set()
             assert np.array_equal(await batcher.step(stream, x[1]), alone(x)[1])
             assert batcher.frames(stream) == 2 and call.cancelled()
+
     asyncio.run(main())
 
 
@@ -255,6 +264,7 @@ def test_idle():
             with pytest.raises(ClosedError, match=f"stream {quiet} is not open"):
                 await batcher.step(quiet, x[0])
             assert batcher.stats()["idle"] == 1 and len(pool) == 1
+
     asyncio.run(main())
     assert len(pool) == 0
 
@@ -282,12 +292,12 @@ def test_hurry():
     with rnnfast.Batcher(layer().pool(9), max_batch=9, max_wait=30) as batcher:
         streams, x = [batcher.open() for _ in range(9)], frames(10, 2)
         waits = batcher.submit(streams[0], x[0])
-        time.sleep(0.05)        # the thread sleeps by then
+        time.sleep(0.05)  # the thread sleeps by then
         hurried = batcher.submit(streams[1], x[0], timeout=5)
         assert same([hurried.result(5), waits.result(5)], alone(x[:1]) * 2)
         waits = [batcher.submit(streams[0], frame) for frame in x]
         time.sleep(0.05)
-        behind = batcher.submit(streams[0], x[0], timeout=5)        # takes those with it that it stands behind
+        behind = batcher.submit(streams[0], x[0], timeout=5)  # takes those with it that it stands behind
         assert same([*[f.result(5) for f in waits], behind.result(5)], alone(x[[0, 0, 1, 0]])[1:])
         for timeout in (-1, "1", float("nan"), 10**400):
             with pytest.raises(InputError, match=f"timeout is {timeout!r}, expected seconds"):
@@ -320,6 +330,7 @@ def test_loop_that_is_gone(monkeypatch):
         async def gone():
             batcher.step(a, x[0])
             await asyncio.to_thread(held.entered.wait, 20)
+
         asyncio.run(gone())
         follows = [batcher.submit(b, frame) for frame in x]
         held.go.set()
@@ -341,17 +352,20 @@ def test_defect(monkeypatch):
     batcher.drain()
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"max_batch": 0}, InputError, "max_batch is 0, expected an int of at least 1"),
-    ({"max_batch": 2.0}, InputError, "max_batch is 2.0"),
-    ({"max_queue": -1}, InputError, "max_queue is -1"),
-    ({"max_wait": -0.1}, InputError, "max_wait is -0.1, expected seconds"),
-    ({"max_wait": "1"}, InputError, "max_wait is '1'"),
-    ({"idle": float("nan")}, InputError, "idle is nan"),
-    ({"idle": 0}, InputError, "idle is 0, expected seconds"),
-    ({"max_wait": None}, InputError, "max_wait is None, expected seconds"),
-    ({"pool": 3}, InputTypeError, "a int came, expected a pool"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"max_batch": 0}, InputError, "max_batch is 0, expected an int of at least 1"),
+        ({"max_batch": 2.0}, InputError, "max_batch is 2.0"),
+        ({"max_queue": -1}, InputError, "max_queue is -1"),
+        ({"max_wait": -0.1}, InputError, "max_wait is -0.1, expected seconds"),
+        ({"max_wait": "1"}, InputError, "max_wait is '1'"),
+        ({"idle": float("nan")}, InputError, "idle is nan"),
+        ({"idle": 0}, InputError, "idle is 0, expected seconds"),
+        ({"max_wait": None}, InputError, "max_wait is None, expected seconds"),
+        ({"pool": 3}, InputTypeError, "got a int, expected a pool"),
+    ],
+)
 def test_bad_arguments(arguments, error, message):
     before = threading.active_count()
     with pytest.raises(error, match=message):
@@ -361,8 +375,9 @@ def test_bad_arguments(arguments, error, message):
 
 def test_sequences():
     """Whole sequences of all lengths join what runs: bits of a call of the layer, and the short ones are back first."""
-    net = nn.Sequential(nn.Linear(INPUTS, 9, rng=1), nn.LSTM(9, HIDDEN, num_layers=2, rng=5),
-                        nn.Linear(HIDDEN, 3, rng=2))
+    net = nn.Sequential(
+        nn.Linear(INPUTS, 9, rng=1), nn.LSTM(9, HIDDEN, num_layers=2, rng=5), nn.Linear(HIDDEN, 3, rng=2)
+    )
     lengths = np.random.default_rng(0).integers(1, 90, 60)
     lengths[0] = 3000
     xs, order = [frames(k, n) for k, n in enumerate(lengths)], []
@@ -377,6 +392,7 @@ def test_sequences():
         with rnnfast.Batcher(net, max_batch=8) as batcher:
             assert all(await asyncio.gather(*(one(batcher, k) for k in range(60))))
             assert batcher.stats()["frames"] == lengths.sum() and batcher.stats()["mean_batch"] > 1
+
     asyncio.run(main())
     assert order[-1] == 0
 

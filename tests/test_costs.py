@@ -1,4 +1,5 @@
 """What a step costs besides its arithmetic: no allocation, and nothing for denormal numbers."""
+
 import os
 import pathlib
 import shutil
@@ -72,12 +73,20 @@ def test_a_step_allocates_nothing(unsanitized, tmp_path, threads):
     if compiler is None:
         pytest.skip("there is no C compiler")
     (tmp_path / "counter.c").write_text(COUNTER)
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-fno-builtin", "counter.c", "-o", "counter.so", "-ldl"],
-                   cwd=tmp_path, check=True)
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(tmp_path / "counter.so"),
-               "PYTHONMALLOC": "malloc"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(threads)], env=environ, capture_output=True, text=True,
-                          timeout=120)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-fno-builtin", "counter.c", "-o", "counter.so", "-ldl"],
+        cwd=tmp_path,
+        check=True,
+    )
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "LD_PRELOAD": str(tmp_path / "counter.so"),
+        "PYTHONMALLOC": "malloc",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(threads)], env=environ, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -120,9 +129,14 @@ def test_padding_is_not_computed(kind, gates, direction, layout):
     T, B, H = 150, 24, 96
     D = 1 + (direction == "bidirectional")
     w, r = (rng.standard_normal((D, gates * H, H), np.float32) / 10 for _ in range(2))
-    model = rnnfast.load(parse(f"""g (float[a,b,i] x, int32[n] lens) => (y, h) {{
+    model = rnnfast.load(
+        parse(
+            f"""g (float[a,b,i] x, int32[n] lens) => (y, h) {{
         y, h = {kind} <direction = "{direction}", hidden_size = {H}, layout = {layout}> (x, w, r, , lens) }}""",
-                               w=w, r=r))
+            w=w,
+            r=r,
+        )
+    )
     layer = getattr(nn, kind).from_onnx(w, r, direction=direction, layout=layout)
     x = rng.standard_normal((T, B, H) if layout == 0 else (B, T, H), np.float32)
     long, short = np.full(B, T, np.int32), np.ones(B, np.int32)

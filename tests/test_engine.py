@@ -1,4 +1,5 @@
 """The engine against the float64 reference and against plain NumPy, on every instruction set."""
+
 import sys
 import warnings
 
@@ -7,11 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rnnfast.errors import IsaError
 from rnnfast.native import _engine, _kernels
 from rnnfast.native.cell_activations import resolve
-from rnnfast.errors import IsaError
-
-from tests.cases import (ALPHA_BETA, DEFAULT, DIRECTIONS, FUNCTIONS, bits, cells, expect, random_input, random_layer, run)
+from tests.cases import ALPHA_BETA, DEFAULT, DIRECTIONS, FUNCTIONS, bits, cells, expect, random_input, random_layer, run
 
 # Rounding of float32 chains of at most 110 terms over 7 steps, relative to the largest output; measured 3e-6.
 TOLERANCE = 1e-5
@@ -30,11 +30,17 @@ def assert_close(got, want, tolerance=TOLERANCE):
 def layers(draw):
     kind = draw(st.sampled_from(list(DEFAULT)))
     direction = draw(st.sampled_from(list(DIRECTIONS)))
-    options = dict(kind=kind, direction=direction, bias=draw(st.booleans()), input_size=draw(st.integers(1, 40)),
-                   hidden_size=draw(st.integers(1, 70)))
+    options = dict(
+        kind=kind,
+        direction=direction,
+        bias=draw(st.booleans()),
+        input_size=draw(st.integers(1, 40)),
+        hidden_size=draw(st.integers(1, 70)),
+    )
     if draw(st.booleans()):
         options["activations"] = tuple(
-            tuple(draw(st.sampled_from(NAMES)) for _ in range(FUNCTIONS[kind])) for _ in DIRECTIONS[direction])
+            tuple(draw(st.sampled_from(NAMES)) for _ in range(FUNCTIONS[kind])) for _ in DIRECTIONS[direction]
+        )
     if draw(st.booleans()):
         options["clip"] = draw(st.sampled_from([0.35, 1.7]))
     if kind == "GRU":
@@ -45,8 +51,15 @@ def layers(draw):
 
 
 @settings(max_examples=250, derandomize=True, deadline=None)
-@given(options=layers(), T=st.integers(0, 7), B=st.integers(1, 9), states=st.booleans(), ragged=st.booleans(),
-       matmul=st.sampled_from(_kernels.MATMULS), seed=st.integers(0, 2**31))
+@given(
+    options=layers(),
+    T=st.integers(0, 7),
+    B=st.integers(1, 9),
+    states=st.booleans(),
+    ragged=st.booleans(),
+    matmul=st.sampled_from(_kernels.MATMULS),
+    seed=st.integers(0, 2**31),
+)
 def test_conformance(options, T, B, states, ragged, matmul, seed):
     """Every attribute of every cell, sampled together, on every instruction set."""
     rng = np.random.default_rng(seed)
@@ -58,8 +71,9 @@ def test_conformance(options, T, B, states, ragged, matmul, seed):
     if "ThresholdedRelu" in str(layer.activations):
         # it jumps: rounding may fall on the other side, so only inputs that are not near the jump say anything
         near = random_layer(np.random.default_rng(seed), **options)
-        near.activations = tuple(tuple((n, a + 1e-4 * (n == "ThresholdedRelu"), b) for n, a, b in f)
-                                 for f in layer.activations)
+        near.activations = tuple(
+            tuple((n, a + 1e-4 * (n == "ThresholdedRelu"), b) for n, a, b in f) for f in layer.activations
+        )
         assume(np.allclose(expect(near, *inputs)[0], want[0], atol=2e-3))
     before, results = _kernels.get_isa(), []
     try:
@@ -172,8 +186,10 @@ def test_activations(isa, name):
     alpha, beta = ALPHA_BETA.get(name, (0.0, 0.0))
     x = np.random.default_rng(0).standard_normal(1003).astype(np.float32) * 3
     from rnnfast.reference import ACTIVATIONS
-    np.testing.assert_allclose(_kernels.unary(name, x, alpha, beta), ACTIVATIONS[name](x.astype(np.float64), alpha, beta),
-                               rtol=4e-7, atol=1e-7)
+
+    np.testing.assert_allclose(
+        _kernels.unary(name, x, alpha, beta), ACTIVATIONS[name](x.astype(np.float64), alpha, beta), rtol=4e-7, atol=1e-7
+    )
     assert np.isnan(_kernels.unary(name, np.float32([np.nan]), alpha, beta)).all()
 
 
@@ -202,9 +218,15 @@ def test_wrong_calls_are_refused():
     packed = cells(layer)
     x, h, c, _ = random_input(rng, layer, 4, 2)
     y = np.empty((4, 1, 2, 5), np.float32)
-    for bad in ((packed, (False,), x[:, :, :2], y), (packed, (False,), x, y[:, :, :1]), (packed, (False, True), x, y),
-                (packed, (False,), x, y, h[:, :1]), (packed, (False,), x, y, h, c[:, :, :4]),
-                (packed, (False,), x, y, h, c, [5, 1]), (packed, (False,), x, y, h, c, [1, 2, 3])):
+    for bad in (
+        (packed, (False,), x[:, :, :2], y),
+        (packed, (False,), x, y[:, :, :1]),
+        (packed, (False, True), x, y),
+        (packed, (False,), x, y, h[:, :1]),
+        (packed, (False,), x, y, h, c[:, :, :4]),
+        (packed, (False,), x, y, h, c, [5, 1]),
+        (packed, (False,), x, y, h, c, [1, 2, 3]),
+    ):
         with pytest.raises(ValueError):
             _engine.recurrent(*bad)
     with pytest.raises(ValueError, match="expected"):
@@ -217,10 +239,16 @@ def test_wrong_calls_are_refused():
 def kept(kind, state, **biases):
     """The state (c of LSTM, h of GRU) after one step in which each gate is its bias alone, unit by unit."""
     gates, n = {"LSTM": "iofc", "GRU": "zrh"}[kind], len(state)
-    cell = _engine.Cell(kind, np.zeros((len(gates) * n, 1), np.float32), np.zeros((len(gates) * n, n), np.float32),
-                        np.concatenate([biases.get(name, np.zeros(n, np.float32)) for name in gates]
-                                       + [np.zeros(len(gates) * n, np.float32)]),
-                        activations=resolve(DEFAULT[kind]), linear_before_reset=True)
+    cell = _engine.Cell(
+        kind,
+        np.zeros((len(gates) * n, 1), np.float32),
+        np.zeros((len(gates) * n, n), np.float32),
+        np.concatenate(
+            [biases.get(name, np.zeros(n, np.float32)) for name in gates] + [np.zeros(len(gates) * n, np.float32)]
+        ),
+        activations=resolve(DEFAULT[kind]),
+        linear_before_reset=True,
+    )
     states = (np.zeros((1, 1, n), np.float32),) * (kind == "LSTM") + (state[None, None],)
     y = np.empty((1, 1, 1, n), np.float32)
     h, c = _engine.recurrent((cell,), (False,), np.zeros((1, 1, 1), np.float32), y, *states)

@@ -1,4 +1,5 @@
 """Gradients of recurrent layers: torch's autograd and the float64 reference are the oracles."""
+
 import itertools
 import pathlib
 import re
@@ -7,9 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rnnfast.native import _kernels
 from rnnfast import nn, reference
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from rnnfast.native import _kernels
 from rnnfast.nn import convert
 
 # Relative to the largest gradient of its kind (x, a state, all weights): a sum over all steps whose terms cancel, as the
@@ -48,7 +49,7 @@ def problem(layer, rng, steps, rows, lengths=None, states=True):
     x = random(rng, *((rows, steps) if layer.batch_first else (steps, rows)), layer.input_size)
     count = layer.num_layers * (1 + layer.bidirectional)
     shapes = [(count, rows, layer.proj_size or layer.hidden_size), (count, rows, layer.hidden_size)]
-    shapes = shapes[:1 + (layer.kind == "LSTM")]
+    shapes = shapes[: 1 + (layer.kind == "LSTM")]
     state = packed(layer, [random(rng, *shape) for shape in shapes]) if states else None
     dstate = packed(layer, [random(rng, *shape) for shape in shapes])
     y, _ = layer(x, state, lengths)
@@ -70,8 +71,9 @@ def worst(found, right):
     """(error, name) of the largest difference, relative to the largest right gradient of its kind."""
     scale = {name: np.abs(a).max(initial=1e-30) for name, a in right.items()}
     of_weights = max(s for name, s in scale.items() if "_" in name)
-    return max((np.abs(found[name] - right[name]).max() / (of_weights if "_" in name else scale[name]), name)
-               for name in right)
+    return max(
+        (np.abs(found[name] - right[name]).max() / (of_weights if "_" in name else scale[name]), name) for name in right
+    )
 
 
 # ------------------------------------------------------------------------------------------------- torch
@@ -105,9 +107,10 @@ def torch_gradients(layer, x, state, dy, dstate, lengths):
     if layer.return_sequences:
         dy = dy[taken] if layer.batch_first else dy[:, taken]
     else:
-        y, dy = torch.cat(list(last[0][-(1 + layer.bidirectional):]), -1), dy[taken]
-    torch.autograd.backward([y, *last], [torch.tensor(d.astype(np.float64)) for d in (
-        dy, *(d[:, taken] for d in unpacked(layer, dstate)))])
+        y, dy = torch.cat(list(last[0][-(1 + layer.bidirectional) :]), -1), dy[taken]
+    torch.autograd.backward(
+        [y, *last], [torch.tensor(d.astype(np.float64)) for d in (dy, *(d[:, taken] for d in unpacked(layer, dstate)))]
+    )
     right = {name: p.grad.numpy() for name, p in module.named_parameters()} | {"x": inputs.grad.numpy()}
     if state is not None:
         right |= {f"{name}0": s.grad.numpy() for name, s in zip("hc", initial)}
@@ -121,9 +124,17 @@ def sampled(n):
     steps, rows, inputs, hidden = (int(300 ** rng.random() ** 1.5) for _ in range(4))
     while steps * rows * hidden * (inputs + hidden) > 2e8:
         steps, rows = max(1, steps // 2), max(1, rows // 2)
-    layer = layer_of(kind, inputs, hidden, num_layers=int(rng.integers(1, 4)) if hidden < 100 else 1,
-                     bidirectional=bool(rng.integers(2)), batch_first=bool(rng.integers(2)),
-                     bias=bool(rng.integers(4)), return_sequences=bool(rng.integers(4)), rng=n)
+    layer = layer_of(
+        kind,
+        inputs,
+        hidden,
+        num_layers=int(rng.integers(1, 4)) if hidden < 100 else 1,
+        bidirectional=bool(rng.integers(2)),
+        batch_first=bool(rng.integers(2)),
+        bias=bool(rng.integers(4)),
+        return_sequences=bool(rng.integers(4)),
+        rng=n,
+    )
     lengths = rng.integers(0, steps + 1, rows) if rng.integers(2) else None
     if lengths is not None:
         lengths[rng.integers(rows)] = steps
@@ -139,8 +150,10 @@ def test_as_torch(n):
 
 
 # ------------------------------------------------------------------------------------------------- the reference
-@pytest.mark.parametrize("kind, direction, lengths", list(itertools.product(
-    KINDS, ("forward", "reverse", "bidirectional"), (None, [5, 0, 7, 3]))))
+@pytest.mark.parametrize(
+    "kind, direction, lengths",
+    list(itertools.product(KINDS, ("forward", "reverse", "bidirectional"), (None, [5, 0, 7, 3]))),
+)
 def test_as_the_reference(isa, kind, direction, lengths):
     rng = np.random.default_rng(5)
     layer = layer_of(kind, 9, 19, bidirectional=direction == "bidirectional", reverse=direction == "reverse", rng=1)
@@ -156,14 +169,19 @@ def test_as_the_reference(isa, kind, direction, lengths):
         options["projection"] = np.stack([a["projection"] for a in arrays])
     dY = dy.reshape(*dy.shape[:2], directions, -1).swapaxes(1, 2)
     right = getattr(reference, f"{layer.kind.lower()}_backward")(
-        dY, *unpacked(layer, dstate), x, *(weights[name] for name in "WRB"), lengths, *states, **options)
+        dY, *unpacked(layer, dstate), x, *(weights[name] for name in "WRB"), lengths, *states, **options
+    )
     wanted = {"x": right["X"]} | {f"{name}0": right[f"initial_{name}"] for name, _ in zip("hc", states)}
     order = convert.GATES[layer.kind]
     for d in range(directions):
         end = convert.suffix(0, d)
         halves = np.split(right["B"][d], 2)
-        for name, a in (("weight_ih", right["W"][d]), ("weight_hh", right["R"][d]), ("bias_ih", halves[0]),
-                        ("bias_hh", halves[1])):
+        for name, a in (
+            ("weight_ih", right["W"][d]),
+            ("weight_hh", right["R"][d]),
+            ("bias_ih", halves[0]),
+            ("bias_hh", halves[1]),
+        ):
             wanted[f"{name}_{end}"] = convert.reorder(a, order["onnx"], order["torch"])
         if layer.proj_size:
             wanted[f"weight_hr_{end}"] = right["projection"][d]
@@ -201,7 +219,7 @@ def test_denormal_sums_have_the_same_bits_with_threads(kind):
             layer = layer_of(kind, 5, 18, bidirectional=True, threads=threads, rng=1)
             _kernels.force_threads(threads if threads > 1 else 0)
             y, _, saved = layer.forward(x, training=True)
-            found.append(layer.backward(dy[..., :y.shape[-1]], None, saved)[0])
+            found.append(layer.backward(dy[..., : y.shape[-1]], None, saved)[0])
     finally:
         _kernels.force_threads(0)
     assert found[0].tobytes() == found[1].tobytes()
@@ -220,7 +238,7 @@ def test_a_row_alone_has_the_same_bits(kind):
         alone = gradients(layer, x[:length, one], states, dy[:length, one], dstates)
         assert alone["x"].tobytes() == found["x"][:length, one].tobytes()
         assert not found["x"][length:, one].any()
-        for name in ("h0", "c0")[:1 + (layer.kind == "LSTM")]:
+        for name in ("h0", "c0")[: 1 + (layer.kind == "LSTM")]:
             assert alone[name].tobytes() == found[name][:, one].tobytes()
 
 
@@ -265,14 +283,18 @@ def test_no_gradient_is_one_of_zeros(kind):
         assert worst(a, b)[0] == 0
 
 
-@pytest.mark.parametrize("kind, merge, sequences", list(itertools.product(
-    ("RNN", "LSTM", "GRU"), ("concat", "sum", "mul", "average"), (True, False))))
+@pytest.mark.parametrize(
+    "kind, merge, sequences",
+    list(itertools.product(("RNN", "LSTM", "GRU"), ("concat", "sum", "mul", "average"), (True, False))),
+)
 def test_merges(kind, merge, sequences):
     """The gradient of one merged layer under another, in the direction of a random change of its weights."""
     rng = np.random.default_rng(0)
     layer = layer_of(kind, 5, 6, num_layers=2, bidirectional=True, merge=merge, return_sequences=sequences, rng=1)
     x, state, dy, dstate = problem(layer, rng, 5, 3, [5, 2, 4])
-    found = gradients(layer, x, state, dy, packed(layer, [np.zeros_like(d) for d in unpacked(layer, dstate)]), [5, 2, 4])
+    found = gradients(
+        layer, x, state, dy, packed(layer, [np.zeros_like(d) for d in unpacked(layer, dstate)]), [5, 2, 4]
+    )
     weights = layer.state_dict()
     change = {name: random(rng, *a.shape) for name, a in weights.items()}
     step, sums = 1e-3, []
@@ -281,7 +303,7 @@ def test_merges(kind, merge, sequences):
         sums.append(np.vdot(layer(x, state, [5, 2, 4])[0].astype(np.float64), dy))
     wanted = (sums[0] - sums[1]) / (2 * step)
     got = sum(np.vdot(found[name], change[name]) for name in weights)
-    assert abs(got - wanted) <= 5e-3 * max(abs(wanted), 1)     # rounding, and the third order of the step
+    assert abs(got - wanted) <= 5e-3 * max(abs(wanted), 1)  # rounding, and the third order of the step
 
 
 def test_dropout_between_layers():
@@ -298,8 +320,13 @@ def test_dropout_between_layers():
     # what was dropped reaches nothing: one more unit of the first layer's output there would change no gradient
     first, second = nn.LSTM(6, 50), nn.LSTM(50, 50)
     for part, of_layer in ((first, 0), (second, 1)):
-        part.load_state_dict({name.replace(f"l{of_layer}", "l0"): a for name, a in layer.state_dict().items()
-                              if name.endswith(f"l{of_layer}")})
+        part.load_state_dict(
+            {
+                name.replace(f"l{of_layer}", "l0"): a
+                for name, a in layer.state_dict().items()
+                if name.endswith(f"l{of_layer}")
+            }
+        )
     h, c = state
     inner, _, saved_first = first.forward(x, (h[:1], c[:1]), training=True)
     dropped = inner * kept * np.float32(1 / 0.6)
@@ -325,9 +352,16 @@ def test_what_is_saved(kind, floats, layers, lengths):
     assert layer.forward(x, lengths=lengths)[2] is None
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"num_layers": 3}, {"num_layers": 2, "dropout": 0.5, "batch_first": True}, {"return_sequences": False},
-    {"num_layers": 2, "bidirectional": True, "merge": "sum", "dropout": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 3},
+        {"num_layers": 2, "dropout": 0.5, "batch_first": True},
+        {"return_sequences": False},
+        {"num_layers": 2, "bidirectional": True, "merge": "sum", "dropout": 0.5},
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_size_of_what_is_saved_is_that_of_the_memory(kind, options):
     layer = layer_of(kind, 8, 64, rng=1, **options)
@@ -350,8 +384,10 @@ def test_empty_and_single(kind, steps, rows):
         assert found[name].any() == (steps * rows > 0)
 
 
-@pytest.mark.parametrize("options", [{"clip": 1.0}, {"peepholes": True}, {"input_forget": True},
-                                     {"activations": ("HardSigmoid", "Tanh", "Tanh")}])
+@pytest.mark.parametrize(
+    "options",
+    [{"clip": 1.0}, {"peepholes": True}, {"input_forget": True}, {"activations": ("HardSigmoid", "Tanh", "Tanh")}],
+)
 def test_what_has_no_gradient_is_refused(options):
     layer = nn.LSTM(3, 4, rng=0, **options)
     x = np.ones((2, 1, 3), np.float32)
@@ -368,16 +404,18 @@ def test_wrong_gradients_are_refused():
         layer.backward(y.swapaxes(0, 1), None, saved)
     with pytest.raises(InputError, match=r"dh: shape is \[1, 1, 4\], expected \[1, 2, 4\]"):
         layer.backward(y, (h[:, :1], c), saved)
-    with pytest.raises(InputTypeError, match="dstate: a ndarray came, expected"):
+    with pytest.raises(InputTypeError, match="dstate: got a ndarray, expected"):
         layer.backward(y, h, saved)
     with pytest.raises(InputTypeError, match="dy: dtype is float64"):
         layer.backward(y.astype(np.float64), None, saved)
-    with pytest.raises(InputTypeError, match="saved: a NoneType came"):
+    with pytest.raises(InputTypeError, match="saved: got a NoneType"):
         layer.backward(y, None, None)
 
 
-@pytest.mark.parametrize("other", [nn.LSTM(3, 64, rng=0), nn.LSTM(3, 4, 2, rng=0), nn.GRU(3, 4, rng=0),
-                                   nn.LSTM(3, 4, return_sequences=False, rng=0)])
+@pytest.mark.parametrize(
+    "other",
+    [nn.LSTM(3, 64, rng=0), nn.LSTM(3, 4, 2, rng=0), nn.GRU(3, 4, rng=0), nn.LSTM(3, 4, return_sequences=False, rng=0)],
+)
 def test_what_another_layer_saved_is_refused(other):
     """Its arrays have other shapes, or the results would be of another function."""
     layer = nn.LSTM(3, 4, rng=0)

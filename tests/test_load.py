@@ -1,4 +1,5 @@
 """What is no model, wrong, or asks for too much: an rnnfast.Error that says what and where."""
+
 import os
 
 import numpy as np
@@ -39,16 +40,22 @@ WRONG_FILES = {
     "domain": (lambda m: setattr(m.graph.node[0], "domain", "com.example"), UnsupportedError, "com.example"),
     "missing tensor": (lambda m: m.graph.node[0].input.__setitem__(0, "z"), ModelError, "'r'.*input 'z'"),
     "missing output": (lambda m: setattr(m.graph.output[0], "name", "z"), ModelError, "output 'z'"),
-    "unknown attribute": (lambda m: m.graph.node[0].attribute.append(helper.make_attribute("slope", 0.5)),
-                          UnsupportedError, "'r'.*'slope' = 0.5"),
+    "unknown attribute": (
+        lambda m: m.graph.node[0].attribute.append(helper.make_attribute("slope", 0.5)),
+        UnsupportedError,
+        "'r'.*'slope' = 0.5",
+    ),
     "no input": (lambda m: m.graph.node[0].ClearField("input"), ModelError, "'r'"),
     "too many inputs": (lambda m: m.graph.node[0].input.extend(["x", "x"]), ModelError, "3 inputs.*at most 1"),
     "too many outputs": (lambda m: m.graph.node[0].output.append("z"), ModelError, "2 outputs"),
     "defined twice": (lambda m: m.graph.node.append(relu()), ModelError, "'y' is defined twice"),
     "input produced": (lambda m: m.graph.node[0].output.__setitem__(0, "x"), ModelError, "'x' is defined twice"),
     "inputs twice": (lambda m: m.graph.input.append(m.graph.input[0]), ModelError, "distinct"),
-    "input type": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 99), UnsupportedError,
-                   "input 'x'.*element type 99"),
+    "input type": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 99),
+        UnsupportedError,
+        "input 'x'.*element type 99",
+    ),
     "map input": (lambda m: setattr(m.graph.input[0].type.map_type, "key_type", 7), UnsupportedError, "map_type"),
 }
 
@@ -90,7 +97,7 @@ def test_no_regular_file(tmp_path):
 
 def test_large_file(tmp_path):
     with open(tmp_path / "large.onnx", "wb") as file:
-        file.truncate(2**31 + 1)    # takes no room on the disk
+        file.truncate(2**31 + 1)  # takes no room on the disk
     with pytest.raises(ModelError, match="2147483649 bytes"):
         rnnfast.load(tmp_path / "large.onnx")
 
@@ -116,11 +123,16 @@ def test_every_truncation_is_refused_or_whole():
 
 def test_bytes_changed_at_random():
     rng = np.random.default_rng(0)
-    nodes = [helper.make_node("LSTM", ["x", "w", "r", "", "n"], ["", "y"], hidden_size=3, direction="reverse"),
-             helper.make_node("Squeeze", ["y", "axes"], ["z"])]
-    sound = model_of(nodes, [("x", TensorProto.FLOAT, ["t", 2, 4]), ("n", TensorProto.INT32, [2])],
-                     [("z", TensorProto.FLOAT, [2, 3])],
-                     {"w": random(0, 1, 12, 4), "r": random(1, 1, 12, 3), "axes": np.array([0])}).SerializeToString()
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r", "", "n"], ["", "y"], hidden_size=3, direction="reverse"),
+        helper.make_node("Squeeze", ["y", "axes"], ["z"]),
+    ]
+    sound = model_of(
+        nodes,
+        [("x", TensorProto.FLOAT, ["t", 2, 4]), ("n", TensorProto.INT32, [2])],
+        [("z", TensorProto.FLOAT, [2, 3])],
+        {"w": random(0, 1, 12, 4), "r": random(1, 1, 12, 3), "axes": np.array([0])},
+    ).SerializeToString()
     feed = {"x": random(2, 5, 2, 4), "n": np.array([5, 2], np.int32)}
     for _ in range(500):
         data = bytearray(sound)
@@ -188,6 +200,7 @@ def test_unused_domains_are_accepted():
 
 def test_problems_are_collected():
     from rnnfast.onnx.graph import read
+
     problems = []
     nodes = [helper.make_node("Nonsense", ["x"], ["a"]), helper.make_node("Softmax", ["a"], ["y"], slope=1)]
     graph, _ = read(changed(lambda m: None, nodes).SerializeToString(), problems)
@@ -200,8 +213,11 @@ def weights(change=lambda t: None, array=np.arange(6, dtype=np.float32).reshape(
     """A model x + w after `change` to the initializer w."""
     tensor = numpy_helper.from_array(array, "w")
     change(tensor)
-    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [("x", TensorProto.FLOAT, [2, 3])],
-                     [("y", TensorProto.FLOAT, None)])
+    model = model_of(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        [("x", TensorProto.FLOAT, [2, 3])],
+        [("y", TensorProto.FLOAT, None)],
+    )
     model.graph.initializer.append(tensor)
     return model
 
@@ -244,6 +260,7 @@ def test_doubled_initializer():
 @pytest.mark.parametrize("raw", [True, False])
 def test_every_element_type_decodes(dtype, raw):
     from rnnfast.onnx import tensors
+
     values = np.array([[0, 1, 1], [1, 0, 1]]).astype(tensors.numpy_dtype(dtype))
     if raw:
         tensor = numpy_helper.from_array(values, "t")
@@ -259,8 +276,11 @@ def test_sparse_initializer(linear):
     model = weights()
     del model.graph.initializer[:]
     indices = np.array([1, 5]) if linear else np.array([[0, 1], [1, 2]])
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(
-        numpy_helper.from_array(np.array([3, -2], np.float32), "w"), numpy_helper.from_array(indices, "i"), [2, 3]))
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(
+            numpy_helper.from_array(np.array([3, -2], np.float32), "w"), numpy_helper.from_array(indices, "i"), [2, 3]
+        )
+    )
     np.testing.assert_array_equal(load(model)(x=np.zeros((2, 3), np.float32)).y, [[0, 3, 0], [0, 0, -2]])
     model.graph.sparse_initializer[0].dims[0] = 1
     with pytest.raises(ModelError, match="outside"):
@@ -273,9 +293,11 @@ def test_sparse_initializer(linear):
 # ------------------------------------------------------------------------------------------------ external data
 def external(path, location, **entries):
     """A model x + w in the folder of `path`, w in the file `location`."""
+
     def change(tensor):
         onnx.external_data_helper.set_external_data(tensor, location, **entries)
         tensor.ClearField("raw_data")
+
     model = weights(change)
     path.write_bytes(model.SerializeToString())
     return path
@@ -298,8 +320,20 @@ def test_external_data_stays_in_its_folder(tmp_path):
     os.symlink(outside, folder / "link.bin")
     os.symlink(tmp_path, folder / "folder")
     os.mkfifo(folder / "pipe")
-    for location in ("../outside.bin", str(outside), "link.bin", "folder/outside.bin", "sub/../../outside.bin", "",
-                     ".", "none.bin", "pipe", "..\\outside.bin", "a\0b", "/dev/zero"):
+    for location in (
+        "../outside.bin",
+        str(outside),
+        "link.bin",
+        "folder/outside.bin",
+        "sub/../../outside.bin",
+        "",
+        ".",
+        "none.bin",
+        "pipe",
+        "..\\outside.bin",
+        "a\0b",
+        "/dev/zero",
+    ):
         with pytest.raises(ModelError, match="external data"):
             rnnfast.load(external(folder / "m.onnx", location))
 
@@ -333,16 +367,23 @@ def test_nesting_is_bounded():
     def deep(node, levels):
         for _ in range(levels):
             graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("y", 1, ["n"])])
-            node = helper.make_node("If", ["c"], ["y"], then_branch=graph, else_branch=helper.make_graph(
-                [relu()], "e", [], [helper.make_tensor_value_info("y", 1, ["n"])]))
+            node = helper.make_node(
+                "If",
+                ["c"],
+                ["y"],
+                then_branch=graph,
+                else_branch=helper.make_graph([relu()], "e", [], [helper.make_tensor_value_info("y", 1, ["n"])]),
+            )
         return model_of([node], [X, ("c", TensorProto.BOOL, [])], [Y])
+
     with pytest.raises(LimitError, match="nested deeper"):
         load(deep(relu(), 28))
 
 
 def function(name, body, opset=17):
-    return helper.make_function("local", name, ["a"], ["b"], body,
-                                [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)])
+    return helper.make_function(
+        "local", name, ["a"], ["b"], body, [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)]
+    )
 
 
 def calling(*functions):
@@ -357,8 +398,16 @@ def test_functions_that_call_themselves_or_too_many(monkeypatch):
     call = helper.make_node("f0", ["a"], ["b"], domain="local")
     with pytest.raises(ModelError, match="calls itself"):
         load(calling(function("f0", [call])))
-    doubling = [function(f"f{i}", [helper.make_node(f"f{i + 1}", ["a"], ["c"], domain="local"),
-                                   helper.make_node(f"f{i + 1}", ["c"], ["b"], domain="local")]) for i in range(20)]
+    doubling = [
+        function(
+            f"f{i}",
+            [
+                helper.make_node(f"f{i + 1}", ["a"], ["c"], domain="local"),
+                helper.make_node(f"f{i + 1}", ["c"], ["b"], domain="local"),
+            ],
+        )
+        for i in range(20)
+    ]
     with pytest.raises(LimitError, match="nodes"):
         load(calling(*doubling, function("f20", [relu(["a"], ["b"])])))
     with pytest.raises(ModelError, match="defined twice"):

@@ -1,4 +1,5 @@
 """Operators on the engine: MatMul, Gemm, Conv and elementwise functions, with constant and run-time weights."""
+
 import numpy as np
 import pytest
 
@@ -10,14 +11,26 @@ TOLERANCE = 2e-6
 
 
 @pytest.mark.parametrize("constants", [(), ("b",), ("b", "c"), ("c",)])
-@pytest.mark.parametrize("attributes", [{}, {"transA": 1}, {"transB": 1}, {"alpha": 0.5}, {"beta": -0.25},
-                                        {"beta": 0.0}, {"transA": 1, "transB": 1, "alpha": 2.5, "beta": -0.5}])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"transA": 1},
+        {"transB": 1},
+        {"alpha": 0.5},
+        {"beta": -0.25},
+        {"beta": 0.0},
+        {"transA": 1, "transB": 1, "alpha": 2.5, "beta": -0.5},
+    ],
+)
 @pytest.mark.parametrize("c_shape", [None, (), (1,), (5,), (1, 5), (4, 1), (4, 5)])
 def test_gemm(attributes, constants, c_shape):
     if c_shape is None and "c" in constants:
         return
-    inputs = {"a": random(0, *((3, 4) if attributes.get("transA") else (4, 3))),
-              "b": random(1, *((5, 3) if attributes.get("transB") else (3, 5)))}
+    inputs = {
+        "a": random(0, *((3, 4) if attributes.get("transA") else (4, 3))),
+        "b": random(1, *((5, 3) if attributes.get("transB") else (3, 5))),
+    }
     if c_shape is not None:
         inputs["c"] = random(2, *c_shape)
     compare(one_node("Gemm", inputs, constants=constants, **attributes), inputs, constants)
@@ -35,9 +48,23 @@ def compare(model, inputs, constants):
 
 
 @pytest.mark.parametrize("constants", [(), ("b",)])
-@pytest.mark.parametrize("a, b", [((3, 4), (4, 5)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (4,)), ((2, 3, 4), (4, 5)),
-                                  ((2, 3, 4), (2, 4, 5)), ((3, 4), (2, 4, 5)), ((4,), (2, 4, 5)), ((2, 3, 4), (4,)),
-                                  ((7, 1, 3, 4), (2, 4, 5)), ((0, 4), (4, 5)), ((2, 0, 4), (4, 5))])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ((3, 4), (4, 5)),
+        ((4,), (4, 5)),
+        ((3, 4), (4,)),
+        ((4,), (4,)),
+        ((2, 3, 4), (4, 5)),
+        ((2, 3, 4), (2, 4, 5)),
+        ((3, 4), (2, 4, 5)),
+        ((4,), (2, 4, 5)),
+        ((2, 3, 4), (4,)),
+        ((7, 1, 3, 4), (2, 4, 5)),
+        ((0, 4), (4, 5)),
+        ((2, 0, 4), (4, 5)),
+    ],
+)
 def test_matmul(a, b, constants):
     inputs = {"a": random(0, *a), "b": random(1, *b)}
     compare(one_node("MatMul", inputs, constants=constants), inputs, constants)
@@ -52,13 +79,20 @@ def test_matmul_of_no_terms_is_zero():
 
 
 @pytest.mark.parametrize("constants", [(), ("w",), ("w", "b")])
-@pytest.mark.parametrize("x, w, attributes", [
-    ((2, 3, 11), (4, 3, 3), {}), ((2, 3, 11), (4, 3, 3), {"strides": [2], "pads": [2, 1]}),
-    ((1, 1, 300), (6, 1, 25), {"strides": [10]}), ((2, 6, 9), (6, 2, 2), {"group": 3, "dilations": [3]}),
-    ((2, 4, 9), (4, 1, 3), {"group": 4, "auto_pad": "SAME_UPPER"}),
-    ((2, 3, 7, 9), (5, 3, 2, 3), {"pads": [1, 0, 0, 2]}),
-    ((1, 4, 8, 7), (6, 2, 3, 2), {"group": 2, "strides": [2, 3], "auto_pad": "SAME_LOWER", "kernel_shape": [3, 2]}),
-    ((1, 2, 4, 5, 6), (3, 2, 2, 2, 3), {"dilations": [1, 2, 1]}), ((70, 8, 300), (5, 8, 9), {"pads": [4, 4]})])
+@pytest.mark.parametrize(
+    "x, w, attributes",
+    [
+        ((2, 3, 11), (4, 3, 3), {}),
+        ((2, 3, 11), (4, 3, 3), {"strides": [2], "pads": [2, 1]}),
+        ((1, 1, 300), (6, 1, 25), {"strides": [10]}),
+        ((2, 6, 9), (6, 2, 2), {"group": 3, "dilations": [3]}),
+        ((2, 4, 9), (4, 1, 3), {"group": 4, "auto_pad": "SAME_UPPER"}),
+        ((2, 3, 7, 9), (5, 3, 2, 3), {"pads": [1, 0, 0, 2]}),
+        ((1, 4, 8, 7), (6, 2, 3, 2), {"group": 2, "strides": [2, 3], "auto_pad": "SAME_LOWER", "kernel_shape": [3, 2]}),
+        ((1, 2, 4, 5, 6), (3, 2, 2, 2, 3), {"dilations": [1, 2, 1]}),
+        ((70, 8, 300), (5, 8, 9), {"pads": [4, 4]}),
+    ],
+)
 def test_conv(x, w, attributes, constants):
     scale = np.float32(1 / np.sqrt(np.prod(w[1:])))
     inputs = {"x": random(0, *x), "w": random(1, *w) * scale, "b": random(2, w[0])}
@@ -77,12 +111,11 @@ def test_unary(op, dtype):
 
 
 def test_weights_of_another_type_are_refused():
-    for op, inputs in (("MatMul", {"a": random(0, 2, 3), "b": random(1, 3, 4).astype(np.float64)}),
-                       ("GRU", {"x": random(0, 2, 2, 4), "w": random(1, 1, 9, 4).astype(np.float64),
-                                "r": random(2, 1, 9, 3)})):
+    for op, inputs in (
+        ("MatMul", {"a": random(0, 2, 3), "b": random(1, 3, 4).astype(np.float64)}),
+        ("GRU", {"x": random(0, 2, 2, 4), "w": random(1, 1, 9, 4).astype(np.float64), "r": random(2, 1, 9, 3)}),
+    ):
         for constants in ((), tuple(inputs)[1:]):
             model = load(one_node(op, inputs, constants=constants))
             with pytest.raises(InputTypeError, match=op):
                 model({n: a for n, a in inputs.items() if n not in constants})
-
-

@@ -1,4 +1,5 @@
 """Model and InferenceSession: what goes in, what comes out, what is folded, what is shared."""
+
 import collections
 import concurrent.futures
 import itertools
@@ -12,14 +13,18 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from rnnfast.native import _kernels, _plans, _programs
 from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
-from rnnfast.onnx import budget, trace
+from rnnfast.native import _kernels, _plans, _programs
+from rnnfast.onnx import budget, folding, trace
 from tests.graphs import load, model_of, onnxruntime, parse, random
 
-GRU = parse("""g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
+GRU = parse(
+    """g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
     y, last = GRU <hidden_size = 3> (x, w, r, bias, , h) }""",
-            w=random(0, 1, 9, 4), r=random(1, 1, 9, 3), bias=random(2, 1, 18))
+    w=random(0, 1, 9, 4),
+    r=random(1, 1, 9, 3),
+    bias=random(2, 1, 18),
+)
 
 
 # ------------------------------------------------------------------------------------------------ calls
@@ -37,7 +42,9 @@ def test_call_by_keyword_and_mapping():
 def test_inputs_and_outputs_are_described():
     model = rnnfast.load(GRU)
     assert [(v.name, str(v.type), v.type.shape) for v in model.inputs] == [
-        ("x", "tensor(float)", ("t", "b", 4)), ("h", "tensor(float)", (1, "b", 3))]
+        ("x", "tensor(float)", ("t", "b", 4)),
+        ("h", "tensor(float)", (1, "b", 3)),
+    ]
     assert [v.name for v in model.outputs] == ["y", "last"]
     assert "x: tensor(float)" in repr(model)
 
@@ -96,16 +103,33 @@ def test_inputs_given_twice(method):
 
 
 def identity(elem_type, shape=()):
-    return load(model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", elem_type, shape)],
-                         [("y", elem_type, shape)]))
+    return load(
+        model_of([helper.make_node("Identity", ["x"], ["y"])], [("x", elem_type, shape)], [("y", elem_type, shape)])
+    )
 
 
-@pytest.mark.parametrize("elem_type, value", [
-    (TensorProto.INT64, 16000), (TensorProto.INT64, np.int32(5)), (TensorProto.INT64, 3.0), (TensorProto.UINT8, 255),
-    (TensorProto.FLOAT, 0.1), (TensorProto.FLOAT, 3), (TensorProto.FLOAT, float("nan")), (TensorProto.FLOAT16, 1.5),
-    (TensorProto.FLOAT, float("inf")), (TensorProto.BOOL, True), (TensorProto.DOUBLE, 0.1), (TensorProto.BFLOAT16, 1.5),
-    (TensorProto.STRING, "text"), (TensorProto.UINT64, 2**63), (TensorProto.INT64, -2**63), (TensorProto.INT4, -8),
-    (TensorProto.FLOAT, 2**70)])
+@pytest.mark.parametrize(
+    "elem_type, value",
+    [
+        (TensorProto.INT64, 16000),
+        (TensorProto.INT64, np.int32(5)),
+        (TensorProto.INT64, 3.0),
+        (TensorProto.UINT8, 255),
+        (TensorProto.FLOAT, 0.1),
+        (TensorProto.FLOAT, 3),
+        (TensorProto.FLOAT, float("nan")),
+        (TensorProto.FLOAT16, 1.5),
+        (TensorProto.FLOAT, float("inf")),
+        (TensorProto.BOOL, True),
+        (TensorProto.DOUBLE, 0.1),
+        (TensorProto.BFLOAT16, 1.5),
+        (TensorProto.STRING, "text"),
+        (TensorProto.UINT64, 2**63),
+        (TensorProto.INT64, -(2**63)),
+        (TensorProto.INT4, -8),
+        (TensorProto.FLOAT, 2**70),
+    ],
+)
 def test_python_numbers_are_converted(elem_type, value):
     y = identity(elem_type)(x=value).y
     assert y.dtype == identity(elem_type).inputs[0].type.dtype and y.shape == ()
@@ -115,28 +139,59 @@ def test_python_numbers_are_converted(elem_type, value):
         np.testing.assert_array_equal(y, np.asarray(value).astype(y.dtype))
 
 
-@pytest.mark.parametrize("elem_type, value", [
-    (TensorProto.INT64, float("nan")), (TensorProto.INT64, 0.5), (TensorProto.UINT8, 256), (TensorProto.UINT8, -1),
-    (TensorProto.INT32, 2**40), (TensorProto.INT64, 2**70), (TensorProto.FLOAT, 1e300), (TensorProto.FLOAT16, 1e6),
-    (TensorProto.BOOL, 1), (TensorProto.INT64, True), (TensorProto.INT64, float("inf")), (TensorProto.FLOAT, 1j),
-    (TensorProto.INT64, 2**63), (TensorProto.INT64, 2.0**63), (TensorProto.UINT64, -1), (TensorProto.FLOAT, 10**400),
-    (TensorProto.INT4, 8), (TensorProto.UINT4, -1), (TensorProto.FLOAT8E4M3FN, 1e6)])
+@pytest.mark.parametrize(
+    "elem_type, value",
+    [
+        (TensorProto.INT64, float("nan")),
+        (TensorProto.INT64, 0.5),
+        (TensorProto.UINT8, 256),
+        (TensorProto.UINT8, -1),
+        (TensorProto.INT32, 2**40),
+        (TensorProto.INT64, 2**70),
+        (TensorProto.FLOAT, 1e300),
+        (TensorProto.FLOAT16, 1e6),
+        (TensorProto.BOOL, 1),
+        (TensorProto.INT64, True),
+        (TensorProto.INT64, float("inf")),
+        (TensorProto.FLOAT, 1j),
+        (TensorProto.INT64, 2**63),
+        (TensorProto.INT64, 2.0**63),
+        (TensorProto.UINT64, -1),
+        (TensorProto.FLOAT, 10**400),
+        (TensorProto.INT4, 8),
+        (TensorProto.UINT4, -1),
+        (TensorProto.FLOAT8E4M3FN, 1e6),
+    ],
+)
 def test_python_numbers_that_do_not_fit(elem_type, value):
     with pytest.raises((InputError, InputTypeError), match="input 'x'"):
         identity(elem_type)(x=value)
 
 
-@pytest.mark.parametrize("feed, error, message", [({"q": 1}, InputError, "no input 'q'"),
-                                                  ({"x": "a"}, InputTypeError, "'x' is str"),
-                                                  ({"h": H[0]}, InputError, "'h' has shape")])
+@pytest.mark.parametrize(
+    "feed, error, message",
+    [
+        ({"q": 1}, InputError, "no input 'q'"),
+        ({"x": "a"}, InputTypeError, "'x' is str"),
+        ({"h": H[0]}, InputError, "'h' has shape"),
+    ],
+)
 def test_wrong_inputs_of_a_summary(feed, error, message):
     with pytest.raises(error, match=message):
         rnnfast.load(GRU).summary(feed)
 
 
-@pytest.mark.parametrize("make", [
-    lambda a: a[::-1], lambda a: a.T.copy().T, lambda a: np.asfortranarray(a), lambda a: a.astype(">f4"),
-    lambda a: unaligned(a), lambda a: np.ma.array(a)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: a[::-1],
+        lambda a: a.T.copy().T,
+        lambda a: np.asfortranarray(a),
+        lambda a: a.astype(">f4"),
+        lambda a: unaligned(a),
+        lambda a: np.ma.array(a),
+    ],
+)
 def test_layouts_of_input_arrays(make):
     model = rnnfast.load(parse("g (float[n,3] x) => (float[n,4] y) { y = MatMul (x, w) }", w=random(0, 3, 4)))
     x = random(1, 5, 3)
@@ -153,11 +208,17 @@ def unaligned(a):
 
 def test_outputs_are_fresh():
     """Nothing that a caller does to an output reaches inputs, constants or other outputs."""
-    model = rnnfast.load(parse("""
+    model = rnnfast.load(
+        parse(
+            """
         g (float[n,3] x) => (float[n,3] same, float[n,3] again, float[3,n] turned, float[3] row, float[2] k,
                              int64[2] shape) {
         same = Identity (x)  again = Identity (x)  turned = Transpose (x)  row = Gather <axis = 0> (x, zero)
-        k = Identity (constant)  shape = Shape (x) }""", zero=np.int64(0), constant=np.array([1, 2], np.float32)))
+        k = Identity (constant)  shape = Shape (x) }""",
+            zero=np.int64(0),
+            constant=np.array([1, 2], np.float32),
+        )
+    )
     x = random(0, 4, 3)
     before = x.copy()
     for _ in range(2):
@@ -173,14 +234,22 @@ def test_outputs_are_fresh():
 
 ALIASES = {
     "native": ("float[t,1,b,3] y, float[1,b,3] last", "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)"),
-    "the same twice": ("float[t,1,b,3] y, float[t,1,b,3] z, float[t,1,b,3] w2",
-                       "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  z = Identity (y)  w2 = Identity (y)"),
-    "a view": ("float[t,1,b,3] y, float[t,b,3] z",
-               "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  z = Squeeze (y, one)"),
-    "an input": ("float[t,1,b,3] y, float[t,b,4] x, float[1,b,3] h2",
-                 "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  h2 = Identity (h)"),
-    "a constant": ("float[t,1,b,3] y, float[1,9,4] w, float[1,9,3] r2",
-                   "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  r2 = Identity (r)"),
+    "the same twice": (
+        "float[t,1,b,3] y, float[t,1,b,3] z, float[t,1,b,3] w2",
+        "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  z = Identity (y)  w2 = Identity (y)",
+    ),
+    "a view": (
+        "float[t,1,b,3] y, float[t,b,3] z",
+        "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  z = Squeeze (y, one)",
+    ),
+    "an input": (
+        "float[t,1,b,3] y, float[t,b,4] x, float[1,b,3] h2",
+        "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  h2 = Identity (h)",
+    ),
+    "a constant": (
+        "float[t,1,b,3] y, float[1,9,4] w, float[1,9,3] r2",
+        "y, last = GRU <hidden_size = 3> (x, w, r, bias, , h)  r2 = Identity (r)",
+    ),
     "no node": ("float[t,b,4] y, float[1,9,4] w", "y = Identity (x)"),
 }
 
@@ -189,8 +258,9 @@ ALIASES = {
 def test_outputs_of_many_calls_share_nothing(case):
     outputs, nodes = ALIASES[case]
     constants = {"w": random(0, 1, 9, 4), "r": random(1, 1, 9, 3), "bias": random(2, 1, 18), "one": np.array([1])}
-    session = rnnfast.InferenceSession(parse(f"g (float[t,b,4] x, float[1,b,3] h) => ({outputs}) {{ {nodes} }}",
-                                             **constants))
+    session = rnnfast.InferenceSession(
+        parse(f"g (float[t,b,4] x, float[1,b,3] h) => ({outputs}) {{ {nodes} }}", **constants)
+    )
     feed = {"x": X.copy(), "h": H.copy()}
     calls = [session.run(None, feed) for _ in range(4)]
     expected = [y.tobytes() for y in calls[0]]
@@ -211,18 +281,33 @@ def test_every_way_to_call_gives_the_same_bits():
     feed = {"x": X, "h": H}
     session = rnnfast.InferenceSession(GRU)
     model, expected = session.model, rnnfast.load(GRU)(feed)
-    others = [feed, {"h": H, "x": X}, types.MappingProxyType(feed), collections.OrderedDict(feed),
-              {"x": X.tolist(), "h": H}, {"x": np.asfortranarray(X), "h": H[..., ::-1][..., ::-1]}]
+    others = [
+        feed,
+        {"h": H, "x": X},
+        types.MappingProxyType(feed),
+        collections.OrderedDict(feed),
+        {"x": X.tolist(), "h": H},
+        {"x": np.asfortranarray(X), "h": H[..., ::-1][..., ::-1]},
+    ]
     for other in others * 2:
-        for y, last in (model(other).values(), session.run(["y", "last"], other), session.run(None, other),
-                        session.run(["last", "y"], other)[::-1]):
+        for y, last in (
+            model(other).values(),
+            session.run(["y", "last"], other),
+            session.run(None, other),
+            session.run(["last", "y"], other)[::-1],
+        ):
             assert (y.tobytes(), last.tobytes()) == (expected.y.tobytes(), expected.last.tobytes())
 
 
 def test_no_warnings_and_nothing_printed(capfd):
-    model = rnnfast.load(parse("""g (float[n] x) => (float[n] y, float[n] z, float m) {
+    model = rnnfast.load(
+        parse(
+            """g (float[n] x) => (float[n] y, float[n] z, float m) {
         l = Log (x)  y = Div (x, zero)  z = Sqrt (l)  m = ReduceMean <keepdims = 0> (empty) }""",
-                               zero=np.float32(0), empty=np.zeros((0,), np.float32)))
+            zero=np.float32(0),
+            empty=np.zeros((0,), np.float32),
+        )
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
@@ -235,8 +320,14 @@ def test_no_warnings_and_nothing_printed(capfd):
 def test_initializers_that_are_inputs_may_be_overridden(ir_version):
     w, x, h = random(0, 1, 9, 4), random(3, 5, 2, 4), random(4, 1, 2, 3)
     node = helper.make_node("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=3)
-    model = model_of([node], [("x", 1, ["t", "b", 4]), ("h", 1, [1, "b", 3]), ("w", 1, [1, 9, 4])],
-                     [("y", 1, ["t", 1, "b", 3])], {"w": w, "r": random(1, 1, 9, 3)}, opset=14, ir_version=ir_version)
+    model = model_of(
+        [node],
+        [("x", 1, ["t", "b", 4]), ("h", 1, [1, "b", 3]), ("w", 1, [1, 9, 4])],
+        [("y", 1, ["t", 1, "b", 3])],
+        {"w": w, "r": random(1, 1, 9, 3)},
+        opset=14,
+        ir_version=ir_version,
+    )
     ours = load(model)
     assert ours.required_inputs == ["x", "h"]
     first = ours(x=x, h=h).y
@@ -256,8 +347,8 @@ def test_initializers_that_are_inputs_may_be_overridden(ir_version):
 def steps(model, feed):
     """The operators that a call with these shapes runs."""
     model(feed)
-    program, args = model.prepare(feed)
-    plan, _ = trace.trace(program, args, budget.Budget(args))
+    planned, args = model.prepare(feed)
+    plan, _ = trace.trace(planned, args, budget.Budget(args))
     return [where.rpartition("(")[2][:-1] for *_, where in plan.steps]
 
 
@@ -268,8 +359,16 @@ def test_shape_arithmetic_is_folded():
         dims = Concat <axis = 0> (first, b1, last)  h = ConstantOfShape <value = float[1] {0.5}> (dims)
         w1 = Slice (wide, from, to, axis)  w2 = Concat <axis = 0> (w1, w1, w1)  w = Unsqueeze (w2, axis)
         y = GRU <hidden_size = 3> (x, w, r, , , h) }"""
-    model = parse(text, one=np.int64(1), axis=np.array([0]), first=np.array([1]), last=np.array([3]),
-                  wide=random(0, 5, 4), **{"from": np.array([1]), "to": np.array([4])}, r=random(1, 1, 9, 3))
+    model = parse(
+        text,
+        one=np.int64(1),
+        axis=np.array([0]),
+        first=np.array([1]),
+        last=np.array([3]),
+        wide=random(0, 5, 4),
+        **{"from": np.array([1]), "to": np.array([4])},
+        r=random(1, 1, 9, 3),
+    )
     ours = rnnfast.load(model)
     for b in (2, 5):
         feed = {"x": random(b, 6, b, 4)}
@@ -279,32 +378,47 @@ def test_shape_arithmetic_is_folded():
 
 def test_shapes_that_values_decide_are_not_folded():
     """NonZero's output has as many columns as x has non-zeros: the same input shape gives different sizes."""
-    model = rnnfast.load(parse("""g (float[n] x) => (int64[2] s, float[m] y) {
-        i = NonZero (x)  s = Shape (i)  y = Expand (half, s) }""", half=np.float32(0.5)))
+    model = rnnfast.load(
+        parse(
+            """g (float[n] x) => (int64[2] s, float[m] y) {
+        i = NonZero (x)  s = Shape (i)  y = Expand (half, s) }""",
+            half=np.float32(0.5),
+        )
+    )
     for x in ([1.0, 0, 2], [1.0, 3, 2], [0.0, 0, 0], [1.0, 0, 2]):
         count = np.count_nonzero(x)
         out = model(x=x)
         assert out.s.tolist() == [1, count] and out.y.shape == (1, count)
 
 
-@pytest.mark.parametrize("op, attributes, values", [
-    ("Expand", "", ([2, 3], [4, 3])), ("Reshape", "", ([3, 4], [2, 6])), ("Tile", "", ([2, 1], [1, 3])),
-    ("Pad", "", ([0, 1, 0, 0], [2, 0, 0, 1])), ("ReduceSum", "<keepdims = 1>", ([0], [1])),
-    ("TopK", "<axis = -1>", ([1], [2])), ("ConstantOfShape", None, ([2, 3], [3, 1]))])
+@pytest.mark.parametrize(
+    "op, attributes, values",
+    [
+        ("Expand", "", ([2, 3], [4, 3])),
+        ("Reshape", "", ([3, 4], [2, 6])),
+        ("Tile", "", ([2, 1], [1, 3])),
+        ("Pad", "", ([0, 1, 0, 0], [2, 0, 0, 1])),
+        ("ReduceSum", "<keepdims = 1>", ([0], [1])),
+        ("TopK", "<axis = -1>", ([1], [2])),
+        ("ConstantOfShape", None, ([2, 3], [3, 1])),
+    ],
+)
 def test_sizes_from_values(op, attributes, values):
     """A size that is an input's value may differ between two calls with inputs of the same shapes."""
     x = {"Reshape": random(0, 12), "Expand": random(0, 1, 3)}.get(op, random(0, 4, 3))
     call = f"{op} {attributes or ''} ({'' if attributes is None else 'x, '}n)"
     names = "y, i" if op == "TopK" else "y"
-    model = parse(f"g (float[{','.join('ab'[:x.ndim])}] x, int64[k] n) => (int64[r] s, float[c,d] y) "
-                  f"{{ {names} = {call}  s = Shape (y) z = Abs (x) }}")
+    model = parse(
+        f"g (float[{','.join('ab'[: x.ndim])}] x, int64[k] n) => (int64[r] s, float[c,d] y) "
+        f"{{ {names} = {call}  s = Shape (y) z = Abs (x) }}"
+    )
     ours = rnnfast.load(model)
     for value in values * 2:
         feed = {"x": x, "n": np.array(value)}
         expected = onnxruntime(model, feed)
         out = ours(feed)
         assert out.s.tolist() == expected["s"].tolist()
-        np.testing.assert_allclose(out.y, expected["y"], rtol=1e-6)     # sums of four, in another order
+        np.testing.assert_allclose(out.y, expected["y"], rtol=1e-6)  # sums of four, in another order
 
 
 def test_unused_nodes_do_not_run():
@@ -315,16 +429,17 @@ def test_unused_nodes_do_not_run():
 
 def test_plans_are_bounded():
     from rnnfast.model import PLANS
+
     model = rnnfast.load(GRU)
     for t in range(3 * PLANS):
         model(x=random(0, t, 2, 4), h=H)
-    program, _ = model.prepare({"x": X, "h": H})
-    assert len(program.plans.kept) == PLANS
+    planned, _ = model.prepare({"x": X, "h": H})
+    assert len(planned.plans.kept) == PLANS
 
 
 def test_shapes_may_change_from_call_to_call():
     model = rnnfast.load(GRU)
-    sizes = [(t, b) for t in (1, 3, 7) for b in (1, 2, 5, 6, 9, 11)]    # more than there are plans
+    sizes = [(t, b) for t in (1, 3, 7) for b in (1, 2, 5, 6, 9, 11)]  # more than there are plans
     feeds = [{"x": random(t, t, b, 4), "h": random(b, 1, b, 3)} for t, b in sizes]
     expected = [rnnfast.load(GRU)(feed).y.tobytes() for feed in feeds]
     for i in np.random.default_rng(0).integers(0, len(feeds), 300):
@@ -368,8 +483,9 @@ def test_limit_of_the_memory_of_a_call(monkeypatch):
                 with pytest.raises(LimitError, match=rf"<bytes>: node.*more than {limit} bytes"):
                     model(feed)
     monkeypatch.setattr(budget, "MAX_RUN_BYTES", 2**20)
-    views = rnnfast.load(parse("g (float[n] x) => (float[a,b] y) { v = Reshape (x, s)  y = Transpose (v) }",
-                               s=np.array([2, -1])))
+    views = rnnfast.load(
+        parse("g (float[n] x) => (float[a,b] y) { v = Reshape (x, s)  y = Transpose (v) }", s=np.array([2, -1]))
+    )
     assert views(x=np.zeros(2**20, np.float32)).y.shape == (2**19, 2)
 
 
@@ -381,20 +497,31 @@ def test_limit_of_folded_results(monkeypatch):
     of_constant = parse(text.replace("SHAPE", ""), s=np.array([2**15]))
     x = random(0, 2**15)
     monkeypatch.setattr(trace, "MAX_FOLDED_BYTES", 3 * x.nbytes + 8)
+    monkeypatch.setattr(folding, "MAX_FOLDED_BYTES", 3 * x.nbytes + 8)
     for data, most in ((of_input, 3), (of_constant, 6)):
         model = rnnfast.load(data)
         for _ in range(2):
             np.testing.assert_array_equal(model(x=x).y, x + np.float32(28))
-        program, _ = model.prepare({"x": x})
-        plan, = program.plans.kept
-        kept = sum({id(v): v.nbytes for v in (*plan.template, *program.graph.constants.values()) if v is not None}
-                   .values())
-        assert kept <= most * x.nbytes + 16 and len(plan.steps) == 9 - most     # Sum and Add are one
+        planned, _ = model.prepare({"x": x})
+        (plan,) = planned.plans.kept
+        kept = sum(
+            {
+                id(v): v.nbytes for v in (*plan.initial_values, *planned.graph.constants.values()) if v is not None
+            }.values()
+        )
+        assert kept <= most * x.nbytes + 16 and len(plan.steps) == 9 - most  # Sum and Add are one
 
 
-@pytest.mark.parametrize("text", ["y = Shape (x)", "y = Shape (w)", "y = Cast <to = 7> (x)",
-                                  "y = If (c) < then_branch = t () => (float[n] ty) { ty = Cast <to = 7> (x) }, "
-                                  "else_branch = e () => (float[n] ey) { ey = Neg (x) } >"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = Shape (x)",
+        "y = Shape (w)",
+        "y = Cast <to = 7> (x)",
+        "y = If (c) < then_branch = t () => (float[n] ty) { ty = Cast <to = 7> (x) }, "
+        "else_branch = e () => (float[n] ey) { ey = Neg (x) } >",
+    ],
+)
 def test_outputs_have_the_declared_type(text):
     model = rnnfast.load(parse(f"g (float[n] x, bool c) => (float[n] y) {{ {text} }}", w=random(0, 3)))
     for _ in range(2):
@@ -421,9 +548,11 @@ def test_threads_share_a_model():
 
 @pytest.mark.parametrize("file", ["tagger", "denoiser", "detector"])
 def test_number_of_threads_does_not_change_the_bits(file, forced):
-    feeds = {"tagger": {"tokens": [[3, 1, 4], [5, 9, 2]], "lengths": [3, 2]},
-             "denoiser": {"bands": random(0, 5, 22), "state": random(1, 1, 5, 32)},
-             "detector": {"audio": random(0, 2, 700), "rate": 16000}}
+    feeds = {
+        "tagger": {"tokens": [[3, 1, 4], [5, 9, 2]], "lengths": [3, 2]},
+        "denoiser": {"bands": random(0, 5, 22), "state": random(1, 1, 5, 32)},
+        "detector": {"audio": random(0, 2, 700), "rate": 16000},
+    }
     path = pathlib.Path(__file__).parent.parent / "models" / f"{file}.onnx"
     expected = [y.tobytes() for y in rnnfast.load(path)(feeds[file]).values()]
     for threads in (1, 2, 5):
@@ -434,6 +563,7 @@ def test_number_of_threads_does_not_change_the_bits(file, forced):
 
 def test_threads_reach_the_kernels(monkeypatch):
     """From `threads` and from onnxruntime's option to every native step."""
+
     class Matrix(_kernels.Matrix):
         def multiply(self, x, out=None, threads=1):
             asked.append(threads)
@@ -446,19 +576,26 @@ def test_threads_reach_the_kernels(monkeypatch):
     asked, engine = [], _plans.recurrent
     monkeypatch.setattr(_kernels, "Matrix", Matrix)
     monkeypatch.setattr(_plans, "recurrent", recurrent)
-    data = parse("""g (float[t,b,4] x, float[3,5] v) => (float[t,b,5] y, float[b,6] z, float[t,2,m] k) {
+    data = parse(
+        """g (float[t,b,4] x, float[3,5] v) => (float[t,b,5] y, float[b,6] z, float[t,2,m] k) {
         rows, last = GRU <hidden_size = 3> (x, w, r)  s = Squeeze (rows, one)  y = MatMul (s, v)
         f = Squeeze (last, zero)  z = Gemm (f, a, c)  k = Conv (s, p) }""",
-                 w=random(0, 1, 9, 4), r=random(1, 1, 9, 3), a=random(2, 3, 6), c=random(3, 6), p=random(4, 2, 2, 3),
-                 one=np.array([1]), zero=np.array([0]))
+        w=random(0, 1, 9, 4),
+        r=random(1, 1, 9, 3),
+        a=random(2, 3, 6),
+        c=random(3, 6),
+        p=random(4, 2, 2, 3),
+        one=np.array([1]),
+        zero=np.array([0]),
+    )
     options = rnnfast.SessionOptions()
     options.intra_op_num_threads = 3
     for model in (rnnfast.load(data, threads=3), rnnfast.InferenceSession(data, options).model):
         asked.clear()
         model(x=X, v=random(5, 3, 5))
-        plan, = model._own.plans.kept
-        segments = [run for run, *_ in plan.steps if isinstance(run, _programs.Segment)]
-        assert set(asked) == {3} and {segment.threads for segment in segments} == {3}
+        (plan,) = model._own.plans.kept
+        programs = [run for run, *_ in plan.steps if isinstance(run, _programs.NativeProgram)]
+        assert set(asked) == {3} and {program.threads for program in programs} == {3}
     options.intra_op_num_threads = 0
     monkeypatch.delenv("RNNFAST_NUM_THREADS", raising=False)
     assert rnnfast.InferenceSession(data, options).model.threads == rnnfast.load(data).threads == 1
@@ -466,12 +603,13 @@ def test_threads_reach_the_kernels(monkeypatch):
     assert rnnfast.load(data).threads == 2
 
 
-@pytest.mark.parametrize("wrong, error", [(0, InputError), (-3, InputError), ("2", InputTypeError),
-                                          (1.5, InputTypeError)])
+@pytest.mark.parametrize(
+    "wrong, error", [(0, InputError), (-3, InputError), ("2", InputTypeError), (1.5, InputTypeError)]
+)
 def test_wrong_threads(wrong, error):
     with pytest.raises(error, match="threads"):
         rnnfast.load(GRU, threads=wrong)
-    if wrong != 0:      # the default, there
+    if wrong != 0:  # the default, there
         options = rnnfast.SessionOptions()
         options.intra_op_num_threads = wrong
         with pytest.raises(error, match="threads"):
@@ -491,10 +629,14 @@ def test_matmul_engines_agree():
 # ------------------------------------------------------------------------------------------------ reference, summary
 def test_reference_is_float64_everywhere():
     """Casts to float, constants and defaults of type float are float64 there."""
-    model = rnnfast.load(parse("""g (float[n] x, int64[n] i) => (float[n] y, int64[1] s) {
+    model = rnnfast.load(
+        parse(
+            """g (float[n] x, int64[n] i) => (float[n] y, int64[1] s) {
         f = Cast <to = 1> (i)  k = ConstantOfShape (s)  c = Constant <value_float = 0.1> ()
         a = Mul (x, c)  b = Div (a, f)  d = Add (b, third)  y = Add (d, k)  s = Shape (x) }""",
-                               third=np.float32(1 / 3)))
+            third=np.float32(1 / 3),
+        )
+    )
     x, i = random(0, 4), np.arange(4) + 3
     y = model.reference(x=x, i=i).y
     assert y.dtype == np.float64
@@ -504,7 +646,7 @@ def test_reference_is_float64_everywhere():
 
 def test_summary():
     summary = rnnfast.load(GRU).summary(x=X, h=H)
-    layer, = summary.layers
+    (layer,) = summary.layers
     assert (layer.op_type, layer.shape, layer.parameters, layer.nbytes) == ("GRU", (5, 1, 2, 3), 27 + 36 + 18, 4 * 81)
     assert layer.flops == summary.flops == 2 * 5 * 2 * (27 + 36)
     text = str(summary)
@@ -527,6 +669,7 @@ def test_session_has_onnxruntime_names(tmp_path):
     options.graph_optimization_level = rnnfast.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = rnnfast.InferenceSession(str(path), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     import onnxruntime as ort
+
     theirs = ort.InferenceSession(GRU, providers=["CPUExecutionProvider"])
     for ours, other in ((session.get_inputs(), theirs.get_inputs()), (session.get_outputs(), theirs.get_outputs())):
         assert [(a.name, a.type, a.shape) for a in ours] == [(a.name, a.type, a.shape) for a in other]
@@ -547,12 +690,25 @@ def test_session_has_onnxruntime_names(tmp_path):
 @pytest.mark.parametrize("name", ["SessionOptions", "RunOptions"])
 def test_options_have_onnxruntime_fields(name):
     import onnxruntime as ort
+
     theirs = {n for n in dir(getattr(ort, name)()) if not n.startswith("_")}
     # what belongs to other devices, to custom operators or to other files' weights
-    device = {"add_external_initializers", "add_external_initializers_from_files_in_memory", "add_initializer",
-              "add_free_dimension_override_by_denotation", "add_free_dimension_override_by_name", "add_provider",
-              "add_provider_for_devices", "has_providers", "set_provider_selection_policy",
-              "set_provider_selection_policy_delegate", "set_load_cancellation_flag", "sync_stream",
-              "set_ep_context_data_read_func", "clear_ep_context_data_read_func", "add_active_adapter",
-              "get_run_config_entry"}
+    device = {
+        "add_external_initializers",
+        "add_external_initializers_from_files_in_memory",
+        "add_initializer",
+        "add_free_dimension_override_by_denotation",
+        "add_free_dimension_override_by_name",
+        "add_provider",
+        "add_provider_for_devices",
+        "has_providers",
+        "set_provider_selection_policy",
+        "set_provider_selection_policy_delegate",
+        "set_load_cancellation_flag",
+        "sync_stream",
+        "set_ep_context_data_read_func",
+        "clear_ep_context_data_read_func",
+        "add_active_adapter",
+        "get_run_config_entry",
+    }
     assert theirs - device <= set(dir(getattr(rnnfast, name)()))

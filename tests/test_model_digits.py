@@ -1,4 +1,5 @@
 """models/digits.py: its files give the same in nn's layers and onnxruntime and reach the stated accuracy; so do new ones."""
+
 import os
 import pathlib
 import runpy
@@ -17,8 +18,10 @@ for package in ("matplotlib", "click"):
     pytest.importorskip(package)
 MODEL = runpy.run_path(str(FOLDER / "digits.py"))
 DATA, TEST, TARGET = MODEL["DATA"], MODEL["TEST"], MODEL["TARGET"]
-FILES = {"LSTM (tanh)": ("digits.onnx", nn.LSTM, {}),
-         "RNN (relu)": ("digits_relu.onnx", nn.RNN, {"activations": ["Relu"]})}
+FILES = {
+    "LSTM (tanh)": ("digits.onnx", nn.LSTM, {}),
+    "RNN (relu)": ("digits_relu.onnx", nn.RNN, {"activations": ["Relu"]}),
+}
 needs_data = pytest.mark.skipif(not DATA.is_file(), reason=f"there is no {DATA}")
 
 TOLERANCE = 1e-4
@@ -49,7 +52,7 @@ def layers(path, kind, options):
 def check_same(path, x):
     y = rnnfast.load(path)(x=x)["y"]
     assert y.shape == (len(x), 10) and np.isfinite(y).all()
-    theirs, = pytest.importorskip("onnxruntime").InferenceSession(str(path)).run(None, {"x": x})
+    (theirs,) = pytest.importorskip("onnxruntime").InferenceSession(str(path)).run(None, {"x": x})
     np.testing.assert_allclose(y, theirs, rtol=0, atol=TOLERANCE)
     return y
 
@@ -75,14 +78,21 @@ def test_accuracy():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    done = subprocess.run([sys.executable, FOLDER / "digits.py", "--data", tmp_path / "none.npz"], capture_output=True,
-                          text=True, env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
+    done = subprocess.run(
+        [sys.executable, FOLDER / "digits.py", "--data", tmp_path / "none.npz"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+    )
     assert done.returncode == 1 and "none.npz is not there; --data FILE takes an npz file" in done.stderr
 
 
 @pytest.mark.slow
 @needs_data
 def test_made_anew(tmp_path):
-    subprocess.run([sys.executable, FOLDER / "digits.py", "--out", tmp_path], check=True,
-                   env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
+    subprocess.run(
+        [sys.executable, FOLDER / "digits.py", "--out", tmp_path],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+    )
     check_accuracy(tmp_path)

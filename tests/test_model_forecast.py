@@ -1,4 +1,5 @@
 """models/forecast.py: its file gives the same everywhere and reaches the stated errors; made anew, it does so too."""
+
 import importlib.util
 import os
 import pathlib
@@ -20,8 +21,9 @@ for package in ("matplotlib", "click"):
     pytest.importorskip(package)
 MODEL = runpy.run_path(str(FOLDER / "forecast.py"))
 AHEAD, HIDDEN, TARGET, TEST = (MODEL[name] for name in ("AHEAD", "HIDDEN", "TARGET", "TEST"))
-needs_series = pytest.mark.skipif(importlib.util.find_spec("pycwt") is None,
-                                  reason="the series is in the package pycwt, which is not installed")
+needs_series = pytest.mark.skipif(
+    importlib.util.find_spec("pycwt") is None, reason="the series is in the package pycwt, which is not installed"
+)
 
 TOLERANCE = 2e-5
 """In ppm: of forecasts that are sums of twelve changes in float32. Measured: 2e-6."""
@@ -78,14 +80,14 @@ def test_the_bits_of_the_layers():
     weight, bias = (arrays[next(n for n in graph.node if n.op_type == op).input[1]] for op in ("MatMul", "Add"))
     np.testing.assert_allclose(y[0, :, 0], (hidden @ weight + bias)[:, 0, 0], rtol=0, atol=TOLERANCE)
     stream = rnnfast.load(PATH).stream()
-    np.testing.assert_array_equal(np.concatenate([stream.step(x=x[:, t:t + 1]) for t in range(40)], 1), y[:, :40])
+    np.testing.assert_array_equal(np.concatenate([stream.step(x=x[:, t : t + 1]) for t in range(40)], 1), y[:, :40])
 
 
 def test_baselines_of_a_known_series():
     series = made_up()
     found, scale = MODEL["compared"](session(), series)
     assert {values.shape for values in found.values()} == {(TEST + 1 - AHEAD, AHEAD)}
-    np.testing.assert_array_equal(found["truth"][5], series[-TEST + 5:][:AHEAD])
+    np.testing.assert_array_equal(found["truth"][5], series[-TEST + 5 :][:AHEAD])
     np.testing.assert_allclose(found["truth"] - found["seasonal naive"], 2.4)
     np.testing.assert_allclose(found["seasonal naive and the last year's growth"], found["truth"])
     assert scale == pytest.approx(2.4)
@@ -97,8 +99,8 @@ def test_forecasts_know_nothing_of_what_comes():
     other[-50:] += np.random.default_rng(4).standard_normal(50)
     first = len(series) - TEST - 1
     before, after = (MODEL["forecasts"](session(), values, first) for values in (series, other))
-    np.testing.assert_array_equal(before[:TEST + 1 - 50], after[:TEST + 1 - 50])
-    assert (before[TEST + 1 - 50:] != after[TEST + 1 - 50:]).any(1).all()
+    np.testing.assert_array_equal(before[: TEST + 1 - 50], after[: TEST + 1 - 50])
+    assert (before[TEST + 1 - 50 :] != after[TEST + 1 - 50 :]).any(1).all()
 
 
 def test_a_missing_package_is_told(monkeypatch):
@@ -115,8 +117,12 @@ def test_made_anew(of, tmp_path):
     if of == "file":
         np.savetxt(tmp_path / "series.txt", made_up())
         arguments += ["--data", tmp_path / "series.txt", "--epochs", "2"]
-    done = subprocess.run([sys.executable, FOLDER / "forecast.py", *arguments], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
+    done = subprocess.run(
+        [sys.executable, FOLDER / "forecast.py", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+    )
     if of == "package":
         assert done.returncode == 0, done.stderr
         check_same_in_both(tmp_path / "out" / "forecast.onnx", MODEL["read"]()[0])

@@ -1,5 +1,6 @@
 """models/languages.py: its file gives the same in nn's layers and onnxruntime and reaches the stated accuracy; so does
 a new one."""
+
 import importlib.util
 import os
 import pathlib
@@ -19,12 +20,22 @@ PATH = FOLDER / "languages.onnx"
 for package in ("matplotlib", "click"):
     pytest.importorskip(package)
 MODEL = runpy.run_path(str(FOLDER / "languages.py"))
-needs_words = pytest.mark.skipif(importlib.util.find_spec("wordfreq") is None,
-                                 reason="the words are in the package wordfreq, which is not installed")
+needs_words = pytest.mark.skipif(
+    importlib.util.find_spec("wordfreq") is None, reason="the words are in the package wordfreq, which is not installed"
+)
 
-WORDS = {"which": "English", "zwischen": "German", "voorbeeld": "Dutch", "människor": "Swedish",
-         "também": "Portuguese", "beaucoup": "French", "również": "Polish", "yhteydessä": "Finnish",
-         "quello": "Italian", "años": "Spanish"}
+WORDS = {
+    "which": "English",
+    "zwischen": "German",
+    "voorbeeld": "Dutch",
+    "människor": "Swedish",
+    "também": "Portuguese",
+    "beaucoup": "French",
+    "również": "Polish",
+    "yhteydessä": "Finnish",
+    "quello": "Italian",
+    "años": "Spanish",
+}
 
 TOLERANCE = 1e-4
 """Of logits up to 22, against onnxruntime. Measured: 7e-6."""
@@ -42,7 +53,7 @@ def check_same(path, words):
     inputs = {"x": x, "lengths": lengths.astype(np.int32)}
     y = rnnfast.load(path)(**inputs)["y"]
     assert y.shape == (len(words), len(languages)) and np.isfinite(y).all()
-    theirs, = pytest.importorskip("onnxruntime").InferenceSession(str(path)).run(None, inputs)
+    (theirs,) = pytest.importorskip("onnxruntime").InferenceSession(str(path)).run(None, inputs)
     np.testing.assert_allclose(y, theirs, rtol=0, atol=TOLERANCE)
     return y
 
@@ -51,7 +62,7 @@ def check_accuracy(path):
     pairs = MODEL["read"]()
     assert len(pairs) == len({word for word, _ in pairs}) == 10 * MODEL["WORDS"]
     np.random.default_rng(0).shuffle(pairs)
-    pairs = pairs[:len(pairs) // 10]
+    pairs = pairs[: len(pairs) // 10]
     y = check_same(path, [word for word, _ in pairs])
     names = about(path)[1]
     assert np.mean([names[k] == language for k, (_, language) in zip(y.argmax(1), pairs)]) >= MODEL["TARGET"]
@@ -95,12 +106,29 @@ def test_accuracy():
 
 def test_words_of_a_file(tmp_path):
     rng = np.random.default_rng(2)
-    lines = ["".join(rng.choice(list(letters), rng.integers(2, 9))) + f" {language}\n"
-             for letters, language in (("abcd", "one"), ("cdef", "two")) for _ in range(150)]
+    lines = [
+        "".join(rng.choice(list(letters), rng.integers(2, 9))) + f" {language}\n"
+        for letters, language in (("abcd", "one"), ("cdef", "two"))
+        for _ in range(150)
+    ]
     (tmp_path / "words.txt").write_text("".join(lines), "utf-8")
-    done = subprocess.run([sys.executable, FOLDER / "languages.py", "--data", tmp_path / "words.txt", "--out", tmp_path,
-                           "--merge", "mul", "--epochs", "2"], env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            FOLDER / "languages.py",
+            "--data",
+            tmp_path / "words.txt",
+            "--out",
+            tmp_path,
+            "--merge",
+            "mul",
+            "--epochs",
+            "2",
+        ],
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+        capture_output=True,
+        text=True,
+    )
     assert "270 words for training, 30 for the test; 2 languages, 6 letters" in done.stdout, done.stderr
     assert about(tmp_path / "languages.onnx") == ("abcdef", ["one", "two"])
     check_same(tmp_path / "languages.onnx", ["abba", "fed", "cdcdcdcd"])
@@ -109,6 +137,9 @@ def test_words_of_a_file(tmp_path):
 @pytest.mark.slow
 @needs_words
 def test_made_anew(tmp_path):
-    subprocess.run([sys.executable, FOLDER / "languages.py", "--out", tmp_path, "--merge", "concat"], check=True,
-                   env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
+    subprocess.run(
+        [sys.executable, FOLDER / "languages.py", "--out", tmp_path, "--merge", "concat"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+    )
     check_accuracy(tmp_path / "languages.onnx")

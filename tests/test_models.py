@@ -1,4 +1,5 @@
 """The small files in models/: what they say is in them is in them, and they give what the reference gives."""
+
 import json
 import pathlib
 import runpy
@@ -21,9 +22,11 @@ def feeds(rng):
     """file -> inputs"""
     lengths = np.array([7, 0, 3], np.int32)
     bands, state, audio = (rng.standard_normal(s).astype(np.float32) for s in ((4, 22), (1, 4, 32), (2, 700)))
-    return {"tagger": [{"tokens": rng.integers(0, 40, (3, 7)), "lengths": lengths}],
-            "denoiser": [{"bands": bands, "state": state}],
-            "detector": [{"audio": audio, "rate": 16000}, {"audio": audio, "rate": 8000}]}
+    return {
+        "tagger": [{"tokens": rng.integers(0, 40, (3, 7)), "lengths": lengths}],
+        "denoiser": [{"bands": bands, "state": state}],
+        "detector": [{"audio": audio, "rate": 16000}, {"audio": audio, "rate": 8000}],
+    }
 
 
 @pytest.mark.parametrize("name, case", [("tagger", 0), ("denoiser", 0), ("detector", 0), ("detector", 1)])
@@ -41,7 +44,7 @@ def test_tagger_does_not_look_past_a_length():
     tags = model(feed)["tags"]
     short = model(tokens=feed["tokens"][2:, :3], lengths=np.array([3], np.int32))["tags"]
     np.testing.assert_array_equal(tags[2, :3], short[0])
-    assert np.ptp(tags[1], axis=0).max() == 0        # length 0: the dense layer's bias alone, at every step
+    assert np.ptp(tags[1], axis=0).max() == 0  # length 0: the dense layer's bias alone, at every step
 
 
 def test_detector_branches_differ():
@@ -72,5 +75,5 @@ def test_speech_is_where_its_times_say():
     assert all(p["start"] == p["words"][0]["start"] and p["end"] == p["words"][-1]["end"] for p in said["phrases"])
     edges = [round(16000 * word[edge]) for word in words for edge in ("start", "end")]
     assert edges == sorted(edges) and edges[-1] < len(samples)
-    loudness = [np.sqrt(np.mean(part ** 2)) for part in np.split(samples, edges)]
+    loudness = [np.sqrt(np.mean(part**2)) for part in np.split(samples, edges)]
     assert max(loudness[0::2]) < 0.0015 and min(loudness[1::2]) > 0.09

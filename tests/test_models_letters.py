@@ -1,4 +1,5 @@
 """The models of letters: what is committed runs the same here and in onnxruntime; slow: made anew, they are as good."""
+
 import os
 import pathlib
 import subprocess
@@ -11,7 +12,7 @@ import rnnfast
 from rnnfast import nn
 
 MODELS = pathlib.Path(__file__).parent.parent / "models"
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}    # two float32 engines; 4e-6 was seen
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # two float32 engines; 4e-6 was seen
 
 
 def script(name, monkeypatch):
@@ -29,8 +30,10 @@ def examples(name, monkeypatch):
         return module.X.astype(np.float32), (1, 1, module.HIDDEN)
     if name == "characters":
         return module.encoded(module.python_topics()[5000:5300])[None], (1, 1, module.HIDDEN)
-    rows = [module.encoded([word], language)
-            for language, word in (("en", "through"), ("de", "größe"), ("fr", "françaises"), ("fi", "yhdeksän"))]
+    rows = [
+        module.encoded([word], language)
+        for language, word in (("en", "through"), ("de", "größe"), ("fr", "françaises"), ("fi", "yhdeksän"))
+    ]
     return np.concatenate(rows), (1, len(rows), module.HIDDEN)
 
 
@@ -63,8 +66,12 @@ def test_made_anew(name, monkeypatch, tmp_path):
     if name == "words":
         pytest.importorskip("wordfreq")
     here = os.pathsep.join(filter(None, (str(MODELS.parent), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run([sys.executable, MODELS / f"{name}.py", "--out", tmp_path], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": here})
+    done = subprocess.run(
+        [sys.executable, MODELS / f"{name}.py", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": here},
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     agree(tmp_path / f"{name}.onnx", *inputs)
     assert (tmp_path / f"{name}.svg").stat().st_size > 1000
@@ -89,8 +96,10 @@ def test_characters_are_foretold(monkeypatch):
     model = rnnfast.load(MODELS / "characters.onnx")
     bits = module.bits_of_model(model, module.encoded("The following example shows how the statement is used.\n"))
     assert bits.mean() < 2.2
-    samples = [module.written(model, "The ", 40, temperature, np.random.default_rng(seed))
-               for temperature, seed in ((1.0, 1), (1.0, 1), (1.0, 2), (0.5, 1))]
+    samples = [
+        module.written(model, "The ", 40, temperature, np.random.default_rng(seed))
+        for temperature, seed in ((1.0, 1), (1.0, 1), (1.0, 2), (0.5, 1))
+    ]
     assert samples[0] == samples[1] and len(set(samples)) == 3
     assert all(sample.startswith("The ") and len(sample) == 44 for sample in samples)
 
@@ -99,9 +108,17 @@ def test_words_are_written(monkeypatch):
     """The committed model on its words: the languages differ by them, what is written ends and is letters."""
     module = script("words", monkeypatch)
     model = rnnfast.load(MODELS / "words.onnx")
-    rows = np.concatenate([module.encoded(words, language) for language, words in
-                           (("en", ["through", "nothing"]), ("de", ["zwischen", "geschichte"]),
-                            ("fr", ["françaises"]), ("fi", ["yhdeksän", "mitään"]))])
+    rows = np.concatenate(
+        [
+            module.encoded(words, language)
+            for language, words in (
+                ("en", ["through", "nothing"]),
+                ("de", ["zwischen", "geschichte"]),
+                ("fr", ["françaises"]),
+                ("fi", ["yhdeksän", "mitään"]),
+            )
+        ]
+    )
     lengths = module.lengths_of(rows)
     assert lengths.tolist() == [8, 8, 9, 11, 11, 9, 7]
     bits = module.bits_of_model(model, rows)

@@ -1,19 +1,28 @@
 """Native steps that reduce, normalize, pool and index: against the operators' NumPy functions, on every instruction
 set and layout, and the same bits whatever the layout and the batch."""
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from tests.graphs import load, model_of, random
 
-from rnnfast.native import _kernels, _programs
 from rnnfast.errors import InputError
+from rnnfast.native import _kernels, _programs
 from rnnfast.onnx import ops
+from tests.graphs import load, model_of, random
 
 # Of results of order 1 that are sums of up to a few hundred terms: measured 2.4e-6 on the generic build.
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 RNG = np.random.default_rng(3)
-REDUCTIONS = ["ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-              "ReduceSumSquare"]
+REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+]
 
 
 def ints(*values):
@@ -24,7 +33,11 @@ def ints(*values):
 def sliced(n, rank):
     """A node that takes every second of 2n positions of the last axis."""
     return helper.make_node("Slice", ["x", "first", "last", "axis", "step"], ["strided"]), {
-        "first": ints(1), "last": ints(2 * n), "axis": ints(rank - 1), "step": ints(2)}
+        "first": ints(1),
+        "last": ints(2 * n),
+        "axis": ints(rank - 1),
+        "step": ints(2),
+    }
 
 
 def layouts(rank, opset=18):
@@ -43,8 +56,11 @@ def laid_out(x, layout):
         node, constants = sliced(x.shape[-1], x.ndim)
         return fed, node, constants
     order = list(range(x.ndim))[::-1] if layout == "reversed" else [0, *range(2, x.ndim), 1]
-    return (np.ascontiguousarray(x.transpose(order)),
-            helper.make_node("Transpose", ["x"], ["strided"], perm=np.argsort(order).tolist()), {})
+    return (
+        np.ascontiguousarray(x.transpose(order)),
+        helper.make_node("Transpose", ["x"], ["strided"], perm=np.argsort(order).tolist()),
+        {},
+    )
 
 
 def run(op_type, x, others, layout="contiguous", opset=18, constant=True, view=False, **attributes):
@@ -53,16 +69,25 @@ def run(op_type, x, others, layout="contiguous", opset=18, constant=True, view=F
     fed, node, constants = laid_out(x, layout)
     names = [name if array is not None else "" for name, array in others.items()]
     expected = numpy_result(op_type, x, others, opset, attributes)
-    of_type = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in others.items() if array is not None}
+    of_type = {
+        name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in others.items() if array is not None
+    }
     free = {} if constant else {name: array for name, array in others.items() if array is not None}
     inputs = [("x", helper.np_dtype_to_tensor_dtype(fed.dtype), fed.shape)]
     inputs += [(name, of_type[name], array.shape) for name, array in free.items()]
     constants = constants | {name: a for name, a in others.items() if a is not None and name not in free}
-    model = load(model_of([node, helper.make_node(op_type, ["strided", *names], ["out"], "node", **attributes)], inputs,
-                          [("out", helper.np_dtype_to_tensor_dtype(expected.dtype), None)], constants, opset))
+    model = load(
+        model_of(
+            [node, helper.make_node(op_type, ["strided", *names], ["out"], "node", **attributes)],
+            inputs,
+            [("out", helper.np_dtype_to_tensor_dtype(expected.dtype), None)],
+            constants,
+            opset,
+        )
+    )
     y = model({"x": fed} | free)["out"]
     steps = model._own.plans.kept[0].steps
-    assert view or [type(step[0]) for step in steps] == [_programs.Segment]
+    assert view or [type(step[0]) for step in steps] == [_programs.NativeProgram]
     return y
 
 
@@ -103,9 +128,23 @@ def same_on_every_isa(call):
 
 
 # ------------------------------------------------------------------------------------------------ reductions
-AXES = [((37,), [0]), ((3, 37), [1]), ((3, 37), [0]), ((3, 5, 21), [1]), ((3, 5, 21), [-1]), ((3, 5, 21), [1, 2]),
-        ((3, 5, 21), [0, 2]), ((3, 5, 21), None), ((2, 3, 5, 19), [2, 3]), ((2, 3, 5, 19), [1, 3]), ((2, 33, 7, 5), [1]),
-        ((2, 18, 1, 3), [1]), ((4, 1, 17), [2]), ((2, 3, 4, 5, 6), [1, 3]), ((1, 1), [1])]
+AXES = [
+    ((37,), [0]),
+    ((3, 37), [1]),
+    ((3, 37), [0]),
+    ((3, 5, 21), [1]),
+    ((3, 5, 21), [-1]),
+    ((3, 5, 21), [1, 2]),
+    ((3, 5, 21), [0, 2]),
+    ((3, 5, 21), None),
+    ((2, 3, 5, 19), [2, 3]),
+    ((2, 3, 5, 19), [1, 3]),
+    ((2, 33, 7, 5), [1]),
+    ((2, 18, 1, 3), [1]),
+    ((4, 1, 17), [2]),
+    ((2, 3, 4, 5, 6), [1, 3]),
+    ((1, 1), [1]),
+]
 
 
 @pytest.mark.parametrize("op", REDUCTIONS)
@@ -157,7 +196,7 @@ def test_global_pools(isa, op, shape):
 def test_softmax(op, opset, shape):
     for axis in [None, *range(-len(shape), len(shape))]:
         if len(shape) == 1 and axis is None and opset < 13:
-            continue        # the default axis 1 is behind the last one: every element is a row
+            continue  # the default axis 1 is behind the last one: every element is a row
         given = {} if axis is None else {"axis": axis}
         same_on_every_isa(lambda given=given: compare(op, 5 * random(8, *shape), {}, opset=opset, **given))
 
@@ -168,8 +207,11 @@ def test_layer_normalization(shape, axis, has_bias):
     scale = random(9, *shape[axis:])
     others = {"scale": scale} | ({"bias": random(10, *scale.shape[-1:])} if has_bias else {})
     for constant in True, False:
-        same_on_every_isa(lambda c=constant: compare("LayerNormalization", 3 * random(11, *shape) + 1, others, constant=c,
-                                                     axis=axis, epsilon=0.01))
+        same_on_every_isa(
+            lambda c=constant: compare(
+                "LayerNormalization", 3 * random(11, *shape) + 1, others, constant=c, axis=axis, epsilon=0.01
+            )
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 37), (2, 19, 5, 3)])
@@ -188,8 +230,12 @@ def test_group_normalization(opset):
 @pytest.mark.parametrize("opset", [7, 9, 15])
 @pytest.mark.parametrize("shape", [(3, 5), (2, 5, 37), (2, 19, 5, 3)])
 def test_batch_normalization(opset, shape):
-    others = {"scale": random(18, shape[1]), "B": random(19, shape[1]), "mean": random(20, shape[1]),
-              "var": np.abs(random(21, shape[1]))}
+    others = {
+        "scale": random(18, shape[1]),
+        "B": random(19, shape[1]),
+        "mean": random(20, shape[1]),
+        "var": np.abs(random(21, shape[1])),
+    }
     same_on_every_isa(lambda: compare("BatchNormalization", random(22, *shape), others, opset=opset, epsilon=0.03))
 
 
@@ -201,34 +247,42 @@ def test_batch_normalization_of_positions(isa):
 
 # ------------------------------------------------------------------------------------------------ bits
 @pytest.mark.parametrize("layout", ["contiguous", "reversed", "channel last", "every second"])
-@pytest.mark.parametrize("op, opset, others, attributes", [
-    *((op, 18, {"axes": ints(axis)}, {}) for op in REDUCTIONS for axis in (1, 2)),
-    ("Softmax", 13, {}, {"axis": 1}), ("Softmax", 13, {}, {}), ("LogSoftmax", 13, {}, {}),
-    ("InstanceNormalization", 18, {"scale": random(24, 19), "bias": random(25, 19)}, {}),
-    ("LayerNormalization", 18, {"scale": random(26, 5), "bias": random(27, 5)}, {}),
-    ("AveragePool", 18, {}, {"kernel_shape": [3]}),
-])
+@pytest.mark.parametrize(
+    "op, opset, others, attributes",
+    [
+        *((op, 18, {"axes": ints(axis)}, {}) for op in REDUCTIONS for axis in (1, 2)),
+        ("Softmax", 13, {}, {"axis": 1}),
+        ("Softmax", 13, {}, {}),
+        ("LogSoftmax", 13, {}, {}),
+        ("InstanceNormalization", 18, {"scale": random(24, 19), "bias": random(25, 19)}, {}),
+        ("LayerNormalization", 18, {"scale": random(26, 5), "bias": random(27, 5)}, {}),
+        ("AveragePool", 18, {}, {"kernel_shape": [3]}),
+    ],
+)
 def test_a_row_alone_and_in_a_batch(isa, op, opset, others, attributes, layout):
     x = random(28, 33, 19, 5)
     whole = run(op, x, others, layout, opset, **attributes)
     for i in 0, 17, 32:
-        np.testing.assert_array_equal(run(op, x[i:i + 1], others, layout, opset, **attributes), whole[i:i + 1])
+        np.testing.assert_array_equal(run(op, x[i : i + 1], others, layout, opset, **attributes), whole[i : i + 1])
 
 
 # ------------------------------------------------------------------------------------------------ pooling
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
-@pytest.mark.parametrize("shape, attributes", [
-    ((2, 5, 17), dict(kernel_shape=[3])),
-    ((2, 19, 16), dict(kernel_shape=[3], strides=[2], pads=[1, 1])),
-    ((2, 3, 17), dict(kernel_shape=[4], strides=[3], pads=[2, 1], ceil_mode=1)),
-    ((1, 1, 9), dict(kernel_shape=[2], dilations=[3])),
-    ((2, 19, 9, 7), dict(kernel_shape=[3, 2], strides=[2, 2])),
-    ((2, 3, 9, 8), dict(kernel_shape=[3, 2], strides=[2, 3], pads=[1, 0, 2, 1], dilations=[2, 1])),
-    ((2, 3, 9, 8), dict(kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER")),
-    ((2, 3, 9, 8), dict(kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER")),
-    ((2, 3, 9, 8), dict(kernel_shape=[3, 3], auto_pad="VALID")),
-    ((1, 2, 3, 4), dict(kernel_shape=[5, 6], pads=[2, 2, 2, 2])),
-])
+@pytest.mark.parametrize(
+    "shape, attributes",
+    [
+        ((2, 5, 17), dict(kernel_shape=[3])),
+        ((2, 19, 16), dict(kernel_shape=[3], strides=[2], pads=[1, 1])),
+        ((2, 3, 17), dict(kernel_shape=[4], strides=[3], pads=[2, 1], ceil_mode=1)),
+        ((1, 1, 9), dict(kernel_shape=[2], dilations=[3])),
+        ((2, 19, 9, 7), dict(kernel_shape=[3, 2], strides=[2, 2])),
+        ((2, 3, 9, 8), dict(kernel_shape=[3, 2], strides=[2, 3], pads=[1, 0, 2, 1], dilations=[2, 1])),
+        ((2, 3, 9, 8), dict(kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER")),
+        ((2, 3, 9, 8), dict(kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER")),
+        ((2, 3, 9, 8), dict(kernel_shape=[3, 3], auto_pad="VALID")),
+        ((1, 2, 3, 4), dict(kernel_shape=[5, 6], pads=[2, 2, 2, 2])),
+    ],
+)
 def test_pools(op, shape, attributes):
     x = random(29, *shape)
     x[0, 0, 4 % shape[2]] = -np.inf
@@ -256,18 +310,28 @@ def test_gather(shape, axis, dtype):
         compare("Gather", x, {"indices": indices}, tolerance=None, axis=axis)
         for kind in np.int32, np.int64:
             compare("Gather", x, {"indices": indices.astype(kind)}, tolerance=None, constant=False, axis=axis)
-    for indices in ints(0, 1), ints(-1, -2), np.array(1), np.arange(n)[::-1].copy(), np.arange(n), \
-            np.add.outer(np.arange(2), np.arange(n - 1)), np.subtract.outer([n - 1, n - 2], [0, 1, 2]):
+    for indices in (
+        ints(0, 1),
+        ints(-1, -2),
+        np.array(1),
+        np.arange(n)[::-1].copy(),
+        np.arange(n),
+        np.add.outer(np.arange(2), np.arange(n - 1)),
+        np.subtract.outer([n - 1, n - 2], [0, 1, 2]),
+    ):
         compare("Gather", x, {"indices": indices}, tolerance=None, view=True, axis=axis)
 
 
 def embedding(index_type):
     """A table [5, 3] of which an input names the rows, through a Cast."""
-    nodes = [helper.make_node("Cast", ["i"], ["j"], to=TensorProto.INT64),
-             helper.make_node("Gather", ["table", "j"], ["rows"], "look up"),
-             helper.make_node("Relu", ["rows"], ["y"])]
-    return load(model_of(nodes, [("i", index_type, ["n"])], [("y", TensorProto.FLOAT, None)],
-                         {"table": random(31, 5, 3)}))
+    nodes = [
+        helper.make_node("Cast", ["i"], ["j"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "j"], ["rows"], "look up"),
+        helper.make_node("Relu", ["rows"], ["y"]),
+    ]
+    return load(
+        model_of(nodes, [("i", index_type, ["n"])], [("y", TensorProto.FLOAT, None)], {"table": random(31, 5, 3)})
+    )
 
 
 def test_an_index_out_of_range_is_an_error_and_the_model_goes_on():
@@ -275,7 +339,7 @@ def test_an_index_out_of_range_is_an_error_and_the_model_goes_on():
     good = np.array([0, 4, -5], np.int32)
     first = model(i=good)["y"]
     np.testing.assert_array_equal(first, np.maximum(random(31, 5, 3)[good], 0))
-    assert type(model._own.plans.kept[0].steps[0][0]) is _programs.Segment
+    assert type(model._own.plans.kept[0].steps[0][0]) is _programs.NativeProgram
     for bad, named in (([0, 5, 1], 5), ([-6, 2, 9], -6), ([2**31 - 1, 0, 0], 2**31 - 1)):
         with pytest.raises(InputError, match=f"look up.*index {named} is out of range for an axis of 5 elements"):
             model(i=np.array(bad, np.int32))
@@ -287,7 +351,7 @@ def test_indices_of_bytes():
     i = np.array([3, 0, 3, 1], np.uint8)
     for _ in range(2):
         np.testing.assert_array_equal(model(i=i)["y"], np.maximum(random(31, 5, 3)[i], 0))
-    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
+    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.NativeProgram]
     with pytest.raises(InputError, match="index 200 is out of range"):
         model(i=np.array([3, 200, 3, 1], np.uint8))
 
@@ -296,15 +360,26 @@ def grid(*ranges):
     return np.stack(np.meshgrid(*ranges, indexing="ij"), -1)
 
 
-@pytest.mark.parametrize("indices", [
-    grid([1]), grid([0, 1], [2, 3]), grid([1], [0, 2, 4], [1, 2]), grid([0, 1, 2], [4, 2], [0]), grid(range(3)),
-    grid([-1], [-3, -2]), grid(range(3), range(6), range(4)), ints(2, 0, 2).reshape(3, 1), grid([2, 0, 1]),
-    np.array([[0, 1], [2, 3], [0, 1]]), np.array([[[0, 5, 1], [2, -1, 3]]]),
-])
+@pytest.mark.parametrize(
+    "indices",
+    [
+        grid([1]),
+        grid([0, 1], [2, 3]),
+        grid([1], [0, 2, 4], [1, 2]),
+        grid([0, 1, 2], [4, 2], [0]),
+        grid(range(3)),
+        grid([-1], [-3, -2]),
+        grid(range(3), range(6), range(4)),
+        ints(2, 0, 2).reshape(3, 1),
+        grid([2, 0, 1]),
+        np.array([[0, 1], [2, 3], [0, 1]]),
+        np.array([[[0, 5, 1], [2, -1, 3]]]),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float32", "int64"])
 def test_scatter_nd_of_constant_indices(indices, dtype):
     x = (10 * RNG.standard_normal((3, 6, 4))).astype(dtype)
-    updates = (10 * RNG.standard_normal(indices.shape[:-1] + x.shape[indices.shape[-1]:])).astype(dtype)
+    updates = (10 * RNG.standard_normal(indices.shape[:-1] + x.shape[indices.shape[-1] :])).astype(dtype)
     compare_scattered(x, indices.astype(np.int64), updates)
 
 
@@ -314,26 +389,44 @@ def compare_scattered(x, indices, updates):
     order = list(range(updates.ndim))[::-1]
     for layout in layouts(x.ndim):
         fed, node, constants = laid_out(x, layout)
-        nodes = [node, helper.make_node("Transpose", ["u"], ["updates"], perm=order),
-                 helper.make_node("ScatterND", ["strided", "indices", "updates"], ["y"])]
-        model = load(model_of(nodes, [("x", kind, fed.shape), ("u", kind, updates.T.shape)], [("y", kind, None)],
-                              constants | {"indices": indices}))
+        nodes = [
+            node,
+            helper.make_node("Transpose", ["u"], ["updates"], perm=order),
+            helper.make_node("ScatterND", ["strided", "indices", "updates"], ["y"]),
+        ]
+        model = load(
+            model_of(
+                nodes,
+                [("x", kind, fed.shape), ("u", kind, updates.T.shape)],
+                [("y", kind, None)],
+                constants | {"indices": indices},
+            )
+        )
         y = model(x=fed, u=np.ascontiguousarray(updates.T))["y"]
         np.testing.assert_array_equal(y, expected)
-        assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
+        assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.NativeProgram]
 
 
 @pytest.mark.parametrize("also_needed", [False, True])
 def test_chained_scatters(also_needed):
     """The second one may write into the first one's result, unless that is needed too."""
-    nodes = [helper.make_node("ScatterND", ["x", "even", "a"], ["y1"]),
-             helper.make_node("ScatterND", ["y1", "odd", "b"], ["y2"]),
-             helper.make_node("Reshape", ["y1", "flat"], ["z"]), helper.make_node("Relu", ["y2"], ["y"])]
+    nodes = [
+        helper.make_node("ScatterND", ["x", "even", "a"], ["y1"]),
+        helper.make_node("ScatterND", ["y1", "odd", "b"], ["y2"]),
+        helper.make_node("Reshape", ["y1", "flat"], ["z"]),
+        helper.make_node("Relu", ["y2"], ["y"]),
+    ]
     outputs = [("y", TensorProto.FLOAT, None)] + ([("z", TensorProto.FLOAT, None)] if also_needed else [])
     even, odd = grid(range(3), [0, 2, 4]), grid(range(3), [1, 3])
     x, a, b = random(34, 3, 6), random(35, 3, 3), random(36, 3, 2)
-    model = load(model_of(nodes, [(n, TensorProto.FLOAT, v.shape) for n, v in zip("xab", (x, a, b))], outputs,
-                          {"even": even, "odd": odd, "flat": ints(-1)}))
+    model = load(
+        model_of(
+            nodes,
+            [(n, TensorProto.FLOAT, v.shape) for n, v in zip("xab", (x, a, b))],
+            outputs,
+            {"even": even, "odd": odd, "flat": ints(-1)},
+        )
+    )
     out = model(x=x, a=a, b=b)
     expected = x.copy()
     expected[:, 0:6:2] = a
@@ -341,7 +434,7 @@ def test_chained_scatters(also_needed):
         np.testing.assert_array_equal(out["z"], expected.ravel())
     expected[:, 1:5:2] = b
     np.testing.assert_array_equal(out["y"], np.maximum(expected, 0))
-    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
+    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.NativeProgram]
 
 
 # ------------------------------------------------------------------------------------------------ integers
@@ -366,11 +459,16 @@ def test_casts_of_integers(source, target):
         expected = x.astype(target)
         for layout in layouts(x.ndim):
             fed, node, constants = laid_out(x, layout)
-            model = load(model_of([node, helper.make_node("Cast", ["strided"], ["y"], to=kind)],
-                                  [("x", helper.np_dtype_to_tensor_dtype(x.dtype), fed.shape)], [("y", kind, None)],
-                                  constants))
+            model = load(
+                model_of(
+                    [node, helper.make_node("Cast", ["strided"], ["y"], to=kind)],
+                    [("x", helper.np_dtype_to_tensor_dtype(x.dtype), fed.shape)],
+                    [("y", kind, None)],
+                    constants,
+                )
+            )
             np.testing.assert_array_equal(model(x=fed)["y"], expected)
-            assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
+            assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.NativeProgram]
 
 
 # ------------------------------------------------------------------------------------------------ order
@@ -408,12 +506,25 @@ def test_top_k(dtype, shape):
                     out = model(x=fed)
                     np.testing.assert_array_equal(out["y"], expected[0])
                     np.testing.assert_array_equal(out["i"], expected[1])
-                    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.Segment]
+                    assert [type(step[0]) for step in model._own.plans.kept[0].steps] == [_programs.NativeProgram]
 
 
 # ------------------------------------------------------------------------------------------------ products
-@pytest.mark.parametrize("a, b", [
-    ((3, 5), (5, 7)), ((9, 17), (17, 37)), ((2, 3, 5), (2, 5, 17)), ((2, 1, 3, 5), (4, 5, 18)), ((3, 5), (2, 5, 16)),
-    ((5,), (5, 7)), ((3, 5), (5,)), ((2, 6, 5), (5,)), ((5,), (3, 5, 2)), ((5,), (5,)), ((2, 3, 1), (2, 1, 19))])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ((3, 5), (5, 7)),
+        ((9, 17), (17, 37)),
+        ((2, 3, 5), (2, 5, 17)),
+        ((2, 1, 3, 5), (4, 5, 18)),
+        ((3, 5), (2, 5, 16)),
+        ((5,), (5, 7)),
+        ((3, 5), (5,)),
+        ((2, 6, 5), (5,)),
+        ((5,), (3, 5, 2)),
+        ((5,), (5,)),
+        ((2, 3, 1), (2, 1, 19)),
+    ],
+)
 def test_products_of_two_values(a, b):
     same_on_every_isa(lambda: compare("MatMul", random(32, *a), {"b": random(33, *b)}, constant=False))

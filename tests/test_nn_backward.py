@@ -1,4 +1,5 @@
 """Gradients of layers without a state, and of Sequential, against finite differences and torch."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,14 +21,18 @@ LAYERS = {
     "Linear without bias": (lambda: nn.Linear(5, 3, bias=False, rng=2), lambda t: t.Linear(5, 3, bias=False)),
     "LayerNorm": (lambda: nn.LayerNorm(5, eps=1e-3), lambda t: t.LayerNorm(5, eps=1e-3)),
     "Dropout": (lambda: nn.Dropout(0.0), lambda t: t.Dropout(0.0)),
-    **{name: (getattr(nn, name), lambda t, name=name: getattr(t, name)())
-       for name in ("ReLU", "Tanh", "Sigmoid", "Softplus", "Softsign", "Hardsigmoid")},
+    **{
+        name: (getattr(nn, name), lambda t, name=name: getattr(t, name)())
+        for name in ("ReLU", "Tanh", "Sigmoid", "Softplus", "Softsign", "Hardsigmoid")
+    },
     "LeakyReLU": (lambda: nn.LeakyReLU(0.3), lambda t: t.LeakyReLU(0.3)),
     "ELU": (lambda: nn.ELU(1.7), lambda t: t.ELU(1.7)),
     "Sequential": (
-        lambda: nn.Sequential(nn.Linear(5, 6, rng=3), nn.Sequential(nn.Tanh(), nn.LayerNorm(6)),
-                              nn.Linear(6, 2, rng=4)),
-        lambda t: t.Sequential(t.Linear(5, 6), t.Sequential(t.Tanh(), t.LayerNorm(6)), t.Linear(6, 2))),
+        lambda: nn.Sequential(
+            nn.Linear(5, 6, rng=3), nn.Sequential(nn.Tanh(), nn.LayerNorm(6)), nn.Linear(6, 2, rng=4)
+        ),
+        lambda t: t.Sequential(t.Linear(5, 6), t.Sequential(t.Tanh(), t.LayerNorm(6)), t.Linear(6, 2)),
+    ),
 }
 
 
@@ -49,8 +54,9 @@ def assert_close(got, want, tolerance=TOLERANCE):
 
 def test_every_layer_is_in_the_table():
     kinds = {name: kind for name in nn.__all__ if isinstance(kind := getattr(nn, name), type)}
-    stateless = [name for name, kind in kinds.items() if "_forward" in vars(kind) or
-                 issubclass(kind, nn.activation.Activation)]
+    stateless = [
+        name for name, kind in kinds.items() if "_forward" in vars(kind) or issubclass(kind, nn.activation.Activation)
+    ]
     assert {*stateless} - {"Embedding", "Module"} <= {*LAYERS}
 
 
@@ -170,23 +176,50 @@ def test_layer_norm_rows_stand_alone():
     assert np.isnan(layer(np.full((2, 37), np.inf, np.float32))).all()
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: nn.Dropout(1.5), InputError, "p: 1.5, expected 0.0 to 1.0"),
-    (lambda: nn.Dropout("a"), InputTypeError, "p: 'a' is no number"),
-    (lambda: nn.LayerNorm(0), InputError, "normalized_shape: 0 is less than 1"),
-    (lambda: nn.LayerNorm(3)(np.ones((2, 4), np.float32)), InputError,
-     r"x: shape is \[2, 4\], expected \[..., 3\] \(normalized_shape\)"),
-    (lambda: nn.Tanh().forward(np.ones(3, np.float32), np.ones(3)), InputError, "state: Tanh has none, expected None"),
-    (lambda: nn.Tanh().forward(np.ones(3, np.float32), training=2), InputError, "training: 2 is none of False, True"),
-    (lambda: nn.Module().forward(np.ones(3, np.float32), training=True), UnsupportedError, "Module has no gradient"),
-    (lambda: nn.Dropout().forward(np.ones(3, np.float32), training=True, rng="a"), InputTypeError, "rng: 'a' is"),
-    (lambda: nn.Tanh().backward(np.ones(3, np.float32), None, None), InputTypeError,
-     r"saved: a NoneType came, expected what forward\(training=True\) returned"),
-    (lambda: nn.Sequential(nn.Tanh()).forward(np.ones(3, np.float32), (1,)), InputTypeError,
-     "state: a tuple of 1 came, expected a tuple with the states of 0 recurrent layers"),
-    (lambda: nn.Sequential(nn.LSTM(3, 4)).forward(np.ones((2, 3), np.float32), np.ones(3)), InputTypeError,
-     "state: a ndarray came, expected a tuple with the states of 1 recurrent layers"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: nn.Dropout(1.5), InputError, "p: 1.5, expected 0.0 to 1.0"),
+        (lambda: nn.Dropout("a"), InputTypeError, "p: 'a' is no number"),
+        (lambda: nn.LayerNorm(0), InputError, "normalized_shape: 0 is less than 1"),
+        (
+            lambda: nn.LayerNorm(3)(np.ones((2, 4), np.float32)),
+            InputError,
+            r"x: shape is \[2, 4\], expected \[..., 3\] \(normalized_shape\)",
+        ),
+        (
+            lambda: nn.Tanh().forward(np.ones(3, np.float32), np.ones(3)),
+            InputError,
+            "state: Tanh has none, expected None",
+        ),
+        (
+            lambda: nn.Tanh().forward(np.ones(3, np.float32), training=2),
+            InputError,
+            "training: 2 is none of False, True",
+        ),
+        (
+            lambda: nn.Module().forward(np.ones(3, np.float32), training=True),
+            UnsupportedError,
+            "Module has no gradient",
+        ),
+        (lambda: nn.Dropout().forward(np.ones(3, np.float32), training=True, rng="a"), InputTypeError, "rng: 'a' is"),
+        (
+            lambda: nn.Tanh().backward(np.ones(3, np.float32), None, None),
+            InputTypeError,
+            r"saved: got a NoneType, expected what forward\(training=True\) returned",
+        ),
+        (
+            lambda: nn.Sequential(nn.Tanh()).forward(np.ones(3, np.float32), (1,)),
+            InputTypeError,
+            "state: got a tuple of 1, expected a tuple with the states of 0 recurrent layers",
+        ),
+        (
+            lambda: nn.Sequential(nn.LSTM(3, 4)).forward(np.ones((2, 3), np.float32), np.ones(3)),
+            InputTypeError,
+            "state: got a ndarray, expected a tuple with the states of 1 recurrent layers",
+        ),
+    ],
+)
 def test_wrong_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -1,4 +1,5 @@
 """Pools of layers: each stream gets the bits that it gets alone, whoever else is in the step; and what pools refuse."""
+
 import tracemalloc
 
 import numpy as np
@@ -21,9 +22,13 @@ LAYERS = {
     "GRU": lambda **o: nn.GRU(5, 18, 3, clip=0.5, rng=3, **o),
     "linear before reset": lambda **o: nn.GRU(5, 7, linear_before_reset=False, rng=4, **o),
     "blas": lambda **o: nn.LSTM(5, 7, 2, matmul="blas", rng=5, **o),
-    "Sequential": lambda **o: nn.Sequential(nn.Linear(5, 6, rng=6), nn.LSTM(6, 8, 2, rng=7, **o), nn.LayerNorm(8),
-                                            nn.Sequential(nn.GRU(8, 4, rng=8, **o), nn.Tanh()),
-                                            nn.Linear(4, 2, rng=9)),
+    "Sequential": lambda **o: nn.Sequential(
+        nn.Linear(5, 6, rng=6),
+        nn.LSTM(6, 8, 2, rng=7, **o),
+        nn.LayerNorm(8),
+        nn.Sequential(nn.GRU(8, 4, rng=8, **o), nn.Tanh()),
+        nn.Linear(4, 2, rng=9),
+    ),
     "Embedding": lambda **o: nn.Sequential(nn.Embedding(11, 6, rng=6), nn.LSTM(6, 8, rng=7, **o)),
 }
 
@@ -73,7 +78,7 @@ def test_ten_thousand_streams():
     ids = np.array([pool.open() for _ in range(10_000)])
     steps = []
     for _ in range(6):
-        chosen = rng.permutation(ids)[:rng.integers(1, 10_001)]
+        chosen = rng.permutation(ids)[: rng.integers(1, 10_001)]
         x = rng.standard_normal((len(chosen), 3), np.float32)
         steps.append((chosen, x, pool.step(chosen, x)))
     for stream in rng.choice(ids, 100, replace=False):
@@ -97,7 +102,7 @@ def test_many_threads_call_one_pool(threads, forced):
         rng = np.random.default_rng(seed)
         live = {pool.open(): layer.stream() for _ in range(8)}
         for _ in range(40):
-            chosen = rng.permutation(list(live))[:rng.integers(1, 9)]
+            chosen = rng.permutation(list(live))[: rng.integers(1, 9)]
             x = rng.standard_normal((len(chosen), 5), np.float32)
             for y, stream, one in zip(pool.step(chosen, x), chosen.tolist(), x):
                 same_bits(y, live[stream].step(one))
@@ -166,7 +171,7 @@ def test_memory_is_flat():
         for _ in range(count):
             n = int(rng.integers(1, 301))
             pool.step(ids[:n], x[:n])
-            pool.step(dict(zip(ids[:n % 7].tolist(), x)))
+            pool.step(dict(zip(ids[: n % 7].tolist(), x)))
             stream = int(ids[n - 1])
             pool.close(stream)
             ids[n - 1] = pool.open(pool.state(ids[0]) if n > 1 else None)
@@ -185,31 +190,53 @@ def test_memory_is_flat():
 # ------------------------------------------------------------------------------------------------ bad input
 H = random(0, 1, 7)
 WRONG_IDS = [
-    ([10**6], "was never opened"), ([-1], "was never opened"), ([0], "is closed"), ([1, 1], "stream 1 is given twice"),
-    ([1.0], r"stream ids are float64 of shape \[1\], expected integers"), (["a"], "ids are <U1"),
-    ([[1]], r"shape \[1, 1\]"), (1, r"shape \[\]"), ([True], "ids are bool"),
-    ([2**70], "ids are object"), (None, "ids are"),
-    ([[1], 2], "ids are no array"), ([2**64 - 1], "was never opened"),
+    ([10**6], "was never opened"),
+    ([-1], "was never opened"),
+    ([0], "is closed"),
+    ([1, 1], "stream 1 is given twice"),
+    ([1.0], r"stream ids are float64 of shape \[1\], expected integers"),
+    (["a"], "ids are <U1"),
+    ([[1]], r"shape \[1, 1\]"),
+    (1, r"shape \[\]"),
+    ([True], "ids are bool"),
+    ([2**70], "ids are object"),
+    (None, "ids are"),
+    ([[1], 2], "ids are no array"),
+    ([2**64 - 1], "was never opened"),
 ]
 WRONG_ROWS = [
-    (random(0, 2, 4), r"shape is \[2, 4\], expected \[2, 5\]"), (random(0, 2), r"shape is \[2\], expected \[2, 5\]"),
-    (random(0, 2, 1, 5), r"shape is \[2, 1, 5\]"), (random(0, 3, 5), "expected 2 frames along the first axis"),
-    (random(0, 5), "expected 2 frames"), (np.float32(1), "expected 2 frames"), (np.zeros((2, 5)), "float64"),
-    (None, r"inputs are \[\], expected 'x'"), ({"z": 1}, r"inputs are \['z'\], expected 'x'"), ("a", "x has shape"),
+    (random(0, 2, 4), r"shape is \[2, 4\], expected \[2, 5\]"),
+    (random(0, 2), r"shape is \[2\], expected \[2, 5\]"),
+    (random(0, 2, 1, 5), r"shape is \[2, 1, 5\]"),
+    (random(0, 3, 5), "expected 2 frames along the first axis"),
+    (random(0, 5), "expected 2 frames"),
+    (np.float32(1), "expected 2 frames"),
+    (np.zeros((2, 5)), "float64"),
+    (None, r"inputs are \[\], expected 'x'"),
+    ({"z": 1}, r"inputs are \['z'\], expected 'x'"),
+    ("a", "x has shape"),
     ({"x": random(0, 2, 5), "z": 1}, "expected 'x'"),
 ]
 WRONG_FRAMES = [
     (random(0, 4), r"a frame is float32 \[4\], expected float32 \[5\]"),
     (random(0, 1, 5), r"a frame is float32 \[1, 5\]"),
-    (np.float32(1), r"a frame is float32 \[\]"), (np.zeros(5), "a frame is float64"), ("a", "a frame is <U1"),
-    (None, r"inputs are \[\], expected 'x'"), ({"z": random(0, 5)}, r"inputs are \['z'\], expected 'x'"),
+    (np.float32(1), r"a frame is float32 \[\]"),
+    (np.zeros(5), "a frame is float64"),
+    ("a", "a frame is <U1"),
+    (None, r"inputs are \[\], expected 'x'"),
+    ({"z": random(0, 5)}, r"inputs are \['z'\], expected 'x'"),
     ({"x": random(0, 5), "z": 1}, "expected 'x'"),
 ]
 WRONG_STATES = [
-    (1, "h: dtype is int64"), ((H, H), r"shape \[2, 1, 7\]"),
-    (random(0, 1, 6), r"expected \[1, batch, 7\]"), (random(0, 7), "expected"),
-    (random(0, 1, 1, 7), r"shape \[1, 1, 7\], expected \[1, 7\]"), (H.astype(np.float64), "float64"), ("a", "dtype"),
-    ({"h": H}, "h: dtype is object"), ([], "h: dtype"),
+    (1, "h: dtype is int64"),
+    ((H, H), r"shape \[2, 1, 7\]"),
+    (random(0, 1, 6), r"expected \[1, batch, 7\]"),
+    (random(0, 7), "expected"),
+    (random(0, 1, 1, 7), r"shape \[1, 1, 7\], expected \[1, 7\]"),
+    (H.astype(np.float64), "float64"),
+    ("a", "dtype"),
+    ({"h": H}, "h: dtype is object"),
+    ([], "h: dtype"),
 ]
 
 
@@ -257,11 +284,15 @@ def test_wrong_frames(used):
 
 def test_wrong_runs(used):
     x = random(0, 2, 3, 5)
-    for rows, lengths, message in ((x[:1], None, r"'x' begins with the axes \[1, 3\], expected \[2, frames\]"),
-                                   (x, [4, 1], "lengths: 4 at row 0"),
-                                   (x, [-1, 1], "lengths: -1 at row 0"), (x[..., :4], None, "shape is"),
-                                   (x.astype(np.float64), None, "float64"), ([[1], [2, 3]], None, "x: cannot be read"),
-                                   (None, None, "inputs|axes")):
+    for rows, lengths, message in (
+        (x[:1], None, r"'x' begins with the axes \[1, 3\], expected \[2, frames\]"),
+        (x, [4, 1], "lengths: 4 at row 0"),
+        (x, [-1, 1], "lengths: -1 at row 0"),
+        (x[..., :4], None, "shape is"),
+        (x.astype(np.float64), None, "float64"),
+        ([[1], [2, 3]], None, "x: cannot be read"),
+        (None, None, "inputs|axes"),
+    ):
         refused(used, message, used.run, [1, 2], rows, lengths=lengths)
     refused(used, "twice", used.run, [1, 1], x)
 
@@ -271,8 +302,12 @@ def test_wrong_states(used):
         refused(used, message, used.open, state)
     refused(used, "no input 'sr' to be fixed", used.open, sr=1, error=InputError)
     pair = nn.LSTM(5, 7).pool(2)
-    for state, message in ((H, "state"), ((H,), "expected h and c"), ((H, random(0, 1, 6)), "state c"),
-                           ((H, None), "float32")):
+    for state, message in (
+        (H, "state"),
+        ((H,), "expected h and c"),
+        ((H, random(0, 1, 6)), "state c"),
+        ((H, None), "float32"),
+    ):
         refused(pair, message, pair.open, state)
     stack = LAYERS["Sequential"]().pool(2)
     for state in (H, (H, H, H), ((H, H),)):
@@ -292,10 +327,15 @@ def test_wrong_out(used):
     x, base = random(0, 2, 5), random(0, 4, 14)
     read_only = random(0, 2, 7)
     read_only.flags.writeable = False
-    for out, message in ((random(0, 3, 7), r"out is float32 \[3, 7\], expected float32 \[2, 7\]"),
-                         (np.zeros((2, 7)), "out is float64"),
-                         (base[:2, ::2], "contiguous"), (base[:2, :7], "contiguous"),
-                         (read_only, "writeable"), ([1], "out is list"), ({"y": random(0, 2, 7)}, "out is dict")):
+    for out, message in (
+        (random(0, 3, 7), r"out is float32 \[3, 7\], expected float32 \[2, 7\]"),
+        (np.zeros((2, 7)), "out is float64"),
+        (base[:2, ::2], "contiguous"),
+        (base[:2, :7], "contiguous"),
+        (read_only, "writeable"),
+        ([1], "out is list"),
+        ({"y": random(0, 2, 7)}, "out is dict"),
+    ):
         refused(used, message, used.step, [1, 2], x, out=out)
     shared = base.reshape(-1)
     refused(used, "shares memory", used.step, [1, 2], shared[:10].reshape(2, 5), out=shared[4:18].reshape(2, 7))

@@ -1,4 +1,5 @@
 """ONNX's own node tests, as the installed onnx package makes them: every case made of operators that rnnfast has."""
+
 import warnings
 
 import numpy as np
@@ -22,15 +23,24 @@ SplitToSequence""".split()
 
 RANDOM_DROPOUT = "Dropout in training mode drops at random: the expected numbers are those of NumPy's generator"
 EXCLUDED = {
-    **dict.fromkeys(("test_training_dropout", "test_training_dropout_default", "test_training_dropout_mask",
-                     "test_training_dropout_default_mask"), RANDOM_DROPOUT),
+    **dict.fromkeys(
+        (
+            "test_training_dropout",
+            "test_training_dropout_default",
+            "test_training_dropout_mask",
+            "test_training_dropout_default_mask",
+        ),
+        RANDOM_DROPOUT,
+    ),
     "test_if_opt": "makes an empty optional from a type attribute",
 }
 # Attention written out in operators of half precision, each rounded: a different order of sums moves a result by one or two
 # units in the last place, which is more than the package's tolerance of 1e-3.
 LAST_PLACE = {
-    **{f"test_attention_{form}_bf16_expanded": 2**-6
-       for form in ("4d_causal", "4d_padded_kv", "4d_causal_padded_kv", "4d_attn_mask_causal", "3d_causal")},
+    **{
+        f"test_attention_{form}_bf16_expanded": 2**-6
+        for form in ("4d_causal", "4d_padded_kv", "4d_causal_padded_kv", "4d_attn_mask_causal", "3d_causal")
+    },
     "test_attention_4d_causal_fp16_expanded": 2**-8,
 }
 
@@ -45,7 +55,7 @@ def operators(graph):
 
 def cases():
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")    # of the package's own NumPy code
+        warnings.simplefilter("ignore")  # of the package's own NumPy code
         for case in load_model_tests(kind="node"):
             functions = {(f.domain, f.name) for f in case.model.functions}
             used = {("" if domain == "ai.onnx" else domain, op) for domain, op in operators(case.model.graph)}
@@ -87,7 +97,7 @@ def test_node_case(name):
 
 def test_every_promised_operator_has_a_case():
     covered = {op for case in CASES.values() for _, op in operators(case.model.graph)}
-    assert [op for op in PROMISED if op not in covered] == ["ConcatFromSequence"]    # tests/test_ops_shape.py has it
+    assert [op for op in PROMISED if op not in covered] == ["ConcatFromSequence"]  # tests/test_ops_shape.py has it
 
 
 def test_excluded_cases_are_refused():
@@ -99,4 +109,5 @@ def test_excluded_cases_are_refused():
     for case in excluded:
         with pytest.raises(rnnfast.Error):
             rnnfast.load(case.model.SerializeToString())(
-                dict(zip([v.name for v in case.model.graph.input], values(case.data_sets[0][0]))))
+                dict(zip([v.name for v in case.model.graph.input], values(case.data_sets[0][0])))
+            )

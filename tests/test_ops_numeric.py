@@ -1,4 +1,5 @@
 """Arithmetic operators against onnxruntime and against plain formulas, where ONNX's own node tests are thin."""
+
 import contextlib
 import itertools
 import math
@@ -40,8 +41,14 @@ def onnxruntime_outputs(op_type, inputs, opset=20, n_outputs=1, **attributes):
     outputs = [f"y{i}" for i in range(n_outputs)]
     node = helper.make_node(op_type, names, outputs, **attributes)
     graph = helper.make_graph(
-        [node], "one", [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
-                        for name, x in given.items()], [helper.make_empty_tensor_value_info(name) for name in outputs])
+        [node],
+        "one",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+            for name, x in given.items()
+        ],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -84,8 +91,9 @@ def window_attributes(choose, rank, size, kernel, padding=True):
     if mode == "NOTSET" and padding:
         pads = [choose.randint(0, k - 1) for k in kernel * 2]
         attributes["pads"] = pads
-    fits = same or all(n + a + b >= (k - 1) * d + 1
-                       for n, k, d, a, b in zip(size, kernel, dilations, pads[:rank], pads[rank:]))
+    fits = same or all(
+        n + a + b >= (k - 1) * d + 1 for n, k, d, a, b in zip(size, kernel, dilations, pads[:rank], pads[rank:])
+    )
     return attributes, fits
 
 
@@ -113,6 +121,7 @@ def test_conv():
 
 def test_conv_in_blocks(monkeypatch):
     from rnnfast.onnx.ops import convolution
+
     rng = np.random.default_rng(2)
     x, w = floats(rng, 3, 4, 9, 7), floats(rng, 6, 2, 3, 2)
     whole = run("Conv", [x, w], group=2, pads=(1, 0, 2, 1))
@@ -123,9 +132,11 @@ def test_conv_in_blocks(monkeypatch):
 
 def test_conv_of_no_channels_is_its_bias():
     from rnnfast.onnx import lowering
+
     x, w, bias = np.zeros((2, 0, 5), np.float32), np.zeros((3, 0, 2), np.float32), np.float32([1, -2, 3])
-    node = SimpleNamespace(op_type="Conv", domain="", inputs=("x", "w", "b"), attributes={},
-                           function=lookup("", "Conv", 20))
+    node = SimpleNamespace(
+        op_type="Conv", domain="", inputs=("x", "w", "b"), attributes={}, function=lookup("", "Conv", 20)
+    )
     expected = np.broadcast_to(bias[:, None], (2, 3, 4))
     np.testing.assert_array_equal(lowering.lower(node, [None, w, bias])(x, w, bias), expected)
     np.testing.assert_array_equal(run("Conv", [x, w, bias]), expected)
@@ -155,9 +166,15 @@ def test_conv_transpose():
         assert_like_onnxruntime("ConvTranspose", [x, w, bias], **attributes)
 
 
-@pytest.mark.parametrize("op_type, extra", [
-    ("MaxPool", {}), ("AveragePool", dict(count_include_pad=0)), ("AveragePool", dict(count_include_pad=1)),
-    ("LpPool", dict(p=3))])
+@pytest.mark.parametrize(
+    "op_type, extra",
+    [
+        ("MaxPool", {}),
+        ("AveragePool", dict(count_include_pad=0)),
+        ("AveragePool", dict(count_include_pad=1)),
+        ("LpPool", dict(p=3)),
+    ],
+)
 def test_pooling(op_type, extra):
     rng = np.random.default_rng(4)
     for choose, size, kernel, attributes in window_cases(30, seed=4):
@@ -179,25 +196,37 @@ def test_max_pool_indices(storage_order):
     for choose, size, kernel, attributes in window_cases(20, seed=5):
         x = np.round(floats(rng, 2, 3, *size))
         try:
-            y, indices = run("MaxPool", [x], kernel_shape=kernel, storage_order=storage_order, n_outputs=2,
-                             **attributes)
+            y, indices = run(
+                "MaxPool", [x], kernel_shape=kernel, storage_order=storage_order, n_outputs=2, **attributes
+            )
         except InputError as error:
             assert "without any input" in str(error)
             continue
-        expected = onnxruntime_outputs("MaxPool", [x], n_outputs=2, kernel_shape=kernel, storage_order=storage_order,
-                                       **attributes)
+        expected = onnxruntime_outputs(
+            "MaxPool", [x], n_outputs=2, kernel_shape=kernel, storage_order=storage_order, **attributes
+        )
         np.testing.assert_array_equal(y, expected[0])
         np.testing.assert_array_equal(indices, expected[1])
 
 
-@pytest.mark.parametrize("kernel, dilation, stride, pads", [
-    (2, 1, 1, (1, 0)), (9, 1, 1, (8, 8)), (12, 2, 3, (7, 15)), (30, 3, 2, (29, 58)), (8, 3, 4, (15, 6)),
-    (7, 1, 3, (6, 2))])
+@pytest.mark.parametrize(
+    "kernel, dilation, stride, pads",
+    [
+        (2, 1, 1, (1, 0)),
+        (9, 1, 1, (8, 8)),
+        (12, 2, 3, (7, 15)),
+        (30, 3, 2, (29, 58)),
+        (8, 3, 4, (15, 6)),
+        (7, 1, 3, (6, 2)),
+    ],
+)
 def test_pooling_of_windows_shorter_and_longer_than_the_input(kernel, dilation, stride, pads):
     """Against each window's own elements; onnxruntime refuses some."""
     x = np.round(floats(np.random.default_rng(22), 1, 1, 8))
-    windows = [[i for i in range(o, o + kernel * dilation, dilation) if 0 <= i < 8]
-               for o in range(-pads[0], 8 + pads[1] - (kernel - 1) * dilation, stride)]
+    windows = [
+        [i for i in range(o, o + kernel * dilation, dilation) if 0 <= i < 8]
+        for o in range(-pads[0], 8 + pads[1] - (kernel - 1) * dilation, stride)
+    ]
     attributes = dict(kernel_shape=(kernel,), dilations=(dilation,), strides=(stride,), pads=pads)
     if not all(windows):
         with pytest.raises(InputError, match="without any input"):
@@ -210,14 +239,18 @@ def test_pooling_of_windows_shorter_and_longer_than_the_input(kernel, dilation, 
     assert_close(average, np.array([x[0, 0, window].mean() for window in windows], np.float32))
 
 
-@pytest.mark.parametrize("error, attributes", [
-    (None, dict(kernel_shape=(2**24,), auto_pad="SAME_UPPER")),
-    (None, dict(kernel_shape=(2**16 + 1,), pads=(2**16, 2**16))),
-    (None, dict(kernel_shape=(2,), dilations=(2**28,), pads=(2**28, 0))),
-    (InputError, dict(kernel_shape=(3,), pads=(2**24, 2**24))),
-    (InputError, dict(kernel_shape=(3,), pads=(2**62, 2**62))),
-    (LimitError, dict(kernel_shape=(2**63 - 1,), pads=(2**62, 2**62))),
-    (LimitError, dict(kernel_shape=(2**31,), pads=(2**31 - 1, 2**31 - 1)))])
+@pytest.mark.parametrize(
+    "error, attributes",
+    [
+        (None, dict(kernel_shape=(2**24,), auto_pad="SAME_UPPER")),
+        (None, dict(kernel_shape=(2**16 + 1,), pads=(2**16, 2**16))),
+        (None, dict(kernel_shape=(2,), dilations=(2**28,), pads=(2**28, 0))),
+        (InputError, dict(kernel_shape=(3,), pads=(2**24, 2**24))),
+        (InputError, dict(kernel_shape=(3,), pads=(2**62, 2**62))),
+        (LimitError, dict(kernel_shape=(2**63 - 1,), pads=(2**62, 2**62))),
+        (LimitError, dict(kernel_shape=(2**31,), pads=(2**31 - 1, 2**31 - 1))),
+    ],
+)
 def test_huge_pooling_windows_take_the_inputs_memory(error, attributes):
     x = np.arange(8, dtype=np.float32)[None, None]
     tracemalloc.start()
@@ -247,7 +280,7 @@ def test_pooling_under_valid_ignores_ceil_mode(op_type):
 def test_global_pooling():
     x = floats(np.random.default_rng(18), 2, 3, 4, 5)
     flat = np.abs(x.astype(np.float64)).reshape(2, 3, 1, -1)
-    assert_close(run("GlobalLpPool", [x], p=3), ((flat ** 3).sum(-1, keepdims=True) ** (1 / 3)).astype(np.float32))
+    assert_close(run("GlobalLpPool", [x], p=3), ((flat**3).sum(-1, keepdims=True) ** (1 / 3)).astype(np.float32))
     assert_close(run("GlobalAveragePool", [np.abs(x)]), flat.mean(-1, keepdims=True).astype(np.float32))
     np.testing.assert_array_equal(run("GlobalMaxPool", [x]), x.max((2, 3), keepdims=True))
 
@@ -259,24 +292,43 @@ def test_max_pool_of_infinities_and_nan():
     np.testing.assert_array_equal(indices, [[[0, 0, 2, 3, 3]]])
 
 
-@pytest.mark.parametrize("equation, shapes", [
-    ("ij,jk->ik", [(3, 4), (4, 5)]), ("bij,bjk", [(2, 3, 4), (2, 4, 5)]), ("ij->ji", [(3, 4)]), ("ij", [(3, 4)]),
-    ("ba", [(3, 4)]), ("ii->i", [(4, 4)]), ("ii", [(4, 4)]), ("ij->", [(3, 4)]), ("a,b->ab", [(3,), (4,)]),
-    ("...ij,...jk->...ik", [(2, 1, 3, 4), (2, 5, 4, 2)]), ("b...d,bd->b...", [(2, 3, 4, 5), (2, 5)]),
-    (" i j , j -> i ", [(3, 4), (4,)]),
-    ("bhid,bhjd->bhij", [(2, 3, 4, 5), (2, 3, 6, 5)]), ("i,ij,j->", [(3,), (3, 4), (4,)]),
-    ("Aa,aB->BA", [(2, 3), (3, 4)])])
+@pytest.mark.parametrize(
+    "equation, shapes",
+    [
+        ("ij,jk->ik", [(3, 4), (4, 5)]),
+        ("bij,bjk", [(2, 3, 4), (2, 4, 5)]),
+        ("ij->ji", [(3, 4)]),
+        ("ij", [(3, 4)]),
+        ("ba", [(3, 4)]),
+        ("ii->i", [(4, 4)]),
+        ("ii", [(4, 4)]),
+        ("ij->", [(3, 4)]),
+        ("a,b->ab", [(3,), (4,)]),
+        ("...ij,...jk->...ik", [(2, 1, 3, 4), (2, 5, 4, 2)]),
+        ("b...d,bd->b...", [(2, 3, 4, 5), (2, 5)]),
+        (" i j , j -> i ", [(3, 4), (4,)]),
+        ("bhid,bhjd->bhij", [(2, 3, 4, 5), (2, 3, 6, 5)]),
+        ("i,ij,j->", [(3,), (3, 4), (4,)]),
+        ("Aa,aB->BA", [(2, 3), (3, 4)]),
+    ],
+)
 def test_einsum(equation, shapes):
     rng = np.random.default_rng(6)
     assert_like_onnxruntime("Einsum", [floats(rng, *shape) for shape in shapes], equation=equation)
 
 
 REDUCTIONS = {
-    "ReduceL1": lambda x, axis: np.abs(x).sum(axis), "ReduceL2": lambda x, axis: np.sqrt((x * x).sum(axis)),
-    "ReduceLogSum": lambda x, axis: np.log(x.sum(axis)), "ReduceLogSumExp": lambda x, axis: np.log(np.exp(x).sum(axis)),
-    "ReduceMax": lambda x, axis: x.max(axis), "ReduceMean": lambda x, axis: x.mean(axis),
-    "ReduceMin": lambda x, axis: x.min(axis), "ReduceProd": lambda x, axis: x.prod(axis),
-    "ReduceSum": lambda x, axis: x.sum(axis), "ReduceSumSquare": lambda x, axis: (x * x).sum(axis)}
+    "ReduceL1": lambda x, axis: np.abs(x).sum(axis),
+    "ReduceL2": lambda x, axis: np.sqrt((x * x).sum(axis)),
+    "ReduceLogSum": lambda x, axis: np.log(x.sum(axis)),
+    "ReduceLogSumExp": lambda x, axis: np.log(np.exp(x).sum(axis)),
+    "ReduceMax": lambda x, axis: x.max(axis),
+    "ReduceMean": lambda x, axis: x.mean(axis),
+    "ReduceMin": lambda x, axis: x.min(axis),
+    "ReduceProd": lambda x, axis: x.prod(axis),
+    "ReduceSum": lambda x, axis: x.sum(axis),
+    "ReduceSumSquare": lambda x, axis: (x * x).sum(axis),
+}
 
 
 @pytest.mark.parametrize("op_type", REDUCTIONS)
@@ -304,8 +356,15 @@ def test_reductions(op_type):
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])
 def test_integer_reductions(dtype):
     x = np.array([[7, 2, 9], [1, 2, 8]]).astype(dtype)
-    for op_type, expected in dict(ReduceSum=[18, 11], ReduceMean=[6, 3], ReduceMax=[9, 8], ReduceMin=[2, 1],
-                                  ReduceProd=[126, 16], ReduceL1=[18, 11], ReduceL2=[11, 8]).items():
+    for op_type, expected in dict(
+        ReduceSum=[18, 11],
+        ReduceMean=[6, 3],
+        ReduceMax=[9, 8],
+        ReduceMin=[2, 1],
+        ReduceProd=[126, 16],
+        ReduceL1=[18, 11],
+        ReduceL2=[11, 8],
+    ).items():
         y = run(op_type, [x, np.array([1])], opset=18, keepdims=0)
         assert y.dtype == dtype and y.tolist() == expected
     if dtype != np.uint32:
@@ -315,10 +374,11 @@ def test_integer_reductions(dtype):
 
 def test_reductions_of_nothing():
     x = np.zeros((2, 0), np.float32)
-    for op_type, expected in dict(ReduceSum=0, ReduceProd=1, ReduceMax=-math.inf, ReduceMin=math.inf,
-                                  ReduceLogSumExp=-math.inf).items():
+    for op_type, expected in dict(
+        ReduceSum=0, ReduceProd=1, ReduceMax=-math.inf, ReduceMin=math.inf, ReduceLogSumExp=-math.inf
+    ).items():
         assert run(op_type, [x, np.array([1])], keepdims=0).tolist() == [expected] * 2
-    assert run("ReduceMax", [x.astype(np.int32), np.array([1])], keepdims=0).tolist() == [-2**31] * 2
+    assert run("ReduceMax", [x.astype(np.int32), np.array([1])], keepdims=0).tolist() == [-(2**31)] * 2
 
 
 @pytest.mark.parametrize("op_type", ["ReduceSum", "ReduceMean", "ReduceL2", "ReduceLogSumExp"])
@@ -336,22 +396,33 @@ def test_a_rows_bits_do_not_depend_on_the_batch(op_type):
 
 # Inputs with a batch of 9 on axis 0, and a batch 1 row that differs in layout: every operator that adds up.
 REDUCING = [
-    ("LayerNormalization", [(9, 6, 37), (37,)], {}), ("LayerNormalization", [(9, 37, 6), (37, 6)], dict(axis=1)),
-    ("RMSNormalization", [(9, 6, 37), (37,)], {}), ("InstanceNormalization", [(9, 6, 37), (6,), (6,)], {}),
+    ("LayerNormalization", [(9, 6, 37), (37,)], {}),
+    ("LayerNormalization", [(9, 37, 6), (37, 6)], dict(axis=1)),
+    ("RMSNormalization", [(9, 6, 37), (37,)], {}),
+    ("InstanceNormalization", [(9, 6, 37), (6,), (6,)], {}),
     ("GroupNormalization", [(9, 6, 37), (6,), (6,)], dict(num_groups=2)),
-    ("LpNormalization", [(9, 37, 6)], dict(axis=1, p=1)), ("LpNormalization", [(9, 6, 37)], dict(axis=-1)),
-    ("MeanVarianceNormalization", [(9, 37, 6)], dict(axes=(1,))), ("LRN", [(9, 6, 37)], dict(size=3)),
+    ("LpNormalization", [(9, 37, 6)], dict(axis=1, p=1)),
+    ("LpNormalization", [(9, 6, 37)], dict(axis=-1)),
+    ("MeanVarianceNormalization", [(9, 37, 6)], dict(axes=(1,))),
+    ("LRN", [(9, 6, 37)], dict(size=3)),
     ("MeanVarianceNormalization", [(9, 6, 5, 7)], dict(axes=(2, 3))),
-    ("Softmax", [(9, 37, 6)], dict(axis=1)), ("LogSoftmax", [(9, 6, 37)], dict(axis=-1)),
-    ("GlobalAveragePool", [(9, 6, 37)], {}), ("GlobalLpPool", [(9, 6, 37)], {}), ("GlobalMaxPool", [(9, 6, 37)], {}),
-    ("AveragePool", [(9, 6, 37)], dict(kernel_shape=(20,))), ("LpPool", [(9, 6, 37)], dict(kernel_shape=(20,))),
-    ("MaxPool", [(9, 6, 37)], dict(kernel_shape=(20,))), ("ConvTranspose", [(9, 6, 37), (6, 4, 3)], {}),
+    ("Softmax", [(9, 37, 6)], dict(axis=1)),
+    ("LogSoftmax", [(9, 6, 37)], dict(axis=-1)),
+    ("GlobalAveragePool", [(9, 6, 37)], {}),
+    ("GlobalLpPool", [(9, 6, 37)], {}),
+    ("GlobalMaxPool", [(9, 6, 37)], {}),
+    ("AveragePool", [(9, 6, 37)], dict(kernel_shape=(20,))),
+    ("LpPool", [(9, 6, 37)], dict(kernel_shape=(20,))),
+    ("MaxPool", [(9, 6, 37)], dict(kernel_shape=(20,))),
+    ("ConvTranspose", [(9, 6, 37), (6, 4, 3)], {}),
     ("Einsum", [(9, 5, 37), (9, 5, 37)], dict(equation="btc,bsc->bts")),
-    ("Einsum", [(9, 37, 6)], dict(equation="btc->bt")), ("Einsum", [(9, 37, 6)], dict(equation="btc->b")),
+    ("Einsum", [(9, 37, 6)], dict(equation="btc->bt")),
+    ("Einsum", [(9, 37, 6)], dict(equation="btc->b")),
     ("Einsum", [(9, 37, 6), (6, 37)], dict(equation="btc,ct->b")),
     ("Einsum", [(9, 37), (37, 8, 6), (9, 6)], dict(equation="bi,ioj,bj->bo")),
     ("Einsum", [(9, 37, 6), (5, 6)], dict(equation="...c,dc->...d")),
-    *((op, [(9, 37, 6)], dict(axes=axes)) for op in REDUCTIONS for axes in ((1,), (2,), (1, 2)))]
+    *((op, [(9, 37, 6)], dict(axes=axes)) for op in REDUCTIONS for axes in ((1,), (2,), (1, 2))),
+]
 
 
 @pytest.mark.parametrize("zeros", [False, True])
@@ -374,14 +445,16 @@ def test_a_rows_bits_depend_neither_on_the_batch_nor_on_the_layout(op_type, shap
 
     whole = outputs(inputs)
     for order in itertools.permutations(range(inputs[0].ndim)):
+
         def stored(x):
             if x.ndim != len(order):
                 return x
             return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+
         assert outputs([stored(x) for x in inputs]).tobytes() == whole.tobytes()
         for row in (0, 8):
-            alone = outputs([stored(x[row:row + 1]) if x.shape[:1] == (9,) else x for x in inputs])
-            assert alone.tobytes() == whole[row:row + 1].tobytes()
+            alone = outputs([stored(x[row : row + 1]) if x.shape[:1] == (9,) else x for x in inputs])
+            assert alone.tobytes() == whole[row : row + 1].tobytes()
 
 
 @pytest.mark.parametrize("op_type, axis", [("Softmax", 1), ("LogSoftmax", 2)])
@@ -428,8 +501,9 @@ def test_cumulative_sums():
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8])
 def test_integer_division_and_remainders(dtype):
     a, b = (WHOLE.astype(dtype)[:, None], WHOLE[WHOLE != 0].astype(dtype)[None])
-    quotient, remainder, fmod = (run(op, [a, b], **attributes) for op, attributes in
-                                 [("Div", {}), ("Mod", {}), ("Mod", dict(fmod=1))])
+    quotient, remainder, fmod = (
+        run(op, [a, b], **attributes) for op, attributes in [("Div", {}), ("Mod", {}), ("Mod", dict(fmod=1))]
+    )
     for i, j in np.ndindex(*quotient.shape):
         p, q = int(a[i, 0]), int(b[0, j])
         assert quotient[i, j] == abs(p) // abs(q) * (1 if (p < 0) == (q < 0) else -1)
@@ -445,7 +519,7 @@ def test_float_remainders():
     a = np.array([5.5, -5.5, 5.5, -5.5, 0.0, -0.0, 2, -2, math.inf], np.float32)
     b = np.array([3, 3, -3, -3, 2, 2, math.inf, math.inf, 2], np.float32)
     floored, truncated = run("Mod", [a, b], opset=28), run("Mod", [a, b], fmod=1)
-    np.testing.assert_array_equal(floored, np.float32([2.5, .5, -.5, -2.5, 0, 0, 2, math.inf, math.nan]))
+    np.testing.assert_array_equal(floored, np.float32([2.5, 0.5, -0.5, -2.5, 0, 0, 2, math.inf, math.nan]))
     np.testing.assert_array_equal(truncated, np.float32([2.5, -2.5, 2.5, -2.5, 0, 0, 2, -2, math.nan]))
 
 
@@ -490,12 +564,20 @@ def test_softmax_before_opset_13_spans_all_trailing_axes():
     assert run("Softmax", [np.zeros((2, 0), np.float32)]).shape == (2, 0)
 
 
-@pytest.mark.parametrize("op_type, formula", [
-    ("Sigmoid", lambda x: 1 / (1 + math.exp(-x))), ("Softplus", lambda x: math.log1p(math.exp(x))),
-    ("Gelu", lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2))), ("Erf", math.erf),
-    ("Elu", lambda x: x if x > 0 else math.expm1(x)),
-    ("Mish", lambda x: x * math.tanh(math.log1p(math.exp(x)))), ("Swish", lambda x: x / (1 + math.exp(-x))),
-    ("Softsign", lambda x: x / (1 + abs(x))), ("HardSwish", lambda x: x * min(1, max(0, x / 6 + 0.5)))])
+@pytest.mark.parametrize(
+    "op_type, formula",
+    [
+        ("Sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+        ("Softplus", lambda x: math.log1p(math.exp(x))),
+        ("Gelu", lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2))),
+        ("Erf", math.erf),
+        ("Elu", lambda x: x if x > 0 else math.expm1(x)),
+        ("Mish", lambda x: x * math.tanh(math.log1p(math.exp(x)))),
+        ("Swish", lambda x: x / (1 + math.exp(-x))),
+        ("Softsign", lambda x: x / (1 + abs(x))),
+        ("HardSwish", lambda x: x * min(1, max(0, x / 6 + 0.5))),
+    ],
+)
 def test_activations_in_both_precisions(op_type, formula):
     x = np.linspace(-20, 20, 161)
     expected = np.array([formula(value) for value in x])
@@ -506,8 +588,12 @@ def test_activations_in_both_precisions(op_type, formula):
 
 
 def test_erf_is_within_one_ulp():
-    x = np.concatenate([np.random.default_rng(19).uniform(-7, 7, 20000),
-                        [0.0, 0.84375, -1.25, 1 / 0.35, 6, 1e-310, math.inf, -math.inf]])
+    x = np.concatenate(
+        [
+            np.random.default_rng(19).uniform(-7, 7, 20000),
+            [0.0, 0.84375, -1.25, 1 / 0.35, 6, 1e-310, math.inf, -math.inf],
+        ]
+    )
     expected = np.array([math.erf(value) for value in x])
     assert (np.abs(run("Erf", [x]) - expected) <= np.spacing(np.abs(expected))).all()
     assert np.isnan(run("Erf", [np.array([math.nan])])).all()
@@ -567,8 +653,10 @@ def test_quantizers_of_zeros_denormals_and_nan():
     assert y.tolist() == [0, 0, 0] and scale == 1 and point == 0
     y, scale, point = run("DynamicQuantizeLinear", [np.float32([1e-40, -1e-41, 0])])
     assert y[0] == 255 and y[1] == 0 and y[2] == point
-    for op_type, inputs in [("QuantizeLinear", [np.float32([math.nan]), np.ones((), np.float32)]),
-                            ("DynamicQuantizeLinear", [np.float32([math.nan])])]:
+    for op_type, inputs in [
+        ("QuantizeLinear", [np.float32([math.nan]), np.ones((), np.float32)]),
+        ("DynamicQuantizeLinear", [np.float32([math.nan])]),
+    ]:
         with pytest.raises(InputError, match="NaN"):
             run(op_type, inputs)
 
@@ -587,6 +675,7 @@ def test_integer_products():
 
     def arguments(b):
         return [a, scales[0], points[0], b, scales[1], points[1], scales[2], points[2]]
+
     exact = (a.astype(np.int64) - 7) @ (b.astype(np.int64) + 3) * (0.02 * 0.03 / 0.7) + 101
     np.testing.assert_array_equal(run("QLinearMatMul", arguments(b)), np.clip(np.rint(exact), 0, 255))
     # Without VNNI onnxruntime adds pairs of products in 16 bits and saturates, so that it is no oracle for all of int8.
@@ -603,8 +692,14 @@ def test_gemm():
     for c in (None, floats(rng, 5), floats(rng, 3, 1), floats(rng, 3, 5), floats(rng), floats(rng, 1)):
         for flip_a, flip_b in itertools.product([0, 1], repeat=2):
             expected = 0.3 * (a.astype(np.float64) @ b) + (0 if c is None else -1.7 * c.astype(np.float64))
-            y = run("Gemm", [a.T if flip_a else a, b.T if flip_b else b, c], alpha=0.3, beta=-1.7,
-                    transA=flip_a, transB=flip_b)
+            y = run(
+                "Gemm",
+                [a.T if flip_a else a, b.T if flip_b else b, c],
+                alpha=0.3,
+                beta=-1.7,
+                transA=flip_a,
+                transB=flip_b,
+            )
             assert_close(y, expected.astype(np.float32))
 
 
@@ -622,8 +717,15 @@ def test_batch_normalization_forms():
     place = [floats(rng, 3, 5) for _ in range(4)]
     y = run("BatchNormalization", [x, *place[:3], np.abs(place[3])], 7, spatial=0)
     assert_close(y, ((x - place[2]) / np.sqrt(np.abs(place[3]) + 1e-5) * place[0] + place[1]))
-    y, running_mean, running_variance = run("BatchNormalization", [x, scale, bias, mean, variance], 15, epsilon=0.1,
-                                            momentum=0.8, training_mode=1, n_outputs=3)
+    y, running_mean, running_variance = run(
+        "BatchNormalization",
+        [x, scale, bias, mean, variance],
+        15,
+        epsilon=0.1,
+        momentum=0.8,
+        training_mode=1,
+        n_outputs=3,
+    )
     batch_mean, batch_variance = exact.mean((0, 2))[:, None], exact.var((0, 2))[:, None]
     assert_close(y, ((exact - batch_mean) / np.sqrt(batch_variance + 0.1) * column[0] + column[1]).astype(np.float32))
     assert_close(running_mean, (0.8 * mean + 0.2 * batch_mean[:, 0]).astype(np.float32))
@@ -654,12 +756,19 @@ def test_normalization_over_trailing_axes_and_groups():
 
 
 HALF_CASES = [
-    ("Softmax", [(3, 400)], {}), ("ReduceSum", [(3, 400)], {}), ("ReduceMean", [(3, 400)], {}),
+    ("Softmax", [(3, 400)], {}),
+    ("ReduceSum", [(3, 400)], {}),
+    ("ReduceMean", [(3, 400)], {}),
     ("Sigmoid", [(50,)], {}),
-    ("Einsum", [(3, 90), (90,)], dict(equation="ab,b")), ("Gelu", [(50,)], {}), ("MatMul", [(3, 90), (90, 4)], {}),
+    ("Einsum", [(3, 90), (90,)], dict(equation="ab,b")),
+    ("Gelu", [(50,)], {}),
+    ("MatMul", [(3, 90), (90, 4)], {}),
     ("Gemm", [(3, 90), (90, 4), (4,)], {}),
-    ("Conv", [(2, 6, 20), (4, 6, 5), (4,)], {}), ("AveragePool", [(2, 6, 20)], dict(kernel_shape=(9,))),
-    ("LayerNormalization", [(3, 90), (90,), (90,)], {}), ("Add", [(3, 4), (4,)], {})]
+    ("Conv", [(2, 6, 20), (4, 6, 5), (4,)], {}),
+    ("AveragePool", [(2, 6, 20)], dict(kernel_shape=(9,))),
+    ("LayerNormalization", [(3, 90), (90,), (90,)], {}),
+    ("Add", [(3, 4), (4,)], {}),
+]
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
@@ -687,8 +796,10 @@ def test_cast():
     assert run("CastLike", [x, np.float32([1])]).dtype == np.float32
 
 
-UNARY = ("Abs Ceil Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish IsNaN LeakyRelu Mish Neg Reciprocal Relu Round "
-         "Selu Sigmoid Sign Sin Softplus Softsign Sqrt Tan Tanh ReduceSum ReduceLogSumExp Sum Mean Max").split()
+UNARY = (
+    "Abs Ceil Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish IsNaN LeakyRelu Mish Neg Reciprocal Relu Round "
+    "Selu Sigmoid Sign Sin Softplus Softsign Sqrt Tan Tanh ReduceSum ReduceLogSumExp Sum Mean Max"
+).split()
 
 
 @pytest.mark.parametrize("op_type", UNARY)
@@ -704,53 +815,61 @@ def array(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
 
 
-@pytest.mark.parametrize("error, op_type, inputs, attributes", [
-    (InputTypeError, "Add", [array(2), array(2, dtype=np.float64)], {}),
-    (InputTypeError, "Mul", [array(2, dtype=bool), array(2, dtype=bool)], {}),
-    (InputTypeError, "Sqrt", [array(2, dtype=np.int32)], {}),
-    (InputTypeError, "And", [array(2), array(2)], {}),
-    (InputTypeError, "Where", [array(2), array(2), array(2)], {}),
-    (InputTypeError, "BitwiseAnd", [array(2), array(2)], {}),
-    (ValueError, "Add", [array(2), array(3)], {}),
-    (LimitError, "Add", [array(100000, 1), array(100000)], {}),
-    (InputError, "Div", [array(2, dtype=np.int32), np.zeros(1, np.int32)], {}),
-    (InputError, "Mod", [array(2, dtype=np.int32), np.zeros(1, np.int32)], {}),
-    (InputError, "Clip", [array(2), array(2)], {}),
-    (InputError, "Gemm", [array(2, 3), array(3, 4), array(3, 2, 4)], {}),
-    (InputError, "Gemm", [array(2, 3, 1), array(3, 4)], {}),
-    (ValueError, "MatMul", [array(2, 3), array(2, 3)], {}),
-    (InputError, "Einsum", [array(2, 3), array(4, 5)], dict(equation="ij,jk->ik")),
-    (InputError, "Einsum", [array(2, 3)], dict(equation="ij->k")),
-    (InputError, "Einsum", [array(2, 3)], dict(equation="ijk")),
-    (LimitError, "Einsum", [array(3000), array(3000), array(3000)], dict(equation="a,b,c->abc")),
-    (ValueError, "Softmax", [array(2, 3)], dict(axis=2)),
-    (ValueError, "ReduceSum", [array(2, 3), np.array([1, -1])], {}),
-    (ValueError, "ReduceSum", [array(2, 3), np.array([2])], {}),
-    (InputError, "ArgMax", [array(2, 0)], dict(axis=1)),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3), array(2)], {}),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 1, 3)], {}),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 1, 3)], dict(group=2)),
-    (InputError, "Conv", [array(1, 2, 2), array(3, 2, 3)], {}),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(kernel_shape=(2,))),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(strides=(0,))),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(pads=(-1, 0))),
-    (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(pads=(1,))),
-    (LimitError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(pads=(10**9, 10**9))),
-    (UnsupportedError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(auto_pad="SAME_UPPER", pads=(1, 1))),
-    (InputError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 3)], dict(output_padding=(1,))),
-    (InputError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 3)], dict(pads=(4, 4))),
-    (UnsupportedError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 2)], dict(strides=(3,), auto_pad="SAME_LOWER")),
-    (LimitError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 3)], dict(output_shape=(10**10,))),
-    (InputError, "MaxPool", [array(1, 2, 3)], dict(kernel_shape=(4,))),
-    (InputError, "MaxPool", [array(1, 2, 3)], dict(kernel_shape=(2,), pads=(2, 0))),
-    (UnsupportedError, "MaxPool", [array(1, 2, 8)], dict(kernel_shape=(1,), strides=(4,), auto_pad="SAME_UPPER")),
-    (InputError, "GlobalMaxPool", [array(2, 3, 0)], {}),
-    (InputError, "LayerNormalization", [array(2, 3), array(4, 3)], {}),
-    (InputError, "GroupNormalization", [array(2, 3, 4), array(2), array(2)], dict(num_groups=2)),
-    (InputError, "QuantizeLinear", [array(2, 3), array(2)], {}),
-    (InputError, "DequantizeLinear", [array(2, 3, dtype=np.int8), array(3), array(2, dtype=np.int8)], {}),
-    (InputTypeError, "DequantizeLinear", [array(2, 3, dtype=np.int8), array(), array(dtype=np.uint8)], {}),
-])
+@pytest.mark.parametrize(
+    "error, op_type, inputs, attributes",
+    [
+        (InputTypeError, "Add", [array(2), array(2, dtype=np.float64)], {}),
+        (InputTypeError, "Mul", [array(2, dtype=bool), array(2, dtype=bool)], {}),
+        (InputTypeError, "Sqrt", [array(2, dtype=np.int32)], {}),
+        (InputTypeError, "And", [array(2), array(2)], {}),
+        (InputTypeError, "Where", [array(2), array(2), array(2)], {}),
+        (InputTypeError, "BitwiseAnd", [array(2), array(2)], {}),
+        (ValueError, "Add", [array(2), array(3)], {}),
+        (LimitError, "Add", [array(100000, 1), array(100000)], {}),
+        (InputError, "Div", [array(2, dtype=np.int32), np.zeros(1, np.int32)], {}),
+        (InputError, "Mod", [array(2, dtype=np.int32), np.zeros(1, np.int32)], {}),
+        (InputError, "Clip", [array(2), array(2)], {}),
+        (InputError, "Gemm", [array(2, 3), array(3, 4), array(3, 2, 4)], {}),
+        (InputError, "Gemm", [array(2, 3, 1), array(3, 4)], {}),
+        (ValueError, "MatMul", [array(2, 3), array(2, 3)], {}),
+        (InputError, "Einsum", [array(2, 3), array(4, 5)], dict(equation="ij,jk->ik")),
+        (InputError, "Einsum", [array(2, 3)], dict(equation="ij->k")),
+        (InputError, "Einsum", [array(2, 3)], dict(equation="ijk")),
+        (LimitError, "Einsum", [array(3000), array(3000), array(3000)], dict(equation="a,b,c->abc")),
+        (ValueError, "Softmax", [array(2, 3)], dict(axis=2)),
+        (ValueError, "ReduceSum", [array(2, 3), np.array([1, -1])], {}),
+        (ValueError, "ReduceSum", [array(2, 3), np.array([2])], {}),
+        (InputError, "ArgMax", [array(2, 0)], dict(axis=1)),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3), array(2)], {}),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 1, 3)], {}),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 1, 3)], dict(group=2)),
+        (InputError, "Conv", [array(1, 2, 2), array(3, 2, 3)], {}),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(kernel_shape=(2,))),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(strides=(0,))),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(pads=(-1, 0))),
+        (InputError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(pads=(1,))),
+        (LimitError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(pads=(10**9, 10**9))),
+        (UnsupportedError, "Conv", [array(1, 2, 5), array(3, 2, 3)], dict(auto_pad="SAME_UPPER", pads=(1, 1))),
+        (InputError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 3)], dict(output_padding=(1,))),
+        (InputError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 3)], dict(pads=(4, 4))),
+        (
+            UnsupportedError,
+            "ConvTranspose",
+            [array(1, 2, 5), array(2, 1, 2)],
+            dict(strides=(3,), auto_pad="SAME_LOWER"),
+        ),
+        (LimitError, "ConvTranspose", [array(1, 2, 5), array(2, 1, 3)], dict(output_shape=(10**10,))),
+        (InputError, "MaxPool", [array(1, 2, 3)], dict(kernel_shape=(4,))),
+        (InputError, "MaxPool", [array(1, 2, 3)], dict(kernel_shape=(2,), pads=(2, 0))),
+        (UnsupportedError, "MaxPool", [array(1, 2, 8)], dict(kernel_shape=(1,), strides=(4,), auto_pad="SAME_UPPER")),
+        (InputError, "GlobalMaxPool", [array(2, 3, 0)], {}),
+        (InputError, "LayerNormalization", [array(2, 3), array(4, 3)], {}),
+        (InputError, "GroupNormalization", [array(2, 3, 4), array(2), array(2)], dict(num_groups=2)),
+        (InputError, "QuantizeLinear", [array(2, 3), array(2)], {}),
+        (InputError, "DequantizeLinear", [array(2, 3, dtype=np.int8), array(3), array(2, dtype=np.int8)], {}),
+        (InputTypeError, "DequantizeLinear", [array(2, 3, dtype=np.int8), array(), array(dtype=np.uint8)], {}),
+    ],
+)
 def test_refusals(error, op_type, inputs, attributes):
     with pytest.raises(error):
         run(op_type, inputs, **attributes)

@@ -2,6 +2,7 @@
 
 The oracles are onnxruntime where it computes the case, else a few lines of NumPy or Python by another route.
 """
+
 import functools
 
 import numpy as np
@@ -13,7 +14,7 @@ from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 
 OPS = shape.OPS | indexing.OPS | create.OPS | sequence.OPS
 NEWEST = 28
-MIN, MAX = -2**63, 2**63 - 1
+MIN, MAX = -(2**63), 2**63 - 1
 SEED = 20250711
 NAN = np.nan
 
@@ -47,8 +48,11 @@ def _session(op, opset, signature, n_outputs, attributes):
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper
     names = [f"i{i}" if kind else "" for i, kind in enumerate(signature)]
-    values = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind[0])), [None] * kind[1])
-              for name, kind in zip(names, signature) if kind]
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind[0])), [None] * kind[1])
+        for name, kind in zip(names, signature)
+        if kind
+    ]
     outputs = [f"o{i}" for i in range(n_outputs)]
     node = helper.make_node(op, names, outputs, **dict(attributes))
     graph = helper.make_graph([node], op, values, [onnx.ValueInfoProto(name=name) for name in outputs])
@@ -75,8 +79,10 @@ def check(got, expected):
 
 
 def compare(op, *inputs, opset=21, n_outputs=1, **attributes):
-    check(run(op, *inputs, opset=opset, **attributes),
-          onnxruntime(op, *inputs, opset=opset, n_outputs=n_outputs, **attributes))
+    check(
+        run(op, *inputs, opset=opset, **attributes),
+        onnxruntime(op, *inputs, opset=opset, n_outputs=n_outputs, **attributes),
+    )
 
 
 @pytest.fixture
@@ -87,7 +93,7 @@ def rng():
 # ------------------------------------------------------------------------------------------------ against onnxruntime
 def test_slice(rng):
     x = random(rng, 5, 4, 3)
-    ends = [MIN, MIN + 1, -2**31, -7, -5, -4, -2, -1, 0, 1, 3, 4, 5, 9, 2**31 - 1, MAX - 1, MAX]
+    ends = [MIN, MIN + 1, -(2**31), -7, -5, -4, -2, -1, 0, 1, 3, 4, 5, 9, 2**31 - 1, MAX - 1, MAX]
     for _ in range(70):
         axes = rng.choice(3, rng.integers(1, 4), replace=False)
         starts, stops = (rng.choice(ends, len(axes)) for _ in "ab")
@@ -146,7 +152,7 @@ def test_gather_nd_and_scatter_nd(rng):
         depth = int(rng.integers(1, 5))
         batch_dims = int(rng.integers(0, 5 - depth))
         tuples = x.shape[:batch_dims] + tuple(rng.integers(0, 4, rng.integers(1, 3)))
-        bounds = np.array(x.shape[batch_dims:batch_dims + depth])
+        bounds = np.array(x.shape[batch_dims : batch_dims + depth])
         compare("GatherND", x, rng.integers(-bounds, bounds, (*tuples, depth)), batch_dims=batch_dims)
         bounds = np.array(x.shape[:depth])
         indices = rng.integers(-bounds, bounds, (*tuples[-1:], depth))
@@ -226,6 +232,7 @@ def test_shape_slices(rng):
 def test_reshape_without_elements():
     def result(dimensions, *wanted, **attributes):
         return run("Reshape", np.zeros(dimensions, np.float32), ints(*wanted), **attributes).shape
+
     assert result((0, 2, 5), 0, 0, -1) == (0, 2, 5)
     assert result((0, 2, 1, 5), 0, 0, -1) == (0, 2, 5)
     assert result((0, 6), -1, 3) == (0, 3)
@@ -237,7 +244,7 @@ def test_reshape_without_elements():
 def test_flatten_at_the_ends(rng):
     x = random(rng, 2, 3, 4)
     assert [run("Flatten", x, axis=axis).shape for axis in (-3, 0, 3, -1)] == [(1, 24), (1, 24), (24, 1), (6, 4)]
-    assert run("Flatten", np.array(1.), axis=0).shape == (1, 1)
+    assert run("Flatten", np.array(1.0), axis=0).shape == (1, 1)
 
 
 def test_squeeze_and_unsqueeze(rng):
@@ -250,7 +257,7 @@ def test_squeeze_and_unsqueeze(rng):
 
 
 def test_split():
-    x = np.arange(14.).reshape(2, 7)
+    x = np.arange(14.0).reshape(2, 7)
     check(run("Split", x, num_outputs=3, axis=-1, n_outputs=3), [x[:, :3], x[:, 3:6], x[:, 6:]])
     check(run("Split", x, ints(0, 7), axis=1, n_outputs=2), [x[:, :0], x])
     check(run("Split", x, n_outputs=2, opset=13), [x[:1], x[1:]])
@@ -263,15 +270,18 @@ def test_expand_and_tile(rng):
         check(run("Expand", x, ints(*wanted)), [x * np.ones(wanted, np.float32)])
     for repeats in ((1, 1, 1), (2, 3, 1), (0, 2, 2), (1, 1, 4)):
         check(run("Tile", x, ints(*repeats)), [np.tile(x, repeats)])
-    check(run("Tile", np.array(3.), ints()), [np.array(3.)])
+    check(run("Tile", np.array(3.0), ints()), [np.array(3.0)])
 
 
 def test_dropout_does_nothing_at_inference(rng):
     x = random(rng, 2, 3)
     half = np.array(0.5, np.float32)
-    for y in (run("Dropout", x, ratio=0.3, n_outputs=1, opset=7), run("Dropout", x, n_outputs=1),
-              run("Dropout", x, half, np.array(False), n_outputs=1),
-              run("Dropout", x, half * 0, np.array(True), n_outputs=1)):
+    for y in (
+        run("Dropout", x, ratio=0.3, n_outputs=1, opset=7),
+        run("Dropout", x, n_outputs=1),
+        run("Dropout", x, half, np.array(False), n_outputs=1),
+        run("Dropout", x, half * 0, np.array(True), n_outputs=1),
+    ):
         check(y, [x])
     check(run("Dropout", x, n_outputs=2), [x, np.ones((2, 3), bool)])
     for inputs in ((x, half, np.array(True)), (x, None, np.array(True))):
@@ -284,8 +294,10 @@ def test_scatter_reduces_in_higher_precision():
     indices = np.zeros(4000, np.int64)
     y = run("ScatterElements", np.zeros(1, np.float16), indices, ones, reduction="add")
     check(y, [np.array([4000], np.float16)])
-    check(run("ScatterND", np.array([NAN, 1, 1]), ints(0, 1, 2).reshape(3, 1), np.array([1, NAN, 2]), reduction="max"),
-          [np.array([NAN, NAN, 2])])
+    check(
+        run("ScatterND", np.array([NAN, 1, 1]), ints(0, 1, 2).reshape(3, 1), np.array([1, NAN, 2]), reduction="max"),
+        [np.array([NAN, NAN, 2])],
+    )
     check(run("ScatterElements", ints(MAX), ints(0), ints(1), reduction="add"), [ints(MIN)])
 
 
@@ -314,8 +326,10 @@ def test_unique(rng, axis, ordered):
     y, first, inverse, counts = run("Unique", x, axis=axis, sorted=ordered)
     found = y.tolist() if axis is None else [tuple(row) for row in np.moveaxis(y, axis, 0).tolist()]
     assert y.dtype == x.dtype and found == distinct
-    check([first, inverse, counts], [ints(*map(items.index, distinct)), ints(*map(distinct.index, items)),
-                                     ints(*map(items.count, distinct))])
+    check(
+        [first, inverse, counts],
+        [ints(*map(items.index, distinct)), ints(*map(distinct.index, items)), ints(*map(items.count, distinct))],
+    )
 
 
 def test_compress_and_non_zero(rng):
@@ -323,7 +337,7 @@ def test_compress_and_non_zero(rng):
     check(run("Compress", x, np.array([False, True]), axis=-1), [x[:, 1:2]])
     check(run("Compress", x, np.array([True, False, True])), [x.reshape(-1)[[0, 2]]])
     check(run("NonZero", x), [np.argwhere(x).T])
-    assert run("NonZero", np.array(2.)).shape == (0, 1) and run("NonZero", np.array(0.)).shape == (0, 0)
+    assert run("NonZero", np.array(2.0)).shape == (0, 1) and run("NonZero", np.array(0.0)).shape == (0, 0)
 
 
 def test_constants():
@@ -362,7 +376,7 @@ def test_sequences():
     assert len(items) == 3 and run("SequenceLength", items) == 3 and run("SequenceEmpty") == []
     check(run("ConcatFromSequence", items, axis=-1), [floats(1, 2, 3, 4)])
     check(run("ConcatFromSequence", [a, b], axis=-1, new_axis=1), [floats(1, 2).reshape(1, 2)])
-    x = np.arange(10.).reshape(2, 5)
+    x = np.arange(10.0).reshape(2, 5)
     check(run("SplitToSequence", x, np.array(2), axis=1), [x[:, :2], x[:, 2:4], x[:, 4:]])
     check(run("SplitToSequence", x, ints(1, 4), axis=-1, keepdims=0), [x[:, :1], x[:, 1:]])
     check(run("SplitToSequence", x, keepdims=0), [x[0], x[1]])
@@ -384,6 +398,7 @@ def test_strings():
         y = run(op, *inputs, **attributes)
         assert y.dtype == object
         return y.tolist()
+
     assert values("Reshape", x, ints(-1)) == ["a", "b", "cd", ""]
     assert values("Gather", x, np.array(-1)) == ["cd", ""]
     assert values("Gather", x.reshape(-1), np.array(2)) == "cd"
@@ -485,11 +500,11 @@ HOSTILE = [
     (LimitError, "ConstantOfShape", (ints(BIG),), {}),
     (LimitError, "ConstantOfShape", (ints(0, MAX, MAX),), {}),
     (InputError, "Range", (np.array(0), np.array(5), np.array(0)), {}),
-    (InputError, "Range", (np.array(0.), np.array(NAN), np.array(1.)), {}),
-    (InputError, "Range", (np.array(0.), np.array(1.), np.array(-np.inf)), {}),
+    (InputError, "Range", (np.array(0.0), np.array(NAN), np.array(1.0)), {}),
+    (InputError, "Range", (np.array(0.0), np.array(1.0), np.array(-np.inf)), {}),
     (LimitError, "Range", (np.array(MIN), np.array(MAX), np.array(1)), {}),
     (LimitError, "Range", (np.array(-1e308), np.array(1e308), np.array(1e-308)), {}),
-    (InputTypeError, "Range", (np.array(0.), np.array(5), np.array(1.)), {}),
+    (InputTypeError, "Range", (np.array(0.0), np.array(5), np.array(1.0)), {}),
     (InputError, "EyeLike", (X[0],), {}),
     (InputError, "Trilu", (X[0],), {}),
     (InputError, "SequenceAt", ([X], np.array(1)), {}),
@@ -514,8 +529,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("error,op,inputs,attributes", HOSTILE,
-                         ids=[f"{op}-{i}" for i, (_, op, _, _) in enumerate(HOSTILE)])
+@pytest.mark.parametrize(
+    "error,op,inputs,attributes", HOSTILE, ids=[f"{op}-{i}" for i, (_, op, _, _) in enumerate(HOSTILE)]
+)
 def test_hostile_values(error, op, inputs, attributes):
     with pytest.raises(Error) as raised:
         run(op, *inputs, **attributes)
@@ -595,7 +611,7 @@ def test_shape_inputs(op):
             others = (x & False, ~x) if x.dtype == bool else (x * 0, x + 1, x + 2, x - 1, x[::-1] if x.ndim else -x)
             for other in others:
                 try:
-                    result = run(op, *inputs[:i], other.astype(x.dtype), *inputs[i + 1:], **attributes)
+                    result = run(op, *inputs[:i], other.astype(x.dtype), *inputs[i + 1 :], **attributes)
                 except Error:
                     continue
                 if shapes(result) != expected:

@@ -1,4 +1,5 @@
 """Packed sequences: packing as torch does it, and layers on them with the bits that lengths= gives."""
+
 import itertools
 from types import SimpleNamespace
 
@@ -7,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnfast.native import _engine
 from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
+from rnnfast.native import _engine
 
 TOLERANCE = 2e-6
 """As in test_torch.py: both sides float32, a few roundings a step."""
@@ -44,7 +45,7 @@ def run(layer, x, states, lengths=None):
 
 def random_states(rng, layer, rows):
     count = layer.num_layers * (2 if layer.bidirectional else 1)
-    sizes = (layer.proj_size or layer.hidden_size, layer.hidden_size)[:2 if layer.kind == "LSTM" else 1]
+    sizes = (layer.proj_size or layer.hidden_size, layer.hidden_size)[: 2 if layer.kind == "LSTM" else 1]
     return [normal(rng, count, rows, size) for size in sizes]
 
 
@@ -59,14 +60,16 @@ def assert_same(got, want):
 
 
 # ------------------------------------------------------------------------------------------------ packing
-@pytest.mark.parametrize("batch_first, enforce_sorted, dtype, rest", list(itertools.product(
-    (False, True), (False, True), (np.float32, np.float64, np.int64), ((), (3,), (2, 5)))))
+@pytest.mark.parametrize(
+    "batch_first, enforce_sorted, dtype, rest",
+    list(itertools.product((False, True), (False, True), (np.float32, np.float64, np.int64), ((), (3,), (2, 5)))),
+)
 def test_padded_sequences_are_packed_as_in_torch(batch_first, enforce_sorted, dtype, rest):
     torch = pytest.importorskip("torch")
     rnn = torch.nn.utils.rnn
     rng = np.random.default_rng(5)
     lengths = sorted(LENGTHS, reverse=True) if enforce_sorted else LENGTHS
-    shape = (5, 9) if batch_first else (9, 5)                       # longer than the longest
+    shape = (5, 9) if batch_first else (9, 5)  # longer than the longest
     x = (100 * rng.standard_normal((*shape, *rest))).astype(dtype)
     want = rnn.pack_padded_sequence(torch.from_numpy(x), torch.tensor(lengths), batch_first, enforce_sorted)
     for given_as in (list, tuple, np.array, lambda n: np.array(n, np.int32), torch.tensor):
@@ -90,8 +93,8 @@ def test_sequences_come_back_as_they_were_packed(lengths):
     x, counts = nn.pad_packed_sequence(packed)
     assert counts.tolist() == lengths
     for i, (one, sequence) in enumerate(zip(nn.unpack_sequence(packed), sequences, strict=True)):
-        assert np.array_equal(one, sequence) and np.array_equal(x[:len(sequence), i], sequence)
-        assert not x[len(sequence):, i].any()
+        assert np.array_equal(one, sequence) and np.array_equal(x[: len(sequence), i], sequence)
+        assert not x[len(sequence) :, i].any()
     again = nn.pack_padded_sequence(x, counts, enforce_sorted=False)
     assert all(np.array_equal(a, b) for a, b in zip(packed, again, strict=True))
 
@@ -190,9 +193,14 @@ def test_indices_may_come_one_sided():
 
 def test_sequential_takes_packed_sequences():
     rng = np.random.default_rng(9)
-    net = nn.Sequential(nn.Embedding(13, 5, rng=1), nn.LayerNorm(5),
-                        nn.Sequential(nn.LSTM(5, 7, batch_first=True, rng=2), nn.Dropout(0.3)),
-                        nn.GRU(7, 4, bidirectional=True, batch_first=True, rng=3), nn.Tanh(), nn.Linear(8, 3, rng=4))
+    net = nn.Sequential(
+        nn.Embedding(13, 5, rng=1),
+        nn.LayerNorm(5),
+        nn.Sequential(nn.LSTM(5, 7, batch_first=True, rng=2), nn.Dropout(0.3)),
+        nn.GRU(7, 4, bidirectional=True, batch_first=True, rng=3),
+        nn.Tanh(),
+        nn.Linear(8, 3, rng=4),
+    )
     sequences = [rng.integers(0, 13, n) for n in LENGTHS]
     packed = nn.pack_sequence(sequences, enforce_sorted=False)
     y, counts = nn.pad_packed_sequence(net(packed), batch_first=True)
@@ -201,8 +209,9 @@ def test_sequential_takes_packed_sequences():
     for i, n in enumerate(counts):
         assert np.array_equal(y[i, :n], want[i, :n])
     assert np.array_equal(net.forward(packed)[0].data, net(packed).data)
-    last = nn.Sequential(nn.Embedding(13, 5, rng=1), nn.LSTM(5, 7, return_sequences=False, rng=2),
-                         nn.Linear(7, 2, rng=3))
+    last = nn.Sequential(
+        nn.Embedding(13, 5, rng=1), nn.LSTM(5, 7, return_sequences=False, rng=2), nn.Linear(7, 2, rng=3)
+    )
     assert np.array_equal(last(packed), last(padded.T, lengths=LENGTHS))
     with pytest.raises(UnsupportedError, match="x: a packed sequence, which has no gradients"):
         net.forward(packed, training=True)
@@ -215,47 +224,64 @@ X = np.zeros((4, 3, 5), np.float32)
 GOOD = nn.pack_padded_sequence(X, [2, 4, 1], enforce_sorted=False)
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    ((X, [4, 3]), InputError, r"lengths: shape is \[2\], expected \[3\]"),
-    ((X, [4, 3, 0]), InputError, "lengths: 0 at row 2, expected at least 1, as a packed sequence has no empty rows"),
-    ((X, [4, 3, -1]), InputError, "lengths: -1 at row 2, expected 0 to 4"),
-    ((X, [5, 3, 1]), InputError, "lengths: 5 at row 0, expected 0 to 4"),
-    ((X, [4, 1, 3]), InputError, "lengths: 3 at row 2 after 1, expected falling order with enforce_sorted=True"),
-    ((X, [4.0, 3.0, 1.0]), InputTypeError, "lengths: dtype is float64"),
-    ((X, None), InputTypeError, "lengths: None came"),
-    ((X, [4, 3, 1, 1], True), InputError, "lengths: shape|lengths: 4 at row 0"),
-    ((X[0, 0], [4]), InputError, r"x: shape is \[5\], expected \[T, B, ...\] with no axis of size 0"),
-    ((X[:, :0], []), InputError, r"x: shape is \[4, 0, 5\], expected \[T, B, ...\] with no axis of size 0"),
-    ((X, [3, 2, 1], 2), InputError, "batch_first: 2 is none of"),
-    ((X, [3, 2, 1], False, "no"), InputError, "enforce_sorted: 'no' is none of"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ((X, [4, 3]), InputError, r"lengths: shape is \[2\], expected \[3\]"),
+        (
+            (X, [4, 3, 0]),
+            InputError,
+            "lengths: 0 at row 2, expected at least 1, as a packed sequence has no empty rows",
+        ),
+        ((X, [4, 3, -1]), InputError, "lengths: -1 at row 2, expected 0 to 4"),
+        ((X, [5, 3, 1]), InputError, "lengths: 5 at row 0, expected 0 to 4"),
+        ((X, [4, 1, 3]), InputError, "lengths: 3 at row 2 after 1, expected falling order with enforce_sorted=True"),
+        ((X, [4.0, 3.0, 1.0]), InputTypeError, "lengths: dtype is float64"),
+        ((X, None), InputTypeError, "lengths: got None"),
+        ((X, [4, 3, 1, 1], True), InputError, "lengths: shape|lengths: 4 at row 0"),
+        ((X[0, 0], [4]), InputError, r"x: shape is \[5\], expected \[T, B, ...\] with no axis of size 0"),
+        ((X[:, :0], []), InputError, r"x: shape is \[4, 0, 5\], expected \[T, B, ...\] with no axis of size 0"),
+        ((X, [3, 2, 1], 2), InputError, "batch_first: 2 is none of"),
+        ((X, [3, 2, 1], False, "no"), InputError, "enforce_sorted: 'no' is none of"),
+    ],
+)
 def test_padded_sequences_that_cannot_be_packed(arguments, error, message):
     with pytest.raises(error, match=message):
         nn.pack_padded_sequence(*arguments)
 
 
-@pytest.mark.parametrize("sequences, error, message", [
-    (3, InputTypeError, "sequences: a int came"),
-    ([], InputError, "sequences: none came"),
-    ([X[:, 0], X[:, 0, :2]], InputError, r"sequences\[1\]: shape is \[4, 2\], expected \[length, 5\]"),
-    ([X[:, 0], X[:0, 0]], InputError, r"sequences\[1\]: shape is \[0, 5\]"),
-    ([X[:, 0], X[:, 0].astype(int)], InputTypeError, r"sequences\[1\]: dtype is int64, expected the first's float32"),
-    ([1.0], InputError, r"sequences\[0\]: shape is \[\]"),
-    ([X[:1, 0], X[:, 0]], InputError, "lengths: 4 at row 1 after 1"),
-])
+@pytest.mark.parametrize(
+    "sequences, error, message",
+    [
+        (3, InputTypeError, "sequences: got a int"),
+        ([], InputError, "sequences: got none"),
+        ([X[:, 0], X[:, 0, :2]], InputError, r"sequences\[1\]: shape is \[4, 2\], expected \[length, 5\]"),
+        ([X[:, 0], X[:0, 0]], InputError, r"sequences\[1\]: shape is \[0, 5\]"),
+        (
+            [X[:, 0], X[:, 0].astype(int)],
+            InputTypeError,
+            r"sequences\[1\]: dtype is int64, expected the first's float32",
+        ),
+        ([1.0], InputError, r"sequences\[0\]: shape is \[\]"),
+        ([X[:1, 0], X[:, 0]], InputError, "lengths: 4 at row 1 after 1"),
+    ],
+)
 def test_sequences_that_cannot_be_packed(sequences, error, message):
     with pytest.raises(error, match=message):
         nn.pack_sequence(sequences)
 
 
-@pytest.mark.parametrize("options, error, message", [
-    ({"total_length": 3}, InputError, "total_length: 3, expected at least 4, the longest length"),
-    ({"total_length": 4.0}, InputTypeError, "total_length: 4.0 is no integer"),
-    ({"total_length": 2**50}, LimitError, "packed: no memory for 3 rows padded to"),
-    ({"total_length": 2**62}, (InputError, LimitError), "packed|padding_value"),
-    ({"padding_value": "x"}, InputError, "padding_value: 'x' is no value of float32"),
-    ({"batch_first": None}, InputError, "batch_first: None is none of"),
-])
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"total_length": 3}, InputError, "total_length: 3, expected at least 4, the longest length"),
+        ({"total_length": 4.0}, InputTypeError, "total_length: 4.0 is no integer"),
+        ({"total_length": 2**50}, LimitError, "packed: no memory for 3 rows padded to"),
+        ({"total_length": 2**62}, (InputError, LimitError), "packed|padding_value"),
+        ({"padding_value": "x"}, InputError, "padding_value: 'x' is no value of float32"),
+        ({"batch_first": None}, InputError, "batch_first: None is none of"),
+    ],
+)
 def test_packed_sequences_that_cannot_be_padded(options, error, message):
     with pytest.raises(error, match=message):
         nn.pad_packed_sequence(GOOD, **options)
@@ -269,7 +295,7 @@ BROKEN = [
     ({"batch_sizes": [3, 2, 1, 1, 0]}, InputError, r"\.batch_sizes: expected numbers of rows that never rise"),
     ({"batch_sizes": []}, (InputError, InputTypeError), r"\.batch_sizes"),
     ({"batch_sizes": [2**62, 2**62, 2**62, 2**62]}, InputError, r"\.data: shape"),
-    ({"batch_sizes": [3.0, 2.0, 1.0, 1.0]}, InputTypeError, r"\.batch_sizes: float64 of shape \[4\] came"),
+    ({"batch_sizes": [3.0, 2.0, 1.0, 1.0]}, InputTypeError, r"\.batch_sizes: got float64 of shape \[4\]"),
     ({"sorted_indices": [0, 0, 1]}, InputError, r"\.sorted_indices: expected each of the 3 rows once"),
     ({"sorted_indices": [1, 0]}, InputError, r"\.sorted_indices: expected each of the 3 rows once"),
     ({"unsorted_indices": [0, 1, 2]}, InputError, r"\.unsorted_indices: not the inverse of sorted_indices"),
@@ -285,16 +311,27 @@ def test_broken_packed_sequences(fields, error, message):
             call(broken)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda layer: layer(GOOD, lengths=[2, 4, 1]), InputError, "lengths: x is a packed sequence, which has its own"),
-    (lambda layer: layer(GOOD._replace(data=GOOD.data[:, :4])), InputError, r"x.data: shape is \[7, 4\], expected"),
-    (lambda layer: layer(GOOD._replace(data=GOOD.data[:, 0])), InputError, r"x.data: shape is \[7\], expected"),
-    (lambda layer: layer(GOOD._replace(data=GOOD.data.astype(float))), InputTypeError, "x.data: dtype is float64"),
-    (lambda layer: layer(GOOD, np.zeros((1, 2, 4), np.float32)), InputError, r"h0: shape is .*, expected \[1, 3, 4\]"),
-    (lambda layer: layer.forward(GOOD, training=True), UnsupportedError, "x: a packed sequence, which has no grad"),
-    (lambda layer: layer(SimpleNamespace(batch_sizes=[1])), InputTypeError, "x: a SimpleNamespace came, expected"),
-    (lambda _: nn.pad_packed_sequence(X), InputTypeError, "packed: a ndarray came, expected a PackedSequence"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda layer: layer(GOOD, lengths=[2, 4, 1]),
+            InputError,
+            "lengths: x is a packed sequence, which has its own",
+        ),
+        (lambda layer: layer(GOOD._replace(data=GOOD.data[:, :4])), InputError, r"x.data: shape is \[7, 4\], expected"),
+        (lambda layer: layer(GOOD._replace(data=GOOD.data[:, 0])), InputError, r"x.data: shape is \[7\], expected"),
+        (lambda layer: layer(GOOD._replace(data=GOOD.data.astype(float))), InputTypeError, "x.data: dtype is float64"),
+        (
+            lambda layer: layer(GOOD, np.zeros((1, 2, 4), np.float32)),
+            InputError,
+            r"h0: shape is .*, expected \[1, 3, 4\]",
+        ),
+        (lambda layer: layer.forward(GOOD, training=True), UnsupportedError, "x: a packed sequence, which has no grad"),
+        (lambda layer: layer(SimpleNamespace(batch_sizes=[1])), InputTypeError, "x: got a SimpleNamespace, expected"),
+        (lambda _: nn.pad_packed_sequence(X), InputTypeError, "packed: got a ndarray, expected a PackedSequence"),
+    ],
+)
 def test_calls_that_do_not_fit(call, error, message):
     with pytest.raises(error, match=message):
         call(nn.GRU(5, 4))

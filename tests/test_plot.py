@@ -1,4 +1,5 @@
 """rnnfast.plot: the numbers against the layers and torch, the figures by what they hold."""
+
 import os
 import pathlib
 import subprocess
@@ -54,8 +55,9 @@ def test_gate_values_are_those_of_the_layer(kind, options):
     layer = layer_of(kind, 3, 5, **options)
     x = inputs(4, 7, 3) if layer.batch_first else inputs(7, 4, 3)
     directions = 1 + layer.bidirectional
-    state = [inputs(layer.num_layers * directions, 4, size, seed=size)
-             for size in (layer.proj_size or 5, 5)][:1 + (kind == "LSTM")]
+    state = [inputs(layer.num_layers * directions, 4, size, seed=size) for size in (layer.proj_size or 5, 5)][
+        : 1 + (kind == "LSTM")
+    ]
     state = tuple(state) if kind == "LSTM" else state[0]
     y, last = layer(x, state)
     outputs = []
@@ -67,11 +69,16 @@ def test_gate_values_are_those_of_the_layer(kind, options):
             for name, of_last in zip("hc", last if kind == "LSTM" else (last,)):
                 backwards = layer.reverse or direction == 1
                 ends = values[name].swapaxes(0, 1) if layer.batch_first else values[name]
-                np.testing.assert_allclose(ends[0 if backwards else -1], of_last[index * directions + direction],
-                                           atol=TOLERANCE)
+                np.testing.assert_allclose(
+                    ends[0 if backwards else -1], of_last[index * directions + direction], atol=TOLERANCE
+                )
         outputs.append(values["h"])
-    merge = {"concat": lambda *a: np.concatenate(a, -1), "sum": lambda a, b: a + b, "mul": lambda a, b: a * b,
-             "average": lambda a, b: (a + b) / 2}[layer.merge]
+    merge = {
+        "concat": lambda *a: np.concatenate(a, -1),
+        "sum": lambda a, b: a + b,
+        "mul": lambda a, b: a * b,
+        "average": lambda a, b: (a + b) / 2,
+    }[layer.merge]
     np.testing.assert_allclose(merge(*outputs), y, atol=TOLERANCE)
 
 
@@ -89,29 +96,46 @@ def test_gate_values_obey_the_equations():
     np.testing.assert_allclose(v["h"][1:], (1 - v["z"][1:]) * v["n"][1:] + v["z"][1:] * v["h"][:-1], atol=1e-6)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda: plot.gate_values(nn.Linear(3, 2), inputs(4, 3)), InputTypeError, "a Linear came, expected RNN, LSTM"),
-    (lambda: plot.gate_values(nn.GRU(3, 2), inputs(4, 2)), InputError, r"\[4, 2\], expected"),
-    (lambda: plot.gate_values(nn.GRU(3, 2), inputs(0, 1, 3)), InputError, "0 steps, 1 rows, expected one or more"),
-    (lambda: plot.gate_values(nn.GRU(3, 2, 2), inputs(4, 3), index=2), InputError, "index: 2, expected less than"),
-    (lambda: plot.gate_values(nn.GRU(3, 2), inputs(4, 3), direction=1), InputError, "direction: 1 is none of 0"),
-    (lambda: plot.gate_values(nn.GRU(3, 2), inputs(4, 1, 3), inputs(1, 2, 2)), InputError,
-     r"h: shape is \[1, 2, 2\], expected \[1, 1, 2\]"),
-    (lambda: plot.gradient_norms(nn.GRU(3, 2, bidirectional=True), inputs(4, 3)), UnsupportedError, "runs backwards"),
-    (lambda: plot.gradient_norms(nn.GRU(3, 2), inputs(4, 3), dlast=inputs(1, 3)), InputError,
-     r"dlast: shape is \[1, 3\], expected \[1, 2\]"),
-    (lambda: plot.gradient_flow([nn.GRU(3, 2)], inputs(4, 3)), InputTypeError, "expected a mapping of name"),
-    (lambda: plot.gradient_flow({"GRU": []}, inputs(4, 3)), InputError, "GRU has none, expected one or more"),
-    (lambda: plot.gradient_flow({"GRU": nn.GRU(3, 2)}, inputs(4, 3), clip=0), InputError, "clip: 0, expected"),
-    (lambda: plot.learning_curves([1.0]), InputTypeError, r"history: \[1.0\] came, expected a mapping"),
-    (lambda: plot.learning_curves({"loss": [1.0, 2.0], "mae": [1.0]}), InputError, "expected as many of each"),
-    (lambda: plot.learning_curves({"loss": ["a"]}), InputError, "expected one number for each epoch"),
-    (lambda: plot.learning_curves({"loss": [1.0]}, monitor="mae"), InputError, "monitor: 'mae' is none of 'loss'"),
-    (lambda: plot.attention(inputs(2, 3, 4)), InputError, r"shape is \[2, 3, 4\], expected numbers"),
-    (lambda: plot.attention(inputs(2, 3), source="ab"), InputError, "source: 2 came, expected 3"),
-    (lambda: plot.gates(nn.GRU(3, 2), inputs(4, 2, 3), row=2), InputError, "row: 2, expected less than the batch of 2"),
-    (lambda: plot.gates(nn.GRU(3, 2), inputs(4, 3), labels="abc"), InputError, "labels: 3 came, expected 4"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: plot.gate_values(nn.Linear(3, 2), inputs(4, 3)), InputTypeError, "got a Linear, expected RNN, LSTM"),
+        (lambda: plot.gate_values(nn.GRU(3, 2), inputs(4, 2)), InputError, r"\[4, 2\], expected"),
+        (lambda: plot.gate_values(nn.GRU(3, 2), inputs(0, 1, 3)), InputError, "0 steps, 1 rows, expected one or more"),
+        (lambda: plot.gate_values(nn.GRU(3, 2, 2), inputs(4, 3), index=2), InputError, "index: 2, expected less than"),
+        (lambda: plot.gate_values(nn.GRU(3, 2), inputs(4, 3), direction=1), InputError, "direction: 1 is none of 0"),
+        (
+            lambda: plot.gate_values(nn.GRU(3, 2), inputs(4, 1, 3), inputs(1, 2, 2)),
+            InputError,
+            r"h: shape is \[1, 2, 2\], expected \[1, 1, 2\]",
+        ),
+        (
+            lambda: plot.gradient_norms(nn.GRU(3, 2, bidirectional=True), inputs(4, 3)),
+            UnsupportedError,
+            "runs backwards",
+        ),
+        (
+            lambda: plot.gradient_norms(nn.GRU(3, 2), inputs(4, 3), dlast=inputs(1, 3)),
+            InputError,
+            r"dlast: shape is \[1, 3\], expected \[1, 2\]",
+        ),
+        (lambda: plot.gradient_flow([nn.GRU(3, 2)], inputs(4, 3)), InputTypeError, "expected a mapping of name"),
+        (lambda: plot.gradient_flow({"GRU": []}, inputs(4, 3)), InputError, "GRU has none, expected one or more"),
+        (lambda: plot.gradient_flow({"GRU": nn.GRU(3, 2)}, inputs(4, 3), clip=0), InputError, "clip: 0, expected"),
+        (lambda: plot.learning_curves([1.0]), InputTypeError, r"history: got \[1.0\], expected a mapping"),
+        (lambda: plot.learning_curves({"loss": [1.0, 2.0], "mae": [1.0]}), InputError, "expected as many of each"),
+        (lambda: plot.learning_curves({"loss": ["a"]}), InputError, "expected one number for each epoch"),
+        (lambda: plot.learning_curves({"loss": [1.0]}, monitor="mae"), InputError, "monitor: 'mae' is none of 'loss'"),
+        (lambda: plot.attention(inputs(2, 3, 4)), InputError, r"shape is \[2, 3, 4\], expected numbers"),
+        (lambda: plot.attention(inputs(2, 3), source="ab"), InputError, "source: got 2, expected 3"),
+        (
+            lambda: plot.gates(nn.GRU(3, 2), inputs(4, 2, 3), row=2),
+            InputError,
+            "row: 2, expected less than the batch of 2",
+        ),
+        (lambda: plot.gates(nn.GRU(3, 2), inputs(4, 3), labels="abc"), InputError, "labels: got 3, expected 4"),
+    ],
+)
 def test_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
@@ -130,7 +154,7 @@ def test_gradient_norms_are_those_of_torch(kind, options):
 
     state, states = None, []
     for t in range(9):
-        step = x[:, t:t + 1] if layer.batch_first else x[t:t + 1]
+        step = x[:, t : t + 1] if layer.batch_first else x[t : t + 1]
         _, state = theirs(torch.tensor(step), state)
         states.append(state if kind == "LSTM" else (state,))
     for s in (s for pair in states for s in pair):
@@ -138,9 +162,9 @@ def test_gradient_norms_are_those_of_torch(kind, options):
     (states[-1][0][-1] * torch.tensor(dlast)).sum().backward()
     for n, pair in enumerate(reversed(states)):
         whole = [np.zeros(s.shape) if s.grad is None else s.grad.numpy() for s in pair]
-        norm = np.sqrt(sum((a.astype(np.float64)**2).sum(axis=(0, 2)) for a in whole))
+        norm = np.sqrt(sum((a.astype(np.float64) ** 2).sum(axis=(0, 2)) for a in whole))
         np.testing.assert_allclose(got.state[n], norm, rtol=TORCH)
-    total = np.sqrt(sum((p.grad.numpy().astype(np.float64)**2).sum() for p in theirs.parameters())) / 4
+    total = np.sqrt(sum((p.grad.numpy().astype(np.float64) ** 2).sum() for p in theirs.parameters())) / 4
     assert got.total == pytest.approx(total, rel=TORCH)
 
 
@@ -165,8 +189,12 @@ def test_a_linear_network_is_a_power_of_its_weights():
     """relu where all units are on: h' = s P h + 1 with a permutation P, so n steps back the norm is s**n."""
     permutation = np.eye(6, dtype=np.float32)[[2, 0, 1, 5, 3, 4]]
     for s in (0.5, 1.0, 1.7):
-        layer = changed(nn.RNN(2, 6, nonlinearity="relu", rng=0), weight_ih_l0=np.zeros((6, 2), np.float32),
-                        weight_hh_l0=np.float32(s) * permutation, bias_ih_l0=np.ones(6, np.float32))
+        layer = changed(
+            nn.RNN(2, 6, nonlinearity="relu", rng=0),
+            weight_ih_l0=np.zeros((6, 2), np.float32),
+            weight_hh_l0=np.float32(s) * permutation,
+            bias_ih_l0=np.ones(6, np.float32),
+        )
         norms = plot.gradient_norms(layer, np.zeros((30, 3, 2), np.float32))
         np.testing.assert_allclose(norms.state, np.repeat([[s**n] for n in range(30)], 3, axis=1), rtol=1e-4)
 
@@ -207,8 +235,11 @@ def test_beyond_float32():
     x = np.zeros((60, 2, 2), np.float32)
     tiny = changed(nn.RNN(2, 3, rng=0), weight_hh_l0=np.full((3, 3), 1e-3, np.float32))
     assert plot.gradient_norms(tiny, x).state[-1].max() == 0
-    huge = changed(nn.RNN(2, 3, nonlinearity="relu", rng=0), weight_hh_l0=np.full((3, 3), 1e3, np.float32),
-                   bias_ih_l0=np.ones(3, np.float32))
+    huge = changed(
+        nn.RNN(2, 3, nonlinearity="relu", rng=0),
+        weight_hh_l0=np.full((3, 3), 1e3, np.float32),
+        bias_ih_l0=np.ones(3, np.float32),
+    )
     assert not np.isfinite(plot.gradient_norms(huge, x).total)
     figure = plot.gradient_flow({"tiny": tiny, "huge": huge}, x, clip=1.0)
     for line in figure.axes[0].lines:
@@ -230,7 +261,7 @@ def test_gradient_flow_draws_the_norms():
     np.testing.assert_allclose(rnn.get_ydata(), np.median(np.hstack([n.state for n in norms[:3]]), axis=1))
     np.testing.assert_allclose(lstm.get_ydata(), np.median(norms[3].state, axis=1))
     np.testing.assert_array_equal(lstm.get_xdata(), np.arange(12))
-    assert len(left.collections) == 2 and len(right.collections) == 1     # bands where there is more than one line
+    assert len(left.collections) == 2 and len(right.collections) == 1  # bands where there is more than one line
     plain, clipped = right.lines[2:]
     np.testing.assert_allclose(plain.get_ydata(), norms[3].weights)
     assert norms[3].total > 0.05
@@ -251,7 +282,7 @@ def test_learning_curves():
     np.testing.assert_array_equal(training.get_ydata(), history["loss"])
     np.testing.assert_array_equal(validation.get_ydata(), history["val_loss"])
     assert (best.get_xdata(), best.get_ydata()) == ([2], [2.0])
-    assert len(accuracy.lines) == 3                                       # no validation
+    assert len(accuracy.lines) == 3  # no validation
     best = plot.learning_curves(history, monitor="accuracy", mode="max").axes[0].get_legend().get_texts()[-1]
     assert best.get_text() == "best epoch: 4"
     history["learning_rate"] = [1e-3] * 4
@@ -270,9 +301,9 @@ def test_gates(kind, options):
     chosen = {"index": 1, "direction": 1} if options else {}
     values = plot.gate_values(layer, x, **chosen)
     figure = plot.gates(layer, x, row=2, labels="abcdef", **chosen)
-    panels = figure.axes[:len(values)]
+    panels = figure.axes[: len(values)]
     for panel, (name, a) in zip(panels, values.items(), strict=True):
-        image, = panel.images
+        (image,) = panel.images
         np.testing.assert_array_equal(image.get_array(), (a[2] if layer.batch_first else a[:, 2]).T)
         assert panel.get_title(loc="left").endswith(f" {name}")
         assert image.get_clim()[0] == (0 if name in "ifozr" else -image.get_clim()[1])
@@ -292,6 +323,7 @@ def test_attention():
 @needs_matplotlib
 def test_draws_into_a_given_figure(tmp_path):
     from matplotlib.figure import Figure
+
     page = Figure(layout="constrained")
     upper, lower = page.subfigures(2, 1)
     assert plot.attention(np.eye(3), figure=upper) is upper
@@ -307,21 +339,27 @@ def run(program):
 
 @needs_matplotlib
 def test_pyplot_is_left_alone():
-    assert run("import sys, numpy, matplotlib, rnnfast\n"
-               "settings = lambda: {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != 'backend'}\n"
-               "before = settings()\n"
-               "rnnfast.plot.attention(numpy.eye(2))\n"
-               "print('matplotlib.pyplot' in sys.modules, before == settings())") == "False True\n"
+    assert (
+        run(
+            "import sys, numpy, matplotlib, rnnfast\n"
+            "settings = lambda: {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != 'backend'}\n"
+            "before = settings()\n"
+            "rnnfast.plot.attention(numpy.eye(2))\n"
+            "print('matplotlib.pyplot' in sys.modules, before == settings())"
+        )
+        == "False True\n"
+    )
 
 
 def test_without_matplotlib():
-    assert run("import sys, numpy, rnnfast\n"
-               "sys.modules['matplotlib'] = None\n"
-               "x = numpy.zeros((3, 2), numpy.float32)\n"
-               "rnnfast.plot.gradient_norms(rnnfast.nn.GRU(2, 3), x)\n"
-               "try: rnnfast.plot.gates(rnnfast.nn.GRU(2, 3), x)\n"
-               "except rnnfast.errors.UnsupportedError as error: print(error)") == (
-        "rnnfast.plot: pictures need matplotlib, which is not installed: pip install 'rnnfast[plot]'\n")
+    assert run(
+        "import sys, numpy, rnnfast\n"
+        "sys.modules['matplotlib'] = None\n"
+        "x = numpy.zeros((3, 2), numpy.float32)\n"
+        "rnnfast.plot.gradient_norms(rnnfast.nn.GRU(2, 3), x)\n"
+        "try: rnnfast.plot.gates(rnnfast.nn.GRU(2, 3), x)\n"
+        "except rnnfast.errors.UnsupportedError as error: print(error)"
+    ) == ("rnnfast.plot: pictures need matplotlib, which is not installed: pip install 'rnnfast[plot]'\n")
 
 
 @needs_matplotlib
@@ -329,8 +367,14 @@ def test_without_matplotlib():
 def test_the_model_of_gradient_flow(tmp_path):
     """models/gradient_flow.py: the gated cells learn what lies 39 steps back, the plain RNN does not."""
     root = pathlib.Path(__file__).parent.parent
-    printed = subprocess.run([sys.executable, root / "models" / "gradient_flow.py", tmp_path], capture_output=True,
-                             text=True, check=True, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}).stdout
+    printed = subprocess.run(
+        [sys.executable, root / "models" / "gradient_flow.py", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ).stdout
     table = {line[:23].strip(): [float(number) for number in line[23:].split()] for line in printed.splitlines()[2:]}
     assert table["RNN tanh"][0] < 1e-8 and table["RNN tanh"][2] > 0.15
     assert table["RNN relu, large weights"][0] > 1e3 and table["RNN relu, large weights"][3] > 0.16

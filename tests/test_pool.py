@@ -1,4 +1,5 @@
 """Pools of models: each stream gets the bits that it gets alone, whoever else is in the step; and what pools refuse."""
+
 import pathlib
 import tracemalloc
 
@@ -11,7 +12,7 @@ from hypothesis import given
 
 import rnnfast
 from rnnfast.errors import LimitError, UnsupportedError
-from rnnfast.streaming.model_pool import MAX_KINDS
+from rnnfast.streaming.model_pool import MAX_GROUPS
 from rnnfast.streaming.pool import batch_sizes
 from tests.cases import bits
 from tests.graphs import load, parse, random
@@ -21,30 +22,45 @@ ROOT = pathlib.Path(__file__).parent.parent
 MODELS = ROOT.parent / "shared" / "models"
 # File -> shape of a frame. Of the others of test_stream.py no axis is open: they run one by one.
 SILERO = {
-    "silero_vad_5.1.2__silero_vad": 576, "silero_vad_6.2.3__silero_vad": 576, "silero_vad_6.2.3__silero_vad_half": 576,
-    "silero_vad_6.2.3__silero_vad_16k_op15": 576, "silero_vad_6.2.3__silero_vad_op18_ifless": 576,
-    "silero_vad_v4__silero_vad": 512, "silero_vad_v4__silero_vad_legacy": 512,
+    "silero_vad_5.1.2__silero_vad": 576,
+    "silero_vad_6.2.3__silero_vad": 576,
+    "silero_vad_6.2.3__silero_vad_half": 576,
+    "silero_vad_6.2.3__silero_vad_16k_op15": 576,
+    "silero_vad_6.2.3__silero_vad_op18_ifless": 576,
+    "silero_vad_v4__silero_vad": 512,
+    "silero_vad_v4__silero_vad_legacy": 512,
 }
 ONE_BY_ONE = {
-    "DTLN__model_1": {}, "converted_rnnoise__cb": {"T": 1}, "gtcrn__gtcrn_simple": {},
-    "pythainlp_thai2rom__thai2rom_decoder": {"input_length": 9}, "silero_vad_6.2.3__silero_vad_openvino_16k": {},
+    "DTLN__model_1": {},
+    "converted_rnnoise__cb": {"T": 1},
+    "gtcrn__gtcrn_simple": {},
+    "pythainlp_thai2rom__thai2rom_decoder": {"input_length": 9},
+    "silero_vad_6.2.3__silero_vad_openvino_16k": {},
 }
 
 
 def weights(kind, inputs, hidden, seed=0):
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind] * hidden
-    return dict(W=random(seed, 1, gates, inputs) / 2, R=random(seed + 1, 1, gates, hidden) / 2,
-                B=random(seed + 2, 1, 2 * gates) / 2)
+    return dict(
+        W=random(seed, 1, gates, inputs) / 2,
+        R=random(seed + 1, 1, gates, hidden) / 2,
+        B=random(seed + 2, 1, 2 * gates) / 2,
+    )
 
 
 # A graph, its initializers, and the axis of the streams in each value of a frame and of its result.
 GRAPHS = {
-    "LSTM, batch on axis 1": ("""g (float[1,b,5] x, float[1,b,9] h, float[1,b,9] c)
+    "LSTM, batch on axis 1": (
+        """g (float[1,b,5] x, float[1,b,9] h, float[1,b,9] c)
         => (float[1,b,9] y, float[1,b,9] h_out, float[1,b,9] c_out) {
         all, h_out, c_out = LSTM <hidden_size = 9> (x, W, R, B, , h, c)
         zero = Constant <value = int64[1] {0}> ()
-        y = Squeeze (all, zero) }""", weights("LSTM", 5, 9), {"x": 1, "y": 1}),
-    "GRU, batch on axis 0": ("""g (float[b,5] x, float[b,1,7] s) => (float[7,b] y, float[b,1,7] s_out, float[b] m) {
+        y = Squeeze (all, zero) }""",
+        weights("LSTM", 5, 9),
+        {"x": 1, "y": 1},
+    ),
+    "GRU, batch on axis 0": (
+        """g (float[b,5] x, float[b,1,7] s) => (float[7,b] y, float[b,1,7] s_out, float[b] m) {
         zero = Constant <value = int64[1] {0}> ()
         three = Unsqueeze (x, zero)
         before = Transpose <perm = [1, 0, 2]> (s)
@@ -52,8 +68,12 @@ GRAPHS = {
         s_out = Transpose <perm = [1, 0, 2]> (after)
         flat = Squeeze (after, zero)
         y = Transpose <perm = [1, 0]> (flat)
-        m = ReduceMax <axes = [1], keepdims = 0> (x) }""", weights("GRU", 5, 7), {"x": 0, "y": 1, "m": 0}),
-    "three states, integers, a rate": ("""g (float[b,5] x, int64[b] word, float[b,5] s, int64[b,1] k, float[3,b,2] t,
+        m = ReduceMax <axes = [1], keepdims = 0> (x) }""",
+        weights("GRU", 5, 7),
+        {"x": 0, "y": 1, "m": 0},
+    ),
+    "three states, integers, a rate": (
+        """g (float[b,5] x, int64[b] word, float[b,5] s, int64[b,1] k, float[3,b,2] t,
                                            int64 rate)
         => (float[b,5] y, float[b,5] s_out, int64[b,1] k_out, float[3,b,2] t_out) {
         embedded = Gather (table, word)
@@ -68,10 +88,16 @@ GRAPHS = {
         y = Add (both, kf)
         part = Slice (x, zero, two, one)
         t_out = Add (t, part) }""",
-        dict(table=random(4, 11, 5), zero=np.array([0]), two=np.array([2])), {"x": 0, "word": 0, "y": 0}),
-    "not native": ("""g (float[b,5] x, float[b,5] s) => (float[b,5] y, float[b,5] s_out) {
+        dict(table=random(4, 11, 5), zero=np.array([0]), two=np.array([2])),
+        {"x": 0, "word": 0, "y": 0},
+    ),
+    "not native": (
+        """g (float[b,5] x, float[b,5] s) => (float[b,5] y, float[b,5] s_out) {
         s_out = Add (x, s)
-        y = Celu (s_out) }""", {}, {"x": 0, "y": 0}),
+        y = Celu (s_out) }""",
+        {},
+        {"x": 0, "y": 0},
+    ),
 }
 FIXED = {"three states, integers, a rate": {"rate": 16000}}
 
@@ -99,6 +125,7 @@ def frame_of(model, stream, sizes):
             made[name] = rng.integers(0, 11, shape) if types[name].dtype.kind == "i" else rng.standard_normal(shape) / 3
             made[name] = made[name].astype(types[name].dtype)
         return made
+
     return frame
 
 
@@ -107,12 +134,15 @@ def use(model, axes, fixed, uses, sizes={}, batch=True):
     frame = frame_of(model, model.stream(**fixed), sizes)
 
     def rows(frames):
-        return {name: np.stack([np.squeeze(f[name], axes[name]) if batch else f[name] for f in frames])
-                for name in frames[0]}
+        return {
+            name: np.stack([np.squeeze(f[name], axes[name]) if batch else f[name] for f in frames])
+            for name in frames[0]
+        }
 
     def part(results, i):
         results = results if isinstance(results, dict) else {pool.outputs[0]: results}
         return {name: np.expand_dims(a[i], axes[name]) if batch else a[i] for name, a in results.items()}
+
     play(pool, lambda state: model.stream(state, **fixed), frame, uses, rows, part)
     return pool
 
@@ -128,8 +158,17 @@ def test_random_uses(name, uses):
 @pytest.mark.skipif(not MODELS.is_dir(), reason=f"{MODELS} is not there")
 @pytest.mark.parametrize("name", SILERO)
 def test_published_models(name):
-    uses = [("open", i) for i in range(7)] + [("frames", 1), ("rows", 2), ("reset", 3), ("out", 4), ("close", 5),
-                                              ("begin", 6), ("rows", 7), ("frames", 8), ("out", 9)]
+    uses = [("open", i) for i in range(7)] + [
+        ("frames", 1),
+        ("rows", 2),
+        ("reset", 3),
+        ("out", 4),
+        ("close", 5),
+        ("begin", 6),
+        ("rows", 7),
+        ("frames", 8),
+        ("out", 9),
+    ]
     use(*silero(name), uses, SILERO[name])
 
 
@@ -164,7 +203,7 @@ def test_plans_are_native_where_they_can_be():
         model, _, fixed = build(name)
         pool = model.pool(2, **fixed)
         pool.step({pool.open(): frame_of(model, model.stream(**fixed), {})(np.random.default_rng(0))})
-        assert (None in pool._kinds[0].batches.values()) == (name == "not native"), name
+        assert (None in pool._fixed_groups[0].batches.values()) == (name == "not native"), name
 
 
 def test_many_threads_call_one_pool():
@@ -175,11 +214,11 @@ def test_many_threads_call_one_pool():
         rng = np.random.default_rng(seed)
         live = {pool.open(): model.stream() for _ in range(8)}
         for _ in range(20):
-            chosen = rng.permutation(list(live))[:rng.integers(1, 9)]
+            chosen = rng.permutation(list(live))[: rng.integers(1, 9)]
             x = rng.standard_normal((len(chosen), 5), np.float32)
             y = pool.step(chosen, x)
             for i, stream in enumerate(chosen.tolist()):
-                alone = live[stream].step(x=x[i:i + 1])
+                alone = live[stream].step(x=x[i : i + 1])
                 same_bits((y.y[i], y.m[i]), (alone.y[:, 0], alone.m[0]))
 
     in_threads(work)
@@ -188,7 +227,7 @@ def test_many_threads_call_one_pool():
 
 def test_streams_of_different_fixed_inputs():
     model, _, _ = build("three states, integers, a rate")
-    pool, rng = model.pool(2 * MAX_KINDS, rate=16000), np.random.default_rng(0)
+    pool, rng = model.pool(2 * MAX_GROUPS, rate=16000), np.random.default_rng(0)
     frame = frame_of(model, model.stream(rate=1), {})
     rates = [16000, 8000, 16000, 1, 8000]
     live = {pool.open(**({"rate": rate} if rate != 16000 else {})): model.stream(rate=rate) for rate in rates}
@@ -196,22 +235,27 @@ def test_streams_of_different_fixed_inputs():
         frames = {stream: frame(rng) for stream in rng.permutation(list(live))[:count].tolist()}
         for stream, result in pool.step(frames).items():
             same_bits(result, live[stream].step(frames[stream]))
-        found = pool.step(list(frames), {name: np.concatenate([f[name] for f in frames.values()])
-                                         for name in ("x", "word")})
+        found = pool.step(
+            list(frames), {name: np.concatenate([f[name] for f in frames.values()]) for name in ("x", "word")}
+        )
         for y, (stream, one) in zip(found, frames.items()):
             same_bits(y[None], live[stream].step(one))
-    for rate in range(2, MAX_KINDS - 1):
+    for rate in range(2, MAX_GROUPS - 1):
         pool.open(rate=rate)
     with pytest.raises(LimitError, match="more than 16 different values of fixed inputs"):
         pool.open(rate=10**6)
     pool.close(list(live)[3])
-    assert pool.open(rate=10**6) >= 2 * MAX_KINDS
-    assert len(pool._kinds) == MAX_KINDS
+    assert pool.open(rate=10**6) >= 2 * MAX_GROUPS
+    assert len(pool._fixed_groups) == MAX_GROUPS
 
 
 def test_frames_are_arrays_where_there_is_one_input():
-    model = load(parse("g (float[b,3] x, float[b,3] s, int64 k) => (float[b,3] y, float[b,3] s_out) "
-                       "{ f = Cast <to = 1> (k)  y = Mul (x, f)  s_out = Add (x, s) }"))
+    model = load(
+        parse(
+            "g (float[b,3] x, float[b,3] s, int64 k) => (float[b,3] y, float[b,3] s_out) "
+            "{ f = Cast <to = 1> (k)  y = Mul (x, f)  s_out = Add (x, s) }"
+        )
+    )
     pool, x = model.pool(3), random(0, 1, 3)
     one, two = pool.open(k=2), pool.open(k=3)
     for _ in range(2):
@@ -228,7 +272,7 @@ def test_memory_is_flat():
         for _ in range(count):
             n = int(rng.integers(1, 201))
             pool.step(ids[:n], x[:n])
-            pool.step({stream: x[:1] for stream in ids[:n % 5].tolist()})
+            pool.step(dict.fromkeys(ids[: n % 5].tolist(), x[:1]))
             pool.close(int(ids[n - 1]))
             ids[n - 1] = pool.open(pool.state(int(ids[0])) if n > 1 else None)
 
@@ -248,8 +292,10 @@ def test_sizes_of_batches(threads):
     sizes = set()
     for count in range(1, 700):
         parts = batch_sizes(count, 64, threads)
-        assert sum(n for *_, n in parts) == count and [first for _, first, _ in parts] == np.cumsum(
-            [0, *(n for *_, n in parts[:-1])]).tolist()
+        assert (
+            sum(n for *_, n in parts) == count
+            and [first for _, first, _ in parts] == np.cumsum([0, *(n for *_, n in parts[:-1])]).tolist()
+        )
         assert all(n <= size <= 1.5 * n and size <= 64 for size, _, n in parts)
         assert len(parts) >= min(count, threads) - threads // 2
         sizes |= {size for size, *_ in parts}
@@ -259,14 +305,23 @@ def test_sizes_of_batches(threads):
 # ------------------------------------------------------------------------------------------------ no batch
 REFUSED = {
     "softmax over the batch": ("p = Softmax <axis = 0> (x)  s_out = Add (p, s)", "depends on the others of its batch"),
-    "mean of the batch": ("m = ReduceMean <axes = [0], keepdims = 1> (x)  d = Sub (x, m)  s_out = Add (d, s)",
-                          "depends on the others"),
-    "mean of states": ("m = ReduceMean <axes = [0], keepdims = 1> (s)  d = Sub (s, m)  s_out = Add (d, x)",
-                       "depends on the others"),
-    "a running sum": ("k = Constant <value = int64 {0}> ()  c = CumSum (x, k)  s_out = Add (c, s)",
-                      "depends on the others"),
-    "words of the others": ("e = Gather (table, word)  m = ReduceMean <axes = [0], keepdims = 1> (e)  d = Sub (e, m)  "
-                            "a = Add (d, x)  s_out = Add (a, s)", "depends on the others"),
+    "mean of the batch": (
+        "m = ReduceMean <axes = [0], keepdims = 1> (x)  d = Sub (x, m)  s_out = Add (d, s)",
+        "depends on the others",
+    ),
+    "mean of states": (
+        "m = ReduceMean <axes = [0], keepdims = 1> (s)  d = Sub (s, m)  s_out = Add (d, x)",
+        "depends on the others",
+    ),
+    "a running sum": (
+        "k = Constant <value = int64 {0}> ()  c = CumSum (x, k)  s_out = Add (c, s)",
+        "depends on the others",
+    ),
+    "words of the others": (
+        "e = Gather (table, word)  m = ReduceMean <axes = [0], keepdims = 1> (e)  d = Sub (e, m)  "
+        "a = Add (d, x)  s_out = Add (a, s)",
+        "depends on the others",
+    ),
     "one result for all": ("s_out = Add (x, s)  z = ReduceSum <keepdims = 0> (x)", r"output 'z' has shape \[\]"),
     "rows into columns": ("s_out = Add (x, s)  z = Reshape (x, flat)", r"output 'z' has shape \[10\]"),
 }
@@ -277,8 +332,10 @@ def dependent(name):
     last = "z" if "z =" in body else "y"
     word = ", int64[b] word" if "word" in body else ""
     shape = "" if last == "z" else "[b,5]"
-    text = (f"g (float[b,5] x{word}, float[b,5] s) => (float[b,5] s_out, float{shape} {last}) {{ {body} "
-            f"{'y = Neg (s_out)' if last == 'y' else ''} }}").replace("float z", "z")
+    text = (
+        f"g (float[b,5] x{word}, float[b,5] s) => (float[b,5] s_out, float{shape} {last}) {{ {body} "
+        f"{'y = Neg (s_out)' if last == 'y' else ''} }}"
+    ).replace("float z", "z")
     return load(parse(text, table=random(0, 11, 5), flat=np.array([-1]))), message
 
 
@@ -305,9 +362,13 @@ def test_streams_that_depend_on_one_another(name):
 
 def test_states_that_are_named():
     """By their names they would be the other way round."""
-    model = load(parse("g (float[b,3] x, float[b,3] a, float[b,3] c) => "
-                       "(float[b,3] y, float[b,3] a_out, float[b,3] c_out) { y = Sub (a, c)  a_out = Add (x, a)  "
-                       "c_out = Neg (a_out) }"))
+    model = load(
+        parse(
+            "g (float[b,3] x, float[b,3] a, float[b,3] c) => "
+            "(float[b,3] y, float[b,3] a_out, float[b,3] c_out) { y = Sub (a, c)  a_out = Add (x, a)  "
+            "c_out = Neg (a_out) }"
+        )
+    )
     states, x = {"a": "c_out", "c": "a_out"}, random(0, 4, 2, 3)
     pool, alone = model.pool(2, states=states), model.stream(states=states)
     ids = [pool.open(), pool.open()]
@@ -316,8 +377,9 @@ def test_states_that_are_named():
 
 
 def test_a_state_without_a_batch():
-    model = load(parse("g (float[b,5] x, int64[1] k) => (float[b,5] y, int64[1] k_out) "
-                       "{ y = Neg (x)  k_out = Add (k, k) }"))
+    model = load(
+        parse("g (float[b,5] x, int64[1] k) => (float[b,5] y, int64[1] k_out) { y = Neg (x)  k_out = Add (k, k) }")
+    )
     pool = model.pool(2, states={"k": "k_out"})
     with pytest.raises(UnsupportedError, match=r"'k' of shape \[1\] has no axis that may be a batch; pool"):
         pool.step({pool.open(): random(0, 1, 5)})

@@ -1,4 +1,5 @@
 """What pools of models refuse: the message says why, and no stream has changed."""
+
 import numpy as np
 import pytest
 
@@ -18,8 +19,9 @@ GRAPH = """g (float[b,5] x, int64[b] word, int64 rate, float[b,1,3] s, float[2,b
     s_out = Add (s, wide)
     t_out = Add (t, sum)
     y = Add (sum, bias) }"""
-INITIALIZERS = dict(table=random(0, 11, 5), zero=np.array([0]), one=np.array([1]), limit=np.array([3]),
-                    bias=np.float32(2))
+INITIALIZERS = dict(
+    table=random(0, 11, 5), zero=np.array([0]), one=np.array([1]), limit=np.array([3]), bias=np.float32(2)
+)
 # An open axis besides the batch, in a frame and in a state.
 OPEN = "g (float[b,n] x, float[b,n] s) => (float[b,n] y, float[b,n] s_out) { s_out = Add (x, s)  y = Neg (s_out) }"
 WORDS = """g (float[b,5] s, int64[b] word) => (float[b,5] y, float[b,5] s_out) {
@@ -67,39 +69,61 @@ def two(**changes):
 
 
 NAMES = [
-    (dict(x=None), "input 'x' is missing"), (dict(z=1), "there is no input 'z'"),
-    (dict(s=X), "input 's' is a state of the stream"), (dict(rate=1), "input 'rate' is fixed"),
+    (dict(x=None), "input 'x' is missing"),
+    (dict(z=1), "there is no input 'z'"),
+    (dict(s=X), "input 's' is a state of the stream"),
+    (dict(rate=1), "input 'rate' is fixed"),
     (dict(bias=np.float32(1)), r"input 'bias' has a value in the file; give another one .*open\(bias=...\)"),
 ]
 FRAMES = [
-    (dict(x=X[:1, :4]), "input 'x' .*shape"), (dict(x=X[0]), "input 'x'"), (dict(x=X[None, :1]), "input 'x'"),
+    (dict(x=X[:1, :4]), "input 'x' .*shape"),
+    (dict(x=X[0]), "input 'x'"),
+    (dict(x=X[None, :1]), "input 'x'"),
     (dict(x=X[:2]), r"input 'x' is float of shape \(2, 5\), but the frames before were float of shape \(1, 5\)"),
-    (dict(x=X[:1].astype(np.float64)), "is double, expected float"), (dict(x="a"), "input 'x'"),
-    (dict(word=W[:1].astype(np.int32)), "is int32, expected int64"), (dict(word=1.5), "input 'word'"),
-    (dict(word=3), "input 'word'"), (dict(x=[[1, 2], [3]]), "input 'x' is no array"),
+    (dict(x=X[:1].astype(np.float64)), "is double, expected float"),
+    (dict(x="a"), "input 'x'"),
+    (dict(word=W[:1].astype(np.int32)), "is int32, expected int64"),
+    (dict(word=1.5), "input 'word'"),
+    (dict(word=3), "input 'word'"),
+    (dict(x=[[1, 2], [3]]), "input 'x' is no array"),
     (dict(word=np.array([11])), "11"),
 ]
 ROWS = [
     (dict(x=X[:3]), r"input 'x' has shape \[3, 5\], expected 2 frames along the first axis"),
-    (dict(word=W[:1]), r"input 'word' has shape \[1\], expected 2 frames"), (dict(word=3), r"shape \[\], expected 2"),
+    (dict(word=W[:1]), r"input 'word' has shape \[1\], expected 2 frames"),
+    (dict(word=3), r"shape \[\], expected 2"),
     (dict(x=X[:2, :4]), r"input 'x' has frames of float \[4\], expected float \[5\]"),
     (dict(x=X[:2, None]), r"input 'x' has frames of float \[1, 5\], expected float \[5\]"),
-    (dict(x=X[:2].astype(np.float64)), "is double, expected float"), (dict(word=np.array([1, -12])), "-12"),
-    (dict(word=np.array([11, 1])), "11"), (dict(x="a"), "input 'x'"),
+    (dict(x=X[:2].astype(np.float64)), "is double, expected float"),
+    (dict(word=np.array([1, -12])), "-12"),
+    (dict(word=np.array([11, 1])), "11"),
+    (dict(x="a"), "input 'x'"),
 ]
 STATE = {"s": random(2, 1, 1, 3), "t": random(3, 2, 1, 5)}
 STATES = [
-    (1, "state is int, expected a mapping by"), ([STATE], "expected a mapping"), ({}, r"state has \[\], expected"),
-    ({"s": STATE["s"]}, r"state has \['s'\], expected \['s', 't'\]"), (STATE | {"z": 1}, "state has"),
-    (STATE | {"s": STATE["s"][0]}, "state 's'"), (STATE | {"s": STATE["s"].astype(np.float64)}, "is double"),
-    (STATE | {"s": random(0, 1, 1, 4)}, "state 's'"), (STATE | {"t": "a"}, "state 't'"),
+    (1, "state is int, expected a mapping by"),
+    ([STATE], "expected a mapping"),
+    ({}, r"state has \[\], expected"),
+    ({"s": STATE["s"]}, r"state has \['s'\], expected \['s', 't'\]"),
+    (STATE | {"z": 1}, "state has"),
+    (STATE | {"s": STATE["s"][0]}, "state 's'"),
+    (STATE | {"s": STATE["s"].astype(np.float64)}, "is double"),
+    (STATE | {"s": random(0, 1, 1, 4)}, "state 's'"),
+    (STATE | {"t": "a"}, "state 't'"),
     (STATE | {"t": random(0, 2, 2, 5)}, r"state 't' has shape \(2, 2, 5\), expected \(2, 1, 5\)"),
 ]
 
 
 def test_wrong_ids(pool):
-    for ids, message in (([3], "stream 3 was never opened"), ([-1], "stream -1 was never"), ([0], "stream 0 is closed"),
-                         ([1.0], "ids are float64"), ([True], "ids are bool"), (["a"], "ids are"), ([None], "ids are")):
+    for ids, message in (
+        ([3], "stream 3 was never opened"),
+        ([-1], "stream -1 was never"),
+        ([0], "stream 0 is closed"),
+        ([1.0], "ids are float64"),
+        ([True], "ids are bool"),
+        (["a"], "ids are"),
+        ([None], "ids are"),
+    ):
         rows = {name: value[:1] for name, value in two().items()}
         refused(pool, message, pool.step, ids, rows)
         refused(pool, message, pool.step, {ids[0]: one()})
@@ -147,7 +171,7 @@ def test_a_run_that_fails_at_a_later_frame(pool):
     assert pool.state(other) is None
     pool.step([other], x=X[:1], word=W[:1])
     for ids in ([1, 2], [other, 1, 2], [2, other]):
-        refused(pool, "11", pool.run, ids, x=random(2, len(ids), 4, 5), word=words[:len(ids)])
+        refused(pool, "11", pool.run, ids, x=random(2, len(ids), 4, 5), word=words[: len(ids)])
 
 
 def test_more_streams_than_allowed(pool):
@@ -174,10 +198,15 @@ def test_wrong_out(pool):
     base = random(0, 4, 10)
     read_only = random(0, 2, 5)
     read_only.flags.writeable = False
-    for out, message in ((X[:3].copy(), r"out 'y' has shape \(3, 5\), expected \(2, 5\)"), ([1], "out 'y' is list"),
-                         (np.zeros((2, 5)), "out 'y' is double"), (base[:2, ::2], "not a contiguous"),
-                         (read_only, "writeable"),
-                         ({"z": X[:2]}, r"out has \['z'\], expected \['y'\]"), ({}, "out has")):
+    for out, message in (
+        (X[:3].copy(), r"out 'y' has shape \(3, 5\), expected \(2, 5\)"),
+        ([1], "out 'y' is list"),
+        (np.zeros((2, 5)), "out 'y' is double"),
+        (base[:2, ::2], "not a contiguous"),
+        (read_only, "writeable"),
+        ({"z": X[:2]}, r"out has \['z'\], expected \['y'\]"),
+        ({}, "out has"),
+    ):
         refused(pool, message, pool.step, [1, 2], two(), out=out)
     shared = base.reshape(-1)
     refused(pool, "shares memory", pool.step, [1, 2], two(x=shared[:10].reshape(2, 5)), out=shared[5:15].reshape(2, 5))
@@ -243,8 +272,12 @@ def test_an_input_that_each_stream_has_for_itself(model):
 
 
 def test_sequences_are_no_batch():
-    model = load(parse("g (seq(float[2]) l, float[b,2] s) => (float[b,2] y, float[b,2] s_out) { zero = Constant "
-                       "<value = int64 {0}> ()  x = SequenceAt (l, zero)  s_out = Add (x, s)  y = Neg (s_out) }"))
+    model = load(
+        parse(
+            "g (seq(float[2]) l, float[b,2] s) => (float[b,2] y, float[b,2] s_out) { zero = Constant "
+            "<value = int64 {0}> ()  x = SequenceAt (l, zero)  s_out = Add (x, s)  y = Neg (s_out) }"
+        )
+    )
     pool = model.pool(2)
     with pytest.raises(UnsupportedError, match="'l' is seq, expected a tensor"):
         pool.step({pool.open({"s": random(0, 1, 2)}): {"l": [random(0, 2)]}})
@@ -257,6 +290,6 @@ def test_no_stream_touches_another(model):
     ids, alone = [pool.open() for _ in range(6)], [model.stream(rate=2) for _ in range(6)]
     for step in x:
         for y, stream, row in zip(pool.step(ids, x=step, word=np.arange(6)), alone, range(6)):
-            assert bits([y]) == bits([stream.step(x=step[row:row + 1], word=np.array([row]))])
+            assert bits([y]) == bits([stream.step(x=step[row : row + 1], word=np.array([row]))])
     for stream, other in zip(ids, alone):
         assert bits(pool.state(stream).values()) == bits(other.state.values())

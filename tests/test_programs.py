@@ -1,4 +1,5 @@
 """Programs of others, unmodified: with rnnfast imported in onnxruntime's place they give what they give with it."""
+
 import importlib
 import pathlib
 import subprocess
@@ -21,6 +22,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """Fetches a package without what it depends on; gives the folder to import it from."""
+
     def fetch(requirement):
         folder = tmp_path_factory.mktemp("package")
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), requirement]
@@ -28,12 +30,14 @@ def package(tmp_path_factory):
         if result.returncode:
             pytest.skip(f"{requirement} cannot be fetched: {result.stderr.strip().splitlines()[-1]}")
         return folder
+
     return fetch
 
 
 @pytest.fixture
 def with_each(monkeypatch):
     """Runs a function of a freshly imported module once with onnxruntime and once with rnnfast in its place."""
+
     def run(folder, module, function):
         monkeypatch.syspath_prepend(str(folder))
         results = []
@@ -44,6 +48,7 @@ def with_each(monkeypatch):
                 monkeypatch.delitem(sys.modules, name)
             results.append(function(importlib.import_module(module)))
         return results
+
     return run
 
 
@@ -57,7 +62,8 @@ def silero(package):
 def test_silero_vad(silero, with_each, rate):
     """Its OnnxWrapper, alone and on a batch, get_speech_timestamps and VADIterator."""
     import torch
-    samples = torch.from_numpy(read_wav(str(SPEECH))[::16000 // rate].copy())
+
+    samples = torch.from_numpy(read_wav(str(SPEECH))[:: 16000 // rate].copy())
     chunks = [chunk for chunk in samples.split(rate * 32 // 1000) if len(chunk) == rate * 32 // 1000]
 
     def program(silero_vad):
@@ -83,7 +89,7 @@ def test_plcmos(package, with_each):
     samples = read_wav(str(SPEECH))
     lossy = samples.copy()
     for start in range(16000, len(samples) - 320, 4800):
-        lossy[start:start + 320] = 0
+        lossy[start : start + 320] = 0
 
     def program(plcmos):
         scores = []

@@ -1,4 +1,5 @@
 """Native plans of published models, where their files are at hand."""
+
 import pathlib
 
 import numpy as np
@@ -41,11 +42,11 @@ def test_a_plan_is_one_native_step(file):
     """With an arena of no more than 1.5 times what must live at one time."""
     model = rnnfast.load(file)
     model(stored(file, model))
-    plan, = model._own.plans.kept
-    segments = [run for run, *_ in plan.steps if isinstance(run, _programs.Segment)]
-    assert len(plan.steps) == len(segments) == 1 or file.stem in NOT_NATIVE
-    for segment in segments:
-        assert segment.live <= segment.arena <= 1.5 * segment.live
+    (plan,) = model._own.plans.kept
+    programs = [run for run, *_ in plan.steps if isinstance(run, _programs.NativeProgram)]
+    assert len(plan.steps) == len(programs) == 1 or file.stem in NOT_NATIVE
+    for program in programs:
+        assert program.live <= program.arena <= 1.5 * program.live
 
 
 @pytest.mark.parametrize("start", BATCHES)
@@ -66,6 +67,7 @@ def test_a_row_has_the_bits_that_it_has_alone(start):
 
         def row(array, spec, i):
             return array if isinstance(spec, int) else np.take(array, [i], axis=spec.index(None))
+
         batch = {name: value(name, 5) for name in like}
         together = model(batch)
         for i in (0, 3, 4):
@@ -73,6 +75,6 @@ def test_a_row_has_the_bits_that_it_has_alone(start):
             for name, y in together.items():
                 axis = next((a for a, (n, m) in enumerate(zip(y.shape, alone[name].shape)) if n != m), None)
                 if axis is None:
-                    assert start == "speechmos_plcmos"      # the mean over the batch, which its graph asks for
+                    assert start == "speechmos_plcmos"  # the mean over the batch, which its graph asks for
                 else:
                     np.testing.assert_array_equal(np.take(y, [i], axis=axis), alone[name])

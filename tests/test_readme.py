@@ -1,4 +1,5 @@
 """Every command and every output in README.md, and what it says of the operators."""
+
 import doctest
 import os
 import pathlib
@@ -15,9 +16,12 @@ from rnnfast.onnx.ops import MODULES, table
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 # (command, what it prints) of each "$ command" in the console blocks; test_service.py runs those of the service
-COMMANDS = [(command, output) for block in re.findall(r"```console\n(.*?)```", TEXT, re.S)
-            for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
-            if not command.startswith("python models/vad_")]
+COMMANDS = [
+    (command, output)
+    for block in re.findall(r"```console\n(.*?)```", TEXT, re.S)
+    for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
+    if not command.startswith("python models/vad_")
+]
 SILERO = ROOT / "build" / "silero_vad" / "data" / "silero_vad.onnx"
 
 
@@ -63,8 +67,13 @@ def test_command(command, output, tmp_path):
         pytest.importorskip("onnxruntime")
         command = f"-m {command}"
     (tmp_path / "models").symlink_to(ROOT / "models")
-    result = subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True,
-                            env=os.environ | {"PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert result.stderr == ""
     printed = [line for line in result.stdout.splitlines(keepends=True) if kept.strip("'") in line]
     assert comparable("".join(printed)) == comparable(output)

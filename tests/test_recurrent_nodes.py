@@ -1,4 +1,5 @@
 """RNN, GRU and LSTM nodes of graphs: attributes, shapes, layouts, element types, and what is refused."""
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -13,8 +14,13 @@ SIZES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 def recurrent(kind, T=5, B=2, layout=0, D=1, dtype=np.float32, states=True, I=4, H=3):
     """name -> array of every input of a recurrent node, in order."""
     G = SIZES[kind]
-    arrays = {"x": random(0, *((T, B, I) if layout == 0 else (B, T, I))), "w": random(1, D, G * H, I),
-              "r": random(2, D, G * H, H), "b": random(3, D, 2 * G * H), "lens": None}
+    arrays = {
+        "x": random(0, *((T, B, I) if layout == 0 else (B, T, I))),
+        "w": random(1, D, G * H, I),
+        "r": random(2, D, G * H, H),
+        "b": random(3, D, 2 * G * H),
+        "lens": None,
+    }
     state = (D, B, H) if layout == 0 else (B, D, H)
     arrays["h"] = random(4, *state) if states else None
     if kind == "LSTM":
@@ -25,9 +31,12 @@ def recurrent(kind, T=5, B=2, layout=0, D=1, dtype=np.float32, states=True, I=4,
 
 def recurrent_model(kind, arrays, constants, **attributes):
     names = [name if a is not None else "" for name, a in arrays.items()]
-    node = helper.make_node(kind, names, ["y", "yh", "yc"][:2 + (kind == "LSTM")], "cell", hidden_size=3, **attributes)
-    free = [(n, helper.np_dtype_to_tensor_dtype(a.dtype), [f"{n}{i}" for i in range(a.ndim)])
-            for n, a in arrays.items() if a is not None and n not in constants]
+    node = helper.make_node(kind, names, ["y", "yh", "yc"][: 2 + (kind == "LSTM")], "cell", hidden_size=3, **attributes)
+    free = [
+        (n, helper.np_dtype_to_tensor_dtype(a.dtype), [f"{n}{i}" for i in range(a.ndim)])
+        for n, a in arrays.items()
+        if a is not None and n not in constants
+    ]
     return model_of([node], free, [(n, 0, None) for n in node.output], {n: arrays[n] for n in constants}, opset=14)
 
 
@@ -56,16 +65,17 @@ def test_recurrent_nodes(kind, layout, direction, constants, dtype):
 def test_a_plan_gives_the_bits_of_the_checked_call(kind, direction, states, lens):
     arrays = recurrent(kind, B=3, D=2 if direction == "bidirectional" else 1, states=states)
     arrays["lens"] = None if lens is None else np.array(lens, np.int32)
-    model = load(recurrent_model(kind, arrays, ("w", "r", "b", *("p" for _ in range(kind == "LSTM"))),
-                                 direction=direction))
+    model = load(
+        recurrent_model(kind, arrays, ("w", "r", "b", *("p" for _ in range(kind == "LSTM"))), direction=direction)
+    )
     feed = {v.name: arrays[v.name] for v in model.inputs}
-    program, _ = model.prepare(feed)
-    node, = program.graph.nodes
+    planned, _ = model.prepare(feed)
+    (node,) = planned.graph.nodes
     checked = node.run(*arrays.values())
     for _ in range(3):
         for ours, expected in zip(model(feed).values(), checked, strict=True):
             assert ours.tobytes() == expected.tobytes() and ours.shape == expected.shape
-    plan, = program.plans.kept
+    (plan,) = planned.plans.kept
     assert plan.steps[0][0] is not node.run
 
 
@@ -76,7 +86,9 @@ def test_lengths_are_checked_at_every_call():
     feed = {"x": arrays["x"], "lens": arrays["lens"]}
     expected = [y.tobytes() for y in session.run(None, feed)]
     for wrong, first in ([4, -1, 7], -1), ([4, 0, 6], 6):
-        with pytest.raises(InputError, match=rf"<bytes>: node 'cell' \(GRU\): sequence_lens has {first}, expected 0 to 5"):
+        with pytest.raises(
+            InputError, match=rf"<bytes>: node 'cell' \(GRU\): sequence_lens has {first}, expected 0 to 5"
+        ):
             session.run(None, feed | {"lens": np.array(wrong, np.int32)})
         assert [y.tobytes() for y in session.run(None, feed)] == expected
 
@@ -111,26 +123,51 @@ def test_wrong_recurrent_nodes_are_refused_at_load(case):
         load(model)
 
 
-@pytest.mark.parametrize("lens, error", [([5, 6], InputError), ([5, -1], InputError), ([5], InputError),
-                                         ([[5, 5]], InputError), ([5.0, 5.0], InputTypeError)])
+@pytest.mark.parametrize(
+    "lens, error",
+    [
+        ([5, 6], InputError),
+        ([5, -1], InputError),
+        ([5], InputError),
+        ([[5, 5]], InputError),
+        ([5.0, 5.0], InputTypeError),
+    ],
+)
 def test_wrong_lengths(lens, error):
     arrays = recurrent("GRU")
     arrays["lens"] = np.array(lens, np.int32 if error is InputError else np.float32)
     with pytest.raises(error, match="GRU.*sequence_lens"):
         load(recurrent_model("GRU", arrays, ("w", "r", "b")))(
-            {n: a for n, a in arrays.items() if n not in ("w", "r", "b") and a is not None})
+            {n: a for n, a in arrays.items() if n not in ("w", "r", "b") and a is not None}
+        )
 
 
 def test_activations_take_alpha_and_beta_in_order():
     arrays = recurrent("GRU", D=2)
-    model = recurrent_model("GRU", arrays, ("w", "r", "b"), direction="bidirectional",
-                            activations=["hardsigmoid", "TANH", "ScaledTanh", "LeakyRelu"],
-                            activation_alpha=[0.3, 0.7, -0.4], activation_beta=[0.4, -0.2])
+    model = recurrent_model(
+        "GRU",
+        arrays,
+        ("w", "r", "b"),
+        direction="bidirectional",
+        activations=["hardsigmoid", "TANH", "ScaledTanh", "LeakyRelu"],
+        activation_alpha=[0.3, 0.7, -0.4],
+        activation_beta=[0.4, -0.2],
+    )
     out = load(model)({n: arrays[n] for n in ("x", "h")})
-    triples = ((("HardSigmoid", np.float32(0.3), np.float32(0.4)), ("Tanh", 0, 0)),
-               (("ScaledTanh", np.float32(0.7), np.float32(-0.2)), ("LeakyRelu", np.float32(-0.4), 0)))
-    y, last = rnnfast.reference.gru(arrays["x"], arrays["w"], arrays["r"], arrays["b"], None, arrays["h"],
-                                    activations=triples, direction="bidirectional")
+    triples = (
+        (("HardSigmoid", np.float32(0.3), np.float32(0.4)), ("Tanh", 0, 0)),
+        (("ScaledTanh", np.float32(0.7), np.float32(-0.2)), ("LeakyRelu", np.float32(-0.4), 0)),
+    )
+    y, last = rnnfast.reference.gru(
+        arrays["x"],
+        arrays["w"],
+        arrays["r"],
+        arrays["b"],
+        None,
+        arrays["h"],
+        activations=triples,
+        direction="bidirectional",
+    )
     np.testing.assert_allclose(out.y, y, rtol=0, atol=1e-6)
 
 
@@ -151,5 +188,3 @@ def test_a_zero_state_of_batch_1_fits_any_batch(kind, layout):
     arrays["h"] = np.full((1, 1, 3), 0.5, np.float32)
     with pytest.raises(InputError, match="initial_h"):
         load(recurrent_model(kind, arrays, constants, layout=layout))(feed)
-
-

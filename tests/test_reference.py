@@ -1,4 +1,5 @@
 """The float64 reference against onnxruntime: every attribute and input, drawn at random from the tables below."""
+
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ def draw_inputs(op, rng, directions, present=0.7):
 
     Weights are small, as cells whose activations are all unbounded otherwise overflow float32 within six steps.
     """
+
     def uniform(*shape):
         return rng.uniform(-1, 1, shape).astype(np.float32)
 
@@ -60,6 +62,7 @@ def draw_attributes(op, rng):
 
 def draw_activations(op, rng, directions):
     """For each direction its (name, alpha, beta) triples."""
+
     def triple(name):
         alpha, beta = reference.defaults(name)
         taken = PARAMETERS.get(name, 0)
@@ -76,14 +79,19 @@ def draw_activations(op, rng, directions):
 
 
 def run_onnxruntime(op, inputs, **attributes):
-    node = helper.make_node(op, [n if n in inputs else "" for n in INPUTS[op]], OUTPUTS[op],
-                            hidden_size=inputs["R"].shape[2], **attributes)
-    declared = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-                for n, a in inputs.items()]
-    results = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)), None)
-               for n in OUTPUTS[op]]
-    model = helper.make_model(helper.make_graph([node], "cell", declared, results), ir_version=8,
-                              opset_imports=[helper.make_opsetid("", 14)])
+    node = helper.make_node(
+        op, [n if n in inputs else "" for n in INPUTS[op]], OUTPUTS[op], hidden_size=inputs["R"].shape[2], **attributes
+    )
+    declared = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in inputs.items()
+    ]
+    results = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)), None)
+        for n in OUTPUTS[op]
+    ]
+    model = helper.make_model(
+        helper.make_graph([node], "cell", declared, results), ir_version=8, opset_imports=[helper.make_opsetid("", 14)]
+    )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
 
@@ -158,7 +166,7 @@ def test_each_row_is_what_it_is_alone_and_cut(op, direction):
     lengths = inputs["sequence_lens"] = np.arange(rows) % (steps + 1)
     y, *last = FUNCTIONS[op](**inputs, activations=activations, direction=direction)
     for b, length in enumerate(lengths):
-        alone = {n: a[:, b:b + 1] if n in ("X", "initial_h", "initial_c") else a for n, a in inputs.items()}
+        alone = {n: a[:, b : b + 1] if n in ("X", "initial_h", "initial_c") else a for n, a in inputs.items()}
         del alone["sequence_lens"]
         alone["X"] = alone["X"][:length]
         want, *want_last = FUNCTIONS[op](**alone, activations=activations, direction=direction)

@@ -1,4 +1,5 @@
 """The reference's gradients against central differences of the reference itself, and against torch's in float64."""
+
 import itertools
 from unittest import mock
 
@@ -6,7 +7,6 @@ import numpy as np
 import pytest
 
 from rnnfast import reference
-
 from tests.cases import DEFAULT, DIRECTIONS, GATES, activation
 
 STEP = 1e-6
@@ -53,8 +53,14 @@ def draw(rng, kind, *, direction="forward", names=None, given=OPTIONAL, layout=0
     def normal(*shape):
         return rng.standard_normal(shape) * 0.5
 
-    arrays = {"X": normal(4, 3, 3), "W": normal(D, G * H, 3), "R": normal(D, G * H, N), "B": normal(D, 2 * G * H),
-              "sequence_lens": np.array([3, 0, 4]), "initial_h": normal(D, 3, N)}
+    arrays = {
+        "X": normal(4, 3, 3),
+        "W": normal(D, G * H, 3),
+        "R": normal(D, G * H, N),
+        "B": normal(D, 2 * G * H),
+        "sequence_lens": np.array([3, 0, 4]),
+        "initial_h": normal(D, 3, N),
+    }
     if kind == "LSTM":
         arrays |= {"initial_c": normal(D, 3, H), "P": normal(D, 3 * H)}
     arrays = {name: a for name, a in arrays.items() if name in ("X", "W", "R", *given)}
@@ -80,6 +86,7 @@ def loss_and_sides(kind, gradients, arguments):
             kinks = sorted(kinks if clip is None else [*kinks, -clip, clip])
             sides.append(np.searchsorted(kinks, x, "left") + np.searchsorted(kinks, x, "right"))
             return function(x, alpha, beta)
+
         return f
 
     with mock.patch.dict(reference.ACTIVATIONS, {n: watched(n, f) for n, f in reference.ACTIVATIONS.items()}):
@@ -91,7 +98,8 @@ def difference(kind, gradients, arguments, name, direction):
     """Central difference of the loss, where an argument moves in a direction."""
     (up, sides), (down, other_sides) = (
         loss_and_sides(kind, gradients, arguments | {name: arguments[name] + step * direction})
-        for step in (STEP, -STEP))
+        for step in (STEP, -STEP)
+    )
     assert np.array_equal(sides, other_sides), "a kink lies within the step: draw other data"
     return (up - down) / (2 * STEP)
 
@@ -129,8 +137,9 @@ def test_every_attribute_and_input(kind, form, direction, layout, clip):
     rng = np.random.default_rng([len(direction), layout, clip is None])
     names = rng.choice(list(reference.ACTIVATIONS), (len(DIRECTIONS[direction]), len(DEFAULT[kind]))).tolist()
     given = [name for name in OPTIONAL if rng.random() < 0.7]
-    assert_gradients(rng, kind, draw(rng, kind, direction=direction, layout=layout, names=names, given=given,
-                                     clip=clip, **form))
+    assert_gradients(
+        rng, kind, draw(rng, kind, direction=direction, layout=layout, names=names, given=given, clip=clip, **form)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- activations
@@ -152,9 +161,17 @@ def test_every_activation_has_its_derivative():
     assert list(reference.DERIVATIVES) == list(reference.ACTIVATIONS)
 
 
-@pytest.mark.parametrize("name, at, derivative", [
-    ("Relu", 0.0, 0.0), ("LeakyRelu", 0.0, 1.0), ("ThresholdedRelu", 0.5, 1.0), ("HardSigmoid", -1.0, 0.0),
-    ("HardSigmoid", 1.0, 0.0), ("Elu", 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "name, at, derivative",
+    [
+        ("Relu", 0.0, 0.0),
+        ("LeakyRelu", 0.0, 1.0),
+        ("ThresholdedRelu", 0.5, 1.0),
+        ("HardSigmoid", -1.0, 0.0),
+        ("HardSigmoid", 1.0, 0.0),
+        ("Elu", 0.0, 1.0),
+    ],
+)
 def test_derivative_at_a_kink(name, at, derivative):
     for x in {at, -at} if at == 0 else {at}:
         assert reference.DERIVATIVES[name](np.array([x]), 0.5, 0.5) == derivative
@@ -180,8 +197,9 @@ def test_clip_has_gradients_up_to_its_limits():
     """x = 0.5 on a clip of 0.5 is inside."""
     one = np.ones((1, 1, 1))
     for x, want in ((0.5, 1), (-0.5, 1), (0.500001, 0), (-0.500001, 0), (0.0, 1)):
-        got = reference.rnn_backward(one[None], None, one * x, one, one * 0, activations=[[("Affine", 1.0, 0.0)]],
-                                     clip=0.5)
+        got = reference.rnn_backward(
+            one[None], None, one * x, one, one * 0, activations=[[("Affine", 1.0, 0.0)]], clip=0.5
+        )
         assert got["X"] == want
 
 
@@ -196,14 +214,14 @@ def test_each_row_is_what_it_is_alone_and_cut(kind, form, direction):
     whole = backward(kind, (dY, *dlast), arguments)
     total = {name: 0.0 for name in whole if name not in WITH_ROWS}
     for b, length in enumerate(arguments["sequence_lens"]):
-        alone = arguments | {name: arguments[name][:, b:b + 1] for name in WITH_ROWS if name in arguments}
+        alone = arguments | {name: arguments[name][:, b : b + 1] for name in WITH_ROWS if name in arguments}
         alone |= {"X": alone["X"][:length], "sequence_lens": None}
-        got = backward(kind, [dY[:length, :, b:b + 1], *(g[:, b:b + 1] for g in dlast)], alone)
+        got = backward(kind, [dY[:length, :, b : b + 1], *(g[:, b : b + 1] for g in dlast)], alone)
         for name, g in got.items():
             assert length or not g.any()
             if name in WITH_ROWS:
-                np.testing.assert_array_equal(whole[name][:len(g), b], g[:, 0])
-                assert not whole[name][len(g):, b].any()
+                np.testing.assert_array_equal(whole[name][: len(g), b], g[:, 0])
+                assert not whole[name][len(g) :, b].any()
             else:
                 total[name] = total[name] + g
     for name, g in total.items():
@@ -236,12 +254,18 @@ def test_without_steps_all_gradients_are_0(kind):
 ORDER = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 3, 1, 2]}
 """Positions in torch's blocks of gates of those of ONNX: z, r, n in r, z, n and i, o, f, c in i, f, g, o."""
 
-TORCH = [("RNN", {"nonlinearity": "tanh"}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("LSTM", {}),
-         ("LSTM", {"proj_size": 2})]
+TORCH = [
+    ("RNN", {"nonlinearity": "tanh"}),
+    ("RNN", {"nonlinearity": "relu"}),
+    ("GRU", {}),
+    ("LSTM", {}),
+    ("LSTM", {"proj_size": 2}),
+]
 
 
 def of_torch(kind, layer, gradients):
     """ONNX's arrays from the layer's weights, or from their gradients."""
+
     def gates(name):
         blocks = np.split(part(name), GATES[kind])
         return np.concatenate([blocks[k] for k in ORDER[kind]])
@@ -250,9 +274,11 @@ def of_torch(kind, layer, gradients):
         tensor = getattr(layer, name)
         return (tensor.grad if gradients else tensor.detach()).numpy()
 
-    suffixes = ("l0", "l0_reverse")[:1 + layer.bidirectional]
-    arrays = {"W": np.stack([gates(f"weight_ih_{s}") for s in suffixes]),
-              "R": np.stack([gates(f"weight_hh_{s}") for s in suffixes])}
+    suffixes = ("l0", "l0_reverse")[: 1 + layer.bidirectional]
+    arrays = {
+        "W": np.stack([gates(f"weight_ih_{s}") for s in suffixes]),
+        "R": np.stack([gates(f"weight_hh_{s}") for s in suffixes]),
+    }
     if layer.bias:
         arrays["B"] = np.stack([np.concatenate([gates(f"bias_ih_{s}"), gates(f"bias_hh_{s}")]) for s in suffixes])
     if layer.proj_size:
@@ -273,7 +299,7 @@ def test_gradients_are_torchs(kind, extra, bidirectional, bias, ragged):
     layer = getattr(torch.nn, kind)(I, H, bias=bias, bidirectional=bidirectional, dtype=torch.float64, **extra)
     lengths = torch.tensor([3, 7, 1, 6]) if ragged else torch.full((B,), T)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
-    states = [torch.randn(D, B, n, dtype=torch.float64, requires_grad=True) for n in (N, H)[:1 + (kind == "LSTM")]]
+    states = [torch.randn(D, B, n, dtype=torch.float64, requires_grad=True) for n in (N, H)[: 1 + (kind == "LSTM")]]
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
     y, last = layer(packed, tuple(states) if kind == "LSTM" else states[0])
     y, _ = torch.nn.utils.rnn.pad_packed_sequence(y)

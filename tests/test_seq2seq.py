@@ -1,4 +1,5 @@
 """Encoder-decoder networks: gradients against torch and finite differences, decoding, training, ONNX files."""
+
 import copy
 import itertools
 import pickle
@@ -25,8 +26,9 @@ START, END = 0, 1
 
 
 def network(cell, bidirectional, attention, num_layers, **options):
-    return nn.Seq2Seq(9, 7, 4, 5, cell=cell, bidirectional=bidirectional, attention=attention, num_layers=num_layers,
-                      rng=1, **options)
+    return nn.Seq2Seq(
+        9, 7, 4, 5, cell=cell, bidirectional=bidirectional, attention=attention, num_layers=num_layers, rng=1, **options
+    )
 
 
 def tokens(seed=0, batch=3):
@@ -40,8 +42,14 @@ def by_torch(net, source, target, source_lengths, target_lengths, dy):
     p = {n: torch.tensor(a, dtype=torch.float64, requires_grad=True) for n, a in net.state_dict().items()}
 
     def recurrent(name, x, state, lengths, bidirectional):
-        layer = getattr(torch.nn, net.cell)(net.embedding_dim, net.hidden_size, net.num_layers, batch_first=True,
-                                            bidirectional=bidirectional, dtype=torch.float64)
+        layer = getattr(torch.nn, net.cell)(
+            net.embedding_dim,
+            net.hidden_size,
+            net.num_layers,
+            batch_first=True,
+            bidirectional=bidirectional,
+            dtype=torch.float64,
+        )
         weights = {n.split(".", 1)[1]: a for n, a in p.items() if n.startswith(f"{name}.")}
         packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         y, state = torch.func.functional_call(layer, weights, (packed, state))
@@ -52,9 +60,13 @@ def by_torch(net, source, target, source_lengths, target_lengths, dy):
 
     memory, state = recurrent("encoder", p["source_embedding.weight"][source], None, source_lengths, net.bidirectional)
     if net.bidirectional:
-        states = [linear(f"bridge_{letter}", s.swapaxes(0, 1).reshape(len(source), -1))
-                  .reshape(len(source), net.num_layers, -1).swapaxes(0, 1).contiguous()
-                  for letter, s in zip("hc", state if net.cell == "LSTM" else [state])]
+        states = [
+            linear(f"bridge_{letter}", s.swapaxes(0, 1).reshape(len(source), -1))
+            .reshape(len(source), net.num_layers, -1)
+            .swapaxes(0, 1)
+            .contiguous()
+            for letter, s in zip("hc", state if net.cell == "LSTM" else [state])
+        ]
         state = tuple(states) if net.cell == "LSTM" else states[0]
     hidden, _ = recurrent("decoder", p["target_embedding.weight"][target], state, target_lengths, False)
     keys = linear("attention.key", memory) if "attention.key.weight" in p else memory
@@ -121,7 +133,7 @@ def test_rows_are_their_own(case):
     weights = net.align((source, target), lengths=LENGTHS)
     assert weights.shape == (3, 5, 6)
     for b, (s, t) in enumerate(zip(of_source, of_target)):
-        alone = (source[b:b + 1, :s], target[b:b + 1, :t])
+        alone = (source[b : b + 1, :s], target[b : b + 1, :t])
         np.testing.assert_array_equal(net(alone)[0], logits[b, :t])
         np.testing.assert_array_equal(net.align(alone)[0], weights[b, :t, :s])
         assert not weights[b, :, s:].any()
@@ -175,12 +187,12 @@ def best_of_all(table, kind, steps):
 def test_a_wide_beam_finds_the_best_of_all(seed):
     table = Table(4, 4, seed)
     source = np.array([[0, 5], [1, 5]])
-    found = decoding.beam(table, source, start=START, end=END, max_steps=4, width=4 ** 5)
+    found = decoding.beam(table, source, start=START, end=END, max_steps=4, width=4**5)
     for b in range(2):
         score, best = best_of_all(table, b, 4)
-        assert found.tokens[b, :found.lengths[b]].tolist() == best
+        assert found.tokens[b, : found.lengths[b]].tolist() == best
         assert found.scores[b] == pytest.approx(score, abs=1e-6)
-        assert (found.tokens[b, found.lengths[b]:] == END).all()
+        assert (found.tokens[b, found.lengths[b] :] == END).all()
         steps = np.arange(found.tokens.shape[1])
         np.testing.assert_array_equal(found.attention[b, :, 0], np.where(steps < found.lengths[b], steps, 0))
     greedy = decoding.greedy(table, source, start=START, end=END, max_steps=4)
@@ -216,8 +228,9 @@ def test_a_stream_of_the_decoder_step(tmp_path):
     net.save(tmp_path)
     source, target = tokens()
     (memory, keys), state = net.encode(source, LENGTHS[0])
-    stream = rnnfast.load(tmp_path / "decoder_step.onnx").stream(memory=memory, keys=keys,
-                                                                 lengths=np.array(LENGTHS[0], np.int32))
+    stream = rnnfast.load(tmp_path / "decoder_step.onnx").stream(
+        memory=memory, keys=keys, lengths=np.array(LENGTHS[0], np.int32)
+    )
     stream.state = dict(zip(("h0", "c0"), state))
     logits = np.stack([stream.step(token=letters).logits for letters in target.T], axis=1)
     expected = net((source, target), lengths=(LENGTHS[0], None))
@@ -241,9 +254,19 @@ def trained(request):
     cell, attention = request.param
     net = nn.Seq2Seq(8, 8, 12, 24, cell=cell, bidirectional=True, attention=attention, rng=3)
     source, lengths, target_in, target = reversal(800, 1)
-    history = net.fit((source, target_in), target, lengths=(lengths, lengths + 1), loss=train.CrossEntropy(),
-                      optimizer=train.Adam(train.CosineDecay(0.015, 320)), epochs=8, batch_size=20, seed=4,
-                      clip_norm=1.0, metrics="accuracy", verbose=False)
+    history = net.fit(
+        (source, target_in),
+        target,
+        lengths=(lengths, lengths + 1),
+        loss=train.CrossEntropy(),
+        optimizer=train.Adam(train.CosineDecay(0.015, 320)),
+        epochs=8,
+        batch_size=20,
+        seed=4,
+        clip_norm=1.0,
+        metrics="accuracy",
+        verbose=False,
+    )
     return net, history
 
 
@@ -251,26 +274,35 @@ def test_training_learns_to_write_backwards(trained):
     net, history = trained
     assert history["loss"][-1] < history["loss"][0] / 3
     source, lengths, target_in, target = reversal(100, 2)
-    scores = net.evaluate((source, target_in), target, lengths=(lengths, lengths + 1), loss=train.CrossEntropy(),
-                          metrics="accuracy")
+    scores = net.evaluate(
+        (source, target_in), target, lengths=(lengths, lengths + 1), loss=train.CrossEntropy(), metrics="accuracy"
+    )
     assert scores["accuracy"] > 0.95
-    for found in (net.greedy(source, lengths, start=START, end=END, max_steps=12),
-                  net.beam(source[:20], lengths[:20], start=START, end=END, max_steps=12, width=3)):
+    for found in (
+        net.greedy(source, lengths, start=START, end=END, max_steps=12),
+        net.beam(source[:20], lengths[:20], start=START, end=END, max_steps=12, width=3),
+    ):
         count = len(found.tokens)
-        right = [list(found.tokens[b, :found.lengths[b]]) == list(target[b, :n]) for b, n in enumerate(lengths[:count])]
+        right = [
+            list(found.tokens[b, : found.lengths[b]]) == list(target[b, :n]) for b, n in enumerate(lengths[:count])
+        ]
         assert np.mean(right) > 0.8
         assert (found.scores <= 0).all() and found.attention.shape == (*found.tokens.shape, 7)
     alone = net.greedy(source[5:6], lengths[5:6], start=START, end=END, max_steps=12)
     all_of_them = net.greedy(source, lengths, start=START, end=END, max_steps=12)
-    np.testing.assert_array_equal(alone.tokens[0], all_of_them.tokens[5, :alone.lengths[0]])
+    np.testing.assert_array_equal(alone.tokens[0], all_of_them.tokens[5, : alone.lengths[0]])
     np.testing.assert_array_equal(alone.scores[0], all_of_them.scores[5])
 
 
 def test_divergence_names_the_layer():
     net, (source, target) = network("GRU", True, "dot", 1), tokens()
     weights = net.state_dict()
-    for name, layer in (("decoder.bias_hh_l0", r"decoder GRU\("), ("combine.bias", r"combine Linear\("),
-                        ("attention.key.weight", r"attention Attention\("), ("output.weight", r"output Linear\(")):
+    for name, layer in (
+        ("decoder.bias_hh_l0", r"decoder GRU\("),
+        ("combine.bias", r"combine Linear\("),
+        ("attention.key.weight", r"attention Attention\("),
+        ("output.weight", r"output Linear\("),
+    ):
         net.load_state_dict(weights | {name: weights[name] * np.float32(np.nan)})
         with pytest.raises(DivergedError, match=f"the first output that is not finite is that of {layer}"):
             net.fit((source, target), target, loss=train.CrossEntropy(), optimizer=train.SGD())
@@ -291,29 +323,35 @@ NET = network("GRU", True, "dot", 1)
 X = tokens()
 
 
-@pytest.mark.parametrize("call, error, text", (
-    (lambda: network("RNN", False, "dot", 1), InputError, "cell: 'RNN' is none of 'GRU', 'LSTM'"),
-    (lambda: network("GRU", False, None, 1), InputError, "attention: None is none of 'dot', 'additive'"),
-    (lambda: nn.Seq2Seq(0, 7, 4, 5), InputError, "num_embeddings: 0 is less than 1"),
-    (lambda: NET(X[0]), InputTypeError, "x: a ndarray came, expected a pair"),
-    (lambda: NET(X, lengths=[6, 6, 6]), InputTypeError, "lengths: a list of 3 came, expected a pair"),
-    (lambda: NET((X[0], X[1][:2])), InputError, r"x: shapes are \[3, 6\] and \[2, 5\], expected \[B, S\] and"),
-    (lambda: NET.step(3, (), ()), InputError, r"tokens: shape is \[\], expected \[B\]"),
-    (lambda: NET((X[0] + 5, X[1])), InputError, "expected 0 to 8"),
-    (lambda: NET(X, lengths=([6, 6, 7], None)), InputError, "lengths: 7 at row 2, expected 0 to 6"),
-    (lambda: NET.forward(X, X), InputError, "state: Seq2Seq has none"),
-    (lambda: NET.backward(None, None, None), InputTypeError, "saved: a NoneType came"),
-    (lambda: NET.greedy(X[0].astype(float), start=0, end=1), InputTypeError, "source: dtype is float64"),
-    (lambda: NET.greedy(X[0][0], start=0, end=1), InputError, r"source: shape is \[6\], expected \[B, S\]"),
-    (lambda: NET.greedy(X[0], start=-1, end=1), InputError, "start: -1 is less than 0"),
-    (lambda: NET.greedy(X[0], start=9, end=1), InputError, "x: 9 at"),
-    (lambda: NET.greedy(X[0], start=0, end=7), InputError, "end: 7, expected 0 to 6"),
-    (lambda: NET.beam(X[0], start=0, end=7), InputError, "end: 7, expected 0 to 6"),
-    (lambda: NET.beam(X[0], start=0, end=1, width=0), InputError, "width: 0 is less than 1"),
-    (lambda: NET.beam(X[0], [6, 6], start=0, end=1), InputError, r"lengths: shape is \[2\], expected \[3\]"),
-    (lambda: NET.fit(X, X[1], lengths=[1, 2, 3, 4], loss=train.CrossEntropy(), optimizer=train.Adam()),
-     InputTypeError, "lengths: a list of 4 came, expected one for each of the 2 arrays of x"),
-))
+@pytest.mark.parametrize(
+    "call, error, text",
+    (
+        (lambda: network("RNN", False, "dot", 1), InputError, "cell: 'RNN' is none of 'GRU', 'LSTM'"),
+        (lambda: network("GRU", False, None, 1), InputError, "attention: None is none of 'dot', 'additive'"),
+        (lambda: nn.Seq2Seq(0, 7, 4, 5), InputError, "num_embeddings: 0 is less than 1"),
+        (lambda: NET(X[0]), InputTypeError, "x: got a ndarray, expected a pair"),
+        (lambda: NET(X, lengths=[6, 6, 6]), InputTypeError, "lengths: got a list of 3, expected a pair"),
+        (lambda: NET((X[0], X[1][:2])), InputError, r"x: shapes are \[3, 6\] and \[2, 5\], expected \[B, S\] and"),
+        (lambda: NET.step(3, (), ()), InputError, r"tokens: shape is \[\], expected \[B\]"),
+        (lambda: NET((X[0] + 5, X[1])), InputError, "expected 0 to 8"),
+        (lambda: NET(X, lengths=([6, 6, 7], None)), InputError, "lengths: 7 at row 2, expected 0 to 6"),
+        (lambda: NET.forward(X, X), InputError, "state: Seq2Seq has none"),
+        (lambda: NET.backward(None, None, None), InputTypeError, "saved: got a NoneType"),
+        (lambda: NET.greedy(X[0].astype(float), start=0, end=1), InputTypeError, "source: dtype is float64"),
+        (lambda: NET.greedy(X[0][0], start=0, end=1), InputError, r"source: shape is \[6\], expected \[B, S\]"),
+        (lambda: NET.greedy(X[0], start=-1, end=1), InputError, "start: -1 is less than 0"),
+        (lambda: NET.greedy(X[0], start=9, end=1), InputError, "x: 9 at"),
+        (lambda: NET.greedy(X[0], start=0, end=7), InputError, "end: 7, expected 0 to 6"),
+        (lambda: NET.beam(X[0], start=0, end=7), InputError, "end: 7, expected 0 to 6"),
+        (lambda: NET.beam(X[0], start=0, end=1, width=0), InputError, "width: 0 is less than 1"),
+        (lambda: NET.beam(X[0], [6, 6], start=0, end=1), InputError, r"lengths: shape is \[2\], expected \[3\]"),
+        (
+            lambda: NET.fit(X, X[1], lengths=[1, 2, 3, 4], loss=train.CrossEntropy(), optimizer=train.Adam()),
+            InputTypeError,
+            "lengths: got a list of 4, expected one for each of the 2 arrays of x",
+        ),
+    ),
+)
 def test_refused(call, error, text):
     with pytest.raises(error, match=text):
         call()

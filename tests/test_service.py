@@ -1,4 +1,5 @@
 """The service of models/vad_service.py and its load generator, each a process of its own, and rude clients."""
+
 import asyncio
 import json
 import os
@@ -18,9 +19,9 @@ from tests.graphs import parse, random
 
 pytest.importorskip("picows")
 pytest.importorskip("click")
-from picows import WSListener, WSMsgType, ws_connect  # noqa: E402
-from picows.websockets.asyncio.client import connect  # noqa: E402
-from picows.websockets.exceptions import ConnectionClosed  # noqa: E402
+from picows import WSListener, WSMsgType, ws_connect
+from picows.websockets.asyncio.client import connect
+from picows.websockets.exceptions import ConnectionClosed
 
 ROOT = pathlib.Path(__file__).parent.parent
 SILERO = ROOT.parent / "shared" / "models" / "silero_vad_6.2.3__silero_vad.onnx"
@@ -44,8 +45,9 @@ PCM = (random(5, 20, 512) * 3000).astype("<i2")
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     path = tmp_path_factory.mktemp("service") / "small.onnx"
-    path.write_bytes(parse(SMALL, w=random(0, 1, 28, 576) / 5, r=random(1, 1, 28, 7), b=random(2, 1, 56),
-                           v=random(3, 7, 1)))
+    path.write_bytes(
+        parse(SMALL, w=random(0, 1, 28, 576) / 5, r=random(1, 1, 28, 7), b=random(2, 1, 56), v=random(3, 7, 1))
+    )
     return str(path)
 
 
@@ -53,8 +55,9 @@ def small(tmp_path_factory):
 def service(model, *options):
     """The address of a running service, which SIGTERM ends without a complaint."""
     command = [sys.executable, str(ROOT / "models" / "vad_service.py"), model, "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     try:
         line = process.stdout.readline()
         assert line.startswith("listening on ws://127.0.0.1:"), process.communicate()
@@ -68,14 +71,19 @@ def service(model, *options):
 
 
 def load(url, model, *options):
-    return subprocess.run([sys.executable, str(ROOT / "models" / "vad_load.py"), url, model, *options],
-                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "models" / "vad_load.py"), url, model, *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
 
 
 def expected(model):
     samples = np.concatenate([np.zeros(64), PCM.ravel() / 2.0**15]).astype(np.float32)
     stream = rnnfast.load(model).stream(sr=16000)
-    return [stream.step(input=samples[None, 512 * i:512 * i + 576]).item() for i in range(len(PCM))]
+    return [stream.step(input=samples[None, 512 * i : 512 * i + 576]).item() for i in range(len(PCM))]
 
 
 async def ask(client, chunk):
@@ -109,14 +117,20 @@ def test_load(silero, small):
 
 def test_readme(small):
     """What the README shows, with a small model and few microphones."""
+
     def comparable(text):
         return re.sub(r"[\d.,]*\d", "N", text)
 
-    block = next(block for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-                 if "vad_service" in block).splitlines(keepends=True)
+    block = next(
+        block
+        for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+        if "vad_service" in block
+    ).splitlines(keepends=True)
     assert block[0] == "$ python models/vad_service.py build/silero_vad/data/silero_vad.onnx &\n"
-    assert block[2] == ("$ python models/vad_load.py ws://127.0.0.1:8765 build/silero_vad/data/silero_vad.onnx "
-                        "--streams 400 --seconds 10\n")
+    assert block[2] == (
+        "$ python models/vad_load.py ws://127.0.0.1:8765 build/silero_vad/data/silero_vad.onnx "
+        "--streams 400 --seconds 10\n"
+    )
     with service(small) as url:
         assert comparable(f"listening on {url}\n") == comparable(block[1])
         result = load(url, small, "--streams", "9", "--seconds", "0.2")
@@ -125,8 +139,9 @@ def test_readme(small):
 
 def test_load_tells_other_bits(small, tmp_path):
     other = tmp_path / "other.onnx"
-    other.write_bytes(parse(SMALL, w=random(9, 1, 28, 576), r=random(1, 1, 28, 7), b=random(2, 1, 56),
-                            v=random(3, 7, 1)))
+    other.write_bytes(
+        parse(SMALL, w=random(9, 1, 28, 576), r=random(1, 1, 28, 7), b=random(2, 1, 56), v=random(3, 7, 1))
+    )
     with service(small) as url:
         result = load(url, str(other), "--streams", "2", "--seconds", "0.2")
     assert result.returncode == 1 and "\n0 lost, 12 with other bits" in result.stdout
@@ -138,19 +153,24 @@ def test_rude_clients(small):
     async def run(url):
         async with connect(url) as good:
             answers = [await ask(good, chunk) for chunk in PCM[:5]]
-            for message, came in [(b"\0" * 1022, "bytes of length 1022"), (b"", "bytes of length 0"),
-                                  ("a" * 1024, "str of length 1024")]:
+            for message, came in [
+                (b"\0" * 1022, "bytes of length 1022"),
+                (b"", "bytes of length 0"),
+                ("a" * 1024, "str of length 1024"),
+            ]:
                 async with connect(url) as client:
                     assert await reason(client, message) == (
-                        1003, f"{came} came, expected 1024 bytes: 512 samples of 16 bits")
+                        1003,
+                        f"{came} came, expected 1024 bytes: 512 samples of 16 bits",
+                    )
             async with connect(url) as client:
-                assert (await reason(client, b"\0" * 5000))[0] == 1009      # too big to be taken at all
+                assert (await reason(client, b"\0" * 5000))[0] == 1009  # too big to be taken at all
             gone, _ = await ws_connect(WSListener, url)
             for chunk in PCM:
                 gone.send(WSMsgType.BINARY, chunk.tobytes())
             gone.disconnect(False)
             answers += [await ask(good, chunk) for chunk in PCM[5:]]
-            async with connect(url) as again:                               # from the beginning
+            async with connect(url) as again:  # from the beginning
                 assert await ask(again, PCM[0]) == right[0]
         return answers
 
@@ -174,6 +194,7 @@ def test_limits(small):
 
 def test_end_of_the_service(small):
     """Clients are told, and one that sends all the time cannot keep it up."""
+
     async def run(url, stop):
         async with connect(url) as quiet, connect(url) as busy:
             await ask(busy, PCM[0])
@@ -186,7 +207,11 @@ def test_end_of_the_service(small):
                         await client.recv()
                 assert client.close_code == 1001 and client.close_reason
 
-    process = subprocess.Popen([sys.executable, str(ROOT / "models" / "vad_service.py"), small, "--port", "0"],
-                               stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "models" / "vad_service.py"), small, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     asyncio.run(run(process.stdout.readline().split()[-1], process.terminate))
     assert process.wait(20) == 0 and "frames in batches" in process.stdout.read()

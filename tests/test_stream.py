@@ -1,4 +1,5 @@
 """Streams of models and layers: step by step, in one run and by calls the same bits; and what they refuse."""
+
 import pathlib
 import pickle
 import threading
@@ -11,8 +12,8 @@ import rnnfast
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError
 from rnnfast.onnx.graph import Type
-from rnnfast.streaming.state_pairs import pairs
 from rnnfast.streaming.model_stream import Stream
+from rnnfast.streaming.state_pairs import pairs
 from tests.cases import bits
 from tests.graphs import parse, random
 
@@ -20,13 +21,20 @@ ROOT = pathlib.Path(__file__).parent.parent
 MODELS = ROOT.parent / "shared" / "models"
 # file -> the sizes of the open dimensions of a frame
 STREAMING = {
-    "DTLN__model_1": {}, "DTLN__model_2": {}, "converted_rnnoise__cb": {"T": 1}, "gtcrn__gtcrn": {},
-    "gtcrn__gtcrn_simple": {}, "pythainlp_thai2rom__thai2rom_decoder": {"input_length": 9},
-    "silero_vad_5.1.2__silero_vad": (1, 576), "silero_vad_6.2.3__silero_vad": (1, 576),
+    "DTLN__model_1": {},
+    "DTLN__model_2": {},
+    "converted_rnnoise__cb": {"T": 1},
+    "gtcrn__gtcrn": {},
+    "gtcrn__gtcrn_simple": {},
+    "pythainlp_thai2rom__thai2rom_decoder": {"input_length": 9},
+    "silero_vad_5.1.2__silero_vad": (1, 576),
+    "silero_vad_6.2.3__silero_vad": (1, 576),
     "silero_vad_6.2.3__silero_vad_16k_op15": (1, 576),
     "silero_vad_6.2.3__silero_vad_16k_sequence": {"sequence_length": 1},
-    "silero_vad_6.2.3__silero_vad_half": (1, 576), "silero_vad_6.2.3__silero_vad_op18_ifless": (1, 576),
-    "silero_vad_6.2.3__silero_vad_openvino_16k": {}, "silero_vad_v4__silero_vad": (1, 512),
+    "silero_vad_6.2.3__silero_vad_half": (1, 576),
+    "silero_vad_6.2.3__silero_vad_op18_ifless": (1, 576),
+    "silero_vad_6.2.3__silero_vad_openvino_16k": {},
+    "silero_vad_v4__silero_vad": (1, 512),
     "silero_vad_v4__silero_vad_legacy": (1, 512),
 }
 # Those that take many frames in one call: a dimension of theirs is time.
@@ -48,7 +56,7 @@ STATES = {"s": "s_out", "k": "k_out"}
 
 @pytest.fixture(params=["native", "python"])
 def way(request, monkeypatch):
-    """Plans that are one Segment run on a StreamRunner; all others as calls do."""
+    """Plans that are one NativeProgram run on a StreamRunner; all others as calls do."""
     if request.param == "python":
         monkeypatch.setattr(Stream, "_native", lambda *args: None)
     return request.param
@@ -68,11 +76,12 @@ def frames_of(rng, model, stream, sizes):
     """N frames of each input that changes."""
     frames = {}
     for name in stream.inputs:
-        type_, = (v.type for v in model.inputs if v.name == name)
+        (type_,) = (v.type for v in model.inputs if v.name == name)
         shape = sizes if isinstance(sizes, tuple) and name == "input" else type_.shape
         shape = (N, *(sizes[n] if isinstance(n, str) else n for n in shape))
-        frames[name] = (rng.standard_normal(shape) * 0.3 if type_.dtype == np.float32 else rng.integers(0, 30, shape)
-                        ).astype(type_.dtype)
+        frames[name] = (
+            rng.standard_normal(shape) * 0.3 if type_.dtype == np.float32 else rng.integers(0, 30, shape)
+        ).astype(type_.dtype)
     return frames
 
 
@@ -101,8 +110,10 @@ def check(model, stream, frames, fixed):
     stream.reset()
     assert bits(listed(stream.run(frames))) == bits(expected) and bits(stream.state.values()) == bits(state.values())
     stream.reset()
-    parts = [listed(stream.run({name: v[part] for name, v in frames.items()}))
-             for part in (slice(0, 1), slice(1, 1), slice(1, 4), slice(4, N))]
+    parts = [
+        listed(stream.run({name: v[part] for name, v in frames.items()}))
+        for part in (slice(0, 1), slice(1, 1), slice(1, 4), slice(4, N))
+    ]
     assert bits(np.concatenate(part) for part in zip(*parts)) == bits(expected)
     assert bits(stream.state.values()) == bits(state.values())
 
@@ -137,7 +148,7 @@ def test_streams_in_a_batch_and_alone(name):
     x = random(0, N, 3, STREAMING[name][1])
     together = model.stream(**fixed).run(input=x)
     for row in range(3):
-        alone = model.stream(**fixed).run(input=np.ascontiguousarray(x[:, row:row + 1]))
+        alone = model.stream(**fixed).run(input=np.ascontiguousarray(x[:, row : row + 1]))
         assert bits([alone[:, 0]]) == bits([together[:, row]])
 
 
@@ -152,14 +163,19 @@ def test_published_models_whose_states_are_not_clear():
 
 # ------------------------------------------------------------------------------------------------ pairs
 def described(values):
-    return tuple(SimpleNamespace(name=name, type=Type("tensor", np.dtype(dtype), shape))
-                 for name, dtype, shape in values)
+    return tuple(
+        SimpleNamespace(name=name, type=Type("tensor", np.dtype(dtype), shape)) for name, dtype, shape in values
+    )
 
 
 def found(inputs, outputs, given=None):
     inputs = described(inputs)
-    model = SimpleNamespace(inputs=inputs, outputs=described(outputs), required_inputs=[v.name for v in inputs],
-                            source=SimpleNamespace(label="m.onnx"))
+    model = SimpleNamespace(
+        inputs=inputs,
+        outputs=described(outputs),
+        required_inputs=[v.name for v in inputs],
+        source=SimpleNamespace(label="m.onnx"),
+    )
     return pairs(model, given)
 
 
@@ -167,13 +183,27 @@ F, STATE = "float32", ("float32", (1, "b", 8))
 FRAME, RESULT = ("x", F, ("b", 5)), ("y", F, ("b", 2))
 
 
-@pytest.mark.parametrize("names", [
-    {"h": "hn"}, {"h0": "hn", "c0": "cn"}, {"h": "hn", "c": "cn"}, {"h_in": "h_out"}, {"h_0": "h_n", "c_0": "c_n"},
-    {"state": "stateN"}, {"state": "new_state"}, {"prev_state": "state"}, {"conv_cache": "conv_cache_out"},
-    {"hx": "hy", "cx": "cy"}, {"inState": "outState"}, {"state_1": "state_1_out", "state_2": "state_2_out"},
-    {"hidden_1": "hidden_2"}, {"past.key": "present.key"}, {"cache_last_time": "cache_last_time_next"},
-    {"h_in_0": "h_out_0", "h_in_1": "h_out_1"},
-])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"h": "hn"},
+        {"h0": "hn", "c0": "cn"},
+        {"h": "hn", "c": "cn"},
+        {"h_in": "h_out"},
+        {"h_0": "h_n", "c_0": "c_n"},
+        {"state": "stateN"},
+        {"state": "new_state"},
+        {"prev_state": "state"},
+        {"conv_cache": "conv_cache_out"},
+        {"hx": "hy", "cx": "cy"},
+        {"inState": "outState"},
+        {"state_1": "state_1_out", "state_2": "state_2_out"},
+        {"hidden_1": "hidden_2"},
+        {"past.key": "present.key"},
+        {"cache_last_time": "cache_last_time_next"},
+        {"h_in_0": "h_out_0", "h_in_1": "h_out_1"},
+    ],
+)
 def test_pairs_by_names(names):
     inputs, outputs = [(name, *STATE) for name in names], [(name, *STATE) for name in names.values()]
     assert found([FRAME, *inputs], [RESULT, *outputs]) == names
@@ -190,9 +220,12 @@ def test_pairs_by_shapes():
     same = ("y", F, ("b", 5))
     assert found([FRAME, ("p", *STATE)], [same, ("q", *STATE)]) == {"p": "q"}
     assert found([FRAME, ("p", *STATE), ("r", *other)], [same, ("q", *other), ("t", *STATE)]) == {"p": "t", "r": "q"}
-    for inputs, outputs in (([FRAME], [same]), ([FRAME, ("p", "int64", (1, "b", 8))], [same, ("q", *STATE)]),
-                            ([FRAME, ("p", *STATE), ("r", *STATE)], [same, ("q", *STATE), ("t", *STATE)]),
-                            ([FRAME, ("p", *STATE)], [same, ("q", F, (2, "b", 8))])):
+    for inputs, outputs in (
+        ([FRAME], [same]),
+        ([FRAME, ("p", "int64", (1, "b", 8))], [same, ("q", *STATE)]),
+        ([FRAME, ("p", *STATE), ("r", *STATE)], [same, ("q", *STATE), ("t", *STATE)]),
+        ([FRAME, ("p", *STATE)], [same, ("q", F, (2, "b", 8))]),
+    ):
         with pytest.raises(InputError, match="m.onnx: which inputs are states is not clear.*states="):
             found(inputs, outputs)
 
@@ -234,7 +267,7 @@ def test_values_that_decide_the_plan_may_change(model, way):
             stream.state = None
         assert bits([stream.run(x=x, rate=rates)]) == bits(expected)
         assert bits(stream.state.values()) == bits(state.values())
-    same = stream.run(x=x, rate=8000)       # without the axis of frames: the same for all
+    same = stream.run(x=x, rate=8000)  # without the axis of frames: the same for all
     other = model.stream(stream.state | {name: value for name, value in state.items()})
     assert bits([same]) == bits([other.run(x=x, rate=np.full(N, 8000))])
 
@@ -275,8 +308,17 @@ def test_out(denoiser, model, way):
     for i in range(N):
         assert stream.step({"bands": x[i]}, out=named) is named and bits([one]) == bits([expected[i]])
     before = stream.state
-    for wrong in (one[:2], one.T, one.astype(np.float64), {"y": one}, {}, [one], one[::-1],
-                  np.broadcast_to(one, (3, 22)), {"gains": one, "new_state": one}):
+    for wrong in (
+        one[:2],
+        one.T,
+        one.astype(np.float64),
+        {"y": one},
+        {},
+        [one],
+        one[::-1],
+        np.broadcast_to(one, (3, 22)),
+        {"gains": one, "new_state": one},
+    ):
         with pytest.raises((InputError, InputTypeError), match="out"):
             stream.step(bands=x[0], out=wrong)
         with pytest.raises((InputError, InputTypeError), match="out"):
@@ -310,7 +352,7 @@ def test_several_results():
 # ------------------------------------------------------------------------------------------------ state
 def test_state_is_a_value(denoiser, way):
     x, stream = random(0, N, 3, 22), denoiser.stream()
-    assert stream.state is None                         # the batch is not known
+    assert stream.state is None  # the batch is not known
     stream.run(bands=x[:3])
     state = stream.state
     kept = {name: value.copy() for name, value in state.items()}
@@ -319,12 +361,12 @@ def test_state_is_a_value(denoiser, way):
     copy = pickle.loads(pickle.dumps(state))
     for other in (denoiser.stream(copy), denoiser.stream(), stream):
         other.state = copy
-        copy["state"][:] += 0                           # whatever is done to it
+        copy["state"][:] += 0  # whatever is done to it
         assert bits([other.run(bands=x[3:])]) == bits([rest])
     begun = denoiser.stream(state)
     begun.run(bands=x)
     begun.reset()
-    state["state"][:] = 9                               # it was copied
+    state["state"][:] = 9  # it was copied
     assert bits([begun.run(bands=x[3:])]) == bits([rest])
     stream.state = None
     assert not stream.state["state"].any() and bits([stream.run(bands=x[:3])]) != bits([rest])
@@ -347,8 +389,12 @@ def test_no_frames(denoiser, way):
 
 
 def test_initial_state_of_unknown_shape():
-    stream = rnnfast.load(parse("g (float[1,t] x, float[p,q] h) => (float y, float[p,q] hn) "
-                                "{ hn = Tanh (h)  y = ReduceSum <keepdims = 0> (x) }")).stream()
+    stream = rnnfast.load(
+        parse(
+            "g (float[1,t] x, float[p,q] h) => (float y, float[p,q] hn) "
+            "{ hn = Tanh (h)  y = ReduceSum <keepdims = 0> (x) }"
+        )
+    ).stream()
     with pytest.raises(InputError, match="does not settle: give the initial state"):
         stream.step(x=random(0, 1, 4))
     stream.state = {"h": random(1, 2, 2)}
@@ -363,9 +409,14 @@ def test_errors_leave_the_state(denoiser, way):
     state = before["state"]
     nan = np.full((1, 3, 32), np.nan, np.float32)
     wrong_steps = [
-        (dict(bands=x[:2]), "first frame had"), (dict(bands=x[:, :5]), "bands"), (dict(), "missing"),
-        (dict(bands=x.astype(np.float64)), "float"), (dict(bands="a"), "bands"), (dict(bands=x, z=x), "no input 'z'"),
-        (dict(bands=x, state=state), "is a state of the stream"), (dict(bands=x[None]), "bands"),
+        (dict(bands=x[:2]), "first frame had"),
+        (dict(bands=x[:, :5]), "bands"),
+        (dict(), "missing"),
+        (dict(bands=x.astype(np.float64)), "float"),
+        (dict(bands="a"), "bands"),
+        (dict(bands=x, z=x), "no input 'z'"),
+        (dict(bands=x, state=state), "is a state of the stream"),
+        (dict(bands=x[None]), "bands"),
     ]
     for feed, message in wrong_steps:
         with pytest.raises(Error, match=message):
@@ -383,8 +434,14 @@ def test_errors_leave_the_state(denoiser, way):
         stream.run(bands=x)
     with pytest.raises(InputError, match="first frame had"):
         stream.run(bands=random(0, 4, 2, 22))
-    for wrong, message in (({"state": nan[:, :2]}, "shape"), ({"state": nan[0]}, "shape"), ({"h": nan}, "expected"),
-                           ({}, "expected"), (nan, "mapping"), ({"state": nan.astype(np.float64)}, "double")):
+    for wrong, message in (
+        ({"state": nan[:, :2]}, "shape"),
+        ({"state": nan[0]}, "shape"),
+        ({"h": nan}, "expected"),
+        ({}, "expected"),
+        (nan, "mapping"),
+        ({"state": nan.astype(np.float64)}, "double"),
+    ):
         with pytest.raises(Error, match=message):
             stream.state = wrong
         if message != "shape" or wrong["state"].ndim == 2:
@@ -406,8 +463,12 @@ def test_first_frame_that_fails(denoiser, way):
 
 
 def test_states_that_change_their_shape():
-    model = rnnfast.load(parse("g (float[b,3] x, float[b,n] h) => (float[b,3] y, float[b,m] hn) "
-                               "{ hn = Concat <axis = 1> (h, x)  y = Neg (x) }"))
+    model = rnnfast.load(
+        parse(
+            "g (float[b,3] x, float[b,n] h) => (float[b,3] y, float[b,m] hn) "
+            "{ hn = Concat <axis = 1> (h, x)  y = Neg (x) }"
+        )
+    )
     stream = model.stream({"h": np.zeros((1, 2), np.float32)})
     with pytest.raises(InputError, match=r"'hn' is .* shape \(1, 5\), but the state 'h' .* \(1, 2\)"):
         stream.step(x=random(0, 1, 3))
@@ -418,7 +479,7 @@ def test_fixed_inputs(model):
     rate = np.array(16000)
     stream = model.stream(rate=rate)
     before = stream.step(x=random(0, 2, 3))
-    rate[...] = 8000                                    # it was copied
+    rate[...] = 8000  # it was copied
     stream.reset()
     assert bits([stream.step(x=random(0, 2, 3))]) == bits([before])
     for wrong, message in ((dict(z=1), "no input 'z'"), (dict(s=1), "is a state"), (dict(rate=1.5), "rate")):
@@ -444,6 +505,7 @@ def test_copies_of_frames_are_limited(denoiser, monkeypatch):
 def closed_uses(stream, step, frames):
     def assign():
         stream.state = None
+
     return [lambda: stream.step(step), lambda: stream.run(frames), lambda: stream.state, assign, stream.reset]
 
 
@@ -513,12 +575,19 @@ def test_streams_in_threads(denoiser):
 
 # ------------------------------------------------------------------------------------------------ layers
 LAYERS = {
-    "LSTM": lambda **o: nn.LSTM(5, 7, rng=0, **o), "GRU": lambda **o: nn.GRU(5, 7, rng=1, **o),
-    "RNN": lambda **o: nn.RNN(5, 7, rng=2, **o), "stack": lambda **o: nn.LSTM(5, 9, 3, proj_size=3, rng=3, **o),
+    "LSTM": lambda **o: nn.LSTM(5, 7, rng=0, **o),
+    "GRU": lambda **o: nn.GRU(5, 7, rng=1, **o),
+    "RNN": lambda **o: nn.RNN(5, 7, rng=2, **o),
+    "stack": lambda **o: nn.LSTM(5, 9, 3, proj_size=3, rng=3, **o),
     "three GRUs": lambda **o: nn.GRU(5, 18, 3, clip=0.5, rng=4, **o),
     "blas": lambda **o: nn.LSTM(5, 7, 2, matmul="blas", rng=5, **o),
-    "Sequential": lambda **o: nn.Sequential(nn.Linear(5, 6, rng=6), nn.LSTM(6, 8, 2, rng=7, **o), nn.Tanh(),
-                                            nn.Sequential(nn.GRU(8, 4, rng=8, **o)), nn.Linear(4, 2, rng=9)),
+    "Sequential": lambda **o: nn.Sequential(
+        nn.Linear(5, 6, rng=6),
+        nn.LSTM(6, 8, 2, rng=7, **o),
+        nn.Tanh(),
+        nn.Sequential(nn.GRU(8, 4, rng=8, **o)),
+        nn.Linear(4, 2, rng=9),
+    ),
 }
 
 
@@ -589,8 +658,11 @@ def test_layer_errors(name):
 
 
 def test_layers_that_run_backwards():
-    for layer in (nn.LSTM(3, 4, bidirectional=True), nn.GRU(3, 4, reverse=True),
-                  nn.Sequential(nn.RNN(3, 4, reverse=True))):
+    for layer in (
+        nn.LSTM(3, 4, bidirectional=True),
+        nn.GRU(3, 4, reverse=True),
+        nn.Sequential(nn.RNN(3, 4, reverse=True)),
+    ):
         with pytest.raises(InputError, match="begins at the end of a sequence"):
             layer.stream()
 

@@ -1,4 +1,5 @@
 """Threads: the pool, how many may be used, and calls with several of them: same bits, no CPU when idle, forks."""
+
 import multiprocessing
 import os
 import pickle
@@ -14,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rnnfast.native import _kernels, threads
 from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError
-
+from rnnfast.native import _kernels, threads
 from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run
 from tests.test_bits import LAYERS
 
@@ -38,8 +38,20 @@ def build(folder, *flags):
         pytest.skip("there is no C compiler")
     program = folder / "pool_stress"
     kernels = ROOT / "rnnfast/kernels"
-    command = [*compiler, "-std=c11", "-O2", "-g", "-pthread", *flags, "-I", kernels, ROOT / "tests/pool_stress.c",
-               kernels / "pool.c", "-o", program]
+    command = [
+        *compiler,
+        "-std=c11",
+        "-O2",
+        "-g",
+        "-pthread",
+        *flags,
+        "-I",
+        kernels,
+        ROOT / "tests/pool_stress.c",
+        kernels / "pool.c",
+        "-o",
+        program,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and flags:
         pytest.skip(f"the compiler cannot build with {' '.join(flags)}")
@@ -50,8 +62,9 @@ def build(folder, *flags):
 def stress(program, *arguments, before=None, **environment):
     """LD_PRELOAD is that of `make sanitize`, which is not for this program."""
     environment = {**os.environ, "LD_PRELOAD": "", **environment}
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300, env=environment,
-                          preexec_fn=before)
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=300, env=environment, preexec_fn=before
+    )
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("ok"), done.stderr
 
 
@@ -76,17 +89,25 @@ def test_pool_without_data_races(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- how many
-@pytest.mark.parametrize("value, error, message", [
-    (0, InputError, "threads: 0 is less than 1"),
-    (-3, InputError, "threads: -3 is less than 1"),
-    (True, InputTypeError, "threads: True is no integer"),
-    (2.0, InputTypeError, "threads: 2.0 is no integer"),
-    ("2", InputTypeError, "threads: '2' is no integer"),
-    (np.array([2, 3]), InputTypeError, "threads: .* is no integer"),
-])
+@pytest.mark.parametrize(
+    "value, error, message",
+    [
+        (0, InputError, "threads: 0 is less than 1"),
+        (-3, InputError, "threads: -3 is less than 1"),
+        (True, InputTypeError, "threads: True is no integer"),
+        (2.0, InputTypeError, "threads: 2.0 is no integer"),
+        ("2", InputTypeError, "threads: '2' is no integer"),
+        (np.array([2, 3]), InputTypeError, "threads: .* is no integer"),
+    ],
+)
 def test_wrong_threads_are_refused(value, error, message):
-    for make in (threads.check, lambda n: nn.LSTM(5, 7, threads=n), lambda n: nn.RNN(5, 7, threads=n),
-                 lambda n: nn.GRU(5, 7, threads=n), lambda n: nn.Linear(5, 7, threads=n)):
+    for make in (
+        threads.check,
+        lambda n: nn.LSTM(5, 7, threads=n),
+        lambda n: nn.RNN(5, 7, threads=n),
+        lambda n: nn.GRU(5, 7, threads=n),
+        lambda n: nn.Linear(5, 7, threads=n),
+    ):
         with pytest.raises(error, match=message):
             make(value)
 
@@ -122,32 +143,76 @@ def test_layers_keep_what_they_were_asked(monkeypatch):
 
 CGROUPS = {
     "no /proc": ({}, None),
-    "v2": ({"cgroup": "0::/a/b\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
-            "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n", "sys/fs/cgroup/a/cpu.max": "max 100000\n"}, 2),
-    "v2, the parent is tighter": ({"cgroup": "0::/a/b\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
-                                   "sys/fs/cgroup/a/b/cpu.max": "800000 100000\n",
-                                   "sys/fs/cgroup/a/cpu.max": "300000 100000\n"}, 3),
-    "v2, max": ({"cgroup": "0::/a\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
-                 "sys/fs/cgroup/a/cpu.max": "max 100000\n"}, None),
-    "v2, a container's own group": ({"cgroup": "0::/\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
-                                     "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1),
-    "v2, only the quota": ({"cgroup": "0::/\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
-                            "sys/fs/cgroup/cpu.max": "200000\n"}, None),
-    "v2, outside of the namespace": ({"cgroup": "0::/../x\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
-                                      "sys/fs/cgroup/cpu.max": "400000 100000\n",
-                                      "sys/fs/x/cpu.max": "100000 100000\n"}, 4),
-    "v1": ({"cgroup": "5:cpu,cpuacct:/a/b\n4:memory:/m\n1:name=systemd:/\n",
+    "v2": (
+        {
+            "cgroup": "0::/a/b\n",
+            "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
+            "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n",
+            "sys/fs/cgroup/a/cpu.max": "max 100000\n",
+        },
+        2,
+    ),
+    "v2, the parent is tighter": (
+        {
+            "cgroup": "0::/a/b\n",
+            "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
+            "sys/fs/cgroup/a/b/cpu.max": "800000 100000\n",
+            "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+        },
+        3,
+    ),
+    "v2, max": (
+        {"cgroup": "0::/a\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"], "sys/fs/cgroup/a/cpu.max": "max 100000\n"},
+        None,
+    ),
+    "v2, a container's own group": (
+        {"cgroup": "0::/\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"], "sys/fs/cgroup/cpu.max": "20000 100000\n"},
+        1,
+    ),
+    "v2, only the quota": (
+        {"cgroup": "0::/\n", "mounts": ["/ /sys/fs/cgroup cgroup2 rw"], "sys/fs/cgroup/cpu.max": "200000\n"},
+        None,
+    ),
+    "v2, outside of the namespace": (
+        {
+            "cgroup": "0::/../x\n",
+            "mounts": ["/ /sys/fs/cgroup cgroup2 rw"],
+            "sys/fs/cgroup/cpu.max": "400000 100000\n",
+            "sys/fs/x/cpu.max": "100000 100000\n",
+        },
+        4,
+    ),
+    "v1": (
+        {
+            "cgroup": "5:cpu,cpuacct:/a/b\n4:memory:/m\n1:name=systemd:/\n",
             "mounts": ["/ /sys/fs/cgroup/memory cgroup rw,memory", "/ /sys/fs/cgroup/cpu cgroup rw,cpu,cpuacct"],
-            "sys/fs/cgroup/cpu/a/b/cpu.cfs_quota_us": "250000\n", "sys/fs/cgroup/cpu/a/b/cpu.cfs_period_us": "50000\n",
-            "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
-            "sys/fs/cgroup/memory/m/cpu.max": "100000 100000"}, 5),
+            "sys/fs/cgroup/cpu/a/b/cpu.cfs_quota_us": "250000\n",
+            "sys/fs/cgroup/cpu/a/b/cpu.cfs_period_us": "50000\n",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/memory/m/cpu.max": "100000 100000",
+        },
+        5,
+    ),
     "v1, a container sees its group as the top": (
-        {"cgroup": "5:cpu:/docker/x\n", "mounts": ["/docker/x /sys/fs/cgroup/cpu cgroup rw,cpu"],
-         "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 2),
-    "both": ({"cgroup": "1:cpu:/a\n0::/b\n",
-              "mounts": ["/ /sys/fs/cgroup/cpu cgroup rw,cpu", "/ /sys/fs/cgroup/my\\040groups cgroup2 rw"],
-              "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "700000", "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000",
-              "sys/fs/cgroup/my groups/b/cpu.max": "600000 100000"}, 6),
+        {
+            "cgroup": "5:cpu:/docker/x\n",
+            "mounts": ["/docker/x /sys/fs/cgroup/cpu cgroup rw,cpu"],
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        2,
+    ),
+    "both": (
+        {
+            "cgroup": "1:cpu:/a\n0::/b\n",
+            "mounts": ["/ /sys/fs/cgroup/cpu cgroup rw,cpu", "/ /sys/fs/cgroup/my\\040groups cgroup2 rw"],
+            "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "700000",
+            "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000",
+            "sys/fs/cgroup/my groups/b/cpu.max": "600000 100000",
+        },
+        6,
+    ),
     "not mounted": ({"cgroup": "0::/a\n", "mounts": []}, None),
     "nonsense": ({"cgroup": "\n:\n0::\nx", "mounts": ["/", "/ /a cgroup2 rw"], "a/cpu.max": "0 0 0"}, None),
 }
@@ -218,10 +283,19 @@ X = np.random.default_rng(0).standard_normal((40, 3, 24)).astype(np.float32)
 
 
 @pytest.mark.parametrize("lengths", [None, [40, 7, 0]])
-@pytest.mark.parametrize("kind, options", [
-    ("RNN", {}), ("GRU", {}), ("GRU", {"linear_before_reset": False}), ("LSTM", {}), ("LSTM", {"proj_size": 50}),
-    ("LSTM", {"batch_first": True}), ("GRU", {"merge": "sum"}),
-], ids=str)
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("RNN", {}),
+        ("GRU", {}),
+        ("GRU", {"linear_before_reset": False}),
+        ("LSTM", {}),
+        ("LSTM", {"proj_size": 50}),
+        ("LSTM", {"batch_first": True}),
+        ("GRU", {"merge": "sum"}),
+    ],
+    ids=str,
+)
 def test_stacks_of_layers(kind, options, lengths, forced):
     x = np.ascontiguousarray(X.swapaxes(0, 1)) if "batch_first" in options else X
     expected = outputs(model(kind, 1, **options), x, lengths)
@@ -354,13 +428,13 @@ def test_no_processor_time_between_calls(used):
     tasks, end = pool_threads(), time.monotonic() + 5
     assert tasks
     before = None
-    while before != cpu_ticks(tasks) and time.monotonic() < end:    # until they sleep
+    while before != cpu_ticks(tasks) and time.monotonic() < end:  # until they sleep
         before = cpu_ticks(tasks)
         time.sleep(0.05)
     cpu = time.process_time()
     time.sleep(0.5)
     assert cpu_ticks(tasks) == before
-    assert time.process_time() - cpu < 0.1     # the interpreter's own and that of what other tests left behind
+    assert time.process_time() - cpu < 0.1  # the interpreter's own and that of what other tests left behind
 
 
 def run_times(tasks):
@@ -402,8 +476,14 @@ assert len(pool_threads()) < int(os.environ["RNNFAST_NUM_THREADS"])
 
 
 def python(program, **environment):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
     return done.returncode, done.stderr
 
 

@@ -1,4 +1,5 @@
 """Layers and exported graphs against torch: against its results in fixtures/, and live where it is installed."""
+
 import json
 import pathlib
 import sys
@@ -87,8 +88,13 @@ def test_every_variant_of_torch(make_torch, kind, num_layers, bidirectional, bat
     extras = {"RNN": [{"nonlinearity": "tanh"}, {"nonlinearity": "relu"}], "GRU": [{}], "LSTM": [{}, {"proj_size": 5}]}
     for extra in extras[kind]:
         for bias in (True, False):
-            arguments = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first,
-                         "bias": bias, **extra}
+            arguments = {
+                "num_layers": num_layers,
+                "bidirectional": bidirectional,
+                "batch_first": batch_first,
+                "bias": bias,
+                **extra,
+            }
             theirs = getattr(torch.nn, kind)(7, 19, **arguments)
             ours = getattr(nn, kind)(7, 19, **arguments)
             ours.load_state_dict(theirs.state_dict())
@@ -110,17 +116,24 @@ def test_export_and_load(make_torch, kind, num_layers, bidirectional, batch_firs
     for extra in nonlinearities:
         for bias, stated in ((True, False), (False, True)):
             model, arrays = make_torch.export_case(
-                kind, "torchscript", stated, num_layers=num_layers, bidirectional=bidirectional,
-                batch_first=batch_first, bias=bias, **extra)
+                kind,
+                "torchscript",
+                stated,
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+                bias=bias,
+                **extra,
+            )
             check_graph(rnnfast.load(model.SerializeToString()), arrays)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [
-    {},
-    {"num_layers": 2, "bias": False, "batch_first": True},
-    {"num_layers": 2, "bidirectional": True},
-], ids=["plain", "batch_first without bias", "bidirectional"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"num_layers": 2, "bias": False, "batch_first": True}, {"num_layers": 2, "bidirectional": True}],
+    ids=["plain", "batch_first without bias", "bidirectional"],
+)
 @pytest.mark.parametrize("stated", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_by_dynamo_and_load(make_torch, kind, stated, arguments):

@@ -1,4 +1,5 @@
 """Training: losses and optimisers against torch, fit against a loop written out, resumed training to the bit."""
+
 import io
 import json
 import math
@@ -34,8 +35,10 @@ def assert_close(got, want, tolerance=TOLERANCE):
 # ---------------------------------------------------------------------------------------------------------- losses
 LOSSES = {
     "CrossEntropy": (train.CrossEntropy(), lambda f, y, t: f.cross_entropy(y.reshape(-1, y.shape[-1]), t.reshape(-1))),
-    "CrossEntropy smoothed": (train.CrossEntropy(0.2), lambda f, y, t: f.cross_entropy(
-        y.reshape(-1, y.shape[-1]), t.reshape(-1), label_smoothing=0.2)),
+    "CrossEntropy smoothed": (
+        train.CrossEntropy(0.2),
+        lambda f, y, t: f.cross_entropy(y.reshape(-1, y.shape[-1]), t.reshape(-1), label_smoothing=0.2),
+    ),
     "MSE": (train.MSE(), lambda f, y, t: f.mse_loss(y, t)),
     "MAE": (train.MAE(), lambda f, y, t: f.l1_loss(y, t)),
     "BinaryCrossEntropy": (train.BinaryCrossEntropy(), lambda f, y, t: f.binary_cross_entropy_with_logits(y, t)),
@@ -93,31 +96,61 @@ def test_losses_of_large_logits_are_finite():
     assert train.CrossEntropy()(y, np.array([0, 1], np.uint8))[0] == 0
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [1, 3]), InputError,
-     r"target: 3 at \[1\], expected 0 to 2"),
-    (lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [-1, 2]), InputError,
-     r"target: -1 at \[0\], expected 0 to 2"),
-    (lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [1.0, 2.0]), InputTypeError,
-     "target: dtype is float64, expected integers"),
-    (lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [1, 2, 0]), InputError,
-     r"target: shape is \[3\], expected \[2\] \(that of y without its classes\)"),
-    (lambda: train.CrossEntropy()(np.float32(1), 1), InputError, r"y: shape is \[\], expected \[..., classes\]"),
-    (lambda: train.CrossEntropy(1.5), InputError, "label_smoothing: 1.5, expected 0.0 to 1.0"),
-    (lambda: train.MSE()(np.ones((2, 3), np.float32), np.ones((2, 1), np.float32)), InputError,
-     r"target: shape is \[2, 1\], expected \[2, 3\] \(that of y\)"),
-    (lambda: train.MAE()(np.ones(2, np.float32), np.ones(2)), InputTypeError, "target: dtype is float64"),
-    (lambda: train.MSE()(np.ones(2), np.ones(2, np.float32)), InputTypeError, "y: dtype is float64"),
-    (lambda: train.BinaryCrossEntropy()(np.ones(2, np.float32), [0, 2]), InputError,
-     r"target: 2 at \[1\], expected 0 to 1"),
-    (lambda: train.MSE()(np.ones((0, 2), np.float32), np.ones((0, 2), np.float32)), InputError, "no element"),
-    (lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [1, 0]), InputTypeError,
-     "mask: dtype is int64, expected bool"),
-    (lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [False, False]), InputError,
-     "mask: none of the 2 elements is left"),
-    (lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [False] * 3), InputError,
-     r"mask: shape is \[3\], expected \[2\], that of the target, or its first axes"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (
+            lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [1, 3]),
+            InputError,
+            r"target: 3 at \[1\], expected 0 to 2",
+        ),
+        (
+            lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [-1, 2]),
+            InputError,
+            r"target: -1 at \[0\], expected 0 to 2",
+        ),
+        (
+            lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [1.0, 2.0]),
+            InputTypeError,
+            "target: dtype is float64, expected integers",
+        ),
+        (
+            lambda: train.CrossEntropy()(np.ones((2, 3), np.float32), [1, 2, 0]),
+            InputError,
+            r"target: shape is \[3\], expected \[2\] \(that of y without its classes\)",
+        ),
+        (lambda: train.CrossEntropy()(np.float32(1), 1), InputError, r"y: shape is \[\], expected \[..., classes\]"),
+        (lambda: train.CrossEntropy(1.5), InputError, "label_smoothing: 1.5, expected 0.0 to 1.0"),
+        (
+            lambda: train.MSE()(np.ones((2, 3), np.float32), np.ones((2, 1), np.float32)),
+            InputError,
+            r"target: shape is \[2, 1\], expected \[2, 3\] \(that of y\)",
+        ),
+        (lambda: train.MAE()(np.ones(2, np.float32), np.ones(2)), InputTypeError, "target: dtype is float64"),
+        (lambda: train.MSE()(np.ones(2), np.ones(2, np.float32)), InputTypeError, "y: dtype is float64"),
+        (
+            lambda: train.BinaryCrossEntropy()(np.ones(2, np.float32), [0, 2]),
+            InputError,
+            r"target: 2 at \[1\], expected 0 to 1",
+        ),
+        (lambda: train.MSE()(np.ones((0, 2), np.float32), np.ones((0, 2), np.float32)), InputError, "no element"),
+        (
+            lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [1, 0]),
+            InputTypeError,
+            "mask: dtype is int64, expected bool",
+        ),
+        (
+            lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [False, False]),
+            InputError,
+            "mask: none of the 2 elements is left",
+        ),
+        (
+            lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [False] * 3),
+            InputError,
+            r"mask: shape is \[3\], expected \[2\], that of the target, or its first axes",
+        ),
+    ],
+)
 def test_wrong_targets(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -134,17 +167,25 @@ def test_accuracy():
 OPTIMIZERS = {
     "SGD": (lambda: train.SGD(0.1), lambda o, p: o.SGD(p, 0.1)),
     "SGD momentum": (lambda: train.SGD(0.1, momentum=0.8), lambda o, p: o.SGD(p, 0.1, momentum=0.8)),
-    "SGD nesterov": (lambda: train.SGD(0.1, 0.8, True, weight_decay=0.03),
-                     lambda o, p: o.SGD(p, 0.1, 0.8, nesterov=True, weight_decay=0.03)),
+    "SGD nesterov": (
+        lambda: train.SGD(0.1, 0.8, True, weight_decay=0.03),
+        lambda o, p: o.SGD(p, 0.1, 0.8, nesterov=True, weight_decay=0.03),
+    ),
     "RMSprop": (lambda: train.RMSprop(), lambda o, p: o.RMSprop(p)),
-    "RMSprop momentum": (lambda: train.RMSprop(0.02, 0.9, 1e-3, 0.05, 0.7),
-                         lambda o, p: o.RMSprop(p, 0.02, 0.9, 1e-3, 0.05, 0.7)),
+    "RMSprop momentum": (
+        lambda: train.RMSprop(0.02, 0.9, 1e-3, 0.05, 0.7),
+        lambda o, p: o.RMSprop(p, 0.02, 0.9, 1e-3, 0.05, 0.7),
+    ),
     "Adam": (lambda: train.Adam(), lambda o, p: o.Adam(p)),
-    "Adam all": (lambda: train.Adam(0.02, (0.8, 0.95), 1e-3, 0.04),
-                 lambda o, p: o.Adam(p, 0.02, (0.8, 0.95), 1e-3, 0.04)),
+    "Adam all": (
+        lambda: train.Adam(0.02, (0.8, 0.95), 1e-3, 0.04),
+        lambda o, p: o.Adam(p, 0.02, (0.8, 0.95), 1e-3, 0.04),
+    ),
     "AdamW": (lambda: train.AdamW(), lambda o, p: o.AdamW(p)),
-    "AdamW all": (lambda: train.AdamW(0.02, (0.8, 0.95), 1e-3, 0.04),
-                  lambda o, p: o.AdamW(p, 0.02, (0.8, 0.95), 1e-3, 0.04)),
+    "AdamW all": (
+        lambda: train.AdamW(0.02, (0.8, 0.95), 1e-3, 0.04),
+        lambda o, p: o.AdamW(p, 0.02, (0.8, 0.95), 1e-3, 0.04),
+    ),
 }
 SIZE = 2 * train.optimizers.BLOCK + 37
 
@@ -180,7 +221,7 @@ def test_an_optimizer_goes_on_from_its_state(name):
     np.testing.assert_array_equal(values, copy)
     assert second.steps == 6
     if first.slots:
-        with pytest.raises(InputError, match=f"{type(first).__name__}: 4 values came, expected 5, as before"):
+        with pytest.raises(InputError, match=f"{type(first).__name__}: got 4 values, expected 5, as before"):
             first.step(values[:4], gradients[0][:4])
     with pytest.raises(ModelError, match="state has nothing, expected steps"):
         first.load_state_dict({})
@@ -216,7 +257,8 @@ def test_clipping():
         parameter.grad = torch.tensor(g)
         mine = g.copy()
         assert train.clip_norm(mine, most) == pytest.approx(
-            torch.nn.utils.clip_grad_norm_([parameter], most).item(), rel=1e-6)
+            torch.nn.utils.clip_grad_norm_([parameter], most).item(), rel=1e-6
+        )
         assert_close(mine, parameter.grad)
     mine = g.copy()
     train.clip_value(mine, 0.5)
@@ -225,18 +267,21 @@ def test_clipping():
     assert train.clip_norm(large, 5) == pytest.approx(5e30) and large == pytest.approx([3, 4])
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: train.SGD(-1), InputError, "learning_rate: -1, expected 0.0 to inf"),
-    (lambda: train.SGD("1"), InputTypeError, "learning_rate: '1' is no number"),
-    (lambda: train.SGD(nesterov=True), InputError, "nesterov: needs a momentum above 0"),
-    (lambda: train.Adam(betas=0.9), InputTypeError, "betas: 0.9 came, expected two numbers"),
-    (lambda: train.Adam(betas=(0.9, 1.0)), InputError, r"betas: \(0.9, 1.0\), expected less than 1"),
-    (lambda: train.SGD(lambda step: math.nan).rate(), InputError, "gave nan at step 0"),
-    (lambda: train.StepDecay(0.1, 0.5, 0), InputError, "steps: 0 is less than 1"),
-    (lambda: train.ExponentialDecay(0.1, -0.5, 3), InputError, "rate: -0.5, expected 0.0 to inf"),
-    (lambda: train.InverseTimeDecay("0.1", 1), InputTypeError, "learning_rate: '0.1' is no number"),
-    (lambda: train.CosineDecay(0.1, 10, warmup=1.5), InputTypeError, "warmup: 1.5 is no integer"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: train.SGD(-1), InputError, "learning_rate: -1, expected 0.0 to inf"),
+        (lambda: train.SGD("1"), InputTypeError, "learning_rate: '1' is no number"),
+        (lambda: train.SGD(nesterov=True), InputError, "nesterov: needs a momentum above 0"),
+        (lambda: train.Adam(betas=0.9), InputTypeError, "betas: got 0.9, expected two numbers"),
+        (lambda: train.Adam(betas=(0.9, 1.0)), InputError, r"betas: \(0.9, 1.0\), expected less than 1"),
+        (lambda: train.SGD(lambda step: math.nan).rate(), InputError, "gave nan at step 0"),
+        (lambda: train.StepDecay(0.1, 0.5, 0), InputError, "steps: 0 is less than 1"),
+        (lambda: train.ExponentialDecay(0.1, -0.5, 3), InputError, "rate: -0.5, expected 0.0 to inf"),
+        (lambda: train.InverseTimeDecay("0.1", 1), InputTypeError, "learning_rate: '0.1' is no number"),
+        (lambda: train.CosineDecay(0.1, 10, warmup=1.5), InputTypeError, "warmup: 1.5 is no integer"),
+    ],
+)
 def test_wrong_optimizers(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -245,9 +290,14 @@ def test_wrong_optimizers(make, error, message):
 # -------------------------------------------------------------------------------------------------------------- fit
 def tagger(**options):
     """Of sequences of 6 kinds of words; 3 tags."""
-    return nn.Sequential(nn.Embedding(6, 5, padding_idx=0, rng=1), nn.Dropout(0.2),
-                         nn.LSTM(5, 7, batch_first=True, rng=2, **options), nn.LayerNorm(7),
-                         nn.GRU(7, 4, batch_first=True, rng=3), nn.Linear(4, 3, rng=4))
+    return nn.Sequential(
+        nn.Embedding(6, 5, padding_idx=0, rng=1),
+        nn.Dropout(0.2),
+        nn.LSTM(5, 7, batch_first=True, rng=2, **options),
+        nn.LayerNorm(7),
+        nn.GRU(7, 4, batch_first=True, rng=3),
+        nn.Linear(4, 3, rng=4),
+    )
 
 
 def tagged(count=10, steps=9, seed=0):
@@ -272,13 +322,24 @@ def test_fit_is_the_loop_written_out():
     x, y, lengths = tagged()
     net, other = tagger(), tagger()
     loss = train.CrossEntropy(0.1)
-    history = net.fit(x, y, lengths=lengths, loss=loss, optimizer=train.Adam(0.01), epochs=3, batch_size=4, seed=5,
-                      metrics="accuracy", clip_norm=0.3, clip_value=0.1)
+    history = net.fit(
+        x,
+        y,
+        lengths=lengths,
+        loss=loss,
+        optimizer=train.Adam(0.01),
+        epochs=3,
+        batch_size=4,
+        seed=5,
+        metrics="accuracy",
+        clip_norm=0.3,
+        clip_value=0.1,
+    )
     rng, optimizer = np.random.default_rng(5), train.Adam(0.01)
     for epoch in range(3):
         order, sums, count = rng.permutation(10), np.zeros(2), 0
         for start in (0, 4, 8):
-            places = order[start:start + 4]
+            places = order[start : start + 4]
             mask = np.arange(9) < lengths[places, None]
             out, _, saved = other.forward(x[places], lengths=lengths[places], training=True, rng=rng)
             value, dy = loss(out, y[places], mask)
@@ -289,8 +350,9 @@ def test_fit_is_the_loop_written_out():
             values = np.concatenate([a.ravel() for a in other.state_dict().values()])
             optimizer.step(values, gradients)
             ends = np.cumsum([a.size for a in dweights.values()])[:-1]
-            other.load_state_dict({name: part.reshape(dweights[name].shape)
-                                   for name, part in zip(dweights, np.split(values, ends))})
+            other.load_state_dict(
+                {name: part.reshape(dweights[name].shape) for name, part in zip(dweights, np.split(values, ends))}
+            )
             sums += mask.sum() * np.array([value, train.accuracy(out, y[places], mask)])
             count += mask.sum()
         assert [history["loss"][epoch], history["accuracy"][epoch]] == pytest.approx(list(sums / count), rel=1e-12)
@@ -301,12 +363,23 @@ def test_fit_is_the_loop_written_out():
 def test_training_learns():
     x, y, lengths = tagged(200)
     net = nn.Sequential(nn.Embedding(6, 8, rng=1), nn.GRU(8, 16, batch_first=True, rng=2), nn.Linear(16, 3, rng=3))
-    history = net.fit(x, y, lengths=lengths, loss=train.CrossEntropy(), optimizer=train.Adam(0.02), epochs=8, seed=1,
-                      batch_size=16, metrics=["accuracy"], validation_data=(*tagged(50, seed=1),))
+    history = net.fit(
+        x,
+        y,
+        lengths=lengths,
+        loss=train.CrossEntropy(),
+        optimizer=train.Adam(0.02),
+        epochs=8,
+        seed=1,
+        batch_size=16,
+        metrics=["accuracy"],
+        validation_data=(*tagged(50, seed=1),),
+    )
     assert history["accuracy"][-1] > 0.97 and history["val_accuracy"][-1] > 0.97
     assert {len(values) for values in history.values()} == {8}
-    result = net.evaluate(*tagged(50, seed=1)[:2], lengths=tagged(50, seed=1)[2], loss=train.CrossEntropy(),
-                          metrics=["accuracy"])
+    result = net.evaluate(
+        *tagged(50, seed=1)[:2], lengths=tagged(50, seed=1)[2], loss=train.CrossEntropy(), metrics=["accuracy"]
+    )
     assert result == {"loss": history["val_loss"][-1], "accuracy": history["val_accuracy"][-1]}
 
 
@@ -325,9 +398,12 @@ def test_last_step_output_and_regression():
 def test_a_sequential_of_recurrent_layers(return_sequences):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(3)
-    net = nn.Sequential(nn.Linear(3, 5, rng=rng), nn.Sequential(nn.GRU(5, 4, batch_first=True, rng=rng), nn.Tanh()),
-                        nn.LSTM(4, 6, batch_first=True, return_sequences=return_sequences, rng=rng),
-                        nn.Linear(6, 2, rng=rng))
+    net = nn.Sequential(
+        nn.Linear(3, 5, rng=rng),
+        nn.Sequential(nn.GRU(5, 4, batch_first=True, rng=rng), nn.Tanh()),
+        nn.LSTM(4, 6, batch_first=True, return_sequences=return_sequences, rng=rng),
+        nn.Linear(6, 2, rng=rng),
+    )
     x, h, states = uniform(rng, 2, 5, 3), uniform(rng, 1, 2, 4), (uniform(rng, 1, 2, 6), uniform(rng, 1, 2, 6))
     y, (h1, (h2, c2)), saved = net.forward(x, (h, states), training=True)
     dy, dlast = uniform(rng, *y.shape), (uniform(rng, 1, 2, 4), (None, uniform(rng, 1, 2, 6)))
@@ -337,8 +413,9 @@ def test_a_sequential_of_recurrent_layers(return_sequences):
     parts = [t.Linear(3, 5), t.GRU(5, 4, batch_first=True), t.LSTM(4, 6, batch_first=True), t.Linear(6, 2)]
     with torch.no_grad():
         for part, name in zip(parts, ("0.", "1.0.", "2.", "3.")):
-            part.load_state_dict({n.removeprefix(name): torch.tensor(a) for n, a in net.state_dict().items()
-                                  if n.startswith(name)})
+            part.load_state_dict(
+                {n.removeprefix(name): torch.tensor(a) for n, a in net.state_dict().items() if n.startswith(name)}
+            )
     inputs = [torch.tensor(a, requires_grad=True) for a in (x, h, *states)]
     out, last = parts[1](parts[0](inputs[0]), inputs[1])
     out, (_, c) = parts[2](torch.tanh(out), (inputs[2], inputs[3]))
@@ -384,15 +461,34 @@ def test_the_loss_of_an_epoch_in_chunks_is_the_mean_of_all_steps():
 def test_early_stopping_restores_the_best():
     x, y, lengths = tagged(20)
     net = tagger()
-    history = net.fit(x, y, lengths=lengths, loss=train.CrossEntropy(), optimizer=train.Adam(0.1), epochs=100, seed=1,
-                      validation_data=tagged(20, seed=1), patience=3)
+    history = net.fit(
+        x,
+        y,
+        lengths=lengths,
+        loss=train.CrossEntropy(),
+        optimizer=train.Adam(0.1),
+        epochs=100,
+        seed=1,
+        validation_data=tagged(20, seed=1),
+        patience=3,
+    )
     assert history.stopped and history.epochs == history.best_epoch + 4 < 100
     assert min(history["val_loss"]) == history["val_loss"][history.best_epoch] < history["val_loss"][-1]
     a, b, n = tagged(20, seed=1)
     assert net.evaluate(a, b, lengths=n, loss=train.CrossEntropy())["loss"] == history["val_loss"][history.best_epoch]
     last = tagger()
-    last.fit(x, y, lengths=lengths, loss=train.CrossEntropy(), optimizer=train.Adam(0.1), epochs=100, seed=1,
-             validation_data=tagged(20, seed=1), patience=3, restore_best=False)
+    last.fit(
+        x,
+        y,
+        lengths=lengths,
+        loss=train.CrossEntropy(),
+        optimizer=train.Adam(0.1),
+        epochs=100,
+        seed=1,
+        validation_data=tagged(20, seed=1),
+        patience=3,
+        restore_best=False,
+    )
     assert last.evaluate(a, b, lengths=n, loss=train.CrossEntropy())["loss"] == history["val_loss"][-1]
 
 
@@ -414,8 +510,13 @@ class Half:
 def test_metrics_of_ones_own(tmp_path):
     x, y = np.ones((5, 3), np.float32), np.zeros((5, 2), np.float32)
     loss = train.MSE()
-    options = {"loss": lambda *of: (np.float32(loss(*of)[0]), loss(*of)[1]), "metrics": [Half(), train.MAE()],
-               "checkpoint": tmp_path / "c", "seed": 1, "batch_size": 2}
+    options = {
+        "loss": lambda *of: (np.float32(loss(*of)[0]), loss(*of)[1]),
+        "metrics": [Half(), train.MAE()],
+        "checkpoint": tmp_path / "c",
+        "seed": 1,
+        "batch_size": 2,
+    }
     nets = [nn.Linear(3, 2, rng=1) for _ in range(2)]
     first = nets[0].fit(x, y, optimizer=train.SGD(0.1), **options)
     assert first["Half"] == [0.5] and first["MAE"][0] > 0
@@ -444,13 +545,17 @@ class Interrupted:
         return self.loss(y, target, mask)
 
 
-@pytest.mark.parametrize("optimizer, options", [
-    (train.Adam, {}),
-    (train.Adam, {"tbptt": 5, "checkpoint_every": 1}),
-    (train.RMSprop, {"checkpoint_every": 3, "validation_data": tagged(5, seed=1), "patience": 2}),
-    (lambda: train.SGD(0.3, momentum=0.9), {"checkpoint_every": 2, "shuffle": False, "metrics": "accuracy"}),
-    (train.SGD, {"tbptt": 2, "checkpoint_every": 7}),
-], ids=lambda value: ", ".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "optimizer, options",
+    [
+        (train.Adam, {}),
+        (train.Adam, {"tbptt": 5, "checkpoint_every": 1}),
+        (train.RMSprop, {"checkpoint_every": 3, "validation_data": tagged(5, seed=1), "patience": 2}),
+        (lambda: train.SGD(0.3, momentum=0.9), {"checkpoint_every": 2, "shuffle": False, "metrics": "accuracy"}),
+        (train.SGD, {"tbptt": 2, "checkpoint_every": 7}),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
 def test_resumed_training_has_the_same_bits(tmp_path, optimizer, options):
     x, y, lengths = tagged(13)
     options = {"lengths": lengths, "epochs": 4, "batch_size": 5, "seed": 7, **options}
@@ -524,11 +629,20 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     refused("is of another training: batch_size 4, expected 2", batch_size=2)
     refused(r"c: optimizer and best have .*607.*, expected mean, square of shape \(24,\)", net=nn.Embedding(6, 4))
     refused("missing weight, unexpected 0.weight, ", net=nn.Embedding(607, 1))
-    for broken in (whole[:-3], whole[:40], b"", b"{}", whole.replace(b"version", b"versiom"),
-                   whole.replace(b"generator", b"generatox"), whole.replace(b"PCG64", b"PCG65"),
-                   whole.replace(b"optimizer.mean", b"optimizer.meen"), whole.replace(b"steps_done", b"steps_dome"),
-                   whole.replace(b"history", b"histery"), whole.replace(rb'\"weight\": ', rb'\"weight\":-1'),
-                   whole.replace(rb'\"sums\": {', rb'\"sums\": [')):
+    for broken in (
+        whole[:-3],
+        whole[:40],
+        b"",
+        b"{}",
+        whole.replace(b"version", b"versiom"),
+        whole.replace(b"generator", b"generatox"),
+        whole.replace(b"PCG64", b"PCG65"),
+        whole.replace(b"optimizer.mean", b"optimizer.meen"),
+        whole.replace(b"steps_done", b"steps_dome"),
+        whole.replace(b"history", b"histery"),
+        whole.replace(rb"\"weight\": ", rb"\"weight\":-1"),
+        whole.replace(rb"\"sums\": {", rb"\"sums\": ["),
+    ):
         assert broken != whole
         path.write_bytes(broken)
         refused(r"c: (is no|optimizer and best)")
@@ -569,10 +683,21 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     x, y, lengths = tagged(8)
     net = nn.Sequential(nn.Embedding(6, 5, rng=1), nn.Sequential(nn.Tanh(), Exploding()), nn.Linear(5, 3, rng=2))
     path = tmp_path / "c"
-    with pytest.raises(DivergedError, match=r"epoch 2, batch 1 of 2, step 3 \(examples 0, 1, 2, 3\): the loss is nan; "
-                       r"the first output that is not finite is that of layer 1.1 Exploding\(\)"):
-        net.fit(x, y, loss=train.CrossEntropy(), optimizer=train.SGD(0.1), epochs=9, batch_size=4, shuffle=False,
-                checkpoint=path)
+    with pytest.raises(
+        DivergedError,
+        match=r"epoch 2, batch 1 of 2, step 3 \(examples 0, 1, 2, 3\): the loss is nan; "
+        r"the first output that is not finite is that of layer 1.1 Exploding\(\)",
+    ):
+        net.fit(
+            x,
+            y,
+            loss=train.CrossEntropy(),
+            optimizer=train.SGD(0.1),
+            epochs=9,
+            batch_size=4,
+            shuffle=False,
+            checkpoint=path,
+        )
     saved = nn.Sequential(nn.Embedding(6, 5), nn.Sequential(nn.Tanh(), nn.Tanh()), nn.Linear(5, 3))
     assert train.load_checkpoint(path, saved).epochs == 1
     assert_same_weights(net, saved)
@@ -584,8 +709,10 @@ def test_divergence_names_what_is_wrong():
     net = nn.Linear(3, 2, rng=1)
     with pytest.raises(DivergedError, match=r"step [23] .*: the loss is inf; all outputs are finite"):
         net.fit(x, y, **options)
-    for wrong, message in (((x * np.nan, y), "the input x is not finite"),
-                           ((x, y * np.inf), "the target is not finite")):
+    for wrong, message in (
+        ((x * np.nan, y), "the input x is not finite"),
+        ((x, y * np.inf), "the target is not finite"),
+    ):
         with pytest.raises(DivergedError, match=message):
             nn.Linear(3, 2, rng=1).fit(*wrong, **options)
     with pytest.raises(DivergedError, match="the loss is inf; all outputs are finite"):
@@ -602,42 +729,51 @@ GOOD = {"loss": train.CrossEntropy(), "optimizer": train.SGD(), "seed": 1}
 X, Y, _ = tagged(4)
 
 
-@pytest.mark.parametrize("arguments, options, error, message", [
-    ((X[:0], Y[:0]), {}, InputError, r"x: shape is \[0, 9\]: no example"),
-    ((X, Y[:3]), {}, InputError, r"y: shape is \[3, 9\], expected 4 examples, as in x"),
-    ((X, None), {}, InputTypeError, "y: None came, expected the targets"),
-    ((3, Y), {}, InputError, "x: a single number came"),
-    ((X, Y + 3), {}, InputError, r"epoch 1, batch 1 of 1, step 1 \(examples .*\): target: \d at .*, expected 0 to 2"),
-    ((X, Y[:, :5]), {}, InputError, r"target: shape is \[4, 5\], expected \[4, 9\]"),
-    ((X - 1, Y), {}, InputError, "x: -1 at .*, expected 0 to 5"),
-    ((X, Y), {"lengths": [1, 2, 3]}, InputError, r"lengths: shape is \[3\], expected \[4\]"),
-    ((X, Y), {"lengths": [1, 2, 3, 10]}, InputError, "lengths: 10 at row 3, expected 0 to 9"),
-    ((X, Y), {"lengths": [0, 0, 0, 0]}, InputError, "mask: nothing is left"),
-    ((X, Y), {"mask": np.ones((4, 8), bool)}, InputError, r"mask: shape is \[4, 8\], expected \[4, 9\], that of y"),
-    ((X, Y), {"mask": np.ones((4, 9))}, InputTypeError, "mask: dtype is float64, expected bool"),
-    ((X, Y), {"batch_size": 0}, InputError, "batch_size: 0 is less than 1"),
-    ((X, Y), {"epochs": 0}, InputError, "epochs: 0 is less than 1"),
-    ((X, Y), {"loss": "mse"}, InputTypeError, r"loss: a str came, expected a callable \(y, target, mask\)"),
-    ((X, Y), {"loss": train.CrossEntropy}, InputTypeError, "loss: the class CrossEntropy came, expected a callable"),
-    ((X, Y), {"loss": lambda y, t, mask: 1.0}, InputTypeError, r"step 1 .*: loss: gave a float, expected \(value"),
-    ((X, Y), {"loss": lambda y, t, mask: (y, y)}, InputTypeError, "loss: gave a ndarray, expected a number"),
-    ((X, Y), {"optimizer": "adam"}, InputTypeError, "optimizer: a str came, expected an Optimizer"),
-    ((X, Y), {"optimizer": train.Adam}, InputTypeError, "optimizer: the class Adam came, expected an Optimizer"),
-    ((X, Y), {"metrics": "acc"}, InputError, "metrics: 'acc' is none of accuracy, nor a callable"),
-    ((X, Y), {"metrics": None}, InputTypeError, "metrics: a NoneType came, expected names and callables"),
-    ((X, Y), {"metrics": [train.MAE]}, InputTypeError, "metrics: the class MAE came, expected a callable"),
-    ((X, Y), {"metrics": ["accuracy", train.accuracy]}, InputError, "another value is called 'accuracy' already"),
-    ((X, Y), {"validation_data": X}, InputTypeError, r"validation_data: a ndarray came, expected \(x, y\)"),
-    ((X, Y), {"validation_data": (X, Y[:2])}, InputError, "validation_data: y: shape is"),
-    ((X, Y), {"clip_norm": -1}, InputError, "clip_norm: -1, expected 0.0 to inf"),
-    ((X, Y), {"resume": True}, InputError, "resume: needs checkpoint, a file"),
-    ((X, Y), {"checkpoint_every": 2}, InputError, "checkpoint_every: needs checkpoint, a file"),
-    ((X, Y), {"checkpoint": "/no/such/c"}, InputError, "'/no/such/c' is no file in a folder that exists"),
-    ((X, Y), {"checkpoint": 3}, InputTypeError, "checkpoint: 3 is no path"),
-    ((X, Y[:, 0]), {"tbptt": 3}, InputError, r"tbptt: x is of shape \[4, 9\], y of shape \[4\]"),
-    ((X, Y), {"tbptt": 3, "mask": np.ones(4, bool)}, InputError, r"tbptt: mask has shape \[4\]"),
-    ((X, Y), {"seed": "a"}, InputTypeError, "seed: 'a' is neither a seed nor a numpy Generator"),
-], ids=str)
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        ((X[:0], Y[:0]), {}, InputError, r"x: shape is \[0, 9\]: no example"),
+        ((X, Y[:3]), {}, InputError, r"y: shape is \[3, 9\], expected 4 examples, as in x"),
+        ((X, None), {}, InputTypeError, "y: got None, expected the targets"),
+        ((3, Y), {}, InputError, "x: got a single number"),
+        (
+            (X, Y + 3),
+            {},
+            InputError,
+            r"epoch 1, batch 1 of 1, step 1 \(examples .*\): target: \d at .*, expected 0 to 2",
+        ),
+        ((X, Y[:, :5]), {}, InputError, r"target: shape is \[4, 5\], expected \[4, 9\]"),
+        ((X - 1, Y), {}, InputError, "x: -1 at .*, expected 0 to 5"),
+        ((X, Y), {"lengths": [1, 2, 3]}, InputError, r"lengths: shape is \[3\], expected \[4\]"),
+        ((X, Y), {"lengths": [1, 2, 3, 10]}, InputError, "lengths: 10 at row 3, expected 0 to 9"),
+        ((X, Y), {"lengths": [0, 0, 0, 0]}, InputError, "mask: nothing is left"),
+        ((X, Y), {"mask": np.ones((4, 8), bool)}, InputError, r"mask: shape is \[4, 8\], expected \[4, 9\], that of y"),
+        ((X, Y), {"mask": np.ones((4, 9))}, InputTypeError, "mask: dtype is float64, expected bool"),
+        ((X, Y), {"batch_size": 0}, InputError, "batch_size: 0 is less than 1"),
+        ((X, Y), {"epochs": 0}, InputError, "epochs: 0 is less than 1"),
+        ((X, Y), {"loss": "mse"}, InputTypeError, r"loss: got a str, expected a callable \(y, target, mask\)"),
+        ((X, Y), {"loss": train.CrossEntropy}, InputTypeError, "loss: got the class CrossEntropy, expected a callable"),
+        ((X, Y), {"loss": lambda y, t, mask: 1.0}, InputTypeError, r"step 1 .*: loss: gave a float, expected \(value"),
+        ((X, Y), {"loss": lambda y, t, mask: (y, y)}, InputTypeError, "loss: gave a ndarray, expected a number"),
+        ((X, Y), {"optimizer": "adam"}, InputTypeError, "optimizer: got a str, expected an Optimizer"),
+        ((X, Y), {"optimizer": train.Adam}, InputTypeError, "optimizer: got the class Adam, expected an Optimizer"),
+        ((X, Y), {"metrics": "acc"}, InputError, "metrics: 'acc' is none of accuracy, nor a callable"),
+        ((X, Y), {"metrics": None}, InputTypeError, "metrics: got a NoneType, expected names and callables"),
+        ((X, Y), {"metrics": [train.MAE]}, InputTypeError, "metrics: got the class MAE, expected a callable"),
+        ((X, Y), {"metrics": ["accuracy", train.accuracy]}, InputError, "another value is called 'accuracy' already"),
+        ((X, Y), {"validation_data": X}, InputTypeError, r"validation_data: got a ndarray, expected \(x, y\)"),
+        ((X, Y), {"validation_data": (X, Y[:2])}, InputError, "validation_data: y: shape is"),
+        ((X, Y), {"clip_norm": -1}, InputError, "clip_norm: -1, expected 0.0 to inf"),
+        ((X, Y), {"resume": True}, InputError, "resume: needs checkpoint, a file"),
+        ((X, Y), {"checkpoint_every": 2}, InputError, "checkpoint_every: needs checkpoint, a file"),
+        ((X, Y), {"checkpoint": "/no/such/c"}, InputError, "'/no/such/c' is no file in a folder that exists"),
+        ((X, Y), {"checkpoint": 3}, InputTypeError, "checkpoint: 3 is no path"),
+        ((X, Y[:, 0]), {"tbptt": 3}, InputError, r"tbptt: x is of shape \[4, 9\], y of shape \[4\]"),
+        ((X, Y), {"tbptt": 3, "mask": np.ones(4, bool)}, InputError, r"tbptt: mask has shape \[4\]"),
+        ((X, Y), {"seed": "a"}, InputTypeError, "seed: 'a' is neither a seed nor a numpy Generator"),
+    ],
+    ids=str,
+)
 def test_wrong_input(arguments, options, error, message):
     net = tagger()
     before = net.state_dict()
@@ -650,7 +786,7 @@ def test_wrong_input(arguments, options, error, message):
 def test_wrong_input_of_validation_and_evaluation():
     with pytest.raises(InputError, match=r"^validation_data: target: \d at .*, expected 0 to 2"):
         tagger().fit(X, Y, validation_data=(X, Y + 3), **GOOD)
-    with pytest.raises(InputTypeError, match="loss: the class MSE came"):
+    with pytest.raises(InputTypeError, match="loss: got the class MSE"):
         tagger().evaluate(X, Y, loss=train.MSE)
 
 
@@ -668,7 +804,7 @@ def test_networks_that_do_not_fit():
         nn.Sequential(nn.Embedding(6, 3), shared, nn.Sequential(nn.Tanh(), shared)).fit(X, Y, **GOOD)
     used = train.Adam()
     nn.Embedding(6, 3).fit(X, Y, **GOOD | {"optimizer": used})
-    with pytest.raises(InputError, match="Adam: 607 values came, expected 18, as before"):
+    with pytest.raises(InputError, match="Adam: got 607 values, expected 18, as before"):
         tagger().fit(X, Y, **GOOD | {"optimizer": used})
 
 
@@ -694,11 +830,18 @@ def test_no_progress_elsewhere(capfd):
 
 
 def test_import_is_light():
-    code = "import sys, rnnfast; print([m for m in ('rnnfast.train', 'numpy', 'safetensors') if m in sys.modules]); " \
-           "rnnfast.train.Adam; print([m for m in ('safetensors', 'rich') if m in sys.modules])"
+    code = (
+        "import sys, rnnfast; print([m for m in ('rnnfast.train', 'numpy', 'safetensors') if m in sys.modules]); "
+        "rnnfast.train.Adam; print([m for m in ('safetensors', 'rich') if m in sys.modules])"
+    )
     root = pathlib.Path(rnnfast.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env=os.environ | {"PYTHONPATH": str(root)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     assert done.stdout.splitlines() == ["[]", "[]"]
 
 
@@ -716,12 +859,15 @@ def test_history_is_plain():
     assert json.loads(json.dumps(history)) == {"loss": [3.0, 1.0, 2.0]} and history.best_epoch == 1
 
 
-@pytest.mark.parametrize("values, gradients, message", [
-    (np.zeros(3), np.zeros(3), r"values: float64 \[3\] came, expected a contiguous, writeable float32 vector of 3"),
-    (np.zeros(3, np.float32), np.zeros(4, np.float32), r"gradients: float32 \[4\] came, expected .* of 3"),
-    (np.zeros(3, np.float32), [0.0, 0.0, 0.0], "gradients: list came"),
-    (np.zeros(6, np.float32)[::2], np.zeros(3, np.float32), r"values: float32 \[3\] came"),
-])
+@pytest.mark.parametrize(
+    "values, gradients, message",
+    [
+        (np.zeros(3), np.zeros(3), r"values: got float64 \[3\], expected a contiguous, writeable float32 vector of 3"),
+        (np.zeros(3, np.float32), np.zeros(4, np.float32), r"gradients: got float32 \[4\], expected .* of 3"),
+        (np.zeros(3, np.float32), [0.0, 0.0, 0.0], "gradients: got list"),
+        (np.zeros(6, np.float32)[::2], np.zeros(3, np.float32), r"values: got float32 \[3\]"),
+    ],
+)
 def test_an_optimiser_takes_vectors(values, gradients, message):
     with pytest.raises(InputTypeError, match=message):
         train.Adam().step(values, gradients)

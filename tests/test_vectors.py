@@ -2,6 +2,7 @@
 
 Run where the folder ../shared/vectors stands beside the repository; its README says what the suites are.
 """
+
 import json
 import os
 import pathlib
@@ -13,22 +14,39 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 VECTORS = ROOT.parent / "shared" / "vectors"
 
-pytestmark = [pytest.mark.skipif(not VECTORS.is_dir(), reason=f"{VECTORS} is not there"),
-              pytest.mark.usefixtures("unsanitized")]
+pytestmark = [
+    pytest.mark.skipif(not VECTORS.is_dir(), reason=f"{VECTORS} is not there"),
+    pytest.mark.usefixtures("unsanitized"),
+]
 
 # case -> why it does not pass
 RANDOM_DROPOUT = "Dropout in training mode drops at random: the expected numbers are those of NumPy's generator"
 EXCLUDED_NODE_CASES = {
     "test_if_opt": "makes an empty optional from a type attribute",
-    **{f"test_training_dropout{form}{release}": RANDOM_DROPOUT
-       for form in ("", "_default", "_mask", "_default_mask") for release in ("", "@1.9.0", "@1.15.0")},
+    **{
+        f"test_training_dropout{form}{release}": RANDOM_DROPOUT
+        for form in ("", "_default", "_mask", "_default_mask")
+        for release in ("", "@1.9.0", "@1.15.0")
+    },
 }
 BEFORE_7 = "an operator as it was before opset 7"
 NOT_YET = "an operator of a later opset"
 EXCLUDED_NGRAPH_MODELS = {
-    **dict.fromkeys(("sum_opset1", "min_two_inputs_opset1", "max_opset1", "mean_opset1", "instance_normalization",
-                     "reshape_reduced_dims", "reshape_reordered_dims", "reshape_extended_dims", "reshape_single_dim",
-                     "reshape_negative_with_zero_dim"), BEFORE_7),
+    **dict.fromkeys(
+        (
+            "sum_opset1",
+            "min_two_inputs_opset1",
+            "max_opset1",
+            "mean_opset1",
+            "instance_normalization",
+            "reshape_reduced_dims",
+            "reshape_reordered_dims",
+            "reshape_extended_dims",
+            "reshape_single_dim",
+            "reshape_negative_with_zero_dim",
+        ),
+        BEFORE_7,
+    ),
     **dict.fromkeys(("thresholded_relu", "sign", "scatterND", "gatherND_int32", "gatherND_float"), NOT_YET),
     "softmax_0D": "axis 1 of a scalar",
     "depth_to_space": "a mode that ONNX does not have",
@@ -38,8 +56,13 @@ EXCLUDED_NGRAPH_MODELS = {
 def failures(tmp_path, suite, *args):
     """Case -> message of those that did not pass, and the number of all."""
     out = tmp_path / "results.json"
-    subprocess.run([sys.executable, f"{suite}.py", f"{ROOT}/tests/adapter.py:run", "--out", str(out), *args],
-                   cwd=VECTORS, env=environment(), stdout=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        [sys.executable, f"{suite}.py", f"{ROOT}/tests/adapter.py:run", "--out", str(out), *args],
+        cwd=VECTORS,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
     results = json.loads(out.read_text())
     return {case: r["msg"] for case, r in results.items() if r["status"] != "pass"}, len(results)
 

@@ -1,4 +1,5 @@
 """The elementary functions of kernels/vmath.h over the whole float range, on every instruction set."""
+
 import numpy as np
 import pytest
 from scipy import special
@@ -19,10 +20,26 @@ FUNCTIONS = {
 }
 TINY = np.finfo(np.float32).tiny
 INF, NAN = np.inf, np.nan
-STRIDE = 1741                  # odd and prime: 2.5 million of the 2^32 patterns, of every exponent, ends and NaNs
+STRIDE = 1741  # odd and prime: 2.5 million of the 2^32 patterns, of every exponent, ends and NaNs
 # overflow and underflow of exp, where tanh and erf become 1, where sums round, the ends of range reductions
-LANDMARKS = (0, TINY, 2**-24, 2**-12, 0.35, 2**-0.5, 1, 2**0.5, 3.92, 9.01, 16.64, 17.33, 87.3365, 88.3763, 88.72283,
-             2**25)
+LANDMARKS = (
+    0,
+    TINY,
+    2**-24,
+    2**-12,
+    0.35,
+    2**-0.5,
+    1,
+    2**0.5,
+    3.92,
+    9.01,
+    16.64,
+    17.33,
+    87.3365,
+    88.3763,
+    88.72283,
+    2**25,
+)
 
 
 def near(x, count=4000):
@@ -121,8 +138,17 @@ def test_odd(isa, name):
     np.testing.assert_array_equal(bits(_kernels.unary(name, -x)), bits(-_kernels.unary(name, x)))
 
 
-@pytest.mark.parametrize("name, ends", [("Exp", (-87.3365, 88.72283)), ("Expm1", (-17.33, 88.72283)), ("Tanh", (9.01,)),
-                                        ("Erf", (3.92,)), ("Sigmoid", (-87.3365, 17.33)), ("Softplus", (-87.3365,))])
+@pytest.mark.parametrize(
+    "name, ends",
+    [
+        ("Exp", (-87.3365, 88.72283)),
+        ("Expm1", (-17.33, 88.72283)),
+        ("Tanh", (9.01,)),
+        ("Erf", (3.92,)),
+        ("Sigmoid", (-87.3365, 17.33)),
+        ("Softplus", (-87.3365,)),
+    ],
+)
 def test_monotone_at_the_ends(isa, name, ends):
     for end in ends:
         x = np.sort(np.copysign(near(abs(end)), np.float32(end)))

@@ -3,6 +3,7 @@
 Exit status: 0 all well; 1 `info` found something unsupported, `check` or `bench` a difference; 2 wrong file, input or
 usage.
 """
+
 try:
     import click
     import rich  # noqa: F401
@@ -20,6 +21,7 @@ from rnnfast.errors import Error
 
 class Commands(click.Group):
     """A group whose commands report rnnfast's errors in one line."""
+
     def invoke(self, context):
         try:
             return super().invoke(context)

@@ -1,4 +1,5 @@
 """`rnnfast bench`: how long a model's call takes, next to onnxruntime's where that is asked for."""
+
 import functools
 import json
 import re
@@ -19,23 +20,36 @@ from rnnfast.native.threads import limit
 DEFAULT_SIZE = 1
 ROUNDS, SAMPLE_SECONDS, LIMIT = 31, 0.01, 20
 # What exporters call the open dimensions.
-AXES = {"--batch": re.compile(r"batch|^(n|b|bs)$", re.I),
-        "--steps": re.compile(r"time|step|seq|frame|length|samples|^(t|l)$", re.I)}
+AXES = {
+    "--batch": re.compile(r"batch|^(n|b|bs)$", re.I),
+    "--steps": re.compile(r"time|step|seq|frame|length|samples|^(t|l)$", re.I),
+}
 
 
 def effort_options(command):
     """What `bench` and `profile` take alike."""
     for option in (
-            click.option("--json", "as_json", is_flag=True, help="For programs."),
-            click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
-                         help="Of a call; the process is pinned to as many cores."),
-            click.option("--seed", default=0, show_default=True, help="Of the random inputs."),
-            click.option("--steps", type=click.IntRange(1), metavar="T",
-                         help="Size of the open dimensions named like time, steps or sequence."),
-            click.option("--batch", type=click.IntRange(1), metavar="N",
-                         help="Size of the open dimensions named like batch."),
-            dim_option(DEFAULT_SIZE),
-            input_option):
+        click.option("--json", "as_json", is_flag=True, help="For programs."),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Of a call; the process is pinned to as many cores.",
+        ),
+        click.option("--seed", default=0, show_default=True, help="Of the random inputs."),
+        click.option(
+            "--steps",
+            type=click.IntRange(1),
+            metavar="T",
+            help="Size of the open dimensions named like time, steps or sequence.",
+        ),
+        click.option(
+            "--batch", type=click.IntRange(1), metavar="N", help="Size of the open dimensions named like batch."
+        ),
+        dim_option(DEFAULT_SIZE),
+        input_option,
+    ):
         command = option(command)
     return command
 
@@ -62,13 +76,21 @@ def bench(file, given, dims, batch, steps, seed, as_json, threads, peers, rounds
         results = {name: {"error": difference(list(call().values()), right)} for name, call in calls.items()}
         good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * largest}
         progress = functools.partial(track, description=file)
-        timed = interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, WARMUP if threads > 1 else 0, progress) if good else {}
+        timed = (
+            interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, WARMUP if threads > 1 else 0, progress) if good else {}
+        )
     for name, (seconds, count) in timed.items():
         results[name] |= {"seconds": quartiles(seconds), "calls": count, "rounds": len(seconds)}
         if "rnnfast" in timed:
             results[name]["relative"] = quartiles(seconds / timed["rnnfast"].seconds)
-    facts = {"file": file, "threads": min(threads, limit()), "isa": rnnfast.get_isa(), "flops": model.summary(feed).flops,
-             "inputs": {name: list(np.shape(value)) for name, value in feed.items()}, "results": results}
+    facts = {
+        "file": file,
+        "threads": min(threads, limit()),
+        "isa": rnnfast.get_isa(),
+        "flops": model.summary(feed).flops,
+        "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
+        "results": results,
+    }
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
@@ -93,7 +115,7 @@ def _named(model, dims, batch, steps):
             if not meant:
                 raise InputError(f"{option}: no open dimension is named like one; there are {sorted(names)}, and --dim")
             added += [f"{name}={size}" for name in meant]
-    return [*added, *dims]      # the last one counts
+    return [*added, *dims]  # the last one counts
 
 
 def _onnxruntime(file, model, feed, threads):
@@ -111,7 +133,7 @@ def _onnxruntime(file, model, feed, threads):
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         session.run(names, feed)
-    except Exception as e:      # it has a dozen classes of them without a common one
+    except Exception as e:  # it has a dozen classes of them without a common one
         raise UnsupportedError(f"--against onnxruntime: refused: {e}") from e
     return lambda: dict(zip(names, session.run(names, feed)))
 
@@ -120,8 +142,9 @@ def _print(facts):
     screen = console()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
     screen.print(f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}")
-    columns = {"": "left"} | dict.fromkeys(("microseconds", "quartiles", "times rnnfast's", "GFLOP/s", "calls",
-                                            "to reference"), "right")
+    columns = {"": "left"} | dict.fromkeys(
+        ("microseconds", "quartiles", "times rnnfast's", "GFLOP/s", "calls", "to reference"), "right"
+    )
     rows = (_row(name, result, facts["flops"]) for name, result in facts["results"].items())
     screen.print(table(None, columns, rows))
 
@@ -132,5 +155,12 @@ def _row(name, result, flops):
         return name, "WRONG", "", "", "", "", error
     lower, median, upper = (f"{s * 1e6:.4g}" for s in result["seconds"])
     relative = f"{result['relative'][1]:.2f}" if "relative" in result else ""
-    return (name, median, f"{lower} to {upper}", relative, f"{flops / result['seconds'][1] / 1e9:.2f}",
-            f"{result['rounds']} x {result['calls']}", error)
+    return (
+        name,
+        median,
+        f"{lower} to {upper}",
+        relative,
+        f"{flops / result['seconds'][1] / 1e9:.2f}",
+        f"{result['rounds']} x {result['calls']}",
+        error,
+    )

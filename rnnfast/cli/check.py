@@ -1,4 +1,5 @@
 """`rnnfast check`: a model's outputs next to the float64 reference's and, where it is installed, onnxruntime's."""
+
 import functools
 import json
 
@@ -20,8 +21,12 @@ DEFAULT_SIZE = 2
 @input_option
 @dim_option(DEFAULT_SIZE)
 @click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
-@click.option("--tolerance", default=TOLERANCE, show_default=True,
-              help="Largest difference allowed, relative to the output's largest value where that is over 1.")
+@click.option(
+    "--tolerance",
+    default=TOLERANCE,
+    show_default=True,
+    help="Largest difference allowed, relative to the output's largest value where that is over 1.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def check(file, given, dims, seed, tolerance, as_json):
     """Compare FILE's outputs with the float64 reference's.
@@ -37,12 +42,24 @@ def check(file, given, dims, seed, tolerance, as_json):
     outputs = model(feed)
     peers = {"reference": model.reference(feed)}
     peers["onnxruntime"], absent = onnxruntime_outputs(file, model, feed)
-    rows = [_row(name, outputs[name], {peer: theirs and theirs[name] for peer, theirs in peers.items()}, tolerance)
-            for name in outputs]
+    rows = [
+        _row(name, outputs[name], {peer: theirs and theirs[name] for peer, theirs in peers.items()}, tolerance)
+        for name in outputs
+    ]
     passed = all(row["passed"] for row in rows)
     if as_json:
-        click.echo(json.dumps({"file": file, "tolerance": tolerance, "onnxruntime": absent or "compared",
-                               "outputs": list(map(_strict, rows)), "passed": passed}, indent=2))
+        click.echo(
+            json.dumps(
+                {
+                    "file": file,
+                    "tolerance": tolerance,
+                    "onnxruntime": absent or "compared",
+                    "outputs": list(map(_strict, rows)),
+                    "passed": passed,
+                },
+                indent=2,
+            )
+        )
     else:
         _print(rows, tolerance, absent)
     if not passed:
@@ -67,7 +84,7 @@ def onnxruntime_outputs(file, model, feed):
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return dict(zip((o.name for o in session.get_outputs()), session.run(None, feed))), None
-    except Exception as e:      # onnxruntime has a dozen classes of them without a common one
+    except Exception as e:  # onnxruntime has a dozen classes of them without a common one
         return None, f"refused: {' '.join(str(e).split())}"
 
 
@@ -78,7 +95,7 @@ def _row(name, ours, theirs, tolerance):
     row = {"name": name, "shapes": [list(a.shape) for a in arrays], "largest": largest}
     row |= {peer: None if other is None else difference(arrays, _arrays(other)) for peer, other in theirs.items()}
     limit = tolerance * max(1, largest)
-    row["passed"] = all(row[peer] <= limit for peer in theirs if row[peer] is not None)    # false for NaN
+    row["passed"] = all(row[peer] <= limit for peer in theirs if row[peer] is not None)  # false for NaN
     return row
 
 
@@ -118,12 +135,30 @@ def _strict(row):
 
 
 def _print(rows, tolerance, absent):
-    columns = {"output": "left", "shape": "left", "largest value": "right", "to reference": "right",
-               "to onnxruntime": "right", "": "left"}
+    columns = {
+        "output": "left",
+        "shape": "left",
+        "largest value": "right",
+        "to reference": "right",
+        "to onnxruntime": "right",
+        "": "left",
+    }
     screen = console()
-    screen.print(table(f"largest difference, tolerance {tolerance:g}", columns, (
-        (row["name"], " ".join(map(str, row["shapes"])), f"{row['largest']:.3g}",
-         *("-" if row[peer] is None else f"{row[peer]:.2g}" for peer in ("reference", "onnxruntime")),
-         "ok" if row["passed"] else "FAILED") for row in rows)))
+    screen.print(
+        table(
+            f"largest difference, tolerance {tolerance:g}",
+            columns,
+            (
+                (
+                    row["name"],
+                    " ".join(map(str, row["shapes"])),
+                    f"{row['largest']:.3g}",
+                    *("-" if row[peer] is None else f"{row[peer]:.2g}" for peer in ("reference", "onnxruntime")),
+                    "ok" if row["passed"] else "FAILED",
+                )
+                for row in rows
+            ),
+        )
+    )
     if absent:
         screen.print(f"onnxruntime: {absent}")

@@ -1,4 +1,5 @@
 """`rnnfast info`: what is in a file, and what of it is not supported."""
+
 import collections
 import json
 
@@ -58,8 +59,12 @@ def info(file, given, dims, as_json):
 
 def _value(value, constants):
     shape = value.type.shape
-    return {"name": value.name, "type": str(value.type), "shape": None if shape is None else list(shape),
-            "default": value.name in constants}
+    return {
+        "name": value.name,
+        "type": str(value.type),
+        "shape": None if shape is None else list(shape),
+        "default": value.name in constants,
+    }
 
 
 def _within(graph):
@@ -72,15 +77,24 @@ def _within(graph):
 
 def operators(graph):
     """operator -> how many nodes, those of inner graphs among them."""
-    return collections.Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-                               for inner in _within(graph) for node in inner.nodes)
+    return collections.Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for inner in _within(graph)
+        for node in inner.nodes
+    )
 
 
 def parameters(graph):
     """The number of floating-point constants."""
     constants = [a for inner in _within(graph) for a in inner.constants.values()]
-    constants += [a for inner in _within(graph) for node in inner.nodes if node.op_type == "Constant"
-                  for a in node.attributes.values() if hasattr(a, "dtype")]
+    constants += [
+        a
+        for inner in _within(graph)
+        for node in inner.nodes
+        if node.op_type == "Constant"
+        for a in node.attributes.values()
+        if hasattr(a, "dtype")
+    ]
     return sum(a.size for a in constants if a.dtype.kind in "fV")
 
 

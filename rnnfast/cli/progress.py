@@ -1,4 +1,5 @@
 """Progress of long work: on a terminal's stderr, gone when the work is done, nothing elsewhere."""
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

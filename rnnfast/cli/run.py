@@ -1,4 +1,5 @@
 """`rnnfast run`: a model on files, its outputs to files."""
+
 import os
 import pathlib
 import re
@@ -16,8 +17,14 @@ from rnnfast.model import load
 @click.argument("file")
 @input_option
 @click.option("--threads", type=click.IntRange(1), help="That the call may use (default: RNNFAST_NUM_THREADS, else 1).")
-@click.option("-o", "--output", "folder", required=True, type=click.Path(file_okay=False, path_type=pathlib.Path),
-              help="The folder for OUTPUT.npy of each output; made if it is not there.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="The folder for OUTPUT.npy of each output; made if it is not there.",
+)
 def run(file, given, threads, folder):
     """Run FILE once and write its outputs to .npy files.
 

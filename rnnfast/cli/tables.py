@@ -1,4 +1,5 @@
 """Tables and lines for people to read; what models name is never taken for markup."""
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,8 +18,9 @@ def console():
 
 def table(title, columns, rows):
     """columns: header -> "left" or "right"; rows: tuples of texts."""
-    result = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
-                   pad_edge=False)
+    result = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     for header, justify in columns.items():
         result.add_column(header, justify=justify)
     for row in rows:

@@ -1,4 +1,5 @@
 """Times of calls that are to be compared: taken in turn, so that what slows the machine slows all of them."""
+
 import contextlib
 import gc
 import itertools
@@ -9,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 LEAST_ROUNDS = 5
 # Seconds of calls before a sample with several threads: those of others spin for some milliseconds after a call, and on
 # a virtual machine a core that was idle takes as long to come back; nobody's sample is to fall into that.
@@ -18,6 +18,7 @@ WARMUP = 0.03
 
 class Samples(NamedTuple):
     """Seconds a call, round by round, each the mean of `calls` calls."""
+
     seconds: np.ndarray
     calls: int
 

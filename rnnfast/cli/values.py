@@ -1,4 +1,5 @@
 """What a user types on the command line -> a model's inputs."""
+
 import pathlib
 import re
 import wave
@@ -15,9 +16,14 @@ FILES = (".npy", ".npz", ".wav")
 
 def input_option(command):
     return click.option(
-        "-i", "--input", "given", multiple=True, metavar="NAME=VALUE",
+        "-i",
+        "--input",
+        "given",
+        multiple=True,
+        metavar="NAME=VALUE",
         help="An input: a .npy file, a .wav file (mono, as float32 in [-1, 1]) or a number. A .npz file without a "
-             "name gives all the inputs that it holds. May be repeated.")(command)
+        "name gives all the inputs that it holds. May be repeated.",
+    )(command)
 
 
 def read_inputs(given, model):
@@ -84,18 +90,22 @@ def read_wav(path):
         raise InputError(f"{path}: {e or 'truncated'}") from e
     if channels != 1:
         raise InputError(f"{path}: {channels} channels, expected 1")
-    raw = raw[:len(raw) // width * width].reshape(-1, width)
-    if width == 1:                              # the one width that is unsigned
+    raw = raw[: len(raw) // width * width].reshape(-1, width)
+    if width == 1:  # the one width that is unsigned
         raw = raw ^ 0x80
-    whole = np.zeros((len(raw), 4), np.uint8)   # little-endian int32, the sample in its highest bytes
-    whole[:, 4 - width:] = raw
+    whole = np.zeros((len(raw), 4), np.uint8)  # little-endian int32, the sample in its highest bytes
+    whole[:, 4 - width :] = raw
     return (whole.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
 
 
 def dim_option(default):
-    return click.option("--dim", "dims", multiple=True, metavar="NAME=N",
-                        help=f"Size of an open dimension, by its name or as INPUT.AXIS (default: {default} for all). "
-                             "May be repeated.")
+    return click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        metavar="NAME=N",
+        help=f"Size of an open dimension, by its name or as INPUT.AXIS (default: {default} for all). May be repeated.",
+    )
 
 
 def fill(feed, model, sizes, draw):
@@ -114,6 +124,7 @@ def fill(feed, model, sizes, draw):
 
 class Sizes:
     """The sizes of open dimensions: NAME=N for a named one, INPUT.AXIS=N for any."""
+
     def __init__(self, given, default):
         self.default, self.sizes, self.used = default, {}, set()
         for text in given:
@@ -124,8 +135,10 @@ class Sizes:
 
     def of(self, value):
         """The shape of an input, its open dimensions filled."""
-        return tuple(n if isinstance(n, int) else self._size(n, f"{value.name}.{axis}")
-                     for axis, n in enumerate(value.type.shape))
+        return tuple(
+            n if isinstance(n, int) else self._size(n, f"{value.name}.{axis}")
+            for axis, n in enumerate(value.type.shape)
+        )
 
     def _size(self, name, place):
         for key in (place, name):

@@ -4,6 +4,7 @@ Recurrent nodes are time-major, which is all that onnxruntime has; where layers 
 before them and y once after them. In rnnfast the file gives the layer's bits, but for LayerNorm and for Linear on other
 than two axes: that is MatMul and Add, which rounds the product before the bias is added.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
 from rnnfast import nn
-from rnnfast.native.cell_activations import DEFAULTS, resolve
-from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
 from rnnfast.atomic_write import write_whole
+from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
+from rnnfast.native.cell_activations import DEFAULTS, resolve
 from rnnfast.nn import convert
 from rnnfast.nn.checks import check_flag, check_size
 from rnnfast.nn.stack import Recurrent
@@ -45,7 +46,7 @@ def export(layer, path=None, *, lengths=False, states=False, rank=None):
     Raises UnsupportedError for what ONNX has no form of: projections (proj_size), Modules of one's own.
     """
     if not isinstance(layer, nn.Module):
-        raise InputTypeError(f"layer: a {type(layer).__name__} came, expected an nn.Module")
+        raise InputTypeError(f"layer: got a {type(layer).__name__}, expected an nn.Module")
     lengths, states = check_flag(lengths, "lengths"), check_flag(states, "states")
     flat = list(_flat(layer, ""))
     recurrent = [place for place, member in flat if isinstance(member, Recurrent)]
@@ -62,8 +63,10 @@ def export(layer, path=None, *, lengths=False, states=False, rank=None):
         names = {}
         if states and place in recurrent:
             prefix = "" if len(recurrent) == 1 else f"layer{place.replace('.', '_')}_"
-            names = {"initial": [f"{prefix}{letter}0" for letter in letters(member)],
-                     "last": [f"{prefix}{letter}n" for letter in letters(member)]}
+            names = {
+                "initial": [f"{prefix}{letter}0" for letter in letters(member)],
+                "last": [f"{prefix}{letter}n" for letter in letters(member)],
+            }
             shape = (member.num_layers * len(member._reverse), "batch", member.hidden_size)
             for name in names["initial"]:
                 graph.input(name, TensorProto.FLOAT, shape)
@@ -79,6 +82,7 @@ def export(layer, path=None, *, lengths=False, states=False, rank=None):
 
 class Value(NamedTuple):
     """A tensor of the graph; swapped: its first two axes stand the other way round than in the layer's call."""
+
     name: str
     shape: tuple
     swapped: bool = False
@@ -122,8 +126,10 @@ class Graph:
         """The nodes of a layer that is no Sequential, at `place` -> its output; `states` as `recurrent` takes them."""
         form = FORMS.get(type(layer))
         if form is None:
-            raise UnsupportedError(f"{f'layer {place}: ' if place else ''}{layer!r} has no ONNX form; it is none of "
-                                   f"{', '.join(sorted(kind.__name__ for kind in FORMS))}, Sequential")
+            raise UnsupportedError(
+                f"{f'layer {place}: ' if place else ''}{layer!r} has no ONNX form; it is none of "
+                f"{', '.join(sorted(kind.__name__ for kind in FORMS))}, Sequential"
+            )
         return form(self, layer, x, f"{place}." if place else "", **states)
 
     def finish(self, text, path=None):
@@ -131,11 +137,21 @@ class Graph:
         size = sum(array.nbytes for array in self.weights.values())
         if size > MAX_FILE_BYTES:
             raise LimitError(f"weights of {size} bytes are more than the {MAX_FILE_BYTES} that an ONNX file holds")
-        graph = helper.make_graph(self.nodes, "rnnfast", self.inputs, self.outputs,
-                                  [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
-                                  doc_string=text)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-                                  producer_name="rnnfast", producer_version=rnnfast.__version__)
+        graph = helper.make_graph(
+            self.nodes,
+            "rnnfast",
+            self.inputs,
+            self.outputs,
+            [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
+            doc_string=text,
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="rnnfast",
+            producer_version=rnnfast.__version__,
+        )
         if path is not None:
             write_whole(path, model.SerializeToString())
         return model
@@ -178,14 +194,16 @@ def _linear(graph, layer, x, place):
 
 def _embedding(graph, layer, x, place):
     weight = graph.weight(f"{place}weight", layer.state_dict()["weight"])
-    return x._replace(name=graph.node("Gather", [weight, x.name], f"{place}Embedding"),
-                      shape=(*x.shape, layer.embedding_dim))
+    return x._replace(
+        name=graph.node("Gather", [weight, x.name], f"{place}Embedding"), shape=(*x.shape, layer.embedding_dim)
+    )
 
 
 def _activation(graph, layer, x, place):
     name, *values = layer.function
-    attributes = {key: value for key, value, default in zip(("alpha", "beta"), values, DEFAULTS[name])
-                  if default is not None}
+    attributes = {
+        key: value for key, value, default in zip(("alpha", "beta"), values, DEFAULTS[name]) if default is not None
+    }
     return x._replace(name=graph.node(name, [x.name], f"{place}{type(layer).__name__}", **attributes))
 
 
@@ -201,8 +219,11 @@ def _layer_norm(graph, layer, x, place):
 
 def swap(graph, x, name):
     """x with its first two axes the other way round."""
-    return Value(graph.node("Transpose", [x.name], name, perm=[1, 0, *range(2, len(x.shape))]),
-                 (x.shape[1], x.shape[0], *x.shape[2:]), not x.swapped)
+    return Value(
+        graph.node("Transpose", [x.name], name, perm=[1, 0, *range(2, len(x.shape))]),
+        (x.shape[1], x.shape[0], *x.shape[2:]),
+        not x.swapped,
+    )
 
 
 def _recurrent(graph, layer, x, place, initial=None, last=()):
@@ -220,11 +241,19 @@ def _recurrent(graph, layer, x, place, initial=None, last=()):
         ended = k == layer.num_layers - 1 and not layer.return_sequences
         ends = list(last) if layer.num_layers == 1 else [f"{name}.{letter}" for letter in letters(layer) if last]
         ends = ends or [f"{name}.h"] * ended
-        graph.node(layer.kind, _inputs(graph, layer, x, place, k, [parts[k] for parts in before]), name, *ends,
-                   **_attributes(layer))
+        graph.node(
+            layer.kind,
+            _inputs(graph, layer, x, place, k, [parts[k] for parts in before]),
+            name,
+            *ends,
+            **_attributes(layer),
+        )
         merged = _merged(graph, layer, ends[0] if ended else name, name, 0 if ended else 1)
-        x = Value(merged, (batch, layer._merged_size) if ended else (time, batch, layer._merged_size),
-                  layer.batch_first and not ended)
+        x = Value(
+            merged,
+            (batch, layer._merged_size) if ended else (time, batch, layer._merged_size),
+            layer.batch_first and not ended,
+        )
         after.append(ends)
     if layer.num_layers > 1:
         for name, parts in zip(last, zip(*after)):
@@ -266,8 +295,9 @@ def _inputs(graph, layer, x, place, k, states):
 def _attributes(layer):
     """The attributes of a recurrent node that are not ONNX's defaults, and hidden_size."""
     directions = len(layer._reverse)
-    attributes = {"hidden_size": layer.hidden_size} | {key: int(value) for key, value in layer.cell_options.items()
-                                                       if value}
+    attributes = {"hidden_size": layer.hidden_size} | {
+        key: int(value) for key, value in layer.cell_options.items() if value
+    }
     if directions == 2 or layer.reverse:
         attributes["direction"] = "bidirectional" if directions == 2 else "reverse"
     if layer.clip is not None:
@@ -297,8 +327,9 @@ FORMS = {
     nn.Embedding: _embedding,
     nn.Dropout: _dropout,
     nn.LayerNorm: _layer_norm,
-    **dict.fromkeys((nn.ELU, nn.Hardsigmoid, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh),
-                    _activation),
+    **dict.fromkeys(
+        (nn.ELU, nn.Hardsigmoid, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh), _activation
+    ),
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent),
 }
 """Layer -> form(graph, layer, x, place) -> its output: the nodes of a layer."""

@@ -1,4 +1,5 @@
 """Seq2Seq as two ONNX models: the encoder, and one step of the decoder."""
+
 import os
 
 import numpy as np
@@ -101,8 +102,9 @@ def _weights(graph, attention, query, keys):
 
     sizes = graph.node("Shape", [keys.name], "attention.sizes")
     zero, one = graph.weight("zero", np.array(0)), graph.weight("one", np.array(1))
-    places = graph.node("Range", [zero, graph.node("Gather", [sizes, one], "attention.source_time"), one],
-                        "attention.places")
+    places = graph.node(
+        "Range", [zero, graph.node("Gather", [sizes, one], "attention.source_time"), one], "attention.places"
+    )
     ends = graph.node("Cast", ["lengths"], "attention.lengths", to=TensorProto.INT64)
     ends = graph.node("Unsqueeze", [ends, graph.integers(1, 2)], "attention.ends")
     within = graph.node("Less", [places, ends], "attention.within")

@@ -4,6 +4,7 @@ A polynomial is a weighted minimax fit (a linear programme on a grid). Its coeff
 the other from the lowest up; after each, the rest is fitted again, so that later ones absorb the rounding of the
 earlier ones, and of both neighbouring float32 numbers that one is kept which leaves the smaller error.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +15,16 @@ from numpy.polynomial import chebyshev
 from scipy.optimize import linprog
 
 mp.mp.dps = 50
-GRID = 1500          # an even number of points: none is 0 on a symmetric interval
+GRID = 1500  # an even number of points: none is 0 on a symmetric interval
 LN2 = mp.log(2)
 
 
 @dataclass
 class Fit:
-    name: str                 # of the table
-    text: str                 # what is approximated, where, and relative to what
-    q: Callable               # approximated by the sum of c[i] x^i
-    weight: Callable          # an error e of q is a relative error e * weight of the function
+    name: str  # of the table
+    text: str  # what is approximated, where, and relative to what
+    q: Callable  # approximated by the sum of c[i] x^i
+    weight: Callable  # an error e of q is a relative error e * weight of the function
     low: mp.mpf
     high: mp.mpf
     terms: int
@@ -47,16 +48,44 @@ def log_erfc_weight(y):
     return y * mp.erfc(-y) / mp.erf(-y)
 
 
-WIDER = mp.mpf("1.001")   # the reduced argument may pass its bound by the rounding of x * log2(e)
+WIDER = mp.mpf("1.001")  # the reduced argument may pass its bound by the rounding of x * log2(e)
 FITS = [
-    Fit("EXPM1_Q", "expm1(r) = r + r^2 q(r) on |r| <= log(2) / 2, relative to expm1(r)",
-        partial(after_linear, mp.expm1), partial(after_linear_weight, mp.expm1), -WIDER * LN2 / 2, WIDER * LN2 / 2, 5),
-    Fit("LOG_Q", "log1p(f) = f + f^2 q(f) on sqrt(1/2) <= 1 + f <= sqrt(2), relative to log1p(f)",
-        partial(after_linear, mp.log1p), partial(after_linear_weight, mp.log1p), mp.sqrt(0.5) - 1, mp.sqrt(2) - 1, 9),
-    Fit("LOG1P_Q", "log1p(z) = z + z^2 q(z) on 0 <= z <= 1, relative to log1p(z)",
-        partial(after_linear, mp.log1p), partial(after_linear_weight, mp.log1p), mp.mpf(0), mp.mpf(1), 9),
-    Fit("ERF_Q", "log(erfc(-y)) = y + y q(y) on -4 <= y <= 0, relative to erf(y)",
-        log_erfc_q, log_erfc_weight, mp.mpf(-4), mp.mpf(0), 9),
+    Fit(
+        "EXPM1_Q",
+        "expm1(r) = r + r^2 q(r) on |r| <= log(2) / 2, relative to expm1(r)",
+        partial(after_linear, mp.expm1),
+        partial(after_linear_weight, mp.expm1),
+        -WIDER * LN2 / 2,
+        WIDER * LN2 / 2,
+        5,
+    ),
+    Fit(
+        "LOG_Q",
+        "log1p(f) = f + f^2 q(f) on sqrt(1/2) <= 1 + f <= sqrt(2), relative to log1p(f)",
+        partial(after_linear, mp.log1p),
+        partial(after_linear_weight, mp.log1p),
+        mp.sqrt(0.5) - 1,
+        mp.sqrt(2) - 1,
+        9,
+    ),
+    Fit(
+        "LOG1P_Q",
+        "log1p(z) = z + z^2 q(z) on 0 <= z <= 1, relative to log1p(z)",
+        partial(after_linear, mp.log1p),
+        partial(after_linear_weight, mp.log1p),
+        mp.mpf(0),
+        mp.mpf(1),
+        9,
+    ),
+    Fit(
+        "ERF_Q",
+        "log(erfc(-y)) = y + y q(y) on -4 <= y <= 0, relative to erf(y)",
+        log_erfc_q,
+        log_erfc_weight,
+        mp.mpf(-4),
+        mp.mpf(0),
+        9,
+    ),
 ]
 
 

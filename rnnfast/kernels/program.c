@@ -41,19 +41,19 @@ static char *at_iteration(const context *x, const moving *m)
 void rnnfast_call(const command *c, const context *x)
 {
     const call_command *m = (const call_command *)c;
-    const move *moves = (const move *)(m->area + m->areas);
+    const move *moves = (const move *)(m->buffer + m->buffers);
     const check *checks = (const check *)(moves + m->moves);
     if (m->program) {
-        char *areas[MAX_AREAS] = {NULL, address_of(x, m->arena)};
-        for (ptrdiff_t i = 0; i < m->areas; i++)
-            areas[2 + i] = at_iteration(x, &m->area[i]);
+        char *buffers[MAX_BUFFERS] = {NULL, address_of(x, m->arena)};
+        for (ptrdiff_t i = 0; i < m->buffers; i++)
+            buffers[2 + i] = at_iteration(x, &m->buffer[i]);
         context inner = *x;
-        inner.areas = areas;
+        inner.buffers = buffers;
         rnnfast_execute(m->program, m->words, &inner);
         for (ptrdiff_t i = 0; i < m->checks; i++) {
             int64_t *status = address_of(x, checks[i].status);
             if (!status[0])
-                memcpy(status, areas[1] + checks[i].offset, 2 * sizeof *status);
+                memcpy(status, buffers[1] + checks[i].offset, 2 * sizeof *status);
         }
     }
     for (ptrdiff_t i = 0; i < m->moves; i++)
@@ -73,7 +73,7 @@ void rnnfast_branch(const command *c, const context *x)
 static bool noted(const command *c, const context *x)
 {
     const call_command *m = (const call_command *)c;
-    const check *checks = (const check *)((const move *)(m->area + m->areas) + m->moves);
+    const check *checks = (const check *)((const move *)(m->buffer + m->buffers) + m->moves);
     for (ptrdiff_t i = 0; i < m->checks; i++)
         if (*(const int64_t *)address_of(x, checks[i].status))
             return true;
@@ -83,9 +83,9 @@ static bool noted(const command *c, const context *x)
 void rnnfast_loop(const command *c, const context *x)
 {
     const loop_command *m = (const loop_command *)c;
-    const int64_t trips = m->trips.area < 0 ? INT64_MAX : *(const int64_t *)address_of(x, m->trips);
+    const int64_t trips = m->trips.buffer < 0 ? INT64_MAX : *(const int64_t *)address_of(x, m->trips);
     int64_t *index = address_of(x, m->index), *status = address_of(x, m->status), left = *x->iterations;
-    bool going = m->going.area < 0 || *(const uint8_t *)address_of(x, m->going);
+    bool going = m->going.buffer < 0 || *(const uint8_t *)address_of(x, m->going);
     context inner = *x;
     for (int64_t i = 0; going && i < trips; i++) {
         if (--*x->iterations < 0) {
@@ -99,7 +99,7 @@ void rnnfast_loop(const command *c, const context *x)
         m->body.run(&m->body, &inner);
         if (noted(&m->body, x))
             break;
-        going = m->next.area < 0 || *(const uint8_t *)address_of(x, m->next);
+        going = m->next.buffer < 0 || *(const uint8_t *)address_of(x, m->next);
     }
 }
 
@@ -320,7 +320,7 @@ static void order_row(const order_command *m, const char *x, char *values, char 
     const ptrdiff_t bytes = m->item == INTEGER_INT64 ? 8 : m->item == ORDER_FLOAT32 || m->item == INTEGER_INT32 ? 4 : 1;
     for (ptrdiff_t i = 0; i < m->k; i++) {
         *(int64_t *)(places + i * m->places_stride) = first[i].place;
-        if (m->values.area >= 0)
+        if (m->values.buffer >= 0)
             memcpy(values + i * m->values_stride, x + first[i].place * m->x_stride, (size_t)bytes);
     }
 }
@@ -341,7 +341,7 @@ void rnnfast_order(const command *c, const context *x)
 {
     const order_command *m = (const order_command *)c;
     char *places = address_of(x, m->places);
-    order_axes(m, 0, address_of(x, m->x), m->values.area < 0 ? places : address_of(x, m->values), places,
+    order_axes(m, 0, address_of(x, m->x), m->values.buffer < 0 ? places : address_of(x, m->values), places,
                address_of(x, m->memory));
 }
 

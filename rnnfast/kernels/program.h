@@ -1,4 +1,4 @@
-/* A native plan: commands one after the other, on values that lie in a few areas of memory.
+/* A native plan: commands one after the other, on values that lie in a few buffers of memory.
  *
  * A program is an array of words of pointer size. Each command is a struct whose fields are such words, the first two
  * of them a `command`: Python writes them one by one (rnnfast/onnx/compile/builder.py), and nobody checks them again.
@@ -11,18 +11,19 @@
 #include <stdint.h>
 
 enum { AXES = 6 };              /* most axes of a command */
-enum { MAX_AREAS = 64 };        /* constants, arena, inputs and outputs of a program */
+enum { MAX_BUFFERS = 64 };      /* most buffers of a program: constants, arena, inputs and outputs */
+enum { MAX_RANK = 16 };         /* most axes of a program's output */
 
 struct kernels;
 struct matrix;
 
 /* Areas: 0 the address space itself, for constants; 1 the arena; then the inputs and outputs of the call. */
 typedef struct {
-    ptrdiff_t area, offset;     /* offset in bytes */
+    ptrdiff_t buffer, offset;     /* offset in bytes */
 } location;
 
 typedef struct context {
-    char *const *areas;
+    char *const *buffers;
     const struct kernels *isa;
     int threads;
     int backwards;              /* the order of panels: alternates from call to call, decides no result */
@@ -37,7 +38,7 @@ typedef struct command {
 
 static inline void *address_of(const context *c, location p)
 {
-    return (void *)((uintptr_t)c->areas[p.area] + (uintptr_t)p.offset);
+    return (void *)((uintptr_t)c->buffers[p.buffer] + (uintptr_t)p.offset);
 }
 
 /* to[shape] = from[shape], by strides in bytes: items of 1, 2, 4 or 8 bytes. They do not overlap. */
@@ -155,7 +156,7 @@ typedef struct {
     ptrdiff_t code, to_item, item, axes, shape[AXES], to_stride[AXES], a_stride[AXES], b_stride[AXES];
 } integer_command;
 
-/* Of each row of n items the k that come first: values (or area -1) and their int64 places [..., k], by strides in
+/* Of each row of n items the k that come first: values (or buffer -1) and their int64 places [..., k], by strides in
  * bytes. Of equal ones that with the lower place comes first, or that with the higher one if `higher` and k = 1. NaN is
  * the largest value, but comes first if `nan_first`. `memory` has 4 n int64. Items are float32, or integers by the
  * INTEGER_* above. */
@@ -168,7 +169,7 @@ typedef struct {
     ptrdiff_t axes, shape[AXES], x_outer[AXES], values_outer[AXES], places_outer[AXES];
 } order_command;
 
-/* A program within: arrays at t * stride bytes from their places, where t is the iteration, are its areas from 2 on.
+/* A program within: arrays at t * stride bytes from their places, where t is the iteration, are its buffers from 2 on.
  * Then moves, of values that no command makes or that the next iteration takes, and checks: what the program noted at
  * `offset` of its arena, [whether, value], is noted at `status` too, unless something is. The lists follow the struct. */
 typedef struct {
@@ -191,8 +192,8 @@ typedef struct {
     const ptrdiff_t *program;
     ptrdiff_t words;
     location arena;
-    ptrdiff_t areas, moves, checks;
-    moving area[];
+    ptrdiff_t buffers, moves, checks;
+    moving buffer[];
 } call_command;
 
 /* One of the two commands that follow: the first where the condition, a truth value, holds. */

@@ -363,28 +363,28 @@ cdef void run_job(Job *j) noexcept nogil:
 cdef Py_ssize_t lay_out(Job *j, float *base) noexcept nogil:
     """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
     cdef Py_ssize_t at = 0
-    at = place(&j.dg, base, at, j.room * j.ldg)
-    at = place(&j.after, base, at, j.B * j.ldg)
-    at = place(&j.dgt, base, at, j.columns * j.ldt)
-    at = place(&j.packed_x, base, at, j.room * blocks_of(j.K) * BLOCK)
-    at = place(&j.packed_h, base, at, j.room * blocks_of(j.O) * BLOCK)
-    at = place(&j.dhs, base, at, j.room * j.O)
-    at = place(&j.dx_rows, base, at, j.room * j.K if j.order != NULL or j.add else 0)
-    at = place(&j.dh_in, base, at, j.B * j.padded)
-    at = place(&j.dcs, base, at, j.B * j.padded)
-    at = place(&j.zeros, base, at, j.widest)
+    at = carve(&j.dg, base, at, j.room * j.ldg)
+    at = carve(&j.after, base, at, j.B * j.ldg)
+    at = carve(&j.dgt, base, at, j.columns * j.ldt)
+    at = carve(&j.packed_x, base, at, j.room * blocks_of(j.K) * BLOCK)
+    at = carve(&j.packed_h, base, at, j.room * blocks_of(j.O) * BLOCK)
+    at = carve(&j.dhs, base, at, j.room * j.O)
+    at = carve(&j.dx_rows, base, at, j.room * j.K if j.order != NULL or j.add else 0)
+    at = carve(&j.dh_in, base, at, j.B * j.padded)
+    at = carve(&j.dcs, base, at, j.B * j.padded)
+    at = carve(&j.zeros, base, at, j.widest)
     if j.project != NULL or j.candidate != NULL:
-        at = place(&j.packed_u, base, at, j.room * blocks_of(j.H) * BLOCK)
-        at = place(&j.u, base, at, j.room * j.H)
+        at = carve(&j.packed_u, base, at, j.room * blocks_of(j.H) * BLOCK)
+        at = carve(&j.u, base, at, j.room * j.H)
     if j.project != NULL:
-        at = place(&j.dht, base, at, j.O * j.ldt)
-        at = place(&j.sums, base, at, j.O)
-    at = place(<float **>&j.at_x, base, at, 2 * j.room)
-    at = place(<float **>&j.at_h, base, at, 2 * j.room)
-    at = place(<float **>&j.at_y, base, at, 2 * j.room)
-    at = place(<float **>&j.at_dy, base, at, 2 * j.room)
-    at = place(<float **>&j.at_c, base, at, 2 * j.room)
-    return place(<float **>&j.at_dx, base, at, 2 * j.room)
+        at = carve(&j.dht, base, at, j.O * j.ldt)
+        at = carve(&j.sums, base, at, j.O)
+    at = carve(<float **>&j.at_x, base, at, 2 * j.room)
+    at = carve(<float **>&j.at_h, base, at, 2 * j.room)
+    at = carve(<float **>&j.at_y, base, at, 2 * j.room)
+    at = carve(<float **>&j.at_dy, base, at, 2 * j.room)
+    at = carve(<float **>&j.at_c, base, at, 2 * j.room)
+    return carve(<float **>&j.at_dx, base, at, 2 * j.room)
 
 
 cdef struct Jobs:
@@ -486,7 +486,7 @@ cdef class Tape:
             j.threads = threads
             j.by_rows = lens is None and B >= SHARED_ROWS * threads and q.d.r.m.k * columns <= SHARED_FLOATS
         size = lay_out(&jobs.each[D - 1], NULL)
-        cdef Buffer memory = borrow(D * size)
+        cdef AlignedFloats memory = borrow(D * size)
         for i in range(D):
             lay_out(&jobs.each[i], memory.p + i * size)
         with nogil:

@@ -21,12 +21,12 @@ cdef class Cell:
     cdef Direction d
     cdef unsigned turns         # calls: their parity is the order of the panels, on which no result depends
     cdef tuple matrices
-    cdef Buffer extra
+    cdef AlignedFloats extra
     cdef readonly str kind
     cdef readonly Py_ssize_t input_size, hidden_size, output_size
     cdef public object gradient
 
-cdef Buffer borrow(Py_ssize_t size)
-cdef void give_back(Buffer memory)
-cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil
+cdef AlignedFloats borrow(Py_ssize_t size)
+cdef void give_back(AlignedFloats memory)
+cdef Py_ssize_t carve(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil
 cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B)

@@ -32,17 +32,17 @@ cdef enum:
 cdef list spare = []
 
 
-cdef Buffer borrow(Py_ssize_t size):
+cdef AlignedFloats borrow(Py_ssize_t size):
     """A workspace of at least `size` floats: one that an earlier call gave back, if it is large enough."""
-    cdef Buffer memory
+    cdef AlignedFloats memory
     if spare:
         memory = spare.pop()
         if memory.size >= size:
             return memory
-    return Buffer(size)
+    return AlignedFloats(size)
 
 
-cdef void give_back(Buffer memory):
+cdef void give_back(AlignedFloats memory):
     if memory.size <= SPARE_FLOATS and len(spare) < SPARE_BUFFERS:
         spare.append(memory)
 
@@ -111,7 +111,7 @@ cdef class Cell:
         d.q.fused = (clip is None and P is None and not input_forget and
                      names in (("Tanh",), ("Relu",), ("Sigmoid", "Tanh"), ("Sigmoid", "Tanh", "Tanh")))
 
-        self.extra = Buffer(4 * padded)
+        self.extra = AlignedFloats(4 * padded)
         extra = np.zeros((4, padded), np.float32)
         extra[0, :H] = candidate_bias
         if P is not None:
@@ -228,7 +228,7 @@ cdef inline Py_ssize_t offset(const Batch *b, Py_ssize_t t, Py_ssize_t row, Py_s
     return t * of_t + row * of_b if b.starts == NULL else (b.starts[t] + row) * of_t
 
 
-cdef Py_ssize_t place(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
+cdef Py_ssize_t carve(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
     """The next part of a workspace; returns where the one behind it begins. Without a base it only counts."""
     part[0] = NULL if base == NULL else base + at
     return at + (size + BLOCK - 1) // BLOCK * BLOCK
@@ -249,16 +249,16 @@ cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base)
     rows = w.steps * b.B
     if in_one_pass(d, b):
         w.steps, rows = b.T, 0
-    at = place(&w.xg, base, at, rows * columns)
-    at = place(&w.xg_candidate, base, at, rows * candidate_columns)
-    at = place(&w.packed, base, at, rows * d.x.m.k if b.order != NULL else 0)
-    at = place(&w.h, base, at, 2 * b.B * d.O if b.order != NULL else 0)
-    at = place(&w.zeros, base, at, d.O)
-    at = place(&w.c, base, at, b.B * d.padded)
-    at = place(&w.z, base, at, b.B * d.padded if d.x_candidate != NULL else 0)
-    at = place(&w.rh, base, at, b.B * d.padded if d.x_candidate != NULL else 0)
-    at = place(&w.hr, base, at, b.B * columns if d.r.blas else 0)
-    return place(&w.unprojected, base, at, b.B * d.H if d.project != NULL else 0)
+    at = carve(&w.xg, base, at, rows * columns)
+    at = carve(&w.xg_candidate, base, at, rows * candidate_columns)
+    at = carve(&w.packed, base, at, rows * d.x.m.k if b.order != NULL else 0)
+    at = carve(&w.h, base, at, 2 * b.B * d.O if b.order != NULL else 0)
+    at = carve(&w.zeros, base, at, d.O)
+    at = carve(&w.c, base, at, b.B * d.padded)
+    at = carve(&w.z, base, at, b.B * d.padded if d.x_candidate != NULL else 0)
+    at = carve(&w.rh, base, at, b.B * d.padded if d.x_candidate != NULL else 0)
+    at = carve(&w.hr, base, at, b.B * columns if d.r.blas else 0)
+    return carve(&w.unprojected, base, at, b.B * d.H if d.project != NULL else 0)
 
 
 cdef struct States:
@@ -549,7 +549,7 @@ cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
     layer.backwards = q.turns & 1
     q.turns += 1
     layer.threads = share_out(layer, threads)
-    cdef Buffer memory = borrow(layer.D * layer.parts * layer.workspace)
+    cdef AlignedFloats memory = borrow(layer.D * layer.parts * layer.workspace)
     layer.memory = memory.p
     with nogil:
         mode = active.flush_denormals()
@@ -560,7 +560,7 @@ cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
 
 
 cdef struct recurrent_command:
-    # h0, c0, c, lens: area -1 where there is none; lens: int32 [B], those out of range noted in status, for `sorted`:
+    # h0, c0, c, lens: buffer -1 where there is none; lens: int32 [B], those out of range noted in status, for `sorted`:
     # 2 B + T words
     command head
     const Layer *layer
@@ -568,7 +568,7 @@ cdef struct recurrent_command:
 
 
 cdef float *placed(const context *x, location p) noexcept nogil:
-    return NULL if p.area < 0 else <float *>address_of(x, p)
+    return NULL if p.buffer < 0 else <float *>address_of(x, p)
 
 
 cdef void sort_rows(Batch *b, const int32_t *lens, int64_t *status, Py_ssize_t *memory) noexcept nogil:
@@ -607,7 +607,7 @@ cdef void sort_rows(Batch *b, const int32_t *lens, int64_t *status, Py_ssize_t *
 cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
     cdef const recurrent_command *m = <const recurrent_command *>head
     cdef Layer layer = m.layer[0]
-    if m.lens.area >= 0:
+    if m.lens.buffer >= 0:
         layer.b.order = NULL
         sort_rows(&layer.b, <const int32_t *>address_of(x, m.lens), <int64_t *>address_of(x, m.status),
                   <Py_ssize_t *>address_of(x, m.sorted))

@@ -104,10 +104,10 @@ cdef extern from "kernels.h" nogil:
 
 cdef extern from "program.h" nogil:
     ctypedef struct location:
-        Py_ssize_t area, offset
+        Py_ssize_t buffer, offset
 
     ctypedef struct context:
-        char **areas
+        char **buffers
         const kernels *isa
         int threads, backwards
         Py_ssize_t iteration
@@ -141,7 +141,7 @@ cdef enum:
 
 cdef const kernels *active      # the instruction set in use
 
-cdef class Buffer:
+cdef class AlignedFloats:
     cdef float *p
     cdef readonly Py_ssize_t size
 
@@ -156,7 +156,7 @@ cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil
 
 cdef class Matrix:
     cdef weights w
-    cdef Buffer weight, bias
+    cdef AlignedFloats weight, bias
     cdef readonly Py_ssize_t K, N
 
 cdef object readable(a)

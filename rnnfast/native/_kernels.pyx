@@ -134,7 +134,7 @@ cdef void team_close(team *t) noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------- memory
-cdef class Buffer:
+cdef class AlignedFloats:
     """Floats from a cache line on, with room for one block read past the end."""
     def __cinit__(self, size):
         self.p = NULL
@@ -281,8 +281,8 @@ cdef class Matrix:
         self.w.m.units = self.N // gates
         self.w.m.blocks = gates * blocks_of(self.w.m.units)
         self.w.m.panel = 3 if gates == 3 else 4
-        self.weight = Buffer(self.K * self.w.m.blocks * BLOCK)
-        self.bias = Buffer(self.w.m.blocks * BLOCK)
+        self.weight = AlignedFloats(self.K * self.w.m.blocks * BLOCK)
+        self.bias = AlignedFloats(self.w.m.blocks * BLOCK)
         memset(self.bias.p, 0, self.bias.size * sizeof(float))
         cdef matrix row = self.w.m
         row.k = 1

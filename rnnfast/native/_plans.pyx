@@ -8,12 +8,12 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnfast.errors import located
+from rnnfast.errors import with_location
 from rnnfast.native._arrays import pattern
 from rnnfast.native._engine import recurrent
 
 from rnnfast.native._arrays cimport nbytes_of, same_type, same_values
-from rnnfast.native._programs cimport Segment
+from rnnfast.native._programs cimport NativeProgram
 
 cnp.import_array()
 
@@ -61,36 +61,36 @@ cdef object own(value, set taken):
 cdef class Plan:
     """Steps on a list of values, for inputs of one set of types and shapes: immutable, run by many threads at once.
 
-    args: inputs like those that it takes. template: the values before a run (what is known, None for the rest; inputs
-    come first, then the call's Budget). steps: (callable, the places of its inputs, the places of its outputs, those of
-    them that may be large, the places of values that no later step needs, where it stands in the file). outputs: their
-    places. budget: makes a call's Budget, None if no step needs one. folded: the Folded of what the template keeps.
-    pinned: the inputs whose values it takes only as they are in `args`. bare: the steps as they were before any of them
+    args: inputs like those that it takes. initial_values: the values before a run (what is known, None for the rest; inputs
+    come first, then the call's Budget). steps: (callable, the slots of its inputs, the slots of its outputs, those of
+    them that may be large, the slots of values that no later step needs, where it stands in the file). outputs: their
+    slots. budget: makes a call's Budget, None if no step needs one. folded: the Folded of what the initial_values keeps.
+    pinned: the inputs whose values it takes only as they are in `args`. unmetered_steps: the steps as they were before any of them
     got a meter. results: arrays like the outputs, if their types and shapes follow from those of the inputs, else None.
     """
     cdef tuple inputs
     cdef readonly tuple pinned
-    cdef readonly list template
+    cdef readonly list initial_values
     cdef list rest
-    cdef readonly tuple steps, outputs, bare, results
+    cdef readonly tuple steps, outputs, unmetered_steps, results
     cdef object budget, folded
     cdef readonly bint native, fresh, compiled
-    cdef Segment whole          # the only step, of arguments in their order, or None
+    cdef NativeProgram whole          # the only step, of arguments in their order, or None
     cdef tuple order            # of its results that are the outputs
 
-    def __init__(self, args, list template, tuple steps, tuple outputs, budget, folded, pinned, bare, results):
-        self.inputs, self.bare, self.results = tuple(map(pattern, args)), bare, results
+    def __init__(self, args, list initial_values, tuple steps, tuple outputs, budget, folded, pinned, unmetered_steps, results):
+        self.inputs, self.unmetered_steps, self.results = tuple(map(pattern, args)), unmetered_steps, results
         self.pinned = tuple([(i, np.array(args[i])) for i in pinned])
-        self.rest = template[len(args):]
-        self.template, self.steps, self.outputs, self.budget, self.folded = template, steps, outputs, budget, folded
-        native = [step for step in steps if type(step[0]) in (Recurrent, Segment)]
-        self.compiled = any([type(step[0]) is Segment for step in steps])
+        self.rest = initial_values[len(args):]
+        self.initial_values, self.steps, self.outputs, self.budget, self.folded = initial_values, steps, outputs, budget, folded
+        native = [step for step in steps if type(step[0]) in (RecurrentStep, NativeProgram)]
+        self.compiled = any([type(step[0]) is NativeProgram for step in steps])
         self.whole = None
-        if len(steps) == 1 and type(steps[0][0]) is Segment and budget is None:
+        if len(steps) == 1 and type(steps[0][0]) is NativeProgram and budget is None:
             if max(steps[0][1], default=0) < len(args) and set(outputs) <= set(steps[0][2]):
                 self.whole = steps[0][0]
-                self.order = tuple([steps[0][2].index(place) for place in outputs])
-        made = {place for _, _, places, *_ in native for place in places}
+                self.order = tuple([steps[0][2].index(slot) for slot in outputs])
+        made = {slot for _, _, slots, *_ in native for slot in slots}
         self.native = len(native) == len(steps)
         self.fresh = made.issuperset(outputs) and len(set(outputs)) == len(outputs)
 
@@ -98,8 +98,8 @@ cdef class Plan:
     def nbytes(self):
         """Of the results of all steps, intermediate ones of native steps included; None where that is not known."""
         total = 0
-        for step in self.bare:
-            if type(step.run) is Segment:
+        for step in self.unmetered_steps:
+            if type(step.run) is NativeProgram:
                 total += step.run.nbytes
             elif step.results:
                 total += sum([nbytes_of(v.shape, v.dtype) for v in step.results if v is not None])
@@ -141,17 +141,17 @@ cdef class Plan:
                 result = run(*gathered(values, inputs))
                 if type(result) is tuple:
                     for i in range(min(len(outputs), len(<tuple>result))):
-                        values[place(outputs, i)] = (<tuple>result)[i]
+                        values[slot(outputs, i)] = (<tuple>result)[i]
                 else:
-                    values[place(outputs, 0)] = result
+                    values[slot(outputs, 0)] = result
                 if budget is not None:
                     for i in range(len(large)):
-                        budget.count(values[place(large, i)])
+                        budget.count(values[slot(large, i)])
                 for i in range(len(released)):
-                    values[place(released, i)] = None
+                    values[slot(released, i)] = None
         except Exception as e:
-            raise located(e, where) from e
-        return [values[place(self.outputs, i)] for i in range(len(self.outputs))]
+            raise with_location(e, where) from e
+        return [values[slot(self.outputs, i)] for i in range(len(self.outputs))]
 
     cdef list run(self, list args):
         """The outputs as arrays of their own."""
@@ -162,8 +162,8 @@ cdef class Plan:
             try:
                 results = self.whole.run(gathered(args, (<tuple>self.steps[0])[1]))
             except Exception as e:
-                raise located(e, (<tuple>self.steps[0])[5]) from e
-            return [results[place(self.order, i)] for i in range(len(self.order))]
+                raise with_location(e, (<tuple>self.steps[0])[5]) from e
+            return [results[slot(self.order, i)] for i in range(len(self.order))]
         if self.native:
             outputs = self.shared(args)
         else:
@@ -172,15 +172,15 @@ cdef class Plan:
         return outputs if self.fresh else separate(outputs, args)
 
 
-cdef inline Py_ssize_t place(tuple places, Py_ssize_t i) except -1:
-    return places[i]
+cdef inline Py_ssize_t slot(tuple slots, Py_ssize_t i) except -1:
+    return slots[i]
 
 
-cdef tuple gathered(list values, tuple places):
-    cdef tuple args = PyTuple_New(len(places))
+cdef tuple gathered(list values, tuple slots):
+    cdef tuple args = PyTuple_New(len(slots))
     cdef Py_ssize_t i
-    for i in range(len(places)):
-        value = values[place(places, i)]
+    for i in range(len(slots)):
+        value = values[slot(slots, i)]
         Py_INCREF(value)
         PyTuple_SET_ITEM(args, i, value)
     return args
@@ -240,7 +240,7 @@ cdef class Plans:
 
 
 # ---------------------------------------------------------------------------------------------- steps
-cdef class Recurrent:
+cdef class RecurrentStep:
     """A recurrent node with layout 0 on packed weights, for inputs whose types and shapes were checked: Y, Y_h[, Y_c].
 
     cells, reverse: the engine's. absent_h, absent_c: take no such state. check_lengths(sequence_lens, T, rows) raises

@@ -6,13 +6,10 @@ from rnnfast.native._kernels cimport *
 
 cdef extern from "program.h" nogil:
     enum:
-        MAX_AREAS               # of a segment: constants, arena, inputs, outputs
-
-cdef enum:
-    MAX_RANK = 16               # of an output
+        AXES, MAX_BUFFERS, MAX_RANK
 
 
-cdef class Segment:
+cdef class NativeProgram:
     cdef readonly Py_ssize_t arena, live
     cdef readonly tuple inputs, outputs, notes, checks
     cdef object arrays                              # whose memory the next two are
@@ -26,16 +23,16 @@ cdef class Segment:
     cdef int turn
     cdef readonly int threads
     cdef Py_ssize_t n_outputs
-    cdef int[MAX_AREAS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
-    cdef cnp.npy_intp[MAX_AREAS * MAX_RANK] shapes
+    cdef int[MAX_BUFFERS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
+    cdef cnp.npy_intp[MAX_BUFFERS * MAX_RANK] shapes
 
     cdef tuple run(self, tuple args)
-    cdef tuple prepare(self, context *x, char **areas, int64_t *iterations, Buffer memory, tuple args)
+    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, AlignedFloats memory, tuple args)
     cdef object new_output(self, Py_ssize_t i)
     cdef bint failed(self, const char *arena) noexcept nogil
     cdef int check(self, const char *arena) except -1
-    cdef Buffer borrow(self)
-    cdef void give_back(self, Buffer memory)
+    cdef AlignedFloats borrow(self)
+    cdef void give_back(self, AlignedFloats memory)
 
 # rnnfast_execute for other extensions, which are not linked with it
 cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from rnnfast.errors import LimitError, located
+from rnnfast.errors import LimitError, with_location
 from rnnfast.native._engine import Prepared
 
 from rnnfast.native._arrays cimport nbytes_of
@@ -34,7 +34,7 @@ cdef extern from "program.h" nogil:
     void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
 cdef enum:
-    SPARE_ARENAS = 8            # kept of each segment for later calls
+    SPARE_ARENAS = 8            # kept of each program for later calls
     ROW_AXES = 3
 
 
@@ -157,6 +157,9 @@ cdef void run_convolved(const command *c, const context *x) noexcept nogil:
     convolve(first, <const command *>(<const Py_ssize_t *>first + first.words), x)
 
 
+# The limits of program.h, for what builds programs: axes of a command, buffers of a program, axes of an output.
+LIMITS = {"axes": AXES, "buffers": MAX_BUFFERS, "rank": MAX_RANK}
+
 COMMANDS = {
     "multiply": <size_t>&run_multiply,
     "copy": <size_t>&rnnfast_copy,
@@ -187,7 +190,7 @@ cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x)
     rnnfast_execute(words, n_words, x)
 
 
-cdef class Segment:
+cdef class NativeProgram:
     """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
 
     program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
@@ -205,7 +208,7 @@ cdef class Segment:
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.spare = []
-        if 2 + len(self.inputs) + len(self.outputs) > MAX_AREAS:
+        if 2 + len(self.inputs) + len(self.outputs) > MAX_BUFFERS:
             raise LimitError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs of a native step")
         self.n_outputs = len(self.outputs)
         for i, (shape, dtype) in enumerate(self.outputs):
@@ -230,15 +233,15 @@ cdef class Segment:
     def times(self, *args, Py_ssize_t rounds=100):
         """The least nanoseconds that each command took in so many whole runs, as a list beside `notes`."""
         cdef context x
-        cdef char *areas[MAX_AREAS]
+        cdef char *buffers[MAX_BUFFERS]
         cdef int64_t iterations
-        cdef Buffer memory = self.borrow()
+        cdef AlignedFloats memory = self.borrow()
         cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
         cdef int64_t *of_command = <int64_t *>cnp.PyArray_DATA(least)
         cdef Py_ssize_t i
         cdef unsigned mode
         args = tuple([np.require(value, requirements=("C", "A")) for value in args])
-        results = self.prepare(&x, areas, &iterations, memory, args)
+        results = self.prepare(&x, buffers, &iterations, memory, args)
         with nogil:
             mode = active.flush_denormals()
             for i in range(rounds):
@@ -249,18 +252,18 @@ cdef class Segment:
         return least.tolist()
 
     cdef tuple run(self, tuple args):
-        cdef char *areas[MAX_AREAS]
+        cdef char *buffers[MAX_BUFFERS]
         cdef context x
         cdef Py_ssize_t i
         cdef unsigned mode
         cdef int64_t iterations = self.iterations
-        cdef Buffer memory
+        cdef AlignedFloats memory
         for i in range(len(args)):
             if not cnp.PyArray_ISCARRAY_RO(args[i]):
                 args = tuple([np.require(value, requirements=("C", "A")) for value in args])
                 break
         memory = self.borrow()
-        cdef tuple results = self.prepare(&x, areas, &iterations, memory, args)
+        cdef tuple results = self.prepare(&x, buffers, &iterations, memory, args)
         with nogil:
             mode = active.flush_denormals()
             rnnfast_execute(self.words, self.n_words, &x)
@@ -270,19 +273,19 @@ cdef class Segment:
         self.give_back(memory)
         return results
 
-    cdef tuple prepare(self, context *x, char **areas, int64_t *iterations, Buffer memory, tuple args):
+    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, AlignedFloats memory, tuple args):
         """New outputs, and in x all that a run needs."""
         cdef Py_ssize_t i, n = len(args)
         cdef tuple results = PyTuple_New(self.n_outputs)
-        areas[0], areas[1] = NULL, <char *>memory.p
+        buffers[0], buffers[1] = NULL, <char *>memory.p
         for i in range(n):
-            areas[2 + i] = <char *>cnp.PyArray_DATA(args[i])
+            buffers[2 + i] = <char *>cnp.PyArray_DATA(args[i])
         for i in range(self.n_outputs):
             value = self.new_output(i)
             Py_INCREF(value)
             PyTuple_SET_ITEM(results, i, value)
-            areas[2 + n + i] = <char *>cnp.PyArray_DATA(value)
-        x.areas, x.isa, x.iteration, x.iterations = areas, active, 0, iterations
+            buffers[2 + n + i] = <char *>cnp.PyArray_DATA(value)
+        x.buffers, x.isa, x.iteration, x.iterations = buffers, active, 0, iterations
         x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
         x.backwards = self.turn
         self.turn ^= 1
@@ -306,14 +309,14 @@ cdef class Segment:
         for offset, error, message, where in self.checks:
             status = <const int64_t *>(arena + offset)
             if status[0]:
-                raise located(error(message.format(status[1])), where)
+                raise with_location(error(message.format(status[1])), where)
         return 0
 
-    cdef Buffer borrow(self):
+    cdef AlignedFloats borrow(self):
         if self.spare:
             return self.spare.pop()
-        return Buffer((self.arena + 3) // 4)
+        return AlignedFloats((self.arena + 3) // 4)
 
-    cdef void give_back(self, Buffer memory):
+    cdef void give_back(self, AlignedFloats memory):
         if len(self.spare) < SPARE_ARENAS:
             self.spare.append(memory)

@@ -1,4 +1,5 @@
 """The activation functions of recurrent cells, by ONNX's names, and the alpha and beta that each takes."""
+
 import math
 import numbers
 
@@ -58,7 +59,7 @@ def as_tuple(values, name):
             raise TypeError
         return tuple(values)
     except TypeError:
-        raise InputTypeError(f"{name}: {values!r} came, expected a list") from None
+        raise InputTypeError(f"{name}: got {values!r}, expected a list") from None
 
 
 def _canonical(name):

@@ -3,6 +3,7 @@
 RNNFAST_NUM_THREADS is the number of threads of calls and layers that do not name one (else 1), and the most that any
 of them gets. The CPU quota of the process's cgroups (version 1 and 2) and the CPUs that it may run on bound it too.
 """
+
 import numbers
 import os
 
@@ -62,7 +63,7 @@ def quota(root="/"):
 
 def _groups(root):
     """(folder, function that reads its quota) of each cgroup that this process is in, and of those above them."""
-    paths = {}                      # "" for version 2, else the name of a controller -> the path of the group
+    paths = {}  # "" for version 2, else the name of a controller -> the path of the group
     for line in _lines(root, "/proc/self/cgroup"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -82,7 +83,7 @@ def _groups(root):
             continue
         top, point = (_unescape(field).rstrip("/") for field in mount[3:5])
         # A container may see its own group mounted as the top, and may not see where it is in the host's tree.
-        below = path[len(top):] if path == top or path.startswith(f"{top}/") else ""
+        below = path[len(top) :] if path == top or path.startswith(f"{top}/") else ""
         names = [name for name in below.split("/") if name]
         if ".." in names:
             names = []

@@ -1,4 +1,5 @@
 """Layers with torch's names, arguments, shapes and state dicts, for float32 NumPy arrays."""
+
 from rnnfast.nn.activation import ELU, Hardsigmoid, LeakyReLU, ReLU, Sigmoid, Softplus, Softsign, Tanh
 from rnnfast.nn.attention import Attention
 from rnnfast.nn.dropout import Dropout
@@ -9,6 +10,29 @@ from rnnfast.nn.packed import PackedSequence, pack_padded_sequence, pack_sequenc
 from rnnfast.nn.recurrent import GRU, LSTM, RNN
 from rnnfast.nn.seq2seq import Seq2Seq
 
-__all__ = ["Attention", "Dropout", "ELU", "Embedding", "GRU", "Hardsigmoid", "LSTM", "LayerNorm", "LeakyReLU", "Linear",
-           "Module", "PackedSequence", "RNN", "ReLU", "Seq2Seq", "Sequential", "Sigmoid", "Softplus", "Softsign",
-           "Tanh", "pack_padded_sequence", "pack_sequence", "pad_packed_sequence", "unpack_sequence"]
+__all__ = [
+    "Attention",
+    "Dropout",
+    "ELU",
+    "Embedding",
+    "GRU",
+    "Hardsigmoid",
+    "LSTM",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "Module",
+    "PackedSequence",
+    "RNN",
+    "ReLU",
+    "Seq2Seq",
+    "Sequential",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "unpack_sequence",
+]

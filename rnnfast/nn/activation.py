@@ -1,10 +1,11 @@
 """Activation functions as layers with torch's names and arguments."""
+
 import numpy as np
 
 from rnnfast.native import _kernels
 from rnnfast.native.cell_activations import as_activation, resolve
 from rnnfast.nn.checks import as_input
-from rnnfast.nn.module import Module, Row
+from rnnfast.nn.module import Module, SummaryRow
 
 
 class Activation(Module):
@@ -30,12 +31,13 @@ class Activation(Module):
     def derivative(self, value):
         """dy/dx"""
 
-    def rows(self, shape=None):
-        return [Row(repr(self), shape or ("...",), 0, 0, 0)]
+    def summary_rows(self, shape=None):
+        return [SummaryRow(repr(self), shape or ("...",), 0, 0, 0)]
 
 
 class ReLU(Activation):
     """max(x, 0)"""
+
     function = resolve(["Relu"])[0]
     by_output = True
 
@@ -45,6 +47,7 @@ class ReLU(Activation):
 
 class Tanh(Activation):
     """tanh(x)"""
+
     function = resolve(["Tanh"])[0]
     by_output = True
 
@@ -54,6 +57,7 @@ class Tanh(Activation):
 
 class Sigmoid(Activation):
     """1 / (1 + exp(-x))"""
+
     function = resolve(["Sigmoid"])[0]
     by_output = True
 
@@ -63,6 +67,7 @@ class Sigmoid(Activation):
 
 class Softplus(Activation):
     """log(1 + exp(x))"""
+
     function = resolve(["Softplus"])[0]
     by_output = True
 
@@ -72,6 +77,7 @@ class Softplus(Activation):
 
 class Softsign(Activation):
     """x / (1 + |x|)"""
+
     function = resolve(["Softsign"])[0]
 
     def derivative(self, x):
@@ -80,6 +86,7 @@ class Softsign(Activation):
 
 class Hardsigmoid(Activation):
     """min(max(x / 6 + 1 / 2, 0), 1)"""
+
     function = as_activation(("HardSigmoid", 1 / 6, 0.5))
     by_output = True
 

@@ -1,12 +1,21 @@
 """Attention: what of a memory belongs to a query."""
+
 import numpy as np
 
-from rnnfast.native import _kernels
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.nn.checks import (as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul, check_shape,
-                     check_size)
+from rnnfast.native import _kernels
+from rnnfast.nn.checks import (
+    as_generator,
+    as_input,
+    check_choice,
+    check_flag,
+    check_lengths,
+    check_matmul,
+    check_shape,
+    check_size,
+)
 from rnnfast.nn.linear import Linear
-from rnnfast.nn.module import Container, Row, Saved, joined
+from rnnfast.nn.module import Container, Saved, SummaryRow, joined
 
 SCORES = ("dot", "additive")
 
@@ -70,8 +79,11 @@ class Attention(Container):
         if not training:
             return context, weights, None
         nbytes = sum(a.nbytes for a, given in ((keys, memory), (queries, query)) if a is not given)
-        return context, weights, Saved((queries, keys, memory, weights, lengths, of_query, of_key, self._v()),
-                                       context.shape, nbytes)
+        return (
+            context,
+            weights,
+            Saved((queries, keys, memory, weights, lengths, of_query, of_key, self._v()), context.shape, nbytes),
+        )
 
     def backward(self, dcontext, saved):
         """-> dquery, dmemory, dweights: the gradients of the query, of the memory and, by name, of the parameters."""
@@ -88,7 +100,7 @@ class Attention(Container):
             else:
                 hidden = self._hidden(q, k)
                 dv += dscores.ravel() @ hidden.reshape(dscores.size, len(v))
-                np.subtract(1, hidden * hidden, out=hidden)         # now the derivative of tanh
+                np.subtract(1, hidden * hidden, out=hidden)  # now the derivative of tanh
                 hidden *= v
                 hidden *= dscores[..., None]
                 dqueries[b, :m], dkeys[b, :n] = hidden.sum(1), hidden.sum(0)
@@ -129,16 +141,16 @@ class Attention(Container):
 
     def _checked_gradient(self, dcontext, saved):
         if not isinstance(saved, Saved):
-            raise InputTypeError(f"saved: a {type(saved).__name__} came, expected what forward(training=True) returned")
+            raise InputTypeError(f"saved: got a {type(saved).__name__}, expected what forward(training=True) returned")
         dcontext = as_input(dcontext, "dcontext")
         check_shape(dcontext, saved.shape, "dcontext", "that of context")
         return dcontext
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         shape = (shape or ("B", "T", self.query_size))[:-1]
         parameters = {name: layer.shapes()["weight"] for name, layer in self._layers.items()}
         count = sum(a * b for a, b in parameters.values())
-        return [Row(repr(self), (*shape, self.memory_size), count, 2 * count, 4 * count)]
+        return [SummaryRow(repr(self), (*shape, self.memory_size), count, 2 * count, 4 * count)]
 
 
 def _lengths(lengths, x):

@@ -1,4 +1,5 @@
 """What callers hand to layers, checked once: the errors name the argument, what came and what was expected."""
+
 import contextlib
 import math
 import numbers
@@ -6,8 +7,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from rnnfast.native import _kernels
 from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
+from rnnfast.native import _kernels
 
 MAX_LAYERS = 1024
 """Recurrent layers in one stack."""

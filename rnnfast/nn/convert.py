@@ -2,6 +2,7 @@
 
 Each stacks the gates along one axis, in its own order; the tables below are all that differs. Layers keep torch's.
 """
+
 import numpy as np
 
 from rnnfast.errors import InputTypeError, ModelError
@@ -31,6 +32,7 @@ def suffix(layer, direction):
 
 def to_onnx(kind, parameters, end):
     """Arguments W, R, B, P and projection of `_engine.Cell` from torch-named parameters that end in `end`."""
+
     def gates(name, order=GATES[kind]):
         array = parameters.get(f"{name}_{end}")
         return None if array is None else reorder(array, order["torch"], order["onnx"])
@@ -84,12 +86,14 @@ def from_keras(kind, weights, *, two_biases=False):
     two_biases: the bias is [2, 3 * units], as a GRU with reset_after has it.
     """
     if not isinstance(weights, (list, tuple)):
-        raise InputTypeError(f"weights: a {type(weights).__name__} came, expected a list of arrays")
+        raise InputTypeError(f"weights: got a {type(weights).__name__}, expected a list of arrays")
     if len(weights) not in (2, 3, 4, 6):
-        raise ModelError(f"weights: {len(weights)} arrays came, expected kernel, recurrent_kernel and, if used, bias; "
-                         "twice these for a Bidirectional")
+        raise ModelError(
+            f"weights: got {len(weights)} arrays, expected kernel, recurrent_kernel and, if used, bias; "
+            "twice these for a Bidirectional"
+        )
     directions = 1 if len(weights) < 4 else 2
-    names = ["kernel", "recurrent_kernel", "bias"][:len(weights) // directions]
+    names = ["kernel", "recurrent_kernel", "bias"][: len(weights) // directions]
     prefixes = [""] if directions == 1 else ["forward ", "backward "]
     labels = [prefix + name for prefix in prefixes for name in names]
     arrays = [as_weight(a, label) for a, label in zip(weights, labels, strict=True)]

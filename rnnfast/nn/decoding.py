@@ -4,6 +4,7 @@ A model here has two methods, as Seq2Seq and Exported have them:
     encode(source [B, S], lengths [B]) -> memory: a tuple of arrays [B, S, ...], state: one of arrays [layers, B, size]
     step(tokens [B], state, memory, lengths) -> logits [B, V], state, attention [B, S]
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from rnnfast.nn.checks import as_array, check_lengths, check_size
 
 class Decoded(NamedTuple):
     """What was written for each source."""
+
     tokens: np.ndarray
     """[B, N] int64, without the end token; past a row's length the end token."""
     lengths: np.ndarray
@@ -36,9 +38,9 @@ class Exported:
         feed = {"source": np.asarray(source, np.int64), "lengths": np.asarray(lengths, np.int32)}
         for output, value in zip(self._encoder.get_outputs(), self._encoder.run(None, feed), strict=True):
             if output.name in ("memory", "keys"):
-                memory += value,
+                memory += (value,)
             else:
-                state += value,
+                state += (value,)
         return memory, state
 
     def step(self, tokens, state, memory, lengths):
@@ -81,8 +83,19 @@ def beam(model, source, lengths=None, *, start, end, max_steps=100, width=4):
     source, lengths = _checked(source, lengths, start, end, max_steps)
     width = check_size(width, "width")
     memory, state = model.encode(source, lengths)
-    found = [_beam(model, tuple(m[b:b + 1, :max(n, 1)] for m in memory), tuple(s[:, b:b + 1] for s in state),
-                   lengths[b:b + 1], start, end, max_steps, width) for b, n in enumerate(lengths)]
+    found = [
+        _beam(
+            model,
+            tuple(m[b : b + 1, : max(n, 1)] for m in memory),
+            tuple(s[:, b : b + 1] for s in state),
+            lengths[b : b + 1],
+            start,
+            end,
+            max_steps,
+            width,
+        )
+        for b, n in enumerate(lengths)
+    ]
     return _decoded(found, source.shape[1], end)
 
 
@@ -91,8 +104,9 @@ def _beam(model, memory, state, lengths, start, end, max_steps, width):
     live, ended, tokens = [_Hypothesis()], [], np.array([start])
     for _ in range(max_steps):
         count = len(live)
-        logits, state, attention = model.step(tokens, state, tuple(np.repeat(m, count, axis=0) for m in memory),
-                                              np.repeat(lengths, count))
+        logits, state, attention = model.step(
+            tokens, state, tuple(np.repeat(m, count, axis=0) for m in memory), np.repeat(lengths, count)
+        )
         likely = _log_probabilities(logits, end)
         totals = (likely + np.array([h.total for h in live])[:, None]).ravel()
         best = np.argsort(-totals, kind="stable")[:width]
@@ -111,6 +125,7 @@ def _beam(model, memory, state, lengths, start, end, max_steps, width):
 
 class _Hypothesis(NamedTuple):
     """Tokens and their attention, and the sum of their log-probabilities."""
+
     tokens: tuple = ()
     attention: tuple = ()
     total: float = 0.0
@@ -130,9 +145,9 @@ def _decoded(found, positions, end):
     tokens = np.full((len(found), steps), end, np.int64)
     attention = np.zeros((len(found), steps, positions), np.float32)
     for b, (h, of_row) in enumerate(zip(found, written, strict=True)):
-        tokens[b, :len(of_row)] = of_row
+        tokens[b, : len(of_row)] = of_row
         for t in range(len(of_row)):
-            attention[b, t, :len(h.attention[t])] = h.attention[t]
+            attention[b, t, : len(h.attention[t])] = h.attention[t]
     return Decoded(tokens, lengths, np.array([h.score for h in found], np.float32), attention)
 
 

@@ -1,8 +1,9 @@
 """Dropout: nothing in inference, zeros at random in training."""
+
 import numpy as np
 
 from rnnfast.nn.checks import as_generator, as_input, check_number
-from rnnfast.nn.module import Module, Row
+from rnnfast.nn.module import Module, SummaryRow
 
 
 class Dropout(Module):
@@ -23,8 +24,8 @@ class Dropout(Module):
     def _backward(self, dy, kept):
         return drop(dy, kept, self.p), {}
 
-    def rows(self, shape=None):
-        return [Row(repr(self), shape or ("...",), 0, 0, 0)]
+    def summary_rows(self, shape=None):
+        return [SummaryRow(repr(self), shape or ("...",), 0, 0, 0)]
 
 
 def draw(shape, p, rng):

@@ -1,10 +1,11 @@
 """Layers that are one product or one look-up."""
+
 import numpy as np
 
-from rnnfast.native import _kernels
 from rnnfast.errors import InputError, InputTypeError
+from rnnfast.native import _kernels
 from rnnfast.nn.checks import as_array, as_input, check_flag, check_matmul, check_size, check_weights
-from rnnfast.nn.module import Module, Row
+from rnnfast.nn.module import Module, SummaryRow
 
 
 class Linear(Module):
@@ -57,11 +58,11 @@ class Linear(Module):
         back = _kernels.Matrix(weight, matmul=self.matmul)
         return back.multiply(rows, threads=self._threads).reshape(x.shape), dweights
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         weights = self.in_features * self.out_features
         parameters = weights + self.bias * self.out_features
         output = (*(shape or ("...", self.in_features))[:-1], self.out_features)
-        return [Row(repr(self), output, parameters, 2 * weights, 4 * parameters)]
+        return [SummaryRow(repr(self), output, parameters, 2 * weights, 4 * parameters)]
 
 
 class Embedding(Module):
@@ -118,9 +119,11 @@ class Embedding(Module):
             dweight[self.padding_idx] = 0
         return None, {"weight": dweight}
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         parameters = self.num_embeddings * self.embedding_dim
-        return [Row(repr(self), (*(shape or ("...",)), self.embedding_dim), parameters, 0, 4 * self.embedding_dim)]
+        return [
+            SummaryRow(repr(self), (*(shape or ("...",)), self.embedding_dim), parameters, 0, 4 * self.embedding_dim)
+        ]
 
 
 def uniform(shapes, bound, rng):

@@ -1,4 +1,5 @@
 """What all layers share: named parameters, state dicts, forward and backward, and the summary."""
+
 import inspect
 import threading
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from rnnfast.streaming.layer_stream import LayerStream
 _INITIALIZING = threading.Lock()
 
 
-class Row(NamedTuple):
+class SummaryRow(NamedTuple):
     """One line of a summary; `flops` and `bytes` are those of one step of one row (one time step at batch 1)."""
+
     layer: str
     output: tuple
     parameters: int
@@ -26,6 +28,7 @@ class Row(NamedTuple):
 
 class Saved(NamedTuple):
     """What a layer without a state, or a Sequential, keeps for `backward`: a value, which holds x and y themselves."""
+
     values: tuple
     shape: tuple
     """Shape of y."""
@@ -60,18 +63,21 @@ class Module:
         loaded then.
         """
         if not isinstance(state_dict, Mapping):
-            raise InputTypeError(f"state_dict: a {type(state_dict).__name__} came, expected a mapping of name to array")
+            raise InputTypeError(f"state_dict: got a {type(state_dict).__name__}, expected a mapping of name to array")
         shapes = self.shapes()
         missing = [name for name in shapes if name not in state_dict]
         unexpected = [str(name) for name in state_dict if name not in shapes]
         if missing or unexpected:
-            raise ModelError(f"state_dict of {self!r}: missing {', '.join(missing) or 'nothing'}, "
-                             f"unexpected {', '.join(unexpected) or 'nothing'}")
+            raise ModelError(
+                f"state_dict of {self!r}: missing {', '.join(missing) or 'nothing'}, "
+                f"unexpected {', '.join(unexpected) or 'nothing'}"
+            )
         parameters = {name: as_weight(state_dict[name], name) for name in shapes}
         for name, shape in shapes.items():
             if parameters[name].shape != shape:
-                raise ModelError(f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, "
-                                 f"expected {list(shape)}")
+                raise ModelError(
+                    f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, expected {list(shape)}"
+                )
         self._replace(self._prepare(parameters))
 
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
@@ -106,22 +112,25 @@ class Module:
     def fit(self, x, y, **options):
         """Train this network -> History; `rnnfast.train.fit` says what it takes."""
         from rnnfast.train import fit
+
         return fit(self, x, y, **options)
 
     def evaluate(self, x, y, **options):
         """-> {"loss": ..., and each metric}; `rnnfast.train.evaluate` says what it takes."""
         from rnnfast.train import evaluate
+
         return evaluate(self, x, y, **options)
 
     def predict(self, x, **options):
         """The outputs for all examples, batch by batch; `rnnfast.train.predict` says what it takes."""
         from rnnfast.train import predict
+
         return predict(self, x, **options)
 
     def _checked(self, dy, saved):
         """dy as an array."""
         if not isinstance(saved, Saved):
-            raise InputTypeError(f"saved: a {type(saved).__name__} came, expected what forward(training=True) returned")
+            raise InputTypeError(f"saved: got a {type(saved).__name__}, expected what forward(training=True) returned")
         if dy is None:
             return np.zeros(saved.shape, np.float32)
         dy = as_input(dy, "dy")
@@ -140,11 +149,12 @@ class Module:
         """Write an ONNX file, which `rnnfast.load` and other engines run: `rnnfast.export.layers.export` says what its
         inputs and outputs are."""
         from rnnfast.export.layers import export
+
         export(self, path, lengths=lengths, states=states, rank=rank)
 
     def _output(self, x, lengths):
         """What the next layer of a Sequential gets."""
-        if is_packed(x):        # all but recurrent layers take rows, whatever step they are of
+        if is_packed(x):  # all but recurrent layers take rows, whatever step they are of
             x = checked(x)
             return x._replace(data=self(x.data))
         return self(x)
@@ -199,11 +209,11 @@ class Module:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        if "threads" in state:      # the default is that of this process
+        if "threads" in state:  # the default is that of this process
             self._use_threads(state["threads"])
         self._weights = self._prepare(state["_weights"])
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         """The summary's rows, for an input of this shape: numbers, and names of free axes such as "T" and "B"."""
         raise UnsupportedError(f"{type(self).__name__} has no rows for a summary")
 
@@ -215,18 +225,36 @@ class Module:
         of a matrix product; elementwise work is not counted. bytes: parameters read, each once, at 4 bytes; what a step
         at batch 1 has to fetch.
         """
-        rows = self.rows(shape)
-        total = Row("total", (), *(sum(row[i] for row in rows) for i in (2, 3, 4)))
+        rows = self.summary_rows(shape)
+        total = SummaryRow("total", (), *(sum(row[i] for row in rows) for i in (2, 3, 4)))
         lines = [("Layer (type)", "Output shape", "Param #", "Flops/step", "Bytes/step")]
-        lines += [(row.layer, f"[{', '.join(map(str, row.output))}]" if row.output else "",
-                   *(f"{number:,}" for number in row[2:])) for row in [*rows, total]]
+        lines += [
+            (
+                row.layer,
+                f"[{', '.join(map(str, row.output))}]" if row.output else "",
+                *(f"{number:,}" for number in row[2:]),
+            )
+            for row in [*rows, total]
+        ]
         widths = [max(map(len, column)) for column in zip(*lines)]
-        lines = ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                           for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in lines
+        ]
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1],
-                          f"Trainable params: {total.parameters:,} ({4 * total.parameters / 2**20:.2f} MB)",
-                          "Non-trainable params: 0"])
+        return "\n".join(
+            [
+                lines[0],
+                rule,
+                *lines[1:-1],
+                rule,
+                lines[-1],
+                f"Trainable params: {total.parameters:,} ({4 * total.parameters / 2**20:.2f} MB)",
+                "Non-trainable params: 0",
+            ]
+        )
 
     def __repr__(self):
         given = []
@@ -255,8 +283,10 @@ class Container(Module):
         return joined({name: layer.state_dict() for name, layer in self.members().items()})
 
     def _prepare(self, parameters):
-        return [layer._prepare({name: parameters[f"{place}.{name}"] for name in layer.shapes()})
-                for place, layer in self.members().items()]
+        return [
+            layer._prepare({name: parameters[f"{place}.{name}"] for name in layer.shapes()})
+            for place, layer in self.members().items()
+        ]
 
     def _replace(self, prepared):
         for layer, of_layer in zip(self.members().values(), prepared, strict=True):
@@ -267,7 +297,7 @@ class Container(Module):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        if "_threads" in state:     # the default is that of this process
+        if "_threads" in state:  # the default is that of this process
             self._use_threads(state["threads"])
 
 
@@ -320,8 +350,9 @@ class Sequential(Container):
         if check_flag(training, "training"):
             rng = as_generator(rng)
             if is_packed(x):
-                raise UnsupportedError("x: a packed sequence, which has no gradients; expected a padded array and "
-                                       "lengths=")
+                raise UnsupportedError(
+                    "x: a packed sequence, which has no gradients; expected a padded array and lengths="
+                )
         y, states, kept, nbytes = x, [], [], 0
         for layer, of_layer in zip(self.layers, self._split(state, "state"), strict=True):
             nbytes += 0 if y is x or not training else y.nbytes
@@ -352,12 +383,20 @@ class Sequential(Container):
         if state is None:
             return [None] * len(counts)
         if not isinstance(state, (tuple, list)) or len(state) != sum(counts):
-            came = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
-            raise InputTypeError(f"{name}: a {type(state).__name__}{came} came, expected a tuple with the states of "
-                                 f"{sum(counts)} recurrent layers")
+            received = f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
+            raise InputTypeError(
+                f"{name}: got a {type(state).__name__}{received}, expected a tuple with the states of "
+                f"{sum(counts)} recurrent layers"
+            )
         parts = iter(state)
-        return [tuple(next(parts) for _ in range(count)) if isinstance(layer, Sequential) else
-                next(parts) if count else None for layer, count in zip(self.layers, counts)]
+        return [
+            tuple(next(parts) for _ in range(count))
+            if isinstance(layer, Sequential)
+            else next(parts)
+            if count
+            else None
+            for layer, count in zip(self.layers, counts)
+        ]
 
     def _join(self, states):
         """The inverse of `_split`."""
@@ -374,16 +413,17 @@ class Sequential(Container):
     def pool(self, max_streams):
         """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
         from rnnfast.streaming.layer_pool import LayerPool
+
         return LayerPool(self, tuple(self._flat()), max_streams)
 
     def _flat(self):
         for layer in self.layers:
             yield from layers_of(layer)
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         rows = []
         for i, layer in enumerate(self.layers):
-            rows += [row._replace(layer=f"{i} {row.layer}") for row in layer.rows(shape)]
+            rows += [row._replace(layer=f"{i} {row.layer}") for row in layer.summary_rows(shape)]
             shape = rows[-1].output if rows else shape
         return rows
 

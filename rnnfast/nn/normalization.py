@@ -1,9 +1,10 @@
 """Normalization layers."""
+
 import numpy as np
 
 from rnnfast.errors import InputError
 from rnnfast.nn.checks import as_input, check_number, check_size, check_weights
-from rnnfast.nn.module import Module, Row
+from rnnfast.nn.module import Module, SummaryRow
 
 
 class LayerNorm(Module):
@@ -22,8 +23,10 @@ class LayerNorm(Module):
         return {"weight": (self.normalized_shape,), "bias": (self.normalized_shape,)}
 
     def _draw(self, rng):
-        return {"weight": np.ones(self.normalized_shape, np.float32),
-                "bias": np.zeros(self.normalized_shape, np.float32)}
+        return {
+            "weight": np.ones(self.normalized_shape, np.float32),
+            "bias": np.zeros(self.normalized_shape, np.float32),
+        }
 
     def _pack(self, parameters):
         return parameters["weight"], parameters["bias"]
@@ -35,8 +38,7 @@ class LayerNorm(Module):
     def _forward(self, x, rng):
         x = as_input(x, "x")
         if x.ndim == 0 or x.shape[-1] != self.normalized_shape:
-            raise InputError(f"x: shape is {list(x.shape)}, expected [..., {self.normalized_shape}] "
-                             "(normalized_shape)")
+            raise InputError(f"x: shape is {list(x.shape)}, expected [..., {self.normalized_shape}] (normalized_shape)")
         weight, bias = self._packed
         with np.errstate(all="ignore"):
             centred = x - _mean(x)
@@ -51,9 +53,9 @@ class LayerNorm(Module):
         dx = (d - _mean(d) - normal * _mean(d * normal)) * scale
         return dx, {"weight": (dy * normal).sum(axes), "bias": dy.sum(axes)}
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         size = self.normalized_shape
-        return [Row(repr(self), shape or ("...", size), 2 * size, 0, 8 * size)]
+        return [SummaryRow(repr(self), shape or ("...", size), 2 * size, 0, 8 * size)]
 
 
 def _mean(x):

@@ -3,6 +3,7 @@
 A packed sequence holds what the rows have and no padding: for each step in turn the rows that are as long, the longest
 first. Recurrent layers take one in place of x and give one back; so they take torch's own.
 """
+
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from rnnfast.nn.checks import as_array, check_flag, check_lengths, check_size
 
 class PackedSequence(NamedTuple):
     """What `pack_padded_sequence` and `pack_sequence` give; not for making by hand."""
+
     data: np.ndarray
     """[sum of lengths, *]: the elements of step 0 of all rows, then those of step 1 of the rows that have one ..."""
     batch_sizes: np.ndarray
@@ -37,7 +39,7 @@ def pack_padded_sequence(x, lengths, batch_first=False, enforce_sorted=True):
     if check_flag(batch_first, "batch_first"):
         x = x.swapaxes(0, 1)
     if lengths is None:
-        raise InputTypeError("lengths: None came, expected one for each row")
+        raise InputTypeError("lengths: got None, expected one for each row")
     lengths = check_lengths(lengths, *x.shape[:2])
     batch_sizes, rows, indices = _sort(lengths, enforce_sorted)
     rank, step = _places(batch_sizes)
@@ -64,8 +66,10 @@ def pad_packed_sequence(packed, batch_first=False, padding_value=0.0, total_leng
     except MemoryError as error:
         raise LimitError(f"packed: no memory for {rows} rows padded to {steps} steps") from error
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"padding_value: {padding_value!r} is no value of {packed.data.dtype} that can stand in "
-                         f"{steps} steps of {rows} rows ({error})") from error
+        raise InputError(
+            f"padding_value: {padding_value!r} is no value of {packed.data.dtype} that can stand in "
+            f"{steps} steps of {rows} rows ({error})"
+        ) from error
     row = rank if packed.sorted_indices is None else packed.sorted_indices[rank]
     x[(row, step) if batch_first else (step, row)] = packed.data
     return x, unsort(packed, _lengths(packed.batch_sizes))
@@ -75,16 +79,17 @@ def pack_sequence(sequences, enforce_sorted=True):
     """sequences: arrays [length, *], of one dtype and one shape but for the length, which is 1 or more
     -> PackedSequence; enforce_sorted as `pack_padded_sequence` has it."""
     if not isinstance(sequences, Iterable):
-        raise InputTypeError(f"sequences: a {type(sequences).__name__} came, expected a list of arrays")
+        raise InputTypeError(f"sequences: got a {type(sequences).__name__}, expected a list of arrays")
     sequences = [as_array(sequence, f"sequences[{i}]") for i, sequence in enumerate(sequences)]
     if not sequences:
-        raise InputError("sequences: none came, expected at least one")
+        raise InputError("sequences: got none, expected at least one")
     first = sequences[0]
     for i, sequence in enumerate(sequences):
         if not sequence.ndim or not sequence.size or sequence.shape[1:] != first.shape[1:]:
             expected = ", ".join(map(str, ("length", *first.shape[1:])))
-            raise InputError(f"sequences[{i}]: shape is {list(sequence.shape)}, expected [{expected}] "
-                             "with no axis of size 0")
+            raise InputError(
+                f"sequences[{i}]: shape is {list(sequence.shape)}, expected [{expected}] with no axis of size 0"
+            )
         if sequence.dtype != first.dtype:
             raise InputTypeError(f"sequences[{i}]: dtype is {sequence.dtype}, expected the first's {first.dtype}")
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -115,15 +120,17 @@ def checked(packed, name="x"):
     try:
         data, *rest = (getattr(packed, field) for field in PackedSequence._fields)
     except AttributeError:
-        raise InputTypeError(f"{name}: a {type(packed).__name__} came, expected a PackedSequence") from None
+        raise InputTypeError(f"{name}: got a {type(packed).__name__}, expected a PackedSequence") from None
     data = as_array(data, f"{name}.data")
-    sizes, indices, inverse = (None if a is None else _integers(a, f"{name}.{field}")
-                               for a, field in zip(rest, PackedSequence._fields[1:]))
+    sizes, indices, inverse = (
+        None if a is None else _integers(a, f"{name}.{field}") for a, field in zip(rest, PackedSequence._fields[1:])
+    )
     if sizes is None or not sizes.size or sizes[-1] < 1 or (sizes[1:] > sizes[:-1]).any():
         raise InputError(f"{name}.batch_sizes: expected numbers of rows that never rise, from B down to at least 1")
     if not data.ndim or sizes.max() > len(data) or len(data) != sizes.sum():
-        raise InputError(f"{name}.data: shape is {list(data.shape)}, expected [{sizes.sum()}, ...], the sum of "
-                         "batch_sizes")
+        raise InputError(
+            f"{name}.data: shape is {list(data.shape)}, expected [{sizes.sum()}, ...], the sum of batch_sizes"
+        )
     if indices is None and inverse is None:
         return PackedSequence(data, sizes)
     indices = _inverse(inverse, sizes[0], f"{name}.unsorted_indices") if indices is None else indices
@@ -146,7 +153,7 @@ def unsort(packed, rows, axis=0):
 def _integers(value, name):
     array = as_array(value, name)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputTypeError(f"{name}: {array.dtype} of shape {list(array.shape)} came, expected one axis of integers")
+        raise InputTypeError(f"{name}: got {array.dtype} of shape {list(array.shape)}, expected one axis of integers")
     return array.astype(np.int64, copy=False)
 
 
@@ -159,14 +166,17 @@ def _inverse(indices, rows, name):
 def _sort(lengths, enforce_sorted):
     """-> batch_sizes, the rows by falling length, and (sorted_indices, unsorted_indices)"""
     if lengths.min() < 1:
-        raise InputError(f"lengths: 0 at row {lengths.argmin()}, expected at least 1, as a packed sequence has no "
-                         "empty rows")
+        raise InputError(
+            f"lengths: 0 at row {lengths.argmin()}, expected at least 1, as a packed sequence has no empty rows"
+        )
     if check_flag(enforce_sorted, "enforce_sorted"):
         rising = np.flatnonzero(lengths[1:] > lengths[:-1])
         if rising.size:
             row = rising[0] + 1
-            raise InputError(f"lengths: {lengths[row]} at row {row} after {lengths[row - 1]}, expected falling order "
-                             "with enforce_sorted=True; enforce_sorted=False sorts the rows")
+            raise InputError(
+                f"lengths: {lengths[row]} at row {row} after {lengths[row - 1]}, expected falling order "
+                "with enforce_sorted=True; enforce_sorted=False sorts the rows"
+            )
         rows, indices = np.arange(len(lengths)), (None, None)
     else:
         rows = np.argsort(-lengths, kind="stable")

@@ -19,6 +19,7 @@ a row of length 0 has zeros for both, whatever its initial state was.
 A call takes a PackedSequence in place of x and lengths, ours or torch's, whatever `batch_first` says: y is packed like
 it, and states, those given and those returned, are in the order in which the rows were packed.
 """
+
 from rnnfast.errors import InputError
 from rnnfast.nn.checks import check_choice, check_flag, check_size
 from rnnfast.nn.stack import Recurrent
@@ -47,28 +48,85 @@ class RNN(_OneState):
     kind = "RNN"
     default_activations = ("Tanh",)
 
-    def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False,
-                 dropout=0.0, bidirectional=False, *, merge="concat", reverse=False, return_sequences=True,
-                 activations=None, clip=None, matmul=None, threads=None, rng=None):
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        nonlinearity="tanh",
+        bias=True,
+        batch_first=False,
+        dropout=0.0,
+        bidirectional=False,
+        *,
+        merge="concat",
+        reverse=False,
+        return_sequences=True,
+        activations=None,
+        clip=None,
+        matmul=None,
+        threads=None,
+        rng=None,
+    ):
         self.nonlinearity = check_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
         if nonlinearity == "relu":
             self.default_activations = ("Relu",)
-        self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
-                        reverse=reverse, return_sequences=return_sequences, activations=activations,
-                        clip=clip, matmul=matmul, threads=threads, rng=rng)
+        self._configure(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            merge=merge,
+            reverse=reverse,
+            return_sequences=return_sequences,
+            activations=activations,
+            clip=clip,
+            matmul=matmul,
+            threads=threads,
+            rng=rng,
+        )
 
     @classmethod
-    def from_onnx(cls, W, R, B=None, *, direction="forward", activations=None, activation_alpha=None,
-                  activation_beta=None, clip=None, layout=0, matmul=None, threads=None):
+    def from_onnx(
+        cls,
+        W,
+        R,
+        B=None,
+        *,
+        direction="forward",
+        activations=None,
+        activation_alpha=None,
+        activation_beta=None,
+        clip=None,
+        layout=0,
+        matmul=None,
+        threads=None,
+    ):
         """A layer from an ONNX RNN's inputs and attributes; layout=1 is batch_first."""
-        return cls._from_onnx(W, R, B, None, direction, activations, activation_alpha, activation_beta, layout,
-                              clip=clip, matmul=matmul, threads=threads)
+        return cls._from_onnx(
+            W,
+            R,
+            B,
+            None,
+            direction,
+            activations,
+            activation_alpha,
+            activation_beta,
+            layout,
+            clip=clip,
+            matmul=matmul,
+            threads=threads,
+        )
 
     @classmethod
     def from_keras(cls, weights, *, activation="tanh", merge="concat", batch_first=True, matmul=None, threads=None):
         """A layer from `get_weights()` of a Keras SimpleRNN, or of a Bidirectional one."""
-        return cls._from_keras(weights, False, (activation,), merge, batch_first=batch_first, matmul=matmul,
-                               threads=threads)
+        return cls._from_keras(
+            weights, False, (activation,), merge, batch_first=batch_first, matmul=matmul, threads=threads
+        )
 
 
 class GRU(_OneState):
@@ -86,30 +144,106 @@ class GRU(_OneState):
     kind = "GRU"
     default_activations = ("Sigmoid", "Tanh")
 
-    def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-                 bidirectional=False, *, merge="concat", linear_before_reset=True, reverse=False,
-                 return_sequences=True, activations=None, clip=None, matmul=None, threads=None, rng=None):
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        bias=True,
+        batch_first=False,
+        dropout=0.0,
+        bidirectional=False,
+        *,
+        merge="concat",
+        linear_before_reset=True,
+        reverse=False,
+        return_sequences=True,
+        activations=None,
+        clip=None,
+        matmul=None,
+        threads=None,
+        rng=None,
+    ):
         self.linear_before_reset = check_flag(linear_before_reset, "linear_before_reset")
         self.cell_options = {"linear_before_reset": self.linear_before_reset}
-        self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
-                        reverse=reverse, return_sequences=return_sequences, activations=activations,
-                        clip=clip, matmul=matmul, threads=threads, rng=rng)
+        self._configure(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            merge=merge,
+            reverse=reverse,
+            return_sequences=return_sequences,
+            activations=activations,
+            clip=clip,
+            matmul=matmul,
+            threads=threads,
+            rng=rng,
+        )
 
     @classmethod
-    def from_onnx(cls, W, R, B=None, *, direction="forward", activations=None, activation_alpha=None,
-                  activation_beta=None, clip=None, linear_before_reset=0, layout=0, matmul=None, threads=None):
+    def from_onnx(
+        cls,
+        W,
+        R,
+        B=None,
+        *,
+        direction="forward",
+        activations=None,
+        activation_alpha=None,
+        activation_beta=None,
+        clip=None,
+        linear_before_reset=0,
+        layout=0,
+        matmul=None,
+        threads=None,
+    ):
         """A layer from an ONNX GRU's inputs and attributes; layout=1 is batch_first."""
-        return cls._from_onnx(W, R, B, None, direction, activations, activation_alpha, activation_beta, layout,
-                              clip=clip, linear_before_reset=linear_before_reset, matmul=matmul, threads=threads)
+        return cls._from_onnx(
+            W,
+            R,
+            B,
+            None,
+            direction,
+            activations,
+            activation_alpha,
+            activation_beta,
+            layout,
+            clip=clip,
+            linear_before_reset=linear_before_reset,
+            matmul=matmul,
+            threads=threads,
+        )
 
     @classmethod
-    def from_keras(cls, weights, *, reset_after=True, activation="tanh", recurrent_activation="sigmoid",
-                   merge="concat", batch_first=True, matmul=None, threads=None):
+    def from_keras(
+        cls,
+        weights,
+        *,
+        reset_after=True,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+        merge="concat",
+        batch_first=True,
+        matmul=None,
+        threads=None,
+    ):
         """A layer from `get_weights()` of a Keras GRU, or of a Bidirectional one. reset_after=True is Keras's default
         and has a bias [2, 3 * units]."""
         reset_after = check_flag(reset_after, "reset_after")
-        return cls._from_keras(weights, reset_after, (recurrent_activation, activation), merge,
-                               linear_before_reset=reset_after, batch_first=batch_first, matmul=matmul, threads=threads)
+        return cls._from_keras(
+            weights,
+            reset_after,
+            (recurrent_activation, activation),
+            merge,
+            linear_before_reset=reset_after,
+            batch_first=batch_first,
+            matmul=matmul,
+            threads=threads,
+        )
 
 
 class LSTM(Recurrent):
@@ -129,19 +263,51 @@ class LSTM(Recurrent):
     kind = "LSTM"
     default_activations = ("Sigmoid", "Tanh", "Tanh")
 
-    def __init__(self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-                 bidirectional=False, proj_size=0, *, merge="concat", input_forget=False, peepholes=False,
-                 reverse=False, return_sequences=True, activations=None, clip=None, matmul=None, threads=None,
-                 rng=None):
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        bias=True,
+        batch_first=False,
+        dropout=0.0,
+        bidirectional=False,
+        proj_size=0,
+        *,
+        merge="concat",
+        input_forget=False,
+        peepholes=False,
+        reverse=False,
+        return_sequences=True,
+        activations=None,
+        clip=None,
+        matmul=None,
+        threads=None,
+        rng=None,
+    ):
         self.proj_size = check_size(proj_size, "proj_size", least=0)
         if self.proj_size and self.proj_size >= check_size(hidden_size, "hidden_size"):
             raise InputError(f"proj_size: {proj_size}, expected less than hidden_size = {hidden_size}")
         self.peepholes = check_flag(peepholes, "peepholes")
         self.input_forget = check_flag(input_forget, "input_forget")
         self.cell_options = {"input_forget": self.input_forget}
-        self._configure(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, merge=merge,
-                        reverse=reverse, return_sequences=return_sequences, activations=activations,
-                        clip=clip, matmul=matmul, threads=threads, rng=rng)
+        self._configure(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            merge=merge,
+            reverse=reverse,
+            return_sequences=return_sequences,
+            activations=activations,
+            clip=clip,
+            matmul=matmul,
+            threads=threads,
+            rng=rng,
+        )
 
     def __call__(self, x, hx=None, lengths=None):
         """x [T, B, I], [B, T, I] with batch_first, [T, I], or packed; hx = (h0 [layers * directions, B, H or
@@ -153,16 +319,60 @@ class LSTM(Recurrent):
         return y if self.return_sequences else self._last_output(last), last
 
     @classmethod
-    def from_onnx(cls, W, R, B=None, P=None, *, direction="forward", activations=None, activation_alpha=None,
-                  activation_beta=None, clip=None, input_forget=0, layout=0, matmul=None, threads=None):
+    def from_onnx(
+        cls,
+        W,
+        R,
+        B=None,
+        P=None,
+        *,
+        direction="forward",
+        activations=None,
+        activation_alpha=None,
+        activation_beta=None,
+        clip=None,
+        input_forget=0,
+        layout=0,
+        matmul=None,
+        threads=None,
+    ):
         """A layer from an ONNX LSTM's inputs and attributes; layout=1 is batch_first."""
-        return cls._from_onnx(W, R, B, P, direction, activations, activation_alpha, activation_beta, layout,
-                              clip=clip, input_forget=input_forget, peepholes=P is not None, matmul=matmul,
-                              threads=threads)
+        return cls._from_onnx(
+            W,
+            R,
+            B,
+            P,
+            direction,
+            activations,
+            activation_alpha,
+            activation_beta,
+            layout,
+            clip=clip,
+            input_forget=input_forget,
+            peepholes=P is not None,
+            matmul=matmul,
+            threads=threads,
+        )
 
     @classmethod
-    def from_keras(cls, weights, *, activation="tanh", recurrent_activation="sigmoid", merge="concat",
-                   batch_first=True, matmul=None, threads=None):
+    def from_keras(
+        cls,
+        weights,
+        *,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+        merge="concat",
+        batch_first=True,
+        matmul=None,
+        threads=None,
+    ):
         """A layer from `get_weights()` of a Keras LSTM, or of a Bidirectional one."""
-        return cls._from_keras(weights, False, (recurrent_activation, activation, activation), merge,
-                               batch_first=batch_first, matmul=matmul, threads=threads)
+        return cls._from_keras(
+            weights,
+            False,
+            (recurrent_activation, activation, activation),
+            merge,
+            batch_first=batch_first,
+            matmul=matmul,
+            threads=threads,
+        )

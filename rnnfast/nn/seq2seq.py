@@ -1,4 +1,5 @@
 """Encoder-decoder networks: a sequence of tokens from another one of another length."""
+
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
@@ -31,8 +32,22 @@ class Seq2Seq(Container):
     embeddings, between recurrent layers and before the output. matmul, threads, rng: as in Linear.
     """
 
-    def __init__(self, source_size, target_size, embedding_dim, hidden_size, *, cell="GRU", num_layers=1,
-                 bidirectional=False, attention="dot", dropout=0.0, matmul=None, threads=None, rng=None):
+    def __init__(
+        self,
+        source_size,
+        target_size,
+        embedding_dim,
+        hidden_size,
+        *,
+        cell="GRU",
+        num_layers=1,
+        bidirectional=False,
+        attention="dot",
+        dropout=0.0,
+        matmul=None,
+        threads=None,
+        rng=None,
+    ):
         self.source_size, self.target_size, self.embedding_dim = source_size, target_size, embedding_dim
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.cell = check_choice(cell, "cell", tuple(CELLS))
@@ -84,7 +99,7 @@ class Seq2Seq(Container):
         if dstate is not None:
             raise InputError("dstate: Seq2Seq has no state, expected None")
         dy = self._checked(dy, saved)
-        tape, = saved.values
+        (tape,) = saved.values
         dy = tape.packed(dy)
         dweights = {}
 
@@ -100,8 +115,10 @@ class Seq2Seq(Container):
         dembedded, dinitial = back("decoder", dhidden + dquery)
         back("target_embedding", back("target_dropout", dembedded))
         if self.bidirectional:
-            dinitial = self._as_state(_unflattened(back(f"bridge_{name}", _flattened(d)), 2 * self.num_layers)
-                                      for name, d in zip(self.state_names(), self._as_tuple(dinitial)))
+            dinitial = self._as_state(
+                _unflattened(back(f"bridge_{name}", _flattened(d)), 2 * self.num_layers)
+                for name, d in zip(self.state_names(), self._as_tuple(dinitial))
+            )
         dembedded, _ = back("encoder", dmemory, dinitial)
         back("source_embedding", back("source_dropout", dembedded))
         return None, None, joined({name: dweights[name] for name in self._layers})
@@ -134,8 +151,9 @@ class Seq2Seq(Container):
         if tokens.ndim != 1:
             raise InputError(f"tokens: shape is {list(tokens.shape)}, expected [B]")
         memory, keys = memory
-        logits, state, weights = self._decode(_Tape(self, False, None), tokens[:, None], state, memory, lengths, None,
-                                              keys)
+        logits, state, weights = self._decode(
+            _Tape(self, False, None), tokens[:, None], state, memory, lengths, None, keys
+        )
         return logits[:, 0], state, weights[:, 0]
 
     def greedy(self, source, lengths=None, *, start, end, max_steps=100):
@@ -155,6 +173,7 @@ class Seq2Seq(Container):
         decoder_step: token [batch] int64, lengths, memory, keys, h0, c0 -> logits, hn, cn, attention
         """
         from rnnfast.export.seq2seq import export_seq2seq
+
         export_seq2seq(self, path)
 
     def _run(self, tape, x, lengths):
@@ -172,15 +191,18 @@ class Seq2Seq(Container):
         memory, last = tape.run_states("encoder", embedded, None, lengths)
         states = self._as_tuple(last)
         if self.bidirectional:
-            states = tuple(_unflattened(tape.run(f"bridge_{name}", _flattened(s)), self.num_layers)
-                           for name, s in zip(self.state_names(), states))
+            states = tuple(
+                _unflattened(tape.run(f"bridge_{name}", _flattened(s)), self.num_layers)
+                for name, s in zip(self.state_names(), states)
+            )
         return memory, states
 
     def _decode(self, tape, target, state, memory, of_source, of_target, keys=None):
         embedded = tape.run("target_dropout", tape.run("target_embedding", target))
         hidden, state = tape.run_states("decoder", embedded, self._as_state(state), of_target)
         context, weights, saved = self._layers["attention"].forward(
-            hidden, memory, keys=keys, lengths=of_source, query_lengths=of_target, training=tape.training)
+            hidden, memory, keys=keys, lengths=of_source, query_lengths=of_target, training=tape.training
+        )
         tape.within = None if of_target is None else np.arange(hidden.shape[1]) < np.asarray(of_target)[:, None]
         joint = tape.packed(np.concatenate([hidden, context], axis=-1))
         tape.keep("attention", saved, weights, joint)
@@ -193,11 +215,18 @@ class Seq2Seq(Container):
     def _as_state(self, states):
         return tuple(states) if self.cell == "LSTM" else next(iter(states))
 
-    def rows(self, shape=None):
-        shapes = {"source_embedding": ("B", "S"), "encoder": ("B", "S", self.embedding_dim),
-                  "target_embedding": ("B", "T"), **dict.fromkeys(("bridge_h", "bridge_c"), ("B", "..."))}
-        return [row._replace(layer=f"{name} {row.layer}") for name, layer in self._layers.items()
-                for row in layer.rows(shapes.get(name, ("B", "T", self.hidden_size)))]
+    def summary_rows(self, shape=None):
+        shapes = {
+            "source_embedding": ("B", "S"),
+            "encoder": ("B", "S", self.embedding_dim),
+            "target_embedding": ("B", "T"),
+            **dict.fromkeys(("bridge_h", "bridge_c"), ("B", "...")),
+        }
+        return [
+            row._replace(layer=f"{name} {row.layer}")
+            for name, layer in self._layers.items()
+            for row in layer.summary_rows(shapes.get(name, ("B", "T", self.hidden_size)))
+        ]
 
 
 class _Tape:
@@ -242,9 +271,10 @@ class _Tape:
 
 def _pair(value, name):
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        came = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
-        raise InputTypeError(f"{name}: a {type(value).__name__}{came} came, expected a pair: one for the source, one "
-                             "for the target")
+        received = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+        raise InputTypeError(
+            f"{name}: got a {type(value).__name__}{received}, expected a pair: one for the source, one for the target"
+        )
     return value
 
 

@@ -1,17 +1,29 @@
 """What RNN, LSTM and GRU share: a stack of layers of one kind of cell, forward and backward."""
+
 import math
 
 import numpy as np
 
+from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
 from rnnfast.native import _backward, _engine
 from rnnfast.native.cell_activations import as_activation, as_tuple, resolve
-from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
 from rnnfast.nn import convert, packed
-from rnnfast.nn.checks import (MAX_LAYERS, as_generator, as_input, check_choice, check_flag, check_lengths, check_matmul,
-                     check_number, check_shape, check_size, check_weights)
+from rnnfast.nn.checks import (
+    MAX_LAYERS,
+    as_generator,
+    as_input,
+    check_choice,
+    check_flag,
+    check_lengths,
+    check_matmul,
+    check_number,
+    check_shape,
+    check_size,
+    check_weights,
+)
 from rnnfast.nn.dropout import draw, drop
 from rnnfast.nn.linear import uniform
-from rnnfast.nn.module import Module, Row
+from rnnfast.nn.module import Module, SummaryRow
 from rnnfast.streaming.layer_stream import LayerStream
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -45,7 +57,7 @@ class Saved:
 
     def __init__(self, module):
         self.module = module
-        self.layers = []        # (tape, kept or None)
+        self.layers = []  # (tape, kept or None)
 
     @property
     def nbytes(self):
@@ -53,7 +65,7 @@ class Saved:
         for tape, kept in self.layers:
             total += tape.nbytes + tape.y.nbytes + (0 if kept is None else kept.nbytes)
             if below is not None and not np.may_share_memory(tape.x, below.y):
-                total += tape.x.nbytes      # merged or dropped anew
+                total += tape.x.nbytes  # merged or dropped anew
             below = tape
         result = self.module.return_sequences and self.module.merge == "concat"
         return total - result * below.y.nbytes
@@ -69,8 +81,25 @@ class Recurrent(Module):
     cell_options = {}
     """Further keyword arguments of every `_engine.Cell`."""
 
-    def _configure(self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, *,
-                   merge, reverse, return_sequences, activations, clip, matmul, threads, rng):
+    def _configure(
+        self,
+        input_size,
+        hidden_size,
+        num_layers,
+        bias,
+        batch_first,
+        dropout,
+        bidirectional,
+        *,
+        merge,
+        reverse,
+        return_sequences,
+        activations,
+        clip,
+        matmul,
+        threads,
+        rng,
+    ):
         self.input_size = check_size(input_size, "input_size")
         self.hidden_size = check_size(hidden_size, "hidden_size")
         self.num_layers = check_size(num_layers, "num_layers")
@@ -99,7 +128,7 @@ class Recurrent(Module):
         self.activations = None if self._activations == defaults else activations
         self._output_size = self.proj_size or self.hidden_size
         self._count = 2 if self.kind == "LSTM" else 1
-        self._widths = (self._output_size, self.hidden_size)[:self._count]
+        self._widths = (self._output_size, self.hidden_size)[: self._count]
         self._merged_size = self._output_size * (len(self._reverse) if merge == "concat" else 1)
         check_weights(self, self.shapes().values())
         self._initialize(rng)
@@ -112,7 +141,7 @@ class Recurrent(Module):
             return (triples,) * len(self._reverse)
         if len(triples) == count * len(self._reverse):
             return triples[:count], triples[count:]
-        raise InputError(f"activations: {len(triples)} came, expected {count} for each direction")
+        raise InputError(f"activations: got {len(triples)}, expected {count} for each direction")
 
     def shapes(self):
         gates = len(convert.GATES[self.kind]["torch"]) * self.hidden_size
@@ -123,11 +152,11 @@ class Recurrent(Module):
                 shapes[f"weight_ih_{end}"] = gates, self._merged_size if layer else self.input_size
                 shapes[f"weight_hh_{end}"] = gates, self._output_size
                 if self.bias:
-                    shapes[f"bias_ih_{end}"] = shapes[f"bias_hh_{end}"] = gates,
+                    shapes[f"bias_ih_{end}"] = shapes[f"bias_hh_{end}"] = (gates,)
                 if self.proj_size:
                     shapes[f"weight_hr_{end}"] = self.proj_size, self.hidden_size
                 if self.peepholes:
-                    shapes[f"weight_peephole_{end}"] = 3 * self.hidden_size,
+                    shapes[f"weight_peephole_{end}"] = (3 * self.hidden_size,)
         return shapes
 
     def _draw(self, rng):
@@ -135,11 +164,19 @@ class Recurrent(Module):
 
     def _pack(self, parameters):
         return tuple(
-            tuple(_engine.Cell(self.kind, activations=self._activations[direction], clip=self.clip, matmul=self.matmul,
-                               **convert.to_onnx(self.kind, parameters, convert.suffix(layer, direction)),
-                               **self.cell_options)
-                  for direction in range(len(self._reverse)))
-            for layer in range(self.num_layers))
+            tuple(
+                _engine.Cell(
+                    self.kind,
+                    activations=self._activations[direction],
+                    clip=self.clip,
+                    matmul=self.matmul,
+                    **convert.to_onnx(self.kind, parameters, convert.suffix(layer, direction)),
+                    **self.cell_options,
+                )
+                for direction in range(len(self._reverse))
+            )
+            for layer in range(self.num_layers)
+        )
 
     def _output(self, x, lengths):
         return self(x, lengths=lengths)[0]
@@ -152,6 +189,7 @@ class Recurrent(Module):
     def pool(self, max_streams):
         """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
         from rnnfast.streaming.layer_pool import LayerPool
+
         return LayerPool(self, (self,), max_streams)
 
     def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
@@ -177,10 +215,11 @@ class Recurrent(Module):
         is zeros. A row of length 0 has none. May be called again with the same `saved`.
         """
         if not isinstance(saved, Saved):
-            raise InputTypeError(f"saved: a {type(saved).__name__} came, expected what forward(training=True) returned")
+            raise InputTypeError(f"saved: got a {type(saved).__name__}, expected what forward(training=True) returned")
         if saved.module is not self:
-            raise InputError(f"saved: the forward of another layer, {saved.module!r}, returned it, expected that of "
-                             f"this {self!r}")
+            raise InputError(
+                f"saved: the forward of another layer, {saved.module!r}, returned it, expected that of this {self!r}"
+            )
         directions = len(self._reverse)
         top = saved.layers[-1][0]
         rows = top.y.shape[1]
@@ -194,13 +233,14 @@ class Recurrent(Module):
             halves = tape.y[:, :, 0], tape.y[:, :, -1]
             dys = (dy,) if directions == 1 or dy is None else _MERGES[self.merge][1](*halves, dy)
             of_layer = slice(layer * directions, (layer + 1) * directions)
-            dy, *dstates, gradients = tape.backward(None if dy is None else dys, *(d[of_layer] for d in dlast),
-                                                    dx=dx or layer > 0, threads=self._threads)
+            dy, *dstates, gradients = tape.backward(
+                None if dy is None else dys, *(d[of_layer] for d in dlast), dx=dx or layer > 0, threads=self._threads
+            )
             dinitial.append(dstates)
             for direction, of_cell in enumerate(gradients):
                 end = convert.suffix(layer, direction)
                 dweights |= {f"{name}_{end}": gradient for name, gradient in of_cell.items()}
-        dinitial = tuple(np.concatenate(parts) for parts in list(zip(*dinitial[::-1]))[:self._count])
+        dinitial = tuple(np.concatenate(parts) for parts in list(zip(*dinitial[::-1]))[: self._count])
         if not saved.batched:
             dinitial = tuple(d[:, 0] for d in dinitial)
         if dy is not None:
@@ -241,13 +281,13 @@ class Recurrent(Module):
         return None
 
     def _states(self, state, name):
-        """(h,) or, for LSTM, (h, c), as they came."""
+        """(h,) or, for LSTM, (h, c), as they received."""
         if self._count == 1:
-            return state,
+            return (state,)
         if state is None:
             return None, None
         if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise InputTypeError(f"{name}: a {type(state).__name__} came, expected (h, c)")
+            raise InputTypeError(f"{name}: got a {type(state).__name__}, expected (h, c)")
         return tuple(state)
 
     def _as_state(self, states):
@@ -255,7 +295,7 @@ class Recurrent(Module):
 
     def _last_output(self, last):
         """Each row's last output [B, size], the directions' merged."""
-        top = last[0][-len(self._reverse):]
+        top = last[0][-len(self._reverse) :]
         return top[0] if len(top) == 1 else _MERGES[self.merge][0](*top)
 
     def _run(self, x, states, lengths, saved=None, rng=None):
@@ -266,7 +306,7 @@ class Recurrent(Module):
             done = _engine.forward(stack, self._reverse, x, states, self.batch_first, self._threads)
             if done is not None:
                 return done
-        names = ("h0", "c0")[:len(states)]
+        names = ("h0", "c0")[: len(states)]
         pack = None
         if packed.is_packed(x):
             pack, x = self._packed_batch(x, lengths, saved)
@@ -289,12 +329,14 @@ class Recurrent(Module):
             of_layer = [None if s is None else s[of_layer] for s in initial]
             y = self._outputs(*x.shape[:2])
             if saved is None:
-                y_h, y_c = _engine.recurrent(cells, self._reverse, x, y.swapaxes(1, 2), *of_layer,
-                                             threads=self._threads, **ragged)
+                y_h, y_c = _engine.recurrent(
+                    cells, self._reverse, x, y.swapaxes(1, 2), *of_layer, threads=self._threads, **ragged
+                )
             else:
                 self._differentiable(weights[0], layer, cells)
-                y_h, y_c, tape = _backward.record(cells, self._reverse, x, y, *of_layer,
-                                                  threads=self._threads, **ragged)
+                y_h, y_c, tape = _backward.record(
+                    cells, self._reverse, x, y, *of_layer, threads=self._threads, **ragged
+                )
             last.append((y_h, y_c))
             if self.merge == "concat":
                 x = y.reshape(*y.shape[:2], self._merged_size)
@@ -306,7 +348,7 @@ class Recurrent(Module):
                     kept = draw(x.shape, self.dropout, rng)
                     x = drop(x, kept, self.dropout)
                 saved.layers.append((tape, kept))
-        last = tuple(np.concatenate(parts) for parts in list(zip(*last))[:len(states)])
+        last = tuple(np.concatenate(parts) for parts in list(zip(*last))[: len(states)])
         if saved is not None:
             saved.batched, saved.last = batched, last[0][-directions:]
 
@@ -326,20 +368,24 @@ class Recurrent(Module):
         """Gives the layer's cells what backward needs, once for these weights."""
         for direction, cell in enumerate(cells):
             if not cell.differentiable:
-                raise UnsupportedError(f"{self!r} has no gradients: they need the default activations, and no clip, "
-                                       "peepholes or input_forget")
+                raise UnsupportedError(
+                    f"{self!r} has no gradients: they need the default activations, and no clip, "
+                    "peepholes or input_forget"
+                )
             if cell.gradient is None:
                 end = convert.suffix(layer, direction)
-                cell.gradient = _backward.Gradient(cell, *(parameters.get(f"weight_{name}_{end}")
-                                                           for name in ("ih", "hh", "hr")))
+                cell.gradient = _backward.Gradient(
+                    cell, *(parameters.get(f"weight_{name}_{end}") for name in ("ih", "hh", "hr"))
+                )
 
     def _batch(self, x):
         """x as [T, B, I], and whether it had a batch axis."""
         x = as_input(x, "x")
         axes = ("B, T, " if self.batch_first else "T, B, ") + f"{self.input_size}"
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
-            raise InputError(f"x: shape is {list(x.shape)}, expected [{axes}] "
-                             f"or, without a batch, [T, {self.input_size}]")
+            raise InputError(
+                f"x: shape is {list(x.shape)}, expected [{axes}] or, without a batch, [T, {self.input_size}]"
+            )
         if x.ndim == 2:
             return x[:, None], False
         return (x.swapaxes(0, 1) if self.batch_first else x), True
@@ -363,7 +409,7 @@ class Recurrent(Module):
         check_shape(state, (count, rows, width), name, "layers * directions, batch, size")
         return state
 
-    def rows(self, shape=None):
+    def summary_rows(self, shape=None):
         if shape is None or len(shape) != 3:
             shape = ("B", "T", self.input_size) if self.batch_first else ("T", "B", self.input_size)
         rows = []
@@ -373,7 +419,7 @@ class Recurrent(Module):
             parameters = sum(math.prod(s) for s in of_layer.values())
             products = sum(math.prod(s) for s in of_layer.values() if len(s) == 2)
             name = repr(self) if self.num_layers == 1 else f"{self!r} layer {layer}"
-            rows.append(Row(name, (*shape[:-1], self._merged_size), parameters, 2 * products, 4 * parameters))
+            rows.append(SummaryRow(name, (*shape[:-1], self._merged_size), parameters, 2 * products, 4 * parameters))
         return rows
 
     @classmethod
@@ -382,25 +428,42 @@ class Recurrent(Module):
         check_choice(layout, "layout", (0, 1))
         input_size, hidden_size, directions, parameters = convert.from_onnx(cls.kind, W, R, B, P)
         if directions != len(_DIRECTIONS[direction]):
-            raise ModelError(f"W: shape is {list(np.shape(W))}, "
-                             f"expected {len(_DIRECTIONS[direction])} first for direction={direction!r}")
+            raise ModelError(
+                f"W: shape is {list(np.shape(W))}, "
+                f"expected {len(_DIRECTIONS[direction])} first for direction={direction!r}"
+            )
         if activations is not None:
             activations = resolve(activations, activation_alpha, activation_beta)
             expected = directions * len(cls.default_activations)
             if len(activations) != expected:
-                raise ModelError(f"activations: {len(activations)} came, expected {expected} for "
-                                 f"direction={direction!r}")
-        layer = cls(input_size, hidden_size, bias=B is not None, batch_first=layout == 1,
-                    bidirectional=direction == "bidirectional", reverse=direction == "reverse",
-                    activations=activations, **options)
+                raise ModelError(
+                    f"activations: got {len(activations)}, expected {expected} for direction={direction!r}"
+                )
+        layer = cls(
+            input_size,
+            hidden_size,
+            bias=B is not None,
+            batch_first=layout == 1,
+            bidirectional=direction == "bidirectional",
+            reverse=direction == "reverse",
+            activations=activations,
+            **options,
+        )
         layer.load_state_dict(parameters)
         return layer
 
     @classmethod
     def _from_keras(cls, weights, two_biases, activations, merge, **options):
         input_size, hidden_size, directions, parameters = convert.from_keras(cls.kind, weights, two_biases=two_biases)
-        layer = cls(input_size, hidden_size, bias="bias_ih_l0" in parameters, bidirectional=directions == 2,
-                    activations=[_keras_activation(a) for a in activations], merge=merge, **options)
+        layer = cls(
+            input_size,
+            hidden_size,
+            bias="bias_ih_l0" in parameters,
+            bidirectional=directions == 2,
+            activations=[_keras_activation(a) for a in activations],
+            merge=merge,
+            **options,
+        )
         layer.load_state_dict(parameters)
         return layer
 
@@ -409,8 +472,10 @@ def _keras_activation(value):
     if not isinstance(value, str):
         return value
     if value not in _KERAS_ACTIVATIONS:
-        raise InputError(f"activation: {value!r} is none of {', '.join(_KERAS_ACTIVATIONS)}; "
-                         "others are given as (name, alpha, beta) of ONNX")
+        raise InputError(
+            f"activation: {value!r} is none of {', '.join(_KERAS_ACTIVATIONS)}; "
+            "others are given as (name, alpha, beta) of ONNX"
+        )
     return _KERAS_ACTIVATIONS[value]
 
 

@@ -1,4 +1,5 @@
 """Operators found and their attributes checked against the function's signature, once, at load."""
+
 import functools
 import inspect
 import types
@@ -14,24 +15,39 @@ MODERN_OPSET = 7
 # Changed by opset 7 only by a new attribute, whose default is the older meaning.
 EXTENDED_BY_7 = {"AveragePool"}
 
-ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING", 4: "TENSOR", 5: "GRAPH", 6: "FLOATS", 7: "INTS", 8: "STRINGS",
-                   9: "TENSORS", 10: "GRAPHS", 11: "SPARSE_TENSOR", 12: "SPARSE_TENSORS", 13: "TYPE_PROTO",
-                   14: "TYPE_PROTOS"}
+ATTRIBUTE_TYPES = {
+    1: "FLOAT",
+    2: "INT",
+    3: "STRING",
+    4: "TENSOR",
+    5: "GRAPH",
+    6: "FLOATS",
+    7: "INTS",
+    8: "STRINGS",
+    9: "TENSORS",
+    10: "GRAPHS",
+    11: "SPARSE_TENSOR",
+    12: "SPARSE_TENSORS",
+    13: "TYPE_PROTO",
+    14: "TYPE_PROTOS",
+}
 
 
 class Attribute(NamedTuple):
     """What a signature says of one attribute."""
+
     onnx_type: str
-    convert: typing.Callable    # (AttributeProto, context) -> the keyword argument
+    convert: typing.Callable  # (AttributeProto, context) -> the keyword argument
     choices: tuple | None
     required: bool
 
 
 class Signature(NamedTuple):
     """An operator function's inputs and attributes."""
-    required: int       # inputs without a default
-    named: int          # inputs that have a parameter of their own
-    variadic: bool      # whether any number more may follow
+
+    required: int  # inputs without a default
+    named: int  # inputs that have a parameter of their own
+    variadic: bool  # whether any number more may follow
     attributes: dict
     n_outputs: bool
 
@@ -70,7 +86,7 @@ def signature(function):
 def _attribute(parameter):
     annotation, choices = parameter.annotation, None
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        annotation, = (a for a in typing.get_args(annotation) if a is not types.NoneType)
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not types.NoneType)
     if typing.get_origin(annotation) is Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
@@ -81,6 +97,7 @@ def _attribute(parameter):
 def schema_since(op_type, opset):
     """The opset that gave one of ONNX's own operators the meaning that it has at `opset`, or None."""
     from onnx import defs
+
     try:
         return defs.get_schema(op_type, opset, "").since_version
     except defs.SchemaError:
@@ -91,6 +108,7 @@ def schema_since(op_type, opset):
 def most_outputs(domain, op_type, opset):
     """How many outputs ONNX lets an operator have; None where the onnx package does not know it."""
     from onnx import defs
+
     try:
         return defs.get_schema(op_type, opset, domain).max_output
     except defs.SchemaError:
@@ -102,8 +120,9 @@ def find(domain, op_type, opset, where):
     function = ops.lookup(domain, op_type, opset)
     if function is None:
         known = ops.lookup(domain, op_type, 2**31) is not None
-        raise UnsupportedError(f"{where}: operator {_qualified(domain, op_type)} is not supported"
-                               f"{f' at opset {opset}' if known else ''}")
+        raise UnsupportedError(
+            f"{where}: operator {_qualified(domain, op_type)} is not supported{f' at opset {opset}' if known else ''}"
+        )
     if domain == "" and opset < MODERN_OPSET and not _same_before(op_type, opset, function):
         raise UnsupportedError(f"{where}: operator {op_type} is supported from opset {MODERN_OPSET}, this is {opset}")
     return function
@@ -116,8 +135,11 @@ def _qualified(domain, op_type):
 def _same_before(op_type, opset, function):
     """Whether `function` is right before opset 7: the operator did not change there, or has a form of its own."""
     since = schema_since(op_type, opset)
-    return since is not None and (since == schema_since(op_type, MODERN_OPSET) or op_type in EXTENDED_BY_7
-                                  or function is not ops.lookup("", op_type, MODERN_OPSET))
+    return since is not None and (
+        since == schema_since(op_type, MODERN_OPSET)
+        or op_type in EXTENDED_BY_7
+        or function is not ops.lookup("", op_type, MODERN_OPSET)
+    )
 
 
 def bind(function, attributes, n_outputs, context, where):
@@ -140,8 +162,9 @@ def bind(function, attributes, n_outputs, context, where):
 def _value(attribute, proto, context, where):
     name, onnx_type = proto.name, ATTRIBUTE_TYPES.get(proto.type, f"type {proto.type}")
     if onnx_type != attribute.onnx_type:
-        raise ModelError(f"{where}: attribute {name!r} = {_shown(proto)} is {onnx_type}, "
-                         f"expected {attribute.onnx_type}")
+        raise ModelError(
+            f"{where}: attribute {name!r} = {_shown(proto)} is {onnx_type}, expected {attribute.onnx_type}"
+        )
     try:
         value = attribute.convert(proto, context)
     except UnicodeDecodeError:
@@ -150,8 +173,10 @@ def _value(attribute, proto, context, where):
         located = attribute.onnx_type in ("GRAPH", "TENSOR")
         raise e if located else UnsupportedError(f"{where}: attribute {name!r}: {e}") from None
     if attribute.choices is not None and value not in attribute.choices:
-        raise UnsupportedError(f"{where}: attribute {name!r} = {value!r} is not supported, expected "
-                               f"{' or '.join(map(repr, attribute.choices))}")
+        raise UnsupportedError(
+            f"{where}: attribute {name!r} = {value!r} is not supported, expected "
+            f"{' or '.join(map(repr, attribute.choices))}"
+        )
     return value
 
 
@@ -170,6 +195,8 @@ def check_inputs(function, inputs, where):
     expected = signature(function)
     if not expected.variadic and len(inputs) > expected.named:
         raise ModelError(f"{where}: {len(inputs)} inputs, expected at most {expected.named}")
-    if len(inputs) < expected.required or "" in inputs[:expected.required] or "" in inputs[expected.named:]:
-        raise ModelError(f"{where}: inputs {list(inputs)}, but the first {expected.required} are required"
-                         f"{' and no repeated one may be left out' if expected.variadic else ''}")
+    if len(inputs) < expected.required or "" in inputs[: expected.required] or "" in inputs[expected.named :]:
+        raise ModelError(
+            f"{where}: inputs {list(inputs)}, but the first {expected.required} are required"
+            f"{' and no repeated one may be left out' if expected.variadic else ''}"
+        )

@@ -1,4 +1,5 @@
 """What one call of a model may use, together with all the graphs within it: iterations of loops, and memory."""
+
 import weakref
 
 import numpy as np
@@ -33,11 +34,12 @@ def owners(value):
 
 class Budget:
     """args: the call's arguments, whose memory is the caller's and is not counted."""
+
     __slots__ = ("args", "iterations", "nbytes", "row_bytes", "counted")
 
     def __init__(self, args):
         self.args, self.iterations, self.nbytes, self.row_bytes = args, 0, 0, 0
-        self.counted = {}   # id -> weak reference; the dead ones go when the limit seems to be reached
+        self.counted = {}  # id -> weak reference; the dead ones go when the limit seems to be reached
 
     def iterate(self):
         """Before each iteration of a Loop or Scan."""
@@ -50,7 +52,7 @@ class Budget:
         if not isinstance(value, np.ndarray):
             return
         array = owner(value)
-        if array.nbytes < COUNTED_BYTES or not array.flags.writeable:   # constants are read-only
+        if array.nbytes < COUNTED_BYTES or not array.flags.writeable:  # constants are read-only
             return
         reference = self.counted.get(id(array))
         if reference is not None and reference() is array or id(array) in owners(self.args):

@@ -1,4 +1,5 @@
 """What must hold between an If, Loop or Scan and its graphs, checked at load."""
+
 from rnnfast.errors import ModelError
 from rnnfast.onnx.ops.control import if_, loop, scan_8, scan_9
 
@@ -23,8 +24,10 @@ def check(function, n_inputs, n_outputs, attributes, where):
 
 def _fit(graph, n_inputs, n_outputs, name, where):
     if len(graph.inputs) != n_inputs or len(graph.outputs) != n_outputs:
-        raise ModelError(f"{where}: attribute {name!r} is a graph of {len(graph.inputs)} inputs and "
-                         f"{len(graph.outputs)} outputs, expected {n_inputs} and {n_outputs}")
+        raise ModelError(
+            f"{where}: attribute {name!r} is a graph of {len(graph.inputs)} inputs and "
+            f"{len(graph.outputs)} outputs, expected {n_inputs} and {n_outputs}"
+        )
 
 
 def _carries(carried, n_outputs, where):

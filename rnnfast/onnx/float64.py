@@ -1,4 +1,5 @@
 """The float64 twin of a graph: constants, attributes and results of float32 raised, operators their NumPy functions."""
+
 import dataclasses
 import functools
 
@@ -11,10 +12,12 @@ def widen(value):
     """A Graph, tensor, dtype, list or tuple of them with float64 in float32's place; anything else as it is."""
     if isinstance(value, Graph):
         return dataclasses.replace(
-            value, constants={name: widen(array) for name, array in value.constants.items()},
+            value,
+            constants={name: widen(array) for name, array in value.constants.items()},
             inputs=tuple(dataclasses.replace(v, type=_type(v.type)) for v in value.inputs),
             outputs=tuple(dataclasses.replace(v, type=_type(v.type)) for v in value.outputs),
-            nodes=tuple(map(_node, value.nodes)))
+            nodes=tuple(map(_node, value.nodes)),
+        )
     if isinstance(value, np.ndarray):
         return value.astype(np.float64) if value.dtype == np.float32 else value
     if isinstance(value, np.dtype):

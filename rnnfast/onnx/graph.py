@@ -1,10 +1,11 @@
 """A file or bytes -> a checked Graph: operators found, attributes bound, names resolved, nodes put in order."""
+
 import dataclasses
 import heapq
 import os
 import stat
+from collections.abc import Callable
 from sys import intern
-from typing import Callable
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class Type:
 
     shape: an int for a fixed dimension, a str for a named one, None for one not given; None if the rank is not given.
     """
+
     kind: str
     dtype: np.dtype | None = None
     shape: tuple | None = None
@@ -41,6 +43,7 @@ class Type:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
     """An input or output of a graph."""
+
     name: str
     type: Type
 
@@ -51,17 +54,18 @@ class Node:
 
     Nodes are not changed once they are made; `altered` gives another one.
     """
-    where: str                  # for messages: file, node, operator
+
+    where: str  # for messages: file, node, operator
     name: str
     domain: str
     op_type: str
-    inputs: tuple               # names; "" for an absent one
+    inputs: tuple  # names; "" for an absent one
     outputs: tuple
-    function: Callable | None   # the NumPy function, which takes `attributes` as keyword arguments
+    function: Callable | None  # the NumPy function, which takes `attributes` as keyword arguments
     attributes: dict
-    run: Callable | None = None     # what is executed, once lowered
-    graphs: dict = dataclasses.field(init=False)    # those among the attributes: branches and bodies
-    needs: set = dataclasses.field(init=False)      # the names that it reads, its graphs' captures among them
+    run: Callable | None = None  # what is executed, once lowered
+    graphs: dict = dataclasses.field(init=False)  # those among the attributes: branches and bodies
+    needs: set = dataclasses.field(init=False)  # the names that it reads, its graphs' captures among them
 
     def __post_init__(self):
         self.graphs = {name: value for name, value in self.attributes.items() if isinstance(value, Graph)}
@@ -70,13 +74,23 @@ class Node:
 
     def altered(self, *, function=None, attributes=None, run=None):
         """A copy with another function, attributes or run."""
-        return Node(self.where, self.name, self.domain, self.op_type, self.inputs, self.outputs,
-                    function or self.function, attributes or self.attributes, run)
+        return Node(
+            self.where,
+            self.name,
+            self.domain,
+            self.op_type,
+            self.inputs,
+            self.outputs,
+            function or self.function,
+            attributes or self.attributes,
+            run,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Graph:
     """Nodes in an order that runs; `captures` are the names that it takes from the graphs around it."""
+
     name: str
     inputs: tuple
     outputs: tuple
@@ -88,6 +102,7 @@ class Graph:
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """What a file says besides its graph."""
+
     label: str
     ir_version: int
     opsets: dict
@@ -116,13 +131,14 @@ def read(source, problems=None):
 def _load(source):
     """(ModelProto, name for messages, folder)"""
     import onnx
+
     if isinstance(source, (bytes, bytearray, memoryview)):
         data, label, folder = bytes(source), "<bytes>", None
     elif isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         label, folder = os.path.basename(path), os.path.dirname(os.path.abspath(path))
         try:
-            info = os.stat(path)    # before it is opened: that of a pipe would wait for a writer
+            info = os.stat(path)  # before it is opened: that of a pipe would wait for a writer
             if not stat.S_ISREG(info.st_mode):
                 raise ModelError(f"{path}: cannot be read: not a regular file")
             if info.st_size > MAX_FILE_BYTES:
@@ -144,11 +160,12 @@ def _load(source):
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Scope:
     """Where a node stands: what its operators and attribute references mean, and which names are around it."""
+
     opsets: dict
-    references: dict            # inside a function: attribute name -> AttributeProto of the call
+    references: dict  # inside a function: attribute name -> AttributeProto of the call
     around: frozenset
     depth: int
-    calls: tuple                # the functions that are being called
+    calls: tuple  # the functions that are being called
 
 
 class _Reader:
@@ -159,12 +176,15 @@ class _Reader:
 
     def read(self):
         import onnx
+
         proto = self.proto
         if not proto.HasField("graph"):
             raise ModelError(f"{self.label}: not an ONNX model, or truncated: it has no graph")
         if not MIN_IR_VERSION <= proto.ir_version <= onnx.IR_VERSION:
-            raise UnsupportedError(f"{self.label}: IR version {proto.ir_version} is not supported, only "
-                                   f"{MIN_IR_VERSION} to {onnx.IR_VERSION}")
+            raise UnsupportedError(
+                f"{self.label}: IR version {proto.ir_version} is not supported, only "
+                f"{MIN_IR_VERSION} to {onnx.IR_VERSION}"
+            )
         if not proto.opset_import:
             raise ModelError(f"{self.label}: truncated: no opset is given")
         opsets = self.opsets(proto.opset_import, self.label)
@@ -180,6 +200,7 @@ class _Reader:
 
     def opsets(self, imports, where):
         import onnx
+
         opsets = {}
         for entry in imports:
             domain = _domain(entry.domain)
@@ -187,8 +208,10 @@ class _Reader:
                 raise ModelError(f"{where}: opsets {opsets[domain]} and {entry.version} of domain {domain!r}")
         newest = onnx.defs.onnx_opset_version()
         if not 1 <= opsets.get("", 1) <= newest:
-            raise UnsupportedError(f"{where}: opset {opsets['']} is not supported, only {binding.MODERN_OPSET} to "
-                                   f"{newest}, and lower ones where an operator has not changed since")
+            raise UnsupportedError(
+                f"{where}: opset {opsets['']} is not supported, only {binding.MODERN_OPSET} to "
+                f"{newest}, and lower ones where an operator has not changed since"
+            )
         return opsets
 
     # ------------------------------------------------------------------------------------------- graphs
@@ -307,17 +330,27 @@ class _Reader:
         if unknown:
             raise ModelError(f"{where}: attribute {unknown[0]!r} is none of the function's")
         if len(inputs) > len(function.input) or len(call.output) > len(function.output):
-            raise ModelError(f"{where}: {len(inputs)} inputs and {len(call.output)} outputs, the function has "
-                             f"{len(function.input)} and {len(function.output)}")
+            raise ModelError(
+                f"{where}: {len(inputs)} inputs and {len(call.output)} outputs, the function has "
+                f"{len(function.input)} and {len(function.output)}"
+            )
         opsets = self.opsets(function.opset_import, where) or scope.opsets
         inner = _Scope(opsets, defaults | attributes, frozenset(), scope.depth, (*scope.calls, key))
         anything = Type("tensor")
-        return self.checked(function.name, tuple(Value(n, anything) for n in function.input),
-                            tuple(Value(n, anything) for n in function.output), {}, function.node, inner, where)
+        return self.checked(
+            function.name,
+            tuple(Value(n, anything) for n in function.input),
+            tuple(Value(n, anything) for n in function.output),
+            {},
+            function.node,
+            inner,
+            where,
+        )
 
 
 class _Context:
     """Decodes the tensors and graphs among a node's attributes."""
+
     def __init__(self, reader, scope, where):
         self.reader, self.scope, self.where = reader, scope, where
 

@@ -1,4 +1,5 @@
-"""What a caller hands over -> arrays of the declared type and shape, or an error that says what came."""
+"""What a caller hands over -> arrays of the declared type and shape, or an error that says what received."""
+
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
@@ -8,14 +9,14 @@ from rnnfast.onnx.tensors import type_name
 KINDS = {"O": "object", "S": "bytes", "U": "str"}
 
 
-def admit(value, expected, where):
+def validate(value, expected, where):
     """`value` as the graph takes it; `expected` is a Type. Arrays keep their type, Python values are converted."""
     if expected.kind == "optional":
-        return None if value is None else admit(value, expected.element, where)
+        return None if value is None else validate(value, expected.element, where)
     if expected.kind == "seq":
         if not isinstance(value, (list, tuple)):
             raise InputTypeError(f"{where} is {type(value).__name__}, expected a list of {expected.element}")
-        return [admit(v, expected.element, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [validate(v, expected.element, f"{where}[{i}]") for i, v in enumerate(value)]
     array = value if type(value) is np.ndarray else _as_array(value, where)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__") and not isinstance(value, np.generic):
         array = _same_type(array, expected.dtype, where)
@@ -31,8 +32,9 @@ def _as_array(value, where):
     except (ValueError, OverflowError) as e:
         raise InputError(f"{where} is no array: {e}") from e
     except Exception as e:  # foreign array types raise whatever they like
-        raise InputTypeError(f"{where} is {type(value).__name__}, which cannot be read as an array: "
-                             f"{type(e).__name__}: {e}") from e
+        raise InputTypeError(
+            f"{where} is {type(value).__name__}, which cannot be read as an array: {type(e).__name__}: {e}"
+        ) from e
 
 
 def _same_type(array, dtype, where):
@@ -40,8 +42,8 @@ def _same_type(array, dtype, where):
         return array
     if dtype == object and array.dtype.kind in "US" or array.dtype == dtype.newbyteorder():
         return array.astype(dtype)
-    came = f"an array of {KINDS[array.dtype.kind]}" if array.dtype.kind in KINDS else type_name(array.dtype)
-    raise InputTypeError(f"{where} is {came}, expected {type_name(dtype)}")
+    received = f"an array of {KINDS[array.dtype.kind]}" if array.dtype.kind in KINDS else type_name(array.dtype)
+    raise InputTypeError(f"{where} is {received}, expected {type_name(dtype)}")
 
 
 def _converted(value, array, dtype, where):
@@ -76,7 +78,7 @@ def _from_large_ints(array, dtype, where):
 
 def _in_range(array, dtype):
     """Compared as Python numbers, which neither round nor wrap around. NaN is in no range."""
-    if array.size == 0 or dtype.kind not in "iu":   # the types of fewer than 8 bits cannot wrap around to equality
+    if array.size == 0 or dtype.kind not in "iu":  # the types of fewer than 8 bits cannot wrap around to equality
         return True
     limits = np.iinfo(dtype)
     return limits.min <= array.min().item() and array.max().item() <= limits.max

@@ -4,17 +4,18 @@ A lowering happens once, at load, on the inputs that are constant then. It retur
 place, for float32; other types go to the operator's NumPy function. Where the callable has a method `bound` and a
 plan's shapes are known, the plan runs what that gives for its inputs instead.
 """
+
 import functools
 import math
 
 import numpy as np
 
-from rnnfast.native import _kernels
 from rnnfast.errors import InputError
+from rnnfast.native import _kernels
 from rnnfast.onnx import recurrent_nodes
 from rnnfast.onnx.ops.linear import gemm_1
 from rnnfast.onnx.ops.types import check_size
-from rnnfast.onnx.ops.windows import pad, place
+from rnnfast.onnx.ops.windows import pad, windows_for
 
 # ONNX operator -> the engine's function, those that NumPy computes differently on different processors.
 UNARY = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus"}
@@ -44,6 +45,7 @@ def _for_float32(fast, node):
         if all([x is None or x.dtype == np.float32 for x in inputs]):
             return fast(*inputs)
         return slow(*inputs)
+
     return run
 
 
@@ -71,6 +73,7 @@ def _lower_matmul(node, constants, matmul, threads):
         if b.ndim == 2:
             return _kernels.Matrix(b, matmul=matmul).multiply(a, None, threads)
         return _multiply_stacks(a, b, matmul, threads)
+
     run = _for_float32(run, node)
     run.packed, run.threads = packed, threads
     return run
@@ -119,6 +122,7 @@ def _lower_gemm(node, constants, matmul, threads):
         if np.broadcast_shapes(y.shape, added.shape) != y.shape:
             raise InputError(f"C of shape {added.shape} does not broadcast to the product's shape {y.shape}")
         return y + (added if beta == 1 else beta * added)
+
     run = _for_float32(run, node)
     run.packed, run.threads = packed, threads
     return run
@@ -144,7 +148,8 @@ def _lower_conv(node, constants, matmul, threads):
         matrices = packed or pack(w, bias)
         if x.ndim != w.ndim or x.shape[1] != w.shape[1] * group:
             raise InputError(f"X and W have shapes {x.shape} and {w.shape} for group = {group}")
-        return _convolve(x, place(x.shape[2:], w.shape[2:], **settings), matrices, w.shape[0] // group, threads)
+        return _convolve(x, windows_for(x.shape[2:], w.shape[2:], **settings), matrices, w.shape[0] // group, threads)
+
     return _for_float32(run, node)
 
 
@@ -168,20 +173,25 @@ def _convolve(x, windows, matrices, outputs, threads):
     batch = max(1, lines // windows.output[0])
     for n in range(0, samples, batch):
         for start in range(0, windows.output[0], lines):
-            block = taps[n:n + batch, start:start + lines]
+            block = taps[n : n + batch, start : start + lines]
             for g, matrix in enumerate(matrices):
                 part = block[(slice(None),) * axes + (slice(g * channels, (g + 1) * channels),)]
                 rows = matrix.multiply(part.reshape(*part.shape[:axes], matrix.K), None, threads)
-                y[n:n + batch, g * outputs:(g + 1) * outputs, start:start + lines] = rows.transpose(
-                    0, axes, *range(1, axes))
+                y[n : n + batch, g * outputs : (g + 1) * outputs, start : start + lines] = rows.transpose(
+                    0, axes, *range(1, axes)
+                )
     return y
 
 
 def _taps(x, windows):
     """[N, *output, C, *kernel]: a view of the contiguous x [N, C, *covered], windows overlapping."""
     steps = x.strides[2:]
-    strides = (x.strides[0], *(n * s for n, s in zip(steps, windows.strides)),
-               x.strides[1], *(n * d for n, d in zip(steps, windows.dilations)))
+    strides = (
+        x.strides[0],
+        *(n * s for n, s in zip(steps, windows.strides)),
+        x.strides[1],
+        *(n * d for n, d in zip(steps, windows.dilations)),
+    )
     return np.ndarray((x.shape[0], *windows.output, x.shape[1], *windows.kernel), np.float32, x, 0, strides)
 
 

@@ -1,31 +1,30 @@
 """RNN, GRU and LSTM nodes: attributes resolved, shapes and types checked, and their native form."""
+
 import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError
 from rnnfast.native import _engine, _plans
 from rnnfast.native.cell_activations import resolve
-from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError
 
 
 class Kind(NamedTuple):
     """gates: blocks of hidden_size rows in W and R; activations: the spec's, for the functions f, g, h."""
+
     gates: int
     activations: tuple
 
 
-KINDS = {
-    "RNN": Kind(1, ("Tanh",)),
-    "GRU": Kind(3, ("Sigmoid", "Tanh")),
-    "LSTM": Kind(4, ("Sigmoid", "Tanh", "Tanh")),
-}
+KINDS = {"RNN": Kind(1, ("Tanh",)), "GRU": Kind(3, ("Sigmoid", "Tanh")), "LSTM": Kind(4, ("Sigmoid", "Tanh", "Tanh"))}
 REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
-class Layer(NamedTuple):
+class RecurrentAttributes(NamedTuple):
     """The attributes of a recurrent node, checked. `activations`: (name, alpha, beta) triples for each direction."""
+
     kind: str
     activations: tuple
     clip: float | None
@@ -45,8 +44,10 @@ class Layer(NamedTuple):
         D, gates = self.directions, KINDS[self.kind].gates
         for name, array, rank in (("W", W, 3), ("R", R, 3), ("B", B, 2), ("P", P, 2)):
             if array is not None and (array.ndim != rank or array.shape[0] != D):
-                raise InputError(f"{name} has shape {array.shape}, expected rank {rank} and {D} in front for "
-                                 f"direction {self.direction!r}")
+                raise InputError(
+                    f"{name} has shape {array.shape}, expected rank {rank} and {D} in front for "
+                    f"direction {self.direction!r}"
+                )
         H = self.hidden_size if R is None else R.shape[2]
         if H is None:
             return None
@@ -92,20 +93,33 @@ def check_lengths(sequence_lens, T, rows):
 
 
 @functools.lru_cache(256)
-def layer(kind, *, activation_alpha=None, activation_beta=None, activations=None, clip=None, direction="forward",
-          hidden_size=None, layout=0, input_forget=0, linear_before_reset=0):
-    """The Layer of a node's attributes."""
+def layer(
+    kind,
+    *,
+    activation_alpha=None,
+    activation_beta=None,
+    activations=None,
+    clip=None,
+    direction="forward",
+    hidden_size=None,
+    layout=0,
+    input_forget=0,
+    linear_before_reset=0,
+):
+    """The RecurrentAttributes of a node's attributes."""
     if clip is not None and not clip > 0:
         raise UnsupportedError(f"attribute 'clip' = {clip} is not supported, expected more than 0")
     if hidden_size is not None and hidden_size < 1:
         raise InputError(f"attribute 'hidden_size' = {hidden_size}, expected at least 1")
     functions = _activations(kind, len(REVERSED[direction]), activations, activation_alpha, activation_beta)
     clip = None if clip is None or math.isinf(clip) else clip
-    return Layer(kind, functions, clip, direction, hidden_size, layout, bool(input_forget), bool(linear_before_reset))
+    return RecurrentAttributes(
+        kind, functions, clip, direction, hidden_size, layout, bool(input_forget), bool(linear_before_reset)
+    )
 
 
 def check_attributes(kind, attributes, where):
-    """Raise ModelError or UnsupportedError for attributes that no Layer has."""
+    """Raise ModelError or UnsupportedError for attributes that no RecurrentAttributes has."""
     try:
         layer(kind, **attributes)
     except InputError as e:
@@ -118,7 +132,7 @@ def _activations(kind, directions, names, alphas, betas):
     """The (name, alpha, beta) triples of each direction. Only activations that take an alpha or beta use one up."""
     standard = KINDS[kind].activations
     if names is None or kind == "RNN" and tuple(names) == ("Tanh", "Tanh"):
-        names = standard * directions    # ("Tanh", "Tanh") is the spec's default, whatever the direction
+        names = standard * directions  # ("Tanh", "Tanh") is the spec's default, whatever the direction
     if len(names) != len(standard) * directions:
         raise UnsupportedError(f"attribute 'activations' = {list(names)}, expected {len(standard) * directions}")
     try:
@@ -150,8 +164,9 @@ def lower(node, constants, matmul=None, threads=1, native=True):
 def with_states(node):
     """The callable of a lowered node whose initial states are no constants any more."""
     run = node.run
-    return _Native(run.layer, run.cells, set(), functools.partial(node.function, **node.attributes), run.matmul,
-                   run.threads)
+    return _Native(
+        run.layer, run.cells, set(), functools.partial(node.function, **node.attributes), run.matmul, run.threads
+    )
 
 
 def _without(dropped, run, *inputs):
@@ -163,14 +178,25 @@ def _without(dropped, run, *inputs):
 
 def _cells(of_node, W, R, B, P, matmul):
     return tuple(
-        _engine.Cell(of_node.kind, W[d], R[d], None if B is None else B[d], None if P is None else P[d],
-                     activations=functions, clip=of_node.clip, input_forget=of_node.input_forget,
-                     linear_before_reset=of_node.linear_before_reset, matmul=matmul)
-        for d, functions in enumerate(of_node.activations))
+        _engine.Cell(
+            of_node.kind,
+            W[d],
+            R[d],
+            None if B is None else B[d],
+            None if P is None else P[d],
+            activations=functions,
+            clip=of_node.clip,
+            input_forget=of_node.input_forget,
+            linear_before_reset=of_node.linear_before_reset,
+            matmul=matmul,
+        )
+        for d, functions in enumerate(of_node.activations)
+    )
 
 
 class _Native:
     """A recurrent node on the engine. cells: packed from constant weights, else None; slow: for other types."""
+
     def __init__(self, layer, cells, dropped, slow, matmul, threads):
         self.layer, self.cells, self.dropped, self.slow = layer, cells, dropped, slow
         self.matmul, self.threads, self.reverse = matmul, threads, REVERSED[layer.direction]
@@ -186,8 +212,16 @@ class _Native:
         if X.dtype != np.float32 or self.cells is None or self.layer.layout:
             return self
         T, rows = _without(self.dropped, self.layer.check_call, X, *inputs)
-        return _plans.Recurrent(self.cells, self.reverse, T, rows, absent_h=5 in self.dropped,
-                               absent_c=6 in self.dropped, check_lengths=check_lengths, threads=self.threads)
+        return _plans.RecurrentStep(
+            self.cells,
+            self.reverse,
+            T,
+            rows,
+            absent_h=5 in self.dropped,
+            absent_c=6 in self.dropped,
+            check_lengths=check_lengths,
+            threads=self.threads,
+        )
 
     def _run(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
         """With layout=1 it works on transposed views."""

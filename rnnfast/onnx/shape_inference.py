@@ -1,11 +1,12 @@
 """What the results of costly operators look like, without computing them: plans need shapes and types alone."""
+
 import math
 
 import numpy as np
 
-from rnnfast.native._plans import Recurrent
+from rnnfast.native._plans import RecurrentStep
 from rnnfast.onnx.ops.pooling import windows_of_node
-from rnnfast.onnx.ops.windows import place
+from rnnfast.onnx.ops.windows import windows_for
 
 # Elements of its results from which on an elementwise operator is not computed for a plan.
 COSTLY = 1 << 12
@@ -30,7 +31,7 @@ def like_results(node, run, inputs):
 
 def _recurrent(node, run, inputs):
     """Of a layer that was found to take inputs of these shapes."""
-    if not isinstance(run, Recurrent):
+    if not isinstance(run, RecurrentStep):
         return None
     T, D, rows, size = run.shape
     return ((T, D, rows, size), *[(D, rows, size)] * (2 if node.op_type == "LSTM" else 1))
@@ -61,7 +62,7 @@ def _conv(node, run, inputs):
     fits = x.ndim == w.ndim > 2 and group > 0 and x.shape[1] == w.shape[1] * group and w.shape[0] % group == 0
     if not fits or bias is not None and bias.shape != w.shape[:1] or 0 in x.shape + w.shape:
         return None
-    return ((x.shape[0], w.shape[0], *place(x.shape[2:], w.shape[2:], **settings).output),)
+    return ((x.shape[0], w.shape[0], *windows_for(x.shape[2:], w.shape[2:], **settings).output),)
 
 
 def _pool(node, run, inputs):
@@ -71,5 +72,8 @@ def _pool(node, run, inputs):
     return ((*x.shape[:2], *windows_of_node(x, node.attributes).output),)
 
 
-RULES = dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent) | dict.fromkeys((*ONE, *TWO), _elementwise) | {
-    "MatMul": _matmul, "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool}
+RULES = (
+    dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent)
+    | dict.fromkeys((*ONE, *TWO), _elementwise)
+    | {"MatMul": _matmul, "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool}
+)

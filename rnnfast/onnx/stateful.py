@@ -1,5 +1,6 @@
 """A graph that runs over whole sequences -> one that runs over parts of them, with the states of its recurrent nodes as
 inputs and outputs."""
+
 import dataclasses
 
 import numpy as np
@@ -26,13 +27,15 @@ def unfolded(graph, calls, batch):
     states = _States(calls, batch)
     nodes, inputs, outputs = states.add(graph)
     lengths = Value(LENGTHS, Type("tensor", np.dtype(np.int32), (batch,)))
-    graph = dataclasses.replace(graph, nodes=nodes, inputs=(*graph.inputs, *inputs, lengths),
-                                outputs=(*graph.outputs, *outputs))
+    graph = dataclasses.replace(
+        graph, nodes=nodes, inputs=(*graph.inputs, *inputs, lengths), outputs=(*graph.outputs, *outputs)
+    )
     return graph, {i.name: o.name for i, o in zip(inputs, outputs)}, states.initial
 
 
 class _States:
     """initial: state input -> its value for one sequence, of all nodes that were added."""
+
     def __init__(self, calls, batch):
         self.calls, self.batch, self.initial = calls, batch, {}
 
@@ -64,7 +67,7 @@ class _States:
         X, _, R = calls[0][:3]
         H = R.shape[2]
         shape = (self.batch, 1, H) if node.attributes.get("layout") else (1, self.batch, H)
-        for i, which in ((5, "initial_h"), (6, "initial_c"))[:1 + (node.op_type == "LSTM")]:
+        for i, which in ((5, "initial_h"), (6, "initial_c"))[: 1 + (node.op_type == "LSTM")]:
             values = [call[i] if len(call) > i else None for call in calls]
             if any(value is not None and value.tobytes() != values[0].tobytes() for value in values):
                 raise UnsupportedError(f"{node.where}: {which} depends on the sequence")
@@ -72,8 +75,9 @@ class _States:
             self.initial[before] = np.zeros((1, 1, H), X.dtype) if values[0] is None else values[0]
             names[i] = before
             if made[i - 4]:
-                copies.append(Node(node.where, "", "", "Identity", (made[i - 4],), (after,),
-                                   ops.lookup("", "Identity", 13), {}))
+                copies.append(
+                    Node(node.where, "", "", "Identity", (made[i - 4],), (after,), ops.lookup("", "Identity", 13), {})
+                )
             else:
                 made[i - 4] = after
             type_ = Type("tensor", X.dtype, shape)
@@ -81,7 +85,9 @@ class _States:
             outputs.append(Value(after, type_))
         while not names[-1]:
             names.pop()
-        node = dataclasses.replace(node, inputs=tuple(names), outputs=tuple(made), run=recurrent_nodes.with_states(node))
+        node = dataclasses.replace(
+            node, inputs=tuple(names), outputs=tuple(made), run=recurrent_nodes.with_states(node)
+        )
         return [node, *copies], inputs, outputs
 
     def call(self, node):
@@ -90,8 +96,12 @@ class _States:
         nodes, inputs, outputs = self.add(body)
         names = (*node.inputs, *[""] * (len(body.inputs) - len(node.inputs)), *(v.name for v in inputs), LENGTHS)
         made = (*node.outputs, *[""] * (len(body.outputs) - len(node.outputs)), *(v.name for v in outputs))
-        body = dataclasses.replace(body, nodes=nodes, inputs=(*body.inputs, *inputs, Value(LENGTHS, Type("tensor"))),
-                                   outputs=(*body.outputs, *outputs))
+        body = dataclasses.replace(
+            body,
+            nodes=nodes,
+            inputs=(*body.inputs, *inputs, Value(LENGTHS, Type("tensor"))),
+            outputs=(*body.outputs, *outputs),
+        )
         node = dataclasses.replace(node, inputs=names, outputs=made, attributes=node.attributes | {"body": body})
         return [node], inputs, outputs
 

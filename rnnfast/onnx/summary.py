@@ -1,4 +1,5 @@
 """What a model consists of: its layers with output shapes, parameters, floating-point operations and bytes."""
+
 import math
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from rnnfast.onnx.recurrent_nodes import KINDS
 RECURRENT_WEIGHTS = (1, 2, 3, 7)
 
 
-class Layer(NamedTuple):
+class LayerSummary(NamedTuple):
     """A node that has parameters. shape and flops are None where the run that shows them did not come by."""
+
     name: str
     op_type: str
     shape: tuple | None
@@ -27,6 +29,7 @@ class Summary(NamedTuple):
 
     problem: why the run that gives shapes ended early, or None.
     """
+
     layers: tuple
     others: dict
     flops: int
@@ -34,8 +37,17 @@ class Summary(NamedTuple):
 
     def __str__(self):
         header = ("layer", "operator", "output shape", "parameters", "flops", "bytes")
-        rows = [(l.name or "-", l.op_type, "?" if l.shape is None else "x".join(map(str, l.shape)) or "scalar",
-                 f"{l.parameters:,}", "?" if l.flops is None else f"{l.flops:,}", f"{l.nbytes:,}") for l in self.layers]
+        rows = [
+            (
+                l.name or "-",
+                l.op_type,
+                "?" if l.shape is None else "x".join(map(str, l.shape)) or "scalar",
+                f"{l.parameters:,}",
+                "?" if l.flops is None else f"{l.flops:,}",
+                f"{l.nbytes:,}",
+            )
+            for l in self.layers
+        ]
         parameters, nbytes = sum(l.parameters for l in self.layers), sum(l.nbytes for l in self.layers)
         total = ("total", "", "", f"{parameters:,}", f"{self.flops:,}", f"{nbytes:,}")
         widths = [max(map(len, column)) for column in zip(header, *rows, total)]
@@ -64,14 +76,14 @@ def summarise(model, feed):
 
     zeros = {v.name: _zeros(v.type) for v in model.inputs if v.name in model.required_inputs}
     args = model.prepare(zeros | {name: feed[name] for name in feed})[1]
-    program = model.build(frozenset(name for name in feed if name in model.graph.constants), record=record)
+    planned = model.build(frozenset(name for name in feed if name in model.graph.constants), record=record)
     try:
-        program(args)
+        planned(args)
         problem = None
     except Error as e:
         problem = str(e)
     layers, others = [], {}
-    _collect(program.graph, {}, recorded, layers, others)
+    _collect(planned.graph, {}, recorded, layers, others)
     return Summary(tuple(layers), others, sum(count for _, count in recorded.values()), problem)
 
 
@@ -93,8 +105,11 @@ def _collect(graph, known, recorded, layers, others):
         weights = _weights(node, known)
         shape, count = recorded.get(id(node), (None, None))
         if weights:
-            layers.append(Layer(node.name, node.op_type, shape, sum(w.size for w in weights), count,
-                                sum(w.nbytes for w in weights)))
+            layers.append(
+                LayerSummary(
+                    node.name, node.op_type, shape, sum(w.size for w in weights), count, sum(w.nbytes for w in weights)
+                )
+            )
         elif not node.graphs:
             others[node.op_type] = others.get(node.op_type, 0) + 1
 
@@ -107,9 +122,32 @@ def _weights(node, known):
 
 
 # Operators that compute nothing.
-MOVES = {"Cast", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
-         "GatherND", "Identity", "Pad", "Reshape", "ScatterElements", "ScatterND", "Shape", "Size", "Slice",
-         "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+MOVES = {
+    "Cast",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "ScatterElements",
+    "ScatterND",
+    "Shape",
+    "Size",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}
 
 
 def flops(op_type, inputs, outputs):

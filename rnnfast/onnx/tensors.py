@@ -1,4 +1,5 @@
 """ONNX tensors -> ndarrays: element types, sizes checked against the data, external data kept inside its folder."""
+
 import functools
 import math
 import os
@@ -55,6 +56,7 @@ def numpy_dtype(element_type):
 def _ml_dtype(name):
     try:
         import ml_dtypes
+
         return np.dtype(getattr(ml_dtypes, name))
     except (ImportError, AttributeError):
         raise UnsupportedError(f"element type {name} needs a newer ml_dtypes package") from None
@@ -97,10 +99,13 @@ def _from_bytes(raw, tensor, dtype, shape, where):
     if bits is None:
         raise ModelError(f"{where}: strings as raw data")
     if len(raw) != _nbytes(tensor, shape):
-        raise ModelError(f"{where}: {len(raw)} bytes of data, but {ELEMENT_TYPES[tensor.data_type][0]} of shape "
-                         f"{list(shape)} has {_nbytes(tensor, shape)}")
+        raise ModelError(
+            f"{where}: {len(raw)} bytes of data, but {ELEMENT_TYPES[tensor.data_type][0]} of shape "
+            f"{list(shape)} has {_nbytes(tensor, shape)}"
+        )
     if bits < 8:
         from onnx import TensorProto, numpy_helper
+
         return numpy_helper.to_array(TensorProto(data_type=tensor.data_type, dims=shape, raw_data=raw)).astype(dtype)
     array = np.frombuffer(raw, np.uint8 if dtype == bool else dtype).reshape(shape)
     if dtype == bool:
@@ -118,6 +123,7 @@ def _from_fields(tensor, shape, where):
     if tensor.data_type == 8:
         return np.array([_text(v, where) for v in values], object).reshape(shape)
     from onnx import numpy_helper
+
     return np.array(numpy_helper.to_array(tensor))
 
 
@@ -175,8 +181,10 @@ def decode_sparse(sparse, where, folder=None):
     values, indices = decode(sparse.values, where, folder), decode(sparse.indices, where, folder)
     shape = tuple(sparse.dims)
     if min(shape, default=0) < 0 or values.ndim != 1 or indices.dtype != np.int64:
-        raise ModelError(f"{where}: sparse tensor of shape {list(shape)} with values of shape {values.shape} and "
-                         f"indices of type {indices.dtype}")
+        raise ModelError(
+            f"{where}: sparse tensor of shape {list(shape)} with values of shape {values.shape} and "
+            f"indices of type {indices.dtype}"
+        )
     check_size(shape, values.dtype)
     if indices.shape == (len(values), len(shape)):
         places, limit = indices.T, np.array(shape)[:, None]

@@ -5,19 +5,17 @@ A trace runs each node's callable, a lowering made at load or the operator's Num
 runs of steps that have commands then become one native step. The first call runs the plan as every later one does, so
 that all give the same bits.
 """
-import dataclasses
-import functools
-import threading
 
 import numpy as np
 
-from rnnfast.native._plans import Plan, Plans, separate
+from rnnfast.errors import ModelError, with_location
 from rnnfast.native._arrays import pattern
-from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, located
-from rnnfast.onnx.control_steps import Control
-from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner, owners
+from rnnfast.native._plans import Plan, Plans, separate
+from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner
 from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand
+from rnnfast.onnx.control_steps import Control
+from rnnfast.onnx.folding import MAX_FOLDED_BYTES, Folded, check_outputs, protect
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
@@ -25,149 +23,14 @@ from rnnfast.onnx.tensors import type_name
 
 # Operators that look at their first input's shape only.
 SHAPE_ONLY = {"Shape", "Size", "EyeLike"}
-# Operators that may hand on or give an absent optional value.
-OPTIONAL = {"Identity", "If", "Loop", "Optional", "OptionalGetElement", "OptionalHasElement"}
-# What a plan keeps of results that depend on shapes only; what is beyond that is computed again at each call.
-MAX_FOLDED_BYTES = 2**24
-# What a model keeps of results that depend on constants only: that much more, and a multiple of the constants' own
-# size (weights of one byte become floats of four).
-FOLDED_RATIO = 4
 # Inputs of integers, as small as that, on whose values a plan may depend, and plans that do so for inputs of one shape
 # before the values are left to the run.
 MAX_VALUES = 8
 MAX_SPECIALISED = 4
 
 
-class Folded:
-    """The bytes of known results that are kept, up to a limit; a part of those of `around`, given back at the end."""
-    def __init__(self, limit, around=None):
-        self.limit, self.around, self.nbytes = limit, around, 0
-        self._lock = threading.RLock()
-
-    def keeps(self, results, inputs):
-        """Whether there is room for the results of a node, which is then taken; views of its inputs need none."""
-        taken = owners(inputs).keys()
-        return self._take(sum(array.nbytes for key, array in owners(results).items() if key not in taken))
-
-    def _take(self, nbytes):
-        with self._lock:
-            if self.nbytes + nbytes > self.limit or self.around is not None and not self.around._take(nbytes):
-                return False
-            self.nbytes += nbytes
-            return True
-
-    def __del__(self):
-        if self.around is not None:
-            self.around._take(-self.nbytes)
-
-
-# ------------------------------------------------------------------------------------------------ at load
-def fold(graph, lower, known=None, folded=None):
-    """The Graph with constant results computed, dead nodes dropped and every node's `run` set.
-
-    lower(node, constants) -> a native callable or None; `constants` has an array for each input that is constant,
-    else None. `known`: the constants among the graph's inputs and captures.
-    """
-    nested, known = known is not None, known or {}
-    folded = folded or Folded(MAX_FOLDED_BYTES + FOLDED_RATIO * _constant_bytes(graph))
-    constants = known | graph.constants
-    nodes = []
-    for node in live(graph.nodes, graph.outputs):
-        node = _prepared(node, constants, lower, folded)
-        results = _results(node, constants, nested, folded) if node.run is not None else None
-        if results is None:
-            nodes.append(node)
-        else:
-            constants.update(results)
-    nodes = live(nodes, graph.outputs)
-    used = {v.name for v in graph.outputs}.union(*(node.needs for node in nodes))
-    constants = {name: array for name, array in constants.items() if name in used and name not in known}
-    defined = constants.keys() | {v.name for v in graph.inputs}.union(*(node.outputs for node in nodes))
-    return dataclasses.replace(graph, constants=constants, nodes=tuple(nodes), captures=frozenset(used - defined))
-
-
-def _constant_bytes(graph):
-    """Of a graph and of those within: initializers, and the tensors that Constant nodes hold."""
-    count = sum(array.nbytes for array in graph.constants.values())
-    for node in graph.nodes:
-        count += sum(map(_constant_bytes, node.graphs.values()))
-        if node.op_type == "Constant":
-            count += sum(v.nbytes for v in node.attributes.values() if isinstance(v, np.ndarray))
-    return count
-
-
-def live(nodes, outputs):
-    """The nodes that the outputs depend on."""
-    wanted, live = {v.name for v in outputs}, []
-    for node in reversed(nodes):
-        if not wanted.isdisjoint(node.outputs):
-            wanted |= node.needs
-            live.append(node)
-    return live[::-1]
-
-
-def _prepared(node, constants, lower, folded):
-    """The node with its graphs folded, or with `run` set."""
-    if node.graphs:
-        graphs = {}
-        for name, graph in node.graphs.items():
-            if node.function is None:
-                pairs = zip(graph.inputs, node.inputs)
-                known = {v.name: constants[actual] for v, actual in pairs if actual in constants}
-            else:
-                known = {capture: constants[capture] for capture in graph.captures if capture in constants}
-            graphs[name] = fold(graph, lower, known, folded)
-        return node.altered(attributes=node.attributes | graphs)
-    try:
-        run = lower(node, [constants.get(name) for name in node.inputs])
-    except Exception as e:
-        raise _at_load(e, node) from e
-    return node.altered(run=run or functools.partial(node.function, **node.attributes))
-
-
-def _at_load(error, node):
-    """What is wrong with constants is wrong with the model."""
-    error = located(error, node.where)
-    return ModelError(str(error)) if isinstance(error, (InputError, InputTypeError)) else error
-
-
-def _results(node, constants, nested, folded):
-    """name -> result of a node whose inputs are all constant, or None where it is left to the run."""
-    if not all(name in constants or not name for name in node.inputs):
-        return None
-    inputs = [constants.get(name) for name in node.inputs]
-    try:
-        results = node.run(*inputs)
-    except Exception as e:
-        if nested:
-            return None     # a branch that is never taken may be wrong
-        raise _at_load(e, node) from e
-    results = results if isinstance(results, tuple) else (results,)
-    if not folded.keeps(results, inputs):
-        return None
-    _check_outputs(node, results)
-    _protect(results)
-    return {name: value for name, value in zip(node.outputs, results) if name}
-
-
-def _protect(results):
-    """Constants are shared by all runs: nobody writes to them, and whoever hands them out copies them."""
-    for value in results:
-        if isinstance(value, list):
-            _protect(value)
-        elif isinstance(value, np.ndarray):
-            value.flags.writeable = False
-
-
-def _check_outputs(node, results):
-    """That the operator computed every output that the node names."""
-    for i, name in enumerate(node.outputs):
-        if name and (i >= len(results) or results[i] is None and node.op_type not in OPTIONAL):
-            raise UnsupportedError(f"{node.where}: output {i} ({name!r}) is not computed")
-
-
 # ------------------------------------------------------------------------------------------------ plans
-class Program:
+class PlannedGraph:
     """A folded graph that runs: plans by the shapes of its inputs, the least recently used dropped.
 
     names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
@@ -176,8 +39,20 @@ class Program:
     what native steps are made for, None for none; plans: how many are kept; specialises: whether a plan may depend on
     the values of small integer inputs, where control flow or a shape does.
     """
-    def __init__(self, graph, names, where, known=None, folded=None, record=None, meter=None, target=None,
-                 plans=16, specialises=False):
+
+    def __init__(
+        self,
+        graph,
+        names,
+        where,
+        known=None,
+        folded=None,
+        record=None,
+        meter=None,
+        target=None,
+        plans=16,
+        specialises=False,
+    ):
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
         self.folded, self.record, self.meter, self.specialises = folded, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
@@ -192,7 +67,7 @@ class Program:
         self.plans.add(plan, args)
         if not plan.compiled and outputs is not None:
             return outputs
-        del outputs     # native steps may differ in the last bits: the first call gives what later ones give
+        del outputs  # native steps may differ in the last bits: the first call gives what later ones give
         return plan.shared(args, budget)
 
     def plan(self, args):
@@ -214,20 +89,22 @@ class Program:
 class _Value:
     """A tensor, sequence or absent optional while it is traced.
 
-    known: it depends on constants and input shapes only; fixed: its shape does; place: where it is in the plan;
+    known: it depends on constants and input shapes only; fixed: its shape does; slot: where it is in the plan;
     operand: what a native step knows of it, None for what none takes; given: the small integer inputs on which alone
     it depends besides, None if it depends on others.
     """
-    __slots__ = ("data", "known", "fixed", "place", "operand", "given")
+
+    __slots__ = ("data", "known", "fixed", "slot", "operand", "given")
 
     def __init__(self, data, known, fixed):
-        self.data, self.known, self.fixed, self.place = data, known, fixed, None
+        self.data, self.known, self.fixed, self.slot = data, known, fixed, None
         self.given = frozenset() if known else None
         self.operand = Operand(data, known) if fixed and isinstance(data, np.ndarray) else None
 
 
 class _Scope(dict):
     """name -> _Value of a graph; `around` is the scope of the graph around it."""
+
     def __init__(self, around, values=()):
         super().__init__(values)
         self.around = around
@@ -238,6 +115,7 @@ class _Scope(dict):
 
 class _Decides(Exception):
     """The values of these inputs decide what a plan is."""
+
     def __init__(self, inputs):
         self.inputs = inputs
 
@@ -246,17 +124,17 @@ class _NeedsValues(Exception):
     """A shape or a branch depends on results that were not computed."""
 
 
-def trace(program, args, budget):
-    """(Plan, outputs) of a program for arguments of these shapes, and of these values of inputs that decide.
+def trace(planned, args, budget):
+    """(Plan, outputs) of a planned for arguments of these shapes, and of these values of inputs that decide.
 
     Costly results are not computed where plans are native and nothing but shapes depends on them; outputs are None then.
     """
-    pinned, computes = frozenset(), program.target is None
+    pinned, computes = frozenset(), planned.target is None
     while True:
-        specialises = program.specialises and program.plans.specialised(args) < MAX_SPECIALISED
-        tracer = _Tracer(program, args, budget, pinned, specialises, computes)
+        specialises = planned.specialises and planned.plans.specialised(args) < MAX_SPECIALISED
+        tracer = _Tracer(planned, args, budget, pinned, specialises, computes)
         try:
-            return _traced(program, tracer)
+            return _traced(planned, tracer)
         except _Decides as e:
             pinned |= e.inputs
         except Exception:
@@ -265,12 +143,12 @@ def trace(program, args, budget):
             computes = True
 
 
-def _traced(program, tracer):
-    scope = _Scope(None, {name: _Value(array, True, True) for name, array in program.known.items()})
-    scope.update(zip(program.names, tracer.inputs))
-    outputs = tracer.graph(program.graph, scope)
-    for declared, value in zip(program.graph.outputs, outputs):
-        _check_type(value.data, declared.type, f"{program.where}: output {declared.name!r}")
+def _traced(planned, tracer):
+    scope = _Scope(None, {name: _Value(array, True, True) for name, array in planned.known.items()})
+    scope.update(zip(planned.names, tracer.inputs))
+    outputs = tracer.graph(planned.graph, scope)
+    for declared, value in zip(planned.graph.outputs, outputs):
+        _check_type(value.data, declared.type, f"{planned.where}: output {declared.name!r}")
     return tracer.plan(outputs), None if tracer.guessed else [value.data for value in outputs]
 
 
@@ -299,40 +177,43 @@ def _last_uses(graph):
 
 class _Tracer:
     """Runs nodes on real values and notes the steps that a plan needs."""
-    def __init__(self, program, args, budget, pinned, specialises, computes):
-        self.template, self.steps, self.budget = [], [], budget
-        self.record, self.meter, self.target = program.record, program.meter, program.target
-        self.most_plans = program.plans.most
+
+    def __init__(self, planned, args, budget, pinned, specialises, computes):
+        self.initial_values, self.steps, self.budget = [], [], budget
+        self.record, self.meter, self.target = planned.record, planned.meter, planned.target
+        self.most_plans = planned.plans.most
         self.pinned, self.specialises, self.computes, self.guessed = pinned, specialises, computes, False
-        self.folded = Folded(MAX_FOLDED_BYTES, program.folded)
+        self.folded = Folded(MAX_FOLDED_BYTES, planned.folded)
         self.absent = _Value(None, True, True)
         self.inputs = [self.runtime(a, True) for a in args]
         for i, value in enumerate(self.inputs):
             if i in pinned:
                 value.data = np.array(value.data)
                 value.known, value.given, value.operand = True, frozenset(), Operand(value.data, True)
-                _protect([value.data])
-            elif isinstance(value.data, np.ndarray) and value.data.dtype.kind in "iub" and value.data.size <= MAX_VALUES:
+                protect([value.data])
+            elif (
+                isinstance(value.data, np.ndarray) and value.data.dtype.kind in "iub" and value.data.size <= MAX_VALUES
+            ):
                 value.given = frozenset([i])
         self.budget_input = self.runtime(budget, True)
 
     def runtime(self, data, fixed):
         """A value that is new at each run."""
         value = _Value(data, False, fixed)
-        self.place(value)
+        self.assign_slot(value)
         return value
 
-    def place(self, value):
-        """Where the value is in the plan; known ones get a place when a step first needs them."""
-        if value.place is None:
-            value.place = len(self.template)
-            self.template.append(value.data if value.known else None)
-        return value.place
+    def assign_slot(self, value):
+        """Where the value is in the plan; known ones get a slot when a step first needs them."""
+        if value.slot is None:
+            value.slot = len(self.initial_values)
+            self.initial_values.append(value.data if value.known else None)
+        return value.slot
 
     def plan(self, outputs):
-        places = tuple(self.place(value) for value in outputs)
-        needed, steps, n_given = set(places), [], len(self.inputs) + 1
-        made = {place: operand for step in self.steps for place, operand in zip(step.made, step.results)}
+        slots = tuple(self.assign_slot(value) for value in outputs)
+        needed, steps, n_given = set(slots), [], len(self.inputs) + 1
+        made = {slot: operand for step in self.steps for slot, operand in zip(step.made, step.results)}
         for value in outputs:
             _use(value.operand)
         for step in reversed(self.steps):
@@ -342,18 +223,26 @@ class _Tracer:
             steps.append(step)
             for operand in step.operands or map(made.get, step.inputs):
                 _use(operand)
-        native = compiled(steps[::-1], places, self.target) if self.target else steps[::-1]
-        needed, steps = set(places), []
+        native = compiled(steps[::-1], slots, self.target) if self.target else steps[::-1]
+        needed, steps = set(slots), []
         for step in reversed(native):
-            released = {i for i in step.inputs + step.made if i >= n_given and self.template[i] is None} - needed
+            released = {i for i in step.inputs + step.made if i >= n_given and self.initial_values[i] is None} - needed
             needed.update(step.inputs)
             run = self.meter(step) if self.meter else step.run
             steps.append((run, step.inputs, step.made, step.large, tuple(released), step.where))
-        counts = any(large or self.budget_input.place in inputs for _, inputs, _, large, *_ in steps)
+        counts = any(large or self.budget_input.slot in inputs for _, inputs, _, large, *_ in steps)
         fixed = all(v.fixed and isinstance(v.data, np.ndarray) for v in outputs)
-        return Plan([v.data for v in self.inputs], self.template, tuple(steps[::-1]), places,
-                    Budget if counts else None, self.folded, tuple(sorted(self.pinned)), tuple(native),
-                    tuple([pattern(v.data) for v in outputs]) if fixed else None)
+        return Plan(
+            [v.data for v in self.inputs],
+            self.initial_values,
+            tuple(steps[::-1]),
+            slots,
+            Budget if counts else None,
+            self.folded,
+            tuple(sorted(self.pinned)),
+            tuple(native),
+            tuple([pattern(v.data) for v in outputs]) if fixed else None,
+        )
 
     def graph(self, graph, scope):
         """The values of the graph's outputs. The scope forgets the others behind their last use."""
@@ -365,7 +254,7 @@ class _Tracer:
             except _Decides:
                 raise
             except Exception as e:
-                raise located(e, node.where) from e
+                raise with_location(e, node.where) from e
             for name in last_used:
                 scope.pop(name, None)
         return [scope[v.name] for v in graph.outputs]
@@ -388,7 +277,7 @@ class _Tracer:
         scope.update(zip(node.outputs, outputs))
 
     def call(self, node, inputs):
-        """A function of the model: its nodes take the place of the call."""
+        """A function of the model: its nodes replace the call."""
         body = node.attributes["body"]
         values = inputs + [self.absent] * (len(body.inputs) - len(inputs))
         return self.graph(body, _Scope(None, zip((v.name for v in body.inputs), values)))
@@ -398,21 +287,38 @@ class _Tracer:
         return self.specialises and not value.known and bool(value.given)
 
     def control(self, node, inputs, scope):
-        """If, Loop or Scan over programs of its graphs, which take what they capture behind their own inputs."""
+        """If, Loop or Scan over planned_graphs of its graphs, which take what they capture behind their own inputs."""
         captures = sorted({name for graph in node.graphs.values() for name in graph.captures})
         known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
-        programs = {key: Program(graph, [v.name for v in graph.inputs] + names, node.where, known, self.folded,
-                                 self.record, self.meter, self.target, self.most_plans)
-                    for key, graph in node.graphs.items()}
+        planned_graphs = {
+            key: PlannedGraph(
+                graph,
+                [v.name for v in graph.inputs] + names,
+                node.where,
+                known,
+                self.folded,
+                self.record,
+                self.meter,
+                self.target,
+                self.most_plans,
+            )
+            for key, graph in node.graphs.items()
+        }
         values = inputs + [scope[name] for name in names]
-        run, like = Control(node, len(inputs), programs), None
+        run, like = Control(node, len(inputs), planned_graphs), None
         if self.target is not None and self.record is None and all(v.fixed for v in values):
             like = run.results([v.data for v in values], [v.known for v in values])
         if like is None and node.op_type == "Loop" and len(node.outputs) > len(inputs) - 2 and self._decides(inputs[0]):
             raise _Decides(inputs[0].given)
-        return self.execute(node.altered(run=run), run, [self.budget_input, *values], all(v.known for v in values),
-                            like is not None, like)
+        return self.execute(
+            node.altered(run=run),
+            run,
+            [self.budget_input, *values],
+            all(v.known for v in values),
+            like is not None,
+            like,
+        )
 
     def operator(self, node, inputs):
         shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed
@@ -438,9 +344,9 @@ class _Tracer:
             results = results if isinstance(results, tuple) else (results,)
         else:
             self.guessed = True
-        _check_outputs(node, results)
+        check_outputs(node, results)
         if folds and self.folded.keeps(results, [v.data for v in inputs if v is not self.budget_input]):
-            _protect(results)
+            protect(results)
             return [_Value(value, True, True) for value in results]
         for value in results:
             self.budget.count(value)
@@ -448,11 +354,20 @@ class _Tracer:
         if not node.graphs and all(v.given is not None for v in inputs):
             for value in outputs:
                 value.given = frozenset().union(*(v.given for v in inputs))
-        large = tuple(v.place for v in outputs if not fixed or _is_large(v.data))
+        large = tuple(v.slot for v in outputs if not fixed or _is_large(v.data))
         plain = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
         described = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
-        self.steps.append(Step(run, tuple(map(self.place, inputs)), tuple(v.place for v in outputs), large, node.where,
-                               node, *described))
+        self.steps.append(
+            Step(
+                run,
+                tuple(map(self.assign_slot, inputs)),
+                tuple(v.slot for v in outputs),
+                large,
+                node.where,
+                node,
+                *described,
+            )
+        )
         if self.record is not None:
             self.record(node, [v.data for v in inputs], results)
         return outputs

@@ -2,8 +2,18 @@
 
 Slow on purpose; imports only NumPy.
 """
+
 from rnnfast.reference.activations import ACTIVATIONS, DERIVATIVES, defaults
 from rnnfast.reference.time_loop import gru, gru_backward, lstm, lstm_backward, rnn, rnn_backward
 
-__all__ = ["ACTIVATIONS", "DERIVATIVES", "defaults", "gru", "gru_backward", "lstm", "lstm_backward", "rnn",
-           "rnn_backward"]
+__all__ = [
+    "ACTIVATIONS",
+    "DERIVATIVES",
+    "defaults",
+    "gru",
+    "gru_backward",
+    "lstm",
+    "lstm_backward",
+    "rnn",
+    "rnn_backward",
+]

@@ -2,6 +2,7 @@
 
 From https://onnx.ai/onnx/operators/onnx__LSTM.html.
 """
+
 import numpy as np
 
 

@@ -9,12 +9,13 @@ computes again, and `derivatives`, those of `activations`. It returns the gradie
 order. In its equations ai is the pre-activation of a gate i, and f'(ai) the derivative of f there, 0 where the clip
 cuts ai.
 """
+
 import numpy as np
 
 
 def rnn_step(x, h, W, R, Wb, Rb, *, activations, clip):
     """h' = f(W x + R h + Wb + Rb)"""
-    f, = activations
+    (f,) = activations
     return f(clip(W @ x + R @ h + Wb + Rb))
 
 
@@ -24,7 +25,7 @@ def rnn_step_backward(dh, x, h, W, R, Wb, Rb, *, activations, derivatives, clip)
     dW, dR = da x^T, da h^T
     dWb, dRb = da, da
     """
-    df, = derivatives
+    (df,) = derivatives
     da = dh * _slope(df, clip, W @ x + R @ h + Wb + Rb)
     return W.T @ da, R.T @ da, np.outer(da, x), np.outer(da, h), da, da
 

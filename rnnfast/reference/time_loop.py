@@ -15,10 +15,18 @@ The backward functions take the gradients of the outputs, each None for zeros, t
 They return float64 gradients by the names of its arguments: X, W, R and those given of B, initial_h, initial_c, P and
 projection, in their shapes. A row without steps has gradients of 0.
 """
+
 import numpy as np
 
 from rnnfast.reference.activations import ACTIVATIONS, DERIVATIVES
-from rnnfast.reference.cells import gru_step, gru_step_backward, lstm_step, lstm_step_backward, rnn_step, rnn_step_backward
+from rnnfast.reference.cells import (
+    gru_step,
+    gru_step_backward,
+    lstm_step,
+    lstm_step_backward,
+    rnn_step,
+    rnn_step_backward,
+)
 
 _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
@@ -29,35 +37,111 @@ def rnn(X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, cli
     return _run(rnn_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
 
 
-def rnn_backward(dY, dY_h, X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None,
-                 direction="forward", layout=0):
+def rnn_backward(
+    dY,
+    dY_h,
+    X,
+    W,
+    R,
+    B=None,
+    sequence_lens=None,
+    initial_h=None,
+    *,
+    activations,
+    clip=None,
+    direction="forward",
+    layout=0,
+):
     """Gradients of ONNX RNN: a dict of X, W, R, B and initial_h."""
     weights, options = _weights(W, R, B), _options(activations, clip)
     dX, dinitial, dweights = _run_backward(
-        rnn_step_backward, _functions(DERIVATIVES, activations), dY, (dY_h,),
-        rnn_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
+        rnn_step_backward,
+        _functions(DERIVATIVES, activations),
+        dY,
+        (dY_h,),
+        rnn_step,
+        weights,
+        options,
+        X,
+        sequence_lens,
+        (initial_h,),
+        direction,
+        layout,
+    )
     return _named(dX, dinitial, dweights, B=B, initial_h=initial_h)
 
 
-def gru(X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None, direction="forward", layout=0,
-        linear_before_reset=False):
+def gru(
+    X,
+    W,
+    R,
+    B=None,
+    sequence_lens=None,
+    initial_h=None,
+    *,
+    activations,
+    clip=None,
+    direction="forward",
+    layout=0,
+    linear_before_reset=False,
+):
     """ONNX GRU -> (Y, Y_h), float64. Gates stand in the order z, r, n (ONNX calls the last one h)."""
     weights, options = _weights(W, R, B), _options(activations, clip, linear_before_reset=linear_before_reset)
     return _run(gru_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
 
 
-def gru_backward(dY, dY_h, X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None,
-                 direction="forward", layout=0, linear_before_reset=False):
+def gru_backward(
+    dY,
+    dY_h,
+    X,
+    W,
+    R,
+    B=None,
+    sequence_lens=None,
+    initial_h=None,
+    *,
+    activations,
+    clip=None,
+    direction="forward",
+    layout=0,
+    linear_before_reset=False,
+):
     """Gradients of ONNX GRU: a dict of X, W, R, B and initial_h."""
     weights, options = _weights(W, R, B), _options(activations, clip, linear_before_reset=linear_before_reset)
     dX, dinitial, dweights = _run_backward(
-        gru_step_backward, _functions(DERIVATIVES, activations), dY, (dY_h,),
-        gru_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
+        gru_step_backward,
+        _functions(DERIVATIVES, activations),
+        dY,
+        (dY_h,),
+        gru_step,
+        weights,
+        options,
+        X,
+        sequence_lens,
+        (initial_h,),
+        direction,
+        layout,
+    )
     return _named(dX, dinitial, dweights, B=B, initial_h=initial_h)
 
 
-def lstm(X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None, *, activations, clip=None,
-         direction="forward", layout=0, input_forget=False, projection=None):
+def lstm(
+    X,
+    W,
+    R,
+    B=None,
+    sequence_lens=None,
+    initial_h=None,
+    initial_c=None,
+    P=None,
+    *,
+    activations,
+    clip=None,
+    direction="forward",
+    layout=0,
+    input_forget=False,
+    projection=None,
+):
     """ONNX LSTM -> (Y, Y_h, Y_c), float64. Gates stand in the order i, o, f, c; peepholes in the order i, o, f.
 
     projection [D, N, H] (torch's weight_hr; not in ONNX) makes Y, Y_h and initial_h N wide, and R [D, 4*H, N].
@@ -66,13 +150,42 @@ def lstm(X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=
     return _run(lstm_step, weights, options, X, sequence_lens, (initial_h, initial_c), direction, layout)
 
 
-def lstm_backward(dY, dY_h, dY_c, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None, *,
-                  activations, clip=None, direction="forward", layout=0, input_forget=False, projection=None):
+def lstm_backward(
+    dY,
+    dY_h,
+    dY_c,
+    X,
+    W,
+    R,
+    B=None,
+    sequence_lens=None,
+    initial_h=None,
+    initial_c=None,
+    P=None,
+    *,
+    activations,
+    clip=None,
+    direction="forward",
+    layout=0,
+    input_forget=False,
+    projection=None,
+):
     """Gradients of ONNX LSTM: a dict of X, W, R, B, initial_h, initial_c, P and projection."""
     weights, options = _lstm_weights(W, R, B, P, projection), _options(activations, clip, input_forget=input_forget)
     dX, dinitial, dweights = _run_backward(
-        lstm_step_backward, _functions(DERIVATIVES, activations), dY, (dY_h, dY_c),
-        lstm_step, weights, options, X, sequence_lens, (initial_h, initial_c), direction, layout)
+        lstm_step_backward,
+        _functions(DERIVATIVES, activations),
+        dY,
+        (dY_h, dY_c),
+        lstm_step,
+        weights,
+        options,
+        X,
+        sequence_lens,
+        (initial_h, initial_c),
+        direction,
+        layout,
+    )
     return _named(dX, dinitial, dweights, B=B, initial_h=initial_h, initial_c=initial_c, P=P, projection=projection)
 
 
@@ -94,13 +207,14 @@ def _run(step, weights, options, X, sequence_lens, initial, direction, layout):
     return Y, *last
 
 
-def _run_backward(step_backward, derivatives, dY, dlast, step, weights, options, X, sequence_lens, initial, direction,
-                  layout):
+def _run_backward(
+    step_backward, derivatives, dY, dlast, step, weights, options, X, sequence_lens, initial, direction, layout
+):
     """Gradients of X, of the initial states and of the weights."""
     X, *initial = _time_first(layout, X, *initial)
     dlast = _time_first(layout, *dlast)
     if dY is not None:
-        dY, = _float64(dY)
+        (dY,) = _float64(dY)
         dY = dY.transpose(1, 2, 0, 3) if layout else dY
     directions, rows, sizes = len(_REVERSED[direction]), X.shape[1], _sizes(weights, initial)
     dX = np.zeros(X.shape)
@@ -111,11 +225,12 @@ def _run_backward(step_backward, derivatives, dY, dlast, step, weights, options,
         for t, state in zip(reversed(times), reversed(states[:-1])):
             if dY is not None:
                 dstate[0] = dstate[0] + dY[t, d, b]
-            dx, *rest = step_backward(*dstate, X[t, b], *state, *_of(d, weights), **options[d],
-                                      derivatives=derivatives[d])
-            dstate = rest[:len(sizes)]
+            dx, *rest = step_backward(
+                *dstate, X[t, b], *state, *_of(d, weights), **options[d], derivatives=derivatives[d]
+            )
+            dstate = rest[: len(sizes)]
             dX[t, b] += dx
-            for whole, g in zip(_of(d, dweights), rest[len(sizes):]):
+            for whole, g in zip(_of(d, dweights), rest[len(sizes) :]):
                 if whole is not None:
                     whole += g
         for whole, row in zip(dinitial, dstate):
@@ -148,7 +263,7 @@ def _walk(step, weights, options, X, sequence_lens, initial, direction):
 def _weights(W, R, B):
     """[W, R, Wb, Rb], each [D, ...]."""
     W, R = _float64(W, R)
-    B, = _float64(np.zeros((len(W), 2 * W.shape[1])) if B is None else B)
+    (B,) = _float64(np.zeros((len(W), 2 * W.shape[1])) if B is None else B)
     return [W, R, *np.split(B, 2, axis=1)]
 
 
@@ -156,7 +271,7 @@ def _lstm_weights(W, R, B, P, projection):
     """[W, R, Wb, Rb, P, projection], each [D, ...]; the last may be None."""
     weights = _weights(W, R, B)
     directions, gates = weights[0].shape[:2]
-    P, = _float64(np.zeros((directions, 3 * gates // 4)) if P is None else P)
+    (P,) = _float64(np.zeros((directions, 3 * gates // 4)) if P is None else P)
     return [*weights, P, None if projection is None else _float64(projection)[0]]
 
 
@@ -168,7 +283,7 @@ def _of(d, weights):
 def _sizes(weights, initial):
     """Sizes of a state's vectors: h, and c where there are two."""
     gates, output_size = weights[1].shape[1:]
-    return (output_size, gates // 4)[:len(initial)]
+    return (output_size, gates // 4)[: len(initial)]
 
 
 def _options(activations, clip, **options):
@@ -179,16 +294,24 @@ def _options(activations, clip, **options):
 
 def _functions(table, activations):
     """For each direction a function of one argument per (name, alpha, beta)."""
+
     def bind(name, alpha, beta):
         return lambda x: table[name](x, alpha, beta)
+
     return [[bind(*triple) for triple in triples] for triples in activations]
 
 
 def _named(dX, dinitial, dweights, **optional):
     """Gradients by name, without those of optional arguments that are None."""
     dW, dR, dWb, dRb, *rest = dweights
-    gradients = {"X": dX, "W": dW, "R": dR, "B": np.concatenate([dWb, dRb], axis=1),
-                 **dict(zip(("initial_h", "initial_c"), dinitial)), **dict(zip(("P", "projection"), rest))}
+    gradients = {
+        "X": dX,
+        "W": dW,
+        "R": dR,
+        "B": np.concatenate([dWb, dRb], axis=1),
+        **dict(zip(("initial_h", "initial_c"), dinitial)),
+        **dict(zip(("P", "projection"), rest)),
+    }
     return {name: g for name, g in gradients.items() if optional.get(name, g) is not None}
 
 

@@ -18,7 +18,7 @@ from rnnfast.native._arrays cimport is_like
 MAX_SECONDS = 1e9
 
 
-cdef class Live:
+cdef class OpenStream:
     """An open stream: how many frames its state has taken, the calls that wait, when the first of them is due, when the
     last came, whom to tell when it is closed for idleness, and why it was closed."""
     cdef readonly object stream, on_close, loop
@@ -34,14 +34,14 @@ cdef class Live:
 
 @cython.no_gc       # nothing that a call holds leads back to it
 @cython.freelist(1024)
-cdef class Call:
+cdef class Request:
     """A frame of a stream, or a sequence, where live is None: its Future, the event loop that it is of or None, when it
     came, the time from which it waits for no others, and that until which it may wait at all."""
-    cdef readonly Live live
+    cdef readonly OpenStream live
     cdef readonly object value, future, loop
     cdef readonly double arrived, due, deadline
 
-    def __cinit__(self, Live live, value, future, loop, double arrived, double due, double deadline):
+    def __cinit__(self, OpenStream live, value, future, loop, double arrived, double due, double deadline):
         self.live, self.value, self.future, self.loop = live, value, future, loop
         self.arrived, self.due, self.deadline = arrived, due, deadline
 
@@ -50,14 +50,14 @@ cdef class Call:
         return not self.future.cancelled() if self.loop is not None else self.future.set_running_or_notify_cancel()
 
 
-cdef class Calls:
+cdef class RequestQueue:
     """The calls of a Batcher, whose methods for callers are here: what they put in the inbox, its thread takes."""
-    cdef readonly dict _streams         # id -> Live
-    cdef readonly object _sequences     # a deque of Calls that wait
+    cdef readonly dict _streams         # id -> OpenStream
+    cdef readonly object _sequences     # a deque of RequestQueue that wait
     cdef public bint _draining, _ended
     cdef readonly object _counters, _wake
     cdef list inbox
-    cdef dict ready                     # streams with a frame, Live -> None in the order of their frames
+    cdef dict ready                     # streams with a frame, OpenStream -> None in the order of their frames
     cdef Py_ssize_t held                # calls that are out of the inbox and in no batch yet
     cdef Py_ssize_t limit, wake_at      # the thread sleeps until the inbox is so long; 0: it does not sleep
     cdef double max_wait
@@ -79,30 +79,30 @@ cdef class Calls:
         """
         loop = get_running_loop()
         future = loop.create_future()
-        self._post(self._live(stream), self.admitted(stream, frame), future, loop, timeout)
+        self._post(self._live(stream), self.validated(stream, frame), future, loop, timeout)
         return future
 
     def submit(self, stream, frame, timeout=None):
         """The same for threads: a concurrent.futures.Future, whose callbacks run in the batcher's thread: they must not
         wait for another."""
         future = concurrent.futures.Future()
-        self._post(self._live(stream), self.admitted(stream, frame), future, None, timeout)
+        self._post(self._live(stream), self.validated(stream, frame), future, None, timeout)
         return future
 
-    cdef admitted(self, stream, frame):
-        return frame if is_like(frame, self.pool.like) else self.pool.admit(stream, frame)
+    cdef validated(self, stream, frame):
+        return frame if is_like(frame, self.pool.like) else self.pool.validate(stream, frame)
 
     def frames(self, stream):
         """How many frames of a stream its state has taken: what a call that was cancelled came to."""
         return self._live(stream).frames
 
-    cpdef Live _live(self, stream):
+    cpdef OpenStream _live(self, stream):
         live = self._streams.get(stream)
         if live is None:
             raise ClosedError(f"{self.label}: stream {stream!r} is not open{self.pool.why_none}")
         return live
 
-    cpdef _post(self, Live live, value, future, loop, timeout):
+    cpdef _post(self, OpenStream live, value, future, loop, timeout):
         cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
@@ -115,7 +115,7 @@ cdef class Calls:
             raise Overloaded(f"{self.label}: {self.queued()} frames wait already, no more than {self.limit} may")
         if live is not None:
             live.last = now
-        self.inbox.append(Call(live, value, future, loop, now, now if hurried else due, deadline))
+        self.inbox.append(Request(live, value, future, loop, now, now if hurried else due, deadline))
         if 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried):
             self.wake_at = 0        # once is enough
             self._wake.set()
@@ -132,8 +132,8 @@ cdef class Calls:
 
     # ------------------------------------------------------------------------------------------ the thread
     def _sort(self):
-        """Calls from the inbox to their streams."""
-        cdef Call call
+        """RequestQueue from the inbox to their streams."""
+        cdef Request call
         cdef list calls = self.inbox
         self.inbox = []
         self.held += len(calls)
@@ -147,7 +147,7 @@ cdef class Calls:
 
     def _due(self):
         """When a frame that waits is to run with what is there, or None."""
-        cdef Live live
+        cdef OpenStream live
         cdef double due = INFINITY
         for live in self.ready:
             due = min(due, live.due)
@@ -166,7 +166,7 @@ cdef class Calls:
         self.wake_at = 0
 
     cdef bint _hurried(self):
-        cdef Call call
+        cdef Request call
         for call in self.inbox:
             if call.due == call.arrived:
                 return True
@@ -174,8 +174,8 @@ cdef class Calls:
 
     def _take(self, Py_ssize_t most):
         """The next call of each stream, of so many."""
-        cdef Live live
-        cdef Call call
+        cdef OpenStream live
+        cdef Request call
         cdef double now = monotonic()
         cdef list batch = [], seen = [], outcomes = []
         for live in self.ready:
@@ -200,12 +200,12 @@ cdef class Calls:
 
     def _run_frames(self, list calls):
         """A step of the pool -> the results of these calls."""
-        cdef Call call
-        return self.pool.step_admitted([call.live.stream for call in calls], [call.value for call in calls])
+        cdef Request call
+        return self.pool.step_validated([call.live.stream for call in calls], [call.value for call in calls])
 
     def _answer(self, list calls, list results):
         """What a step made for each call."""
-        cdef Call call
+        cdef Request call
         cdef Py_ssize_t i
         cdef dict of_loops = {}
         for i, call in enumerate(calls):
@@ -222,16 +222,16 @@ cdef class Calls:
             soon(loop, settle, futures, values)
 
     def _next_sequence(self):
-        """The Call of the sequence that waits longest."""
+        """The Request of the sequence that waits longest."""
         self.held -= 1
         return self._sequences.popleft()
 
-    def _put_back(self, Call call):
+    def _put_back(self, Request call):
         """A sequence that waits on, behind the others."""
         self._sequences.append(call)
         self.held += 1
 
-    cpdef bint _is_over(self, Call call, double now, list outcomes) except -1:
+    cpdef bint _is_over(self, Request call, double now, list outcomes) except -1:
         """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
         if call.future.cancelled():
             self._counters["cancelled"] += 1
@@ -247,7 +247,7 @@ cdef class Calls:
             return False
         return True
 
-    def _closed(self, Live live):
+    def _closed(self, OpenStream live):
         return ClosedError(f"{self.label}: stream {live.stream} {live.closed}: the frame was not taken")
 
     def _all(self):
@@ -267,7 +267,7 @@ cdef class Calls:
 
 def tell(list outcomes):
     """Give (call, result, error)s to those who wait."""
-    cdef Call call
+    cdef Request call
     for call, result, error in outcomes:
         if call.loop is None:
             settle([call.future], [result], error)

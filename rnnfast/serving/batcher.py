@@ -4,6 +4,7 @@ Frames wait until as many are there as a batch takes, until each open stream has
 the next frame of each stream, so that a stream's frames stay in order. The pool changes no state when a step raises:
 then the batch is run again in halves, down to the stream that is to blame.
 """
+
 import asyncio
 import concurrent.futures
 import contextlib
@@ -12,10 +13,10 @@ import time
 
 import numpy as np
 
-from rnnfast.serving._requests import Calls, Live, soon, tell
 from rnnfast.errors import ClosedError, InputError, InputTypeError
+from rnnfast.serving._requests import OpenStream, RequestQueue, soon, tell
+from rnnfast.serving.sequences import ActiveSequence, Sequences
 from rnnfast.streaming.pool import Pool
-from rnnfast.serving.sequences import Running, Sequences
 
 # Seconds, the bounds of the histograms of times; those of sizes are powers of two.
 TIMES = tuple(1e-4 * 2**i for i in range(18))
@@ -25,7 +26,8 @@ PLACE_SECONDS = 0.005
 
 
 class Histogram:
-    """How often values came, by upper bounds: `counts` has one more for those beyond the last bound."""
+    """How often values received, by upper bounds: `counts` has one more for those beyond the last bound."""
+
     def __init__(self, bounds):
         self.bounds, self.sum = bounds, 0.0
         self._counts = np.zeros(len(bounds) + 1, np.int64)
@@ -39,7 +41,7 @@ class Histogram:
         return {"bounds": list(self.bounds), "counts": counts, "sum": self.sum, "count": sum(counts)}
 
 
-class Batcher(Calls):
+class Batcher(RequestQueue):
     """Runs the frames of a Pool's streams in batches, in a thread of its own without the GIL; and whole sequences,
     which join what runs and leave it as they end, so that a short one does not wait for a long one.
 
@@ -52,6 +54,7 @@ class Batcher(Calls):
     from asyncio; `open`, `close` and `state` wait for the batch that runs. The pool is for the batcher alone; `drain`,
     which leaving a `with` calls, ends the thread. Frames must not be written to before their results are there.
     """
+
     def __init__(self, pool, max_batch=256, max_wait=0.001, *, max_queue=None, idle=None):
         for name, value, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 1)):
             if value is not None and (type(value) is not int or value < least):
@@ -60,13 +63,12 @@ class Batcher(Calls):
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf") or name == "idle" and not value:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds")
         pool, self._of_sequences = _pool_and_sequences(pool, max_batch)
-        super().__init__(pool, max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue,
-                         max_wait)
+        super().__init__(pool, max(8 * max_batch, 2 * pool.max_streams) if max_queue is None else max_queue, max_wait)
         self._pool, self._max_batch, self._idle = pool, max_batch, idle
-        self._lock = threading.Lock()   # of opening and closing
-        self._running = []      # the thread's: sequences that are Running
-        self._looked_through = 0.0      # the thread's: when those that wait were, for late ones
-        self._taken = []        # the thread's: the batch that runs
+        self._lock = threading.Lock()  # of opening and closing
+        self._running = []  # the thread's: sequences that are ActiveSequence
+        self._looked_through = 0.0  # the thread's: when those that wait were, for late ones
+        self._taken = []  # the thread's: the batch that runs
         self._looked = time.monotonic()
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
         self._thread = threading.Thread(target=self._work, name="rnnfast-batcher", daemon=True)
@@ -80,7 +82,7 @@ class Batcher(Calls):
         with self._lock:
             self._check_open()
             stream = self._pool.open(state, **fixed)
-            self._streams[stream] = Live(stream, on_close, loop)
+            self._streams[stream] = OpenStream(stream, on_close, loop)
             return stream
 
     def close(self, stream):
@@ -100,13 +102,13 @@ class Batcher(Calls):
         until it begins."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._post(None, self._of_sequences.admit(sequence), future, loop, timeout)
+        self._post(None, self._of_sequences.validate(sequence), future, loop, timeout)
         return future
 
     def submit_run(self, sequence, timeout=None):
         """The same for threads: a concurrent.futures.Future, which can be cancelled until it begins."""
         future = concurrent.futures.Future()
-        self._post(None, self._of_sequences.admit(sequence), future, None, timeout)
+        self._post(None, self._of_sequences.validate(sequence), future, None, timeout)
         return future
 
     # ------------------------------------------------------------------------------------------ the thread
@@ -122,7 +124,7 @@ class Batcher(Calls):
                     self._step(self._take(self._max_batch))
                 if not self._advance() and left != 0:
                     self._sleep(left)
-        except BaseException as e:      # no memory, or a defect: nobody is left to wait for ever
+        except BaseException as e:  # no memory, or a defect: nobody is left to wait for ever
             error = e
         self._draining = self._ended = True
         why = "" if error is None else f": {type(error).__name__}: {error}"
@@ -143,7 +145,7 @@ class Batcher(Calls):
         limits = [] if left is None else [left]
         if self._idle is not None:
             limits.append(self._idle / 4)
-        if self._sequences:         # they wait for a place, which nobody announces
+        if self._sequences:  # they wait for a place, which nobody announces
             limits.append(PLACE_SECONDS)
         self._sleep_until(self._full() - self._ready() if self._ready() else 1, min(limits, default=None))
 
@@ -174,7 +176,7 @@ class Batcher(Calls):
         now, outcomes = time.monotonic(), []
         self._begin_sequences(now, outcomes)
         for s in list(self._running):
-            if self._is_over(s.call, 0 if s.taken else now, outcomes):      # its deadline is until it begins
+            if self._is_over(s.call, 0 if s.taken else now, outcomes):  # its deadline is until it begins
                 self._leave(s)
         tell(outcomes)
         if not self._running:
@@ -208,7 +210,7 @@ class Batcher(Calls):
             if self._is_over(call, now, outcomes) or not call.begin():
                 self._of_sequences.close(place)
             else:
-                self._running.append(Running(call, call.arrived, call.value, place))
+                self._running.append(ActiveSequence(call, call.arrived, call.value, place))
                 begun.append(now - call.arrived)
         if begun:
             self._queue_times.add(begun)
@@ -220,14 +222,22 @@ class Batcher(Calls):
                 if self._is_over(call, now, outcomes):
                     continue
                 if refused:
-                    outcomes.append((call, None, ClosedError(f"{self._pool.label}: the batcher is closed, and streams "
-                                                             "had all places: nothing was taken")))
+                    outcomes.append(
+                        (
+                            call,
+                            None,
+                            ClosedError(
+                                f"{self._pool.label}: the batcher is closed, and streams "
+                                "had all places: nothing was taken"
+                            ),
+                        )
+                    )
                 else:
                     self._put_back(call)
 
     def _run_sequences(self, part):
         """-> the results of the next frames of each."""
-        frames = [s.x[s.taken:s.taken + self._of_sequences.frames(s)] for s in part]
+        frames = [s.x[s.taken : s.taken + self._of_sequences.frames(s)] for s in part]
         return self._of_sequences.run([s.place for s in part], frames)
 
     def _finish(self, sequence, error, outcomes):
@@ -247,7 +257,7 @@ class Batcher(Calls):
     def _end(self, live, why):
         with self._lock:
             if self._streams.pop(live.stream, None) is None:
-                return False        # another thread was first
+                return False  # another thread was first
             live.closed = why
             self._pool.close(live.stream)
         self._wake.set()
@@ -264,7 +274,7 @@ class Batcher(Calls):
                 if live.on_close is not None and live.loop is not None:
                     soon(live.loop, live.on_close, live.stream)
                 elif live.on_close is not None:
-                    with contextlib.suppress(Exception):    # the caller's: other streams go on
+                    with contextlib.suppress(Exception):  # the caller's: other streams go on
                         live.on_close(live.stream)
 
     # ------------------------------------------------------------------------------------------ the whole
@@ -274,11 +284,18 @@ class Batcher(Calls):
         of batch sizes, of the seconds that frames waited and of those that batches took."""
         sizes = self._batch_sizes.numbers()
         return {
-            "streams": len(self._streams), "queued": self.queued(),
-            **{name: self._counters[name]
-               for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")},
-            "batches": sizes["count"], "mean_batch": sizes["sum"] / max(sizes["count"], 1), "batch_sizes": sizes,
-            "queue_seconds": self._queue_times.numbers(), "compute_seconds": self._compute_times.numbers()}
+            "streams": len(self._streams),
+            "queued": self.queued(),
+            **{
+                name: self._counters[name]
+                for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")
+            },
+            "batches": sizes["count"],
+            "mean_batch": sizes["sum"] / max(sizes["count"], 1),
+            "batch_sizes": sizes,
+            "queue_seconds": self._queue_times.numbers(),
+            "compute_seconds": self._compute_times.numbers(),
+        }
 
     def drain(self):
         """Take no more frames, finish those that wait, close all streams, end the thread. In asyncio:
@@ -305,19 +322,21 @@ def _pool_and_sequences(source, most):
     if isinstance(source, Pool):
         return source, Sequences(source)
     if not hasattr(source, "pool"):
-        raise InputTypeError(f"Batcher: a {type(source).__name__} came, expected a pool, a model or a layer")
+        raise InputTypeError(f"Batcher: got a {type(source).__name__}, expected a pool, a model or a layer")
     try:
         pool = source.pool(most)
     except InputError as e:
         if not hasattr(source, "folded"):
             raise
         from rnnfast.serving.model_sequences import sequences_of
+
         return _NoStreams(source.source.label, most), sequences_of(source, e)
     return pool, Sequences(pool)
 
 
 class _NoStreams:
     """In the place of the pool of a model without states."""
+
     why_none = ": no input is a state, so there are no streams: run and submit_run take whole sequences"
     like = None
 
@@ -342,7 +361,7 @@ def _in_halves(parts, run):
             if len(part) == 1:
                 yield part, None, e
             else:
-                parts += [part[len(part) // 2:], part[:len(part) // 2]]
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
         else:
             yield part, results, None
 

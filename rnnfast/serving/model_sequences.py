@@ -5,6 +5,7 @@ some frames of all sequences that are there run at a time. Else, where the model
 similar length run in one padded batch. Either must give the bits of the model called with one sequence, which is tried
 on random ones first.
 """
+
 import dataclasses
 import itertools
 import math
@@ -13,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast.errors import Error, InputError, LimitError, UnsupportedError
-from rnnfast.onnx.inputs import admit
-from rnnfast.streaming.model_pool import LARGEST_BATCH
 from rnnfast.named_values import Outputs
 from rnnfast.onnx.budget import MAX_RUN_BYTES
+from rnnfast.onnx.folding import live
 from rnnfast.onnx.graph import Type, Value
+from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.ops.numeric import is_floating
-from rnnfast.onnx.trace import live
 from rnnfast.onnx.stateful import LENGTHS, is_recurrent, unfolded
+from rnnfast.serving.sequences import SEQUENCE_FRAMES, ActiveSequence, Sequences, grouped, padded
+from rnnfast.streaming.model_pool import LARGEST_BATCH
 from rnnfast.streaming.pool import size_for
-from rnnfast.serving.sequences import SEQUENCE_FRAMES, Running, Sequences, grouped, padded
 
 # Frames of the random sequences that are tried: all that run at a time, and powers of two of them.
 TRIED = (2 * SEQUENCE_FRAMES - 1, 5)
@@ -44,13 +45,15 @@ def sequences_of(model, unclear):
             return way(layout)
         except Error as e:
             reasons.append(str(e).removeprefix(f"{model.source.label}: "))
-    raise UnsupportedError(f"{model.source.label}: its sequences cannot share batches. Frame by frame: {reasons[0]}. "
-                           f"Padded: {reasons[1]}")
+    raise UnsupportedError(
+        f"{model.source.label}: its sequences cannot share batches. Frame by frame: {reasons[0]}. Padded: {reasons[1]}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ axes
 class Trial(NamedTuple):
     """A call with one random sequence: x [1, frames, ..], and the outputs by name."""
+
     x: np.ndarray
     outputs: dict
 
@@ -60,6 +63,7 @@ class Layout(NamedTuple):
     input or None. times: output -> its axis of frames or None; calls: id of each recurrent node -> its inputs in each
     of the trials; rounded: tensors that are outputs only for the trials, those of floats from which integers and
     booleans are made, which may be the same by chance."""
+
     model: object
     input: Value
     lengths: Value | None
@@ -91,12 +95,14 @@ class Layout(NamedTuple):
         graph = self.model.folded
         made = {name for node in graph.nodes for name in node.outputs} - {v.name for v in graph.outputs}
         rounded = tuple(name for name in rounded if name in made)
-        graph = dataclasses.replace(graph, inputs=tuple(v for v in graph.inputs if v.name in feeds[0]),
-                                    outputs=(*graph.outputs, *(Value(name, Type("tensor")) for name in rounded)))
+        graph = dataclasses.replace(
+            graph,
+            inputs=tuple(v for v in graph.inputs if v.name in feeds[0]),
+            outputs=(*graph.outputs, *(Value(name, Type("tensor")) for name in rounded)),
+        )
         model = self.model.altered(graph)
         trials = [Trial(x, model(feed)) for x, feed in zip(xs, feeds)]
-        times = {name: _changed(name, *(trial.outputs[name] for trial in trials), TRIED)
-                 for name in trials[0].outputs}
+        times = {name: _changed(name, *(trial.outputs[name] for trial in trials), TRIED) for name in trials[0].outputs}
         return self._replace(model=model, times=times, trials=trials, calls=calls, rounded=rounded)
 
     def random(self, n):
@@ -113,8 +119,10 @@ def _layout(model, unclear):
     lengths = [v for v in inputs if len(inputs) > 1 and _is_lengths(v.type)]
     others = [v for v in inputs if v not in lengths]
     if len(others) != 1 or len(lengths) > 1:
-        raise UnsupportedError(f"{label}: inputs are {[v.name for v in inputs]}: sequences are of one, with another "
-                               f"for their lengths (integers, [batch]) at most; as frames: {unclear}")
+        raise UnsupportedError(
+            f"{label}: inputs are {[v.name for v in inputs]}: sequences are of one, with another "
+            f"for their lengths (integers, [batch]) at most; as frames: {unclear}"
+        )
     value, shape = others[0], others[0].type.shape
     if value.type.kind != "tensor" or shape is None or value.type.dtype is None:
         raise UnsupportedError(f"{label}: input {value.name!r} is {value.type}, the file does not say of what shape")
@@ -126,13 +134,20 @@ def _layout(model, unclear):
                 return Layout(model, value, lengths[0] if lengths else None, time, batch).tried()
             except Error as e:
                 wrong.append(f"; with axes {time} and {batch}: {e}")
-    raise UnsupportedError(f"{label}: input {value.name!r} of shape {list(shape)} has no axis of frames, which is "
-                           f"open, and one of sequences, which is open or 1{''.join(wrong)}")
+    raise UnsupportedError(
+        f"{label}: input {value.name!r} of shape {list(shape)} has no axis of frames, which is "
+        f"open, and one of sequences, which is open or 1{''.join(wrong)}"
+    )
 
 
 def _is_lengths(type_):
-    return (type_.kind == "tensor" and type_.dtype is not None and type_.dtype.kind in "iu"
-            and type_.shape is not None and len(type_.shape) == 1)
+    return (
+        type_.kind == "tensor"
+        and type_.dtype is not None
+        and type_.dtype.kind in "iu"
+        and type_.shape is not None
+        and len(type_.shape) == 1
+    )
 
 
 def _note(calls, rounded, n, node, inputs, outputs):
@@ -141,8 +156,8 @@ def _note(calls, rounded, n, node, inputs, outputs):
     if not all(map(_is_floating, outputs)):
         rounded.update((name, None) for name, value in zip(node.inputs, inputs) if _is_floating(value))
     if is_recurrent(node):
-        came = inputs[0].shape[:2]
-        if came != ((1, n) if node.attributes.get("layout") else (n, 1)):
+        received = inputs[0].shape[:2]
+        if received != ((1, n) if node.attributes.get("layout") else (n, 1)):
             raise UnsupportedError(f"X has shape {list(inputs[0].shape)} for one sequence of {n} frames")
         calls.setdefault(id(node), []).append(inputs)
 
@@ -157,8 +172,9 @@ def _changed(name, a, b, sizes):
         raise UnsupportedError(f"output {name!r} is no array")
     axes = [axis for axis, pair in enumerate(zip(a.shape, b.shape)) if pair[0] != pair[1]]
     if a.ndim != b.ndim or len(axes) > 1 or axes and (a.shape[axes[0]], b.shape[axes[0]]) != sizes:
-        raise UnsupportedError(f"output {name!r} has shape {list(a.shape)} for {sizes[0]}, {list(b.shape)} for "
-                               f"{sizes[1]}")
+        raise UnsupportedError(
+            f"output {name!r} has shape {list(a.shape)} for {sizes[0]}, {list(b.shape)} for {sizes[1]}"
+        )
     return axes[0] if axes else None
 
 
@@ -169,6 +185,7 @@ class ModelSequences(Sequences):
     time: the axis of the frames in a sequence; outputs: name -> the axes of the sequences, and of the frames or None,
     in what a call gives, and its shape in one call.
     """
+
     def __init__(self, layout, model):
         """model: what runs, which takes any number of sequences. UnsupportedError unless random ones together have the
         results that each has alone."""
@@ -189,8 +206,10 @@ class ModelSequences(Sequences):
             for name, value in trial.outputs.items():
                 expected = np.take(value, 0, self.outputs[name][0])
                 if result[name].shape != expected.shape or result[name].tobytes() != expected.tobytes():
-                    raise UnsupportedError(f"{'tensor' if name in layout.rounded else 'output'} {name!r} is another "
-                                           "than for the whole sequence alone")
+                    raise UnsupportedError(
+                        f"{'tensor' if name in layout.rounded else 'output'} {name!r} is another "
+                        "than for the whole sequence alone"
+                    )
         if layout.rounded:
             for name in layout.rounded:
                 del self.outputs[name]
@@ -199,19 +218,19 @@ class ModelSequences(Sequences):
 
     def together(self, xs):
         """The results of some sequences, as the Batcher runs them."""
-        sequences = running = [Running(None, 0, x, self.open()) for x in xs]
+        sequences = running = [ActiveSequence(None, 0, x, self.open()) for x in xs]
         while running:
             for part in self.batches(running):
-                frames = [s.x[s.taken:s.taken + self.frames(s)] for s in part]
+                frames = [s.x[s.taken : s.taken + self.frames(s)] for s in part]
                 for s, n, result in zip(part, map(len, frames), self.run([s.place for s in part], frames)):
                     s.results.append(result)
                     s.taken += n
             running = [s for s in running if s.taken < len(s.x)]
         return [self.whole(s.results) for s in sequences]
 
-    def admit(self, sequence):
+    def validate(self, sequence):
         where = f"{self.model.source.label}: input {self.layout.input.name!r}"
-        x = admit(sequence, self.type, where)
+        x = validate(sequence, self.type, where)
         if not x.shape[self.time]:
             raise InputError(f"{where} has shape {list(x.shape)}: a sequence has a frame at least")
         return np.moveaxis(x, self.time, 0)
@@ -227,17 +246,22 @@ class ModelSequences(Sequences):
             if time is not None:
                 expected[time] = frames
             if y.shape != tuple(expected):
-                raise InputError(f"{self.model.source.label}: output {name!r} of {rows} sequences of {frames} frames "
-                                 f"has shape {list(y.shape)}, expected {expected}")
+                raise InputError(
+                    f"{self.model.source.label}: output {name!r} of {rows} sequences of {frames} frames "
+                    f"has shape {list(y.shape)}, expected {expected}"
+                )
             for i, n in enumerate(lengths):
                 results[i][name] = y[_index(batch, i, time, n)].copy()
         self.keep(places, outputs)
         return results
 
     def whole(self, results):
-        return {name: results[-1][name] if time is None else
-                np.concatenate([result[name] for result in results], axis=_behind(time, batch))
-                for name, (batch, time, _) in self.outputs.items()}
+        return {
+            name: results[-1][name]
+            if time is None
+            else np.concatenate([result[name] for result in results], axis=_behind(time, batch))
+            for name, (batch, time, _) in self.outputs.items()
+        }
 
     def joined(self, results):
         whole = self.whole(results)
@@ -255,6 +279,7 @@ class Unfolded(ModelSequences):
 
     exact: whether those of a batch must have the same number of frames left, as where the last one is cut out of all.
     """
+
     def __init__(self, layout):
         model, batch = layout.model, "batch"
         graph, states, initial = unfolded(model.folded, layout.calls, batch)
@@ -263,8 +288,11 @@ class Unfolded(ModelSequences):
             raise UnsupportedError(f"input {layout.lengths.name!r} is used for more than sequence_lens")
         new = [v for v in graph.inputs if v.name in states or v.name == LENGTHS]
         graph = dataclasses.replace(graph, inputs=(_opened(layout.input, layout.batch), *new), nodes=tuple(nodes))
-        self.states = [(v.name, states[v.name], tuple(-1 if n == batch else n for n in v.type.shape))
-                       for v in new if v.name in states]
+        self.states = [
+            (v.name, states[v.name], tuple(-1 if n == batch else n for n in v.type.shape))
+            for v in new
+            if v.name in states
+        ]
         self.initial = [initial[name].reshape(-1) for name, *_ in self.states]
         model = model.altered(graph, PLANS)
         try:
@@ -279,11 +307,13 @@ class Unfolded(ModelSequences):
 
     def frames(self, sequence):
         frames = super().frames(sequence)
-        return 1 << frames.bit_length() - 1 if self.exact else frames   # a power of two, so that there are few plans
+        return 1 << frames.bit_length() - 1 if self.exact else frames  # a power of two, so that there are few plans
 
     def batches(self, running):
         groups = grouped(running, self.frames).values() if self.exact else [running]
-        return [group[first:first + LARGEST_BATCH] for group in groups for first in range(0, len(group), LARGEST_BATCH)]
+        return [
+            group[first : first + LARGEST_BATCH] for group in groups for first in range(0, len(group), LARGEST_BATCH)
+        ]
 
     def feed(self, places, x, lengths):
         feed = self.layout.feed(x) | {LENGTHS: np.array(lengths, np.int32)}
@@ -300,6 +330,7 @@ class Unfolded(ModelSequences):
 
 class Padded(ModelSequences):
     """Sequences of similar length in one call, with their lengths."""
+
     def __init__(self, layout):
         if layout.lengths is None:
             raise UnsupportedError("no input of integers [batch] takes the lengths of sequences")
@@ -313,7 +344,7 @@ class Padded(ModelSequences):
         """One with the sequence that is due first, and others like it: short ones overtake those that they would wait
         for."""
         frames = _power(len(min(running, key=lambda s: s.arrived + WAIT_SECONDS * len(s.x)).x))
-        return [[s for s in running if _power(len(s.x)) == frames][:max(MAX_FRAMES // frames, 1)]]
+        return [[s for s in running if _power(len(s.x)) == frames][: max(MAX_FRAMES // frames, 1)]]
 
     def feed(self, places, x, lengths):
         return self.layout.feed_with_lengths(x, lengths)
@@ -324,7 +355,7 @@ class Padded(ModelSequences):
 
 def _opened(value, axis):
     """An input that takes any number of sequences along an axis."""
-    shape = (*value.type.shape[:axis], "batch", *value.type.shape[axis + 1:])
+    shape = (*value.type.shape[:axis], "batch", *value.type.shape[axis + 1 :])
     return Value(value.name, dataclasses.replace(value.type, shape=shape))
 
 

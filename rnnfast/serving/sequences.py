@@ -1,4 +1,5 @@
 """Whole sequences in a Batcher: how some of them run together as streams of a pool."""
+
 import numpy as np
 
 from rnnfast.errors import LimitError
@@ -7,8 +8,9 @@ from rnnfast.errors import LimitError
 SEQUENCE_FRAMES = 16
 
 
-class Running:
-    """A whole sequence that runs: its call, when that came, its frames, its place, the frames taken, their results."""
+class ActiveSequence:
+    """A whole sequence that runs: its call, when that received, its frames, its place, the frames taken, their results."""
+
     __slots__ = ("call", "arrived", "x", "place", "taken", "results")
 
     def __init__(self, call, arrived, x, place):
@@ -17,25 +19,26 @@ class Running:
 
 class Sequences:
     """Sequences [T, ..] of a Pool: each is a stream while it runs."""
+
     def __init__(self, pool):
         self.pool = pool
 
-    def admit(self, sequence):
+    def validate(self, sequence):
         """A sequence, checked, as an array with the frames first."""
-        return self.pool.admit_sequence(sequence)
+        return self.pool.validate_sequence(sequence)
 
     def open(self):
         """The place of a sequence that begins, None where there is none."""
         try:
             return self.pool.open()
         except LimitError:
-            return None         # streams have all places
+            return None  # streams have all places
 
     def close(self, place):
         self.pool.close(place)
 
     def frames(self, sequence):
-        """How many frames of a Running sequence are next."""
+        """How many frames of a ActiveSequence sequence are next."""
         return min(len(sequence.x) - sequence.taken, SEQUENCE_FRAMES)
 
     def batches(self, running):
@@ -64,5 +67,5 @@ def padded(parts, rows, frames):
     """Arrays [n, ..] -> one [rows, frames, ..] with zeros in the place of what is not there."""
     x = np.zeros((rows, frames, *parts[0].shape[1:]), parts[0].dtype)
     for row, part in zip(x, parts):
-        row[:len(part)] = part
+        row[: len(part)] = part
     return x

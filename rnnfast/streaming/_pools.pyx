@@ -81,41 +81,41 @@ cdef class Slots:
         return found
 
 
-cdef struct Port:
+cdef struct BatchBinding:
     # A stream's value is `outer` pieces of `inner` bytes; in a batch of n, row i has its piece o at (o n + i) inner
-    int area                    # of the segment; -1: it has none
+    int buffer                    # of the program; -1: it has none
     Py_ssize_t outer, inner
     Py_ssize_t offset           # in a workspace, of the batch
 
 
-cdef struct BatchPlan:
+cdef struct BatchLayout:
     const Py_ssize_t *words
     const Py_ssize_t *noted
     Py_ssize_t n_words, n_noted, size, nbytes
     int64_t iterations
-    int n_areas
-    char *base[MAX_AREAS]
-    Port frames[MAX_AREAS]
-    Port reads[MAX_AREAS]
-    Port writes[MAX_AREAS]
-    Port results[MAX_AREAS]
+    int n_buffers
+    char *base[MAX_BUFFERS]
+    BatchBinding frames[MAX_BUFFERS]
+    BatchBinding reads[MAX_BUFFERS]
+    BatchBinding writes[MAX_BUFFERS]
+    BatchBinding results[MAX_BUFFERS]
 
 
 cdef struct Chunk:
-    const BatchPlan *plan
+    const BatchLayout *plan
     Py_ssize_t first, count     # of the streams of a step; rows from `count` to the size of the plan repeat the last
 
 
-cdef struct Step:
+cdef struct PoolStep:
     const Py_ssize_t *slots
     const unsigned char *turn
     int n_states, n_frames, n_results
     Py_ssize_t capacity
     char **states
-    const char *frames[MAX_AREAS]
-    char *results[MAX_AREAS]
-    Py_ssize_t frame_strides[MAX_AREAS]
-    Py_ssize_t result_strides[MAX_AREAS]
+    const char *frames[MAX_BUFFERS]
+    char *results[MAX_BUFFERS]
+    Py_ssize_t frame_strides[MAX_BUFFERS]
+    Py_ssize_t result_strides[MAX_BUFFERS]
     Chunk *chunks
     Py_ssize_t n_chunks, lane_bytes
     Py_ssize_t next             # chunk that is to be taken
@@ -124,30 +124,30 @@ cdef struct Step:
     int backwards
 
 
-cdef inline void gather_row(const Port *p, char *batch, Py_ssize_t size, Py_ssize_t row,
+cdef inline void gather_row(const BatchBinding *p, char *batch, Py_ssize_t size, Py_ssize_t row,
                             const char *value) noexcept nogil:
     cdef Py_ssize_t o
     for o in range(p.outer):
         memcpy(batch + (o * size + row) * p.inner, value + o * p.inner, p.inner)
 
 
-cdef inline void scatter_row(const Port *p, const char *batch, Py_ssize_t size, Py_ssize_t row,
+cdef inline void scatter_row(const BatchBinding *p, const char *batch, Py_ssize_t size, Py_ssize_t row,
                              char *value) noexcept nogil:
     cdef Py_ssize_t o
     for o in range(p.outer):
         memcpy(value + o * p.inner, batch + (o * size + row) * p.inner, p.inner)
 
 
-cdef inline bint direct(const Port *p, Py_ssize_t stride, const Chunk *c) noexcept nogil:
+cdef inline bint direct(const BatchBinding *p, Py_ssize_t stride, const Chunk *c) noexcept nogil:
     """Whether the caller's rows are the batch as they stand."""
     return p.outer == 1 and stride == p.inner and c.count == c.plan.size
 
 
-cdef inline char *state_of(const Step *s, int i, const Port *p, Py_ssize_t slot, int turn) noexcept nogil:
+cdef inline char *state_of(const PoolStep *s, int i, const BatchBinding *p, Py_ssize_t slot, int turn) noexcept nogil:
     return s.states[i] + (turn * s.capacity + slot) * p.outer * p.inner
 
 
-cdef bint adjacent(const Step *s, const Chunk *c) noexcept nogil:
+cdef bint adjacent(const PoolStep *s, const Chunk *c) noexcept nogil:
     """Whether the streams of a chunk lie behind each other in the states, all of them to be read at the same turn."""
     cdef const Py_ssize_t *slots = s.slots + c.first
     cdef Py_ssize_t row
@@ -159,64 +159,64 @@ cdef bint adjacent(const Step *s, const Chunk *c) noexcept nogil:
     return True
 
 
-cdef bint run_chunk(const Step *s, const Chunk *c, char *lane) noexcept nogil:
+cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane) noexcept nogil:
     """False if it met a value that is out of range."""
-    cdef const BatchPlan *plan = c.plan
-    cdef const Port *p
-    cdef char *areas[MAX_AREAS]
+    cdef const BatchLayout *plan = c.plan
+    cdef const BatchBinding *p
+    cdef char *buffers[MAX_BUFFERS]
     cdef context x
     cdef int64_t iterations = plan.iterations
     cdef Py_ssize_t row, slot, n = plan.size
     cdef int i
     cdef bint whole = adjacent(s, c)        # LSTM H128, 1,024 streams: 0.94 of the time
-    memcpy(areas, plan.base, plan.n_areas * sizeof(char *))
-    areas[1] = lane
+    memcpy(buffers, plan.base, plan.n_buffers * sizeof(char *))
+    buffers[1] = lane
     for i in range(s.n_frames):
         p = &plan.frames[i]
-        if p.area < 0:
+        if p.buffer < 0:
             continue
         if direct(p, s.frame_strides[i], c):
-            areas[p.area] = <char *>s.frames[i] + c.first * s.frame_strides[i]
+            buffers[p.buffer] = <char *>s.frames[i] + c.first * s.frame_strides[i]
             continue
-        areas[p.area] = lane + p.offset
+        buffers[p.buffer] = lane + p.offset
         for row in range(n):
-            gather_row(p, areas[p.area], n, row, s.frames[i] + (c.first + min(row, c.count - 1)) * s.frame_strides[i])
+            gather_row(p, buffers[p.buffer], n, row, s.frames[i] + (c.first + min(row, c.count - 1)) * s.frame_strides[i])
     for i in range(s.n_states):
         p = &plan.reads[i]
         slot = s.slots[c.first]
-        if p.area >= 0 and whole and p.outer == 1:
-            areas[p.area] = state_of(s, i, p, slot, s.turn[slot])
-        elif p.area >= 0:
-            areas[p.area] = lane + p.offset
+        if p.buffer >= 0 and whole and p.outer == 1:
+            buffers[p.buffer] = state_of(s, i, p, slot, s.turn[slot])
+        elif p.buffer >= 0:
+            buffers[p.buffer] = lane + p.offset
             for row in range(n):
                 slot = s.slots[c.first + min(row, c.count - 1)]
-                gather_row(p, areas[p.area], n, row, state_of(s, i, p, slot, s.turn[slot]))
+                gather_row(p, buffers[p.buffer], n, row, state_of(s, i, p, slot, s.turn[slot]))
         p = &plan.writes[i]
         slot = s.slots[c.first]
-        if p.area >= 0:
-            areas[p.area] = (state_of(s, i, p, slot, 1 - s.turn[slot]) if whole and p.outer == 1
+        if p.buffer >= 0:
+            buffers[p.buffer] = (state_of(s, i, p, slot, 1 - s.turn[slot]) if whole and p.outer == 1
                              else lane + p.offset)
     for i in range(s.n_results):
         p = &plan.results[i]
-        areas[p.area] = lane + p.offset
+        buffers[p.buffer] = lane + p.offset
         if direct(p, s.result_strides[i], c):
-            areas[p.area] = s.results[i] + c.first * s.result_strides[i]
-    x.areas, x.isa, x.iteration, x.iterations, x.threads, x.backwards = areas, active, 0, &iterations, 1, s.backwards
+            buffers[p.buffer] = s.results[i] + c.first * s.result_strides[i]
+    x.buffers, x.isa, x.iteration, x.iterations, x.threads, x.backwards = buffers, active, 0, &iterations, 1, s.backwards
     execute(plan.words, plan.n_words, &x)
     for i in range(plan.n_noted):
         if (<const int64_t *>(lane + plan.noted[i]))[0]:
             return False
     for i in range(s.n_states):
         p = &plan.writes[i]
-        if p.area >= 0 and not (whole and p.outer == 1):
+        if p.buffer >= 0 and not (whole and p.outer == 1):
             for row in range(c.count):
                 slot = s.slots[c.first + row]
-                scatter_row(p, areas[p.area], n, row, state_of(s, i, p, slot, 1 - s.turn[slot]))
+                scatter_row(p, buffers[p.buffer], n, row, state_of(s, i, p, slot, 1 - s.turn[slot]))
     for i in range(s.n_results):
         p = &plan.results[i]
         if not direct(p, s.result_strides[i], c):
             for row in range(c.count):
-                scatter_row(p, areas[p.area], n, row, s.results[i] + (c.first + row) * s.result_strides[i])
+                scatter_row(p, buffers[p.buffer], n, row, s.results[i] + (c.first + row) * s.result_strides[i])
     return True
 
 
@@ -229,7 +229,7 @@ cdef extern from *:
 
 cdef void run_lane(void *argument, int item, int items) noexcept nogil:
     """Chunks that no other lane has taken, one after the other."""
-    cdef Step *s = <Step *>argument
+    cdef PoolStep *s = <PoolStep *>argument
     cdef Py_ssize_t c = take(&s.next)
     while c < s.n_chunks:
         if not run_chunk(s, &s.chunks[c], s.lanes + item * s.lane_bytes):
@@ -238,43 +238,43 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
         c = take(&s.next)
 
 
-cdef class Batch:
-    """A Segment for `size` streams. frames, results: (area, axis of the streams) of each input that is new at each step
-    and of each result, -1 for the whole array of one stream; states: (area read, area written, axis); fixed: (area,
-    array) of those that all streams share. Areas are places among the segment's inputs, then outputs; -1 for none."""
-    cdef BatchPlan plan
-    cdef Segment segment
+cdef class BatchedProgram:
+    """A NativeProgram for `size` streams. frames, results: (buffer, axis of the streams) of each input that is new at each step
+    and of each result, -1 for the whole array of one stream; states: (buffer read, buffer written, axis); fixed: (buffer,
+    array) of those that all streams share. Areas are places among the program's inputs, then outputs; -1 for none."""
+    cdef BatchLayout plan
+    cdef NativeProgram program
     cdef tuple held
 
-    def __init__(self, Segment segment, Py_ssize_t size, frames, states, results, fixed):
-        cdef BatchPlan *p = &self.plan
+    def __init__(self, NativeProgram program, Py_ssize_t size, frames, states, results, fixed):
+        cdef BatchLayout *p = &self.plan
         cdef int i
-        if max(len(frames), len(states), len(results)) > MAX_AREAS:
+        if max(len(frames), len(states), len(results)) > MAX_BUFFERS:
             raise LimitError(f"{len(frames)} inputs, {len(states)} states and {len(results)} outputs of a stream")
-        self.segment = segment
-        p.words, p.n_words, p.noted, p.n_noted = segment.words, segment.n_words, segment.noted, segment.n_noted
-        p.iterations, p.size = segment.iterations, size
-        p.n_areas = 2 + len(segment.inputs) + len(segment.outputs)
-        p.nbytes = lines(segment.arena)
+        self.program = program
+        p.words, p.n_words, p.noted, p.n_noted = program.words, program.n_words, program.noted, program.n_noted
+        p.iterations, p.size = program.iterations, size
+        p.n_buffers = 2 + len(program.inputs) + len(program.outputs)
+        p.nbytes = lines(program.arena)
         p.base[0] = NULL
-        for i, (area, axis) in enumerate(frames):
-            self.open_port(&p.frames[i], area, axis)
+        for i, (buffer, axis) in enumerate(frames):
+            self.bind(&p.frames[i], buffer, axis)
         for i, (read, written, axis) in enumerate(states):
-            self.open_port(&p.reads[i], read, axis)
-            self.open_port(&p.writes[i], written, axis)
-        for i, (area, axis) in enumerate(results):
-            self.open_port(&p.results[i], area, axis)
+            self.bind(&p.reads[i], read, axis)
+            self.bind(&p.writes[i], written, axis)
+        for i, (buffer, axis) in enumerate(results):
+            self.bind(&p.results[i], buffer, axis)
         self.held = tuple([np.array(value, order="C") for _, value in fixed])
-        for (area, _), value in zip(fixed, self.held):
-            if area >= 0:
-                p.base[2 + <int>area] = <char *>cnp.PyArray_DATA(value)
+        for (buffer, _), value in zip(fixed, self.held):
+            if buffer >= 0:
+                p.base[2 + <int>buffer] = <char *>cnp.PyArray_DATA(value)
 
-    cdef int open_port(self, Port *p, int area, int axis) except -1:
-        p.area = -1
-        if area >= 0:
-            inputs = len(self.segment.inputs)
-            shape, dtype = (self.segment.inputs[area] if area < inputs else self.segment.outputs[area - inputs])
-            p.area, p.offset = 2 + area, self.plan.nbytes
+    cdef int bind(self, BatchBinding *p, int buffer, int axis) except -1:
+        p.buffer = -1
+        if buffer >= 0:
+            inputs = len(self.program.inputs)
+            shape, dtype = (self.program.inputs[buffer] if buffer < inputs else self.program.outputs[buffer - inputs])
+            p.buffer, p.offset = 2 + buffer, self.plan.nbytes
             p.outer = math.prod(shape[:axis]) if axis >= 0 else 1
             p.inner = math.prod(shape[axis + 1:] if axis >= 0 else shape) * dtype.itemsize
             self.plan.nbytes += lines(p.outer * p.inner * self.plan.size)
@@ -291,19 +291,19 @@ cdef Py_ssize_t lines(Py_ssize_t nbytes):
     return (nbytes + 127) // 64 * 64
 
 
-cdef class Rows:
+cdef class StateTable:
     """The states of `capacity` streams, of these (shape, type)s, and steps of some of them at a time. There are two of
     each state, read and written in turn: a step changes nothing before `commit`. One thread at a time."""
     cdef readonly Py_ssize_t capacity
     cdef readonly list states           # [2, capacity, ..]
     cdef cnp.ndarray turn               # of each stream: which it reads next
-    cdef char *data[MAX_AREAS]
-    cdef Buffer memory
+    cdef char *data[MAX_BUFFERS]
+    cdef AlignedFloats memory
     cdef int backwards
 
     def __init__(self, Py_ssize_t capacity, forms):
         cdef int i
-        if len(forms) > MAX_AREAS:
+        if len(forms) > MAX_BUFFERS:
             raise LimitError(f"{len(forms)} states of a stream")
         self.capacity = capacity
         try:
@@ -338,13 +338,13 @@ cdef class Rows:
 
     def step(self, cnp.ndarray slots, list frames, list results, list chunks, int threads):
         """Advances the streams in these slots [n] intp. frames, results: arrays [n, ..], each row contiguous. chunks:
-        (Batch, first, count) of parts of them."""
-        cdef Step s
+        (BatchedProgram, first, count) of parts of them."""
+        cdef PoolStep s
         cdef team crew
         cdef unsigned mode
         cdef Py_ssize_t i, most = 0
         cdef int items
-        cdef Batch batch
+        cdef BatchedProgram batch
         cdef cnp.ndarray array, table = np.empty(len(chunks) * sizeof(Chunk), np.uint8)
         memset(&s, 0, sizeof(s))
         s.slots = <const Py_ssize_t *>cnp.PyArray_DATA(slots)
@@ -367,7 +367,7 @@ cdef class Rows:
         s.lane_bytes, s.backwards = most, self.backwards
         self.backwards ^= 1
         if self.memory is None or self.memory.size * <Py_ssize_t>sizeof(float) < items * most:
-            self.memory = Buffer((items * most + 3) // 4)
+            self.memory = AlignedFloats((items * most + 3) // 4)
         s.lanes = <char *>self.memory.p
         with nogil:
             mode = active.flush_denormals()
@@ -380,7 +380,7 @@ cdef class Rows:
             active.restore_mode(mode)
         if s.failed:
             batch = chunks[(s.failed - 1) % s.n_chunks][0]
-            batch.segment.check(s.lanes + (s.failed - 1) // s.n_chunks * most)
+            batch.program.check(s.lanes + (s.failed - 1) // s.n_chunks * most)
 
 
 def threads_for(int threads, flops):

@@ -24,33 +24,33 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef class StreamRunner:
-    """A Segment run frame by frame, with memory of its own. Each state has two buffers, read and written in turn.
+    """A NativeProgram run frame by frame, with memory of its own. Each state has two buffers, read and written in turn.
 
-    Areas are places among the segment's inputs, then outputs; -1 for an input that no step reads. frames: (name, area,
-    array like it, the one value that it may have or None) of each input that is new at each frame; fixed: (area,
-    array); states: (area read, area written, initial value); results: (name, area). The caller sees to it that one
+    Areas are places among the program's inputs, then outputs; -1 for an input that no step reads. frames: (name, buffer,
+    array like it, the one value that it may have or None) of each input that is new at each frame; fixed: (buffer,
+    array); states: (buffer read, buffer written, initial value); results: (name, buffer). The caller sees to it that one
     thread at a time is here.
     """
-    cdef readonly Segment segment
+    cdef readonly NativeProgram program
     cdef readonly tuple names, pins, results
-    cdef readonly list scalars          # of each frame input: None, or (an int that came, the array that it became)
+    cdef readonly list scalars          # of each frame input: None, or (an int that received, the array that it became)
     cdef tuple likes, result_likes, held
     cdef list buffers                   # of each state, the one read next first
-    cdef Buffer memory
-    cdef char *base[MAX_AREAS]
-    cdef int frame_areas[MAX_AREAS]
-    cdef int result_areas[MAX_AREAS]
-    cdef int read_areas[MAX_AREAS]
-    cdef int written_areas[MAX_AREAS]
-    cdef char *data[2][MAX_AREAS]
-    cdef int n_areas, n_frames, n_results, n_states, turn
+    cdef AlignedFloats memory
+    cdef char *base[MAX_BUFFERS]
+    cdef int frame_buffers[MAX_BUFFERS]
+    cdef int result_buffers[MAX_BUFFERS]
+    cdef int read_buffers[MAX_BUFFERS]
+    cdef int written_buffers[MAX_BUFFERS]
+    cdef char *data[2][MAX_BUFFERS]
+    cdef int n_buffers, n_frames, n_results, n_states, turn
 
-    def __init__(self, Segment segment, tuple frames, tuple fixed, tuple states, tuple results):
+    def __init__(self, NativeProgram program, tuple frames, tuple fixed, tuple states, tuple results):
         cdef int i
-        if max(len(frames), len(states), len(results)) > MAX_AREAS:
+        if max(len(frames), len(states), len(results)) > MAX_BUFFERS:
             raise LimitError(f"{len(frames)} inputs, {len(states)} states and {len(results)} outputs of a stream")
-        self.segment, self.memory, self.turn = segment, Buffer((segment.arena + 3) // 4), 0
-        self.n_areas = 2 + len(segment.inputs) + len(segment.outputs)
+        self.program, self.memory, self.turn = program, AlignedFloats((program.arena + 3) // 4), 0
+        self.n_buffers = 2 + len(program.inputs) + len(program.outputs)
         self.n_frames, self.n_results, self.n_states = len(frames), len(results), len(states)
         self.base[0], self.base[1] = NULL, <char *>self.memory.p
         self.names = tuple([name for name, *_ in frames])
@@ -58,21 +58,21 @@ cdef class StreamRunner:
         self.pins = tuple([pin for *_, pin in frames])
         self.scalars = [None] * self.n_frames
         for i in range(self.n_frames):
-            self.frame_areas[i] = -1 if frames[i][1] < 0 else 2 + <int>frames[i][1]
+            self.frame_buffers[i] = -1 if frames[i][1] < 0 else 2 + <int>frames[i][1]
         self.held = tuple([np.array(value, order="C") for _, value in fixed])
-        for (area, _), value in zip(fixed, self.held):
-            if area >= 0:
-                self.base[2 + <int>area] = <char *>cnp.PyArray_DATA(value)
+        for (buffer, _), value in zip(fixed, self.held):
+            if buffer >= 0:
+                self.base[2 + <int>buffer] = <char *>cnp.PyArray_DATA(value)
         self.results = tuple([name for name, _ in results])
         self.result_likes = tuple([np.broadcast_to(np.empty((), dtype), shape) for shape, dtype in
-                                   [segment.outputs[area - len(segment.inputs)] for _, area in results]])
+                                   [program.outputs[buffer - len(program.inputs)] for _, buffer in results]])
         for i in range(self.n_results):
-            self.result_areas[i] = 2 + <int>results[i][1]
+            self.result_buffers[i] = 2 + <int>results[i][1]
         self.buffers = []
         for i in range(self.n_states):
             read, written, value = states[i]
-            self.read_areas[i] = -1 if read < 0 else 2 + <int>read
-            self.written_areas[i] = 2 + <int>written
+            self.read_buffers[i] = -1 if read < 0 else 2 + <int>read
+            self.written_buffers[i] = 2 + <int>written
             pair = np.array(value, order="C"), np.array(value, order="C")
             self.data[0][i], self.data[1][i] = <char *>cnp.PyArray_DATA(pair[0]), <char *>cnp.PyArray_DATA(pair[1])
             self.buffers.append(pair)
@@ -98,14 +98,14 @@ cdef class StreamRunner:
     def step(self, feed, out):
         """One frame: the results for a dict of arrays that need no conversion, else None. `out`: None, an array or a
         dict of arrays that are written and returned; None comes back for those that do not fit."""
-        cdef char *areas[MAX_AREAS]
+        cdef char *buffers[MAX_BUFFERS]
         cdef PyObject *found
         cdef tuple used, results
         cdef cnp.ndarray array
         cdef int i
         if type(feed) is not dict or len(<dict>feed) != self.n_frames:
             return None
-        memcpy(areas, self.base, self.n_areas * sizeof(char *))
+        memcpy(buffers, self.base, self.n_buffers * sizeof(char *))
         used = PyTuple_New(self.n_frames)
         for i in range(self.n_frames):
             found = PyDict_GetItem(feed, <object>PyTuple_GET_ITEM(self.names, i))
@@ -124,14 +124,14 @@ cdef class StreamRunner:
                 return None
             Py_INCREF(array)
             PyTuple_SET_ITEM(used, i, array)
-            if self.frame_areas[i] >= 0:
-                areas[self.frame_areas[i]] = <char *>cnp.PyArray_DATA(array)
+            if self.frame_buffers[i] >= 0:
+                buffers[self.frame_buffers[i]] = <char *>cnp.PyArray_DATA(array)
         results = self.fresh() if out is None else self.given(out, used)
         if results is None:
             return None
         for i in range(self.n_results):
-            areas[self.result_areas[i]] = <char *>cnp.PyArray_DATA(<cnp.ndarray>PyTuple_GET_ITEM(results, i))
-        self.advance(areas, NULL, 1)
+            buffers[self.result_buffers[i]] = <char *>cnp.PyArray_DATA(<cnp.ndarray>PyTuple_GET_ITEM(results, i))
+        self.advance(buffers, NULL, 1)
         return results
 
     cdef object converted(self, value, int i):
@@ -186,59 +186,59 @@ cdef class StreamRunner:
     def run(self, list values, list results, Py_ssize_t n):
         """n frames in one loop. values: arrays of one frame, the same for all, or of n frames, each of them contiguous;
         results: arrays of one frame, for n = 1, or of n. They are checked."""
-        cdef char *areas[MAX_AREAS]
-        cdef Py_ssize_t strides[MAX_AREAS]
+        cdef char *buffers[MAX_BUFFERS]
+        cdef Py_ssize_t strides[MAX_BUFFERS]
         cdef cnp.ndarray array
         cdef int i
         memset(strides, 0, sizeof(strides))
-        memcpy(areas, self.base, self.n_areas * sizeof(char *))
+        memcpy(buffers, self.base, self.n_buffers * sizeof(char *))
         for i in range(self.n_frames):
             array = values[i]
-            if self.frame_areas[i] >= 0:
-                areas[self.frame_areas[i]] = <char *>cnp.PyArray_DATA(array)
+            if self.frame_buffers[i] >= 0:
+                buffers[self.frame_buffers[i]] = <char *>cnp.PyArray_DATA(array)
                 if cnp.PyArray_NDIM(array) > cnp.PyArray_NDIM(<cnp.ndarray>self.likes[i]):
-                    strides[self.frame_areas[i]] = cnp.PyArray_STRIDE(array, 0)
+                    strides[self.frame_buffers[i]] = cnp.PyArray_STRIDE(array, 0)
         for i in range(self.n_results):
             array = results[i]
-            areas[self.result_areas[i]] = <char *>cnp.PyArray_DATA(array)
+            buffers[self.result_buffers[i]] = <char *>cnp.PyArray_DATA(array)
             if cnp.PyArray_NDIM(array) > cnp.PyArray_NDIM(<cnp.ndarray>self.result_likes[i]):
-                strides[self.result_areas[i]] = cnp.PyArray_STRIDE(array, 0)
-        self.advance(areas, strides, n)
+                strides[self.result_buffers[i]] = cnp.PyArray_STRIDE(array, 0)
+        self.advance(buffers, strides, n)
 
-    cdef int advance(self, char **areas, const Py_ssize_t *strides, Py_ssize_t n) except -1:
-        cdef const Py_ssize_t *words = self.segment.words
-        cdef Py_ssize_t n_words = self.segment.n_words, frame
+    cdef int advance(self, char **buffers, const Py_ssize_t *strides, Py_ssize_t n) except -1:
+        cdef const Py_ssize_t *words = self.program.words
+        cdef Py_ssize_t n_words = self.program.n_words, frame
         cdef context x
         cdef int64_t iterations
         cdef unsigned mode
         cdef int i, turn = self.turn
-        cdef bint failed = False, checked = self.segment.n_noted > 0
+        cdef bint failed = False, checked = self.program.n_noted > 0
         before = self.state() if checked and n > 1 else None
-        x.areas, x.isa, x.iteration, x.iterations = areas, active, 0, &iterations
-        x.threads = useful_threads(self.segment.threads)
+        x.buffers, x.isa, x.iteration, x.iterations = buffers, active, 0, &iterations
+        x.threads = useful_threads(self.program.threads)
         with nogil:
             mode = active.flush_denormals()
             for frame in range(n):
                 for i in range(self.n_states):
-                    if self.read_areas[i] >= 0:
-                        areas[self.read_areas[i]] = self.data[self.turn][i]
-                    areas[self.written_areas[i]] = self.data[1 - self.turn][i]
+                    if self.read_buffers[i] >= 0:
+                        buffers[self.read_buffers[i]] = self.data[self.turn][i]
+                    buffers[self.written_buffers[i]] = self.data[1 - self.turn][i]
                 x.backwards = self.turn
-                iterations = self.segment.iterations
+                iterations = self.program.iterations
                 execute(words, n_words, &x)
-                if checked and self.segment.failed(<const char *>self.memory.p):
+                if checked and self.program.failed(<const char *>self.memory.p):
                     failed = True
                     break
                 self.turn = 1 - self.turn
                 if strides != NULL:
-                    for i in range(2, self.n_areas):
-                        areas[i] += strides[i]
+                    for i in range(2, self.n_buffers):
+                        buffers[i] += strides[i]
             active.restore_mode(mode)
         if failed:
             self.turn = turn
             if before is not None:
                 self.load(before)
-            self.segment.check(<const char *>self.memory.p)
+            self.program.check(<const char *>self.memory.p)
         return 0
 
 

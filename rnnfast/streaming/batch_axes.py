@@ -1,8 +1,9 @@
 """Which axis of each input, state and output of a model is the batch of streams.
 
-The graph is traced for two sizes of the batch and the shapes are compared, then three streams run together and each of
+The graph is trace_call for two sizes of the batch and the shapes are compared, then three streams run together and each of
 them alone, and the bits are compared. `alone` is a Stream: it knows the names and types of a model, and never runs.
 """
+
 import itertools
 
 import numpy as np
@@ -17,7 +18,7 @@ BY_ONE = "pool(batch=False) runs streams one by one"
 
 
 def search(alone, frames, rows, given):
-    """(axis of the streams of each value or None, a call's values for one stream, what `traced` says of that call).
+    """(axis of the streams of each value or None, a call's values for one stream, what `trace_call` says of that call).
 
     frames: those of one stream, without (`rows`) or with its batch axis; given: its initial states or None, for zeros.
     InputError for a frame that no stream takes, UnsupportedError if there are no such axes."""
@@ -36,15 +37,15 @@ def search(alone, frames, rows, given):
             chosen = axes | dict(zip([*states, *alone._fixed], others))
             sample = alone._fixed | frame | states
             try:
-                found = traced(alone._model, sample)
+                found = trace_call(alone._model, sample)
             except Error as e:
                 wrong = wrong or e
                 continue
             try:
-                return tried(alone, sample, chosen, found[2]), sample, found
+                return verify_axes(alone, sample, chosen, found[2]), sample, found
             except Error as e:
                 reason = reason or e
-    if reason is None:      # no stream takes this frame
+    if reason is None:  # no stream takes this frame
         raise wrong
     raise UnsupportedError(f"{alone._label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
 
@@ -55,36 +56,48 @@ def candidates(alone, name, value, rows, needed=True):
     type_ = alone._types[name]
     if type_.kind != "tensor":
         raise UnsupportedError(f"{alone._label}: input {name!r} is {type_.kind}, expected a tensor; {BY_ONE}")
-    shape, came = type_.shape, np.shape(value)
-    axes = [axis for axis in range(len(came) + rows)
-            if fits(shape, (*came[:axis], 1, *came[axis:]) if rows else came, axis)]
+    shape, received = type_.shape, np.shape(value)
+    axes = [
+        axis
+        for axis in range(len(received) + rows)
+        if fits(shape, (*received[:axis], 1, *received[axis:]) if rows else received, axis)
+    ]
     if needed and not axes:
         if rows and shape and not all(type(n) is int for n in shape):
-            raise InputError(f"{alone._label}: input {name!r} has frames of {list(came)}, expected {list(shape)} "
-                             "without the batch")
-        shape = list(came if shape is None else shape)
+            raise InputError(
+                f"{alone._label}: input {name!r} has frames of {list(received)}, expected {list(shape)} "
+                "without the batch"
+            )
+        shape = list(received if shape is None else shape)
         fixed = f"; give it when the stream is opened, open({name}=...)" if name in alone.inputs and not shape else ""
-        raise UnsupportedError(f"{alone._label}: input {name!r} of shape {shape} has no axis that may be a "
-                               f"batch{fixed}; {BY_ONE}")
+        raise UnsupportedError(
+            f"{alone._label}: input {name!r} of shape {shape} has no axis that may be a batch{fixed}; {BY_ONE}"
+        )
     return axes
 
 
-def tried(alone, sample, axes, forms):
+def verify_axes(alone, sample, axes, forms):
     """The axes of inputs and outputs if these are the streams', else an Error. forms: of the outputs for one stream."""
-    two, three = (traced(alone._model, repeated(sample, axes, n))[2] for n in (2, 3))
+    two, three = (trace_call(alone._model, repeated(sample, axes, n))[2] for n in (2, 3))
     axes = dict(axes)
     for name, (shape, _) in two.items():
         after = three[name][0]
         found = [i for i, (m, n) in enumerate(zip(shape, after)) if (m, n) == (2, 3)]
-        if len(shape) != len(after) or len(found) != 1 or any(
-                m != n for i, (m, n) in enumerate(zip(shape, after)) if i not in found):
-            raise UnsupportedError(f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for "
-                                   "three")
+        if (
+            len(shape) != len(after)
+            or len(found) != 1
+            or any(m != n for i, (m, n) in enumerate(zip(shape, after)) if i not in found)
+        ):
+            raise UnsupportedError(
+                f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for three"
+            )
         axes[name] = found[0]
-    for name, came in alone.states.items():
-        if axes[came] != axes[name] or forms[came][0] != sample[name].shape:
-            raise UnsupportedError(f"output {came!r} has shape {list(forms[came][0])}, the state {name!r} that it "
-                                   f"becomes {list(sample[name].shape)}")
+    for name, received in alone.states.items():
+        if axes[received] != axes[name] or forms[received][0] != sample[name].shape:
+            raise UnsupportedError(
+                f"output {received!r} has shape {list(forms[received][0])}, the state {name!r} that it "
+                f"becomes {list(sample[name].shape)}"
+            )
     compare(alone, sample, axes)
     return axes
 
@@ -93,39 +106,40 @@ def compare(alone, sample, axes):
     """An error unless three streams together get the bits that each gets alone."""
     feed = repeated(sample, axes, 3)
     try:
-        program, args = alone._model.prepare(varied(feed, alone._fixed, "fiub"))
-        together = program.run(args)
-        feed = dict(zip(program.names, args))
-    except Error:       # of integers that are no indices
-        feed = varied(feed, alone._fixed, "f")
-        program, args = alone._model.prepare(feed)
-        together = program.run(args)
+        planned, args = alone._model.prepare(randomized(feed, alone._fixed, "fiub"))
+        together = planned.run(args)
+        feed = dict(zip(planned.names, args))
+    except Error:  # of integers that are no indices
+        feed = randomized(feed, alone._fixed, "f")
+        planned, args = alone._model.prepare(feed)
+        together = planned.run(args)
     for i in range(3):
         one = {name: value if axes[name] is None else np.take(value, [i], axes[name]) for name, value in feed.items()}
-        program, args = alone._model.prepare(one)
-        for output, a, b in zip(alone._model.outputs, together, program.run(args)):
+        planned, args = alone._model.prepare(one)
+        for output, a, b in zip(alone._model.outputs, together, planned.run(args)):
             if np.take(a, [i], axes[output.name]).tobytes() != b.tobytes():
                 raise UnsupportedError(f"output {output.name!r} of a stream depends on the others of its batch")
 
 
-def traced(model, feed):
-    """(program, plan, (shape, type) of each output) of a call."""
-    program, args = model.prepare(feed)
+def trace_call(model, feed):
+    """(planned, plan, (shape, type) of each output) of a call."""
+    planned, args = model.prepare(feed)
     with np.errstate(all="ignore"):
-        plan, outputs = trace(program, args, Budget(args))
+        plan, outputs = trace(planned, args, Budget(args))
     values = plan.results or outputs or plan.run(args)
     if not all(isinstance(value, np.ndarray) for value in values):
         raise UnsupportedError("an output is no array")
-    return program, plan, {v.name: (value.shape, value.dtype) for v, value in zip(model.outputs, values)}
+    return planned, plan, {v.name: (value.shape, value.dtype) for v, value in zip(model.outputs, values)}
 
 
 def repeated(values, axes, count):
     """Values of one stream as those of so many."""
-    return {name: value if axes.get(name) is None else np.repeat(value, count, axes[name])
-            for name, value in values.items()}
+    return {
+        name: value if axes.get(name) is None else np.repeat(value, count, axes[name]) for name, value in values.items()
+    }
 
 
-def varied(values, fixed, kinds):
+def randomized(values, fixed, kinds):
     """Values with random ones in the place of those of some kinds of types; integers are up to those that there are."""
     rng, made = np.random.default_rng(0), dict(values)
     for name, value in values.items():
@@ -140,7 +154,11 @@ def varied(values, fixed, kinds):
     return made
 
 
-def fits(shape, came, axis):
+def fits(shape, received, axis):
     """Whether a value of one stream may have its batch at an axis, by the shape in the file."""
-    return came[axis] == 1 and (shape is None or len(shape) == len(came) and type(shape[axis]) is not int
-                                and all(type(n) is not int or n == m for n, m in zip(shape, came)))
+    return received[axis] == 1 and (
+        shape is None
+        or len(shape) == len(received)
+        and type(shape[axis]) is not int
+        and all(type(n) is not int or n == m for n, m in zip(shape, received))
+    )

@@ -1,4 +1,5 @@
 """What streams of models and of layers have in common: open until closed, and one thread at a time."""
+
 import threading
 
 from rnnfast.errors import InputError
@@ -6,6 +7,7 @@ from rnnfast.errors import InputError
 
 class Handle:
     """A context manager that closes itself. `label` begins its errors."""
+
     def __init__(self, label):
         self._label, self._busy, self._closed = label, threading.Lock(), False
 

@@ -1,14 +1,15 @@
 """Pools of layers: many live streams of a recurrent layer, or of a Sequential, in one batch."""
+
 import math
 
 import numpy as np
 
-from rnnfast.streaming._pools import Batch, Rows, stacked, threads_for
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.named_values import merged
-from rnnfast.streaming.pool import Pool, batch_sizes
+from rnnfast.named_values import merge_inputs
 from rnnfast.nn.checks import as_array, as_input
-from rnnfast.streaming.layer_stream import Part, step_segment
+from rnnfast.streaming._pools import BatchedProgram, StateTable, stacked, threads_for
+from rnnfast.streaming.layer_stream import LayerState, step_program
+from rnnfast.streaming.pool import Pool, batch_sizes
 
 LARGEST_BATCH = 256
 """The most streams that one plan takes."""
@@ -22,20 +23,23 @@ class LayerPool(Pool):
     def __init__(self, layer, layers, max_streams):
         super().__init__(type(layer).__name__, max_streams)
         self._many = layers != (layer,)
-        self._parts = [_Rows(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers]
-        self._states = [part for part in self._parts if isinstance(part, _Rows)]
-        self.like = None            # a frame of those before
+        self._parts = [
+            LayerStates(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers
+        ]
+        self._states = [part for part in self._parts if isinstance(part, LayerStates)]
+        self.like = None  # a frame of those before
 
-    def _admitted(self, state, fixed):
+    def _validated(self, state, fixed):
         if fixed:
             raise InputError(f"{self.label}: there is no input {next(iter(fixed))!r} to be fixed, only 'x'")
         if state is None:
-            return None,
+            return (None,)
         state = state if self._many else (state,)
         if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
-            raise InputTypeError(f"{self.label}: state is {type(state).__name__}, expected the states of "
-                                 f"{len(self._states)} layers")
-        return [None if value is None else part.checked(value) for part, value in zip(self._states, state)],
+            raise InputTypeError(
+                f"{self.label}: state is {type(state).__name__}, expected the states of {len(self._states)} layers"
+            )
+        return ([None if value is None else part.checked(value) for part, value in zip(self._states, state)],)
 
     def _begin(self, slot):
         self._restart(slot)
@@ -57,8 +61,9 @@ class LayerPool(Pool):
     def _step(self, slots, feed, out):
         x = self._x(feed)
         if x.ndim == 0 or len(x) != len(slots):
-            raise InputError(f"{self.label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first "
-                             "axis")
+            raise InputError(
+                f"{self.label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first axis"
+            )
         if out is not None and not (isinstance(out, np.ndarray) and out.flags.carray):
             raise InputTypeError(f"{self.label}: out is {type(out).__name__}, expected a contiguous, writeable array")
         if out is not None and np.may_share_memory(x, out):
@@ -66,7 +71,7 @@ class LayerPool(Pool):
         y = x
         for part in self._parts:
             last = part is self._parts[-1]
-            y = part.step(slots, y, out if last else None) if isinstance(part, _Rows) else part(y)
+            y = part.step(slots, y, out if last else None) if isinstance(part, LayerStates) else part(y)
         if out is not None and (out.shape != y.shape or out.dtype != y.dtype):
             raise InputError(f"{self.label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
         for part in self._states:
@@ -81,7 +86,7 @@ class LayerPool(Pool):
         x = self._x(feed)
         y = x.swapaxes(0, 1)
         for part in self._parts:
-            y = part.run(slots, y, lengths) if isinstance(part, _Rows) else part(y)
+            y = part.run(slots, y, lengths) if isinstance(part, LayerStates) else part(y)
         for part in self._states:
             part.rows.commit(slots[lengths > 0])
         self._settle(x.shape[2:], x.dtype)
@@ -98,9 +103,9 @@ class LayerPool(Pool):
             raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
         return as_array(feed["x"], "x")
 
-    def admit(self, stream, frame):
-        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
-        x = frame if type(frame) is np.ndarray else self._x(merged(self.label, frame, {}, "x"))
+    def validate(self, stream, frame):
+        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_validated` takes."""
+        x = frame if type(frame) is np.ndarray else self._x(merge_inputs(self.label, frame, {}, "x"))
         like = self.like
         if like is not None and (x.shape, x.dtype) != (like.shape, like.dtype) or x.dtype.hasobject:
             expected = "" if like is None else f", expected {like.dtype} {list(like.shape)}"
@@ -120,19 +125,22 @@ class LayerPool(Pool):
         return f"<rnnfast.nn.Pool of {self.label}: {len(self)} of {self.max_streams} streams open>"
 
 
-class _Rows:
+class LayerStates:
     """A recurrent layer of a pool, the states of its streams, and its plans."""
+
     def __init__(self, layer, max_streams):
-        self.part, self.layer = Part(layer), layer
-        self.rows = Rows(max_streams, [((layer.num_layers, width), np.float32) for width in layer._widths])
+        self.part, self.layer = LayerState(layer), layer
+        self.rows = StateTable(max_streams, [((layer.num_layers, width), np.float32) for width in layer._widths])
         self.weights, self.batches = None, {}
         self.flops = 2 * sum(math.prod(shape) for shape in layer.shapes().values())
 
     def checked(self, state):
         values = self.part.checked(state, False)
         if values[0].ndim != 2:
-            raise InputError(f"{self.layer!r}: state has shape {list(values[0].shape)}, expected "
-                             f"[{self.layer.num_layers}, {self.layer._widths[0]}]: that of one stream")
+            raise InputError(
+                f"{self.layer!r}: state has shape {list(values[0].shape)}, expected "
+                f"[{self.layer.num_layers}, {self.layer._widths[0]}]: that of one stream"
+            )
         return values
 
     def shown(self, slot):
@@ -142,9 +150,10 @@ class _Rows:
     def batch(self, size):
         if size not in self.batches:
             count = len(self.layer._widths)
-            segment = step_segment(self.layer, self.weights[1], (size, self.layer.input_size))
-            self.batches[size] = Batch(segment, size, [(0, 0)], [(1 + i, 2 + count + i, 1) for i in range(count)],
-                                       [(1 + count, 0)], ())
+            program = step_program(self.layer, self.weights[1], (size, self.layer.input_size))
+            self.batches[size] = BatchedProgram(
+                program, size, [(0, 0)], [(1 + i, 2 + count + i, 1) for i in range(count)], [(1 + count, 0)], ()
+            )
         return self.batches[size]
 
     def step(self, slots, x, out):
@@ -161,8 +170,9 @@ class _Rows:
         y = np.empty(shape, np.float32) if out is None or (out.shape, out.dtype) != (shape, np.float32) else out
         if len(x):
             threads = threads_for(self.layer._threads, len(x) * self.flops)
-            chunks = [(self.batch(size), first, count)
-                      for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)]
+            chunks = [
+                (self.batch(size), first, count) for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)
+            ]
             self.rows.step(slots, [np.require(x, requirements="CA")], [y], chunks, threads)
         return y
 

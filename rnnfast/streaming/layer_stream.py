@@ -1,16 +1,17 @@
 """A live stream of layers: one time step in, its output out, the states stay inside. Bits are those of a call."""
+
 import math
 
 import numpy as np
 
-from rnnfast.native._engine import Prepared
-from rnnfast.native._programs import COMMANDS, Segment
-from rnnfast.streaming._streams import StreamRunner
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.streaming.handle import Handle
+from rnnfast.native._engine import Prepared
+from rnnfast.native._programs import COMMANDS, NativeProgram
 from rnnfast.nn.checks import as_array, as_input
+from rnnfast.streaming._streams import StreamRunner
+from rnnfast.streaming.handle import Handle
 
-LINE = 64       # bytes: each part of the memory begins at a cache line, and may be read that far past its end
+LINE = 64  # bytes: each part of the memory begins at a cache line, and may be read that far past its end
 
 
 class LayerStream(Handle):
@@ -18,11 +19,12 @@ class LayerStream(Handle):
 
     The first step settles whether there is a batch and how large it is. A call that raises leaves the state as it was.
     """
+
     def __init__(self, layer, layers, state=None):
         super().__init__(type(layer).__name__)
         self._many = layers != (layer,)
-        self._parts = [Part(member) if hasattr(member, "hidden_size") else member for member in layers]
-        self._states = [part for part in self._parts if isinstance(part, Part)]
+        self._parts = [LayerState(member) if hasattr(member, "hidden_size") else member for member in layers]
+        self._states = [part for part in self._parts if isinstance(part, LayerState)]
         self._alone = self._parts[0] if len(self._parts) == 1 and self._states else None
         self._shape = None
         self._start = self._checked(state)
@@ -90,10 +92,13 @@ class LayerStream(Handle):
             return [None] * len(self._states)
         state = state if self._many else (state,)
         if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
-            raise InputTypeError(f"{self._label}: state is {_came(state)}, expected the states of {len(self._states)} "
-                                 "layers")
-        return [None if value is None else part.checked(value, self._shape is not None)
-                for part, value in zip(self._states, state)]
+            raise InputTypeError(
+                f"{self._label}: state is {_received(state)}, expected the states of {len(self._states)} layers"
+            )
+        return [
+            None if value is None else part.checked(value, self._shape is not None)
+            for part, value in zip(self._states, state)
+        ]
 
     def _load(self, states):
         for part, values in zip(self._states, states):
@@ -103,8 +108,8 @@ class LayerStream(Handle):
         self._check_open()
         frame = x.shape[1:] if many else x.shape
         if many and x.ndim == 0 or self._shape not in (None, (frame, x.dtype)):
-            expected = "frames along a leading axis" if self._shape is None else f"frames of {_told(*self._shape)}"
-            raise InputError(f"{self._label}: x is {_told(x.shape, x.dtype)}, expected {expected}")
+            expected = "frames along a leading axis" if self._shape is None else f"frames of {_describe(*self._shape)}"
+            raise InputError(f"{self._label}: x is {_describe(x.shape, x.dtype)}, expected {expected}")
         if out is not None and not (isinstance(out, np.ndarray) and out.flags.carray):
             raise InputTypeError(f"{self._label}: out is {type(out).__name__}, expected a contiguous, writeable array")
         if out is not None and np.may_share_memory(x, out):
@@ -113,11 +118,13 @@ class LayerStream(Handle):
         try:
             y = x
             for part in self._parts:
-                y = part(y) if not isinstance(part, Part) else part.run(y) if many else part.step(y)
+                y = part(y) if not isinstance(part, LayerState) else part.run(y) if many else part.step(y)
             if out is not None:
                 if out.shape != y.shape or out.dtype != y.dtype:
-                    raise InputError(f"{self._label}: out is {_told(out.shape, out.dtype)}, expected "
-                                     f"{_told(y.shape, y.dtype)}")
+                    raise InputError(
+                        f"{self._label}: out is {_describe(out.shape, out.dtype)}, expected "
+                        f"{_describe(y.shape, y.dtype)}"
+                    )
                 np.copyto(out, y)
         except BaseException:
             for part, values in zip(self._states, before):
@@ -128,8 +135,9 @@ class LayerStream(Handle):
         return y if out is None else out
 
 
-class Part:
+class LayerState:
     """A recurrent layer of a stream and its states: arrays as a call takes them, or those of a runner of one step."""
+
     __slots__ = ("layer", "widths", "runner", "arrays", "weights")
 
     def __init__(self, layer):
@@ -163,21 +171,25 @@ class Part:
         """Copies of states as a call has them; `settled`: they must have the shape of those that there are."""
         state = (state,) if len(self.widths) == 1 else state
         if not isinstance(state, (tuple, list)) or len(state) != len(self.widths):
-            raise InputTypeError(f"{self.layer!r}: state is {_came(state)}, expected h and c")
+            raise InputTypeError(f"{self.layer!r}: state is {_received(state)}, expected h and c")
         values = [as_input(value, name).copy(order="C") for value, name in zip(state, ("h", "c"))]
         for value, width, name in zip(values, self.widths, ("h", "c")):
             expected = [self.layer.num_layers, *values[0].shape[1:-1], width]
             if list(value.shape) != expected or value.ndim not in (2, 3):
-                raise InputError(f"{self.layer!r}: state {name} has shape {list(value.shape)}, expected "
-                                 f"[{self.layer.num_layers}, batch, {width}] or [{self.layer.num_layers}, {width}]")
+                raise InputError(
+                    f"{self.layer!r}: state {name} has shape {list(value.shape)}, expected "
+                    f"[{self.layer.num_layers}, batch, {width}] or [{self.layer.num_layers}, {width}]"
+                )
         if settled:
             self.same_batch(values, self.values()[0].shape[1:-1])
         return values
 
     def same_batch(self, values, batch):
         if values[0].shape[1:-1] != batch:
-            raise InputError(f"{self.layer!r}: state has shape {list(values[0].shape)}, expected "
-                             f"{[self.layer.num_layers, *batch, self.widths[0]]}")
+            raise InputError(
+                f"{self.layer!r}: state has shape {list(values[0].shape)}, expected "
+                f"{[self.layer.num_layers, *batch, self.widths[0]]}"
+            )
 
     def quick(self, x, out):
         """A step for what needs no conversion, else None."""
@@ -211,8 +223,9 @@ class Part:
         if x.ndim not in ranks or x.shape[-1] != self.layer.input_size:
             lead = "T, " if ranks == (2, 3) else ""
             size = self.layer.input_size
-            raise InputError(f"x: shape is {list(x.shape)}, expected [{lead}B, {size}] or, without a batch, "
-                             f"[{lead}{size}]")
+            raise InputError(
+                f"x: shape is {list(x.shape)}, expected [{lead}B, {size}] or, without a batch, [{lead}{size}]"
+            )
         return x
 
     def prepare(self, x):
@@ -223,38 +236,54 @@ class Part:
         weights = self.layer._initialized()
         self.runner, self.arrays, self.weights = None, values, weights
         if x.size and not weights[1][0][0].blas:
-            segment = step_segment(self.layer, weights[1], x.shape)
+            program = step_program(self.layer, weights[1], x.shape)
             count = len(values)
-            self.runner = StreamRunner(segment, (("x", 0, x, None),), (),
-                                       tuple((1 + i, 2 + count + i, value) for i, value in enumerate(values)),
-                                       (("y", 1 + count),))
+            self.runner = StreamRunner(
+                program,
+                (("x", 0, x, None),),
+                (),
+                tuple((1 + i, 2 + count + i, value) for i, value in enumerate(values)),
+                (("y", 1 + count),),
+            )
 
 
-def step_segment(layer, stack, shape):
-    """One step of a stack for x of a shape, as a Segment: its arrays are x and the states, y and the next states."""
+def step_program(layer, stack, shape):
+    """One step of a stack for x of a shape, as a NativeProgram: its arrays are x and the states, y and the next states."""
     rows, inner = math.prod(shape[:-1]), layer._output_size
     float32 = np.dtype(np.float32)
     states = [((layer.num_layers, *shape[:-1], width), float32) for width in layer._widths]
     count = len(states)
     program, keep, widest = [], [], 0
-    lines = 2 * _lines(4 * rows * inner)            # the outputs of two layers in turn, then the workspace
+    lines = 2 * _lines(4 * rows * inner)  # the outputs of two layers in turn, then the workspace
     for k, cells in enumerate(stack):
         size = inner if k else shape[-1]
-        prepared = Prepared(cells, layer._reverse, 1, rows, (rows * size, size, rows * inner, inner, rows * inner),
-                            layer._threads)
+        prepared = Prepared(
+            cells, layer._reverse, 1, rows, (rows * size, size, rows * inner, inner, rows * inner), layer._threads
+        )
         keep.append(prepared)
         widest = max(widest, prepared.workspace)
         source = (1, (k + 1) % 2 * lines // 2) if k else (2, 0)
         target = (1, k % 2 * lines // 2) if k < len(stack) - 1 else (3 + count, 0)
-        places = [[(first + i, 4 * k * rows * width) for i, width in enumerate(layer._widths)]
-                  + [(-1, 0)] * (2 - count) for first in (3, 4 + count)]
+        places = [
+            [(first + i, 4 * k * rows * width) for i, width in enumerate(layer._widths)] + [(-1, 0)] * (2 - count)
+            for first in (3, 4 + count)
+        ]
         words = [prepared.address]
         for place in (source, target, *places[0], *places[1], (1, lines), *[(-1, 0)] * 3):
             words += place
         program += [COMMANDS["recurrent"], 2 + len(words), *words]
     arena = lines + 4 * widest
-    return Segment(program, arena, arena, [(shape, float32), *states], [((*shape[:-1], inner), float32), *states],
-                   [keep, stack], (), (), layer._threads)
+    return NativeProgram(
+        program,
+        arena,
+        arena,
+        [(shape, float32), *states],
+        [((*shape[:-1], inner), float32), *states],
+        [keep, stack],
+        (),
+        (),
+        layer._threads,
+    )
 
 
 def _lines(nbytes):
@@ -262,9 +291,9 @@ def _lines(nbytes):
     return (nbytes + LINE + LINE - 1) // LINE * LINE
 
 
-def _came(value):
+def _received(value):
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else type(value).__name__
 
 
-def _told(shape, dtype):
+def _describe(shape, dtype):
     return f"{dtype} {list(shape)}"

@@ -2,164 +2,170 @@
 
 The first step settles which axis of each input, state and output is the batch.
 """
+
 import dataclasses
 import functools
 
 import numpy as np
 
-from rnnfast.streaming._pools import Batch, Rows, stacked, threads_for
-from rnnfast.streaming.batch_axes import repeated, search, traced
 from rnnfast.errors import InputError, LimitError
-from rnnfast.onnx.inputs import admit
-from rnnfast.named_values import Outputs, merged
+from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.nn.checks import check_flag
+from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.tensors import type_name
+from rnnfast.streaming._pools import BatchedProgram, StateTable, stacked, threads_for
+from rnnfast.streaming.batch_axes import repeated, search, trace_call
+from rnnfast.streaming.model_stream import Stream, native_buffers
 from rnnfast.streaming.pool import Pool, batch_sizes
-from rnnfast.streaming.model_stream import Stream, native_areas
 
 # The most streams that one plan takes.
 LARGEST_BATCH = 64
 # Sets of values of fixed inputs (a sample rate) that streams of one pool may have at a time.
-MAX_KINDS = 16
+MAX_GROUPS = 16
 
 
 def all_or_nothing(step):
-    """If the first step of a Kind fails, it knows no more than before: another frame may settle its shapes."""
+    """If the first step of a FixedInputGroup fails, it knows no more than before: another frame may settle its shapes."""
+
     @functools.wraps(step)
     def checked(self, *args):
-        new = [kind for kind in self._kinds if kind.rows is None]
+        new = [group for group in self._fixed_groups if group.rows is None]
         try:
             return step(self, *args)
         except BaseException:
-            for kind in new:
-                kind.rows, kind.batches, kind.like = None, {}, None
+            for group in new:
+                group.rows, group.batches, group.like = None, {}, None
             raise
+
     return checked
 
 
 class ModelPool(Pool):
     """A Pool of a Model. states: {state input: state output}; outputs: the names of a step's results."""
+
     def __init__(self, model, max_streams, states=None, batch=True, fixed=None):
         self._model, self._batch, self._fixed = model, check_flag(batch, "batch"), fixed or {}
         self.states = states
-        first = Kind(self, self._fixed)
+        first = FixedInputGroup(self, self._fixed)
         self.states, self.outputs = first.alone.states, first.alone.outputs
         super().__init__(model.source.label, max_streams)
-        self._kinds = [first]
-        self._of = np.zeros(max_streams, np.intp)       # slot -> place of its Kind
+        self._fixed_groups = [first]
+        self._of = np.zeros(max_streams, np.intp)  # slot -> place of its FixedInputGroup
 
-    def _kind(self, fixed):
-        """The place of the Kind of streams with these values of fixed inputs."""
+    def _group_of(self, fixed):
+        """The place of the FixedInputGroup of streams with these values of fixed inputs."""
         if not fixed:
             return 0
-        new = Kind(self, self._fixed | fixed)
-        for place, kind in enumerate(self._kinds):
-            if kind.same(new):
+        new = FixedInputGroup(self, self._fixed | fixed)
+        for place, group in enumerate(self._fixed_groups):
+            if group.same(new):
                 return place
-        for place, kind in enumerate(self._kinds):
-            if place and not kind.count:
-                self._kinds[place] = new
+        for place, group in enumerate(self._fixed_groups):
+            if place and not group.count:
+                self._fixed_groups[place] = new
                 return place
-        if len(self._kinds) == MAX_KINDS:
-            raise LimitError(f"{self.label}: streams with more than {MAX_KINDS} different values of fixed inputs: give "
-                             "these inputs at each step")
-        self._kinds.append(new)
-        return len(self._kinds) - 1
+        if len(self._fixed_groups) == MAX_GROUPS:
+            raise LimitError(
+                f"{self.label}: streams with more than {MAX_GROUPS} different values of fixed inputs: give "
+                "these inputs at each step"
+            )
+        self._fixed_groups.append(new)
+        return len(self._fixed_groups) - 1
 
-    def _admitted(self, state, fixed):
-        place = self._kind(fixed)
-        kind = self._kinds[place]
-        return None if state is None else kind.admitted_state(state, self._given(kind)), place
+    def _validated(self, state, fixed):
+        place = self._group_of(fixed)
+        group = self._fixed_groups[place]
+        return None if state is None else group.validated_state(state, self._given(group)), place
 
     def _begin(self, slot, place):
         self._of[slot] = place
         self._restart(slot)
-        self._kinds[place].count += 1
+        self._fixed_groups[place].count += 1
 
     def _end(self, slot):
-        self._kinds[self._of[slot]].count -= 1
+        self._fixed_groups[self._of[slot]].count -= 1
 
     def _restart(self, slot):
-        kind = self._kinds[self._of[slot]]
-        if kind.rows is not None:
-            kind.load(slot, self._begun.get(slot))
+        group = self._fixed_groups[self._of[slot]]
+        if group.rows is not None:
+            group.load(slot, self._begun.get(slot))
 
     def _state(self, slot):
-        kind = self._kinds[self._of[slot]]
-        values = self._begun.get(slot) if kind.rows is None else kind.state(slot)
+        group = self._fixed_groups[self._of[slot]]
+        values = self._begun.get(slot) if group.rows is None else group.state(slot)
         return None if values is None else {name: np.array(v) for name, v in zip(self.states, values)}
 
     def _single(self, slots):
         """The name of the input of the streams in these slots, if they have one."""
-        return self._kinds[self._of[slots[0]] if len(slots) else 0].single
+        return self._fixed_groups[self._of[slots[0]] if len(slots) else 0].single
 
     def _groups(self, slots):
-        """(Kind, places of its streams among `slots`, or None for all) of a step."""
-        if len(self._kinds) == 1:
-            return [(self._kinds[0], None)]
+        """(FixedInputGroup, places of its streams among `slots`, or None for all) of a step."""
+        if len(self._fixed_groups) == 1:
+            return [(self._fixed_groups[0], None)]
         of = self._of[slots]
-        return [(self._kinds[place], np.flatnonzero(of == place)) for place in np.unique(of)]
+        return [(self._fixed_groups[place], np.flatnonzero(of == place)) for place in np.unique(of)]
 
-    def _given(self, kind):
-        """The initial states of a stream of a Kind that has some, or None: all such have their shapes."""
-        return next((state for slot, state in self._begun.items() if self._kinds[self._of[slot]] is kind), None)
+    def _given(self, group):
+        """The initial states of a stream of a FixedInputGroup that has some, or None: all such have their shapes."""
+        return next((state for slot, state in self._begun.items() if self._fixed_groups[self._of[slot]] is group), None)
 
-    def _settle(self, kind, frames, rows):
-        """Find out the batch axes of a Kind from the first frame."""
-        if kind.rows is None:
-            kind.settle(frames, rows, self._given(kind))
+    def _settle(self, group, frames, rows):
+        """Find out the batch axes of a FixedInputGroup from the first frame."""
+        if group.rows is None:
+            group.settle(frames, rows, self._given(group))
             for slot, state in self._begun.items():
-                if self._kinds[self._of[slot]] is kind:
-                    kind.load(slot, state)
+                if self._fixed_groups[self._of[slot]] is group:
+                    group.load(slot, state)
 
     def _step(self, slots, feed, out):
-        kind = self._kinds[0]
-        arrays = kind.quick_rows(feed, len(slots)) if len(self._kinds) == 1 else None
+        group = self._fixed_groups[0]
+        arrays = group.quick_rows(feed, len(slots)) if len(self._fixed_groups) == 1 else None
         if arrays is None:
             return self._checked_step(slots, feed, out)
-        results = kind.alone._result_arrays(out, kind.result_forms(len(slots)), arrays)
-        kind.advance(slots, arrays, results)
-        kind.rows.commit(slots)
+        results = group.alone._result_arrays(out, group.result_forms(len(slots)), arrays)
+        group.advance(slots, arrays, results)
+        group.rows.commit(slots)
         return out if out is not None else self._packed(results)
 
     @all_or_nothing
     def _checked_step(self, slots, feed, out):
         groups = []
-        for kind, places in self._groups(slots):
-            values = kind.admitted_rows(feed, len(slots))
+        for group, places in self._groups(slots):
+            values = group.validated_rows(feed, len(slots))
             if places is not None:
                 values = {name: value[places] for name, value in values.items()}
-            of_kind = slots if places is None else slots[places]
-            if len(of_kind):
-                self._settle(kind, {name: value[0] for name, value in values.items()}, True)
-                groups.append((kind, places, of_kind, kind.checked_rows(values)))
+            of_group = slots if places is None else slots[places]
+            if len(of_group):
+                self._settle(group, {name: value[0] for name, value in values.items()}, True)
+                groups.append((group, places, of_group, group.checked_rows(values)))
         if not groups:
-            if self._kinds[0].rows is None:
+            if self._fixed_groups[0].rows is None:
                 raise InputError(f"{self.label}: a step of no streams, and none before that settled the shapes")
-            kind = self._kinds[0]
-            groups = [(kind, None, slots, kind.checked_rows(kind.admitted_rows(feed, 0)))]
-        forms = [kind.result_forms(len(slots)) for kind, *_ in groups]
+            group = self._fixed_groups[0]
+            groups = [(group, None, slots, group.checked_rows(group.validated_rows(feed, 0)))]
+        forms = [group.result_forms(len(slots)) for group, *_ in groups]
         if any(form != forms[0] for form in forms):
             raise InputError(f"{self.label}: results of these streams have different shapes: step them apart")
         results = groups[0][0].alone._result_arrays(out, forms[0], list(feed.values()))
-        for kind, places, of_kind, arrays in groups:
+        for group, places, of_group, arrays in groups:
             if places is None:
-                kind.advance(of_kind, arrays, results)
+                group.advance(of_group, arrays, results)
             else:
-                for result, made in zip(results, kind.stepped(of_kind, arrays)):
+                for result, made in zip(results, group.stepped(of_group, arrays)):
                     result[places] = made
-        for kind, _, of_kind, _ in groups:
-            kind.rows.commit(of_kind)
+        for group, _, of_group, _ in groups:
+            group.rows.commit(of_group)
         return out if out is not None else self._packed(results)
 
     @all_or_nothing
     def _run(self, slots, feed, lengths):
         """Frame by frame, for those streams that have one."""
         before, results = [], None
-        for kind, places in self._groups(slots):
-            if kind.rows is not None:
-                of_kind = slots if places is None else slots[places]
-                before.append((kind.rows, of_kind, kind.rows.get(of_kind)))
+        for group, places in self._groups(slots):
+            if group.rows is not None:
+                of_group = slots if places is None else slots[places]
+                before.append((group.rows, of_group, group.rows.get(of_group)))
         try:
             for t in range(lengths.max(initial=0)):
                 rows = np.flatnonzero(lengths > t)
@@ -171,77 +177,85 @@ class ModelPool(Pool):
                 for result, m in zip(results, made):
                     result[rows, t] = m
         except BaseException:
-            for rows, of_kind, states in before:
-                rows.put(of_kind, states)
-                rows.commit(of_kind)
+            for rows, of_group, states in before:
+                rows.put(of_group, states)
+                rows.commit(of_group)
             raise
         if results is None:
             raise InputError(f"{self.label}: a run of no frames")
         return self._packed(results)
 
-    def admit(self, stream, frame):
-        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_admitted` takes."""
-        return self._kinds[self._of[stream % self.max_streams]].admitted_frame(frame)
+    def validate(self, stream, frame):
+        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_validated` takes."""
+        return self._fixed_groups[self._of[stream % self.max_streams]].validated_frame(frame)
 
     @property
     def like(self):
-        kind = self._kinds[0]
-        return kind.like if len(self._kinds) == 1 else None
+        group = self._fixed_groups[0]
+        return group.like if len(self._fixed_groups) == 1 else None
 
     @all_or_nothing
     def _step_frames(self, slots, frames):
         results = [None] * len(frames)
         groups = []
-        for kind, places in self._groups(slots):
+        for group, places in self._groups(slots):
             places = range(len(frames)) if places is None else places.tolist()
             if len(places):
-                of_kind = frames if len(places) == len(frames) else [frames[place] for place in places]
+                of_group = frames if len(places) == len(frames) else [frames[place] for place in places]
                 slots_of = slots if len(places) == len(frames) else slots[places]
-                self._settle(kind, kind.named(of_kind[0]), False)
-                groups.append((kind, places, slots_of, kind.stacked(of_kind)))
-        for kind, places, slots_of, arrays in groups:
-            made = [list(values.reshape(len(values), *kind.shape_alone(name, values.shape[1:])))
-                    for name, values in zip(self.outputs, kind.stepped(slots_of, arrays))]
+                self._settle(group, group.named(of_group[0]), False)
+                groups.append((group, places, slots_of, group.stacked(of_group)))
+        for group, places, slots_of, arrays in groups:
+            made = [
+                list(values.reshape(len(values), *group.shape_alone(name, values.shape[1:])))
+                for name, values in zip(self.outputs, group.stepped(slots_of, arrays))
+            ]
             made = made[0] if len(made) == 1 else [Outputs(zip(self.outputs, values)) for values in zip(*made)]
             for place, result in zip(places, made):
                 results[place] = result
-        for kind, _, slots_of, _ in groups:
-            kind.rows.commit(slots_of)
+        for group, _, slots_of, _ in groups:
+            group.rows.commit(slots_of)
         return results
 
     def _packed(self, results):
         return results[0] if len(self.outputs) == 1 else Outputs(zip(self.outputs, results))
 
     def __repr__(self):
-        return (f"<rnnfast.Pool of {self.label}: {len(self)} of {self.max_streams} streams open, "
-                f"({', '.join(self._kinds[0].inputs)}) -> ({', '.join(self.outputs)})>")
+        return (
+            f"<rnnfast.Pool of {self.label}: {len(self)} of {self.max_streams} streams open, "
+            f"({', '.join(self._fixed_groups[0].inputs)}) -> ({', '.join(self.outputs)})>"
+        )
 
 
-class Kind:
+class FixedInputGroup:
     """What the streams of a pool with the same values of fixed inputs share: the batch axes and plans.
 
     alone: a Stream that never runs, which knows the names and checks the values; inputs: those that a step takes;
     rows: the states, None before the first frame; results: (shape, type) of each result of one stream, without the
     batch axis.
     """
+
     def __init__(self, pool, fixed):
         self.model, self.pool = pool._model, pool
         self.alone = Stream(pool._model, states=pool.states, fixed=fixed)
         self.inputs, self.label = self.alone.inputs, pool._model.source.label
         self.single = self.inputs[0] if len(self.inputs) == 1 else None
         self.rows, self.count, self.batches, self.flops = None, 0, {}, 0
-        self.like = None        # frames of its one input are of this one's type and shape
+        self.like = None  # frames of its one input are of this one's type and shape
 
     def same(self, other):
         mine, others = self.alone._fixed, other.alone._fixed
         return mine.keys() == others.keys() and all(
-            np.shape(value) == np.shape(others[name]) and np.asarray(value).dtype == np.asarray(others[name]).dtype
-            and np.asarray(value).tobytes() == np.asarray(others[name]).tobytes() for name, value in mine.items())
+            np.shape(value) == np.shape(others[name])
+            and np.asarray(value).dtype == np.asarray(others[name]).dtype
+            and np.asarray(value).tobytes() == np.asarray(others[name]).tobytes()
+            for name, value in mine.items()
+        )
 
     # ------------------------------------------------------------------------------------------ values
-    def admitted_state(self, state, given):
+    def validated_state(self, state, given):
         """Initial states of a stream, each as a stream alone has it. given: those of another one, or None."""
-        values, shapes = self.alone._admitted_state(state), [value.shape for value in given or ()]
+        values, shapes = self.alone._validated_state(state), [value.shape for value in given or ()]
         if self.rows is not None:
             shapes = [self.shape_alone(name, shape) for name, (shape, _) in zip(self.alone.states, self.state_forms)]
         for name, value, shape in zip(self.alone.states, values, shapes):
@@ -250,8 +264,10 @@ class Kind:
         return values
 
     def load(self, slot, values):
-        self.rows.load(slot, None if values is None else [
-            value.reshape(shape) for value, (shape, _) in zip(values, self.state_forms)])
+        self.rows.load(
+            slot,
+            None if values is None else [value.reshape(shape) for value, (shape, _) in zip(values, self.state_forms)],
+        )
 
     def state(self, slot):
         return [self.as_alone(name, value) for name, value in zip(self.alone.states, self.rows.get(slot))]
@@ -263,33 +279,37 @@ class Kind:
     def as_alone(self, name, value):
         return value.reshape(self.shape_alone(name, value.shape))
 
-    def admitted_frame(self, frame):
+    def validated_frame(self, frame):
         """A frame as a stream alone takes it -> its arrays in the order of `inputs`; of one, the array."""
-        feed = merged(self.label, frame, {}, self.single)
+        feed = merge_inputs(self.label, frame, {}, self.single)
         self.check_names(feed)
-        values = tuple([self.alone._admitted(name, feed[name]) for name in self.inputs])
+        values = tuple([self.alone._validated(name, feed[name]) for name in self.inputs])
         if self.rows is not None:
             self.check_frame(values)
         return values[0] if self.single else values
 
     def named(self, frame):
-        """What `admitted_frame` made, by the names of the inputs."""
+        """What `validated_frame` made, by the names of the inputs."""
         return {self.single: frame} if self.single else dict(zip(self.inputs, frame))
 
     def check_names(self, feed):
         self.alone._check_names(feed)
         for name in feed if len(feed) > len(self.inputs) else ():
             if name not in self.inputs:
-                raise InputError(f"{self.label}: input {name!r} has a value in the file; give another one when the "
-                                 f"stream is opened, open({name}=...)")
+                raise InputError(
+                    f"{self.label}: input {name!r} has a value in the file; give another one when the "
+                    f"stream is opened, open({name}=...)"
+                )
 
     def check_frame(self, values):
         for name, value in zip(self.inputs, values):
             shape, dtype = self.forms[name]
             if value.shape != self.shape_alone(name, shape) or value.dtype != dtype:
                 shape = self.shape_alone(name, shape)
-                raise InputError(f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, "
-                                 f"but the frames before were {type_name(dtype)} of shape {shape}")
+                raise InputError(
+                    f"{self.label}: input {name!r} is {type_name(value.dtype)} of shape {value.shape}, "
+                    f"but the frames before were {type_name(dtype)} of shape {shape}"
+                )
 
     def stacked(self, frames):
         """Frames of some streams -> arrays with the streams first."""
@@ -297,7 +317,7 @@ class Kind:
         for name, values in zip(self.inputs, [frames] if self.single else zip(*frames)):
             shape, _ = self.forms[name]
             array = stacked(list(values), self.sample[name])
-            if array is None:       # admitted before the first step, or objects
+            if array is None:  # validated before the first step, or objects
                 for frame in frames:
                     self.check_frame((frame,) if self.single else frame)
                 array = np.stack(values)
@@ -318,16 +338,18 @@ class Kind:
             arrays.append(value)
         return arrays
 
-    def admitted_rows(self, feed, count):
+    def validated_rows(self, feed, count):
         """Frames with the streams first; each is an array of `count`."""
         self.check_names(feed)
         values = {}
         for name in self.inputs:
             type_ = dataclasses.replace(self.alone._types[name], shape=None)
-            value = admit(feed[name], type_, f"{self.label}: input {name!r}")
+            value = validate(feed[name], type_, f"{self.label}: input {name!r}")
             if not isinstance(value, np.ndarray) or value.ndim == 0 or len(value) != count:
-                raise InputError(f"{self.label}: input {name!r} has shape {list(np.shape(value))}, expected {count} "
-                                 "frames along the first axis")
+                raise InputError(
+                    f"{self.label}: input {name!r} has shape {list(np.shape(value))}, expected {count} "
+                    "frames along the first axis"
+                )
             values[name] = value
         return values
 
@@ -337,8 +359,10 @@ class Kind:
         for name, value in values.items():
             shape, dtype = self.forms[name]
             if value.shape[1:] != shape or value.dtype != dtype:
-                raise InputError(f"{self.label}: input {name!r} has frames of {type_name(value.dtype)} "
-                                 f"{list(value.shape[1:])}, expected {type_name(dtype)} {list(shape)}")
+                raise InputError(
+                    f"{self.label}: input {name!r} has frames of {type_name(value.dtype)} "
+                    f"{list(value.shape[1:])}, expected {type_name(dtype)} {list(shape)}"
+                )
             arrays.append(value if value[:1].flags.c_contiguous and value.flags.aligned else np.array(value, order="C"))
         return arrays
 
@@ -349,48 +373,53 @@ class Kind:
             found = self.unbatched(frames, given)
         else:
             found = search(self.alone, frames, rows, given)
-        self.axes, self.sample, (program, plan, forms) = found
+        self.axes, self.sample, (planned, plan, forms) = found
         self.forms = {name: (self.row_shape(name, value.shape), value.dtype) for name, value in self.sample.items()}
-        self.results = [(self.row_shape(name, shape), dtype) for name, (shape, dtype) in forms.items()
-                        if name in self.alone.outputs]
+        self.results = [
+            (self.row_shape(name, shape), dtype) for name, (shape, dtype) in forms.items() if name in self.alone.outputs
+        ]
         self.state_forms = [self.forms[name] for name in self.alone.states]
         self.largest = LARGEST_BATCH if self.pool._batch else 1
-        self.rows = Rows(self.pool.max_streams, self.state_forms)
-        self.batches[1] = self.native(plan, program, self.sample, 1)
+        self.rows = StateTable(self.pool.max_streams, self.state_forms)
+        self.batches[1] = self.native(plan, planned, self.sample, 1)
         if self.single:
             self.like = self.sample[self.single]
 
     def row_shape(self, name, shape):
         axis = self.axes[name]
-        return tuple(shape) if axis is None else (*shape[:axis], *shape[axis + 1:])
+        return tuple(shape) if axis is None else (*shape[:axis], *shape[axis + 1 :])
 
     def unbatched(self, frames, given):
         states = given or self.alone._zeros(frames)
         sample = self.alone._fixed | frames | dict(zip(self.alone.states, states))
-        found = traced(self.model, sample)
+        found = trace_call(self.model, sample)
         return dict.fromkeys([*sample, *found[2]]), sample, found
 
     # ------------------------------------------------------------------------------------------ running
     def batch(self, size):
-        """The Batch of so many streams; None where the plan is not native."""
+        """The BatchedProgram of so many streams; None where the plan is not native."""
         if size not in self.batches:
             feed = repeated(self.sample, self.axes, size)
-            program, plan, _ = traced(self.model, feed)
-            self.batches[size] = self.native(plan, program, feed, size)
+            planned, plan, _ = trace_call(self.model, feed)
+            self.batches[size] = self.native(plan, planned, feed, size)
         return self.batches[size]
 
-    def native(self, plan, program, feed, size):
-        names = program.names
-        found = native_areas(plan, names, [feed[name] for name in names], self.alone._places)
+    def native(self, plan, planned, feed, size):
+        names = planned.names
+        found = native_buffers(plan, names, [feed[name] for name in names], self.alone._places)
         if found is None or any(names[i] not in self.alone._fixed for i, _ in plan.pinned):
             return None
-        segment, area, made = found
-        self.flops = sum(note.flops for note in segment.notes) // size
+        program, buffer, made = found
+        self.flops = sum(note.flops for note in program.notes) // size
         axis = {name: -1 if a is None else a for name, a in self.axes.items()}
-        return Batch(segment, size, [(area[name], axis[name]) for name in self.inputs],
-                     [(area[name], made[came], axis[name]) for name, came in self.alone.states.items()],
-                     [(made[name], axis[name]) for name in self.alone.outputs],
-                     [(area[name], feed[name]) for name in self.alone._fixed])
+        return BatchedProgram(
+            program,
+            size,
+            [(buffer[name], axis[name]) for name in self.inputs],
+            [(buffer[name], made[received], axis[name]) for name, received in self.alone.states.items()],
+            [(made[name], axis[name]) for name in self.alone.outputs],
+            [(buffer[name], feed[name]) for name in self.alone._fixed],
+        )
 
     def result_forms(self, count):
         """(shape, type) of each result of so many streams."""
@@ -410,8 +439,12 @@ class Kind:
             self.rows.step(slots, arrays, results, chunks, threads)
             return
         for size, first, count in parts:
-            self.call(slots[first:first + count], [a[first:first + count] for a in arrays],
-                      [r[first:first + count] for r in results], size)
+            self.call(
+                slots[first : first + count],
+                [a[first : first + count] for a in arrays],
+                [r[first : first + count] for r in results],
+                size,
+            )
 
     def call(self, slots, arrays, results, size):
         """A part of a step by a call of the model."""
@@ -422,13 +455,16 @@ class Kind:
         for name, value in zip([*self.inputs, *self.alone.states], [*(a[rows] for a in arrays), *states]):
             axis = self.axes[name]
             feed[name] = value[0] if axis is None else np.moveaxis(value, 0, axis)
-        program, args = self.model.prepare(feed)
-        outputs = dict(zip((v.name for v in self.model.outputs), program.run(args)))
-        first = {name: value[None] if self.axes[name] is None else np.moveaxis(value, self.axes[name], 0)
-                 for name, value in outputs.items()}
+        planned, args = self.model.prepare(feed)
+        outputs = dict(zip((v.name for v in self.model.outputs), planned.run(args)))
+        first = {
+            name: value[None] if self.axes[name] is None else np.moveaxis(value, self.axes[name], 0)
+            for name, value in outputs.items()
+        }
         for result, (shape, dtype), name in zip(results, self.results, self.alone.outputs):
             if first[name].shape[1:] != shape:
-                raise InputError(f"{self.label}: output {name!r} has shape {list(first[name].shape[1:])} now, expected "
-                                 f"{list(shape)}")
+                raise InputError(
+                    f"{self.label}: output {name!r} has shape {list(first[name].shape[1:])} now, expected {list(shape)}"
+                )
             result[:] = first[name][:count]
-        self.rows.put(slots, [first[came][:count] for came in self.alone.states.values()])
+        self.rows.put(slots, [first[received][:count] for received in self.alone.states.values()])

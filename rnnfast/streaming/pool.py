@@ -1,14 +1,15 @@
 """Many live streams that advance together: their ids, and the sizes of the batches that they run in."""
+
 import collections.abc
 import threading
 
 import numpy as np
 
-from rnnfast.native._arrays import is_like
-from rnnfast.streaming._pools import Slots
 from rnnfast.errors import InputError, LimitError
-from rnnfast.named_values import merged
+from rnnfast.named_values import merge_inputs
+from rnnfast.native._arrays import is_like
 from rnnfast.nn.checks import as_array, check_lengths
+from rnnfast.streaming._pools import Slots
 
 MAX_STREAMS = 2**24
 # Of a step for each thread, so that one that comes late still has its share: Silero VAD, 256 streams, two threads: 1.7
@@ -40,8 +41,9 @@ class Pool:
     time is served.
 
     max_streams: that may be open at a time. A call that raises changes nothing. like: an array, or None; frames of its
-    type and shape need no `admit`. why_none: for messages, where streams cannot be opened.
+    type and shape need no `validate`. why_none: for messages, where streams cannot be opened.
     """
+
     why_none = ""
 
     def __init__(self, label, max_streams):
@@ -49,13 +51,13 @@ class Pool:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
         self.max_streams, self.label = max_streams, label
         self._slots, self._lock = Slots(max_streams, label), threading.Lock()
-        self._begun = {}            # slot -> initial states, where they are not zeros
+        self._begun = {}  # slot -> initial states, where they are not zeros
 
     def open(self, state=None, **fixed):
         """The id of a new stream, an int. state: its initial one, in the form of `state(id)`; None is zeros. fixed:
         inputs that are the same at each step of this stream."""
         with self._lock:
-            state, *kind = self._admitted(state, fixed)
+            state, *kind = self._validated(state, fixed)
             stream = self._slots.open()
             if stream is None:
                 raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
@@ -72,7 +74,7 @@ class Pool:
     def close(self, stream):
         """End a stream: its place is free, its id never comes back."""
         with self._lock:
-            slot, = self._slots.find([stream]).tolist()
+            (slot,) = self._slots.find([stream]).tolist()
             self._end(slot)
             self._free(slot)
 
@@ -83,14 +85,14 @@ class Pool:
     def reset(self, stream):
         """A stream as it began."""
         with self._lock:
-            slot, = self._slots.find([stream]).tolist()
+            (slot,) = self._slots.find([stream]).tolist()
             self._restart(slot)
 
     def state(self, stream):
         """A copy of the state of a stream, as a stream alone has it; None before the first step where that settles the
         shape."""
         with self._lock:
-            slot, = self._slots.find([stream]).tolist()
+            (slot,) = self._slots.find([stream]).tolist()
             return self._state(slot)
 
     @property
@@ -116,41 +118,46 @@ class Pool:
             with self._lock:
                 slots = self._slots.find(list(streams))
                 like = self.like
-                frames = [frame if is_like(frame, like) else self.admit(stream, frame)
-                          for stream, frame in streams.items()]
+                frames = [
+                    frame if is_like(frame, like) else self.validate(stream, frame) for stream, frame in streams.items()
+                ]
                 return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
-            return self._step(slots, merged(self.label, feed, inputs, self._single(slots)), out)
+            return self._step(slots, merge_inputs(self.label, feed, inputs, self._single(slots)), out)
 
     def run(self, streams, feed=None, /, *, lengths=None, **inputs):
         """Many frames of each of some streams, like as many steps: arrays [n, T, ..] as `step` takes and gives them,
         with the frames along the second axis. lengths [n]: how many of them each stream takes; results beyond are 0."""
         with self._lock:
             slots = self._slots.find(streams)
-            feed = merged(self.label, feed, inputs, self._single(slots))
+            feed = merge_inputs(self.label, feed, inputs, self._single(slots))
             feed = {name: as_array(value, name) for name, value in feed.items()}
             shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
             for name, shape in shapes.items():
                 if len(shape) < 2 or shape[0] != len(slots) or shape != next(iter(shapes.values())):
-                    raise InputError(f"{self.label}: input {name!r} begins with the axes {list(shape)}, expected "
-                                     f"[{len(slots)}, frames]")
+                    raise InputError(
+                        f"{self.label}: input {name!r} begins with the axes {list(shape)}, expected "
+                        f"[{len(slots)}, frames]"
+                    )
             steps = next(iter(shapes.values()), (0, 0))[1]
             lengths = check_lengths(lengths, steps, len(slots))
             return self._run(slots, feed, np.full(len(slots), steps) if lengths is None else lengths)
 
-    def admit_sequence(self, sequence):
+    def validate_sequence(self, sequence):
         """Frames [T, ..] of one stream of a pool with one input, as `run` takes them for several."""
         if self._single(()) is None or len(self.outputs) != 1:
-            raise InputError(f"{self.label}: sequences are of pools with one input and one result, this one has "
-                             "several")
+            raise InputError(
+                f"{self.label}: sequences are of pools with one input and one result, this one has several"
+            )
         x = np.asarray(sequence)
         if x.ndim == 0 or not len(x) or x.dtype.hasobject:
-            raise InputError(f"{self.label}: a sequence is {x.dtype} {list(x.shape)}, expected frames along the first "
-                             "axis")
+            raise InputError(
+                f"{self.label}: a sequence is {x.dtype} {list(x.shape)}, expected frames along the first axis"
+            )
         return x
 
-    def step_admitted(self, streams, frames):
-        """A step of these streams with what `admit` made of their frames -> a list of their results."""
+    def step_validated(self, streams, frames):
+        """A step of these streams with what `validate` made of their frames -> a list of their results."""
         with self._lock:
             return self._step_frames(self._slots.find(streams), frames)

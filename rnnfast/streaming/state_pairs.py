@@ -5,6 +5,7 @@ Names: an input and an output pair if their words are the same without those tha
 `hidden_1` and `hidden_2`). Shapes, if no names pair: the first input is a frame and the first output a result; each of
 the others must then have one partner of its type and shape, if any. All pairs have one type and shapes that fit.
 """
+
 import collections.abc
 import re
 
@@ -28,30 +29,42 @@ def pairs(model, given=None):
         found = [pair for pair in found if pair != (inputs[0].name, outputs[0].name)]
     found = found or _by_shapes(inputs[1:], outputs[1:])
     if not found:
-        raise InputError(f"{model.source.label}: which inputs are states is not clear from names and shapes; "
-                         f"{_candidates(inputs, outputs)}; {HOW}")
+        raise InputError(
+            f"{model.source.label}: which inputs are states is not clear from names and shapes; "
+            f"{_candidates(inputs, outputs)}; {HOW}"
+        )
     return dict(found)
 
 
 def _by_names(inputs, outputs, bases):
     """(input, output) names; none where a name has several partners."""
-    partners = [(i.name, o.name) for i in inputs for o in outputs
-                if fit(i.type, o.type) and _same(bases(i.name, INPUT_WORDS), bases(o.name, OUTPUT_WORDS))]
+    partners = [
+        (i.name, o.name)
+        for i in inputs
+        for o in outputs
+        if fit(i.type, o.type) and _same(bases(i.name, INPUT_WORDS), bases(o.name, OUTPUT_WORDS))
+    ]
     return _unique(partners)
 
 
 def _by_shapes(inputs, outputs):
-    partners = [(i.name, o.name) for i in inputs for o in outputs
-                if fit(i.type, o.type) and i.type.shape and o.type.shape
-                and any(type(n) is int and n > 1 for n in i.type.shape)]
+    partners = [
+        (i.name, o.name)
+        for i in inputs
+        for o in outputs
+        if fit(i.type, o.type) and i.type.shape and o.type.shape and any(type(n) is int and n > 1 for n in i.type.shape)
+    ]
     unique = _unique(partners)
     return unique if len(unique) == len(partners) else []
 
 
 def _unique(partners):
     """The pairs whose members are in no other one."""
-    return [(i, o) for i, o in partners
-            if sum(i == other for other, _ in partners) == 1 and sum(o == other for _, other in partners) == 1]
+    return [
+        (i, o)
+        for i, o in partners
+        if sum(i == other for other, _ in partners) == 1 and sum(o == other for _, other in partners) == 1
+    ]
 
 
 def _bases(name, sides):
@@ -64,13 +77,20 @@ def _bases(name, sides):
 
 def _unnumbered(name, sides):
     """The same without a number at the end."""
-    return {base for base in (re.sub(r"_?\d+$", "", base) for base in _bases(name, sides))
-            if base and base not in INPUT_WORDS | OUTPUT_WORDS}
+    return {
+        base
+        for base in (re.sub(r"_?\d+$", "", base) for base in _bases(name, sides))
+        if base and base not in INPUT_WORDS | OUTPUT_WORDS
+    }
 
 
 def _same(of_input, of_output):
-    return any(i.endswith(before) and (stem := i[:len(i) - len(before)]) and stem + after == o
-               for i in of_input for o in of_output for before, after in ENDINGS)
+    return any(
+        i.endswith(before) and (stem := i[: len(i) - len(before)]) and stem + after == o
+        for i in of_input
+        for o in of_output
+        for before, after in ENDINGS
+    )
 
 
 def fit(a, b):
@@ -80,7 +100,8 @@ def fit(a, b):
     if a.shape is None or b.shape is None:
         return True
     return len(a.shape) == len(b.shape) and all(
-        n == m for n, m in zip(a.shape, b.shape) if type(n) is int and type(m) is int)
+        n == m for n, m in zip(a.shape, b.shape) if type(n) is int and type(m) is int
+    )
 
 
 def _candidates(inputs, outputs):
@@ -99,11 +120,14 @@ def _checked(model, given):
     inputs, outputs = {v.name: v.type for v in model.inputs}, {v.name: v.type for v in model.outputs}
     for i, o in given.items():
         if i not in inputs or o not in outputs:
-            raise InputError(f"{label}: states has {i!r}: {o!r}, the inputs are {list(inputs)}, the outputs "
-                             f"{list(outputs)}")
+            raise InputError(
+                f"{label}: states has {i!r}: {o!r}, the inputs are {list(inputs)}, the outputs {list(outputs)}"
+            )
         if not fit(inputs[i], outputs[o]):
-            raise InputError(f"{label}: states has {i!r}: {o!r}, but they are {inputs[i]} {inputs[i].shape} and "
-                             f"{outputs[o]} {outputs[o].shape}")
+            raise InputError(
+                f"{label}: states has {i!r}: {o!r}, but they are {inputs[i]} {inputs[i].shape} and "
+                f"{outputs[o]} {outputs[o].shape}"
+            )
     if len(set(given.values())) < len(given):
         raise InputError(f"{label}: states names an output twice: {dict(given)}")
     return {name: given[name] for name in inputs if name in given}

@@ -1,4 +1,5 @@
 """Training: losses, optimisers, learning-rate schedules, clipping, fit, checkpoints."""
+
 from rnnfast.train.checkpoint import load_checkpoint
 from rnnfast.train.clipping import clip_norm, clip_value
 from rnnfast.train.history import History
@@ -8,6 +9,26 @@ from rnnfast.train.metrics import accuracy
 from rnnfast.train.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from rnnfast.train.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
 
-__all__ = ["Adam", "AdamW", "BinaryCrossEntropy", "CosineDecay", "CrossEntropy", "ExponentialDecay", "History",
-           "InverseTimeDecay", "MAE", "MSE", "Optimizer", "RMSprop", "SGD", "StepDecay", "accuracy", "clip_norm",
-           "clip_value", "evaluate", "fit", "load_checkpoint", "predict"]
+__all__ = [
+    "Adam",
+    "AdamW",
+    "BinaryCrossEntropy",
+    "CosineDecay",
+    "CrossEntropy",
+    "ExponentialDecay",
+    "History",
+    "InverseTimeDecay",
+    "MAE",
+    "MSE",
+    "Optimizer",
+    "RMSprop",
+    "SGD",
+    "StepDecay",
+    "accuracy",
+    "clip_norm",
+    "clip_value",
+    "evaluate",
+    "fit",
+    "load_checkpoint",
+    "predict",
+]

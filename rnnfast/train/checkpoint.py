@@ -4,14 +4,15 @@ Tensors: "net.<name>" the weights, "optimizer.<slot>", "best" the flat weights o
 that the next chunk of truncated back-propagation begins with. The metadata's "rnnfast.train" is JSON: where training
 is, the generator, the sums of the epoch under way, the history, and what must be the same to go on.
 """
+
 import json
 import pathlib
 from importlib.util import find_spec
 
 import numpy as np
 
-from rnnfast.errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
 from rnnfast.atomic_write import write_whole
+from rnnfast.errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
 from rnnfast.nn.checks import check_size
 from rnnfast.train.history import History
 
@@ -55,8 +56,10 @@ def save(path, run):
     if run.best is not None:
         tensors["best"] = run.best
     meta["state"] = _flattened(run.state, tensors)
-    data = to_bytes({name: np.ascontiguousarray(a) for name, a in tensors.items()},
-                    {KEY: json.dumps(meta, default=np.ndarray.tolist)})
+    data = to_bytes(
+        {name: np.ascontiguousarray(a) for name, a in tensors.items()},
+        {KEY: json.dumps(meta, default=np.ndarray.tolist)},
+    )
     write_whole(path, data)
 
 
@@ -65,32 +68,39 @@ def restore(path, run):
     run is unusable then, the network and the optimiser unchanged."""
     tensors, meta = _read(path)
     expected = _settings(run)
-    came = meta.get("settings")
-    if came != expected:
-        came = came if isinstance(came, dict) else {}
-        wrong = [f"{name} {came.get(name)!r}, expected {value!r}" for name, value in expected.items()
-                 if came.get(name) != value]
+    received = meta.get("settings")
+    if received != expected:
+        received = received if isinstance(received, dict) else {}
+        wrong = [
+            f"{name} {received.get(name)!r}, expected {value!r}"
+            for name, value in expected.items()
+            if received.get(name) != value
+        ]
         raise ModelError(f"{path}: is of another training: {', '.join(wrong)}")
     try:
         weights, memory = _of(tensors, "net."), _of(tensors, "optimizer.")
-        shapes = {name: a.shape for name, a in memory.items()} | ({"best": tensors["best"].shape}
-                                                                  if "best" in tensors else {})
+        shapes = {name: a.shape for name, a in memory.items()} | (
+            {"best": tensors["best"].shape} if "best" in tensors else {}
+        )
         size = run.parameters.values.shape
         if meta["steps"] and {*memory} != {*run.optimizer.slots} or {*shapes.values()} - {size}:
-            raise ModelError(f"{path}: optimizer and best have {shapes}, expected {', '.join(run.optimizer.slots)} of "
-                             f"shape {size}")
-        for name in ("order", "generator"):         # both must be states; the last one stays
+            raise ModelError(
+                f"{path}: optimizer and best have {shapes}, expected {', '.join(run.optimizer.slots)} of shape {size}"
+            )
+        for name in ("order", "generator"):  # both must be states; the last one stays
             if name == "generator" or meta[name] is not None:
                 run.rng.bit_generator.state = meta[name]
-        steps, run.steps_done, run.weight = (check_size(meta[name], name, 0)
-                                             for name in ("steps", "steps_done", "weight"))
+        steps, run.steps_done, run.weight = (
+            check_size(meta[name], name, 0) for name in ("steps", "steps_done", "weight")
+        )
         run.order_state, run.best = meta["order"], tensors.get("best")
         run.sums = {name: float(meta["sums"][name]) for name in run.sums}
         run.history = _history(meta)
         run.state = _unflattened(meta["state"], tensors)
         run.net.load_state_dict(weights)
-        run.optimizer.load_state_dict({"steps": steps, **{name: memory[name] for name in run.optimizer.slots
-                                                          if name in memory}})
+        run.optimizer.load_state_dict(
+            {"steps": steps, **{name: memory[name] for name in run.optimizer.slots if name in memory}}
+        )
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -112,6 +122,7 @@ def load_checkpoint(path, net):
 
 def _read(path):
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "numpy") as file:
             meta = json.loads((file.metadata() or {})[KEY])
@@ -125,9 +136,15 @@ def _read(path):
 def _settings(run):
     """What must be the same to go on at all. The same bits need more: the same examples, loss, learning rate ..., which
     may also be changed on purpose."""
-    return {"examples": run.data.count, "batch_size": run.batch_size, "shuffle": run.shuffle, "tbptt": run.tbptt,
-            "steps_per_epoch": run.steps_per_epoch, "metrics": list(run.metrics),
-            "optimizer": type(run.optimizer).__name__}
+    return {
+        "examples": run.data.count,
+        "batch_size": run.batch_size,
+        "shuffle": run.shuffle,
+        "tbptt": run.tbptt,
+        "steps_per_epoch": run.steps_per_epoch,
+        "metrics": list(run.metrics),
+        "optimizer": type(run.optimizer).__name__,
+    }
 
 
 def _history(meta):

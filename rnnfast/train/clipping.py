@@ -1,4 +1,5 @@
 """Gradients kept in bounds: both change a flat vector in place."""
+
 import math
 
 import numpy as np

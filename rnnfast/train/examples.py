@@ -1,4 +1,5 @@
 """What fit, evaluate and predict are given, checked once, and cut into batches and chunks of time."""
+
 import math
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Examples:
         lead = first(self.x)
         for name, array in [("x", lead), *([] if self.y is None else [("y", self.y)])]:
             if array.ndim == 0:
-                raise InputError(f"{name}: a single number came, expected one or more examples along the first axis")
+                raise InputError(f"{name}: got a single number, expected one or more examples along the first axis")
         self.count = len(lead)
         if not self.count:
             raise InputError(f"x: shape is {list(lead.shape)}: no example")
@@ -56,9 +57,11 @@ class Examples:
         if not isinstance(self.x, tuple) or lengths is None:
             return self._lengths_of(self.x, lengths)
         if not isinstance(lengths, (tuple, list)) or len(lengths) != len(self.x):
-            came = f" of {len(lengths)}" if isinstance(lengths, (tuple, list)) else ""
-            raise InputTypeError(f"lengths: a {type(lengths).__name__}{came} came, expected one for each of the "
-                                 f"{len(self.x)} arrays of x")
+            received = f" of {len(lengths)}" if isinstance(lengths, (tuple, list)) else ""
+            raise InputTypeError(
+                f"lengths: got a {type(lengths).__name__}{received}, expected one for each of the "
+                f"{len(self.x)} arrays of x"
+            )
         return tuple(self._lengths_of(a, of_array) for a, of_array in zip(self.x, lengths, strict=True))
 
     def _lengths_of(self, array, lengths):
@@ -72,7 +75,7 @@ class Examples:
             mask = as_array(mask, "mask")
             if mask.dtype != bool:
                 raise InputTypeError(f"mask: dtype is {mask.dtype}, expected bool")
-            if self.y is None or mask.ndim == 0 or mask.shape != self.y.shape[:mask.ndim]:
+            if self.y is None or mask.ndim == 0 or mask.shape != self.y.shape[: mask.ndim]:
                 shape = None if self.y is None else list(self.y.shape)
                 raise InputError(f"mask: shape is {list(mask.shape)}, expected {shape}, that of y, or its first axes")
             return mask
@@ -83,8 +86,10 @@ class Examples:
 
     def batch(self, places):
         """places: a slice, or an array of the examples' numbers."""
+
         def of(a):
             return None if a is None else tuple(map(of, a)) if isinstance(a, tuple) else a[places]
+
         return Batch(*map(of, (self.x, self.y, self.lengths, self.mask)))
 
     def batches(self, size):
@@ -96,8 +101,10 @@ class Examples:
         """Where the chunks of `steps` time steps begin, for which the state can be carried on."""
         if isinstance(self.x, tuple) or self.x.ndim < 2 or self.y.shape[:2] != self.x.shape[:2]:
             shape = "a tuple" if isinstance(self.x, tuple) else f"of shape {list(self.x.shape)}"
-            raise InputError(f"tbptt: x is {shape}, y of shape {list(self.y.shape)}, expected the same examples and "
-                             "time steps for both")
+            raise InputError(
+                f"tbptt: x is {shape}, y of shape {list(self.y.shape)}, expected the same examples and "
+                "time steps for both"
+            )
         if self.mask is not None and self.mask.ndim < 2:
             raise InputError(f"tbptt: mask has shape {list(self.mask.shape)}, expected [examples, time ...]")
         for layer in layers_of(net):

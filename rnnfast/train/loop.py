@@ -1,10 +1,11 @@
 """fit, evaluate and predict: any network with `forward` and `backward`, examples along the first axis of all arrays."""
+
 import math
 import numbers
 
 import numpy as np
 
-from rnnfast.errors import DivergedError, Error, InputError, InputTypeError, ModelError, located
+from rnnfast.errors import DivergedError, Error, InputError, InputTypeError, ModelError, with_location
 from rnnfast.nn.checks import as_generator, check_flag, check_number, check_size
 from rnnfast.train import checkpoint as checkpoints
 from rnnfast.train import clipping, progress
@@ -18,9 +19,31 @@ from rnnfast.train.trace import first_wrong
 METRICS = {"accuracy": accuracy}
 
 
-def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, mask=None, validation_data=None,
-        shuffle=True, seed=None, metrics=(), clip_norm=None, clip_value=None, tbptt=None, patience=None,
-        restore_best=True, checkpoint=None, checkpoint_every=None, resume=False, verbose=True):
+def fit(
+    net,
+    x,
+    y,
+    *,
+    loss,
+    optimizer,
+    epochs=1,
+    batch_size=32,
+    lengths=None,
+    mask=None,
+    validation_data=None,
+    shuffle=True,
+    seed=None,
+    metrics=(),
+    clip_norm=None,
+    clip_value=None,
+    tbptt=None,
+    patience=None,
+    restore_best=True,
+    checkpoint=None,
+    checkpoint_every=None,
+    resume=False,
+    verbose=True,
+):
     """Train `net` -> History.
 
     x: what the network takes, [examples, ...]; with recurrent layers [examples, time, ...], and these batch_first.
@@ -50,8 +73,19 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
     output is. The network then has the weights from before that step. InputError and InputTypeError for data that do
     not fit; UnsupportedError for layers without gradients, or where safetensors is not installed.
     """
-    run = Run(net, Examples(net, x, _needed(y), lengths, mask), loss, optimizer, batch_size, shuffle, seed, metrics,
-              clip_norm, clip_value, tbptt)
+    run = Run(
+        net,
+        Examples(net, x, _needed(y), lengths, mask),
+        loss,
+        optimizer,
+        batch_size,
+        shuffle,
+        seed,
+        metrics,
+        clip_norm,
+        clip_value,
+        tbptt,
+    )
     epochs = check_size(epochs, "epochs")
     patience = None if patience is None else check_size(patience, "patience")
     every = None if checkpoint_every is None else check_size(checkpoint_every, "checkpoint_every")
@@ -64,8 +98,10 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
     if resume and checkpoint.exists():
         checkpoints.restore(checkpoint, run)
         if keep_best and run.best is None and run.history.epochs:
-            raise ModelError(f"{checkpoint}: has no weights of a best epoch, as its training had no patience; expected "
-                             "restore_best=False")
+            raise ModelError(
+                f"{checkpoint}: has no weights of a best epoch, as its training had no patience; expected "
+                "restore_best=False"
+            )
 
     history = run.history
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
@@ -80,8 +116,9 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
             if validation is not None:
                 values |= _validated(net, validation, loss, run)
                 if not math.isfinite(values["val_loss"]):
-                    raise DivergedError(f"epoch {history.epochs + 1}: the loss of validation_data is "
-                                        f"{values['val_loss']}")
+                    raise DivergedError(
+                        f"epoch {history.epochs + 1}: the loss of validation_data is {values['val_loss']}"
+                    )
             run.end_epoch(values, keep_best)
             shown.end(values)
             if checkpoint is not None:
@@ -95,8 +132,14 @@ def fit(net, x, y, *, loss, optimizer, epochs=1, batch_size=32, lengths=None, ma
 
 def evaluate(net, x, y, *, loss, batch_size=256, lengths=None, mask=None, metrics=(), verbose=True):
     """-> {"loss": ..., and each metric}: means over all elements that count. The arguments are those of `fit`."""
-    return _evaluate(net, Examples(net, x, _needed(y), lengths, mask), _callable(loss, "loss"),
-                     check_size(batch_size, "batch_size"), _metrics(metrics), verbose)
+    return _evaluate(
+        net,
+        Examples(net, x, _needed(y), lengths, mask),
+        _callable(loss, "loss"),
+        check_size(batch_size, "batch_size"),
+        _metrics(metrics),
+        verbose,
+    )
 
 
 def predict(net, x, *, batch_size=256, lengths=None, verbose=True):
@@ -117,14 +160,15 @@ class Run:
 
     def __init__(self, net, data, loss, optimizer, batch_size, shuffle, seed, metrics, clip_norm, clip_value, tbptt):
         if not isinstance(optimizer, Optimizer):
-            raise InputTypeError(f"optimizer: {_kind(optimizer)} came, expected an Optimizer")
+            raise InputTypeError(f"optimizer: got {_kind(optimizer)}, expected an Optimizer")
         self.net, self.data, self.loss, self.optimizer = net, data, _callable(loss, "loss"), optimizer
         self.batch_size = check_size(batch_size, "batch_size")
         self.shuffle = check_flag(shuffle, "shuffle")
         self.metrics = _metrics(metrics)
         self.clip_norm, self.clip_value = (
             None if value is None else check_number(value, name, 0.0, math.inf)
-            for value, name in ((clip_norm, "clip_norm"), (clip_value, "clip_value")))
+            for value, name in ((clip_norm, "clip_norm"), (clip_value, "clip_value"))
+        )
         self.tbptt = None if tbptt is None else check_size(tbptt, "tbptt")
         self.starts = (0,) if tbptt is None else data.chunks(net, self.tbptt)
         self.batches = -(-data.count // self.batch_size)
@@ -134,13 +178,13 @@ class Run:
         optimizer.check(self.parameters.values.size)
         self.rng = as_generator(seed, "seed")
         self.history = History()
-        self.best = None            # values of the best epoch
-        self.order_state = None     # the generator's, from before the examples of this epoch were shuffled
+        self.best = None  # values of the best epoch
+        self.order_state = None  # the generator's, from before the examples of this epoch were shuffled
         self._begin()
 
     def _begin(self):
-        self.steps_done = 0         # of this epoch
-        self.state = None           # what the next chunk of the batch begins with
+        self.steps_done = 0  # of this epoch
+        self.state = None  # what the next chunk of the batch begins with
         self.sums, self.weight = dict.fromkeys(("loss", *self.metrics), 0.0), 0
 
     def begin_epoch(self):
@@ -166,7 +210,7 @@ class Run:
                 try:
                     self._step(chunk)
                 except Error as error:
-                    raise located(error, self._where(places)) from error
+                    raise with_location(error, self._where(places)) from error
                 self.steps_done += 1
                 if start == self.starts[-1]:
                     self.state = None
@@ -189,8 +233,9 @@ class Run:
         self.parameters.gather(self.net.backward(dy, None, saved, dx=False)[2])
         norm = clipping.norm(gradients) if self.clip_norm is None else clipping.clip_norm(gradients, self.clip_norm)
         if not math.isfinite(norm):
-            raise DivergedError(f"the loss is {value:.6g}, the gradient of {self.parameters.wrong_gradient()} is not "
-                                "finite")
+            raise DivergedError(
+                f"the loss is {value:.6g}, the gradient of {self.parameters.wrong_gradient()} is not finite"
+            )
         if self.clip_value is not None:
             clipping.clip_value(gradients, self.clip_value)
         self.optimizer.step(self.parameters.values, gradients)
@@ -205,8 +250,10 @@ class Run:
         of_batch = np.arange(self.data.count)[places] if self.order is None else self.order[places]
         told = ", ".join(map(str, of_batch[:8])) + (" ..." if len(of_batch) > 8 else "")
         batch = self.steps_done // len(self.starts)
-        return (f"epoch {self.history.epochs + 1}, batch {batch + 1} of {self.batches}, "
-                f"step {self.optimizer.steps + 1} (examples {told})")
+        return (
+            f"epoch {self.history.epochs + 1}, batch {batch + 1} of {self.batches}, "
+            f"step {self.optimizer.steps + 1} (examples {told})"
+        )
 
     def means(self):
         """Of the epoch so far."""
@@ -240,7 +287,7 @@ def _validated(net, examples, loss, run):
     try:
         values = _evaluate(net, examples, loss, run.batch_size, run.metrics)
     except Error as error:
-        raise located(error, "validation_data") from error
+        raise with_location(error, "validation_data") from error
     return {f"val_{name}": value for name, value in values.items()}
 
 
@@ -266,25 +313,26 @@ def _exhausted(history, patience):
 
 def _needed(y):
     if y is None:
-        raise InputTypeError("y: None came, expected the targets")
+        raise InputTypeError("y: got None, expected the targets")
     return y
 
 
 def _validation(net, data):
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 4:
-        raise InputTypeError(f"validation_data: a {type(data).__name__} came, expected (x, y), (x, y, lengths) or "
-                             "(x, y, lengths, mask)")
+        raise InputTypeError(
+            f"validation_data: got a {type(data).__name__}, expected (x, y), (x, y, lengths) or (x, y, lengths, mask)"
+        )
     try:
         return Examples(net, *data)
     except Error as error:
-        raise located(error, "validation_data") from error
+        raise with_location(error, "validation_data") from error
 
 
 def _metrics(metrics):
     """Name -> metric."""
     metrics = (metrics,) if isinstance(metrics, str) or callable(metrics) else metrics
     if not isinstance(metrics, (tuple, list)):
-        raise InputTypeError(f"metrics: {_kind(metrics)} came, expected names and callables (y, target, mask)")
+        raise InputTypeError(f"metrics: got {_kind(metrics)}, expected names and callables (y, target, mask)")
     named = {}
     for metric in metrics:
         if isinstance(metric, str) and metric not in METRICS:
@@ -298,10 +346,10 @@ def _metrics(metrics):
 
 def _callable(value, name):
     if not callable(value) or isinstance(value, type):
-        raise InputTypeError(f"{name}: {_kind(value)} came, expected a callable (y, target, mask)")
+        raise InputTypeError(f"{name}: got {_kind(value)}, expected a callable (y, target, mask)")
     return value
 
 
 def _kind(value):
-    """What came, for messages: a class is often an object of it without its parentheses."""
+    """What received, for messages: a class is often an object of it without its parentheses."""
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

@@ -3,6 +3,7 @@
 y: float32, what the network gives; mask: bool, of the shape of the target or of its first axes, True where an element
 counts; what it leaves out may hold any value. value: a float, summed in float64; dy: float32, of y's shape.
 """
+
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
@@ -19,9 +20,10 @@ def check_mask(mask, shape):
     mask = as_array(mask, "mask")
     if mask.dtype != bool:
         raise InputTypeError(f"mask: dtype is {mask.dtype}, expected bool")
-    if mask.shape != shape[:mask.ndim]:
-        raise InputError(f"mask: shape is {list(mask.shape)}, expected {list(shape)}, that of the target, "
-                         "or its first axes")
+    if mask.shape != shape[: mask.ndim]:
+        raise InputError(
+            f"mask: shape is {list(mask.shape)}, expected {list(shape)}, that of the target, or its first axes"
+        )
     mask = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
     count = int(mask.sum())
     if not count:

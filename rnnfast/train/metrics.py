@@ -1,4 +1,5 @@
 """Metrics: `metric(y, target, mask=None)` -> a float, the mean over the elements that the mask keeps."""
+
 import numpy as np
 
 from rnnfast.train.losses import check_mask

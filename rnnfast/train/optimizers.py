@@ -5,13 +5,14 @@ to the gradients; AdamW takes it from the values instead.
 
 What an optimiser remembers of one vector is its `state_dict()`: the number of steps and arrays of the vector's size.
 """
+
 import math
 import numbers
 
 import numpy as np
 
-from rnnfast.native import _kernels
 from rnnfast.errors import InputError, InputTypeError, ModelError
+from rnnfast.native import _kernels
 from rnnfast.nn.checks import check_flag, check_number
 
 BLOCK = 1 << 15
@@ -44,11 +45,18 @@ class Optimizer:
     def step(self, values, gradients):
         """values, gradients: float32 vectors of one size; gradients may be changed."""
         for array, name in ((values, "values"), (gradients, "gradients")):
-            if (not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != (np.size(values),)
-                    or not array.flags.carray):
-                came = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InputTypeError(f"{name}: {came} came, expected a contiguous, writeable float32 vector of "
-                                     f"{np.size(values)}")
+            if (
+                not isinstance(array, np.ndarray)
+                or array.dtype != np.float32
+                or array.shape != (np.size(values),)
+                or not array.flags.carray
+            ):
+                received = (
+                    f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+                )
+                raise InputTypeError(
+                    f"{name}: got {received}, expected a contiguous, writeable float32 vector of {np.size(values)}"
+                )
         rate = self.rate()
         self.check(len(values))
         if self._memory is None:
@@ -71,15 +79,17 @@ class Optimizer:
         """Go on from what `state_dict()` gave."""
         arrays = {name: np.array(a, np.float32) for name, a in state_dict.items() if name != "steps"}
         if "steps" not in state_dict or arrays and {*arrays} != {*self.slots}:
-            raise ModelError(f"{type(self).__name__}: state has {', '.join(state_dict) or 'nothing'}, expected steps, "
-                             f"{', '.join(self.slots)}")
+            raise ModelError(
+                f"{type(self).__name__}: state has {', '.join(state_dict) or 'nothing'}, expected steps, "
+                f"{', '.join(self.slots)}"
+            )
         self.steps = int(state_dict["steps"])
         self._memory = [arrays[name] for name in self.slots] if arrays else None
 
     def check(self, size):
         """Refuse a vector of another size than those before."""
         if self._memory and self._memory[0].size != size:
-            raise InputError(f"{type(self).__name__}: {size} values came, expected {self._memory[0].size}, as before")
+            raise InputError(f"{type(self).__name__}: got {size} values, expected {self._memory[0].size}, as before")
 
     def _decay(self, v, g, rate):
         g += np.float32(self.weight_decay) * v
@@ -149,7 +159,7 @@ class Adam(Optimizer):
     def __init__(self, learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         super().__init__(learning_rate, weight_decay)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise InputTypeError(f"betas: {betas!r} came, expected two numbers")
+            raise InputTypeError(f"betas: got {betas!r}, expected two numbers")
         self.betas = tuple(check_number(beta, "betas", 0.0, 1.0) for beta in betas)
         self.eps = check_number(eps, "eps", 0.0, math.inf)
         if 1 in self.betas:

@@ -1,4 +1,5 @@
 """All parameters of a network in one flat vector, and all gradients in another."""
+
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
@@ -16,8 +17,10 @@ class Parameters:
         layers = [layer for layer in layers_of(net) if layer.shapes()]
         for i, layer in enumerate(layers):
             if any(layer is other for other in layers[:i]):
-                raise UnsupportedError(f"{layer!r} stands in {net!r} more than once: training of shared weights is not "
-                                       "supported, expected another layer for each place")
+                raise UnsupportedError(
+                    f"{layer!r} stands in {net!r} more than once: training of shared weights is not "
+                    "supported, expected another layer for each place"
+                )
         ends = np.cumsum([a.size for a in state.values()]).tolist()
         self.places = {name: (end - a.size, end, a.shape) for (name, a), end in zip(state.items(), ends, strict=True)}
         self.values = np.concatenate([a.ravel() for a in state.values()])

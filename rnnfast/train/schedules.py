@@ -1,4 +1,5 @@
 """Learning rates that change: callables of the number of steps done, which is 0 at the first."""
+
 import math
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class _Schedule:
 @dataclass(frozen=True)
 class InverseTimeDecay(_Schedule):
     """learning_rate / (1 + decay * step), the `decay` of Keras's optimisers."""
+
     learning_rate: float
     decay: float
 
@@ -29,6 +31,7 @@ class InverseTimeDecay(_Schedule):
 @dataclass(frozen=True)
 class _Decay(_Schedule):
     """By the factor `rate` in so many steps."""
+
     learning_rate: float
     rate: float
     steps: int
@@ -52,6 +55,7 @@ class StepDecay(_Decay):
 class CosineDecay(_Schedule):
     """From learning_rate down to `least` on half a cosine, reached after `steps`; before it `warmup` of these steps
     rise on a line, the first to learning_rate / warmup."""
+
     learning_rate: float
     steps: int
     warmup: int = 0

@@ -1,4 +1,5 @@
 """Where numbers stopped being numbers."""
+
 import numpy as np
 
 from rnnfast.nn.module import Sequential

@@ -1,24 +1,47 @@
-"""The steps of a plan made native: runs of steps that have commands become one Segment each."""
+"""The steps of a plan made native: runs of steps that have commands become one NativeProgram each."""
+
 from typing import NamedTuple
 
-from rnnfast.errors import LimitError, located
-from rnnfast.onnx.compile import control, convolution, dense, elementwise, indexing, integer, movement, pooling, recurrent_steps, reduction
-from rnnfast.onnx.compile.builder import DTYPES, Builder, Unfit
+from rnnfast.errors import LimitError, with_location
+from rnnfast.native._programs import LIMITS
+from rnnfast.onnx.compile import (
+    control,
+    convolution,
+    dense,
+    elementwise,
+    indexing,
+    integer,
+    movement,
+    pooling,
+    recurrent_steps,
+    reduction,
+)
+from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
 
-TABLES = (integer.EMIT, movement.EMIT, elementwise.EMIT, dense.EMIT, convolution.EMIT, recurrent_steps.EMIT, reduction.EMIT,
-          indexing.EMIT, pooling.EMIT, control.EMIT)
+TABLES = (
+    integer.EMIT,
+    movement.EMIT,
+    elementwise.EMIT,
+    dense.EMIT,
+    convolution.EMIT,
+    recurrent_steps.EMIT,
+    reduction.EMIT,
+    indexing.EMIT,
+    pooling.EMIT,
+    control.EMIT,
+)
 # Operator -> its emitters: the first that can does it.
 EMIT = {op_type: [table[op_type] for table in TABLES if op_type in table] for table in TABLES for op_type in table}
-MAX_AREAS = 62          # inputs and outputs of a segment: _plan.pyx has two areas more
-MAX_RANK = 16           # of its outputs
+MAX_INPUTS_AND_OUTPUTS = LIMITS["buffers"] - 2  # two buffers are the constants and the arena
 
 
 class Step(NamedTuple):
-    """run: a callable of the values at the places `inputs`, whose results go to the places `made`.
+    """run: a callable of the values at the slots `inputs`, whose results go to the slots `made`.
 
     node: of the graph, None for several; operands, results: what native steps know of its values, nothing where it
     cannot be native.
     """
+
     run: object
     inputs: tuple
     made: tuple
@@ -30,7 +53,7 @@ class Step(NamedTuple):
 
 
 def compiled(steps, kept, target):
-    """The list of Steps with native runs joined; `kept`: the places that are needed at the end."""
+    """The list of Steps with native runs joined; `kept`: the slots that are needed at the end."""
     joined, waiting = [], []
     builder = Builder(target)
     needed = _needed_behind(steps, kept)
@@ -53,12 +76,12 @@ def _emitted(builder, step):
         return False
     try:
         return any(emit(builder, step.node, step.operands, step.results) for emit in EMIT[step.node.op_type])
-    except Unfit:
+    except NotNative:
         return False
 
 
 def _needed_behind(steps, kept):
-    """For each step the places that it or a later one needs."""
+    """For each step the slots that it or a later one needs."""
     needed, sets = set(kept), []
     for step in reversed(steps):
         needed = needed | set(step.inputs)
@@ -66,19 +89,20 @@ def _needed_behind(steps, kept):
     return sets[::-1]
 
 
-def _join(builder, steps, needed, unfit=None):
-    """The Segment of these steps in their place, if it is worth while and each has commands.
+def _join(builder, steps, needed, not_native=None):
+    """The NativeProgram of these steps in their stead, if it is worth while and each has commands.
 
-    unfit: the step behind them, of whose inputs the program may have views.
+    not_native: the step behind them, of whose inputs the program may have views.
     """
-    takers = steps if unfit is None else [*steps, unfit]
-    places = {id(operand): place for step in takers for operand, place in zip(step.operands, step.inputs)
-              if operand is not None}
+    takers = steps if not_native is None else [*steps, not_native]
+    slots = {
+        id(operand): slot for step in takers for operand, slot in zip(step.operands, step.inputs) if operand is not None
+    }
     made = {}
     for step in steps:
-        for operand, place in zip(step.results, step.made):
-            if place in needed and operand is not None:
-                made[place] = operand
+        for operand, slot in zip(step.results, step.made):
+            if slot in needed and operand is not None:
+                made[slot] = operand
     if not made:
         builder.forget()
         return []
@@ -86,15 +110,17 @@ def _join(builder, steps, needed, unfit=None):
     try:
         for operand in made.values():
             builder.view(operand)
-        fits = len(made) + len(builder.inputs) <= MAX_AREAS and all(len(o.shape) <= MAX_RANK for o in made.values())
-        segment = builder.segment(list(made.values())) if builder.commands and fits else None
-    except Unfit:
-        segment = None
+        fits = len(made) + len(builder.inputs) <= MAX_INPUTS_AND_OUTPUTS and all(
+            len(o.shape) <= LIMITS["rank"] for o in made.values()
+        )
+        program = builder.program(list(made.values())) if builder.commands and fits else None
+    except NotNative:
+        program = None
     except LimitError as e:
-        raise located(e, where) from e
-    if segment is None:
+        raise with_location(e, where) from e
+    if program is None:
         builder.forget()
         return steps
-    inputs = tuple(places[id(operand)] for operand in builder.inputs)
-    large = tuple(place for step in steps for place in step.large if place in made)
-    return [Step(segment, inputs, tuple(made), large, where)]
+    inputs = tuple(slots[id(operand)] for operand in builder.inputs)
+    large = tuple(slot for step in steps for slot in step.large if slot in made)
+    return [Step(program, inputs, tuple(made), large, where)]

@@ -3,36 +3,38 @@
 A view is a NumPy array whose memory is never touched: its shape, strides and the place within its buffer are what a
 command needs, and NumPy itself gives the views that slicing, transposing, splitting and the like make of it.
 """
+
 import bisect
 import itertools
-import operator
 import math
 import mmap
+import operator
 import struct
 from typing import NamedTuple
 
 import numpy as np
 
+from rnnfast.errors import InputError, LimitError
 from rnnfast.native import _programs
 from rnnfast.native._programs import address
-from rnnfast.errors import InputError, LimitError
 from rnnfast.onnx import budget
 from rnnfast.onnx.budget import owner
 
 ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
-AXES = 6                # of a command, as in program.h
-LINE = 64               # bytes: buffers begin at a cache line
-SLACK = 64              # and may be read one block past their end
-LARGE = 1 << 20         # bytes: views of such buffers take addresses, never memory
+AXES = _programs.LIMITS["axes"]
+LINE = 64  # bytes: buffers begin at a cache line
+SLACK = 64  # and may be read one block past their end
+LARGE = 1 << 20  # bytes: views of such buffers take addresses, never memory
 DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
 
 
-class Unfit(Exception):
+class NotNative(Exception):
     """No command does this; the step stays as it is."""
 
 
 class Note(NamedTuple):
     """What a command is: of which node, what it does, the shape of what it writes, its operations and bytes."""
+
     name: str
     op_type: str
     command: str
@@ -43,6 +45,7 @@ class Note(NamedTuple):
 
 class Target(NamedTuple):
     """What native steps are made for: up to so many threads; products by BLAS, which native steps do not have."""
+
     threads: int
     blas: bool
 
@@ -52,6 +55,7 @@ class Operand:
 
     uses: how many steps and outputs need it.
     """
+
     __slots__ = ("shape", "dtype", "known", "view", "expression", "uses")
 
     def __init__(self, array, known):
@@ -60,7 +64,7 @@ class Operand:
         self.uses = 0
 
 
-class _Buffer:
+class _Allocation:
     __slots__ = ("kind", "array", "first", "last", "index", "address")
 
     def __init__(self, kind, array):
@@ -71,51 +75,51 @@ class _Buffer:
 _start = operator.itemgetter(1)
 
 
-def spread(view, shape):
+def broadcast(view, shape):
     return view if view.shape == shape else np.broadcast_to(view, shape)
 
 
 class Builder:
-    """Commands for one run of steps. Emitters append to it; `segment` makes the callable."""
+    """Commands for one run of steps. Emitters append to it; `program` makes the callable."""
+
     def __init__(self, target):
         self.target = target
         self.commands, self.notes, self.keep = [], [], []
-        self.inputs = []                # Operands that come from outside
-        self._buffers = {}              # id of the owning array -> _Buffer
-        self.folds = {}                 # id of an Operand -> function(scale, shift): what makes it does that too
-        self.convolved = None           # (the Operand, its view as [N, H, W, C]) that the last command makes
-        self._seen = []                 # (Operand, what it was) of those that got a view here
-        self.node = None                # what the commands that follow belong to
-        self._nodes = {}                # id of an Operand with an expression -> its node
-        self._checks = []               # (view of a status, what its error says, where it belongs)
+        self.inputs = []  # Operands that come from outside
+        self._allocations = {}  # id of the owning array -> _Allocation
+        self.folds = {}  # id of an Operand -> function(scale, shift): what makes it does that too
+        self.convolved = None  # (the Operand, its view as [N, H, W, C]) that the last command makes
+        self._seen = []  # (Operand, what it was) of those that got a view here
+        self.node = None  # what the commands that follow belong to
+        self._nodes = {}  # id of an Operand with an expression -> its node
+        self._checks = []  # (view of a status, what its error says, where it belongs)
 
     # ------------------------------------------------------------------------------------------ values
     def new(self, shape, dtype=np.float32):
-        """The view of a fresh C-contiguous buffer."""
+        """The view of a fresh C-contiguous allocation."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         array = np.ndarray(shape, dtype, mmap.mmap(-1, nbytes)) if nbytes > LARGE else np.empty(shape, dtype)
-        self._buffers[id(array)] = _Buffer(ARENA, array)
+        self._allocations[id(array)] = _Allocation(ARENA, array)
         return array
 
     def constant(self, array):
         """The view of an array that stays as it is."""
         base = owner(array)
-        if id(base) not in self._buffers:
-            self._buffers[id(base)] = _Buffer(CONSTANT, base)
+        if id(base) not in self._allocations:
+            self._allocations[id(base)] = _Allocation(CONSTANT, base)
         return array
 
     def view(self, operand):
         """The view of an operand; its expression is computed, if it has one."""
         if operand.view is None and operand.expression is not None:
-            from rnnfast.onnx.compile import elementwise
             node, self.node = self.node, self._nodes[id(operand)]
-            self.set(operand, elementwise.computed(self, operand))
+            self.set(operand, operand.expression.compute(self))
             self.node = node
         if operand.view is None and operand.known is not None:
             return self.constant(operand.known)
         if operand.view is None:
             view = self.new(operand.shape, operand.dtype)
-            self._buffers[id(view)].kind = INPUT
+            self._allocations[id(view)].kind = INPUT
             self.inputs.append(operand)
             self.set(operand, view)
         return operand.view
@@ -140,17 +144,21 @@ class Builder:
         """The ids of the Operands that have this very view."""
         return {id(operand) for operand in self._seen if operand.view is view}
 
-    def buffer_of(self, view):
-        return self._buffers[id(owner(view))]
+    def allocation_of(self, view):
+        return self._allocations[id(owner(view))]
 
     def sole(self, operand):
         """Whether the operand's view is all of a buffer that no other operand shows, and nothing else needs it."""
         if operand.view is None or operand.uses != 1:
             return False
         base = owner(operand.view)
-        buffer = self._buffers[id(base)]
-        return (buffer.kind == ARENA and operand.view.flags.c_contiguous and operand.view.nbytes == base.nbytes
-                and all(o is operand or o.view is None or owner(o.view) is not base for o in self._seen))
+        allocation = self._allocations[id(base)]
+        return (
+            allocation.kind == ARENA
+            and operand.view.flags.c_contiguous
+            and operand.view.nbytes == base.nbytes
+            and all(o is operand or o.view is None or owner(o.view) is not base for o in self._seen)
+        )
 
     def contiguous(self, view):
         """The view itself if it is C-contiguous, else that of a copy."""
@@ -186,24 +194,25 @@ class Builder:
         nbytes = weights + sum([_distinct(view) for view in views])
         self.notes.append(Note(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
         for view in views:
-            buffer = self.buffer_of(view)
-            if buffer.first is None:
-                buffer.first = len(self.commands) - 1
-            buffer.last = len(self.commands) - 1
+            allocation = self.allocation_of(view)
+            if allocation.first is None:
+                allocation.first = len(self.commands) - 1
+            allocation.last = len(self.commands) - 1
 
     def copy(self, to, source):
         """Copies a view to another of its shape (or one that broadcasts) and type."""
-        source = spread(source, to.shape)
+        source = broadcast(source, to.shape)
         if 0 in to.shape:
             return
         order = sorted(range(to.ndim), key=lambda i: -abs(to.strides[i]))
-        shape, to_strides, strides = merged(*([of_axis[i] for i in order]
-                                              for of_axis in (to.shape, to.strides, source.strides)))
-        if to.itemsize in strides[:-1]:         # a transposition: its two axes last
+        shape, to_strides, strides = merge_axes(
+            *([of_axis[i] for i in order] for of_axis in (to.shape, to.strides, source.strides))
+        )
+        if to.itemsize in strides[:-1]:  # a transposition: its two axes last
             order = sorted(range(len(shape)), key=lambda i: (i == len(shape) - 1, strides[i] == to.itemsize))
             shape, to_strides, strides = ([of_axis[i] for i in order] for of_axis in (shape, to_strides, strides))
         if len(shape) > AXES:
-            raise Unfit(f"{len(shape)} axes")
+            raise NotNative(f"{len(shape)} axes")
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
     def status(self, message=None, error=InputError, where=None):
@@ -217,24 +226,24 @@ class Builder:
         return view
 
     # ------------------------------------------------------------------------------------------ the end
-    def segment(self, outputs):
+    def program(self, outputs):
         """The callable for arrays of `inputs` that gives those of the Operands `outputs`, each of its own memory."""
         taken = set()
         for operand in outputs:
             view = self.view(operand)
-            buffer = self.buffer_of(view)
-            whole = view.flags.c_contiguous and view.nbytes == buffer.array.nbytes
-            if buffer.kind != ARENA or not whole or id(buffer) in taken:
+            allocation = self.allocation_of(view)
+            whole = view.flags.c_contiguous and view.nbytes == allocation.array.nbytes
+            if allocation.kind != ARENA or not whole or id(allocation) in taken:
                 out = self.new(view.shape, view.dtype)
                 self.copy(out, view)
-                buffer = self.buffer_of(out)
-            taken.add(id(buffer))
-            buffer.kind, buffer.index = OUTPUT, 2 + len(self.inputs) + len(taken) - 1
+                allocation = self.allocation_of(out)
+            taken.add(id(allocation))
+            allocation.kind, allocation.index = OUTPUT, 2 + len(self.inputs) + len(taken) - 1
         for i, operand in enumerate(self.inputs):
-            self.buffer_of(operand.view).index = 2 + i
-        self._checks = [check for check in self._checks if self.buffer_of(check[0]).first is not None]
+            self.allocation_of(operand.view).index = 2 + i
+        self._checks = [check for check in self._checks if self.allocation_of(check[0]).first is not None]
         for status, *_ in self._checks:
-            self.buffer_of(status).last = len(self.commands)
+            self.allocation_of(status).last = len(self.commands)
         size, live = self._place()
         program = []
         for name, words in self.commands:
@@ -251,24 +260,35 @@ class Builder:
                 else:
                     values.append(int(word))
             program += (_programs.COMMANDS[name], 2 + len(values), *values)
-        keep = [b.array for b in self._buffers.values() if b.kind == CONSTANT] + self.keep
+        keep = [b.array for b in self._allocations.values() if b.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
-        checks = [(self.buffer_of(status).index, *rest) for status, *rest in self._checks]
+        checks = [(self.allocation_of(status).index, *rest) for status, *rest in self._checks]
         self.forget()
         nbytes = size + sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
         if nbytes > budget.MAX_RUN_BYTES:
-            raise LimitError(f"the results of one call need {nbytes} bytes, more than the limit of "
-                             f"{budget.MAX_RUN_BYTES} bytes")
-        return _programs.Segment(program, size, live, inputs, shapes, keep, tuple(self.notes), checks,
-                             self.target.threads, budget.MAX_ITERATIONS)
+            raise LimitError(
+                f"the results of one call need {nbytes} bytes, more than the limit of {budget.MAX_RUN_BYTES} bytes"
+            )
+        return _programs.NativeProgram(
+            program,
+            size,
+            live,
+            inputs,
+            shapes,
+            keep,
+            tuple(self.notes),
+            checks,
+            self.target.threads,
+            budget.MAX_ITERATIONS,
+        )
 
     def _place_of(self, view):
-        buffer = self.buffer_of(view)
-        if buffer.kind == CONSTANT:
+        allocation = self.allocation_of(view)
+        if allocation.kind == CONSTANT:
             return 0, address(view)
-        offset = address(view) - buffer.address
-        return (1, buffer.index + offset) if buffer.kind == ARENA else (buffer.index, offset)
+        offset = address(view) - allocation.address
+        return (1, allocation.index + offset) if allocation.kind == ARENA else (allocation.index, offset)
 
     def _place(self):
         """Gives each arena buffer its offset: the lowest that is free while it lives, larger ones first.
@@ -276,22 +296,22 @@ class Builder:
         Returns the arena's bytes, and the most that live at one command.
         """
         placed, size = [], 0
-        live = [b for b in self._buffers.values() if b.kind == ARENA and b.first is not None]
-        for buffer in sorted(live, key=lambda b: -b.array.nbytes):
-            nbytes = (buffer.array.nbytes + SLACK + LINE - 1) // LINE * LINE
+        live = [b for b in self._allocations.values() if b.kind == ARENA and b.first is not None]
+        for allocation in sorted(live, key=lambda b: -b.array.nbytes):
+            nbytes = (allocation.array.nbytes + SLACK + LINE - 1) // LINE * LINE
             at = 0
-            for other, start, end in placed:        # by offset
-                if other.first <= buffer.last and buffer.first <= other.last:
+            for other, start, end in placed:  # by offset
+                if other.first <= allocation.last and allocation.first <= other.last:
                     if start - at >= nbytes:
                         break
                     at = max(at, end)
-            buffer.index = at
-            bisect.insort(placed, (buffer, at, at + nbytes), key=_start)
+            allocation.index = at
+            bisect.insort(placed, (allocation, at, at + nbytes), key=_start)
             size = max(size, at + nbytes)
         changes = [0] * (len(self.commands) + 2)
-        for buffer, start, end in placed:
-            changes[buffer.first] += end - start
-            changes[buffer.last + 1] -= end - start
+        for allocation, start, end in placed:
+            changes[allocation.first] += end - start
+            changes[allocation.last + 1] -= end - start
         return size, max(itertools.accumulate(changes))
 
 
@@ -307,7 +327,7 @@ def axes(values, fill=0):
     return (*values, *(fill,) * (AXES - len(values)))
 
 
-def merged(shape, *strides):
+def merge_axes(shape, *strides):
     """(shape, strides...) of the same elements in the same order with the fewest axes, at least one."""
     result = [[1], *([0] for _ in strides)]
     for i, n in enumerate(shape):

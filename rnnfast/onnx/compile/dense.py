@@ -1,24 +1,37 @@
 """Products with constant weights: MatMul and Gemm."""
+
 import numpy as np
 
-from rnnfast.onnx.compile.builder import Unfit, merged
+from rnnfast.onnx.compile.builder import NotNative, merge_axes
 
-BLOCK = 16      # columns of a packed matrix stand in blocks
+BLOCK = 16  # columns of a packed matrix stand in blocks
 
 
 def emit_product(b, matrix, to, source):
     """to [..., N] = bias + source [..., K] . matrix; last axes contiguous."""
-    shape, from_strides, to_strides = merged(source.shape[:-1], source.strides[:-1], to.strides[:-1])
+    shape, from_strides, to_strides = merge_axes(source.shape[:-1], source.strides[:-1], to.strides[:-1])
     if len(shape) > 3:
-        raise Unfit("more than three axes of rows")
+        raise NotNative("more than three axes of rows")
     extra = 3 - len(shape)
     shape, from_strides, to_strides = (
-        [fill] * extra + list(v) for fill, v in ((1, shape), (0, from_strides), (0, to_strides)))
+        [fill] * extra + list(v) for fill, v in ((1, shape), (0, from_strides), (0, to_strides))
+    )
     total = int(np.prod(shape))
     b.keep.append(matrix)
-    b.emit("product", matrix.address, source, to, matrix.N, *shape,
-           *(s // 4 for s in from_strides), *(s // 4 for s in to_strides),
-           int(matrix.cost(total)), out=to, weights=matrix.nbytes, flops=2 * total * matrix.K * matrix.N)
+    b.emit(
+        "product",
+        matrix.address,
+        source,
+        to,
+        matrix.N,
+        *shape,
+        *(s // 4 for s in from_strides),
+        *(s // 4 for s in to_strides),
+        int(matrix.cost(total)),
+        out=to,
+        weights=matrix.nbytes,
+        flops=2 * total * matrix.K * matrix.N,
+    )
 
 
 def rows_of(b, operand):
@@ -26,7 +39,7 @@ def rows_of(b, operand):
     view = b.view(operand)
     if view.shape[-1] > 1 and view.strides[-1] != view.itemsize:
         view = b.contiguous(view)
-    if len(merged(view.shape[:-1], view.strides[:-1])[0]) > 3:
+    if len(merge_axes(view.shape[:-1], view.strides[:-1])[0]) > 3:
         view = b.contiguous(view)
     return view
 
@@ -53,16 +66,36 @@ def _emit_multiply(b, inputs, outputs):
     stack = np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
     out = b.new((*stack, x.shape[-2], w.shape[-1]))
     x, w = (np.broadcast_to(v, (*stack, *v.shape[-2:])) for v in (x, w))
-    shape, *strides = merged(stack, *(v.strides[:-2] for v in (out, x, w)))
+    shape, *strides = merge_axes(stack, *(v.strides[:-2] for v in (out, x, w)))
     if len(shape) > 3:
-        raise Unfit("more than three axes of matrices")
+        raise NotNative("more than three axes of matrices")
     extra = 3 - len(shape)
     of_out, of_x, of_w = ([0] * extra + [s // 4 for s in of_view] for of_view in strides)
     rows, K, N = *x.shape[-2:], w.shape[-1]
     columns = (N + BLOCK - 1) // BLOCK * BLOCK
     packed, zeros = b.new((K * columns,)), b.constant(np.zeros(columns, np.float32))
-    b.emit("multiply", x, w, out, packed, zeros, *[1] * extra, *shape, *of_x, *of_w, *of_out, rows, K, N, x.strides[-2] // 4, out.strides[-2] // 4, w.strides[-2] // 4,
-           w.strides[-1] // 4, out=out, flops=2 * out.size * K)
+    b.emit(
+        "multiply",
+        x,
+        w,
+        out,
+        packed,
+        zeros,
+        *[1] * extra,
+        *shape,
+        *of_x,
+        *of_w,
+        *of_out,
+        rows,
+        K,
+        N,
+        x.strides[-2] // 4,
+        out.strides[-2] // 4,
+        w.strides[-2] // 4,
+        w.strides[-1] // 4,
+        out=out,
+        flops=2 * out.size * K,
+    )
     b.set(outputs[0], out.reshape(outputs[0].shape))
     return True
 

@@ -1,14 +1,15 @@
 """Gather and ScatterND: views and copies where indices are constant and regular, else the gather command. TopK and the
-places of extremes."""
+indices of extremes."""
+
 import math
 
 import numpy as np
 
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import integer
-from rnnfast.onnx.compile.builder import AXES, Unfit, address, axes, merged
+from rnnfast.onnx.compile.builder import AXES, NotNative, address, axes, merge_axes
 
-ORDERED = integer.ITEMS | {np.dtype(np.float32): 8}     # INTEGER_* and ORDER_FLOAT32 of program.h
+ORDERED = integer.ITEMS | {np.dtype(np.float32): 8}  # INTEGER_* and ORDER_FLOAT32 of program.h
 
 
 def _progression(values):
@@ -53,16 +54,22 @@ def _regular(view, indices, axis):
     """The view that gathers these indices, where they have one step along each of their axes; else None."""
     steps = [int(np.diff(indices, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(indices.shape)]
     first = int(indices.flat[0])
-    if not np.array_equal(indices, first + sum(np.ogrid[tuple(map(slice, indices.shape))][i] * step
-                                               for i, step in enumerate(steps))):
+    if not np.array_equal(
+        indices, first + sum(np.ogrid[tuple(map(slice, indices.shape))][i] * step for i, step in enumerate(steps))
+    ):
         return None
     memory, start = owner(view), view[(slice(None),) * axis + (slice(first, None),)]
     if not memory.flags.c_contiguous:
         return None
-    shape = view.shape[:axis] + indices.shape + view.shape[axis + 1:]
+    shape = view.shape[:axis] + indices.shape + view.shape[axis + 1 :]
     strides = [step * view.strides[axis] for step in steps]
-    return np.ndarray(shape, view.dtype, memory.reshape(-1).view(np.uint8), address(start) - address(memory),
-                      view.strides[:axis] + tuple(strides) + view.strides[axis + 1:])
+    return np.ndarray(
+        shape,
+        view.dtype,
+        memory.reshape(-1).view(np.uint8),
+        address(start) - address(memory),
+        view.strides[:axis] + tuple(strides) + view.strides[axis + 1 :],
+    )
 
 
 def _gathered(b, view, index, status, axis):
@@ -70,15 +77,33 @@ def _gathered(b, view, index, status, axis):
     order = sorted(range(view.ndim), key=lambda i: -view.strides[i])
     at = order.index(axis)
     moved = view.transpose(order)
-    outer, inner = merged(moved.shape[:at], moved.strides[:at]), merged(moved.shape[at + 1:], moved.strides[at + 1:])
+    outer, inner = (
+        merge_axes(moved.shape[:at], moved.strides[:at]),
+        merge_axes(moved.shape[at + 1 :], moved.strides[at + 1 :]),
+    )
     if len(outer[0]) > 1 or len(inner[0]) > 1 or inner[0][0] > 1 and inner[1][0] != view.itemsize:
         moved, order, at = b.contiguous(view), list(range(view.ndim)), axis
     moved_shape = moved.shape
-    out = b.new((*moved_shape[:at], index.size, *moved_shape[at + 1:]), view.dtype)
-    outer, from_outer, to_outer = merged(moved_shape[:at], moved.strides[:at], out.strides[:at])
-    b.emit("gather", out, moved, index, status, 0, math.prod(moved_shape[at + 1:]) * view.itemsize, outer[0],
-           index.size, moved_shape[at], index.itemsize, to_outer[0], out.strides[at], from_outer[0], moved.strides[at],
-           out=out)
+    out = b.new((*moved_shape[:at], index.size, *moved_shape[at + 1 :]), view.dtype)
+    outer, from_outer, to_outer = merge_axes(moved_shape[:at], moved.strides[:at], out.strides[:at])
+    b.emit(
+        "gather",
+        out,
+        moved,
+        index,
+        status,
+        0,
+        math.prod(moved_shape[at + 1 :]) * view.itemsize,
+        outer[0],
+        index.size,
+        moved_shape[at],
+        index.itemsize,
+        to_outer[0],
+        out.strides[at],
+        from_outer[0],
+        moved.strides[at],
+        out=out,
+    )
     return out.transpose(np.argsort(order))
 
 
@@ -105,8 +130,25 @@ def emit_scatter_nd(b, node, inputs, outputs):
         row = np.ravel_multi_index(tuple(tuples.T), shape[:depth]).astype(np.int64)
         limit = math.prod(shape[:depth])
         nbytes = math.prod(shape[depth:]) * out.itemsize
-        b.emit("gather", out, b.contiguous(updates), b.constant(row), b.status(), 1, nbytes, 1, row.size, limit,
-               row.itemsize, 0, nbytes, 0, nbytes, out=out, note="scatter")
+        b.emit(
+            "gather",
+            out,
+            b.contiguous(updates),
+            b.constant(row),
+            b.status(),
+            1,
+            nbytes,
+            1,
+            row.size,
+            limit,
+            row.itemsize,
+            0,
+            nbytes,
+            0,
+            nbytes,
+            out=out,
+            note="scatter",
+        )
     b.set(outputs[0], out)
     return True
 
@@ -127,18 +169,36 @@ def _block(tuples):
 
 
 def _ordered(b, view, k, *, largest, nan_first=False, higher=False, values=True):
-    """(values or None, places) of the k items that come first along the last axis."""
+    """(values or None, indices) of the k items that come first along the last axis."""
     outer, n = view.shape[:-1], view.shape[-1]
-    places = b.new((*outer, k), np.int64)
+    indices = b.new((*outer, k), np.int64)
     found = b.new((*outer, k), view.dtype) if values else None
-    of_values = found if values else places
-    shape, *strides = merged(outer, view.strides[:-1], of_values.strides[:-1], places.strides[:-1])
+    of_values = found if values else indices
+    shape, *strides = merge_axes(outer, view.strides[:-1], of_values.strides[:-1], indices.strides[:-1])
     if len(shape) > AXES:
-        raise Unfit(f"{len(shape)} axes")
-    b.emit("order", view, found, places, b.new((4 * n,), np.int64), ORDERED[view.dtype], largest, nan_first, higher, n, k,
-           view.strides[-1], of_values.strides[-1], places.strides[-1], len(shape), *axes(shape),
-           *(word for of_view in strides for word in axes(of_view)), out=places, flops=view.size)
-    return found, places
+        raise NotNative(f"{len(shape)} axes")
+    b.emit(
+        "order",
+        view,
+        found,
+        indices,
+        b.new((4 * n,), np.int64),
+        ORDERED[view.dtype],
+        largest,
+        nan_first,
+        higher,
+        n,
+        k,
+        view.strides[-1],
+        of_values.strides[-1],
+        indices.strides[-1],
+        len(shape),
+        *axes(shape),
+        *(word for of_view in strides for word in axes(of_view)),
+        out=indices,
+        flops=view.size,
+    )
+    return found, indices
 
 
 def emit_top_k(b, node, inputs, outputs):
@@ -146,8 +206,12 @@ def emit_top_k(b, node, inputs, outputs):
     if k is None or inputs[0].dtype not in ORDERED or 0 in inputs[0].shape or 0 in outputs[0].shape:
         return False
     axis = node.attributes.get("axis", -1)
-    results = _ordered(b, np.moveaxis(b.view(inputs[0]), axis, -1), int(np.asarray(k).item()),
-                       largest=bool(node.attributes.get("largest", 1)))
+    results = _ordered(
+        b,
+        np.moveaxis(b.view(inputs[0]), axis, -1),
+        int(np.asarray(k).item()),
+        largest=bool(node.attributes.get("largest", 1)),
+    )
     for operand, result in zip(outputs, results):
         b.set(operand, np.moveaxis(result, -1, axis))
     return True
@@ -157,12 +221,18 @@ def emit_arg(b, node, inputs, outputs):
     if inputs[0].dtype not in ORDERED or not inputs[0].shape or 0 in inputs[0].shape:
         return False
     view = np.moveaxis(b.view(inputs[0]), node.attributes.get("axis", 0), -1)
-    _, places = _ordered(b, view, 1, largest=node.op_type == "ArgMax", nan_first=True, values=False,
-                         higher=bool(node.attributes.get("select_last_index")))
-    places = np.moveaxis(places, -1, node.attributes.get("axis", 0))
-    b.set(outputs[0], places.reshape(outputs[0].shape))
+    _, indices = _ordered(
+        b,
+        view,
+        1,
+        largest=node.op_type == "ArgMax",
+        nan_first=True,
+        values=False,
+        higher=bool(node.attributes.get("select_last_index")),
+    )
+    indices = np.moveaxis(indices, -1, node.attributes.get("axis", 0))
+    b.set(outputs[0], indices.reshape(outputs[0].shape))
     return True
 
 
-EMIT = {"Gather": emit_gather, "ScatterND": emit_scatter_nd, "TopK": emit_top_k, "ArgMax": emit_arg,
-        "ArgMin": emit_arg}
+EMIT = {"Gather": emit_gather, "ScatterND": emit_scatter_nd, "TopK": emit_top_k, "ArgMax": emit_arg, "ArgMin": emit_arg}

@@ -1,24 +1,45 @@
 """Arithmetic and comparisons of integers, and casts between their types; elementwise.py has those of floats."""
+
 import numpy as np
 
-from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged, spread
+from rnnfast.onnx.compile.builder import AXES, NotNative, axes, broadcast, merge_axes
 
 # Codes of program.h
 COPY, ADD, SUB, MUL, LT, LE, EQ = range(7)
 ITEMS = {np.dtype(t): i for i, t in enumerate((np.bool_, np.uint8, np.int8, np.int32, np.int64))}
-BINARY = {"Add": (ADD, False), "Sub": (SUB, False), "Mul": (MUL, False), "Less": (LT, False), "Greater": (LT, True),
-          "LessOrEqual": (LE, False), "GreaterOrEqual": (LE, True), "Equal": (EQ, False)}
+BINARY = {
+    "Add": (ADD, False),
+    "Sub": (SUB, False),
+    "Mul": (MUL, False),
+    "Less": (LT, False),
+    "Greater": (LT, True),
+    "LessOrEqual": (LE, False),
+    "GreaterOrEqual": (LE, True),
+    "Equal": (EQ, False),
+}
 
 
 def _emit(b, code, out, x, y):
     to = b.new(out.shape, out.dtype)
     if to.size:
-        x, y = spread(x, to.shape), spread(y, to.shape)
-        shape, *strides = merged(to.shape, to.strides, x.strides, y.strides)
+        x, y = broadcast(x, to.shape), broadcast(y, to.shape)
+        shape, *strides = merge_axes(to.shape, to.strides, x.strides, y.strides)
         if len(shape) > AXES:
-            raise Unfit(f"{len(shape)} axes")
-        b.emit("integer", to, x, y, code, ITEMS[to.dtype], ITEMS[x.dtype], len(shape), *axes(shape),
-               *(word for of_view in strides for word in axes(of_view)), out=to, flops=to.size)
+            raise NotNative(f"{len(shape)} axes")
+        b.emit(
+            "integer",
+            to,
+            x,
+            y,
+            code,
+            ITEMS[to.dtype],
+            ITEMS[x.dtype],
+            len(shape),
+            *axes(shape),
+            *(word for of_view in strides for word in axes(of_view)),
+            out=to,
+            flops=to.size,
+        )
     b.set(out, to)
 
 

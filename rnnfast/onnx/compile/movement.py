@@ -1,4 +1,5 @@
 """Operators that move data: views where NumPy's are views, else copies."""
+
 import numpy as np
 
 from rnnfast.onnx.budget import owner
@@ -76,16 +77,18 @@ def emit_pad(b, node, inputs, outputs):
         for axis in range(rank):
             at, n = begin[axis], size[axis]
             if mode == "reflect":
-                sides = ((slice(0, at), slice(at + 1, 2 * at + 1)),
-                         (slice(at + n, None), slice(at + n - 1 - end[axis], at + n - 1)))
+                sides = (
+                    (slice(0, at), slice(at + 1, 2 * at + 1)),
+                    (slice(at + n, None), slice(at + n - 1 - end[axis], at + n - 1)),
+                )
                 turned = (slice(None),) * axis + (slice(None, None, -1),)
             else:
                 sides = (slice(0, at), slice(at, at + 1)), (slice(at + n, None), slice(at + n - 1, at + n))
                 turned = ()
             for to, source in sides:
-                outside = out[(*done[:axis], to, *done[axis + 1:])]
+                outside = out[(*done[:axis], to, *done[axis + 1 :])]
                 if outside.size:
-                    b.copy(outside, out[(*done[:axis], source, *done[axis + 1:])][turned])
+                    b.copy(outside, out[(*done[:axis], source, *done[axis + 1 :])][turned])
             done[axis] = slice(None)
     b.set(outputs[0], out)
     return True

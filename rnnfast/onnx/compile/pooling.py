@@ -1,4 +1,5 @@
 """MaxPool and AveragePool over one or two axes, on channel-last data as convolutions make it."""
+
 import numpy as np
 
 from rnnfast.onnx.ops.pooling import windows_of_node
@@ -21,12 +22,33 @@ def emit_pool(b, node, inputs, outputs):
         low, high = 0, size
         if node.attributes.get("count_include_pad"):
             low, high = -windows.begin[axis], size + windows.end[axis]
-        of.append((size, windows.output[axis], windows.kernel[axis], windows.strides[axis], windows.dilations[axis],
-                   windows.begin[axis], low, high))
+        of.append(
+            (
+                size,
+                windows.output[axis],
+                windows.kernel[axis],
+                windows.strides[axis],
+                windows.dilations[axis],
+                windows.begin[axis],
+                low,
+                high,
+            )
+        )
     out = b.new((view.shape[0], of[0][1], of[1][1], view.shape[3]))
-    b.emit("pool", view, out, node.op_type == "MaxPool", view.shape[0], view.shape[3],
-           *(s // 4 for s in view.strides[:3]), *(s // 4 for s in out.strides[:3]), *of[0], *of[1],
-           out=out, flops=out.size * of[0][2] * of[1][2])
+    b.emit(
+        "pool",
+        view,
+        out,
+        node.op_type == "MaxPool",
+        view.shape[0],
+        view.shape[3],
+        *(s // 4 for s in view.strides[:3]),
+        *(s // 4 for s in out.strides[:3]),
+        *of[0],
+        *of[1],
+        out=out,
+        flops=out.size * of[0][2] * of[1][2],
+    )
     result = out.transpose(0, 3, 1, 2)
     b.set(outputs[0], result if rank == 2 else result[:, :, 0])
     return True

@@ -1,4 +1,5 @@
-"""Recurrent nodes with constant weights."""
+"""RecurrentStep nodes with constant weights."""
+
 import numpy as np
 
 from rnnfast.native import _engine
@@ -39,10 +40,25 @@ def emit_recurrent(b, node, inputs, outputs):
     weights = sum(2 * gates_flops(cell) for cell in cells)
     lengths = [None] * 3
     if inputs[4] is not None:
-        lengths = [b.contiguous(b.view(inputs[4])), b.status(f"sequence_lens has {{}}, expected 0 to {T}"),
-                   b.new((2 * rows + T,), np.int64)]
-    b.emit("recurrent", prepared.address, x, y, *given, *last, *[None] * (2 - len(last)), memory, *lengths,
-           out=whole, weights=sum(cell.nbytes for cell in cells), flops=weights * T * rows)
+        lengths = [
+            b.contiguous(b.view(inputs[4])),
+            b.status(f"sequence_lens has {{}}, expected 0 to {T}"),
+            b.new((2 * rows + T,), np.int64),
+        ]
+    b.emit(
+        "recurrent",
+        prepared.address,
+        x,
+        y,
+        *given,
+        *last,
+        *[None] * (2 - len(last)),
+        memory,
+        *lengths,
+        out=whole,
+        weights=sum(cell.nbytes for cell in cells),
+        flops=weights * T * rows,
+    )
     for operand, view in zip(outputs, (whole, *last)):
         if operand is not None:
             b.set(operand, view if operand is outputs[0] or not layer.layout else view.swapaxes(0, 1))

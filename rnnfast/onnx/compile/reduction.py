@@ -2,12 +2,14 @@
 
 The order in which values are reduced is that of their logical positions, whatever the layout (kernels/reduce.h).
 """
+
 import math
 
 import numpy as np
 
-from rnnfast.onnx.compile.builder import AXES, Unfit, axes, merged
-from rnnfast.onnx.compile.elementwise import ADD, MUL, _Call, _define
+from rnnfast.onnx.compile.builder import AXES, NotNative, axes, merge_axes
+from rnnfast.onnx.compile.elementwise import define
+from rnnfast.onnx.compile.expressions import ADD, MUL, Instruction
 from rnnfast.onnx.ops import activations, normalization
 
 # Codes of program.h
@@ -16,9 +18,15 @@ NOTHING, MEAN, SQRT, LOG = range(4)
 SOFTMAX, LOG_SOFTMAX, STANDARDIZE = range(3)
 
 REDUCTIONS = {
-    "ReduceL1": (L1, NOTHING), "ReduceL2": (SQUARES, SQRT), "ReduceLogSum": (SUM, LOG), "ReduceMax": (MAX, NOTHING),
-    "ReduceMean": (SUM, MEAN), "ReduceMin": (MIN, NOTHING), "ReduceProd": (PRODUCT, NOTHING),
-    "ReduceSum": (SUM, NOTHING), "ReduceSumSquare": (SQUARES, NOTHING),
+    "ReduceL1": (L1, NOTHING),
+    "ReduceL2": (SQUARES, SQRT),
+    "ReduceLogSum": (SUM, LOG),
+    "ReduceMax": (MAX, NOTHING),
+    "ReduceMean": (SUM, MEAN),
+    "ReduceMin": (MIN, NOTHING),
+    "ReduceProd": (PRODUCT, NOTHING),
+    "ReduceSum": (SUM, NOTHING),
+    "ReduceSumSquare": (SQUARES, NOTHING),
 }
 GLOBAL = {"GlobalAveragePool": (SUM, MEAN), "GlobalMaxPool": (MAX, NOTHING)}
 ROWS = {"Softmax": SOFTMAX, "LogSoftmax": LOG_SOFTMAX}
@@ -34,14 +42,14 @@ def reduced(b, view, over, kind, finish):
     """A view with the axes `over` reduced to length 1; the others lie in memory as those of `view` do."""
     kept = [axis for axis in range(view.ndim) if axis not in over]
     order = sorted(kept, key=lambda axis: -(abs(view.strides[axis]) or math.inf))
-    lines, strides = merged([view.shape[axis] for axis in over], [view.strides[axis] for axis in over])
+    lines, strides = merge_axes([view.shape[axis] for axis in over], [view.strides[axis] for axis in over])
     outer = [axis for axis in order if view.shape[axis] > 1]
     across = bool(outer) and view.strides[outer[-1]] == view.itemsize
     in_row = len(lines) == 1 and (strides[0] == view.itemsize or lines[0] == 1)
     if not in_row and (not across or len(lines) > 2):
         return reduced_rows(b, view, kept, over, kind, finish)
     out = b.new([view.shape[axis] for axis in order])
-    of_kept = merged(out.shape, [view.strides[axis] for axis in order], out.strides)
+    of_kept = merge_axes(out.shape, [view.strides[axis] for axis in order], out.strides)
     _emit_reduce(b, view, out, kind, finish, across and not in_row, of_kept, lines, strides)
     result = out.transpose([order.index(axis) for axis in kept])
     return np.expand_dims(result, tuple(over))
@@ -51,16 +59,30 @@ def reduced_rows(b, view, kept, over, kind, finish):
     """The same, of a copy in which the axes that are reduced lie behind the others."""
     moved = b.contiguous(view.transpose(kept + list(over)))
     result = reduced(b, moved, range(len(kept), view.ndim), kind, finish)
-    return np.expand_dims(result.reshape(result.shape[:len(kept)]), tuple(over))
+    return np.expand_dims(result.reshape(result.shape[: len(kept)]), tuple(over))
 
 
 def _emit_reduce(b, view, out, kind, finish, across, of_kept, lines, strides):
     shape, x_strides, out_strides = of_kept
     if len(shape) > AXES:
-        raise Unfit(f"{len(shape)} axes")
+        raise NotNative(f"{len(shape)} axes")
     lines, strides = [1] * (2 - len(lines)) + lines, [0] * (2 - len(strides)) + strides
-    b.emit("reduce", view, out, kind, finish, across, len(shape), *axes(shape), *axes([s // 4 for s in x_strides]),
-           *axes([s // 4 for s in out_strides]), *lines, *(s // 4 for s in strides), out=out, flops=view.size)
+    b.emit(
+        "reduce",
+        view,
+        out,
+        kind,
+        finish,
+        across,
+        len(shape),
+        *axes(shape),
+        *axes([s // 4 for s in x_strides]),
+        *axes([s // 4 for s in out_strides]),
+        *lines,
+        *(s // 4 for s in strides),
+        out=out,
+        flops=view.size,
+    )
 
 
 def _axes(node, inputs):
@@ -99,11 +121,23 @@ def rows(b, view, kind, epsilon=0.0):
     if view.shape[-1] > 1 and view.strides[-1] != view.itemsize:
         view = b.contiguous(view)
     out = b.new(view.shape)
-    shape, x_strides, out_strides = merged(view.shape[:-1], view.strides[:-1], out.strides[:-1])
+    shape, x_strides, out_strides = merge_axes(view.shape[:-1], view.strides[:-1], out.strides[:-1])
     if len(shape) > AXES:
-        raise Unfit(f"{len(shape)} axes")
-    b.emit("rows", view, out, kind, float(epsilon), view.shape[-1], len(shape), *axes(shape),
-           *axes([s // 4 for s in x_strides]), *axes([s // 4 for s in out_strides]), out=out, flops=out.size)
+        raise NotNative(f"{len(shape)} axes")
+    b.emit(
+        "rows",
+        view,
+        out,
+        kind,
+        float(epsilon),
+        view.shape[-1],
+        len(shape),
+        *axes(shape),
+        *axes([s // 4 for s in x_strides]),
+        *axes([s // 4 for s in out_strides]),
+        out=out,
+        flops=out.size,
+    )
     return out
 
 
@@ -116,7 +150,7 @@ def emit_softmax(b, node, inputs, outputs):
     view = b.view(inputs[0])
     if node.function is activations.OPS[node.op_type][1]:
         axis = node.attributes.get("axis", 1)
-        outer = math.prod(shape[:axis + len(shape) if axis < 0 else axis])
+        outer = math.prod(shape[: axis + len(shape) if axis < 0 else axis])
         result = rows(b, b.contiguous(view).reshape(outer, -1), kind).reshape(shape)
     else:
         axis = node.attributes.get("axis", -1) % len(shape)
@@ -128,8 +162,8 @@ def emit_softmax(b, node, inputs, outputs):
 # ------------------------------------------------------------------------------------------------ normalisations
 def _define_scaled(b, out, y, scale, bias):
     """The operand `out` is y * scale + bias: views that broadcast to y; bias may be None."""
-    scaled = _Call(MUL, (y, scale))
-    _define(b, out, lambda: scaled if bias is None else _Call(ADD, (scaled, bias)), [])
+    scaled = Instruction(MUL, (y, scale))
+    define(b, out, lambda: scaled if bias is None else Instruction(ADD, (scaled, bias)), [])
 
 
 def _per_channel(vector, rank):
@@ -196,10 +230,18 @@ def emit_batch_normalization(b, node, inputs, outputs):
     if scale.ndim == 1 and (node.attributes.get("spatial", 1) or len(inputs[0].shape) == 2):
         scale, shift = (_per_channel(v, len(inputs[0].shape)) for v in (scale, shift))
     scale, shift = b.constant(scale), b.constant(shift)
-    _define(b, outputs[0], lambda x: _Call(ADD, (_Call(MUL, (x, scale)), shift)), inputs[:1])
+    define(b, outputs[0], lambda x: Instruction(ADD, (Instruction(MUL, (x, scale)), shift)), inputs[:1])
     return True
 
 
-EMIT = (dict.fromkeys(REDUCTIONS, emit_reduce) | dict.fromkeys(GLOBAL, emit_global) | dict.fromkeys(ROWS, emit_softmax)
-        | {"LayerNormalization": emit_layer_normalization, "InstanceNormalization": emit_instance_normalization,
-           "GroupNormalization": emit_group_normalization, "BatchNormalization": emit_batch_normalization})
+EMIT = (
+    dict.fromkeys(REDUCTIONS, emit_reduce)
+    | dict.fromkeys(GLOBAL, emit_global)
+    | dict.fromkeys(ROWS, emit_softmax)
+    | {
+        "LayerNormalization": emit_layer_normalization,
+        "InstanceNormalization": emit_instance_normalization,
+        "GroupNormalization": emit_group_normalization,
+        "BatchNormalization": emit_batch_normalization,
+    }
+)

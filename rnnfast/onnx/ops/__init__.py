@@ -1,9 +1,25 @@
 """The operators: one NumPy function each, found by domain, name and opset."""
+
 import functools
 import importlib
 
-MODULES = ("elementwise", "cast", "activations", "reduce", "linear", "convolution", "pooling", "normalization",
-           "quantize", "shape", "indexing", "sequence", "create", "control", "recurrent")
+MODULES = (
+    "elementwise",
+    "cast",
+    "activations",
+    "reduce",
+    "linear",
+    "convolution",
+    "pooling",
+    "normalization",
+    "quantize",
+    "shape",
+    "indexing",
+    "sequence",
+    "create",
+    "control",
+    "recurrent",
+)
 
 
 @functools.cache

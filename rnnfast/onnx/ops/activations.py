@@ -1,4 +1,5 @@
 """Activation functions."""
+
 import math
 from typing import Literal
 
@@ -138,26 +139,30 @@ def shrink(x, *, bias: float = 0.0, lambd: float = 0.5):
 
 def _over_last_axis(function):
     """The operator of opset 13 on, which normalizes along one axis."""
+
     @floating
     def operator(x, *, axis: int = -1):
         axis = axis_index(axis, x)
         if x.size == 0:
             return x
         return np.moveaxis(function(np.ascontiguousarray(np.moveaxis(x, axis, -1))), -1, axis)
+
     operator.__name__ = function.__name__
     return operator
 
 
 def _over_trailing_axes(function):
     """The operator before opset 13, which normalizes over all axes from `axis` on."""
+
     @floating
     def operator(x, *, axis: int = 1):
-        outer = math.prod(x.shape[:axis + x.ndim if axis < 0 else axis])
+        outer = math.prod(x.shape[: axis + x.ndim if axis < 0 else axis])
         if not -x.ndim <= axis <= x.ndim:
             raise InputError(f"axis {axis} is out of range for a tensor of {x.ndim} dimensions")
         if x.size == 0:
             return x
         return function(np.ascontiguousarray(x).reshape(outer, -1)).reshape(x.shape)
+
     operator.__name__ = function.__name__
     return operator
 

@@ -1,4 +1,5 @@
 """Axes, counts and indices that come from attributes and input values, as checked Python integers."""
+
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError

@@ -1,4 +1,5 @@
 """Conversions between element types."""
+
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ def limits(dtype):
     """Smallest and largest finite value of an integer or floating type."""
     if dtype.kind == "V" or dtype.itemsize == 1 and dtype.kind == "f":
         import ml_dtypes
+
         info = ml_dtypes.finfo(dtype) if is_floating(dtype) else ml_dtypes.iinfo(dtype)
     else:
         info = np.finfo(dtype) if is_floating(dtype) else np.iinfo(dtype)
@@ -107,8 +109,4 @@ def bit_cast(x, *, to: Dtype):
     return np.ascontiguousarray(x).view(to).reshape(x.shape)
 
 
-OPS = {
-    "BitCast": {26: bit_cast},
-    "Cast": {6: cast},
-    "CastLike": {15: cast_like},
-}
+OPS = {"BitCast": {26: bit_cast}, "Cast": {6: cast}, "CastLike": {15: cast_like}}

@@ -1,6 +1,7 @@
 """If, Loop and Scan. A graph attribute arrives as a callable: it takes the graph's inputs, returns the list of its
 outputs, its `outputs` are their types, and its `budget` is that of the call.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ def loop(M=None, cond=None, *initial, body: Subgraph):
         raise InputError(f"M is {M.dtype} of shape {M.shape}, expected one int64")
     trips = None if M is None else M.item()
     going = cond is None or condition(cond)
-    carried, rows = list(initial), [_Rows(t, body.budget) for t in body.outputs[1 + len(initial):]]
+    carried, rows = list(initial), [_Rows(t, body.budget) for t in body.outputs[1 + len(initial) :]]
     sequences = _Sequences()
     i = 0
     while going and (trips is None or i < trips):
@@ -37,8 +38,8 @@ def loop(M=None, cond=None, *initial, body: Subgraph):
         outputs = body(np.array(i, np.int64), np.array(True), *carried)
         # without the input cond only the trip count ends the loop
         going = condition(outputs[0], "the body's condition") or cond is None and trips is not None
-        carried = outputs[1:1 + len(carried)]
-        for row, value in zip(rows, outputs[1 + len(carried):]):
+        carried = outputs[1 : 1 + len(carried)]
+        for row, value in zip(rows, outputs[1 + len(carried) :]):
             row.append(value)
         sequences.check(i, carried)
         i += 1
@@ -55,12 +56,13 @@ def _learn_types(rows, body, *args):
     """Without an iteration, rows whose type the body does not declare get that of a trial iteration, not kept."""
     body.budget.iterate()
     outputs = body(*args)
-    for row, value in zip(rows, outputs[len(outputs) - len(rows):]):
+    for row, value in zip(rows, outputs[len(outputs) - len(rows) :]):
         row.type = Like(value.dtype, value.shape)
 
 
 class _Sequences:
     """Bounds what carried sequences hold. It is looked at again when they may have grown by an eighth."""
+
     def __init__(self):
         self.due = 0
 
@@ -75,12 +77,14 @@ class _Sequences:
 
 class Like(NamedTuple):
     """The type of a scan output's rows."""
+
     dtype: np.dtype
     shape: tuple
 
 
 class _Rows:
     """What a body gave for one scan output, iteration by iteration."""
+
     def __init__(self, type_, budget):
         self.type, self.budget, self.values, self.nbytes = type_, budget, [], 0
 
@@ -90,7 +94,7 @@ class _Rows:
         self.nbytes += value.nbytes
         if self.nbytes > MAX_TENSOR_BYTES:
             raise LimitError(f"a scan output of more than {MAX_TENSOR_BYTES} bytes")
-        value = value if value.base is None else value.copy()   # a view would keep all that it is cut from
+        value = value if value.base is None else value.copy()  # a view would keep all that it is cut from
         self.budget.keep_row(value)
         self.values.append(value)
 
@@ -129,35 +133,60 @@ def _axes(values, count, name):
 class ScanSettings(NamedTuple):
     """The initial states; the inputs with the scanned axis in front, in the order of iterations; and for each scan
     output its axis, and whether iterations fill it backwards."""
+
     states: list
     inputs: list
     output_axes: tuple
     output_directions: tuple
 
 
-def scan_settings(values, n_outputs, *, num_scan_inputs, scan_input_axes=None, scan_input_directions=None,
-                  scan_output_axes=None, scan_output_directions=None):
+def scan_settings(
+    values,
+    n_outputs,
+    *,
+    num_scan_inputs,
+    scan_input_axes=None,
+    scan_input_directions=None,
+    scan_output_axes=None,
+    scan_output_directions=None,
+):
     """The ScanSettings of a node of so many outputs, the states' included, for these inputs."""
     count = len(values) - num_scan_inputs
     n_outputs -= count
     axes = _axes(scan_input_axes, num_scan_inputs, "scan_input_axes")
     directions = _flags(scan_input_directions, num_scan_inputs, "scan_input_directions")
     scanned = [np.moveaxis(x, _position(axis, x.ndim, "scan_input_axes"), 0) for x, axis in zip(values[count:], axes)]
-    return ScanSettings(list(values[:count]), [x[::-1] if backwards else x for x, backwards in zip(scanned, directions)],
-                        _axes(scan_output_axes, n_outputs, "scan_output_axes"),
-                        _flags(scan_output_directions, n_outputs, "scan_output_directions"))
+    return ScanSettings(
+        list(values[:count]),
+        [x[::-1] if backwards else x for x, backwards in zip(scanned, directions)],
+        _axes(scan_output_axes, n_outputs, "scan_output_axes"),
+        _flags(scan_output_directions, n_outputs, "scan_output_directions"),
+    )
 
 
-def scan_9(*values, body: Subgraph, num_scan_inputs: int, scan_input_axes: Ints | None = None,
-           scan_input_directions: Ints | None = None, scan_output_axes: Ints | None = None,
-           scan_output_directions: Ints | None = None):
+def scan_9(
+    *values,
+    body: Subgraph,
+    num_scan_inputs: int,
+    scan_input_axes: Ints | None = None,
+    scan_input_directions: Ints | None = None,
+    scan_output_axes: Ints | None = None,
+    scan_output_directions: Ints | None = None,
+):
     """body(*states, *slices of the inputs) -> *states, *slices of the outputs, for each index of the scanned axis"""
-    scan = scan_settings(values, len(body.outputs), num_scan_inputs=num_scan_inputs, scan_input_axes=scan_input_axes,
-                         scan_input_directions=scan_input_directions, scan_output_axes=scan_output_axes,
-                         scan_output_directions=scan_output_directions)
+    scan = scan_settings(
+        values,
+        len(body.outputs),
+        num_scan_inputs=num_scan_inputs,
+        scan_input_axes=scan_input_axes,
+        scan_input_directions=scan_input_directions,
+        scan_output_axes=scan_output_axes,
+        scan_output_directions=scan_output_directions,
+    )
     states, rows = _scan(body, scan.states, scan.inputs)
-    stacked = (row.stacked(axis, backwards) for row, axis, backwards in
-               zip(rows, scan.output_axes, scan.output_directions))
+    stacked = (
+        row.stacked(axis, backwards) for row, axis, backwards in zip(rows, scan.output_axes, scan.output_directions)
+    )
     return (*states, *stacked)
 
 
@@ -166,13 +195,13 @@ def _scan(body, states, scanned):
     lengths = {len(x) for x in scanned}
     if len(lengths) != 1:
         raise InputError(f"scanned inputs of lengths {sorted(lengths)}, expected one length")
-    rows = [_Rows(t, body.budget) for t in body.outputs[len(states):]]
+    rows = [_Rows(t, body.budget) for t in body.outputs[len(states) :]]
     length = lengths.pop()
     for t in range(length):
         body.budget.iterate()
         outputs = body(*states, *(x[t, ...] for x in scanned))
-        states = outputs[:len(states)]
-        for row, value in zip(rows, outputs[len(states):]):
+        states = outputs[: len(states)]
+        for row, value in zip(rows, outputs[len(states) :]):
             row.append(value)
     if length == 0 and not _declared(rows):
         _learn_types(rows, body, *states, *map(_zero_slice, scanned))
@@ -200,7 +229,7 @@ def scan_8(sequence_lens=None, *values, body: Subgraph, num_scan_inputs: int, di
         raise InputError(f"sequence_lens {lens}, expected {batch} of 0 to {length}")
     results = []
     for b, n in enumerate(lens):
-        scanned = [x[b, n - 1::-1] if flag and n else x[b, :n] for x, flag in zip(values[count:], backwards)]
+        scanned = [x[b, n - 1 :: -1] if flag and n else x[b, :n] for x, flag in zip(values[count:], backwards)]
         states, rows = _scan(body, [x[b] for x in values[:count]], [x[:n] for x in scanned])
         results.append([*states, *(_padded(row.stacked(), length) for row in rows)])
     if not results:
@@ -211,12 +240,8 @@ def scan_8(sequence_lens=None, *values, body: Subgraph, num_scan_inputs: int, di
 def _padded(x, length):
     check_size((length, *x.shape[1:]), x.dtype)
     padded = np.zeros((length, *x.shape[1:]), x.dtype)
-    padded[:len(x)] = x
+    padded[: len(x)] = x
     return padded
 
 
-OPS = {
-    "If": {1: if_},
-    "Loop": {1: loop},
-    "Scan": {8: scan_8, 9: scan_9},
-}
+OPS = {"If": {1: if_}, "Loop": {1: loop}, "Scan": {8: scan_8, 9: scan_9}}

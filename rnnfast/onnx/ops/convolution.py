@@ -1,4 +1,5 @@
 """Convolutions over any number of spatial axes."""
+
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.onnx.ops.numeric import floating, per_channel, quiet, same_dtype
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Ints, check_size
-from rnnfast.onnx.ops.windows import AutoPad, attribute, explicit_pads, extent, pad, place, split_padding, view
+from rnnfast.onnx.ops.windows import AutoPad, attribute, explicit_pads, extent, pad, split_padding, view, windows_for
 
 # Windows are copied to be multiplied, at most about this many bytes of them at a time.
 COLUMN_BYTES = 2**25
@@ -29,7 +30,7 @@ def _check_bias(bias, channels):
 
 def _windows(x, w, kernel_shape, group, **attributes):
     _check(x, w, kernel_shape, w.shape[1] * group, group)
-    return place(x.shape[2:], w.shape[2:], **attributes)
+    return windows_for(x.shape[2:], w.shape[2:], **attributes)
 
 
 def _correlate(x, w, windows, group):
@@ -47,17 +48,28 @@ def _correlate(x, w, windows, group):
     batch = max(1, lines // windows.output[0])
     for n in range(0, samples, batch):
         for start in range(0, windows.output[0], lines):
-            part = y[n:n + batch, :, start:start + lines]
+            part = y[n : n + batch, :, start : start + lines]
             block = taps[(slice(n, n + batch), *(slice(None),) * (1 + rank), slice(start, start + lines))]
-            columns = np.ascontiguousarray(block).reshape(part.shape[0], group, weight.shape[2],
-                                                          math.prod(part.shape[2:]))
+            columns = np.ascontiguousarray(block).reshape(
+                part.shape[0], group, weight.shape[2], math.prod(part.shape[2:])
+            )
             part[...] = np.matmul(weight, columns).reshape(part.shape)
     return y
 
 
 @floating
-def conv(x, w, bias=None, *, auto_pad: AutoPad = "NOTSET", dilations: Ints | None = None, group: int = 1,
-         kernel_shape: Ints | None = None, pads: Ints | None = None, strides: Ints | None = None):
+def conv(
+    x,
+    w,
+    bias=None,
+    *,
+    auto_pad: AutoPad = "NOTSET",
+    dilations: Ints | None = None,
+    group: int = 1,
+    kernel_shape: Ints | None = None,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+):
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
     _check_bias(bias, w.shape[0])
     y = _correlate(x, w, windows, group)
@@ -72,15 +84,26 @@ def _integer_correlate(x, x_zero_point, w, w_zero_point, windows, group):
         raise InputError(f"the zero point of x has shape {x_zero_point.shape}, expected a scalar")
     if w_zero_point is not None and w_zero_point.shape not in ((), (1,), w.shape[:1]):
         raise InputError(f"the zero point of w has shape {w_zero_point.shape}, expected a scalar or {w.shape[:1]}")
-    x_zero_point, w_zero_point = (None if point is None else point.reshape(-1, *(1,) * (w.ndim - 1))
-                                  for point in (x_zero_point, w_zero_point))
+    x_zero_point, w_zero_point = (
+        None if point is None else point.reshape(-1, *(1,) * (w.ndim - 1)) for point in (x_zero_point, w_zero_point)
+    )
     return _correlate(centred(x, x_zero_point), centred(w, w_zero_point), windows, group)
 
 
 @quiet
-def conv_integer(x, w, x_zero_point=None, w_zero_point=None, *, auto_pad: AutoPad = "NOTSET",
-                 dilations: Ints | None = None, group: int = 1, kernel_shape: Ints | None = None,
-                 pads: Ints | None = None, strides: Ints | None = None):
+def conv_integer(
+    x,
+    w,
+    x_zero_point=None,
+    w_zero_point=None,
+    *,
+    auto_pad: AutoPad = "NOTSET",
+    dilations: Ints | None = None,
+    group: int = 1,
+    kernel_shape: Ints | None = None,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+):
     """The convolution of x - x_zero_point with w - w_zero_point in int32."""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
     y = _integer_correlate(x, x_zero_point, w, w_zero_point, windows, group)
@@ -88,9 +111,24 @@ def conv_integer(x, w, x_zero_point=None, w_zero_point=None, *, auto_pad: AutoPa
 
 
 @quiet
-def qlinear_conv(x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias=None, *,
-                 auto_pad: AutoPad = "NOTSET", dilations: Ints | None = None, group: int = 1,
-                 kernel_shape: Ints | None = None, pads: Ints | None = None, strides: Ints | None = None):
+def qlinear_conv(
+    x,
+    x_scale,
+    x_zero_point,
+    w,
+    w_scale,
+    w_zero_point,
+    y_scale,
+    y_zero_point,
+    bias=None,
+    *,
+    auto_pad: AutoPad = "NOTSET",
+    dilations: Ints | None = None,
+    group: int = 1,
+    kernel_shape: Ints | None = None,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+):
     """bias is int32, of scale x_scale * w_scale and zero point 0"""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
     _check_bias(bias, w.shape[0])
@@ -116,37 +154,63 @@ def _transposed_axis(size, kernel, stride, dilation, padding, output_padding, ou
     return split_padding(max(0, total), auto_pad)[0], output
 
 
-def place_transposed(size, kernel, *, auto_pad="NOTSET", dilations=None, output_padding=None, output_shape=None,
-                     pads=None, strides=None):
+def transposed_windows_for(
+    size, kernel, *, auto_pad="NOTSET", dilations=None, output_padding=None, output_shape=None, pads=None, strides=None
+):
     """(strides, dilations, positions cut off at the beginning, output sizes) of ConvTranspose's spatial axes."""
     rank = len(size)
     strides = attribute(strides, 1, rank, 1, "strides")
     dilations = attribute(dilations, 1, rank, 1, "dilations")
     output_padding = attribute(output_padding, 0, rank, 0, "output_padding")
     if any(extra >= max(s, d) for extra, s, d in zip(output_padding, strides, dilations)):
-        raise InputError(f"output_padding = {output_padding}, expected less than strides {strides} "
-                         f"or dilations {dilations}")
+        raise InputError(
+            f"output_padding = {output_padding}, expected less than strides {strides} or dilations {dilations}"
+        )
     shape = (None,) * rank if output_shape is None else attribute(output_shape, 0, rank, 1, "output_shape")
     padding = zip(*explicit_pads(None if output_shape else pads, auto_pad, rank))
-    begin, output = zip(*(_transposed_axis(*axis, auto_pad) for axis in
-                          zip(size, kernel, strides, dilations, padding, output_padding, shape)))
+    begin, output = zip(
+        *(
+            _transposed_axis(*axis, auto_pad)
+            for axis in zip(size, kernel, strides, dilations, padding, output_padding, shape)
+        )
+    )
     return strides, dilations, begin, output
 
 
 @floating
-def conv_transpose(x, w, bias=None, *, auto_pad: AutoPad = "NOTSET", dilations: Ints | None = None, group: int = 1,
-                   kernel_shape: Ints | None = None, output_padding: Ints | None = None,
-                   output_shape: Ints | None = None, pads: Ints | None = None, strides: Ints | None = None):
+def conv_transpose(
+    x,
+    w,
+    bias=None,
+    *,
+    auto_pad: AutoPad = "NOTSET",
+    dilations: Ints | None = None,
+    group: int = 1,
+    kernel_shape: Ints | None = None,
+    output_padding: Ints | None = None,
+    output_shape: Ints | None = None,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+):
     """y[n,m,i * stride + k * dilation - begin] += sum over c of w[c,m,k] x[n,c,i]; w is [C,M/group,*kernel]"""
     _check(x, w, kernel_shape, w.shape[0], group)
     samples, channels, *size = x.shape
     kernel, outputs = w.shape[2:], w.shape[1] * group
     _check_bias(bias, outputs)
-    strides, dilations, begin, output = place_transposed(
-        size, kernel, auto_pad=auto_pad, dilations=dilations, output_padding=output_padding, output_shape=output_shape,
-        pads=pads, strides=strides)
-    spans = [max((n - 1) * s + extent(k, d), b + out)
-             for n, s, k, d, b, out in zip(size, strides, kernel, dilations, begin, output)]
+    strides, dilations, begin, output = transposed_windows_for(
+        size,
+        kernel,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        output_padding=output_padding,
+        output_shape=output_shape,
+        pads=pads,
+        strides=strides,
+    )
+    spans = [
+        max((n - 1) * s + extent(k, d), b + out)
+        for n, s, k, d, b, out in zip(size, strides, kernel, dilations, begin, output)
+    ]
     check_size((samples, outputs, *spans), x.dtype)
     y = np.zeros((samples, outputs, *spans), x.dtype)
     weight = w.reshape(group, channels // group, math.prod(w.shape[1:])).swapaxes(1, 2)

@@ -1,4 +1,5 @@
 """Operators that make tensors from values: constants, ranges and identity matrices."""
+
 import math
 from typing import Literal
 
@@ -14,13 +15,23 @@ def constant_1(*, value: Tensor):
     return value
 
 
-def constant(*, value: Tensor | None = None, value_float: float | None = None, value_floats: Floats | None = None,
-             value_int: int | None = None, value_ints: Ints | None = None,
-             value_string: str | None = None, value_strings: Strs | None = None):
+def constant(
+    *,
+    value: Tensor | None = None,
+    value_float: float | None = None,
+    value_floats: Floats | None = None,
+    value_int: int | None = None,
+    value_ints: Ints | None = None,
+    value_string: str | None = None,
+    value_strings: Strs | None = None,
+):
     values = [
-        (value_float, np.float32), (value_floats, np.float32),
-        (value_int, np.int64), (value_ints, np.int64),
-        (value_string, object), (value_strings, object),
+        (value_float, np.float32),
+        (value_floats, np.float32),
+        (value_int, np.int64),
+        (value_ints, np.int64),
+        (value_string, object),
+        (value_strings, object),
     ]
     given = [value] if value is not None else []
     given += [np.array(plain, dtype) for plain, dtype in values if plain is not None]
@@ -45,14 +56,16 @@ def range_11(start, limit, delta):
     """start + i * delta for each i < ceil((limit - start) / delta)."""
     dtype = same_dtype((start, limit, delta))
     if not start.size == limit.size == delta.size == 1:
-        raise InputError(f"start, limit and delta of shapes {start.shape}, {limit.shape} and {delta.shape}, "
-                         "expected scalars")
+        raise InputError(
+            f"start, limit and delta of shapes {start.shape}, {limit.shape} and {delta.shape}, expected scalars"
+        )
     if dtype.kind != "i" and not is_floating(dtype):
         raise InputTypeError(f"inputs of type {dtype}, expected a signed integer or floating-point type")
     first, end, step = (widen(x).item() for x in (start, limit, delta))
     if step == 0 or not all(map(math.isfinite, (first, end, step))):
-        raise InputError(f"start {first}, limit {end} and delta {step}, "
-                         "expected finite numbers and a delta other than 0")
+        raise InputError(
+            f"start {first}, limit {end} and delta {step}, expected finite numbers and a delta other than 0"
+        )
     with np.errstate(all="ignore"):
         if dtype.kind == "i":
             count = max(-((first - end) // step), 0)

@@ -1,4 +1,5 @@
 """Elementwise arithmetic, comparison and logic, with ONNX's multidirectional (NumPy's) broadcasting."""
+
 import functools
 import math
 from typing import Literal
@@ -7,12 +8,21 @@ import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.onnx.ops.cast import limits
-from rnnfast.onnx.ops.numeric import (check_broadcast, check_broadcasts_to, check_numbers, floating, is_floating,
-                                      numeric, quiet, same_dtype, widen)
+from rnnfast.onnx.ops.numeric import (
+    check_broadcast,
+    check_broadcasts_to,
+    check_numbers,
+    floating,
+    is_floating,
+    numeric,
+    quiet,
+    same_dtype,
+    widen,
+)
 from rnnfast.onnx.ops.types import Flag
 
 # The spec's default bounds of the attribute form of Clip: the range of float32.
-FLOAT32_MAX = 3.4028234663852886e+38
+FLOAT32_MAX = 3.4028234663852886e38
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -22,6 +32,7 @@ def _unary(ufunc, decorate=floating):
     def operator(x):
         check_numbers(x)
         return ufunc(x)
+
     operator.__name__ = ufunc.__name__
     return operator
 
@@ -32,6 +43,7 @@ def _arithmetic(ufunc):
         check_numbers(a)
         check_broadcast(a, b)
         return ufunc(a, b)
+
     operator.__name__ = ufunc.__name__
     return operator
 
@@ -42,6 +54,7 @@ def _variadic(ufunc):
         check_numbers(xs[0])
         check_broadcast(*xs)
         return functools.reduce(ufunc, xs)
+
     operator.__name__ = ufunc.__name__
     return operator
 
@@ -60,6 +73,7 @@ def _logical(ufunc):
             raise InputTypeError(f"inputs of types {a.dtype} and {b.dtype}, expected bool")
         check_broadcast(a, b)
         return ufunc(a, b)
+
     operator.__name__ = ufunc.__name__
     return operator
 
@@ -71,12 +85,14 @@ def _bitwise(ufunc):
             raise InputTypeError(f"inputs of type {a.dtype}, expected an integer type")
         check_broadcast(a, b)
         return ufunc(a, b)
+
     operator.__name__ = ufunc.__name__
     return operator
 
 
 def _limited_broadcast(operator):
     """The operator before opset 7: with broadcast = 1 the shape of B is a run of A's axes that begins at `axis`."""
+
     def limited(a, b, *, axis: int | None = None, broadcast: Flag = 0):
         if broadcast:
             start = a.ndim - b.ndim if axis is None else axis + a.ndim if axis < 0 else axis
@@ -85,6 +101,7 @@ def _limited_broadcast(operator):
             raise InputError(f"inputs of shapes {a.shape} and {b.shape} without broadcast = 1")
         check_broadcasts_to(b, a, "B")
         return operator(a, b)
+
     limited.__name__ = operator.__name__
     return limited
 

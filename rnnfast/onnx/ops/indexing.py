@@ -1,4 +1,5 @@
 """Operators that pick, place, order or count elements."""
+
 import math
 from typing import Literal
 
@@ -39,14 +40,15 @@ def slice_1(x, *, starts: Ints, ends: Ints, axes: Ints | None = None):
 
 
 def slice_10(x, starts, ends, axes=None, steps=None):
-    return _slice(x, integers(starts, "starts"), integers(ends, "ends"), integers(axes, "axes"),
-                  integers(steps, "steps"))
+    return _slice(
+        x, integers(starts, "starts"), integers(ends, "ends"), integers(axes, "axes"), integers(steps, "steps")
+    )
 
 
 def gather(x, indices, *, axis: int = 0):
     axis = check_axis(axis, x.ndim)
     indices = check_indices(indices, x.shape[axis])
-    result = x.shape[:axis] + indices.shape + x.shape[axis + 1:]
+    result = x.shape[:axis] + indices.shape + x.shape[axis + 1 :]
     check_size(result, x.dtype)
     return x.take(indices.reshape(-1), axis).reshape(result)
 
@@ -74,14 +76,15 @@ def _rows(x, indices, batch_dims):
     if not 0 <= batch_dims < min(indices.ndim, x.ndim):
         raise InputError(f"batch_dims {batch_dims} for shapes {x.shape} and {indices.shape}")
     batch, depth = x.shape[:batch_dims], indices.shape[-1]
-    addressed = x.shape[batch_dims:batch_dims + depth]
+    addressed = x.shape[batch_dims : batch_dims + depth]
     if indices.shape[:batch_dims] != batch or not 1 <= depth <= x.ndim - batch_dims:
-        raise InputError(f"indices of shape {indices.shape} do not address a tensor of shape {x.shape} "
-                         f"with batch_dims {batch_dims}")
+        raise InputError(
+            f"indices of shape {indices.shape} do not address a tensor of shape {x.shape} with batch_dims {batch_dims}"
+        )
     row = np.arange(math.prod(batch), dtype=np.int64).reshape(batch + (1,) * (indices.ndim - 1 - batch_dims))
     for i, n in enumerate(addressed):
         row = row * n + check_indices(indices[..., i], n)
-    return x.reshape(math.prod(batch + addressed), *x.shape[batch_dims + depth:]), row
+    return x.reshape(math.prod(batch + addressed), *x.shape[batch_dims + depth :]), row
 
 
 def gather_nd_11(x, indices):
@@ -116,8 +119,9 @@ def scatter_elements_16(x, indices, updates, *, axis: int = 0, reduction: Litera
     return scatter_elements(x, indices, updates, axis=axis, reduction=reduction)
 
 
-def scatter_elements(x, indices, updates, *, axis: int = 0,
-                     reduction: Literal["none", "add", "mul", "max", "min"] = "none"):
+def scatter_elements(
+    x, indices, updates, *, axis: int = 0, reduction: Literal["none", "add", "mul", "max", "min"] = "none"
+):
     same_dtype((x, updates))
     if indices.shape != updates.shape:
         raise InputError(f"indices of shape {indices.shape}, but updates of shape {updates.shape}")
@@ -216,7 +220,7 @@ def compress(x, condition, *, axis: int | None = None):
         x, axis = x.reshape(-1), 0
     axis = check_axis(axis, x.ndim)
     indices = check_indices(np.flatnonzero(condition), x.shape[axis])
-    check_size((*x.shape[:axis], indices.size, *x.shape[axis + 1:]), x.dtype)
+    check_size((*x.shape[:axis], indices.size, *x.shape[axis + 1 :]), x.dtype)
     return x.take(indices, axis)
 
 

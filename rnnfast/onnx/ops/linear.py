@@ -1,11 +1,11 @@
 """Matrix products: MatMul, Gemm, Einsum and the quantized ones."""
+
 import math
 
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.onnx.ops.numeric import (check_broadcasts_to, check_numbers, is_floating, numeric, quiet, rows,
-                                      same_dtype)
+from rnnfast.onnx.ops.numeric import check_broadcasts_to, check_numbers, is_floating, numeric, quiet, rows, same_dtype
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Flag, check_size
 
@@ -63,9 +63,9 @@ def _labels(equation, shapes):
             raise InputError(f"term {term!r} of equation {equation!r} does not fit an input of shape {shape}")
         end = len(shape) - len(after)
         if dots:
-            ellipsis = np.broadcast_shapes(ellipsis, shape[len(before):end])
+            ellipsis = np.broadcast_shapes(ellipsis, shape[len(before) : end])
         labels.append([*before, *range(len(before) - end, 0), *after])
-        for letter, size in zip(before + after, shape[:len(before)] + shape[end:]):
+        for letter, size in zip(before + after, shape[: len(before)] + shape[end:]):
             if not letter.isascii() or not letter.isalpha():
                 raise InputError(f"equation {equation!r} contains {letter!r}, expected letters")
             if sizes.setdefault(letter, size) != size:
@@ -90,7 +90,7 @@ def _without(x, labels, kept):
     for label in dict.fromkeys(labels):
         while labels.count(label) > 1:
             i, j = (axis for axis, other in enumerate(labels) if other == label and labels[:axis].count(label) < 2)
-            x, labels = np.diagonal(x, axis1=i, axis2=j), [*labels[:i], *labels[i + 1:j], *labels[j + 1:], label]
+            x, labels = np.diagonal(x, axis1=i, axis2=j), [*labels[:i], *labels[i + 1 : j], *labels[j + 1 :], label]
     summed = tuple(axis for axis, label in enumerate(labels) if label not in kept)
     if summed:
         x = rows(x, summed).sum(axis=-1, dtype=x.dtype)
@@ -105,7 +105,8 @@ def _arranged(x, labels, groups, sizes):
     shape = [sizes[label] for label in order]
     check_size(shape, x.dtype)
     return np.ascontiguousarray(np.broadcast_to(x, shape)).reshape(
-        [math.prod(sizes[label] for label in group) for group in groups])
+        [math.prod(sizes[label] for label in group) for group in groups]
+    )
 
 
 def _contract(a, a_labels, b, b_labels, kept, sizes):
@@ -143,7 +144,7 @@ def einsum(*xs, equation: str):
     check_size([sizes[label] for label in output], xs[0].dtype)
     y, labels = xs[0], terms[0]
     for i, (x, term) in enumerate(zip(xs[1:], terms[1:]), 1):
-        y, labels = _contract(y, labels, x, term, set(output).union(*terms[i + 1:]), sizes)
+        y, labels = _contract(y, labels, x, term, set(output).union(*terms[i + 1 :]), sizes)
     y, labels = _without(y, labels, output)
     return y.transpose([labels.index(label) for label in output])
 

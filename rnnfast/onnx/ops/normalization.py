@@ -1,12 +1,21 @@
 """Normalization by means and variances, over the batch, a sample, a channel or groups of channels."""
+
 import math
 from typing import Literal
 
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.onnx.ops.numeric import (axis_index, check_broadcasts_to, floating, per_channel, quiet, rows,
-                                      same_dtype, widen)
+from rnnfast.onnx.ops.numeric import (
+    axis_index,
+    check_broadcasts_to,
+    floating,
+    per_channel,
+    quiet,
+    rows,
+    same_dtype,
+    widen,
+)
 from rnnfast.onnx.ops.types import Dtype, Flag, Ints
 
 # Defaults of the spec, which are float32 numbers: 1e-5, 0.9 and 1e-4.
@@ -44,22 +53,45 @@ def _affine(x, mean, variance, scale, bias, epsilon):
     return y.astype(x.dtype)
 
 
-def batch_normalization_1(x, scale, bias, mean, variance, *, epsilon: float = EPSILON, is_test: Flag = 0,
-                          momentum: float = MOMENTUM, spatial: Flag = 1, n_outputs: int = 1):
+def batch_normalization_1(
+    x,
+    scale,
+    bias,
+    mean,
+    variance,
+    *,
+    epsilon: float = EPSILON,
+    is_test: Flag = 0,
+    momentum: float = MOMENTUM,
+    spatial: Flag = 1,
+    n_outputs: int = 1,
+):
     if not is_test:
         raise UnsupportedError("is_test = 0 of BatchNormalization, which asks for the training mode")
-    return batch_normalization_7(x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, spatial=spatial,
-                                 n_outputs=n_outputs)
+    return batch_normalization_7(
+        x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, spatial=spatial, n_outputs=n_outputs
+    )
 
 
 @quiet
-def batch_normalization_7(x, scale, bias, mean, variance, *, epsilon: float = EPSILON, momentum: float = MOMENTUM,
-                          spatial: Flag = 1, n_outputs: int = 1):
+def batch_normalization_7(
+    x,
+    scale,
+    bias,
+    mean,
+    variance,
+    *,
+    epsilon: float = EPSILON,
+    momentum: float = MOMENTUM,
+    spatial: Flag = 1,
+    n_outputs: int = 1,
+):
     """With spatial = 0 each position of a sample has its own statistics."""
     same_dtype((x, scale, bias, mean, variance))
     if spatial:
-        return batch_normalization_9(x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum,
-                                     n_outputs=n_outputs)
+        return batch_normalization_9(
+            x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, n_outputs=n_outputs
+        )
     _refuse_training(n_outputs)
     for name, parameter in dict(scale=scale, B=bias, mean=mean, var=variance).items():
         if parameter.shape != x.shape[1:]:
@@ -73,8 +105,9 @@ def _refuse_training(n_outputs):
 
 
 @quiet
-def batch_normalization_9(x, scale, bias, mean, variance, *, epsilon: float = EPSILON, momentum: float = MOMENTUM,
-                          n_outputs: int = 1):
+def batch_normalization_9(
+    x, scale, bias, mean, variance, *, epsilon: float = EPSILON, momentum: float = MOMENTUM, n_outputs: int = 1
+):
     same_dtype((x, scale, bias, mean, variance))
     _refuse_training(n_outputs)
     _check_channels(x, scale=scale, B=bias, mean=mean, var=variance)
@@ -82,8 +115,18 @@ def batch_normalization_9(x, scale, bias, mean, variance, *, epsilon: float = EP
 
 
 @quiet
-def batch_normalization(x, scale, bias, mean, variance, *, epsilon: float = EPSILON, momentum: float = MOMENTUM,
-                        training_mode: Flag = 0, n_outputs: int = 1):
+def batch_normalization(
+    x,
+    scale,
+    bias,
+    mean,
+    variance,
+    *,
+    epsilon: float = EPSILON,
+    momentum: float = MOMENTUM,
+    training_mode: Flag = 0,
+    n_outputs: int = 1,
+):
     """In training_mode the statistics are the batch's, and the running ones move towards them by 1 - momentum."""
     _check_channels(x, scale=scale, B=bias, input_mean=mean, input_var=variance)
     if not training_mode:
@@ -99,7 +142,8 @@ def batch_normalization(x, scale, bias, mean, variance, *, epsilon: float = EPSI
     y = _affine(x, *(per_channel(p, x) for p in (batch_mean, batch_variance, scale, bias)), epsilon)
     running_mean, running_variance = (
         (widen(old) * momentum + new * (1 - momentum)).astype(old.dtype)
-        for old, new in ((mean, batch_mean), (variance, batch_variance)))
+        for old, new in ((mean, batch_mean), (variance, batch_variance))
+    )
     return y, running_mean, running_variance
 
 
@@ -120,8 +164,7 @@ def _inner(x, axis):
 
 
 @quiet
-def layer_normalization(x, scale, bias=None, *, axis: int = -1, epsilon: float = EPSILON,
-                        stash_type: Dtype = FLOAT32):
+def layer_normalization(x, scale, bias=None, *, axis: int = -1, epsilon: float = EPSILON, stash_type: Dtype = FLOAT32):
     """Also gives the mean and the inverse standard deviation, in stash_type."""
     same_dtype((x, scale, bias))
     matrix, outer = _inner(x, axis)
@@ -195,13 +238,17 @@ def local_response_normalization(x, *, size: int, alpha: float = LRN_ALPHA, beta
     total = np.zeros_like(x)
     for shift in range(-min(before, x.shape[1]), min(after, x.shape[1]) + 1):
         low, high = max(0, -shift), x.shape[1] - max(0, shift)
-        total[:, low:high] += squares[:, low + shift:high + shift]
+        total[:, low:high] += squares[:, low + shift : high + shift]
     return x / np.power(bias + alpha / size * total, beta)
 
 
 OPS = {
-    "BatchNormalization": {1: batch_normalization_1, 7: batch_normalization_7, 9: batch_normalization_9,
-                           14: batch_normalization},
+    "BatchNormalization": {
+        1: batch_normalization_1,
+        7: batch_normalization_7,
+        9: batch_normalization_9,
+        14: batch_normalization,
+    },
     "GroupNormalization": {18: group_normalization_18, 21: group_normalization},
     "InstanceNormalization": {1: instance_normalization},
     "LRN": {1: local_response_normalization},

@@ -1,4 +1,5 @@
 """What all arithmetic operators share: element types, half precision, NumPy's warnings, axes."""
+
 import functools
 
 import numpy as np
@@ -42,6 +43,7 @@ def _results(results, half):
 
 def numeric(function):
     """An operator whose inputs have one element type; float16 and bfloat16 are computed in float32, rounded once."""
+
     @functools.wraps(function)
     def operator(*inputs, **attributes):
         dtype = same_dtype(inputs)
@@ -49,6 +51,7 @@ def numeric(function):
             if is_half(dtype):
                 return _results(function(*map(widen, inputs), **attributes), dtype)
             return _results(function(*inputs, **attributes), None)
+
     return operator
 
 
@@ -62,15 +65,18 @@ def floating(function):
         if not is_floating(dtype):
             raise InputTypeError(f"input of type {dtype}, expected a floating-point type")
         return compute(*inputs, **attributes)
+
     return operator
 
 
 def quiet(function):
     """An operator that handles element types itself: only NumPy's warnings are off and the results are arrays."""
+
     @functools.wraps(function)
     def operator(*inputs, **attributes):
         with np.errstate(all="ignore"):
             return _results(function(*inputs, **attributes), None)
+
     return operator
 
 

@@ -1,4 +1,5 @@
 """Pooling over sliding windows and over all positions."""
+
 import math
 
 import numpy as np
@@ -6,7 +7,7 @@ import numpy as np
 from rnnfast.errors import InputError, LimitError, UnsupportedError
 from rnnfast.onnx.ops.numeric import floating, is_floating, numeric, rows
 from rnnfast.onnx.ops.types import Flag, Ints, check_size
-from rnnfast.onnx.ops.windows import AutoPad, place
+from rnnfast.onnx.ops.windows import AutoPad, windows_for
 
 # Positions are computed in int64.
 MAX_SPAN = 2**62
@@ -18,10 +19,12 @@ DEFAULTS = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": No
 
 def windows_of(x, kernel_shape, auto_pad, **attributes):
     """The Windows over x, of which each has a tap in the input."""
-    windows = place(x.shape[2:], kernel_shape, auto_pad=auto_pad, **attributes)
+    windows = windows_for(x.shape[2:], kernel_shape, auto_pad=auto_pad, **attributes)
     if auto_pad.startswith("SAME") and any(windows.covered(axis) < size - 1 for axis, size in enumerate(windows.size)):
-        raise UnsupportedError(f"auto_pad = {auto_pad} with windows that leave a gap of more than one position at the "
-                               f"ends, where ONNX's formula gives a negative padding")
+        raise UnsupportedError(
+            f"auto_pad = {auto_pad} with windows that leave a gap of more than one position at the "
+            f"ends, where ONNX's formula gives a negative padding"
+        )
     for axis in range(len(windows.size)):
         _check_reach(windows, axis)
     check_size((*x.shape[:2], *windows.output), x.dtype)
@@ -45,13 +48,16 @@ def _check_reach(windows, axis):
     if windows.output[axis] and (windows.begin[axis] >= span or last >= windows.size[axis]):
         raise _untouched(windows, axis)
     if max(span, windows.strides[axis]) >= MAX_SPAN:
-        raise LimitError(f"a window of {span} positions and a stride of {windows.strides[axis]}, "
-                         f"more than the limit of {MAX_SPAN}")
+        raise LimitError(
+            f"a window of {span} positions and a stride of {windows.strides[axis]}, more than the limit of {MAX_SPAN}"
+        )
 
 
 def _untouched(windows, axis):
-    return InputError(f"padding of {windows.begin[axis]} and {windows.end[axis]} on spatial axis {axis} leaves a "
-                      f"window without any input")
+    return InputError(
+        f"padding of {windows.begin[axis]} and {windows.end[axis]} on spatial axis {axis} leaves a "
+        f"window without any input"
+    )
 
 
 def _meetings(windows, axis):
@@ -82,15 +88,17 @@ def _meetings(windows, axis):
 def _check_work(shape, windows, axis):
     loops = min(windows.kernel[axis], windows.size[axis])
     if loops * (math.prod(shape) + LOOP_COST) > MAX_WORK:
-        raise LimitError(f"windows of {windows.kernel[axis]} over {windows.size[axis]} positions for an output of "
-                         f"shape {shape} need more than the limit of {MAX_WORK} operations")
+        raise LimitError(
+            f"windows of {windows.kernel[axis]} over {windows.size[axis]} positions for an output of "
+            f"shape {shape} need more than the limit of {MAX_WORK} operations"
+        )
 
 
 def _slide(combine, x, windows, start):
     """[N,C,*output]: `combine` over the taps of each window, axis after axis, begun from `start`."""
     for axis in range(len(windows.size)):
         lead = (slice(None),) * (2 + axis)
-        shape = (*x.shape[:2 + axis], windows.output[axis], *x.shape[3 + axis:])
+        shape = (*x.shape[: 2 + axis], windows.output[axis], *x.shape[3 + axis :])
         check_size(shape, x.dtype)
         _check_work(shape, windows, axis)
         y = np.full(shape, start, x.dtype)
@@ -109,7 +117,7 @@ def _indices(x, windows, column_major):
     where = np.broadcast_to(np.arange(math.prod(windows.size)).reshape(windows.size, order=order), x.shape)
     for axis in reversed(range(len(windows.size))):
         lead = (slice(None),) * (2 + axis)
-        shape = (*x.shape[:2 + axis], windows.output[axis], *x.shape[3 + axis:])
+        shape = (*x.shape[: 2 + axis], windows.output[axis], *x.shape[3 + axis :])
         check_size(shape, np.int64)
         _check_work(shape, windows, axis)
         y, found = np.zeros(shape, x.dtype), np.full(shape, -1)
@@ -124,11 +132,21 @@ def _indices(x, windows, column_major):
 
 
 @numeric
-def max_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: Flag = 0,
-             dilations: Ints | None = None, pads: Ints | None = None, storage_order: Flag = 0,
-             strides: Ints | None = None, n_outputs: int = 1):
-    windows = windows_of(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
-                       ceil_mode=ceil_mode)
+def max_pool(
+    x,
+    *,
+    kernel_shape: Ints,
+    auto_pad: AutoPad = "NOTSET",
+    ceil_mode: Flag = 0,
+    dilations: Ints | None = None,
+    pads: Ints | None = None,
+    storage_order: Flag = 0,
+    strides: Ints | None = None,
+    n_outputs: int = 1,
+):
+    windows = windows_of(
+        x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations, ceil_mode=ceil_mode
+    )
     lowest = -math.inf if is_floating(x.dtype) else np.iinfo(x.dtype).min
     y = _slide(np.maximum, x, windows, lowest)
     return y, _indices(x, windows, storage_order == 1) if n_outputs > 1 else None
@@ -144,21 +162,40 @@ def _counts(windows, include_pad):
 
 
 @floating
-def average_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: Flag = 0,
-                 count_include_pad: Flag = 0, dilations: Ints | None = None, pads: Ints | None = None,
-                 strides: Ints | None = None):
-    windows = windows_of(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
-                       ceil_mode=ceil_mode)
+def average_pool(
+    x,
+    *,
+    kernel_shape: Ints,
+    auto_pad: AutoPad = "NOTSET",
+    ceil_mode: Flag = 0,
+    count_include_pad: Flag = 0,
+    dilations: Ints | None = None,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+):
+    windows = windows_of(
+        x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations, ceil_mode=ceil_mode
+    )
     total = _slide(np.add, x, windows, 0)
     return total / _counts(windows, count_include_pad).astype(x.dtype)
 
 
 @floating
-def lp_pool(x, *, kernel_shape: Ints, auto_pad: AutoPad = "NOTSET", ceil_mode: Flag = 0, dilations: Ints | None = None,
-            p: int = 2, pads: Ints | None = None, strides: Ints | None = None):
+def lp_pool(
+    x,
+    *,
+    kernel_shape: Ints,
+    auto_pad: AutoPad = "NOTSET",
+    ceil_mode: Flag = 0,
+    dilations: Ints | None = None,
+    p: int = 2,
+    pads: Ints | None = None,
+    strides: Ints | None = None,
+):
     """sum(|x|^p)^(1/p)"""
-    windows = windows_of(x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations,
-                       ceil_mode=ceil_mode)
+    windows = windows_of(
+        x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations, ceil_mode=ceil_mode
+    )
     return _root(_slide(np.add, _power(x, p), windows, 0), p)
 
 

@@ -1,4 +1,5 @@
 """Linear quantization: y = saturate(round(x / scale) + zero_point), ties to even."""
+
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
@@ -39,14 +40,18 @@ def _spread(parameter, x, axis, block_size, name):
     axis = axis_index(axis, x)
     if parameter.ndim == 1 and not block_size:
         if parameter.shape[0] != x.shape[axis]:
-            raise InputError(f"{name} has {parameter.shape[0]} elements, but axis {axis} of the input of shape "
-                             f"{x.shape} has {x.shape[axis]}")
+            raise InputError(
+                f"{name} has {parameter.shape[0]} elements, but axis {axis} of the input of shape "
+                f"{x.shape} has {x.shape[axis]}"
+            )
         return parameter.reshape(-1, *(1,) * (x.ndim - axis - 1))
     blocks = -(-x.shape[axis] // block_size) if block_size > 0 else 0
-    expected = (*x.shape[:axis], blocks, *x.shape[axis + 1:])
+    expected = (*x.shape[:axis], blocks, *x.shape[axis + 1 :])
     if block_size <= 0 or parameter.shape != expected:
-        raise InputError(f"{name} has shape {parameter.shape}, which does not fit blocks of {block_size} along "
-                         f"axis {axis} of an input of shape {x.shape}")
+        raise InputError(
+            f"{name} has shape {parameter.shape}, which does not fit blocks of {block_size} along "
+            f"axis {axis} of an input of shape {x.shape}"
+        )
     return np.repeat(parameter, block_size, axis)[(*(slice(None),) * axis, slice(x.shape[axis]))]
 
 
@@ -65,8 +70,17 @@ def _one_type(zero_point, output_dtype):
 
 
 @quiet
-def quantize_linear(x, y_scale, y_zero_point=None, *, axis: int = 1, block_size: int = 0,
-                    output_dtype: Dtype | None = None, precision: Dtype | None = None, saturate: Flag = 1):
+def quantize_linear(
+    x,
+    y_scale,
+    y_zero_point=None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: Dtype | None = None,
+    precision: Dtype | None = None,
+    saturate: Flag = 1,
+):
     """The quotient has the precision of y_scale, or `precision`."""
     dtype = _one_type(y_zero_point, output_dtype)
     _check_zero_point(y_scale, y_zero_point)
@@ -85,8 +99,9 @@ def quantize_linear(x, y_scale, y_zero_point=None, *, axis: int = 1, block_size:
 
 
 @quiet
-def dequantize_linear(x, x_scale, x_zero_point=None, *, axis: int = 1, block_size: int = 0,
-                      output_dtype: Dtype | None = None):
+def dequantize_linear(
+    x, x_scale, x_zero_point=None, *, axis: int = 1, block_size: int = 0, output_dtype: Dtype | None = None
+):
     """(x - x_zero_point) * x_scale in the type of x_scale, or output_dtype."""
     if x_zero_point is not None and x_zero_point.dtype != x.dtype:
         raise InputTypeError(f"zero point of type {x_zero_point.dtype} for an input of type {x.dtype}")

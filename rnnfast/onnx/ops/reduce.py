@@ -1,4 +1,5 @@
 """Reductions, the indices of extremes, and running sums."""
+
 import math
 
 import numpy as np
@@ -62,10 +63,12 @@ def _sum_square(x, axes):
 
 def _through_float(function):
     """Integers are computed in float64; the result is truncated to their type."""
+
     def reduce(x, axes):
         if is_floating(x.dtype):
             return function(x, axes)
         return np.trunc(function(x.astype(np.float64), axes)).astype(x.dtype)
+
     return reduce
 
 
@@ -100,6 +103,7 @@ def _axes_attribute(reduce):
     @numeric
     def operator(x, *, axes: Ints | None = None, keepdims: Flag = 1):
         return _reduce(reduce, x, axes or range(x.ndim), keepdims)
+
     operator.__name__ = reduce.__name__
     return operator
 
@@ -113,6 +117,7 @@ def _axes_input(reduce):
         else:
             axes = axes.ravel().tolist()
         return compute(x, axes=axes, keepdims=keepdims)
+
     operator.__name__ = reduce.__name__
     return operator
 
@@ -132,6 +137,7 @@ def _arg(find):
         else:
             index = find(x, axis=axis, keepdims=bool(keepdims))
         return np.asarray(index, np.int64)
+
     operator.__name__ = find.__name__
     return operator
 
@@ -143,6 +149,7 @@ def _running(accumulate, neutral):
         if axis.size != 1:
             raise InputError(f"axis has shape {axis.shape}, expected a scalar")
         return compute(x, axis=axis_index(axis.item(), x), exclusive=exclusive, reverse=reverse)
+
     operator.__name__ = accumulate.__name__
     return operator
 

@@ -1,4 +1,5 @@
 """Sequences (Python lists of tensors) and optional values (None where empty)."""
+
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, LimitError
@@ -47,7 +48,7 @@ def _place(sequence, position):
 
 def sequence_erase(sequence, position=None):
     place = _place(sequence, np.array(-1) if position is None else position)
-    return [*sequence[:place], *sequence[place + 1:]]
+    return [*sequence[:place], *sequence[place + 1 :]]
 
 
 def sequence_at(sequence, position):

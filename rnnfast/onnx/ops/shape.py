@@ -1,4 +1,5 @@
 """Operators that describe, rearrange or repeat a tensor without looking at its elements."""
+
 import math
 from typing import Literal
 
@@ -99,7 +100,7 @@ def concat(*xs, axis: int):
     for x in xs[1:]:
         if len(x.shape) != len(first) or any(n != m for i, (n, m) in enumerate(zip(x.shape, first)) if i != axis):
             raise InputError(f"tensors of shapes {', '.join(str(x.shape) for x in xs)} differ besides axis {axis}")
-    check_size((*first[:axis], sum(x.shape[axis] for x in xs), *first[axis + 1:]), dtype)
+    check_size((*first[:axis], sum(x.shape[axis] for x in xs), *first[axis + 1 :]), dtype)
     return np.concatenate(xs, axis)
 
 
@@ -222,8 +223,10 @@ def _padding(x, constant_value):
     if constant_value is None:
         return zero(x.dtype)
     if constant_value.size != 1 or constant_value.dtype != x.dtype:
-        raise InputTypeError(f"constant_value of shape {constant_value.shape} and type {constant_value.dtype}, "
-                             f"expected one element of type {x.dtype}")
+        raise InputTypeError(
+            f"constant_value of shape {constant_value.shape} and type {constant_value.dtype}, "
+            f"expected one element of type {x.dtype}"
+        )
     return constant_value.reshape(-1)[0]
 
 
@@ -239,8 +242,7 @@ def pad_18(x, pads, constant_value=None, axes=None, *, mode: Literal["constant",
     return _pad(x, integers(pads, "pads"), _padding(x, constant_value), integers(axes, "axes"), mode)
 
 
-def pad(x, pads, constant_value=None, axes=None, *,
-        mode: Literal["constant", "reflect", "edge", "wrap"] = "constant"):
+def pad(x, pads, constant_value=None, axes=None, *, mode: Literal["constant", "reflect", "edge", "wrap"] = "constant"):
     return _pad(x, integers(pads, "pads"), _padding(x, constant_value), integers(axes, "axes"), mode)
 
 

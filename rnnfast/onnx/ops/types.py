@@ -1,4 +1,5 @@
 """What an operator's signature can say of an attribute, and the guard against sizes that come from values."""
+
 import math
 from typing import Literal
 
@@ -45,5 +46,7 @@ def check_size(shape, dtype):
     """
     size = math.prod(max(int(n), 1) for n in shape) * np.dtype(dtype).itemsize
     if size > MAX_TENSOR_BYTES:
-        raise LimitError(f"a tensor of shape {tuple(int(n) for n in shape)} needs {size} bytes, "
-                         f"more than the limit of {MAX_TENSOR_BYTES}")
+        raise LimitError(
+            f"a tensor of shape {tuple(int(n) for n in shape)} needs {size} bytes, "
+            f"more than the limit of {MAX_TENSOR_BYTES}"
+        )

@@ -1,4 +1,5 @@
 """Where the windows of a convolution or a pooling lie: padding, strides and dilations over any number of axes."""
+
 import functools
 import math
 from typing import Literal, NamedTuple
@@ -15,13 +16,14 @@ AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID", ""]
 
 class Windows(NamedTuple):
     """One entry per spatial axis. Tap k of window o is at input position o * stride + k * dilation - begin."""
-    size: tuple       # of the input
+
+    size: tuple  # of the input
     kernel: tuple
     strides: tuple
     dilations: tuple
-    begin: tuple      # padding before the input
-    end: tuple        # and behind it
-    output: tuple     # number of windows
+    begin: tuple  # padding before the input
+    end: tuple  # and behind it
+    output: tuple  # number of windows
 
     def extent(self, axis):
         """Input positions that a window spans."""
@@ -70,7 +72,7 @@ def split_padding(total, auto_pad):
 
 
 @functools.lru_cache(256)
-def place(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
+def windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
     """The Windows over an input of spatial shape `size`, from the attributes of Conv and of the pooling operators."""
     rank = len(size)
     if rank == 0:
@@ -94,8 +96,10 @@ def place(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
             if ceil_mode and auto_pad != "VALID" and room % stride and count * stride < size[axis] + begin[axis]:
                 count += 1
             if count < 1:
-                raise InputError(f"spatial axis {axis} of {size[axis]}, padded by {begin[axis]} and {end[axis]}, "
-                                 f"is shorter than a window of {span}")
+                raise InputError(
+                    f"spatial axis {axis} of {size[axis]}, padded by {begin[axis]} and {end[axis]}, "
+                    f"is shorter than a window of {span}"
+                )
         output.append(count)
     return Windows(tuple(size), kernel, strides, dilations, tuple(begin), tuple(end), tuple(output))
 
