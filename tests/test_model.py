@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import itertools
-import pathlib
 import tracemalloc
 import types
 import warnings
@@ -17,6 +16,7 @@ from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
 from rnnfast.native import _kernels, _plans, _programs
 from rnnfast.onnx import budget, folding, trace
 from tests.graphs import load, model_of, onnxruntime, parse, random
+from tests.paths import MODELS
 
 GRU = parse(
     """g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
@@ -553,7 +553,7 @@ def test_number_of_threads_does_not_change_the_bits(file, forced):
         "denoiser": {"bands": random(0, 5, 22), "state": random(1, 1, 5, 32)},
         "detector": {"audio": random(0, 2, 700), "rate": 16000},
     }
-    path = pathlib.Path(__file__).parent.parent / "models" / f"{file}.onnx"
+    path = MODELS / f"{file}.onnx"
     expected = [y.tobytes() for y in rnnfast.load(path)(feeds[file]).values()]
     for threads in (1, 2, 5):
         model = rnnfast.load(path, threads=threads)

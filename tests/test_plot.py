@@ -1,7 +1,6 @@
 """rnnfast.plot: the numbers against the layers and torch, the figures by what they hold."""
 
 import os
-import pathlib
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import pytest
 
 from rnnfast import nn, plot
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from tests.paths import ROOT
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 KINDS = {"RNN": "h", "GRU": "rznh", "LSTM": "ifgoch"}
@@ -366,7 +366,7 @@ def test_without_matplotlib():
 @pytest.mark.slow
 def test_the_model_of_gradient_flow(tmp_path):
     """models/gradient_flow.py: the gated cells learn what lies 39 steps back, the plain RNN does not."""
-    root = pathlib.Path(__file__).parent.parent
+    root = ROOT
     printed = subprocess.run(
         [sys.executable, root / "models" / "gradient_flow.py", tmp_path],
         capture_output=True,

@@ -1,7 +1,6 @@
 """Programs of others, unmodified: with rnnfast imported in onnxruntime's place they give what they give with it."""
 
 import importlib
-import pathlib
 import subprocess
 import sys
 
@@ -10,11 +9,12 @@ import pytest
 
 import rnnfast
 from rnnfast.cli.values import read_wav
+from tests.paths import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 onnxruntime = pytest.importorskip("onnxruntime")
 
-SPEECH = pathlib.Path(__file__).parent.parent / "models" / "speech.wav"
+SPEECH = MODELS / "speech.wav"
 # What float32 operations in another order may change in the numbers that programs hand on; measured: 2.3e-6.
 TOLERANCE = 1e-4
 

@@ -1,14 +1,13 @@
 """Native plans of published models, where their files are at hand."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
 import rnnfast
 from rnnfast.native import _programs
+from tests.paths import SHARED
 
-FOLDER = pathlib.Path(__file__).parent.parent.parent / "shared" / "models"
+FOLDER = SHARED / "models"
 FILES = sorted(FOLDER.glob("*.onnx")) if FOLDER.is_dir() else []
 # Beginning of a file's name -> shapes of its inputs with the batch axis as None; integers are fixed values.
 BATCHES = {

@@ -2,7 +2,6 @@
 
 import doctest
 import os
-import pathlib
 import re
 import shlex
 import subprocess
@@ -12,8 +11,8 @@ import pytest
 
 import rnnfast
 from rnnfast.onnx.ops import MODULES, table
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 # (command, what it prints) of each "$ command" in the console blocks; test_service.py runs those of the service
 COMMANDS = [

@@ -5,14 +5,14 @@ Run where the folder ../shared/vectors stands beside the repository; its README 
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-VECTORS = ROOT.parent / "shared" / "vectors"
+from tests.paths import ROOT, SHARED
+
+VECTORS = SHARED / "vectors"
 
 pytestmark = [
     pytest.mark.skipif(not VECTORS.is_dir(), reason=f"{VECTORS} is not there"),

@@ -1,7 +1,6 @@
 """Gradients of recurrent layers: torch's autograd and the float64 reference are the oracles."""
 
 import itertools
-import pathlib
 import re
 import tracemalloc
 
@@ -12,11 +11,12 @@ from rnnfast import nn, reference
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.native import _kernels
 from rnnfast.nn import convert
+from tests.paths import ROOT
 
 # Relative to the largest gradient of its kind (x, a state, all weights): a sum over all steps whose terms cancel, as the
 # only weight of a single unit, has no better scale of its own. Measured: 6e-6 at most.
 TOLERANCE = 1e-5
-README = pathlib.Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 KINDS = ("RNN", "RNN relu", "LSTM", "LSTM projected", "GRU", "GRU reset first")
 
 

@@ -1,5 +1,4 @@
 import json
-import pathlib
 import subprocess
 import sys
 import wave
@@ -19,8 +18,8 @@ from click.testing import CliRunner
 from rnnfast.cli import main
 from rnnfast.cli.check import difference
 from rnnfast.cli.values import read_wav
+from tests.paths import MODELS
 
-MODELS = pathlib.Path(__file__).parent.parent / "models"
 AT_16K = ("-i", "rate=16000", "--dim", "samples=512")
 
 

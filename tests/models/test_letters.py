@@ -1,7 +1,6 @@
 """The models of letters: what is committed runs the same here and in onnxruntime; slow: made anew, they are as good."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,8 +9,8 @@ import pytest
 
 import rnnfast
 from rnnfast import nn
+from tests.paths import MODELS
 
-MODELS = pathlib.Path(__file__).parent.parent / "models"
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # two float32 engines; 4e-6 was seen
 
 

@@ -1,7 +1,6 @@
 """Layers and exported graphs against torch: against its results in fixtures/, and live where it is installed."""
 
 import json
-import pathlib
 import sys
 
 import numpy as np
@@ -9,12 +8,12 @@ import pytest
 
 import rnnfast
 from rnnfast import nn
+from tests.paths import FIXTURES
 
 TOLERANCE = 2e-6
 """Largest difference relative to the largest output for up to 100 steps, both sides float32: a few roundings (6e-8
 each) per step, as the cells forget. Measured over all of these layers: 5.1e-7."""
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 KINDS = ("RNN", "GRU", "LSTM")
 GRAPHS = sorted(path.stem for path in FIXTURES.glob("*.onnx"))
 

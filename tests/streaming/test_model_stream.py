@@ -1,6 +1,5 @@
 """Streams of models and layers: step by step, in one run and by calls the same bits; and what they refuse."""
 
-import pathlib
 import pickle
 import threading
 from types import SimpleNamespace
@@ -16,9 +15,9 @@ from rnnfast.streaming.model_stream import Stream
 from rnnfast.streaming.state_pairs import pairs
 from tests.cases import bits
 from tests.graphs import parse, random
+from tests.paths import ROOT, SHARED
 
-ROOT = pathlib.Path(__file__).parent.parent
-MODELS = ROOT.parent / "shared" / "models"
+MODELS = SHARED / "models"
 # file -> the sizes of the open dimensions of a frame
 STREAMING = {
     "DTLN__model_1": {},

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import pathlib
 import random
 import subprocess
 import sys
@@ -11,8 +10,9 @@ import numpy as np
 import pytest
 
 from rnnfast.nn import decoding
+from tests.paths import MODELS
 
-FOLDER = pathlib.Path(__file__).parent.parent / "models"
+FOLDER = MODELS
 click = pytest.importorskip("click")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(FOLDER))

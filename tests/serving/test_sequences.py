@@ -1,7 +1,6 @@
 """Whole sequences of models without states in a Batcher: each gets the bits of a call of the model by itself."""
 
 import asyncio
-import pathlib
 import threading
 import time
 
@@ -14,9 +13,10 @@ from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeErro
 from rnnfast.serving.sequences import ActiveSequence
 from tests import graphs
 from tests.graphs import parse, random
+from tests.paths import SHARED
 
 I, H, C = 5, 7, 3
-MODELS = pathlib.Path(__file__).parent.parent.parent / "shared" / "models"
+MODELS = SHARED / "models"
 
 
 def weights(gates, directions=1, inputs=I, seed=0):

@@ -5,7 +5,7 @@ import pytest
 
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, ModelError
-from tests.test_nn import (
+from tests.nn.test_layers import (
     DEFAULT_ACTIVATIONS,
     FUNCTIONS,
     GATES,

@@ -3,7 +3,6 @@ a new one."""
 
 import importlib.util
 import os
-import pathlib
 import runpy
 import subprocess
 import sys
@@ -14,8 +13,9 @@ import pytest
 
 import rnnfast
 from rnnfast import nn
+from tests.paths import MODELS
 
-FOLDER = pathlib.Path(__file__).parent.parent / "models"
+FOLDER = MODELS
 PATH = FOLDER / "languages.onnx"
 for package in ("matplotlib", "click"):
     pytest.importorskip(package)

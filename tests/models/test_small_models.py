@@ -1,7 +1,6 @@
 """The small files in models/: what they say is in them is in them, and they give what the reference gives."""
 
 import json
-import pathlib
 import runpy
 import wave
 
@@ -11,8 +10,9 @@ import pytest
 
 from rnnfast.errors import UnsupportedError
 from rnnfast.model import load
+from tests.paths import MODELS
 
-FOLDER = pathlib.Path(__file__).parent.parent / "models"
+FOLDER = MODELS
 MAKERS = runpy.run_path(str(FOLDER / "make_models.py"))
 # float32 against float64; measured: 2.2e-7 on the largest state of 2.
 TOLERANCE = 1e-6

@@ -1,6 +1,5 @@
 """Pools of models: each stream gets the bits that it gets alone, whoever else is in the step; and what pools refuse."""
 
-import pathlib
 import tracemalloc
 
 import numpy as np
@@ -16,10 +15,10 @@ from rnnfast.streaming.model_pool import MAX_GROUPS
 from rnnfast.streaming.pool import batch_sizes
 from tests.cases import bits
 from tests.graphs import load, parse, random
-from tests.pools import USES, in_threads, play, property_test, same_bits
+from tests.paths import SHARED
+from tests.playing import USES, in_threads, play, property_test, same_bits
 
-ROOT = pathlib.Path(__file__).parent.parent
-MODELS = ROOT.parent / "shared" / "models"
+MODELS = SHARED / "models"
 # File -> shape of a frame. Of the others of test_stream.py no axis is open: they run one by one.
 SILERO = {
     "silero_vad_5.1.2__silero_vad": 576,

@@ -10,7 +10,7 @@ import rnnfast
 from rnnfast.native import _kernels, _programs
 from rnnfast.onnx.ops.convolution import conv, conv_transpose
 from tests.graphs import load, model_of, parse, random
-from tests.test_native_plans import plain
+from tests.onnx.test_native_plans import plain
 
 TOLERANCE = 2e-5  # of outputs of about 1: chains of up to some hundred products in float32
 

@@ -13,7 +13,7 @@ from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError
 from tests.cases import bits
 from tests.graphs import random
-from tests.pools import USES, flat, in_threads, play, property_test, same_bits
+from tests.playing import USES, flat, in_threads, play, property_test, same_bits
 
 LAYERS = {
     "RNN": lambda **o: nn.RNN(5, 7, rng=0, **o),

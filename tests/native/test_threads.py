@@ -19,10 +19,10 @@ from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels, threads
 from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run
-from tests.test_bits import LAYERS
+from tests.native.test_bits import LAYERS
+from tests.paths import ROOT
 
 COUNTS = (1, 2, 3, 8)
-ROOT = Path(__file__).parents[1]
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -47,7 +47,7 @@ def build(folder, *flags):
         *flags,
         "-I",
         kernels,
-        ROOT / "tests/pool_stress.c",
+        ROOT / "tests/native/pool_stress.c",
         kernels / "pool.c",
         "-o",
         program,
@@ -457,7 +457,7 @@ def test_workers_take_their_part():
 ON_ONE_CORE = """
 import os
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-from tests.test_threads import *
+from tests.native.test_threads import *
 alone = outputs(model(count=1), X)
 assert all(outputs(model(count=n), X) == alone for n in (2, 8) for _ in range(3))
 assert threads.limit() == 1
@@ -465,7 +465,7 @@ assert not pool_threads()
 """
 
 LIMITED = """
-from tests.test_threads import *
+from tests.native.test_threads import *
 layer = model(count=None)
 assert layer._threads == int(os.environ["RNNFAST_NUM_THREADS"])
 assert model(count=64)._threads == layer._threads
@@ -499,7 +499,7 @@ def test_the_environment_limits_threads(count):
 
 
 CALLERS = """
-from tests.test_threads import *
+from tests.native.test_threads import *
 outputs(model(count=64), X)
 run_all([threading.Thread(target=outputs, args=(model(count=8), X)) for _ in range(6)])
 assert len(pool_threads()) < max(2, threads.ceiling())

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -23,8 +22,9 @@ from picows import WSListener, WSMsgType, ws_connect
 from picows.websockets.asyncio.client import connect
 from picows.websockets.exceptions import ConnectionClosed
 
-ROOT = pathlib.Path(__file__).parent.parent
-SILERO = ROOT.parent / "shared" / "models" / "silero_vad_6.2.3__silero_vad.onnx"
+from tests.paths import ROOT, SHARED
+
+SILERO = SHARED / "models" / "silero_vad_6.2.3__silero_vad.onnx"
 # Inputs, outputs and states as Silero VAD has them.
 SMALL = """agraph (float[batch, n] input, float[2, batch, 7] state, int64 sr)
     => (float[batch, 1] output, float[2, batch, 7] stateN)

@@ -1,13 +1,14 @@
 """The chunks and the programs of models/vad_demo.py; what Silero VAD finds in speech.wav, `make demo` itself checks."""
 
-import pathlib
 import runpy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-demo = runpy.run_path(str(pathlib.Path(__file__).parent.parent / "models" / "vad_demo.py"))
+from tests.paths import MODELS
+
+demo = runpy.run_path(str(MODELS / "vad_demo.py"))
 CHUNK = 0.032
 MARGIN = demo["MARGIN"]
 

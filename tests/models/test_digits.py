@@ -1,7 +1,6 @@
 """models/digits.py: its files give the same in nn's layers and onnxruntime and reach the stated accuracy; so do new ones."""
 
 import os
-import pathlib
 import runpy
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import pytest
 
 import rnnfast
 from rnnfast import nn
+from tests.paths import MODELS
 
-FOLDER = pathlib.Path(__file__).parent.parent / "models"
+FOLDER = MODELS
 for package in ("matplotlib", "click"):
     pytest.importorskip(package)
 MODEL = runpy.run_path(str(FOLDER / "digits.py"))

@@ -1,7 +1,6 @@
 """What a step costs besides its arithmetic: no allocation, and nothing for denormal numbers."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,7 @@ import pytest
 import rnnfast
 from rnnfast import nn
 from tests.graphs import parse
-
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.paths import ROOT
 
 COUNTER = r"""
 /* Counts the allocations of the process it is loaded into; reset and read through ctypes. */

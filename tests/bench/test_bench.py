@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -27,8 +26,8 @@ from rnnfast.cli import main
 from rnnfast.cli.timing import interleave, pinned
 from rnnfast.model import load
 from rnnfast.native.threads import limit
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 MODELS = ROOT / "models"
 EFFORT = {"rounds": 2, "duration": 1e-5, "limit": 1}
 SMALL = Case("small", "LSTM", 4, 3, 5, 6)
