@@ -8,6 +8,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 X86 = ("x86_64", "AMD64")
 GNU = "__builtin_cpu_supports"
@@ -42,14 +43,27 @@ EXTENSIONS = {
     "rnnfast.streaming._streams": [],
     "rnnfast.serving._requests": [],
 }
+DIRECTIVES = {"language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True}
+
+
+def cythonized(extensions, **options):
+    """The extensions with their .pyx files translated to C."""
+    return cythonize(extensions, compiler_directives=DIRECTIVES, **options)
 
 
 class BuildKernels(build_ext):
-    """Compiles kernels.c once for each instruction set and links the objects into one extension."""
+    """Runs Cython, compiles kernels.c once for each instruction set and links those objects into one extension."""
 
     def finalize_options(self):
         super().finalize_options()
-        self.parallel = self.parallel or os.cpu_count()
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.parallel = self.parallel or allowed
+
+    def run(self):
+        # Cython runs here, not when setup() is called: pip asks for metadata several times, and an sdist has the .pyx.
+        for ext, new in zip(self.extensions, cythonized(self.extensions, nthreads=self.parallel)):
+            ext.sources = new.sources
+        super().run()
 
     def build_extension(self, ext):
         if ext.name == "rnnfast.native._kernels":
@@ -69,24 +83,42 @@ class BuildKernels(build_ext):
         )
 
 
+class SourceArchive(sdist):
+    """Leaves out generated C, which is made anew for each Python, and tests, which need the models of a checkout."""
+
+    def make_release_tree(self, base_dir, files):
+        left_out = [f"{name.replace('.', '/')}.c" for name in EXTENSIONS]
+        super().make_release_tree(base_dir, [f for f in files if f not in left_out and not f.startswith("tests")])
+
+
+def fail_on_hint(position, message, env):
+    """Report a performance hint of Cython as an error."""
+    Errors.error(position, f"performance hint: {message}")
+
+
 headers = [f"{KERNELS}/{name}" for name in sorted(os.listdir(KERNELS)) if name.endswith(".h")]
-extensions = [
-    Extension(
-        name,
-        [f"{name.replace('.', '/')}.pyx", *(f"{KERNELS}/{file}" for file in files)],
-        extra_compile_args=CFLAGS,
-        include_dirs=[KERNELS, numpy.get_include()],
-        depends=headers,
+extensions = []
+for name, files in EXTENSIONS.items():
+    path = name.replace(".", "/")
+    declarations = [f"{path}.pxd"] if os.path.exists(f"{path}.pxd") else []
+    extensions.append(
+        Extension(
+            name,
+            [f"{path}.pyx", *(f"{KERNELS}/{file}" for file in files)],
+            extra_compile_args=CFLAGS,
+            include_dirs=[KERNELS, numpy.get_include()],
+            depends=declarations + headers,
+        )
     )
-    for name, files in EXTENSIONS.items()
-]
+extensions[0].depends.append(f"{KERNELS}/kernels.c")
 extensions[0].extra_link_args = ["-pthread"]
 extensions[0].define_macros = [("RNNFAST_ISAS", " ".join(f"ISA({name}, {test})" for name, _, _, test in isas))]
-setup(
-    cmdclass={"build_ext": BuildKernels},
-    ext_modules=cythonize(
-        extensions,
-        nthreads=os.cpu_count(),
-        compiler_directives={"language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True},
-    ),
-)
+# RNNFAST_STRICT=1 translates every .pyx file anew, into build/strict, and fails on Cython's performance hints. It is
+# for development, because hints depend on the version of Cython. With `setup.py --name` nothing else is done.
+if os.environ.get("RNNFAST_STRICT") == "1":
+    from Cython.Compiler import Errors, ExprNodes, PyrexTypes, Symtab
+
+    for module in (ExprNodes, PyrexTypes, Symtab):
+        module.performance_hint = fail_on_hint
+    cythonized(extensions, force=True, build_dir="build/strict")  # in this process: others would not see the change
+setup(cmdclass={"build_ext": BuildKernels, "sdist": SourceArchive}, ext_modules=extensions)

@@ -1,1 +1,1 @@
-"""rnnfast next to the engines that people would pick instead: `python -m bench`."""
+"""Measure rnnfast next to the engines that people would pick instead: `python -m bench`."""

@@ -1,6 +1,7 @@
-"""`python -m bench`: cases x engines -> JSON, a Markdown table and plots. Ends with 1 if an engine was wrong or failed.
+"""`python -m bench`: measure cases with every engine and write JSON, a Markdown table and charts.
 
-Nothing is measured in this process: each number of threads gets one of its own, in a clean environment.
+The exit status is 1 if an engine was wrong or failed. Nothing is measured in this process: each number of threads gets
+a process of its own, in a clean environment.
 """
 
 import json
@@ -15,7 +16,7 @@ from bench.engines import ENGINES
 from bench.worker import default_threads, measured
 
 FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
-# Rounds, seconds a sample, seconds a case after which there are only so many rounds as quartiles need.
+# Most rounds, seconds a sample, and seconds a case after which only the rounds that quartiles need are run.
 FULL = {"rounds": 21, "duration": 0.006, "limit": 2.5}
 QUICK = {"rounds": 7, "duration": 0.003, "limit": 2}
 

@@ -1,4 +1,4 @@
-"""What is measured: one row a case."""
+"""The tables of all cases that are measured."""
 
 import dataclasses
 import itertools
@@ -10,11 +10,13 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """x [T, B, I] float32 through `layers` recurrent layers of H units in one or two directions.
+    """A call that takes x [T, B, I] float32 through `layers` recurrent layers of H units in one or two directions.
 
-    state: initial states are given and last states returned; entry: how rnnfast is called, as "layer" (rnnfast.nn)
-    or "session" (InferenceSession); targets: number of threads -> the least ratio of the best peer's time to rnnfast's;
-    lengths: each row's number of steps, if they are not all T; against: the peer that the targets mean, if not the best.
+    state: whether initial states are given and last states returned.
+    entry: how rnnfast is called, as "layer" (rnnfast.nn) or "session" (InferenceSession).
+    targets: number of threads -> the least ratio of the best peer's time to rnnfast's.
+    lengths: each row's number of steps, if they are not all T.
+    against: the peer whose time the targets are about, if it is not the best one's.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Case:
     entry: str = "layer"
     targets: dict = dataclasses.field(default_factory=dict, hash=False)
     group: str = "main"
-    headline: str = ""  # what the headline chart calls it, if it is there
+    headline: str = ""  # the label in the headline chart, if the case is in it
     lengths: tuple = ()
     against: str = ""
 
@@ -65,7 +67,7 @@ def _case(
     lengths=(),
     against="",
 ):
-    """A row of a table: `one` and `two` are the targets on one and two threads."""
+    """Return a row of a table; `one` and `two` are the targets on one and two threads."""
     name = f"{'Bi' * (directions == 2)}{kind}{layers if layers > 1 else ''}-T{T}-B{B}-H{H}"
     name += f"-I{I}" * (I is not None) + f"-{entry}" * state + "-ragged" * bool(lengths)
     return Case(
@@ -125,13 +127,13 @@ SIZES = (7, 20, 33, 48, 96, 100, 150, 200, 300, 384, 600, 768)
 BATCHES = (1, 2, 3, 5, 12, 24, 64)
 STEPS = (1, 7, 37, 500)
 INPUTS = ("1", "H/2", "H", "2H", "4H")
-MAX_FLOPS = 6e10  # of one call: half a second to a second
+MAX_FLOPS = 6e10  # in one call, which then takes half a second to a second
 
 
 def _sweep():
-    """Sizes in between, none of which may be slower than a peer.
+    """Yield cases of sizes in between, in none of which rnnfast may be slower than a peer.
 
-    The numbers of batches, steps and kinds have no common factor, so that counting through them at once meets every
+    The numbers of batches, steps and kinds have no common factor, so counting through them at once meets every
     combination of the three, and every size with each batch.
     """
     for n, (H, B) in enumerate(itertools.product(SIZES, BATCHES)):
@@ -141,6 +143,7 @@ def _sweep():
 
 
 def _between(kind, T, B, H, inputs):
+    """Return a case of the sweep, with fewer steps where a call would take too long."""
     I = {"1": 1, "H/2": H // 2, "H": H, "2H": 2 * H, "4H": 4 * H}[inputs]
     while 2 * T * B * GATES[kind] * H * (I + H) > MAX_FLOPS:
         T = max(steps for steps in STEPS if steps < T)
@@ -149,7 +152,7 @@ def _between(kind, T, B, H, inputs):
 
 SWEEP = list(dict.fromkeys(_sweep()))
 CASES = MAIN + SWEEP
-# One of each kind of work, for a look that everything runs.
+# One case of each kind of work, for a quick check that everything runs.
 QUICK = (
     "LSTM-T1-B1-H128-session",
     "LSTM-T1-B1-H128-layer",
@@ -161,7 +164,7 @@ QUICK = (
     "RNN-T100-B1-H128",
 )
 
-# The ratios' geometric mean over parts of the sweep, one thread: what it is called, which cases, the target.
+# Parts of the sweep over which the geometric mean of the ratios on one thread has a target: title, filter, target.
 MEANS = [
     ("B = 1, T > 1", lambda case: case.B == 1 and case.T > 1, 1.4),
     ("T = 1", lambda case: case.T == 1, 2.5),
@@ -171,7 +174,7 @@ MEANS = [
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """An epoch of `images` images of 28 rows through two LSTMs of H units; targets as a Case's."""
+    """An epoch of training two LSTMs of H units on `images` images of 28 rows; targets mean what a Case's do."""
 
     name: str
     images: int
@@ -182,7 +185,7 @@ class Fit:
 
 
 def _ragged(kind, least, most, B, H, one, two):
-    """B lengths from the least to the most, in a fixed random order, against torch's packed sequences."""
+    """Return a case of B rows whose lengths go from `least` to `most` in a fixed random order, against torch."""
     lengths = random.Random(0).sample([least + (most - least) * row // (B - 1) for row in range(B)], B)
     return _case(kind, most, B, H, one, two, group="training", lengths=tuple(lengths), against="torch")
 
@@ -197,16 +200,19 @@ TRAINING = [
     _ragged("LSTM", 10, 200, 32, 256, 2, 1.5),
     Fit("MNIST", 2048, 64, 128, {1: 1.3, 2: 1.2}),
 ]
-SAVED = 1.2  # the most that forward keeps for backward, to gates and states of what was computed
+# The most bytes that forward may keep for backward, divided by those of the gates and states that it computed.
+SAVED = 1.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """A frame of each of B live streams of a layer of H inputs and units, or of Silero VAD; with `lengths`, B rows of
-    so many steps through a layer.
+    """One frame of each of B live streams, or B rows of different lengths.
 
-    targets: number of threads -> what is compared (bench.pools says how) -> its target; without an entry for a number
-    of threads the case is not measured there, more than two threads share that for two.
+    The streams are of a layer of H inputs and units, or of Silero VAD. With `lengths`, B rows of those lengths run
+    through a layer.
+
+    targets: number of threads -> quantity (bench.pools says how it is measured) -> its target. A case without an entry
+    for a number of threads is not measured with it; more than two threads share the entry for two.
     """
 
     name: str
@@ -219,11 +225,12 @@ class Pooled:
 
     @property
     def frames(self):
+        """The number of frames of one call."""
         return sum(self.lengths) or self.B
 
     @property
     def layer(self):
-        """The Case of its layer: one step with state, or ragged rows."""
+        """The case of the layer: one step with state, or ragged rows."""
         return Case(
             self.name,
             self.kind,
@@ -260,15 +267,16 @@ POOLS = [
         _ragged("LSTM", 1, 1000, 32, 256, 1, 1).lengths,
     ),
 ]
-STREAMS = [2**n for n in range(13)]  # of the chart
+STREAMS = [2**n for n in range(13)]  # numbers of streams in the chart
 
 
 def pool_sweep(kind):
+    """Return the cases of the chart of pools."""
     return [Pooled(f"{kind}-B{B}-H128", kind, B, 128, {1: {}}, group="sweep") for B in STREAMS]
 
 
 def share_target(case):
-    """The least share of the machine's limit on one thread, or None."""
+    """Return the least share of the machine's limit that a case must reach on one thread, or None."""
     if case.B == 1 and case.T > 1:
         return 0.85
     if case.B >= 32 and case.H >= 256:
@@ -277,7 +285,10 @@ def share_target(case):
 
 
 def select(patterns, quick=False, cases=CASES):
-    """Those of `cases` with these names, groups or parts of names, in order."""
+    """Return the cases that match a pattern: a name, a group, or the beginning of a name with *; all without patterns.
+
+    Raises ValueError where a pattern matches nothing.
+    """
     for pattern in patterns:
         if not any(_matches(case, pattern) for case in cases):
             raise ValueError(f"no case or group is called {pattern!r}")

@@ -1,9 +1,9 @@
 """The engines that are compared, each in the fastest form of its own documented interface.
 
-prepare(case, state_dict, threads) -> call; call(x[, h0[, c0]]) -> outputs. NumPy arrays in and out, float32. Outputs
-are y and, for cases with states, the last states, in the engine's own arrangement (`problem.canonical` knows them).
-state_dict has torch's names. What is imported is imported in `prepare` or `load`, so that a missing package is missed
-there only. `package`: the distribution that must be installed; `peer`: somebody else's, what rnnfast is compared with.
+prepare(case, state_dict, threads) returns call; call(x[, h0[, c0]]) returns the outputs. Inputs and outputs are NumPy
+arrays of float32. The outputs are y and, for cases with states, the last states, in the engine's own arrangement
+(`problem.canonical` knows them all). state_dict has torch's names. Each engine imports its package in `prepare`, so
+that a package that is not installed matters to its engine only.
 """
 
 import importlib.util
@@ -15,14 +15,17 @@ from bench.problem import ends, onnx_model
 
 
 class Engine:
+    """package: the distribution that must be installed; peer: whether it is an engine that rnnfast is compared with."""
+
     package, module, peer = "numpy", "numpy", True
 
     def installed(self):
+        """Return whether the module can be imported."""
         return importlib.util.find_spec(self.module) is not None
 
 
 class Numpy(Engine):
-    """What a good engineer writes: one product for the whole input, one a step, gates together, in place."""
+    """NumPy as a good engineer writes it: one product for the whole input, one a step, gates together, in place."""
 
     name = "numpy"
 
@@ -43,7 +46,7 @@ class Numpy(Engine):
 
 
 class _NumpyCell:
-    """Weights transposed, once; the LSTM's gates in the order i, f, o, g, so that the sigmoids are one call."""
+    """Weights transposed once; the LSTM's gates stand in the order i, f, o, g, so that the sigmoids are one call."""
 
     def __init__(self, kind, state_dict, end):
         arrays = [state_dict[f"{name}_{end}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
@@ -58,6 +61,7 @@ class _NumpyCell:
         self.w, self.b, self.states = w, b, 2 if kind == "LSTM" else 1
 
     def run(self, step, x, y, states, reverse):
+        """Fill y with the outputs of all steps and return the last states."""
         T, B, I = x.shape
         H, G = self.r.shape
         xg = (x.reshape(T * B, I) @ self.w).reshape(T, B, G)
@@ -75,6 +79,7 @@ class _NumpyCell:
 
 
 def sigmoid(x):
+    """Replace x by its sigmoid."""
     np.negative(x, out=x)
     np.exp(x, out=x)
     x += 1
@@ -126,7 +131,7 @@ class Onnxruntime(Engine):
 
 
 def _session(module, options, case, state_dict):
-    """onnxruntime's interface, which rnnfast has too."""
+    """Return the call of an InferenceSession of onnxruntime or of rnnfast, which has the same interface."""
     session = module.InferenceSession(onnx_model(case, state_dict), options, providers=["CPUExecutionProvider"])
     run, outputs = session.run, [v.name for v in session.get_outputs()]
     if not case.state:
@@ -169,7 +174,7 @@ class Openvino(Engine):
     name = package = module = "openvino"
 
     def prepare(self, case, state_dict, threads):
-        # Else it forks in the middle of the measurement, to send usage data.
+        # Without this OpenVINO forks in the middle of the measurement, to send usage data.
         sys.modules.setdefault("openvino_telemetry", None)
         import openvino
 
@@ -184,11 +189,11 @@ class Openvino(Engine):
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,
             },
-        )  # the process is pinned as a whole
+        )  # the process as a whole is pinned to its cores
         request, keys = compiled.create_infer_request(), compiled.outputs
 
         def call(*values):
-            # Outputs are views, valid until the next call: its cheapest form.
+            # The cheapest form: outputs are views, valid until the next call.
             results = request.infer(values, share_inputs=True, share_outputs=True)
             return [results[key] for key in keys]
 
@@ -211,6 +216,7 @@ JAX_NAMES = {"w": "weight_ih", "r": "weight_hh", "b": "bias_ih", "b_r": "bias_hh
 
 
 def jax_cells(jax, case, state_dict):
+    """Return the transposed weights of each cell."""
     return [
         {name: jax.numpy.asarray(state_dict[f"{key}_{end}"].T) for name, key in JAX_NAMES.items()}
         for end, _ in ends(case)
@@ -218,7 +224,7 @@ def jax_cells(jax, case, state_dict):
 
 
 def jax_stack(jax, case, cells, x, *states, unroll=1):
-    """Rows that have ended keep their state and give zeros."""
+    """Return y and the last states of all layers; rows that have ended keep their state and give zeros."""
     zeros = jax.numpy.zeros((case.B, case.H), x.dtype)
     initial = tuple(s[0] for s in states) or (zeros,) * (1 + (case.kind == "LSTM"))
     step = {"RNN": _jax_rnn, "GRU": _jax_gru, "LSTM": _jax_lstm}[case.kind]
@@ -279,6 +285,7 @@ class Rnnfast(Engine):
         return (lambda x, h0, c0: layer(x, (h0, c0))) if case.kind == "LSTM" else layer
 
     def layer(self, case, state_dict, threads):
+        """Return the case's layer of rnnfast.nn with these weights."""
         from rnnfast import nn
 
         layer = getattr(nn, case.kind)(
@@ -289,7 +296,7 @@ class Rnnfast(Engine):
 
 
 class Blas(Rnnfast):
-    """One BLAS product for the whole input, one a step, gates fused: no interpreter between the steps."""
+    """rnnfast on BLAS: one product for the whole input and one a step, without the interpreter between steps."""
 
     name, matmul = "blas", "blas"
     package = module = "scipy"

@@ -1,4 +1,4 @@
-"""A process in which no setting favours an engine, and what it ran on."""
+"""The environment of a measuring process, in which no setting favours an engine, and a description of the machine."""
 
 import glob
 import importlib.metadata
@@ -8,7 +8,8 @@ import platform
 import re
 import subprocess
 
-# Settings of numeric libraries: all removed (OPENBLAS_CORETYPE, for one, halves OpenBLAS), then the threads set.
+# Settings of numeric libraries, all of which are removed (OPENBLAS_CORETYPE, for one, halves OpenBLAS's speed) before
+# the numbers of threads are set.
 LIBRARIES = re.compile(
     r"(OPENBLAS|GOTO|BLIS|MKL|DNNL|ONEDNN|OMP|GOMP|KMP|LIBOMP|TBB|ORT|OV|TORCH|ATEN|NUMEXPR|JAX|XLA"
     r"|VECLIB|NVPL|NPY|KERAS)_|(NPY|NUMPY)_DISABLE|RNNFAST_NUM_THREADS$"
@@ -25,13 +26,14 @@ PACKAGES = ("rnnfast", "numpy", "scipy", "onnx", "onnxruntime", "torch", "openvi
 
 
 def clean(environ, threads):
-    """(the environment for a measuring process, name -> value of what it lacks)"""
+    """Return the environment of a measuring process, and the variables that were removed from it."""
     removed = {name: value for name, value in environ.items() if LIBRARIES.match(name)}
     kept = {name: value for name, value in environ.items() if name not in removed}
     return kept | settings(threads), removed
 
 
 def settings(threads):
+    """Return the variables that give every library this number of threads and keep JAX on the CPU."""
     eigen = "true" if threads > 1 else "false"
     return dict.fromkeys(THREADS, str(threads)) | {
         "JAX_PLATFORMS": "cpu",
@@ -40,7 +42,7 @@ def settings(threads):
 
 
 def machine():
-    """What the report says of the hardware and system."""
+    """Describe the hardware, the system and the installed versions."""
     import rnnfast
 
     return {
@@ -57,6 +59,7 @@ def machine():
 
 
 def cpu_name():
+    """Return the processor's name as the system gives it."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -66,7 +69,7 @@ def cpu_name():
 
 
 def caches():
-    """Bytes of the data caches that the first core sees: "L1", "L2", "L3". Empty where the system does not say."""
+    """Return the bytes of the first core's data caches, "L1", "L2" and "L3"; empty where the system does not say."""
     sizes = {}
     for folder in map(pathlib.Path, sorted(glob.glob("/sys/devices/system/cpu/cpu0/cache/index*"))):
         kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
@@ -76,7 +79,10 @@ def caches():
 
 
 def others():
-    """Seconds of processor time that everything but this process has had, hosts of virtual machines among it; or None."""
+    """Return the seconds of processor time of everything but this process, or None where the system does not say.
+
+    Time that the host of a virtual machine took is counted too.
+    """
     try:
         fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
@@ -88,6 +94,7 @@ def others():
 
 
 def compiler():
+    """Return the first line of the C compiler's version, or None without a compiler."""
     try:
         return subprocess.run(
             [os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True, check=True
@@ -97,6 +104,7 @@ def compiler():
 
 
 def versions():
+    """Return each package's version, or None where it is not installed."""
     found = {}
     for package in PACKAGES:
         try:

@@ -1,9 +1,9 @@
-"""Forward and backward of one layer: the engines, each in the fastest form of its own documented interface, and the
-right gradients.
+"""Forward and backward of one layer: the engines, each in its fastest documented form, and the right gradients.
 
-prepare(case, state_dict, threads) -> call; call(x, dy[, h0[, c0]]) -> y and the gradients of x, of the initial states
-and of all weights, NumPy arrays in and out, float32, in the engine's own arrangement. named(case, outputs) -> "y",
-"dx", with states "dh0" and "dc0", and the weights' gradients under torch's names; what it does is not timed.
+prepare(case, state_dict, threads) returns call; call(x, dy[, h0[, c0]]) returns y and the gradients of x, of the
+initial states and of all weights, in the engine's own arrangement. Inputs and outputs are NumPy arrays of float32.
+named(case, outputs) returns a dict of "y", "dx", with states "dh0" and "dc0", and the weights' gradients under torch's
+names; its time is not measured.
 """
 
 import dataclasses
@@ -20,10 +20,12 @@ from rnnfast.nn import convert
 
 
 class Numpy(engines.Numpy):
-    """What a good engineer writes: gates together, one product a step forward and one backward, what the gradients
-    of the gates are multiplied with for all steps at once, gradients of input and weights by one product each.
+    """NumPy as a good engineer writes it.
 
-    Rows are sorted by length, steps that a row has not are left out: N steps of rows in all, in the order of time.
+    Gates stand together; there is one product a step forward and one backward. The factors of the gates' gradients are
+    computed for all steps at once, and the gradients of the input and of the weights are one product each.
+
+    Rows are sorted by length and steps behind a row's end are left out: N steps of rows in all, in the order of time.
     """
 
     def prepare(self, case, state_dict, threads):
@@ -72,10 +74,11 @@ def _gates(array, order):
 
 
 class _Walk:
-    """Where the steps of one direction stand. steps: (its part of the N, of the states the part before it, its own).
+    """The places of the steps of one direction.
 
-    States have B rows more than the N, the initial ones: before them, or after them for the direction that runs
-    backwards.
+    steps: for each step, its slice of the N rows, the slice of the states before it, and the slice of its own states.
+    States have B rows more than N: the initial states stand before the others, or after them for the direction that
+    runs backwards.
     """
 
     def __init__(self, sizes, reverse):
@@ -86,26 +89,28 @@ class _Walk:
             here = slice(self.rows + start, self.rows + start + n)
             self.steps.append((slice(start, start + n), slice(before.start, before.start + n), here))
             start, before = start + n, here
-        if reverse:  # all sizes are the same
+        if reverse:  # all sizes are the same here
             self.steps = [(at, here, at) for at, _, here in reversed(self.steps)]
 
     def states(self, initial):
+        """Return an array for all states that holds the initial ones."""
         states = np.empty((self.total + self.rows, initial.shape[1]), initial.dtype)
         states[self.total if self.reverse else 0 :][: self.rows] = initial
         return states
 
     def before(self, states):
-        """Of each step, [N, H]."""
+        """Return the state before each step, [N, H]."""
         if self.reverse:
             return states[self.rows :]
         return states[: self.total] if self.even else np.concatenate([states[before] for _, before, _ in self.steps])
 
     def outputs(self, states):
+        """Return the states without the initial ones."""
         return states[: self.total] if self.reverse else states[self.rows :]
 
 
 def _walks(case):
-    """(the rows' order, the N steps' places in [T * B] or None for all, a walk for each direction)"""
+    """Return the order of the rows, the places of the N steps in [T * B] (None: all), and a walk for each direction."""
     lengths = np.array(case.lengths or (case.T,) * case.B)
     order = np.argsort(-lengths, kind="stable")
     sizes = [int(n) for n in np.sum(lengths[:, None] > np.arange(case.T), axis=0)]
@@ -130,7 +135,7 @@ def _unpacked(values, index, case):
 
 
 class _Cell:
-    """orders: the gates as they stand in the input's and in the recurrent product, as indices of torch's."""
+    """orders: the order of the gates in the input product and in the recurrent product, as indices of torch's gates."""
 
     orders = ()
 
@@ -142,7 +147,7 @@ class _Cell:
 
 
 class _Lstm(_Cell):
-    """Gates g, i, f, o: what goes through c together, the sigmoids together."""
+    """The gates stand as g, i, f, o: those whose gradients go through c are together, and so are the sigmoids."""
 
     states = 2
     orders = (2, 0, 1, 3), (2, 0, 1, 3)
@@ -167,7 +172,10 @@ class _Lstm(_Cell):
         return hs, cs, gates, tanh_c, x
 
     def backward(self, dy, saved, walk, B):
-        """factors: what dc is multiplied with for the gradients of g, i and f, and dh for that of o and of c."""
+        """Return dx, the states' gradients and the weights' gradients.
+
+        factors: dc times these is the gradient of g, i and f; dh times the last is that of o.
+        """
         hs, cs, gates, tanh_c, x = saved
         H = self.r.shape[1]
         g, i, f, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
@@ -177,7 +185,7 @@ class _Lstm(_Cell):
         factors[:, 2] = walk.before(cs) * f * (1 - f)
         factors[:, 3] = tanh_c * o * (1 - o)
         of_c = o * (1 - tanh_c * tanh_c)
-        dgates = factors.reshape(gates.shape)  # becomes it, step by step
+        dgates = factors.reshape(gates.shape)  # the loop turns the factors into gradients in place
         dh, dc = np.zeros((2, B, H), x.dtype)
         product = np.empty((B, H), x.dtype)
         for at, _, _ in reversed(walk.steps):
@@ -195,7 +203,10 @@ class _Lstm(_Cell):
 
 
 class _Gru(_Cell):
-    """Gates n, r, z of the input and r, z, n of the recurrent product: as n, r, z, n their gradients stand together."""
+    """The gates stand as n, r, z in the input product and r, z, n in the recurrent one.
+
+    So the gradients of both stand together as n, r, z, n.
+    """
 
     states = 1
     orders = (2, 0, 1), (0, 1, 2)
@@ -224,7 +235,10 @@ class _Gru(_Cell):
         return hs, gates, recurrent_n, x
 
     def backward(self, dy, saved, walk, B):
-        """factors: what dh is multiplied with for the gradients of n, r, z and n's recurrent part."""
+        """Return dx, the state's gradient and the weights' gradients.
+
+        factors: dh times these is the gradient of n, r, z and of n's recurrent part.
+        """
         hs, gates, recurrent_n, x = saved
         H = self.r.shape[1]
         n, r, z = (gates[:, k * H : (k + 1) * H] for k in range(3))
@@ -283,7 +297,7 @@ class Torch(engines.Torch):
 
 
 class Jax(engines.Jax):
-    """Several steps of the loop at once are faster for one row, and slower for more (measured for 1, 4 and 10)."""
+    """JAX with its loop unrolled for one row: unrolling is slower for more rows (measured for 1, 4 and 10 steps)."""
 
     def prepare(self, case, state_dict, threads):
         import jax
@@ -329,7 +343,7 @@ class Rnnfast(engines.Rnnfast):
         return {"y": y, "dx": dx} | (dict(zip(("dh0", "dc0"), dstates)) if case.state else {}) | dweights
 
     def saved(self, case, state_dict):
-        """Bytes that forward keeps for backward, to those of gates and states of what was computed."""
+        """Return the bytes that forward keeps for backward, divided by those of the computed gates and states."""
         layer = self.layer(case, state_dict, 1)
         lengths = np.array(case.lengths) if case.lengths else None
         state = problem.inputs(case)[1:]
@@ -344,7 +358,7 @@ ENGINES = {engine.name: engine for engine in (Rnnfast(), Numpy(), Torch(), Jax()
 
 
 def measure(case, engines, threads, rounds, duration, limit):
-    """What `compare` says; for rnnfast also "saved", as its engine has it."""
+    """Return the results of `compare`; rnnfast's have "saved" too (`Rnnfast.saved`)."""
     state_dict, values = problem.weights(case), inputs(case)
     right = expected(case, state_dict, values)
 
@@ -358,17 +372,19 @@ def measure(case, engines, threads, rounds, duration, limit):
     return results
 
 
-# ------------------------------------------------------------------------------------------------ what is right
+# ------------------------------------------------------------------------------------------------ right gradients
 def inputs(case, seed=2):
-    """(x, dy, h0, c0): the states as the case has them."""
+    """Return x, dy and the initial states that the case has."""
     x, *states = problem.inputs(case)
     dy = np.random.default_rng(seed).standard_normal((case.T, case.B, case.directions * case.H), np.float32)
     return x, dy, *states
 
 
 def expected(case, state_dict, values, numpy_engine=ENGINES["numpy"]):
-    """Name -> right output in float64: the NumPy engine's own lines in that type, whose gradients of some rows alone
-    are those of the reference."""
+    """Return the right outputs by name, in float64.
+
+    The NumPy engine computes them in that type; its gradients of some rows alone are compared with the reference's.
+    """
     wide = {name: array.astype(np.float64) for name, array in state_dict.items()}
     values = [v.astype(np.float64) for v in values]
     lengths = case.lengths or (case.T,) * case.B
@@ -402,7 +418,7 @@ def _reference(case, state_dict, values):
 
 
 def difference(found, right):
-    """The largest difference, relative to each right array's largest value; infinity where names or shapes differ."""
+    """Return the largest difference relative to the right array's largest value; infinite if names or shapes differ."""
     if any(a.dtype != np.float32 for a in found.values()):
         raise TypeError(f"outputs are {sorted({str(a.dtype) for a in found.values()})}, expected float32")
     return _difference(found, right)

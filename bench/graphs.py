@@ -1,7 +1,7 @@
-"""`python -m bench.graphs FOLDER`: whole graphs next to onnxruntime, one thread each, NumPy in and out, in one process.
+"""`python -m bench.graphs FOLDER`: measure whole graphs next to onnxruntime, on one thread each, in one process.
 
-FOLDER holds ONNX files and for each a NAME.npz with inputs (in_<input>) and the outputs expected (out_<output>).
-Nothing is timed before its outputs are those of the file, or for other inputs those of onnxruntime.
+FOLDER holds ONNX files and for each a NAME.npz with inputs (in_<input>) and expected outputs (out_<output>). A call is
+timed only if its outputs are those of the file or, for other inputs, those of onnxruntime.
 """
 
 import json
@@ -16,12 +16,17 @@ import numpy as np
 
 TOLERANCE = 1e-4  # relative to the largest output where that is above 1
 ROUNDS, DURATION, LIMIT = 21, 0.006, 3.0
-CHUNKS = 1000  # of a stream
+CHUNKS = 1000  # frames of a stream
 
 
 class Call(NamedTuple):
-    """shapes: input name -> shape of random inputs in place of the stored ones, with fixed values for integers;
-    stream: the calls are the frames of one stream, `stream.run` takes them all; target: the least ratio."""
+    """A call of a model that is measured.
+
+    target: the least ratio of onnxruntime's time to rnnfast's.
+    shapes: input name -> the shape of random values that replace the stored input.
+    stream: whether the calls are the frames of one stream, which `stream.run` takes all at once.
+    fixed: input name -> a fixed value.
+    """
 
     label: str
     target: float | None = None
@@ -34,7 +39,7 @@ RATE = np.array(16000)
 
 
 def _vad(state, names, chunk_target, stream_target, batch_target, rate=True, stream=True):
-    """One chunk of 32 ms behind 4 ms of the one before, a stream of them, and 64 at once."""
+    """Return Silero VAD's calls: a chunk of 32 ms (with 4 ms of the one before), a stream of them, and 64 at once."""
     fixed = {"sr": RATE} if rate else {}
     one = {"input": (1, 576)} | dict.fromkeys(names, (2, 1, state))
     many = {"input": (64, 576)} | dict.fromkeys(names, (2, 64, state))
@@ -45,7 +50,7 @@ def _vad(state, names, chunk_target, stream_target, batch_target, rate=True, str
 
 
 STORED = [Call("stored inputs", 1.3)]
-# Beginning of a file's name -> its calls; others are called with their stored inputs.
+# Beginning of a file's name -> its calls; other files are called with their stored inputs.
 CALLS = {
     "silero_vad_6.2.3__silero_vad.onnx": _vad(128, ["state"], 4, 5, 4),
     "silero_vad_6.2.3__silero_vad_16k_op15": _vad(128, ["state"], 4, 5, 4),
@@ -75,6 +80,7 @@ CALLS = {
 
 
 def calls_of(name):
+    """Return the calls of the file of this name."""
     found = [calls for start, calls in CALLS.items() if name.startswith(start)]
     return found[0] if found else STORED
 
@@ -112,7 +118,7 @@ def main(folder, pick, out):
 
 
 def measured(file):
-    """A row for each call of one file."""
+    """Measure every call of one file and return a row for each."""
     import onnxruntime
 
     import rnnfast
@@ -160,7 +166,7 @@ def measured(file):
 
 
 def _streamed(model, call, feed):
-    """All frames of a stream in one call."""
+    """Return a call that runs a stream over CHUNKS copies of the feed's frame."""
     stream = model.stream(**call.fixed)
     frames = {
         name: np.stack([value] * CHUNKS)
@@ -171,10 +177,12 @@ def _streamed(model, call, feed):
 
 
 def _key(name):
+    """Return an input's or output's name as the stored arrays have it."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
 def _random(shape, like):
+    """Return random values of the dtype of `like`; integers stay in its range."""
     rng = np.random.default_rng(7)
     if like.dtype.kind in "iu":
         return rng.integers(0, max(2, int(like.max(initial=1))), shape).astype(like.dtype)
@@ -182,7 +190,7 @@ def _random(shape, like):
 
 
 def _plan_seconds(model, feed):
-    """The least time of a first call with these shapes, less that of a later one."""
+    """Return the seconds that planning takes: the least time of a first call less the least of a later one."""
     first, later = math.inf, math.inf
     for _ in range(3):
         planned, args = model.build(), model.prepare(feed)[1]
@@ -195,7 +203,10 @@ def _plan_seconds(model, feed):
 
 
 def difference(found, expected):
-    """The largest, relative to the largest output where that is above 1; None if it is not finite or there is none."""
+    """Return the largest difference, relative to the largest value of its output where that is above 1.
+
+    None if a shape differs, if the difference is not finite, or if no output is expected.
+    """
     worst = 0.0
     for name, right in expected.items():
         if found[name].shape != right.shape:
@@ -207,12 +218,14 @@ def difference(found, expected):
 
 
 def line(row):
+    """Return a row as one line for the terminal."""
     if "ratio" not in row:
         return f"{row['file']} {row['call']}: WRONG, {row['error']}"
     return f"{row['file']} {row['call']}: {row['seconds'][1] * 1e6:.1f} us, {row['ratio'][1]:.2f}"
 
 
 def markdown(results):
+    """Return the Markdown table of all rows."""
     machine = results["machine"]
     lines = [
         f"# Whole graphs on {machine['cpu']}",

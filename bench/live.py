@@ -1,7 +1,7 @@
-"""Silero VAD behind a Batcher, under asyncio: as many microphones as a core keeps up with, and what a frame waits.
+"""Silero VAD behind a Batcher under asyncio: how many microphones one core keeps up with, and how long a frame waits.
 
-Everything is in one process on one core: those who send frames, the event loop and the batcher's thread. Every reply is
-compared with that of a stream alone, to the bit.
+Senders, event loop and the batcher's thread share one process on one core. Every reply must have the bits of a stream
+that runs alone.
 """
 
 import asyncio
@@ -10,15 +10,19 @@ import gc
 
 import numpy as np
 
-PERIOD = 0.032  # seconds of a frame
-VOICES = 16  # different sounds, one for each stream in turn
-SECONDS = 8.0  # of each measurement
-PHASES = 32  # streams send in so many groups, one after the other
+PERIOD = 0.032  # seconds of sound in a frame
+VOICES = 16  # different sounds, which the streams take in turn
+SECONDS = 8.0  # duration of each measurement
+PHASES = 32  # groups of streams, which send one after the other within a period
 
 
 def measure(case):
-    """-> {"streams": that a core keeps up with, "p50", "p99": milliseconds until a reply with case.B streams in real
-    time, "batch": frames of a batch then, "frames", "wrong": replies}."""
+    """Measure a Batcher under full load and in real time.
+
+    Returns a dict: "streams", how many a core keeps up with; "p50" and "p99", milliseconds until a reply with case.B
+    streams in real time; "batch", the mean number of frames of a batch then; "frames", the number of replies; "wrong",
+    the number of those with other bits than the stream alone.
+    """
     from bench.streams import Silero
 
     source = Silero(case)
@@ -30,7 +34,7 @@ def measure(case):
         stream.reset()
     frames = [list(voice) for voice in sound]
     gc.collect()
-    gc.freeze()  # as services do: a look at all modules that were ever loaded takes 10 ms
+    gc.freeze()  # as services do: a collection that visits every loaded module takes 10 ms
     busy = asyncio.run(_run(source, case.B, frames, right, False))
     live = asyncio.run(_run(source, case.B, frames, right, True))
     gc.unfreeze()
@@ -46,13 +50,16 @@ def measure(case):
 
 
 async def _run(source, count, frames, right, real_time):
-    """real_time: a frame of each stream every 32 ms; else the next one as soon as the reply to the last is there."""
+    """Send frames of `count` streams for SECONDS and return the rate, the waiting times and the count of wrong replies.
+
+    real_time: each stream sends a frame every 32 ms; otherwise each sends the next as soon as the last is answered.
+    """
     from rnnfast import Batcher
 
     loop = asyncio.get_running_loop()
     with Batcher(source.pool(1), max_queue=10**6) as batcher:
         ids = [batcher.open() for _ in range(count)]
-        for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):  # plans are made
+        for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):  # plans are made before the clock starts
             await asyncio.gather(*[batcher.step(i, frames[0][0]) for i in ids[:size]])
         for i in ids:
             batcher.close(i)
@@ -64,9 +71,9 @@ async def _run(source, count, frames, right, real_time):
         def send(k, t, due):
             open_calls[0] += 1
             call = batcher.step(ids[k], frames[k % VOICES][t])
-            call.add_done_callback(functools.partial(received, k, t, due))
+            call.add_done_callback(functools.partial(answered, k, t, due))
 
-        def received(k, t, due, call):
+        def answered(k, t, due, call):
             now = loop.time()
             open_calls[0] -= 1
             seconds.append(now - due)

@@ -1,4 +1,4 @@
-"""One case: is each engine right, and how long does it take."""
+"""Check and time every engine on one case."""
 
 import dataclasses
 import gc
@@ -10,13 +10,13 @@ from bench.engines import ENGINES
 from rnnfast.cli.progress import track
 from rnnfast.cli.timing import WARMUP, interleave, quartiles
 
-# Relative to the largest output. The largest difference measured of an engine in float32 is 4.6e-6 (rnnfast and
-# OpenVINO, an RNN of 500 steps with 1200 inputs); one that computes in bfloat16 is off by 3e-3, in int8 by 1e-2.
+# Relative to the largest output. The largest difference measured for an engine in float32 is 4.6e-6 (rnnfast and
+# OpenVINO, an RNN of 500 steps with 1200 inputs); an engine that computes in bfloat16 is off by 3e-3, in int8 by 1e-2.
 TOLERANCE = 3e-5
 
 
 def run(request):
-    """All cases of one process, between two looks at what the machine can do."""
+    """Measure all cases of one process; the machine's limits are probed before and after."""
     threads, caches = request["threads"], environment.caches()
     cases = [case for case in CASES if case.name in request["cases"]]
     engines = [ENGINES[name] for name in request["engines"]]
@@ -30,11 +30,12 @@ def run(request):
 
 
 def progress(threads):
+    """Return the title of the progress bar."""
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def measure(case, engines, threads, rounds, duration, limit):
-    """What `compare` says of the engines' calls."""
+    """Return the results of `compare` for forward calls."""
     state_dict, inputs = problem.weights(case), problem.inputs(case)
     right = problem.expected(case, state_dict, inputs, ENGINES["numpy"])
 
@@ -46,14 +47,16 @@ def measure(case, engines, threads, rounds, duration, limit):
 
 
 def compare(engines, check, inputs, threads, rounds, duration, limit):
-    """check(engine) -> (call, how wrong its outputs are); call(*inputs) is timed if they are right.
+    """Check every engine, and time those that are right.
 
-    -> engine name -> {"status": "ok", "error", "seconds", "relative", "least", "calls", "rounds"}.
+    check(engine) returns a call and the error of its outputs; call(*inputs) is what is timed.
 
-    error: the largest difference relative to the largest output. seconds, relative: quartiles of a call's time, and of
-    that divided by rnnfast's in the same round (so that a machine that is slow for a while is so for both); least: the
-    shortest time; calls: how many a sample was the mean of. Another status says why there are no times: "missing" (not
-    installed), "failed" (with "message"), "wrong" (with "error").
+    Returns a dict for each engine's name. "status" is "ok", or says why there are no times: "missing" (not
+    installed), "failed" (with "message") or "wrong" (with "error"). With "ok" there are: "error", the largest
+    difference relative to the largest output; "seconds", the quartiles of a call's time; "relative", the quartiles of
+    that time divided by rnnfast's in the same round, so that a machine that is slow for a while is slow for both;
+    "least", the shortest time; "calls", the number of calls of which a sample is the mean; "rounds", the number of
+    samples.
     """
     results, calls = {}, {}
     for engine in engines:
@@ -62,7 +65,7 @@ def compare(engines, check, inputs, threads, rounds, duration, limit):
             continue
         try:
             call, error = check(engine)
-        except Exception as e:  # theirs, of any class
+        except Exception as e:  # an engine may raise anything
             results[engine.name] = {"status": "failed", "message": f"{type(e).__name__}: {e}"}
             continue
         good = error <= TOLERANCE  # false for NaN
@@ -86,4 +89,5 @@ def compare(engines, check, inputs, threads, rounds, duration, limit):
 
 
 def record(case, results):
+    """Return a case and its results as they are written to JSON."""
     return {"case": dataclasses.asdict(case), "results": results}

@@ -1,11 +1,11 @@
 """Training of a model that reads digits row by row: the engines, each in the form that its documentation shows.
 
-LSTM H, LSTM H (last output), Dense 32 relu, Dense 10, dropout of 0.2 between them; mean cross-entropy, batches in random
-order, Adam with a rate that decays.
+The model is LSTM H, LSTM H (last output), Dense 32 with ReLU, Dense 10, with dropout of 0.2 between them. The loss is
+the mean cross-entropy, the order of the examples is random, and Adam's rate decays.
 
-build(case, state_dict, threads, dropout, rate) -> (fit, weights): fit(x, y) takes an epoch and returns its mean loss;
-with `rate` a plain gradient step of it in place of Adam, batches in the order of x. weights() -> name -> array. The
-names are those of a Sequential: 0 and 2 are the LSTMs, 4 and 7 the dense layers.
+build(case, state_dict, threads, dropout, rate) returns fit and weights. fit(x, y) trains for an epoch and returns its
+mean loss; with `rate` it takes plain gradient steps of that rate in place of Adam's, in the order of x. weights()
+returns a dict of arrays with the names of a Sequential: 0 and 2 are the LSTMs, 4 and 7 the dense layers.
 """
 
 import dataclasses
@@ -23,12 +23,13 @@ ROWS = COLUMNS = 28
 DENSE, CLASSES = 32, 10
 DROPOUT = 0.2
 RATE, DECAY = 1e-3, 1e-6  # the rate of update n is RATE / (1 + DECAY * n)
-# Of the one gradient step that is checked: so large that what is left of its digits in the weights is enough.
+# The rate of the one gradient step that is checked. It is so large that the rounding of the weights hides little of
+# the gradient.
 CHECK_RATE = 100.0
 
 
 def data(images):
-    """x [images, 28, 28] float32 in 0 to 1 and y [images] int64; the digits, or random ones where they are not there."""
+    """Return x [images, 28, 28] float32 in 0 to 1 and y [images] int64: digits, or random values without their file."""
     if DATA.exists():
         with np.load(DATA) as stored:
             x, y = stored["images"][:images], stored["labels"][:images]
@@ -39,7 +40,7 @@ def data(images):
 
 
 def weights(case, seed=0):
-    """Uniform in +-1/sqrt(H), or of a dense layer's inputs."""
+    """Return weights that are uniform in +-1/sqrt(n), n being H or the number of a dense layer's inputs."""
     rng = np.random.default_rng(seed)
     state_dict = {}
     for position, cell in ((0, _cell(case, COLUMNS)), (2, _cell(case, case.H))):
@@ -51,10 +52,12 @@ def weights(case, seed=0):
 
 
 def _cell(case, inputs):
+    """Return the case of one of the LSTMs."""
     return Case("cell", "LSTM", ROWS, case.batch, inputs, case.H)
 
 
 def _part(state_dict, position):
+    """Return the weights of the layer at this position."""
     return {name.partition(".")[2]: a for name, a in state_dict.items() if name.startswith(f"{position}.")}
 
 
@@ -111,7 +114,7 @@ class Torch(Engine):
 
 
 class Keras(Engine):
-    """On torch. Weights [inputs, outputs], one bias for both products."""
+    """Keras on torch. Its weights are [inputs, outputs], and one bias serves both products of an LSTM."""
 
     name, package, module = "keras on torch", "keras", "keras"
 
@@ -162,7 +165,7 @@ class Keras(Engine):
             return history.history["loss"][-1]
 
         def values_of():
-            """Both biases of torch move by the gradient of their sum."""
+            """Return the weights under torch's names; both of torch's biases move by the gradient of their sum."""
             arrays, found = net.get_weights(), {}
             for position, (w, r, b) in ((0, arrays[:3]), (2, arrays[3:6])):
                 old = _part(state_dict, position)
@@ -222,7 +225,7 @@ ENGINES = {engine.name: engine for engine in (Rnnfast(), Torch(), Keras())}
 
 
 def measure(case, engines, threads, rounds, duration, limit):
-    """What `compare` says of an epoch with Adam and dropout; what is checked is a gradient step without them."""
+    """Return the results of `compare`: an epoch with Adam and dropout is timed, a plain gradient step is checked."""
     state_dict, (x, y) = weights(case), data(case.images)
     right = expected(case, state_dict, x[: case.batch], y[: case.batch])
 
@@ -236,9 +239,9 @@ def measure(case, engines, threads, rounds, duration, limit):
     return compare(engines, check, (x, y), threads, rounds, duration, limit)
 
 
-# ------------------------------------------------------------------------------------------------ what is right
+# ------------------------------------------------------------------------------------------------ right gradients
 def expected(case, state_dict, x, y):
-    """The gradients of all weights in float64, without dropout, for one batch."""
+    """Return the gradients of all weights for one batch in float64, without dropout."""
     w = {name: a.astype(np.float64) for name, a in state_dict.items()}
     numpy_engine, cells = gradients.ENGINES["numpy"], [_cell(case, COLUMNS), _cell(case, case.H)]
     cells = [dataclasses.replace(cell, B=len(x)) for cell in cells]

@@ -1,4 +1,4 @@
-"""Charts, drawn from results as JSON."""
+"""Draw charts from results as JSON."""
 
 import itertools
 
@@ -28,7 +28,7 @@ STYLE = {
     "svg.hashsalt": "rnnfast",
     "svg.fonttype": "none",
 }
-# What the lines of a panel have in common.
+# The panels of the chart of steps: title, and which cases it shows.
 PANELS = [
     ("one step, with state", lambda case: case.T == 1 and case.entry == "layer"),
     ("a step within a sequence", lambda case: 50 <= case.T <= 100),
@@ -36,7 +36,7 @@ PANELS = [
 
 
 def draw(results, out, suffix=".svg"):
-    """Writes OUT-steps, OUT-roofline and OUT-headline next to `out`, of the run with the fewest threads.
+    """Draw OUT-steps, OUT-roofline and OUT-headline next to `out` for the run with the fewest threads.
 
     Returns their paths.
     """
@@ -52,19 +52,20 @@ def draw(results, out, suffix=".svg"):
 
 
 def draw_pools(results, path):
-    """Writes the chart of `pools` to that path."""
+    """Draw the chart of `pools` into the file at `path`."""
     with plt.rc_context(STYLE):
         _save(pools(next(run for run in results["runs"] if run["threads"] == 1), results["machine"]), path)
 
 
 def _save(figure, path):
-    # No date, so that the same results give the same file.
+    # Without a date, the same results give the same file.
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, bbox_inches="tight", metadata=metadata, dpi=150)
     plt.close(figure)
 
 
 def _note(figure, run, machine):
+    """Write below a figure what was measured on which machine."""
     threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
     figure.text(
         0, -0.04, f"{machine['cpu']}, {machine['isa']}, {threads}, float32, medians", fontsize=7, color="#868e96"
@@ -72,7 +73,7 @@ def _note(figure, run, machine):
 
 
 def steps(run, machine):
-    """Time of a step against hidden size, an LSTM with batch 1, for each engine."""
+    """Draw the time of a step against the hidden size for each engine: an LSTM with batch 1."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 3.8), layout="constrained")
     for panel, (title, chosen) in zip(axes, PANELS):
         sizes = set()
@@ -109,12 +110,13 @@ def steps(run, machine):
 
 
 def _plain_lstm(case):
+    """Return whether a case is one LSTM of batch 1 with as many inputs as units."""
     plain = (case.kind, case.B, case.layers, case.directions, case.group) == ("LSTM", 1, 1, 1, "main")
     return plain and case.I == case.H
 
 
 def roofline(run, machine):
-    """FLOP/s against FLOP for each byte of weights read: the machine's limits and where the cases stand."""
+    """Draw the machine's limits and every case: FLOP/s against FLOP for each byte of weights read."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     limits = run["limits"]
     reach = [2 ** (e / 4) for e in range(-12, 33)]
@@ -162,7 +164,7 @@ def roofline(run, machine):
 
 
 def headline(run, machine):
-    """For the README: the others' time over rnnfast's, for a handful of cases."""
+    """Draw the README's chart: each engine's time divided by rnnfast's, for a handful of cases."""
     records = [record for record in run["records"] if record["case"]["headline"]]
     figure, axes = plt.subplots(figsize=(8, 1 + 0.75 * max(1, len(records))), layout="constrained")
     engines = [name for name in COLOURS if name == "rnnfast" or name not in report.OWN]
@@ -208,7 +210,7 @@ def _time(seconds):
 
 
 def pools(run, machine):
-    """Cost of a frame against the number of live streams that have one at a time, for each engine."""
+    """Draw the cost of a frame against the number of live streams for each engine."""
     records = [record for record in run["records"] if record["case"]["group"] == "sweep"]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for engine in dict.fromkeys(name for record in records for name in record["results"]):

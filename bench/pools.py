@@ -1,7 +1,7 @@
-"""`python -m bench.pools`: many live streams, and ragged batches, next to other engines; a Markdown table and a chart.
+"""`python -m bench.pools`: measure many live streams and ragged batches next to other engines; a table and a chart.
 
-Ends with 1 if an engine was wrong or failed. Each number of threads is measured in a process of its own, as
-`python -m bench` does it. Outputs are compared with those in float64 and of each stream alone before anything is timed.
+The exit status is 1 if an engine was wrong or failed. Each number of threads is measured in a process of its own, as by
+`python -m bench`. Before anything is timed, outputs are compared with float64's and with those of each stream alone.
 """
 
 import json
@@ -16,10 +16,10 @@ from bench.worker import default_threads, measured
 
 FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 ROUNDS = 21
-# Seconds a sample, seconds a case after which there are only so many rounds as quartiles need.
+# Seconds a sample, and seconds a case after which only the rounds that quartiles need are run.
 DURATION, LIMIT = 0.02, 20
 STATUS = {"missing": "not installed", "failed": "failed", "wrong": "WRONG"}
-# How targets read that are no ratio of an engine's time to rnnfast's, and those of which less is better.
+# The names of quantities other than the ratio of an engine's time to rnnfast's, and those of which less is better.
 MEANING = {
     "us a frame": "microseconds a frame",
     "share of FMA": "share of the FMA rate",
@@ -77,7 +77,7 @@ def main(patterns, threads, rounds, json_file, markdown_file, plot):
 
 # ------------------------------------------------------------------------------------------------ measuring
 def run(request):
-    """All cases of one process, between two looks at what the machine can do."""
+    """Measure all cases of one process; the machine's limits are probed before and after."""
     from bench import environment, live, probe, streams
     from bench.measure import progress, record
     from rnnfast.cli.progress import track
@@ -101,6 +101,7 @@ def run(request):
 
 # ------------------------------------------------------------------------------------------------ Markdown
 def markdown(results):
+    """Return the Markdown tables of all runs."""
     lines = [
         *report.heading(results["machine"], "Pools of streams on "),
         "",
@@ -110,9 +111,9 @@ def markdown(results):
         "hand: NumPy concatenates frames and states for one run and splits the states. Ragged: B rows of 1 to 1,000 "
         "steps, a frame is a step of a row; rectangle: B rows of the mean length; packed: packed and padded by torch. "
         "`spread`: quartiles of rnnfast's time. Batcher: asyncio, those who send and the batcher's thread share one "
-        "core; the streams that it keeps up with are those whose frames of 32 ms it answers in time, as many as are sent; "
-        "milliseconds until a reply are with B streams in real time. Each reply is that of the stream alone, to the "
-        "bit.",
+        "core; the streams that it keeps up with are those whose frames of 32 ms it answers in time, as many as are "
+        "sent; milliseconds until a reply are with B streams in real time. Each reply is that of the stream alone, to "
+        "the bit.",
         "",
         "Ratios are of times in the same round, the median over rounds. The share of the FMA rate is of rnnfast's best "
         "sample and the probe's. In bold: what misses its target.",
@@ -184,12 +185,12 @@ def _targets(records, run):
 
 
 def targets(record, threads):
-    """From a file the numbers of threads are strings."""
+    """Return quantity -> target for a number of threads, whose keys are strings in results that come from a file."""
     return {int(count): found for count, found in record["case"]["targets"].items()}[min(threads, 2)]
 
 
 def reached(record, what, run):
-    """What is to be compared with the target, or None."""
+    """Return the measured value that is compared with the target, or None."""
     ours = record["results"].get("rnnfast", {})
     if "live" in record:
         return record["live"] and record["live"][what]
@@ -203,6 +204,7 @@ def reached(record, what, run):
 
 
 def _missing(record, what):
+    """Return the reason why a quantity has no value."""
     if record["unavailable"]:
         return "not available"
     statuses = [record["results"].get(name, {}).get("status", "missing") for name in ("rnnfast", what)]

@@ -1,4 +1,4 @@
-/* What one core can do: fused multiply-adds and loads from a buffer, in the widest vectors of the target. */
+/* Measures one core: fused multiply-adds, and loads from memory, in the widest vectors of the target. */
 #include <stddef.h>
 #if defined __AVX512F__
 #define BYTES 64
@@ -7,13 +7,13 @@
 #else
 #define BYTES 16
 #endif
-#define CHAINS 12       /* covers the latency (4 cycles, 2 a cycle) within 16 registers */
+#define CHAINS 12       /* enough to hide the latency (4 cycles, 2 a cycle) in 16 registers */
 
 typedef float vec __attribute__((vector_size(BYTES)));
 
 size_t probe_lanes(void) { return BYTES / sizeof(float); }
 
-/* Multiply-adds done: CHAINS * lanes * n. */
+/* Does CHAINS * lanes * n multiply-adds. */
 float probe_fma(size_t n)
 {
     vec a[CHAINS], m, k;
@@ -28,7 +28,7 @@ float probe_fma(size_t n)
     return a[0][0];
 }
 
-/* Reads `bytes` at p (a multiple of CHAINS vectors, aligned) n times. */
+/* Reads the `bytes` at p n times; p is aligned, and `bytes` is a multiple of CHAINS vectors. */
 float probe_load(const void *p, size_t bytes, size_t n)
 {
     vec a[CHAINS] = {0};
@@ -39,7 +39,7 @@ float probe_load(const void *p, size_t bytes, size_t n)
         v += CHAINS;
         if (v == end) {
             v = p;
-            __asm__ volatile("" : "+r"(v));     /* another address, for all that the compiler knows */
+            __asm__ volatile("" : "+r"(v));     /* the compiler must take this for another address */
         }
     }
     for (int i = 1; i < CHAINS; i++) a[0] += a[i];

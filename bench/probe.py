@@ -1,4 +1,4 @@
-"""The machine's limits, by probe.c: compiled here for this very processor, run on as many cores as the engines get."""
+"""Measure the machine's limits with probe.c, compiled for this processor, on as many cores as the engines get."""
 
 import ctypes
 import hashlib
@@ -17,17 +17,17 @@ CACHE = pathlib.Path(__file__).parent.parent / "build" / "probe"
 FLAGS = ["-O3", "-shared", "-fPIC", "-ffp-contract=fast"]
 NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native"}
 CHAINS, ALIGNMENT = 12, 64
-# Where no cache sizes are known.
+# Sizes of caches where the system does not say.
 USUAL_CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**24}
 MAX_BUFFER = 2**28
 SAMPLES, SAMPLE_SECONDS = 7, 0.02
 
 
 def build():
-    """The compiled probe; raises OSError or CalledProcessError without a C compiler."""
+    """Return the compiled probe; raise OSError or CalledProcessError without a C compiler."""
     command = [os.environ.get("CC", "cc"), *FLAGS, NATIVE.get(platform.machine(), "-mcpu=native")]
     source = SOURCE.read_bytes()
-    # The processor is part of the name: a checkout may be shared by several.
+    # The processor is part of the name, as machines with different ones may share a checkout.
     key = hashlib.sha256(source + repr((command, _flags())).encode()).hexdigest()[:16]
     library = CACHE / f"probe-{key}.so"
     if not library.exists():
@@ -45,6 +45,7 @@ def build():
 
 
 def _flags():
+    """Return the features of the processor as text."""
     try:
         return next((line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features"))), "")
     except OSError:
@@ -52,7 +53,7 @@ def _flags():
 
 
 def limits(caches, threads):
-    """{"fma": FLOP/s, "L1": bytes/s, "L2", "L3", "DRAM"}, all cores together, the best of some samples."""
+    """Return "fma" in FLOP/s and "L1", "L2", "L3", "DRAM" in bytes/s: all cores together, the best of some samples."""
     probe = build()
     flops = 2 * CHAINS * probe.probe_lanes()
     found = {"fma": _best(lambda: probe.probe_fma, flops, threads)}
@@ -61,7 +62,7 @@ def limits(caches, threads):
         size = max(1, size // unit) * unit
 
         def prepare(size=size):
-            whole = np.ones(size + ALIGNMENT, np.uint8)  # of zeros all pages would be one
+            whole = np.ones(size + ALIGNMENT, np.uint8)  # all pages of zeros would be one and the same
             start = -whole.ctypes.data % ALIGNMENT
             part = whole[start : start + size]
             return lambda n: probe.probe_load(part.ctypes.data, part.nbytes, n)
@@ -71,14 +72,20 @@ def limits(caches, threads):
 
 
 def buffers(caches, threads):
-    """level -> bytes a core: half of its own caches, of the shared one as much as weights beyond the second level need
-    (of a large one, shared with other machines, less is ours than it says)."""
+    """Return the bytes that each core reads to measure a level.
+
+    These are half of a core's own caches, and of the shared cache as much as weights that do not fit the second level
+    need: of a large cache that other machines share, less is available than the system says.
+    """
     beyond = min(4 * caches["L2"], max(2 * caches["L2"], caches["L3"] // 2 // threads))
     return {"L1": caches["L1"] // 2, "L2": caches["L2"] // 2, "L3": beyond, "DRAM": min(4 * caches["L3"], MAX_BUFFER)}
 
 
 def _best(prepare, amount, threads):
-    """The largest rate, summed over cores: amount * n of run(n), each on a core of its own, all begun together."""
+    """Return the largest sum of the cores' rates.
+
+    prepare() returns run; run(n) does amount * n. Each core runs its own, and all begin each sample together.
+    """
     cores = sorted(os.sched_getaffinity(0))[:threads] if hasattr(os, "sched_getaffinity") else [None] * threads
     rates = np.zeros((SAMPLES, threads))
     barrier = threading.Barrier(threads)
@@ -104,6 +111,7 @@ def _best(prepare, amount, threads):
 
 
 def _seconds(run, n):
+    """Return the seconds that run(n) takes."""
     start = time.perf_counter()
     run(n)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What an engine gets for a case and what it must give: weights, inputs, the ONNX model and the right outputs."""
+"""Weights, inputs, the ONNX model and the right outputs of a case."""
 
 import numpy as np
 import onnx
@@ -10,19 +10,20 @@ from rnnfast.native.cell_activations import resolve
 from rnnfast.nn.convert import suffix, to_onnx
 
 OPSET = 17
-# Rows of a batch that the row-by-row reference computes too; no row depends on another.
+# Rows of a batch that the slow reference computes too; no row depends on another.
 REFERENCE_ROWS = 2
-# Of the vectorised float64 outputs to the reference's, the same mathematics in another order; measured: 4e-15.
+# Largest difference between the vectorised float64 outputs and the reference's, which are the same mathematics in
+# another order; measured: 4e-15.
 ORACLE_TOLERANCE = 1e-12
 
 
 def ends(case):
-    """The ends of the parameters' names, cell by cell, with each cell's input size."""
+    """Return the end of the parameters' names and the input size of each cell."""
     return [(suffix(*divmod(i, case.directions)), size) for i, size in enumerate(case.cells)]
 
 
 def weights(case, seed=0):
-    """torch's names and layout: uniform in +-1/sqrt(H), as torch initialises."""
+    """Return weights with torch's names and layout, uniform in +-1/sqrt(H) as torch initialises them."""
     rng = np.random.default_rng(seed)
     bound, rows = case.H**-0.5, GATES[case.kind] * case.H
     return {
@@ -38,7 +39,7 @@ def weights(case, seed=0):
 
 
 def inputs(case, seed=1):
-    """(x, h0, c0) with states (no c0 but for LSTM), (x,) without."""
+    """Return (x,), or with states (x, h0), and for LSTM (x, h0, c0)."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((case.T, case.B, case.I), np.float32)
     states = (1 + (case.kind == "LSTM")) * case.state
@@ -46,7 +47,7 @@ def inputs(case, seed=1):
 
 
 def onnx_model(case, state_dict):
-    """The case as the bytes of an ONNX model: x -> Y [T, D, B, H] and, with states, Y_h and Y_c."""
+    """Return the bytes of the case's ONNX model: input x, output y [T, D, B, H] and, with states, hn and cn."""
     nodes, initializers, value = [], [], "x"
     states = [name for name in ("h", "c")[: 1 + (case.kind == "LSTM")] if case.state]
     for layer in range(case.layers):
@@ -89,7 +90,7 @@ def onnx_model(case, state_dict):
 
 
 def canonical(outputs):
-    """Any engine's outputs as a flat list: y as [T, B, D*H], then the last states."""
+    """Return any engine's outputs as a flat list: y as [T, B, D*H], then the last states."""
     flat = []
     for value in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
         flat += canonical(value) if isinstance(value, (list, tuple)) else [np.asarray(value)]
@@ -99,7 +100,10 @@ def canonical(outputs):
 
 
 def expected(case, state_dict, values, numpy_engine):
-    """The right outputs in float64: the NumPy engine's own lines in that type, checked against the reference."""
+    """Return the right outputs in float64.
+
+    The NumPy engine computes them; some rows are compared with the reference's.
+    """
     wide = {name: array.astype(np.float64) for name, array in state_dict.items()}
     outputs = canonical(numpy_engine.prepare(case, wide, 1)(*(v.astype(np.float64) for v in values)))
     rows = np.unique(np.linspace(0, case.B - 1, REFERENCE_ROWS).astype(int))
@@ -112,7 +116,7 @@ def expected(case, state_dict, values, numpy_engine):
 
 
 def _reference(case, state_dict, values):
-    """rnnfast.reference's outputs: [T, B, D*H] and the last states."""
+    """Return the outputs of rnnfast.reference: [T, B, D*H] and the last states."""
     (x, *states), last = values, []
     for layer in range(case.layers):
         arrays = [to_onnx(case.kind, state_dict, suffix(layer, d)) for d in range(case.directions)]
@@ -125,6 +129,7 @@ def _reference(case, state_dict, values):
 
 
 def reference_options(case):
+    """Return the options of a case's function in rnnfast.reference."""
     activations = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}[case.kind]
     return {
         "activations": (resolve(activations),) * case.directions,
@@ -134,7 +139,7 @@ def reference_options(case):
 
 
 def difference(outputs, right):
-    """The largest difference, relative to each right output's largest value; infinity where shapes differ."""
+    """Return the largest difference, relative to each right output's largest value; infinite if shapes differ."""
     outputs = canonical(outputs)
     if [a.shape for a in outputs] != [a.shape for a in right]:
         return float("inf")

@@ -1,4 +1,4 @@
-"""Results as JSON -> what they say: ratios, rates, shares of the machine's limit; a Markdown table of them."""
+"""Ratios, rates and shares of the machine's limit from results as JSON, and a Markdown table of them."""
 
 import math
 
@@ -11,6 +11,7 @@ STATUS = {"missing": "-", "failed": "failed", "wrong": "WRONG"}
 
 
 def case_of(record):
+    """Return the Case of a record, which may come from a file."""
     fields = dict(record["case"])
     fields["targets"] = {int(threads): ratio for threads, ratio in fields["targets"].items()}
     fields["lengths"] = tuple(fields.get("lengths", ()))
@@ -18,13 +19,13 @@ def case_of(record):
 
 
 def time_of(record, engine):
-    """Median seconds, or None."""
+    """Return an engine's median seconds, or None."""
     seconds = record["results"].get(engine, {}).get("seconds")
     return seconds and seconds[1]
 
 
 def best_peer(record):
-    """The name of the fastest, or None."""
+    """Return the name of the fastest peer, or None."""
     return min(
         (name for name in record["results"] if name not in OWN and time_of(record, name)),
         key=lambda name: time_of(record, name),
@@ -33,28 +34,28 @@ def best_peer(record):
 
 
 def ratio(record, peer=None):
-    """The peer's time, the best one's if none is named, divided by rnnfast's, the median over rounds; or None."""
+    """Return the time of a peer (the best if none is named) divided by rnnfast's, the median over rounds; or None."""
     peer = peer or best_peer(record)
     relative = peer and record["results"].get(peer, {}).get("relative")
     return relative and relative[1]
 
 
 def flops(case):
-    """Of the products in one call: two for each multiply-add."""
+    """Return the floating-point operations of the products in one call, two for each multiply-add."""
     return sum(2 * case.T * case.B * GATES[case.kind] * case.H * (size + case.H) for size in case.cells)
 
 
 def weight_bytes(case):
-    """Read in one call: input weights once, recurrent weights at each step."""
+    """Return the bytes of weights read in one call: input weights once, recurrent weights at each step."""
     return sum(4 * GATES[case.kind] * case.H * (size + case.T * case.H) for size in case.cells)
 
 
 def bound(case, limits, caches, threads):
-    """Seconds below which the machine's limits do not let a call come.
+    """Return the least seconds that the machine's limits allow for a call.
 
-    Of each product the longer of its multiply-adds at the FMA rate and its weights at the rate of the innermost cache
-    that holds them: for the recurrent product a cell's recurrent weights (all weights, where there is one step only),
-    for the input product all weights of the case. Threads share the weights.
+    A product takes the longer of two times: its multiply-adds at the FMA rate, and its weights at the rate of the
+    innermost cache that holds them. That cache must hold a cell's recurrent weights for the recurrent product (all
+    weights where there is one step only), and all weights of the case for the input product. Threads share the weights.
     """
     rows = GATES[case.kind] * case.H
     everything = sum(4 * rows * (size + case.H) for size in case.cells)
@@ -73,7 +74,7 @@ def bound(case, limits, caches, threads):
 
 
 def level(size, caches, threads):
-    """The innermost cache that holds `size` bytes; the last one is shared by the cores, the others are each one's."""
+    """Return the innermost cache that holds `size` bytes; cores share the last one and each has the others."""
     caches = USUAL_CACHES | caches
     if size <= caches["L1"] * threads:
         return "L1"
@@ -83,7 +84,7 @@ def level(size, caches, threads):
 
 
 def share(record, run, machine):
-    """The share of the limit that rnnfast reaches in its best sample, as the limits are the probe's best; or None."""
+    """Return the share of the limit that rnnfast's best sample reaches (limits are the probe's best), or None."""
     ours = record["results"].get("rnnfast", {}).get("least")
     return bound(case_of(record), run["limits"], machine["caches"], run["threads"]) / ours if ours else None
 
@@ -94,6 +95,7 @@ def geometric_mean(values):
 
 # ------------------------------------------------------------------------------------------------ Markdown
 def markdown(results):
+    """Return the Markdown tables of all runs."""
     machine = results["machine"]
     lines = [
         *heading(machine),
@@ -101,8 +103,8 @@ def markdown(results):
         "Median microseconds of a call, float32. `ratio`: the best of the others' times divided by rnnfast's in the "
         "same round, the median over rounds (blas is rnnfast on BLAS and no other); in bold where it is below its "
         "target. `spread`: quartiles of rnnfast's time. GB/s: weights, the recurrent ones once a step. `limit`: the "
-        "share of what the machine can do (the best of the probe's samples) that rnnfast reaches (in its best sample); it "
-        "can be over 100 % where a part of the weights stays in an inner cache.",
+        "share of what the machine can do (the best of the probe's samples) that rnnfast reaches (in its best sample); "
+        "it can be over 100 % where a part of the weights stays in an inner cache.",
     ]
     for run in results["runs"]:
         lines += ["", *_run(run, machine)]
@@ -110,6 +112,7 @@ def markdown(results):
 
 
 def heading(machine, what=""):
+    """Return the lines of a report's heading: what was measured, and the machine."""
     found = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in machine["caches"].items())
     return [
@@ -123,6 +126,7 @@ def heading(machine, what=""):
 
 
 def removed(results):
+    """Return the lines that name the variables removed from the environment."""
     found = ", ".join(f"`{k}={v}`" for k, v in results.get("removed", {}).items())
     return ["", f"Removed from the environment: {found}"] if found else []
 
@@ -132,6 +136,7 @@ def run_heading(run):
 
 
 def others(run):
+    """Return the line that says how busy other processes were."""
     return [] if run["others"] is None else [f"Meanwhile other processes took {run['others']:.0%} of a core."]
 
 
@@ -166,6 +171,7 @@ def _run(run, machine):
 
 
 def _row(record, run, machine, engines):
+    """Return the cells of a case's row."""
     case, ours, found = case_of(record), time_of(record, "rnnfast"), ratio(record)
     target = case.targets.get(run["threads"])
     result = record["results"].get("rnnfast", {})
@@ -201,11 +207,12 @@ def _time(result):
 
 
 def microseconds(seconds):
+    """Return microseconds as text of about three digits."""
     return f"{seconds * 1e6:.{max(0, 2 - int(math.log10(max(seconds * 1e6, 1))))}f}"
 
 
 def _notes(records, threads):
-    """Sums over a table, and what went wrong in it."""
+    """Yield lines on a whole table: targets reached, means, and engines that were wrong or failed."""
     ratios = {case_of(record): ratio(record) for record in records}
     ratios = {case: found for case, found in ratios.items() if found is not None}
     wanted = [(found, case.targets[threads]) for case, found in ratios.items() if threads in case.targets]
@@ -227,7 +234,7 @@ def _notes(records, threads):
 
 
 def problems(records):
-    """(engine, what went wrong) -> the names of the cases."""
+    """Return a dict from an engine and its problem to the names of the cases that have it."""
     found = {}
     for record in records:
         for name, result in record["results"].items():
@@ -246,6 +253,7 @@ def _error(error):
 
 
 def table(header, rows):
+    """Yield the lines of a Markdown table."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     yield "| " + " | ".join(cell.ljust(n) for cell, n in zip(header, widths)) + " |"
     yield "| " + " | ".join("-" * n if i == 0 else "-" * (n - 1) + ":" for i, n in enumerate(widths)) + " |"
@@ -258,7 +266,7 @@ def table(header, rows):
 
 
 def write(texts):
-    """{file or None: text}: each to its file, where there is one."""
+    """Write each text of a dict to the file that is its key, unless that is None."""
     for file, text in texts.items():
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)

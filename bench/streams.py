@@ -1,9 +1,9 @@
-"""Frames of many live streams, and ragged batches: the engines, each in the fastest form of its own documented
-interface.
+"""Frames of many live streams, and ragged batches: the engines, each in the fastest form of its own interface.
 
-prepare(source, threads) -> call; frames(source, x) -> what call takes, which is not timed: x [B, I] for rnnfast's array
-form, a list of frames for the others, as streams send them. call(frames) advances every stream by a frame and returns
-the outputs, together or as a list. Ragged: x [T, B, I], y [T, B, H] with zeros after a row's end.
+prepare(source, threads) returns call. frames(source, x) returns the argument of call, and its time is not measured: x
+[B, I] for rnnfast's array form, and a list of frames, as streams send them, for the others. call(frames) advances every
+stream by a frame and returns the outputs, as one array or as a list. Ragged batches take x [T, B, I] and return
+y [T, B, H] with zeros behind a row's end.
 """
 
 import dataclasses
@@ -19,12 +19,15 @@ from bench.graphs import RATE
 from bench.measure import compare
 
 FILE = pathlib.Path(__file__).parents[2] / "shared" / "models" / "silero_vad_6.2.3__silero_vad.onnx"
-STEPS = 3  # that are checked before anything is timed
+STEPS = 3  # steps that are checked before anything is timed
 
 
-# ------------------------------------------------------------------------------------------------ what streams run
+# ------------------------------------------------------------------------------------------------ sources
 class Silero:
-    """Silero VAD 6: 32 ms behind 4 ms of the frame before. axis: the batch's in an ONNX input; that of states is 1."""
+    """Streams of Silero VAD 6: a frame is 32 ms of sound behind 4 ms of the frame before.
+
+    axis: the batch axis of the ONNX input; that of the states is 1.
+    """
 
     input, axis, fixed, states, outputs = "input", 0, {"sr": RATE}, {"state": (2, 1, 128)}, ["output", "stateN"]
 
@@ -46,7 +49,7 @@ class Silero:
         return self.model(1).stream(**self.fixed)
 
     def frames(self, x):
-        """As a stream alone takes them."""
+        """Return the frames as a single stream takes them."""
         return [{"input": frame} for frame in self.onnx_frames(x)]
 
     def onnx_frames(self, x):
@@ -60,7 +63,7 @@ class Silero:
 
 
 class Layer:
-    """A layer of rnnfast.nn, as a file its one ONNX node."""
+    """Streams of a layer of rnnfast.nn, which other engines run as a model of one ONNX node."""
 
     input, axis, fixed = "x", 1, {}
 
@@ -98,13 +101,13 @@ class Layer:
 
 
 def unavailable(case):
-    """Why it cannot be measured here, or None."""
+    """Return why a case cannot be measured here, or None."""
     return f"there is no {FILE.name} in {FILE.parent}" if case.kind == "Silero" and not FILE.exists() else None
 
 
 # ------------------------------------------------------------------------------------------------ live streams
 class Rnnfast(Engine):
-    """The array form; results go to the same array each time."""
+    """A pool's array form; results go to the same array each time."""
 
     name = package = module = "rnnfast"
     peer = False
@@ -125,6 +128,8 @@ class Rnnfast(Engine):
 
 
 class OneThread(Rnnfast):
+    """A pool on one thread, whatever the others have."""
+
     name = "rnnfast one thread"
 
     def prepare(self, source, threads):
@@ -132,7 +137,7 @@ class OneThread(Rnnfast):
 
 
 class Mapping(Rnnfast):
-    """{id: frame} -> {id: result}."""
+    """A pool's mapping form: {id: frame} to {id: result}."""
 
     name = "rnnfast mapping"
 
@@ -146,7 +151,7 @@ class Mapping(Rnnfast):
 
 
 class OneByOne(Engine):
-    """A run for each stream."""
+    """onnxruntime with a run for each stream."""
 
     package = module = "onnxruntime"
     name = "onnxruntime one by one"
@@ -175,7 +180,7 @@ class OneByOne(Engine):
 
 
 class ByHand(OneByOne):
-    """One run for all: NumPy concatenates frames and states, and splits the new states."""
+    """onnxruntime with one run for all: NumPy concatenates frames and states, and splits the new states."""
 
     name = "onnxruntime by hand"
 
@@ -196,6 +201,7 @@ class ByHand(OneByOne):
 
 
 def _run(source, batch, threads):
+    """Return the `run` of an onnxruntime session for this batch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -208,8 +214,11 @@ CHART = [Rnnfast(), OneByOne(), ByHand()]
 
 
 def measure_live(case, engines, *effort):
-    """What `compare` says: outputs of the first steps are near those of float64, or of a stream alone for a model, and
-    rnnfast's have the bits of a stream alone."""
+    """Return the results of `compare` for live streams.
+
+    Outputs of the first steps must be near float64's (for a model, near those of each stream alone), and rnnfast's must
+    have the bits of each stream alone.
+    """
     source = (Silero if case.kind == "Silero" else Layer)(case)
     threads, x = effort[0], source.inputs()
     alone = _alone(source, x)
@@ -224,7 +233,7 @@ def measure_live(case, engines, *effort):
 
 
 def _alone(source, x):
-    """Each stream by itself: [STEPS, B, outputs]."""
+    """Return the outputs of each stream run by itself, [STEPS, B, outputs]."""
     stream, results = source.stream(), []
     for frames in zip(*map(source.frames, x)):
         results.append([np.ravel(stream.step(frame)) for frame in frames])
@@ -233,7 +242,7 @@ def _alone(source, x):
 
 
 def _error(y, right, alone):
-    """Of the outputs; those that must have the bits of `alone`, if that is given, are refused without."""
+    """Return the error of outputs; raise ValueError if `alone` is given and they do not have its bits."""
     if alone is not None and y.tobytes() != alone.tobytes():
         raise ValueError("the bits are not those of each stream alone")
     return problem.difference(y, [right])
@@ -241,13 +250,15 @@ def _error(y, right, alone):
 
 # ------------------------------------------------------------------------------------------------ ragged batches
 class Ragged(Rnnfast):
+    """Rows of different lengths in one call of rnnfast."""
+
     def prepare(self, source, threads):
         layer, lengths = source.layer(threads), np.array(source.case.lengths)
         return lambda x: layer(x, lengths=lengths)[0]
 
 
 class Rectangle(Rnnfast):
-    """As many rows, all of the mean length."""
+    """As many rows in rnnfast, all of the mean length."""
 
     name = "rnnfast rectangle"
 
@@ -260,6 +271,8 @@ class Rectangle(Rnnfast):
 
 
 class TorchPacked(Engine):
+    """Rows of different lengths as torch's packed sequences."""
+
     package = module = "torch"
     name = "torch packed"
     frames = Rnnfast.frames
@@ -285,7 +298,10 @@ RAGGED = [Ragged(), Rectangle(), TorchPacked()]
 
 
 def measure_ragged(case, engines, *effort):
-    """What `compare` says: outputs are near those of float64, and rnnfast's have the bits of each row alone."""
+    """Return the results of `compare` for a ragged batch.
+
+    Outputs must be near float64's, and rnnfast's must have the bits of each row alone.
+    """
     source = Layer(case)
     threads, even = effort[0], dataclasses.replace(source.layer_case, lengths=())
     (x,) = problem.inputs(even)
@@ -306,7 +322,7 @@ def measure_ragged(case, engines, *effort):
 
 
 def measure(case, *effort):
-    """Of one case, with the engines that it has on so many threads."""
+    """Measure one case with the engines that it has for this number of threads."""
     if case.lengths:
         return measure_ragged(case, RAGGED, *effort)
     return measure_live(case, CHART if case.group == "sweep" else ALONE if effort[0] == 1 else SEVERAL, *effort)

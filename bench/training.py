@@ -1,7 +1,7 @@
-"""`python -m bench.training`: forward and backward, and training, next to other engines; a Markdown table.
+"""`python -m bench.training`: measure forward and backward, and training, next to other engines; a Markdown table.
 
-Ends with 1 if an engine was wrong or failed. Each number of threads is measured in a process of its own, as
-`python -m bench` does it. Gradients are compared with those in float64 before anything is timed.
+The exit status is 1 if an engine was wrong or failed. Each number of threads is measured in a process of its own, as by
+`python -m bench`. Before anything is timed, gradients are compared with those in float64.
 """
 
 import json
@@ -16,7 +16,7 @@ from bench.worker import default_threads, measured
 
 FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 ROUNDS = 21
-# Seconds a sample, seconds a case after which there are only so many rounds as quartiles need.
+# Seconds a sample, and seconds a case after which only the rounds that quartiles need are run.
 DURATION, LIMIT = 0.02, 20
 STATUS = {"missing": "not installed", "failed": "failed", "wrong": "WRONG"}
 
@@ -35,7 +35,7 @@ STATUS = {"missing": "not installed", "failed": "failed", "wrong": "WRONG"}
 @click.option("--markdown", "markdown_file", metavar="FILE", type=FILE, help="Write the table there.")
 def main(patterns, threads, rounds, json_file, markdown_file):
     """Measure training next to other engines: all cases, or those of these names or beginnings of names with *."""
-    if threads:  # --threads 1 2: more numbers than the option takes
+    if threads:  # in `--threads 1 2` the option takes the first number only; the others arrive as patterns
         threads += tuple(int(pattern) for pattern in patterns if pattern.isdigit())
         patterns = [pattern for pattern in patterns if not pattern.isdigit()]
     try:
@@ -59,7 +59,7 @@ def main(patterns, threads, rounds, json_file, markdown_file):
 
 # ------------------------------------------------------------------------------------------------ measuring
 def run(request):
-    """All cases of one process."""
+    """Measure all cases of one process."""
     from bench import gradients, mnist
     from bench.measure import progress, record
     from rnnfast.cli.progress import track
@@ -74,6 +74,7 @@ def run(request):
 
 # ------------------------------------------------------------------------------------------------ Markdown
 def markdown(results):
+    """Return the Markdown tables of all runs."""
     lines = [
         *report.heading(results["machine"], "Training on "),
         "",
@@ -96,7 +97,8 @@ def _table(records, threads, fits):
     rows = []
     for record in records:
         results, found, target = record["results"], _ratio(record), _target(record, threads)
-        show = (lambda s: f"{record['case']['images'] / s:,.0f}") if fits else report.microseconds
+        images = record["case"].get("images")
+        show = (lambda s, images=images: f"{images / s:,.0f}") if fits else report.microseconds
         ours = results.get("rnnfast", {}).get("seconds")
         row = [
             record["case"]["name"],
@@ -127,7 +129,10 @@ def _ratio(record):
 
 
 def _target(record, threads):
-    """From a file the numbers of threads are strings; more threads than the targets have share the last one."""
+    """Return the target for a number of threads; more threads than the targets have share the last one.
+
+    In results that come from a file, numbers of threads are strings.
+    """
     targets = {int(count): target for count, target in record["case"]["targets"].items()}
     return targets.get(threads, targets[max(targets)])
 

@@ -1,7 +1,7 @@
-"""A measuring process for each number of threads: `python -m bench.worker REQUEST.json RESULT.json`, in an environment
-made for it.
+"""A measuring process for one number of threads: `python -m bench.worker REQUEST.json RESULT.json`.
 
-It is pinned to as many cores as the engines get threads, before any of them is imported: some size their pools then.
+It runs in an environment made for it and is pinned to as many cores as the engines get threads. It is pinned before any
+engine is imported, since some size their pools of threads then.
 """
 
 import importlib
@@ -21,15 +21,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def default_threads():
+    """Return the numbers of threads that are measured by default: 1, and 2 where there are two cores."""
     return tuple(range(1, 1 + min(2, available_cores())))
 
 
 def available_cores():
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def measured(module, threads, **request):
-    """What `run(request)` of that module gives in a process for each number of threads."""
+    """Call run(request) of a module in one process for each number of threads, and return all results."""
     results = {"runs": []}
     for count in threads:
         if count > available_cores():
@@ -49,6 +51,7 @@ def measured(module, threads, **request):
 
 
 def run(request):
+    """Measure in this process, and add the machine and the environment to the results."""
     threads = request["threads"]
     others, start = environment.others(), time.monotonic()
     found = importlib.import_module(request["module"]).run(request)
@@ -66,6 +69,7 @@ def run(request):
 
 
 def main(source, target):
+    """Pin this process, measure what the file `source` requests and write the results to the file `target`."""
     with open(source) as file:
         request = json.load(file)
     if hasattr(os, "sched_setaffinity"):

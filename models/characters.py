@@ -1,8 +1,8 @@
-"""Synced many to many: a character language model of the documentation that Python carries, sampled as a stream.
+"""Many to many: a character language model of the documentation that comes with Python, sampled as a stream.
 
 python models/characters.py [--text FILE] [--epochs N] [--seed N] [--out FOLDER]
 
-characters.md says what is learned.
+characters.md describes the model and its results.
 """
 
 import pathlib
@@ -18,16 +18,16 @@ from ngram import NGram
 import rnnfast
 from rnnfast import nn, train
 
-CHARACTERS = "\ufffd\n" + "".join(map(chr, range(32, 127)))  # the first stands for all others
+CHARACTERS = "\ufffd\n" + "".join(map(chr, range(32, 127)))  # the first stands for every other character
 EMBEDDING, HIDDEN, DROPOUT, RATE = 32, 224, 0.2, 4e-3
-STREAMS, STEPS = 16, 80  # the text is read in so many places at once; gradients reach back so far
-ORDERS = (2, 3, 4, 5, 6, 7, 8)  # of n-grams
+STREAMS, STEPS = 16, 80  # places of the text that are read at once; steps that gradients reach back
+ORDERS = (2, 3, 4, 5, 6, 7, 8)  # n of the n-grams
 TEMPERATURES = (0.3, 0.7, 1.0)
-TARGET = 1.81  # bits per character of the tenth that is held out; the best n-gram has 1.826
+TARGET = 1.81  # bits per character on the held-out tenth; the best n-gram has 1.826
 
 
 def python_topics():
-    """The text of `help("assert")` and of the other topics. They repeat each other: each paragraph is taken once."""
+    """Return the text of `help("assert")` and of all other topics; a paragraph that several repeat is taken once."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))
@@ -35,18 +35,18 @@ def python_topics():
 
 
 def encoded(text):
-    """Numbers of the characters."""
+    """Return the numbers of the text's characters."""
     return np.array([CHARACTERS.find(character) for character in text]).clip(0)
 
 
 def streams(numbers, count):
-    """-> inputs and targets [count, time]: the text in `count` parts, side by side."""
+    """Cut the text into `count` parts side by side; return inputs and targets, [count, time] each."""
     time = (len(numbers) - 1) // count
     return numbers[: count * time].reshape(count, time), numbers[1 : count * time + 1].reshape(count, time)
 
 
 def bits_of_ngram(training, held_out, order):
-    """-log2 p of each character of held_out but the first."""
+    """Return -log2 p of each character of held_out except the first, by an n-gram model of `training`."""
 
     def windows(numbers):
         return np.lib.stride_tricks.sliding_window_view(numbers, order)
@@ -56,7 +56,7 @@ def bits_of_ngram(training, held_out, order):
 
 
 def bits_of_model(model, numbers):
-    """-log2 p of each character but the first, read as one long stream."""
+    """Return -log2 p of each character except the first, read by the model as one long stream."""
     h0 = np.zeros((1, 1, HIDDEN), np.float32)
     scores = model(x=numbers[None, :-1], h0=h0).y[0].astype(np.float64)
     scores -= scores.max(-1, keepdims=True)
@@ -65,7 +65,10 @@ def bits_of_model(model, numbers):
 
 
 def written(model, begin, count, temperature, rng):
-    """`begin` and `count` characters after it, each drawn from softmax(scores / temperature), then the next input."""
+    """Return `begin` and `count` characters after it.
+
+    Each character is drawn from softmax(scores / temperature) and becomes the next input.
+    """
     stream = model.stream()
     *before, number = encoded(begin)
     for read in before:
@@ -78,7 +81,7 @@ def written(model, begin, count, temperature, rng):
 
 
 def picture(history, of_ngrams, held_out, of_model, of_best):
-    """Learning against the n-grams, and each character of a stretch of the held-out text."""
+    """Draw the losses next to the n-grams' results, and the bits of each character of some held-out text."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(2, 1))
     epochs = 1 + np.arange(history.epochs)
@@ -118,6 +121,7 @@ def picture(history, of_ngrams, held_out, of_model, of_best):
     help="Folder for characters.onnx and .svg.",
 )
 def main(text, epochs, seed, out):
+    """Train a character language model, compare it with n-grams and let it write."""
     numbers = encoded(text.read_text("utf-8") if text else python_topics())
     training, held_out = np.split(numbers, [len(numbers) * 9 // 10])
     print(f"{len(training):,} characters to learn from, the {len(held_out):,} after them held out")

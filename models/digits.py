@@ -1,6 +1,8 @@
 """Digits: MNIST read row by row, many to one, by LSTM cells (tanh) and by relu cells.
 
-python models/digits.py [options]     writes digits.onnx, digits_relu.onnx and digits.svg; see models/digits.md
+python models/digits.py [options]
+
+writes digits.onnx, digits_relu.onnx and digits.svg; models/digits.md describes the results.
 """
 
 import pathlib
@@ -17,13 +19,13 @@ DATA = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 UNITS, EPOCHS, BATCH = 128, 12, 64
 TEST = 1500
 TARGET = {"LSTM (tanh)": 0.96, "RNN (relu)": 0.94}
-"""Shares of the test's digits to be read right."""
+"""Least shares of the test digits that must be read right."""
 RATES = {"LSTM (tanh)": 0.003, "RNN (relu)": 0.001, "one dense layer": 0.002}
-"""Of Adam at the first step; they fall to 0 on half a cosine."""
+"""Adam's learning rates at the first step; they fall to 0 on half a cosine."""
 
 
 def read(path):
-    """-> images [n, 28, 28] float32 from 0 to 1, labels [n]"""
+    """Return images [n, 28, 28], float32 from 0 to 1, and labels [n]."""
     if not path.is_file():
         raise click.ClickException(f"{path} is not there; --data FILE takes an npz file with images and labels")
     with np.load(path) as file:
@@ -31,12 +33,16 @@ def read(path):
 
 
 def lstm(inputs, **options):
+    """Return a layer of LSTM cells."""
     return nn.LSTM(inputs, UNITS, batch_first=True, **options)
 
 
 def irnn(inputs, **options):
-    """h' = relu(W x + h) to begin with: the recurrent weights are the identity, so that h, and the gradient, goes on as
-    it is (Le, Jaitly and Hinton, 2015)."""
+    """Return a layer of relu cells that begins as h' = relu(W x + h).
+
+    Its recurrent weights begin as the identity, so that h and the gradient are passed on unchanged (Le, Jaitly and
+    Hinton, 2015).
+    """
     layer = nn.RNN(inputs, UNITS, nonlinearity="relu", batch_first=True, **options)
     zeros = np.zeros(UNITS, np.float32)
     layer.load_state_dict(
@@ -46,7 +52,7 @@ def irnn(inputs, **options):
 
 
 def reader(cell, threads, rng):
-    """A row of 28 pixels at each step; what the second layer gives at the last one becomes ten logits."""
+    """Return a network that takes a row of 28 pixels at each step and makes ten logits of the last step's output."""
     return nn.Sequential(
         cell(28, threads=threads, rng=rng),
         nn.Dropout(0.2),
@@ -60,7 +66,10 @@ def reader(cell, threads, rng):
 
 
 def trained(net, x, y, rate, epochs, seed):
-    """-> the history; the weights are those after the last epoch, nothing is chosen by the test's digits."""
+    """Train a network and return its history.
+
+    The weights are those after the last epoch: nothing is chosen by the test digits.
+    """
     steps = epochs * -(-(len(x) - TEST) // BATCH)
     return net.fit(
         x[:-TEST],
@@ -77,7 +86,7 @@ def trained(net, x, y, rate, epochs, seed):
 
 
 def draw(histories, images, labels, found, path):
-    """The curves of all networks, and digits that the LSTM misreads."""
+    """Draw the learning curves of all networks, and digits that the LSTM misreads."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(5, 4))
     panel = left.subplots()
@@ -105,7 +114,7 @@ def draw(histories, images, labels, found, path):
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     default=DATA,
     show_default=False,
-    help=f"An npz file with images [n, 28, 28] uint8 and labels [n]; the last {TEST} are the test's.",
+    help=f"An npz file with images [n, 28, 28] uint8 and labels [n]; the last {TEST} are for the test.",
 )
 @click.option(
     "--out",
@@ -117,6 +126,7 @@ def draw(histories, images, labels, found, path):
 @click.option("--seed", default=0)
 @click.option("--threads", default=2)
 def main(data, out, epochs, seed, threads):
+    """Train the networks, save them and compare them on the test digits."""
     x, y = read(data)
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)

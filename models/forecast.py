@@ -1,6 +1,8 @@
 """Forecasting: the carbon dioxide over Mauna Loa one month and twelve months ahead, by an LSTM on monthly changes.
 
-python models/forecast.py [options]     writes forecast.onnx and forecast.svg in a few seconds; see models/forecast.md
+python models/forecast.py [options]
+
+writes forecast.onnx and forecast.svg in a few seconds; models/forecast.md describes the results.
 """
 
 import importlib.util
@@ -19,11 +21,11 @@ HIDDEN, EPOCHS, TBPTT, RATE = 32, 100, 24, 0.01
 SEASON = AHEAD = 12
 TEST = 120
 TARGET = {"one month": 0.25, "12 months": 0.5}
-"""Mean absolute scaled errors to reach: of one month ahead, and of all 12 months ahead together."""
+"""Mean absolute scaled errors (MASE) to reach, one month ahead and over all 12 months ahead."""
 
 
 def read(path=None):
-    """-> the series, a number for each month, and the year of the first."""
+    """Return the series, one number a month, and the year in which it begins."""
     if path is not None:
         return np.loadtxt(path), 0
     package = importlib.util.find_spec("pycwt")
@@ -32,12 +34,14 @@ def read(path=None):
             "the series is in the package pycwt, which is not installed: pip install pycwt; or --data FILE"
         )
     values = np.loadtxt(pathlib.Path(package.origin).parent / "sample" / "mauna.dat")
-    return values[12:], 1959  # not all months of 1958 were measured
+    return values[12:], 1959  # some months of 1958 were not measured
 
 
 def trained(changes, epochs, tbptt, seed, threads):
-    """Teacher forcing: each month's input is the true change of the month before it. The series is one row of a batch,
-    in chunks of `tbptt` months, through which the state goes on."""
+    """Train with teacher forcing: each month's input is the true change of the month before.
+
+    The series is one row of a batch, in chunks of `tbptt` months; the state is carried from chunk to chunk.
+    """
     mean, scale = changes.mean(), changes.std()
     x = ((changes - mean) / scale).astype(np.float32)[None, :, None]
     rng = np.random.default_rng(seed)
@@ -54,7 +58,7 @@ def trained(changes, epochs, tbptt, seed, threads):
         clip_norm=1.0,
         seed=rng,
     )
-    weights = net.state_dict()  # The scale goes into them: the network then takes and gives changes as they are.
+    weights = net.state_dict()  # mean and scale are folded into the weights, so that x and y are unscaled changes
     weights["0.bias_ih_l0"] = weights["0.bias_ih_l0"] - weights["0.weight_ih_l0"][:, 0] * np.float32(mean / scale)
     weights["0.weight_ih_l0"] = weights["0.weight_ih_l0"] / np.float32(scale)
     weights["1.weight"] = weights["1.weight"] * np.float32(scale)
@@ -64,9 +68,10 @@ def trained(changes, epochs, tbptt, seed, threads):
 
 
 def forecasts(session, series, first):
-    """From each month on from `first`, knowing all until then: [months, AHEAD] levels.
+    """Return the levels forecast from each month on, beginning at `first`: [months, AHEAD].
 
-    session: an InferenceSession of forecast.onnx, of rnnfast or onnxruntime.
+    Each forecast knows all true levels until its month. session: an InferenceSession of forecast.onnx, of rnnfast or
+    onnxruntime.
     """
 
     def run(x, *state):
@@ -75,12 +80,12 @@ def forecasts(session, series, first):
     changes = np.diff(series).astype(np.float32)[None, :, None]
     zeros = np.zeros((1, 1, HIDDEN), np.float32)
     _, *state = run(changes[:, : first - 1], zeros, zeros)
-    after = []  # the output and the state after each month: what was true goes in
+    after = []  # the output and the state after each month, with the true changes as inputs
     for month in range(first, len(series)):
         y, *state = run(changes[:, month - 1 : month], *state)
         after.append((y, *state))
     y, h, c = (np.concatenate(values, axis) for values, axis in zip(zip(*after), (0, 1, 1)))
-    ahead = [y]  # all months at once: what was forecast goes in
+    ahead = [y]  # from here on forecasts are the inputs, for all months at once
     while len(ahead) < AHEAD:
         y, h, c = run(y, h, c)
         ahead.append(y)
@@ -88,8 +93,11 @@ def forecasts(session, series, first):
 
 
 def compared(session, series):
-    """name -> forecasts [months, AHEAD] from each month of the test years but the last, the truth among them; and the
-    error of the seasonal naive forecast before the test years, which is 1 on the scale of MASE."""
+    """Return the forecasts by name, the truth among them, and the error that is 1 on the scale of MASE.
+
+    The forecasts are [months, AHEAD], from each month of the test years except the last. The error is that of the
+    seasonal naive forecast before the test years.
+    """
     first = len(series) - TEST - 1
     truth = np.lib.stride_tricks.sliding_window_view(series[first + 1 :], AHEAD)
     year = np.lib.stride_tricks.sliding_window_view(series[first - SEASON : -AHEAD], SEASON + 1)
@@ -102,6 +110,7 @@ def compared(session, series):
 
 
 def draw(series, year, found, path):
+    """Draw forecasts of whole years, and the mean error for each number of months ahead."""
     months = year + np.arange(len(series)) / 12
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
@@ -142,6 +151,7 @@ def draw(series, year, found, path):
 @click.option("--seed", default=0)
 @click.option("--threads", default=2)
 def main(data, out, epochs, tbptt, seed, threads):
+    """Train the network, save it and compare its forecasts with naive ones."""
     series, year = read(data)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "forecast.onnx"

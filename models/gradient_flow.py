@@ -1,9 +1,10 @@
 """How far gradients flow back through time: RNN, GRU and LSTM, untrained and trained, with and without clipping.
 
-python models/gradient_flow.py [FOLDER]     writes two pictures and prints a table, in under a minute
+python models/gradient_flow.py [FOLDER]
 
-The task is the adding problem (Hochreiter and Schmidhuber, 1997): of 40 random numbers two are marked, one in each
-half; the answer, asked for after the last one, is their sum. Needs matplotlib; gradient_flow.md says what is seen.
+writes two pictures and prints a table in under a minute. The task is the adding problem (Hochreiter and Schmidhuber,
+1997): of 40 random numbers two are marked, one in each half; the answer, wanted after the last number, is their sum.
+This needs matplotlib; gradient_flow.md describes the pictures.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ EXAMPLES = 64_000
 
 
 def adding(count, rng):
-    """-> x [count, T, 2]: numbers and marks; y [count, 1]: the sum of the two marked numbers."""
+    """Return x [count, T, 2], numbers and marks, and y [count, 1], the sum of the two marked numbers."""
     x = np.zeros((count, T, 2), np.float32)
     x[:, :, 0] = rng.random((count, T))
     marked = np.stack([rng.integers(T // 2, size=count), rng.integers(T // 2, T, size=count)], axis=1)
@@ -29,7 +30,7 @@ def adding(count, rng):
 
 
 def rnn_large(rng):
-    """relu, and recurrent weights so large that each step back multiplies the gradient."""
+    """Return a relu layer whose recurrent weights are so large that the gradient grows at each step back."""
     layer = nn.RNN(2, H, nonlinearity="relu", batch_first=True, return_sequences=False, rng=rng)
     large = rng.standard_normal((H, H), dtype=np.float32) * np.float32(2.2 / np.sqrt(H))
     layer.load_state_dict(layer.state_dict() | {"weight_hh_l0": large})
@@ -37,7 +38,7 @@ def rnn_large(rng):
 
 
 def lstm_open(rng):
-    """The forget gate begins with a bias of 1 (Gers, Schmidhuber and Cummins, 2000): it begins open."""
+    """Return an LSTM whose forget gate begins open, by a bias of 1 (Gers, Schmidhuber and Cummins, 2000)."""
     layer = nn.LSTM(2, H, batch_first=True, return_sequences=False, rng=rng)
     biases = layer.state_dict()["bias_ih_l0"].copy()
     biases[H : 2 * H] = 1.0  # gates stand in the order i, f, g, o
@@ -55,6 +56,7 @@ LAYERS = {
 
 
 def main(folder=pathlib.Path(__file__).parent):
+    """Train every layer with and without clipping, print the table and draw the pictures."""
     rng = np.random.default_rng(0)
     x, y = adding(EXAMPLES, rng)
     test_x, test_y = adding(1000, rng)
@@ -62,7 +64,7 @@ def main(folder=pathlib.Path(__file__).parent):
     layers = {name: make(np.random.default_rng(1)) for name, make in LAYERS.items()}
 
     def trained(clip):
-        """-> the layers after training, and the errors."""
+        """Return the trained layers and their errors."""
         trained, errors = {}, {}
         for name, make in LAYERS.items():
             net = nn.Sequential(make(np.random.default_rng(1)), nn.Linear(H, 1, rng=2))

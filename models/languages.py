@@ -1,6 +1,8 @@
 """The language of a word: many to one, a bidirectional LSTM over its letters against letter trigrams.
 
-python models/languages.py [options]     writes languages.onnx and languages.svg; see models/languages.md
+python models/languages.py [options]
+
+writes languages.onnx and languages.svg; models/languages.md describes the results.
 """
 
 import pathlib
@@ -27,17 +29,17 @@ LANGUAGES = {
     "sv": "Swedish",
 }
 WORDS, LEAST, OWN = 10_000, 3, 10
-"""Words of each language, letters of each word at least, and how many times as frequent as elsewhere it is."""
+"""Words of each language; least letters of a word; how many times as frequent it is as in any other language."""
 EMBEDDING, HIDDEN, DROPOUT, RATE, EPOCHS, BATCH = 32, 96, 0.2, 0.005, 5, 128
 MERGES = "concat", "sum", "mul", "average"
 ALPHA = 0.1
-"""Added to each count of a trigram: the best of 0.03, 0.1, 0.3 and 1 for the trigram model, by the test's words."""
+"""Added to each count of a trigram; of 0.03, 0.1, 0.3 and 1 the best for the trigram model on the test words."""
 TARGET = 0.845
-"""Share of the test's words whose language is told right, with "concat"; the trigrams' share is to be less."""
+"""Least share of the test words whose language is recognised with "concat"; the trigrams' share must be less."""
 
 
 def read(path=None):
-    """-> (word, language) pairs."""
+    """Return pairs of a word and its language."""
     if path is not None:
         return [tuple(line.split()) for line in pathlib.Path(path).read_text("utf-8").splitlines() if line.strip()]
     try:
@@ -62,7 +64,10 @@ def read(path=None):
 
 
 def encode(words, letters):
-    """-> [n, longest] numbers of letters, counted from 1, zeros after the end; lengths [n]. 1 is any other letter."""
+    """Return the numbers of the letters, [n, longest], and the lengths, [n].
+
+    Known letters are numbered from 2; 1 is any other letter, and 0 stands behind a word's end.
+    """
     number = {letter: i for i, letter in enumerate(letters, 2)}
     lengths = np.array([len(word) for word in words])
     codes = np.zeros((len(words), lengths.max()), np.int64)
@@ -72,10 +77,11 @@ def encode(words, letters):
 
 
 def trigrams(codes, lengths, y, test, letters, classes):
-    """Naive Bayes: log P(language) + a sum over the word's trigrams, with two marks before it and one after.
+    """Recognise the language of the first `test` words by counts over the others; return two lists of answers.
 
-    -> answers for the examples before `test`, the others are counted: by log P(trigram | language), and by
-    log P(its last letter | the two before it, language), which is a trigram model of each language.
+    Both are naive Bayes: log P(language) and a sum over the word's trigrams, with two marks before the word and one
+    behind it. The first sums log P(trigram | language). The second sums log P(last letter | the two before it,
+    language), which makes a trigram model of each language.
     """
     marked, size = np.pad(codes, ((0, 0), (2, 1))), letters + 2
     numbers = (marked[:, :-2] * size + marked[:, 1:-1]) * size + marked[:, 2:]
@@ -91,7 +97,10 @@ def trigrams(codes, lengths, y, test, letters, classes):
 
 
 def network(letters, classes, merge, threads, seed):
-    """Each direction's last output: of the last letter forwards, of the first one backwards."""
+    """Return a network that reads a word in both directions and uses each direction's last output.
+
+    This is the output at the last letter forwards and at the first letter backwards.
+    """
     rng = np.random.default_rng(seed)
     return nn.Sequential(
         nn.Embedding(letters + 2, EMBEDDING, padding_idx=0, rng=rng),
@@ -111,7 +120,7 @@ def network(letters, classes, merge, threads, seed):
 
 
 def save(net, letters, names, path):
-    """The file also says which letters and languages the numbers stand for."""
+    """Save the network; the file's metadata names the letters and languages that the numbers stand for."""
     net.save(path, lengths=True)
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {"letters": "".join(letters), "languages": " ".join(names)})
@@ -119,7 +128,7 @@ def save(net, letters, names, path):
 
 
 def draw(names, y, answers, lengths, path):
-    """What the LSTM takes for what, and the shares of right answers by the length of the word."""
+    """Draw the LSTM's answers for each language, and the accuracy against the length of the word."""
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(5, 4))
     taken = np.zeros((len(names), len(names)))
@@ -168,12 +177,13 @@ def draw(names, y, answers, lengths, path):
     multiple=True,
     type=click.Choice(MERGES),
     default=MERGES,
-    help="Those to compare; the first one is saved.",
+    help="Merges to compare; the network of the first is saved.",
 )
 @click.option("--epochs", default=EPOCHS)
 @click.option("--seed", default=0)
 @click.option("--threads", default=2)
 def main(data, out, merges, epochs, seed, threads):
+    """Train a network for each merge and compare them with trigrams."""
     pairs = read(data)
     np.random.default_rng(seed).shuffle(pairs)
     test = len(pairs) // 10

@@ -1,29 +1,34 @@
-"""What models/pronunciation.py is compared with: the most frequent phonemes of a letter between its neighbours.
+"""The baseline of models/pronunciation.py: the most frequent phonemes of a letter between its neighbours.
 
-A word's phonemes are divided among its letters, none, one or two for each, by the most likely division (Viterbi) under
-counts that come from the divisions before. Then each letter of a new word is said as it was said most often between the
-same three letters on each side, or else two, one, none.
+A word's phonemes are divided among its letters, with none, one or two for each. The division is the most likely one
+(Viterbi) under counts from the previous round of divisions. Each letter of a new word then gets the phonemes that it
+had most often between the same three letters on each side, or if these were never seen the same two, one or none.
 """
 
 import numpy as np
 
 WIDTHS = 3, 2, 1, 0
 RARE = 1e-3
-"""What a letter and phonemes that never came together count."""
+"""The count of a letter and phonemes that never came together."""
 
 
 def divided(letters, of_letters, phonemes, of_phonemes, silent, size, rounds=5):
-    """letters [N, L] below `silent`, phonemes [N, P] below `size`, their lengths [N] -> codes [N, L]: 0 for no phoneme,
-    1 + p for p, 1 + size + p * size + q for p and q."""
+    """Divide each word's phonemes among its letters.
+
+    letters: [N, L], below `silent`; phonemes: [N, P], below `size`; of_letters, of_phonemes: their lengths, [N].
+    Returns a code for each letter, [N, L]: 0 for no phoneme, 1 + p for p, 1 + size + p * size + q for p and q.
+    """
     count, longest = letters.shape
     rows = np.arange(count)
     letters = np.where(np.arange(longest) < of_letters[:, None], letters, silent)
-    one = 1 + np.concatenate([np.zeros((count, 1), np.int64), phonemes], axis=1)  # of what ends before phoneme j
+    one = 1 + np.concatenate(
+        [np.zeros((count, 1), np.int64), phonemes], axis=1
+    )  # the code of the phoneme before place j
     two = size + one + (np.roll(one, 1, axis=1) - 1) * size
     scores = np.full((silent + 1, 1 + size + size * size), np.log(RARE))
     scores[:silent, 1 : 1 + size] += 2  # at first one phoneme for each letter is likely
     for _ in range(rounds):
-        scores[silent], scores[silent, 0] = -np.inf, 0  # past its end a word says nothing
+        scores[silent], scores[silent, 0] = -np.inf, 0  # behind a word's end there is no phoneme
         best, ways = np.full(one.shape, -np.inf), []
         best[:, 0] = 0
         for letter in letters.T:
@@ -49,7 +54,7 @@ def divided(letters, of_letters, phonemes, of_phonemes, silent, size, rounds=5):
 
 
 def windows(letters, of_letters, silent, width):
-    """One number [N, L] for each letter with `width` neighbours on each side."""
+    """Return one number for each letter with its `width` neighbours on each side, [N, L]."""
     letters = np.where(np.arange(letters.shape[1]) < of_letters[:, None], letters, silent)
     padded = np.pad(letters, ((0, 0), (width, width)), constant_values=silent)
     around = np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1, axis=1)
@@ -57,18 +62,18 @@ def windows(letters, of_letters, silent, width):
 
 
 class LetterContexts:
-    """letters [N, L] below `silent`, phonemes [N, P] below `size`, their lengths [N]"""
+    """The most frequent phonemes of each letter between its neighbours; the arguments are those of `divided`."""
 
     def __init__(self, letters, of_letters, phonemes, of_phonemes, silent, size):
         self.silent, self.size, self.tables = silent, size, {}
         codes, most = divided(letters, of_letters, phonemes, of_phonemes, silent, size), 1 + size + size * size
         for width in WIDTHS:
             pairs, counts = np.unique(windows(letters, of_letters, silent, width) * most + codes, return_counts=True)
-            order = np.lexsort((counts, pairs // most))  # of equal keys a dict keeps the last
+            order = np.lexsort((counts, pairs // most))  # a dict keeps the last of equal keys
             self.tables[width] = dict(zip((pairs // most)[order].tolist(), (pairs % most)[order].tolist()))
 
     def __call__(self, letters, of_letters):
-        """-> for each word a list of phonemes."""
+        """Return a list of phonemes for each word."""
         said = [[] for _ in letters]
         around = {width: windows(letters, of_letters, self.silent, width).tolist() for width in WIDTHS}
         for n, length in enumerate(of_letters):

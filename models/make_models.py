@@ -1,4 +1,4 @@
-"""Writes the small ONNX files of this folder; README.md says what each is. Needs onnx and NumPy."""
+"""Write the small ONNX files of this folder, which README.md describes. This needs onnx and NumPy."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ DETECTOR_HIDDEN = 24
 
 
 def weights(rng, **shapes):
-    """name -> float32 tensor, uniform within 1/sqrt of its last dimension."""
+    """Return float32 tensors by name, uniform within 1/sqrt of their last dimension."""
     return {
         name: rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(shape[-1] ** 0.5)
         for name, shape in shapes.items()
@@ -20,7 +20,7 @@ def weights(rng, **shapes):
 
 
 def recurrent(rng, prefix, gates, inputs, hidden, directions=1):
-    """The weights W, R and B of a recurrent node."""
+    """Return the weights W, R and B of a recurrent node."""
     return weights(
         rng,
         **{
@@ -32,7 +32,7 @@ def recurrent(rng, prefix, gates, inputs, hidden, directions=1):
 
 
 def name_nodes(graph):
-    """Each node is named as its first output."""
+    """Name each node after its first output."""
     for node in graph.node:
         node.name = node.output[0]
         for attribute in node.attribute:
@@ -40,6 +40,7 @@ def name_nodes(graph):
 
 
 def model(text, initializers):
+    """Return a checked model of a graph in ONNX's textual form."""
     parsed = onnx.parser.parse_model(HEADER + text)
     name_nodes(parsed.graph)
     parsed.graph.initializer.extend(
@@ -50,6 +51,7 @@ def model(text, initializers):
 
 
 def tagger(rng):
+    """Return a model that tags tokens, by a bidirectional LSTM with lengths."""
     initializers = recurrent(rng, "lstm", 4, EMBEDDING, TAGGER_HIDDEN, directions=2)
     initializers |= weights(rng, embedding=(TOKENS, EMBEDDING), dense=(2 * TAGGER_HIDDEN, TAGS), bias=(TAGS,))
     return model(
@@ -69,6 +71,7 @@ def tagger(rng):
 
 
 def denoiser(rng):
+    """Return a model of one frame of a stream: a GRU whose state goes in and comes out."""
     initializers = recurrent(rng, "gru", 3, BANDS, DENOISER_HIDDEN)
     initializers |= weights(rng, dense=(BANDS, DENOISER_HIDDEN), bias=(BANDS,))
     return model(
@@ -87,6 +90,7 @@ def denoiser(rng):
 
 
 def detector(rng):
+    """Return a model that chooses a branch by the sampling rate, behind which an LSTM reads the frames."""
     initializers = recurrent(rng, "lstm", 4, 16, DETECTOR_HIDDEN)
     initializers |= weights(rng, filters_16k=(16, 1, 64), filters_8k=(16, 1, 32), dense=(DETECTOR_HIDDEN, 1))
     return model(
@@ -115,7 +119,7 @@ def detector(rng):
 
 
 def refused(rng):
-    """Right by ONNX's rules, but with three things that rnnfast does not compute."""
+    """Return a model that is valid ONNX but has three things that rnnfast does not compute."""
     initializers = recurrent(rng, "rnn", 1, 4, 3)
     return model(
         """
@@ -130,6 +134,7 @@ def refused(rng):
 
 
 def main():
+    """Write every model, each with a seed of its own."""
     folder = pathlib.Path(__file__).parent
     for seed, make in enumerate((tagger, denoiser, detector, refused)):
         onnx.save(make(np.random.default_rng(seed)), folder / f"{make.__name__}.onnx")

@@ -1,7 +1,7 @@
-"""Writes speech.wav and speech.json: words spoken by espeak-ng at known times, pauses between, faint noise behind.
+"""Write speech.wav and speech.json: words spoken by espeak-ng at known times, with pauses and faint noise.
 
-Each word is synthesised alone, cut to where it is heard and put at its place, so that its times are exact.
-Needs espeak-ng, NumPy and SciPy; the results are kept in the repository, so that nobody else needs them.
+Each word is synthesised alone, cut to where it is heard and put at its place, so that its times are exact. This needs
+espeak-ng, NumPy and SciPy; its results are kept in the repository, so that nobody else needs these.
 """
 
 import io
@@ -15,7 +15,7 @@ from scipy.signal import resample_poly
 
 SAMPLE_RATE = 16000
 ESPEAK_RATE = 22050
-# Voice, the seconds of pause before the phrase, its words.
+# The voice, the seconds of pause before the phrase, and its words.
 PHRASES = [
     ("en-us+m7", 0.7, ["seven", "small", "boats"]),
     ("en-us+f3", 1.1, ["good", "morning"]),
@@ -24,17 +24,17 @@ PHRASES = [
 ]
 LAST_PAUSE = 0.8
 WORD_GAP = 0.03  # less than the 0.1 s of silence that ends a segment
-FRAME = 160  # 10 ms: what is cut from a word's ends is measured by these
-HEARD = 0.03  # of the loudest frame
+FRAME = 160  # samples, 10 ms; silence at a word's ends is cut in frames
+HEARD = 0.03  # a frame is silent below this share of the loudest frame's loudness
 SPEECH_RMS = 0.1
 NOISE_RMS = 0.001  # -40 dB
 
 
 def spoken(word, voice):
-    """The samples of a word, from where it is heard to where it ends, all words equally loud."""
+    """Return the samples of a word from its first to its last audible frame; all words are equally loud."""
     command = ["espeak-ng", "-v", voice, "-s", "160", "--stdout", word]
     with wave.open(io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout)) as file:
-        # A stream's header cannot know its length: read until the end.
+        # The header of a stream does not know its length, so this reads until the end.
         samples = np.frombuffer(file.readframes(10 * ESPEAK_RATE), "<i2").astype(float)
     samples = resample_poly(samples, SAMPLE_RATE // 50, ESPEAK_RATE // 50)
     frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
@@ -45,10 +45,11 @@ def spoken(word, voice):
 
 
 def assemble():
-    """(samples in [-1, 1], phrases with the times of their words)"""
+    """Return the samples, in [-1, 1], and the phrases with the times of their words."""
     parts, phrases, now = [], [], 0
 
     def put(samples):
+        """Append samples and return where they begin and end, in seconds."""
         nonlocal now
         parts.append(samples)
         now += len(samples)
@@ -69,6 +70,7 @@ def assemble():
 
 
 def main():
+    """Write both files."""
     folder = pathlib.Path(__file__).parent
     samples, phrases = assemble()
     with wave.open(str(folder / "speech.wav"), "wb") as file:

@@ -1,17 +1,18 @@
-"""The language model that recurrent ones have to beat: n-grams by interpolated Kneser-Ney smoothing."""
+"""The baseline of the language models: n-grams with interpolated Kneser-Ney smoothing."""
 
 import numpy as np
 
 
 class NGram:
-    """p(c | h) = (max(N(h c) - d, 0) + d * T(h) * p(c | h')) / N(h), down to the uniform 1 / symbols
+    """The probability of a symbol c after a context h.
 
-    h' is the context h without its first symbol, d the discount, T(h) how many symbols were seen after h. N counts, in
-    the longest contexts, how often h c was seen, and in shorter ones how many different symbols stood before it
+    p(c | h) = (max(N(h c) - d, 0) + d * T(h) * p(c | h')) / N(h), and 1 / symbols below the empty context. h' is the
+    context h without its first symbol, d the discount, and T(h) the number of different symbols seen after h. For the
+    longest contexts N counts how often h c was seen, and for shorter ones how many different symbols stood before it
     (Kneser and Ney, 1995).
 
-    windows: [count, order] integers below `symbols`: each symbol (last) and the order - 1 before it.
-    begin: the symbol that stands before the beginning, which has nothing before it: what begins with it is counted as
+    windows: [count, order] integers below `symbols`: each symbol (last) behind the order - 1 before it.
+    begin: the symbol that stands for the beginning. As nothing stands before it, what begins with it is counted as
         often as it was seen.
     """
 
@@ -29,7 +30,7 @@ class NGram:
                 counts = np.where(codes // symbols ** (length - 2) == begin, seen, counts)
 
     def __call__(self, windows):
-        """[count, order] -> the probability of each window's last symbol."""
+        """Return the probability of the last symbol of each window, [count]."""
         p = np.full(len(windows), 1 / self.symbols)
         for length, (counts, totals, kinds) in enumerate(self.tables, 1):
             codes = self._codes(windows[:, self.order - length :])
@@ -40,17 +41,17 @@ class NGram:
         return p
 
     def after(self, contexts):
-        """[count, order - 1] -> the probabilities of all symbols, [count, symbols]."""
+        """Return the probabilities of all symbols after contexts [count, order - 1], as [count, symbols]."""
         contexts = np.repeat(contexts, self.symbols, axis=0)
         following = np.tile(np.arange(self.symbols), len(contexts) // self.symbols)
         return self(np.column_stack([contexts, following])).reshape(-1, self.symbols)
 
     def _codes(self, windows):
-        """Each row as one number."""
+        """Return each row as one number."""
         return windows @ self.symbols ** np.arange(windows.shape[1] - 1, -1, -1, dtype=np.int64)
 
 
 def _found(keys, values, wanted):
-    """The values of the `wanted` among the sorted keys, 0 where there is none."""
+    """Return the values of the `wanted` among the sorted keys, 0 where a key is absent."""
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0)

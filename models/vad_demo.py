@@ -1,6 +1,8 @@
-"""Finds the speech in speech.wav with the published Silero VAD, next to the times of the words.
+"""Find the speech in speech.wav with the published Silero VAD and print it next to the times of the words.
 
-python models/vad_demo.py SILERO_VAD.onnx        (16 kHz; `make demo` fetches the file)
+python models/vad_demo.py SILERO_VAD.onnx
+
+The model is for 16 kHz; `make demo` fetches the file.
 """
 
 import json
@@ -15,21 +17,25 @@ from rnnfast.cli.values import read_wav
 
 FOLDER = pathlib.Path(__file__).parent
 SAMPLE_RATE = 16000
-CHUNK, CONTEXT = 512, 64  # samples; each chunk is led by the end of the one before
-# The thresholds and times that Silero's own functions have as defaults.
-BEGIN, END = 0.5, 0.35  # probabilities where speech begins and ends: between them it goes on
-SHORTEST, SILENCE, MARGIN = 0.25, 0.1, 0.03  # seconds: of speech, of the silence that ends it, added around it
-ALLOWED = 0.2  # seconds that a segment may be off
+CHUNK, CONTEXT = 512, 64  # samples; before each chunk stand the last samples of the chunk before
+# These thresholds and times are the defaults of Silero's own functions.
+BEGIN, END = 0.5, 0.35  # speech begins at the one probability and ends below the other
+SHORTEST, SILENCE, MARGIN = (
+    0.25,
+    0.1,
+    0.03,
+)  # seconds: shortest speech, the silence that ends it, what is added on each side
+ALLOWED = 0.2  # seconds by which a segment may be off
 
 
 def chunks(samples):
-    """Each chunk with its context, [1, CONTEXT + CHUNK]; the last one is filled up with zeros."""
+    """Return each chunk with its context, [chunks, 1, CONTEXT + CHUNK]; the last one is filled up with zeros."""
     padded = np.pad(samples, (CONTEXT, -len(samples) % CHUNK))
     return np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + CHUNK)[::CHUNK, None]
 
 
 def referenced(model, samples):
-    """The probability of speech in each chunk by the float64 reference, the state handed from call to call."""
+    """Return the probability of speech in each chunk by the float64 reference, handing the state from call to call."""
     state, found = np.zeros((2, 1, 128), np.float32), []
     for chunk in chunks(samples):
         outputs = model.reference(input=np.ascontiguousarray(chunk), state=state, sr=SAMPLE_RATE)
@@ -39,13 +45,16 @@ def referenced(model, samples):
 
 
 class Segments:
-    """(start, end) in seconds of speech, as probabilities come: it ends where it has been unlikely for SILENCE."""
+    """Finds segments of speech, (start, end) in seconds, while probabilities come in.
+
+    A segment ends where speech has been unlikely for SILENCE seconds.
+    """
 
     def __init__(self):
         self.chunks, self.start, self.quiet = 0, None, None
 
     def add(self, probability):
-        """The segment that is over with this chunk, or None."""
+        """Return the segment that is over with this chunk, or None."""
         now = self.chunks * CHUNK / SAMPLE_RATE
         self.chunks += 1
         if probability >= BEGIN:
@@ -57,7 +66,7 @@ class Segments:
         return None
 
     def finish(self, length):
-        """The segment that is not over after `length` seconds, or None."""
+        """Return the segment that is still open after `length` seconds, or None."""
         return None if self.start is None else self._over(length, length)
 
     def _over(self, end, length):
@@ -66,13 +75,14 @@ class Segments:
 
 
 def main(path):
+    """Find the segments chunk by chunk, and compare step, run and the reference."""
     samples = read_wav(str(FOLDER / "speech.wav"))
     phrases = json.loads((FOLDER / "speech.json").read_text())["phrases"]
     length = len(samples) / SAMPLE_RATE
     model = rnnfast.load(path)
     frames = chunks(samples)
     stream = model.stream(sr=SAMPLE_RATE)
-    stream.run(input=frames[:2])  # plans are made
+    stream.run(input=frames[:2])  # plans are made before the clock starts
     stream.reset()
     print(f"Silero VAD on speech.wav: {length:.1f} s, {len(frames)} chunks of {1000 * CHUNK // SAMPLE_RATE} ms\n")
 
@@ -105,7 +115,7 @@ def main(path):
 
 
 def shown(segment, waiting, now):
-    """Prints a segment that is over next to the phrase that is next in turn; whether it is where that was spoken."""
+    """Print a segment next to the phrase whose turn it is; return whether it lies where the phrase was spoken."""
     if segment is None:
         return True
     start, end = segment

@@ -1,9 +1,9 @@
-"""Many microphones at once for models/vad_service.py: each sends speech.wav in real time, begun at another place, and
-each reply must have the bits that a stream of the model alone gives.
+"""Load for models/vad_service.py: many microphones at once, whose replies are compared with those of single streams.
 
 python models/vad_load.py ws://127.0.0.1:8765 SILERO_VAD.onnx --streams 1000 --seconds 60
 
-Ends with 1 if a frame was lost, swapped, refused or answered otherwise than by the stream alone.
+Each microphone sends speech.wav in real time from another place on, and each reply must have the bits that a stream of
+the model alone gives. The exit status is 1 if a frame was lost, swapped, refused or answered with other bits.
 """
 
 import array
@@ -21,14 +21,17 @@ from vad_demo import CHUNK, FOLDER, SAMPLE_RATE, chunks
 import rnnfast
 from rnnfast.cli.values import read_wav
 
-PLACES = 16  # where microphones begin in the speech
+PLACES = 16  # places of the speech at which microphones begin
 PERIOD = CHUNK / SAMPLE_RATE  # seconds from frame to frame
-PATIENCE = 5  # seconds that the last replies may take
+PATIENCE = 5  # seconds within which the last replies must come
 
 
 class Microphone(WSListener):
-    """One connection. frames: its messages; expected: the replies to them, as bytes; vanish: frames after which it is
-    gone without a word, None for never."""
+    """One connection.
+
+    frames: its messages; expected: the right replies, as bytes; vanish: the number of frames after which it goes away
+    without closing, None for never.
+    """
 
     def __init__(self, frames, expected, vanish, latencies):
         self.frames, self.expected, self.vanish, self.latencies = frames, expected, vanish, latencies
@@ -38,6 +41,7 @@ class Microphone(WSListener):
         self.transport, self.now = transport, asyncio.get_running_loop().time
 
     def send(self):
+        """Send the next frame, or vanish."""
         if len(self.sent) == self.vanish:
             self.transport.disconnect(False)
         elif self.vanish is None or len(self.sent) < self.vanish:
@@ -57,11 +61,12 @@ class Microphone(WSListener):
 
     @property
     def lost(self):
+        """The number of frames without a reply."""
         return len(self.sent) - self.answered if self.vanish is None else 0
 
 
 def recordings(path, count):
-    """(messages, replies expected) of `count` frames from each place in the speech."""
+    """Yield the messages of `count` frames and the right replies, for each place of the speech."""
     samples, stream = read_wav(str(FOLDER / "speech.wav")), rnnfast.load(path).stream(sr=SAMPLE_RATE)
     for place in range(PLACES):
         audio = np.resize(np.roll(samples, -place * len(samples) // PLACES), count * CHUNK)
@@ -72,14 +77,14 @@ def recordings(path, count):
 
 
 async def load(url, path, streams, seconds, kill):
-    """Whether all replies were right; prints what came."""
+    """Send frames in real time, print the results and return whether all replies were right."""
     count, latencies, late = round(seconds / PERIOD), array.array("d"), 0.0
     kinds = list(recordings(path, count))
     microphones = [
         Microphone(*kinds[i % PLACES], random.randrange(count) if i < kill else None, latencies) for i in range(streams)
     ]
     for microphone in microphones:
-        await ws_connect(lambda: microphone, url)
+        await ws_connect(lambda microphone=microphone: microphone, url)
     now = asyncio.get_running_loop().time
     begun, done = now(), 0
     while done < count * streams:
@@ -127,7 +132,7 @@ async def load(url, path, streams, seconds, kill):
 @click.option("--seconds", default=60.0, show_default=True, help="How long each sends.")
 @click.option("--kill", default=0, help="So many microphones vanish in the middle, without closing.")
 def main(url, model, streams, seconds, kill):
-    """Many microphones for the service at URL, checked against MODEL."""
+    """Send the sound of many microphones to the service at URL and compare its replies with MODEL's."""
     sys.exit(0 if asyncio.run(load(url, model, streams, seconds, kill)) else 1)
 
 

@@ -1,11 +1,14 @@
 """A WebSocket service that tells speech from silence for many microphones at a time, with Silero VAD in one Batcher.
 
-python models/vad_service.py SILERO_VAD.onnx        (16 kHz; `make demo` fetches the file; pip install '.[service]')
+python models/vad_service.py SILERO_VAD.onnx
 
-A connection is a microphone. Each binary message is 512 samples (32 ms) of 16-bit little-endian PCM at 16 kHz, and is
-answered in order by the probability of speech as a little-endian float32 (4 bytes), or by text, {"error": ...}, where
-too many frames wait: then the frame was not taken. Messages of another kind, too many microphones, silence of the line
-and the end of the service close the connection with a code and a reason. GET /stats: the batcher's numbers as JSON.
+The model is for 16 kHz; `make demo` fetches the file, and `pip install '.[service]'` installs what this needs.
+
+A connection is a microphone. Each binary message is 512 samples (32 ms) of 16-bit little-endian PCM at 16 kHz. It is
+answered, in order, by the probability of speech as a little-endian float32 (4 bytes). Where too many frames wait, the
+answer is the text {"error": ...} and the frame was not taken. Messages of another kind, too many microphones, a line
+that stays silent and the end of the service close the connection with a code and a reason. GET /stats returns the
+batcher's numbers as JSON.
 """
 
 import asyncio
@@ -16,19 +19,19 @@ import signal
 
 import click
 import numpy as np
-from picows.websockets.asyncio.server import serve  # the interface of websockets, in less time
+from picows.websockets.asyncio.server import serve  # the interface of websockets, but faster
 from picows.websockets.exceptions import ConnectionClosed
 
 import rnnfast
 
-SAMPLE_RATE, CHUNK, CONTEXT = 16000, 512, 64  # each chunk is led by the end of the one before
-LARGEST = 64  # streams in a plan: a pool runs larger batches in parts
+SAMPLE_RATE, CHUNK, CONTEXT = 16000, 512, 64  # before each chunk stand the last samples of the chunk before
+LARGEST = 64  # the most streams in a plan; a pool runs larger batches in parts
 INVALID, OVER, FULL = 1003, 1001, 1013  # close codes of WebSockets
 
 
 async def microphone(connection, batcher):
     """Serve one connection from beginning to end."""
-    closing = []  # asyncio forgets tasks that nobody holds
+    closing = []  # asyncio drops tasks that nobody refers to
     try:
         stream = batcher.open(
             on_close=lambda _: closing.append(asyncio.ensure_future(connection.close(OVER, "no audio came")))
@@ -55,16 +58,16 @@ async def microphone(connection, batcher):
             context = frame[0, -CONTEXT:]
             await connection.send(probability.tobytes())
     except ConnectionClosed:
-        pass  # the client went away without a word
+        pass  # the client went away without closing
     except rnnfast.errors.ClosedError as e:
         await connection.close(OVER, str(e))
     finally:
-        with contextlib.suppress(rnnfast.errors.ClosedError):  # it was idle, or the service is at its end
+        with contextlib.suppress(rnnfast.errors.ClosedError):  # it was idle, or the service is ending
             batcher.close(stream)
 
 
 def ready(pool):
-    """The same pool, with plans for batches of all sizes made before anybody waits for them."""
+    """Return the pool after making its plans for all batch sizes, so that nobody has to wait for them."""
     streams = [pool.open() for _ in range(min(pool.max_streams, LARGEST))]
     for count in range(1, len(streams) + 1):
         pool.step(dict.fromkeys(streams[:count], np.zeros((1, CONTEXT + CHUNK), np.float32)))
@@ -74,8 +77,9 @@ def ready(pool):
 
 
 async def run(model, host, port, max_streams, idle):
+    """Serve until SIGINT or SIGTERM, then answer the frames that wait and end."""
     batcher = rnnfast.Batcher(ready(model.pool(max_streams, sr=SAMPLE_RATE)), idle=idle)
-    gc.freeze()  # what was loaded stays: to look through it again takes up to 30 ms, while frames wait
+    gc.freeze()  # loaded objects stay; collections that visit them take up to 30 ms, while frames wait
     ended = asyncio.Event()
     for number in signal.SIGINT, signal.SIGTERM:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -83,7 +87,7 @@ async def run(model, host, port, max_streams, idle):
     def stats(connection, request):
         return connection.respond(200, json.dumps(batcher.stats())) if request.path == "/stats" else None
 
-    # max_queue: picows 2.3 leaves messages lying that came when it had stopped reading for a full queue
+    # max_queue: picows 2.3 does not deliver messages that came after it had stopped reading because of a full queue
     async with serve(
         lambda connection: microphone(connection, batcher),
         host,
@@ -94,7 +98,8 @@ async def run(model, host, port, max_streams, idle):
         max_queue=None,
         close_timeout=1,
     ) as server:
-        print("listening on ws://%s:%d" % server.sockets[0].getsockname()[:2], flush=True)
+        address, number = server.sockets[0].getsockname()[:2]
+        print(f"listening on ws://{address}:{number}", flush=True)
         await ended.wait()
         await asyncio.to_thread(batcher.drain)
         server.close(code=OVER, reason="the service ends")
@@ -105,7 +110,7 @@ async def run(model, host, port, max_streams, idle):
 @click.command()
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8765, show_default=True, help="0 for any that is free.")
+@click.option("--port", default=8765, show_default=True, help="0 takes any free port.")
 @click.option("--max-streams", default=1024, show_default=True, help="Microphones at a time.")
 @click.option("--idle", default=30.0, show_default=True, help="Seconds without audio before a connection is closed.")
 def main(model, host, port, max_streams, idle):

@@ -1,10 +1,10 @@
-"""One to many: a language goes in, a word of it comes out, letter by letter.
+"""One to many: a language goes in, and a word of it comes out letter by letter.
 
 python models/words.py [--epochs N] [--seed N] [--out FOLDER]
 
-A row of symbols is a language, the letters of a word of it, its end, and further ends to fill it up.
-Words: the lists of the PyPI package wordfreq (pip install 'rnnfast[models]'); `word_lists` is where others go.
-words.md says what is learned.
+A row of symbols is a language, the letters of a word of it, its end, and further ends that fill it up. The words are
+the lists of the PyPI package wordfreq (pip install 'rnnfast[models]'); change `word_lists` for others. words.md
+describes the results.
 """
 
 import pathlib
@@ -23,17 +23,20 @@ from rnnfast import nn, train
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "fi": "Finnish"}
 LETTERS = "abcdefghijklmnopqrstuvwxyzàâäåæçèéêëîïôöùûüœß"
 COUNT, LONGEST = 20_000, 15  # the commonest words of each language, of 2 to 15 letters
-END, FIRST_LETTER = 0, 1 + len(LANGUAGES)  # symbols: the end, the languages, the letters
-NUMBERS = range(1, FIRST_LETTER)  # of the languages
+END, FIRST_LETTER = 0, 1 + len(LANGUAGES)  # symbols are the end, the languages and the letters
+NUMBERS = range(1, FIRST_LETTER)  # the languages' symbols
 SYMBOLS = FIRST_LETTER + len(LETTERS)
 EMBEDDING, HIDDEN, DROPOUT, RATE, BATCH = 32, 192, 0.15, 6e-3, 128
-ORDERS = (2, 3, 4, 5, 6)  # of n-grams
+ORDERS = (2, 3, 4, 5, 6)  # n of the n-grams
 WRITTEN, TEMPERATURES, SHOWN = 500, (0.4, 0.6, 0.8, 1.0, 1.2), 0.8
-TARGET = 2.60  # bits per letter of words that are held out; trigrams need 3.021
+TARGET = 2.60  # bits per letter of held-out words; trigrams need 3.021
 
 
 def word_lists():
-    """Language -> its commonest words, each in the language that uses it most; and language -> more of its words."""
+    """Return the commonest words of each language, and a larger set of its words.
+
+    A common word belongs to the language that uses it most.
+    """
     try:
         from wordfreq import top_n_list, word_frequency
     except ImportError:
@@ -52,7 +55,7 @@ def word_lists():
 
 
 def encoded(words, language):
-    """Rows of symbols: the language, the word, its end and further ones; [words, LONGEST + 2]."""
+    """Return rows of symbols, [words, LONGEST + 2]: the language, the word, its end and further ends."""
     rows = np.full((len(words), LONGEST + 2), END)
     rows[:, 0] = 1 + list(LANGUAGES).index(language)
     for row, word in zip(rows, words):
@@ -61,13 +64,12 @@ def encoded(words, language):
 
 
 def lengths_of(rows):
-    """How many symbols of each row are to be foretold: its letters and one end."""
+    """Return how many symbols of each row are predicted: its letters and one end."""
     return 1 + (rows[:, 1:] != END).sum(1)
 
 
 def windows_of(rows, order):
-    """Each symbol that is to be foretold, behind the order - 1 before it; the language stands for those before the
-    beginning."""
+    """Return each predicted symbol behind the order - 1 before it; the language fills the places before a row."""
     rows_before = np.concatenate([np.repeat(rows[:, :1], order - 2, axis=1), rows], axis=1)
     windows = np.lib.stride_tricks.sliding_window_view(rows_before, order, axis=1)
     return windows[np.arange(windows.shape[1]) < lengths_of(rows)[:, None]]
@@ -83,7 +85,7 @@ class NGrams:
         ]
 
     def bits(self, rows):
-        """-log2 p of each symbol that is to be foretold, row by row."""
+        """Return -log2 p of each predicted symbol, row by row."""
         windows, bits = windows_of(rows, self.order), np.empty(lengths_of(rows).sum())
         of_row = np.repeat(rows[:, 0], lengths_of(rows))
         for number, model in zip(NUMBERS, self.models):
@@ -91,7 +93,7 @@ class NGrams:
         return bits
 
     def scores(self, rows):
-        """log p of all symbols after each row."""
+        """Return log p of all symbols after each row."""
         before = np.column_stack([*[rows[:, :1]] * (self.order - 2), rows])[:, 1 - self.order :]
         logs = np.empty((len(rows), SYMBOLS))
         for number, model in zip(NUMBERS, self.models):
@@ -100,7 +102,7 @@ class NGrams:
 
 
 def bits_of_model(model, rows):
-    """As NGrams.bits, of the ONNX model: it reads the language and the letters, and foretells the next ones."""
+    """Return -log2 p of each predicted symbol by the ONNX model, as NGrams.bits does."""
     scores = model(x=rows[:, :-1], h0=np.zeros((1, len(rows), HIDDEN), np.float32)).y.astype(np.float64)
     logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     bits = -np.take_along_axis(logs, rows[:, 1:, None], -1)[..., 0] / np.log(2)
@@ -108,14 +110,14 @@ def bits_of_model(model, rows):
 
 
 def language_of(rows, bits):
-    """The number of the language in which each row's word is likeliest; `bits` are those of NGrams or of the model."""
+    """Return the language in which each row's word is likeliest; `bits` is NGrams.bits or that of the model."""
     starts = np.cumsum(lengths_of(rows)) - lengths_of(rows)
     words = [np.column_stack([np.full(len(rows), number), rows[:, 1:]]) for number in NUMBERS]
     return 1 + np.argmin([np.add.reduceat(bits(of_language), starts) for of_language in words], axis=0)
 
 
 def written(scores, rng):
-    """WRITTEN rows for each language: each symbol is drawn from `scores` of the row so far, until the end."""
+    """Return WRITTEN rows for each language; each symbol is drawn from `scores` of the row so far, until the end."""
     rows = np.repeat(NUMBERS, WRITTEN)[:, None]
     while rows.shape[1] < LONGEST + 1:
         p = scores(rows) + rng.gumbel(size=(len(rows), SYMBOLS))  # the largest is a draw from the softmax
@@ -126,18 +128,22 @@ def written(scores, rng):
 
 
 def written_by(model, temperature, rng):
-    """What a stream of the model writes: each symbol that was drawn is its next input."""
+    """Return rows written by a stream of the model; each symbol that is drawn is its next input."""
     stream = model.stream()
     return written(lambda rows: stream.step(x=rows[:, -1:])[:, 0] / temperature, rng)
 
 
 def texts(rows):
+    """Return the words of rows as text."""
     return ["".join(LETTERS[symbol - FIRST_LETTER] for symbol in row[1:] if symbol != END) for row in rows]
 
 
 def shares(rows, judge, lexicon, known):
-    """Of the words written: taken for the right language by `judge`; of those of five letters or more, which chance
-    hits seldom: in the lexicon of the language, and there and not learned from."""
+    """Return three shares of written words.
+
+    The first is the share that `judge` takes for the right language. The others are shares of the words of five letters
+    or more, which chance seldom hits: those in the lexicon of the language, and those in it that were not learned from.
+    """
     words = [
         (text, text in lexicon[list(LANGUAGES)[row[0] - 1]]) for row, text in zip(rows, texts(rows)) if len(text) >= 5
     ]
@@ -150,7 +156,7 @@ def shares(rows, judge, lexicon, known):
 
 
 def picture(by_position, by_temperature, of_trigram):
-    """Bits for each letter of a word, and what is written at each temperature."""
+    """Draw the bits of each letter of a word, and the shares of written words at each temperature."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, bits), colour in zip(by_position.items(), ("#868e96", "#495057", "#d6336c")):
@@ -180,6 +186,7 @@ def picture(by_position, by_temperature, of_trigram):
     help="Folder for words.onnx and .svg.",
 )
 def main(epochs, seed, out):
+    """Train a model that writes words and compare it with n-grams."""
     common, lexicon = word_lists()
     rng = np.random.default_rng(seed)
     rows = rng.permutation(np.concatenate([encoded(words, language) for language, words in common.items()]))
@@ -223,13 +230,14 @@ def main(epochs, seed, out):
     of_trigram = shares(written(ngrams[3].scores, rng), judge, lexicon, known)
     print(f"\n{f'words written, {WRITTEN} of each language':40}{'right language':>16}{'real':>10}{'and new':>10}")
     print(f"{'3-gram':40}{of_trigram[0]:16.1%}{of_trigram[1]:10.1%}{of_trigram[2]:10.1%}")
-    by_temperature = []
+    by_temperature, shown = [], None
     for temperature in TEMPERATURES:
         drawn = written_by(model, temperature, rng)
         by_temperature.append(shares(drawn, judge, lexicon, known))
         right, real, new = by_temperature[-1]
         print(f"{f'GRU, temperature {temperature}':40}{right:16.1%}{real:10.1%}{new:10.1%}")
-        shown = drawn if temperature == SHOWN else shown if temperature > SHOWN else None
+        if temperature == SHOWN:
+            shown = drawn
     print(f"\ntemperature {SHOWN}")
     for number, language in zip(NUMBERS, LANGUAGES.values()):
         print(f"{language:10}{' '.join(texts(shown[shown[:, 0] == number][:9]))}")

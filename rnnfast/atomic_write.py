@@ -1,4 +1,6 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are written completely or not at all."""
+
+from __future__ import annotations
 
 import os
 import tempfile
@@ -6,9 +8,15 @@ import tempfile
 from rnnfast.errors import InputError, InputTypeError
 
 
-def write_whole(path, data):
-    """Write bytes to `path`: into a new file beside it, which is then renamed, so that what was there before stays
-    until all is written. Raises InputError where that cannot be done."""
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write bytes to a file atomically: into a new file beside it, which is synced and then renamed.
+
+    The old file stays in place until all is written.
+
+    Raises:
+        InputError: The file cannot be written.
+        InputTypeError: `path` is no path.
+    """
     try:
         folder, name = os.path.split(os.fspath(path))
     except TypeError:

@@ -1,58 +1,68 @@
-"""Every error that rnnfast raises on purpose: one family, so that a service needs one ``except``.
+"""The errors that rnnfast raises on purpose.
 
-Each message says what received, what was expected and where (file, node, attribute, input).
+They form one family, so that a service needs a single ``except rnnfast.Error``. Each message says what was given, what
+was expected, and where: the file, node, attribute or input.
 """
+
+from __future__ import annotations
 
 
 class Error(Exception):
-    """Base of every error raised by rnnfast."""
+    """The base class of every error that rnnfast raises."""
+
+    located = False
+    """True if the message already begins with the location; `with_location` then returns the error as it is."""
 
 
 class ModelError(Error, ValueError):
-    """The file or graph is wrong: not ONNX, truncated, a cycle, a missing tensor, weights that do not fit."""
+    """The file or graph is invalid: not ONNX, truncated, cyclic, or with missing or misshapen tensors or weights."""
 
 
 class UnsupportedError(Error, NotImplementedError):
-    """The graph is well formed, but asks for something that rnnfast does not compute."""
+    """The request is valid, but rnnfast does not compute this."""
 
 
 class InputError(Error, ValueError):
-    """A call's values are wrong: names, shapes, lengths, ranges."""
+    """An argument's value is wrong: a name, shape, length or range."""
 
 
 class InputTypeError(Error, TypeError):
-    """A call's types are wrong: dtypes, or an object that is no array."""
+    """An argument's type is wrong: its dtype, or it is not an array at all."""
 
 
 class LimitError(Error, MemoryError):
-    """The work asked for is larger than the limits allow (memory, loop iterations, nesting)."""
+    """The work exceeds a limit: memory, loop iterations or nesting."""
 
 
 class ClosedError(InputError):
-    """A stream that was closed, or a batcher that takes no more."""
+    """The stream is closed, or the batcher accepts no more requests."""
 
 
 class Overloaded(Error, RuntimeError):
-    """More wait already than may: try again later, or elsewhere."""
+    """The queue is full; retry later or elsewhere."""
 
 
 class DeadlineError(Error, TimeoutError):
-    """A frame waited longer than its caller would: it was not taken."""
+    """The frame was still waiting at its deadline; it was not processed."""
 
 
 class DivergedError(Error, ArithmeticError):
-    """Training stopped: the loss or a gradient is NaN or infinite."""
+    """Training stopped because the loss or a gradient is NaN or infinite."""
 
 
 class IsaError(Error, ValueError):
-    """An instruction set that does not exist or that this CPU cannot run was asked for."""
+    """The requested instruction set does not exist, or this CPU cannot run it."""
 
 
-def with_location(error, where):
-    """`error` as one of rnnfast's, saying where; the innermost place stands."""
-    if getattr(error, "located", False):
-        return error
+def with_location(error: BaseException, where: str) -> Error:
+    """Return the error as one of rnnfast's family whose message begins with its location.
+
+    An error that already has a location is returned as it is, so that the innermost location stands. A foreign
+    exception becomes LimitError (memory, recursion), InputTypeError (TypeError) or InputError (anything else).
+    """
     if isinstance(error, Error):
+        if error.located:
+            return error
         kind, text = type(error), str(error)
     else:
         kind = (

@@ -1,105 +1,228 @@
-"""A loaded model: immutable, called with named inputs, shared by any number of threads."""
+"""A loaded ONNX model: immutable, called with named inputs, and safe to share between threads."""
+
+from __future__ import annotations
 
 import collections
 import copy
 import dataclasses
 import functools
+import os
 import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rnnfast.errors import InputError
 from rnnfast.named_values import Outputs, merge_inputs
-from rnnfast.native import _kernels
+from rnnfast.native._kernels import MATMULS, default_matmul
 from rnnfast.native.threads import check as check_threads
 from rnnfast.onnx import lowering
+from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.float64 import widen
 from rnnfast.onnx.folding import fold
-from rnnfast.onnx.graph import read
+from rnnfast.onnx.graph import Graph, Value, read
 from rnnfast.onnx.inputs import validate
-from rnnfast.onnx.summary import summarise
-from rnnfast.onnx.trace import PlannedGraph
+from rnnfast.onnx.summary import Summary, summarise
+from rnnfast.onnx.trace import PlannedGraph, Recorder
 
-# Programs of one model besides its own: one for each set of initializers that callers override, and the references.
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from rnnfast.streaming.model_stream import Stream
+    from rnnfast.streaming.pool import Pool
+
+# Planned graphs that a model keeps besides its default one: one for each set of initializers that callers override,
+# and the float64 references.
 MAX_PLANNED_GRAPHS = 4
-# Sets of input shapes for which a model keeps plans.
+# Default number of plans that a model keeps, one for each set of input types and shapes.
 PLANS = 16
 
 
-def load(source, *, matmul=None, threads=None, plans=PLANS):
-    """A Model of an ONNX file (a path) or of its bytes.
+def load(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    matmul: Literal["packed", "blas"] | None = None,
+    threads: int | None = None,
+    plans: int = PLANS,
+) -> Model:
+    """Read, check and prepare an ONNX model.
 
-    matmul: "packed" (the project's own kernels), "blas", or None for this CPU's default. threads: how many a call may
-    use, None for RNNFAST_NUM_THREADS (else one); they do not change the results. plans: for how many sets of input
-    shapes (and of integers that decide on control flow) what was planned is kept, the last used. Raises ModelError for
-    a file that is wrong, UnsupportedError for a graph that asks for what is not computed, and InputError or
-    InputTypeError for another `matmul`, `threads` or `plans`.
+    Args:
+        source: The path of an ONNX file, or the file's bytes. Tensors stored as external data are read from inside
+            the file's folder only, so a model given as bytes cannot have any.
+        matmul: How matrix products are computed: `"packed"` by rnnfast's own kernels, `"blas"` by SciPy's BLAS.
+            None is "packed" where there are kernels tuned for this CPU, else "blas" if SciPy is installed.
+        threads: The most threads that one call may use. None uses the environment variable `RNNFAST_NUM_THREADS`, or
+            one thread if it is not set. The number of threads does not change the results.
+        plans: How many plans the model keeps. There is one plan for each set of input types and shapes, and of values
+            of small integer inputs that decide control flow or shapes. The least recently used plan is dropped.
+
+    Returns:
+        The model, ready to be called.
+
+    Raises:
+        ModelError: The source cannot be read or is not a correct ONNX model.
+        UnsupportedError: The graph needs something that rnnfast does not compute.
+        LimitError: The graph has too many nodes or is nested too deeply.
+        InputError: `matmul`, `threads` or `plans` has a value that is not allowed.
+        InputTypeError: `threads` is not an integer.
     """
     return Model(source, matmul=matmul, threads=threads, plans=plans)
 
 
 class Model:
-    """One ONNX model, read, checked, folded and packed once.
+    """One ONNX model, which is read, checked, folded and packed once, when it is loaded.
 
-    inputs, outputs: tuples of objects with `name` and `type` (which has `dtype` and `shape`; str(type) is
-    onnxruntime's name of it); inputs that have an initializer may be left out of a call. graph: the checked Graph.
+    `rnnfast.load` makes a Model and documents the arguments. A Model is immutable for its callers, so any number of
+    threads may call it at the same time.
+
+    Attributes:
+        inputs: The inputs, in the order of the file. Each has a `name` and a `type`, which has `kind`, `dtype` and
+            `shape`; `str(type)` is the name that onnxruntime gives it, such as `tensor(float)`. An input that has an
+            initializer may be left out of a call.
+        outputs: The outputs, in the order of the file, each with `name` and `type`.
+        graph: The checked graph as the file has it.
+        source: What the file says besides its graph: label, opsets, producer and metadata.
+        matmul: The argument of `load`.
+        threads: The most threads that one call may use.
+        planned: The planned graph that takes all required inputs and has the initializers as constants.
     """
 
-    def __init__(self, source, *, matmul=None, threads=None, plans=PLANS):
-        if matmul not in (None, *_kernels.MATMULS):
-            raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, _kernels.MATMULS))}")
+    graph: Graph
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    planned: PlannedGraph
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        *,
+        matmul: Literal["packed", "blas"] | None = None,
+        threads: int | None = None,
+        plans: int = PLANS,
+    ) -> None:
+        if matmul not in (None, *MATMULS):
+            raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, MATMULS))}")
         if type(plans) is not int or plans < 1:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
-        self.matmul, self.threads, self._plans = matmul, check_threads(threads), plans
-        self._target = Target(self.threads, (matmul or _kernels.default_matmul()) == "blas")
+        self.matmul, self.threads, self._max_plans = matmul, check_threads(threads), plans
+        self._target = Target(self.threads, (matmul or default_matmul()) == "blas")
         graph, self.source = read(source)
-        self._set(graph)
-        self._run_by(self.build())
+        self._set_graph(graph)
+        self._set_planned(self.build())
 
-    def _set(self, graph):
+    def _set_graph(self, graph: Graph) -> None:
         self.graph, self.inputs, self.outputs = graph, graph.inputs, graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
-        self._names = [v.name for v in self.outputs]
-        self._planned_graphs = collections.OrderedDict()
+        self._output_names = [v.name for v in self.outputs]
+        self._other_planned: collections.OrderedDict[tuple[frozenset[str], bool], PlannedGraph]
+        self._other_planned = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def _run_by(self, planned):
-        self._own, self._run_plan = planned, planned.plans.run
+    def _set_planned(self, planned: PlannedGraph) -> None:
+        self.planned = planned
+        # Bound once: this is the whole of a call whose inputs fit a plan that is kept.
+        self._run_kept_plan = planned.plans.run
 
     @property
-    def required_inputs(self):
-        """The names of the inputs that have no default."""
+    def required_inputs(self) -> list[str]:
+        """Names of the inputs that every call must give: those without an initializer."""
         return [v.name for v in self.inputs if v.name not in self.graph.constants]
 
-    def __call__(self, feed=None, /, **inputs):
-        """Outputs for the inputs, by keyword or in one mapping (for names that are no identifiers).
+    # --------------------------------------------------------------------------------------------- calls
+    def __call__(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Outputs:
+        """Run the model.
 
-        Arrays must have the declared type; Python numbers and lists of them are converted where they fit exactly.
-        LimitError where the loops of the call take more than a million iterations together, or what it computes needs
-        more than 4 GiB at a time.
+        Inputs are given by keyword, or in a mapping where their names are not Python identifiers, or both.
+
+        Args:
+            feed: Inputs by name.
+            **inputs: Further inputs by name. Arrays must have the dtype that the file declares, and sizes that fit the
+                declared shape. Python numbers and nested lists of them are converted if the declared type can hold
+                each of them (floats are rounded to it).
+
+        Returns:
+            The outputs by name, in the order of the file: new arrays that share no memory with the inputs. A name that
+            is an identifier is an attribute too.
+
+        Raises:
+            InputError: An input is missing or unknown, or has a wrong shape or a value that does not fit.
+            InputTypeError: An input has a wrong type.
+            LimitError: The loops of the call take more than a million iterations together, or its intermediate results
+                need more than 4 GiB at one time.
+            ModelError: An output does not have the type that the file declares.
+            UnsupportedError: An operator does not compute an output that the graph uses.
         """
-        return Outputs(zip(self._names, self.run(self.merge_inputs(feed, inputs))))
+        return Outputs(zip(self._output_names, self.run(self.merge_inputs(feed, inputs))))
 
-    def run(self, feed):
-        """The outputs as a list in the graph's order, for one mapping of inputs by name."""
-        outputs = self._run_plan(feed)
+    def run(self, feed: Mapping[str, ArrayLike]) -> list[Any]:
+        """Run the model and return a list, which costs a little less than the `Outputs` of a call.
+
+        Args:
+            feed: Inputs by name, as for a call.
+
+        Returns:
+            The outputs in the order of the file.
+
+        Raises:
+            Error: As a call does.
+        """
+        outputs = self._run_kept_plan(feed)
         if outputs is None:
             planned, args = self.prepare(self.merge_inputs(feed, {}))
             outputs = planned.run(args)
         return outputs
 
-    def reference(self, feed=None, /, **inputs):
-        """The same graph in float64 by NumPy alone: slow, and what `rnnfast check` compares with."""
-        planned, args = self.prepare(self.merge_inputs(feed, inputs), True)
-        return Outputs(zip(self._names, planned.run(args)))
+    def reference(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Outputs:
+        """Run the same graph with float64 in place of float32, by NumPy alone.
 
-    def merge_inputs(self, feed, inputs):
-        """One dict of a positional mapping and keywords."""
+        This is slow; `rnnfast check` compares a model with it.
+
+        Args:
+            feed: Inputs by name, as for a call.
+            **inputs: Further inputs by name.
+
+        Returns:
+            The outputs by name. Those that are float32 in a call are float64 here.
+
+        Raises:
+            Error: As a call does.
+        """
+        planned, args = self.prepare(self.merge_inputs(feed, inputs), True)
+        return Outputs(zip(self._output_names, planned.run(args)))
+
+    def merge_inputs(self, feed: Mapping[str, Any] | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Merge the two ways of giving inputs.
+
+        Args:
+            feed: The positional mapping of a call, or None.
+            inputs: The keywords of a call.
+
+        Returns:
+            One mapping with the inputs of both.
+
+        Raises:
+            InputError: An input is given twice.
+            InputTypeError: `feed` is not a mapping.
+        """
         return merge_inputs(self.source.label, feed, inputs)
 
-    def prepare(self, feed, reference=False):
-        """(PlannedGraph, its arguments) of a call; every input is checked."""
+    def prepare(self, feed: Mapping[str, Any], reference: bool = False) -> tuple[PlannedGraph, list[Any]]:
+        """Validate the inputs of a call and find the planned graph that takes them.
+
+        Args:
+            feed: Inputs by name.
+            reference: Whether to prepare a call of the float64 reference.
+
+        Returns:
+            The planned graph, and its arguments in their order.
+
+        Raises:
+            InputError: An input is missing or unknown, or has a wrong shape or a value that does not fit.
+            InputTypeError: An input has a wrong type.
+        """
         label, constants = self.source.label, self.graph.constants
         for name in feed:
             if name not in self._types:
@@ -107,29 +230,45 @@ class Model:
         missing = [name for name in self._types if name not in feed and name not in constants]
         if missing:
             raise InputError(f"{label}: input {missing[0]!r} is missing: the model has {list(self._types)}")
-        planned = self._planned(frozenset(name for name in feed if name in constants), reference)
+        planned = self._planned_for(frozenset(name for name in feed if name in constants), reference)
         args = [validate(feed[name], self._types[name], f"{label}: input {name!r}") for name in planned.names]
         return planned, widen(args) if reference else args
 
-    def _planned(self, overridden, reference):
-        """The planned that takes these initializers from the caller."""
+    def _planned_for(self, overridden: frozenset[str], reference: bool) -> PlannedGraph:
+        """The planned graph that takes these initializers as inputs."""
         if not overridden and not reference:
-            return self._own
+            return self.planned
         key = overridden, reference
         with self._lock:
-            if key in self._planned_graphs:
-                self._planned_graphs.move_to_end(key)
-                return self._planned_graphs[key]
-        planned = self.build(overridden, reference)
+            if key in self._other_planned:
+                self._other_planned.move_to_end(key)
+                return self._other_planned[key]
+        planned = self.build(overridden, reference)  # without the lock: other threads' calls need not wait
         with self._lock:
-            planned = self._planned_graphs.setdefault(key, planned)
-            while len(self._planned_graphs) > MAX_PLANNED_GRAPHS:
-                self._planned_graphs.popitem(last=False)
+            planned = self._other_planned.setdefault(key, planned)
+            while len(self._other_planned) > MAX_PLANNED_GRAPHS:
+                self._other_planned.popitem(last=False)
         return planned
 
-    def build(self, overridden=frozenset(), reference=False, record=None, meter=None):
-        """A new PlannedGraph; record(node, input values, output values) is called with each step that it traces, meter(step)
-        with each Step of a plan, for what the plan runs instead."""
+    # -------------------------------------------------------------------------------------- other graphs
+    def build(
+        self,
+        overridden: Collection[str] = frozenset(),
+        reference: bool = False,
+        record: Recorder | None = None,
+        meter: Callable[[Step], Callable[..., Any]] | None = None,
+    ) -> PlannedGraph:
+        """Make a new planned graph of the model, which shares no plans with others.
+
+        Args:
+            overridden: Names of the initializers that are inputs of it.
+            reference: Whether it computes in float64 by NumPy alone.
+            record: Called as `record(node, inputs, outputs)` with the values of each step that is traced.
+            meter: Called with each step of a plan; returns the callable that the plan runs in its place.
+
+        Returns:
+            The planned graph. Its inputs are the required inputs and `overridden`.
+        """
         constants = {name: value for name, value in self.graph.constants.items() if name not in overridden}
         graph = dataclasses.replace(self.graph, constants=constants)
         with np.errstate(all="ignore"):
@@ -145,79 +284,145 @@ class Model:
             record=record,
             meter=meter,
             target=None if reference else self._target,
-            plans=self._plans,
+            plans=self._max_plans,
             specialises=True,
         )
 
     @property
-    def folded(self):
-        """The Graph that runs: with what is constant computed and packed."""
-        return self._own.graph
+    def folded(self) -> Graph:
+        """The graph that runs: what depends on constants alone is computed, and weights are packed."""
+        return self.planned.graph
 
-    def altered(self, graph, plans=None):
-        """A Model of a graph made from the folded one of this model, with which it shares what is packed. All inputs
-        are required."""
+    def altered(self, graph: Graph, plans: int | None = None) -> Model:
+        """Make a model of a graph that was derived from this model's folded one.
+
+        Args:
+            graph: The new graph. It may share nodes with `folded`, and with them their packed weights.
+            plans: How many plans the new model keeps; None for as many as this one.
+
+        Returns:
+            The new model. All its inputs are required.
+        """
         model = copy.copy(self)
-        model._plans = plans or self._plans
-        model._set(graph)
-        model._run_by(
+        model._max_plans = plans or self._max_plans
+        model._set_graph(graph)
+        model._set_planned(
             PlannedGraph(
                 graph,
                 [v.name for v in graph.inputs],
                 self.source.label,
                 target=self._target,
-                plans=model._plans,
+                plans=model._max_plans,
                 specialises=True,
             )
         )
         return model
 
-    def record(self, feed, record):
-        """One call for record(node, input values, output values), with the nodes of `folded`."""
+    def record(self, feed: Mapping[str, ArrayLike], record: Recorder) -> None:
+        """Run one call and report each node that runs.
+
+        Args:
+            feed: Inputs by name, as for a call.
+            record: Called as `record(node, inputs, outputs)` with a node of the graph that runs (that of `folded`,
+                unless the call overrides initializers) and the values of its inputs and outputs.
+
+        Raises:
+            Error: As a call does.
+        """
         planned, args = self.prepare(feed)
         PlannedGraph(planned.graph, planned.names, self.source.label, record=record, specialises=True)(args)
 
-    def stream(self, state=None, *, states=None, **fixed):
-        """A Stream: frames go in by `step` and `run`, states stay inside.
+    # ------------------------------------------------------------------------------------------- streams
+    def stream(
+        self,
+        state: Mapping[str, ArrayLike] | None = None,
+        *,
+        states: Mapping[str, str] | None = None,
+        **fixed: ArrayLike,
+    ) -> Stream:
+        """Open a stream: its `step` and `run` take frames, and it keeps the states between them.
 
-        states: {state input: state output}, where names and shapes do not tell, or tell it wrongly. state: their
-        initial values, a mapping as `stream.state` gives; None is zeros. fixed: inputs that are the same for every
-        frame.
+        Args:
+            state: Initial states by the names of their inputs, as `stream.state` gives them; None for zeros.
+            states: The state pairs as a mapping from state input to state output. It is needed where names and shapes
+                do not show the pairs, or show wrong ones.
+            **fixed: Inputs that are the same for each frame.
+
+        Returns:
+            The stream.
+
+        Raises:
+            InputError: The state pairs are not clear, a name is not one of the model's, or a value has a wrong shape.
+            InputTypeError: A value has a wrong type.
         """
         from rnnfast.streaming.model_stream import Stream
 
         return Stream(self, state, states, fixed)
 
-    def pool(self, max_streams, *, states=None, batch=True, **fixed):
-        """A Pool: many streams that are stepped together, each with the bits that it would get alone.
+    def pool(
+        self, max_streams: int, *, states: Mapping[str, str] | None = None, batch: bool = True, **fixed: ArrayLike
+    ) -> Pool:
+        """Make a pool: many streams that are stepped in one batch, each with the bits that it would get alone.
 
-        max_streams: that may be open at a time; their states take two times their size for each. states, fixed: as for
-        `stream`. UnsupportedError at the first step where no axis of the graph is a batch of streams; batch=False runs
-        them one by one.
+        A pool whose graph has no axis for a batch of streams raises UnsupportedError at its first step.
+
+        Args:
+            max_streams: The most streams that may be open at one time. The pool allocates twice the size of the
+                states for each.
+            states: The state pairs, as for `stream`.
+            batch: False steps the streams one by one, which any graph allows.
+            **fixed: Inputs that are the same for each frame of each stream.
+
+        Returns:
+            The pool.
+
+        Raises:
+            InputError: `max_streams` is out of range, the state pairs are not clear, a name is not one of the model's,
+                or a value has a wrong shape.
+            InputTypeError: A value has a wrong type.
         """
         from rnnfast.streaming.model_pool import ModelPool
 
         return ModelPool(self, max_streams, states, batch, fixed)
 
-    def memory(self, feed=None, /, **inputs):
-        """The bytes that a call with such inputs takes besides the weights: of its results, intermediate ones included.
+    # --------------------------------------------------------------------------------------------- facts
+    def memory(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> int | None:
+        """Return the bytes that a call with such inputs takes for its results, besides the weights.
 
-        The plan of the call is made and kept, as by its first run. None where a shape depends on values. What NumPy
-        functions of steps that are not native take for themselves is not counted; `rnnfast profile` shows such steps.
+        The plan of the call is made and kept, as by a first call. Memory that NumPy functions take inside steps that
+        are not native is not counted; `rnnfast profile` shows such steps.
+
+        Args:
+            feed: Inputs by name, as for a call.
+            **inputs: Further inputs by name.
+
+        Returns:
+            The bytes of all results, intermediate ones included; None if a shape depends on values.
+
+        Raises:
+            Error: As a call does.
         """
         planned, args = self.prepare(self.merge_inputs(feed, inputs))
         return planned.plan(args).nbytes
 
-    def summary(self, feed=None, /, **inputs):
-        """The layers with their output shapes, parameters, floating-point operations and bytes; print it for a table.
+    def summary(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Summary:
+        """List the layers with their output shapes, parameters, floating-point operations and bytes.
 
-        Shapes are those of a call with the inputs given; an input that is not given is zeros, of length 1 along
-        the dimensions that the model leaves open. Inputs that the model does not take raise as in a call; where the
-        run itself ends early, `problem` says why.
+        Args:
+            feed: Inputs by name, as for a call. An input that is not given is zeros, with length 1 along each
+                dimension that the file leaves open.
+            **inputs: Further inputs by name.
+
+        Returns:
+            The summary, which prints as a table. If the run ended early, its `problem` says why.
+
+        Raises:
+            InputError: An input that was given is unknown, or has a wrong shape or a value that does not fit.
+            InputTypeError: An input that was given has a wrong type.
         """
         return summarise(self, self.merge_inputs(feed, inputs))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)
         outputs = ", ".join(f"{v.name}: {v.type}" for v in self.outputs)
         return f"<rnnfast.Model {self.source.label} ({inputs}) -> ({outputs})>"

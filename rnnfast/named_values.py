@@ -1,13 +1,29 @@
-"""Values by name, as a call takes them and gives them back."""
+"""Values by name, as calls take them and return them."""
+
+from __future__ import annotations
 
 import collections.abc
+from typing import TYPE_CHECKING, Any
 
 from rnnfast.errors import InputError, InputTypeError
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def merge_inputs(label, feed, inputs, single=None):
-    """A mapping of inputs by name, of one mapping and keywords. single: the name of an array that comes without one, or
-    None."""
+
+def merge_inputs(label: str, feed: Any, inputs: dict[str, Any], single: str | None = None) -> dict[str, Any]:
+    """Merge a mapping of inputs and keyword inputs into one dict.
+
+    Args:
+        label: The model's or layer's name, for messages.
+        feed: A mapping of name to value, None, or one array without a name.
+        inputs: The inputs given by keyword.
+        single: The name that an array without one gets; None if there has to be a name.
+
+    Raises:
+        InputError: An input is in both.
+        InputTypeError: `feed` is no mapping, and cannot be the single input.
+    """
     if feed is None:
         return inputs
     if isinstance(feed, collections.abc.Mapping):
@@ -20,10 +36,13 @@ def merge_inputs(label, feed, inputs, single=None):
     return {single: feed}
 
 
-class Outputs(dict):
-    """Output name -> ndarray, in the graph's order; names that are identifiers are attributes too."""
+class Outputs(dict[str, Any]):
+    """A dict of output name to array, in the graph's order.
 
-    def __getattr__(self, name):
+    Names that are identifiers can be read as attributes too: ``outputs.logits``.
+    """
+
+    def __getattr__(self, name: str) -> np.ndarray:
         try:
             return self[name]
         except KeyError:

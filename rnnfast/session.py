@@ -1,15 +1,24 @@
-"""onnxruntime's names on a Model, so that a program moves over by changing an import."""
+"""onnxruntime's names for a Model, so that a program can move to rnnfast by changing an import."""
+
+from __future__ import annotations
 
 import enum
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.model import Model
+from rnnfast.onnx.graph import Graph, Source, Value
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 PROVIDERS = ["CPUExecutionProvider"]
 
 
 class GraphOptimizationLevel(enum.IntEnum):
-    """Accepted and kept: the same graph runs at every level."""
+    """onnxruntime's optimization levels. They are accepted, but rnnfast runs the same graph at every level."""
 
     ORT_DISABLE_ALL = 0
     ORT_ENABLE_BASIC = 1
@@ -19,21 +28,24 @@ class GraphOptimizationLevel(enum.IntEnum):
 
 
 class ExecutionMode(enum.IntEnum):
-    """Accepted and kept: nodes run one after the other."""
+    """onnxruntime's execution modes. They are accepted, but rnnfast always runs nodes one after the other."""
 
     ORT_SEQUENTIAL = 0
     ORT_PARALLEL = 1
 
 
 class SessionOptions:
-    """onnxruntime's fields, accepted and kept. `intra_op_num_threads` is how many threads a call may use, 0 for the
-    default: see ``rnnfast.load``. Nothing is logged or profiled.
+    """onnxruntime's session options.
 
-    `matmul` is rnnfast's own: see ``rnnfast.load``.
+    Two of them have an effect; the others are accepted and stored. Nothing is logged or profiled.
+
+    Attributes:
+        intra_op_num_threads: The most threads that a call may use; 0 for the default. See `rnnfast.load`.
+        matmul: How matrix products are computed. This one is rnnfast's own; see `rnnfast.load`.
     """
 
-    def __init__(self):
-        self.matmul = None
+    def __init__(self) -> None:
+        self.matmul: Literal["packed", "blas"] | None = None
         self.intra_op_num_threads = 0
         self.inter_op_num_threads = 0
         self.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -50,27 +62,60 @@ class SessionOptions:
         self.logid = ""
         self.use_deterministic_compute = True
         self.use_per_session_threads = True
-        self._entries = {}
+        self._entries: dict[str, str] = {}
 
-    def add_session_config_entry(self, key, value):
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        """Store a configuration entry, which has no effect.
+
+        Args:
+            key: The name of the entry.
+            value: Its value.
+        """
         self._entries[key] = value
 
-    def get_session_config_entry(self, key):
+    def get_session_config_entry(self, key: str) -> str:
+        """Return a configuration entry.
+
+        Args:
+            key: The name of the entry.
+
+        Returns:
+            The value that was stored.
+
+        Raises:
+            InputError: There is no such entry.
+        """
         if key not in self._entries:
             raise InputError(f"no session configuration entry {key!r}")
         return self._entries[key]
 
-    def has_session_config_entry(self, key):
+    def has_session_config_entry(self, key: str) -> bool:
+        """Return whether a configuration entry was stored.
+
+        Args:
+            key: The name of the entry.
+
+        Returns:
+            True if there is such an entry.
+        """
         return key in self._entries
 
-    def register_custom_ops_library(self, path):
+    def register_custom_ops_library(self, path: str) -> None:
+        """Refuse a library of custom operators.
+
+        Args:
+            path: The path of the library.
+
+        Raises:
+            UnsupportedError: Always.
+        """
         raise UnsupportedError(f"custom operators ({path}) are not supported")
 
 
 class RunOptions:
-    """onnxruntime's fields, accepted and kept."""
+    """onnxruntime's run options. They are accepted and stored, and have no effect."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.log_severity_level = -1
         self.log_verbosity_level = 0
         self.logid = ""
@@ -78,26 +123,45 @@ class RunOptions:
         self.terminate = False
         self.training_mode = False
 
-    def add_run_config_entry(self, key, value):
-        """Accepted: no entry changes what is computed."""
+    def add_run_config_entry(self, key: str, value: str) -> None:
+        """Accept a configuration entry, which has no effect.
+
+        Args:
+            key: The name of the entry.
+            value: Its value.
+        """
 
 
 class NodeArg:
-    """An input or output: name, shape (int, str or None for each dimension) and type ('tensor(float)' and the like)."""
+    """An input or output of a model.
 
-    def __init__(self, value):
+    Attributes:
+        name: Its name.
+        type: Its type as a string, such as `tensor(float)`.
+        shape: For each dimension an int, a str for a dimension that the file names, or None for one that it leaves
+            open; an empty list if the file gives no shape.
+    """
+
+    def __init__(self, value: Value) -> None:
         self.name = value.name
         self.type = str(value.type)
         self.shape = list(value.type.shape or ())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"NodeArg(name={self.name!r}, type={self.type!r}, shape={self.shape})"
 
 
 class ModelMetadata:
-    """What the file says of itself."""
+    """The metadata of a model file.
 
-    def __init__(self, source, graph):
+    Attributes:
+        producer_name: The name and version of the program that wrote the file.
+        description: The model's documentation string.
+        graph_name: The name of the graph.
+        custom_metadata_map: The metadata properties by key.
+    """
+
+    def __init__(self, source: Source, graph: Graph) -> None:
         self.producer_name = source.producer
         self.description = source.doc_string
         self.graph_name = graph.name
@@ -105,10 +169,36 @@ class ModelMetadata:
 
 
 class InferenceSession:
-    """A Model under onnxruntime's names. Providers and their options are accepted and mean nothing: it is the CPU."""
+    """A Model under onnxruntime's names.
 
-    def __init__(self, path_or_bytes, sess_options=None, providers=None, provider_options=None, **kwargs):
+    Args:
+        path_or_bytes: The path of an ONNX file, or the file's bytes.
+        sess_options: Options; None for the defaults.
+        providers: Accepted, with no effect: rnnfast runs on the CPU.
+        provider_options: Accepted, with no effect.
+        **kwargs: Accepted, with no effect.
+
+    Raises:
+        ModelError: The source cannot be read or is not a correct ONNX model.
+        UnsupportedError: The graph needs something that rnnfast does not compute.
+        LimitError: The graph has too many nodes or is nested too deeply.
+        InputError: An option has a value that is not allowed.
+        InputTypeError: `sess_options.intra_op_num_threads` is not an integer.
+
+    Attributes:
+        model: The Model that runs.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        sess_options: SessionOptions | None = None,
+        providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._options = sess_options if sess_options is not None else SessionOptions()
+        # onnxruntime's own SessionOptions are accepted too; they have no `matmul`.
         threads = getattr(self._options, "intra_op_num_threads", 0)
         self.model = Model(
             path_or_bytes,
@@ -117,11 +207,32 @@ class InferenceSession:
         )
         self._names = [v.name for v in self.model.outputs]
 
-    def run(self, output_names, input_feed, run_options=None):
-        """The named outputs (all of them for None or an empty list) as a list of fresh arrays."""
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, ArrayLike],
+        run_options: RunOptions | None = None,
+    ) -> list[Any]:
+        """Run the model.
+
+        Args:
+            output_names: A list of the names of the outputs to return; None or an empty list for all of them.
+            input_feed: Inputs by name. Arrays must have the dtype and fit the shape that the file declares.
+            run_options: Accepted, with no effect.
+
+        Returns:
+            The outputs in the order of `output_names`, or of the file: new arrays that share no memory with the
+            inputs.
+
+        Raises:
+            InputError: An input is missing or unknown, has a wrong shape or a value that does not fit, or there is no
+                output of a given name.
+            InputTypeError: An input has a wrong type, or `output_names` is not a list of str.
+            LimitError: The call takes too many loop iterations or too much memory; see `Model.__call__`.
+        """
         if output_names is None:
             return self.model.run(input_feed)
-        if not isinstance(output_names, (list, tuple)) or not all([type(name) is str for name in output_names]):
+        if not isinstance(output_names, (list, tuple)) or not all(type(name) is str for name in output_names):
             raise InputTypeError(f"output names are {type(output_names).__name__}, expected a list of str or None")
         for name in output_names:
             if name not in self._names:
@@ -129,41 +240,93 @@ class InferenceSession:
         outputs = self.model.run(input_feed)
         if not output_names or output_names == self._names:
             return outputs
-        outputs = dict(zip(self._names, outputs))
-        return [outputs[name] for name in output_names]
+        by_name = dict(zip(self._names, outputs))
+        return [by_name[name] for name in output_names]
 
-    def get_inputs(self):
-        """The inputs without an initializer, as NodeArg."""
+    def get_inputs(self) -> list[NodeArg]:
+        """Return the inputs that every call must give: those without an initializer.
+
+        Returns:
+            The inputs in the order of the file.
+        """
         required = set(self.model.required_inputs)
         return [NodeArg(v) for v in self.model.inputs if v.name in required]
 
-    def get_overridable_initializers(self):
-        """The inputs that have an initializer."""
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """Return the inputs that have an initializer, which a call may override.
+
+        Returns:
+            The inputs in the order of the file.
+        """
         required = set(self.model.required_inputs)
         return [NodeArg(v) for v in self.model.inputs if v.name not in required]
 
-    def get_outputs(self):
+    def get_outputs(self) -> list[NodeArg]:
+        """Return the outputs.
+
+        Returns:
+            The outputs in the order of the file.
+        """
         return [NodeArg(v) for v in self.model.outputs]
 
-    def get_modelmeta(self):
+    def get_modelmeta(self) -> ModelMetadata:
+        """Return the metadata of the file.
+
+        Returns:
+            The metadata.
+        """
         return ModelMetadata(self.model.source, self.model.graph)
 
-    def get_session_options(self):
+    def get_session_options(self) -> SessionOptions:
+        """Return the options that the session was made with.
+
+        Returns:
+            The options.
+        """
         return self._options
 
-    def get_providers(self):
+    def get_providers(self) -> list[str]:
+        """Return the names of the execution providers.
+
+        Returns:
+            `["CPUExecutionProvider"]`.
+        """
         return list(PROVIDERS)
 
-    def get_provider_options(self):
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        """Return the options of the execution providers.
+
+        Returns:
+            The provider's name with no options.
+        """
         return {name: {} for name in PROVIDERS}
 
-    def set_providers(self, providers=None, provider_options=None):
-        """Accepted: there is the CPU only."""
+    def set_providers(
+        self,
+        providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+    ) -> None:
+        """Accept other providers, which has no effect: rnnfast runs on the CPU.
+
+        Args:
+            providers: Names of providers, each alone or with its options.
+            provider_options: Options of each provider.
+        """
 
 
-def get_available_providers():
+def get_available_providers() -> list[str]:
+    """Return the names of the execution providers that rnnfast has.
+
+    Returns:
+        `["CPUExecutionProvider"]`.
+    """
     return list(PROVIDERS)
 
 
-def get_device():
+def get_device() -> str:
+    """Return the device that rnnfast runs on.
+
+    Returns:
+        `"CPU"`.
+    """
     return "CPU"

@@ -1,7 +1,8 @@
-"""What the suites of ../shared/vectors call: run(model bytes, inputs) -> outputs in the graph's order."""
+"""The function that the suites of ../shared/vectors call."""
 
 import rnnfast
 
 
 def run(model, inputs):
+    """Return the outputs of a model, given as bytes, in the order of its graph."""
     return list(rnnfast.load(model)(inputs).values())

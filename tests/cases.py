@@ -14,7 +14,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FUNCTIONS = {"RNN": 1, "GRU": 2, "LSTM": 3}
 DEFAULT = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-# values that no default hides, and under which outputs stay bounded
+# Values that differ from the defaults and under which outputs stay bounded.
 ALPHA_BETA = {
     "Affine": (0.7, -0.2),
     "LeakyRelu": (-0.3, 0.0),
@@ -27,7 +27,7 @@ ALPHA_BETA = {
 
 @dataclass
 class Layer:
-    """Arguments of one ONNX recurrent operator with its weights; arrays float32, shapes of layout 0."""
+    """Arguments and weights of one ONNX recurrent operator; arrays are float32 with the shapes of layout 0."""
 
     kind: str
     W: np.ndarray
@@ -52,6 +52,7 @@ class Layer:
 
 
 def activation(name):
+    """Return an activation with its alpha and beta."""
     return (name, *ALPHA_BETA.get(name, (0.0, 0.0)))
 
 
@@ -87,7 +88,7 @@ def random_layer(
 
 
 def random_input(rng, layer, T, B, *, states=True, lens=None):
-    """-> x [T,B,I], initial_h, initial_c (LSTM only), sequence_lens"""
+    """Return x [T,B,I], initial_h, initial_c (LSTM only) and sequence_lens."""
     D, H = layer.directions, layer.hidden_size
     x = rng.standard_normal((T, B, layer.input_size)).astype(np.float32)
     h = rng.standard_normal((D, B, H)).astype(np.float32) * np.float32(0.5) if states else None
@@ -112,14 +113,14 @@ def cells(layer, matmul="packed"):
 
 
 def run(packed, layer, x, h=None, c=None, lens=None, threads=1):
-    """The engine: Y [T,D,B,H], Y_h, Y_c (None but for LSTM). Y is poisoned first: all of it must be written."""
+    """Return the engine's Y [T,D,B,H], Y_h and, for LSTM, Y_c. Y holds NaN before, so all of it must be written."""
     y = np.full((x.shape[0], layer.directions, x.shape[1], layer.hidden_size), np.nan, np.float32)
     y_h, y_c = _engine.recurrent(packed, DIRECTIONS[layer.direction], x, y, h, c, lens, threads)
     return (y, y_h) if y_c is None else (y, y_h, y_c)
 
 
 def expect(layer, x, h=None, c=None, lens=None):
-    """The reference, float64, same outputs"""
+    """Return the same outputs by the float64 reference."""
     states = (h, c, layer.P) if layer.kind == "LSTM" else (h,)
     return getattr(reference, layer.kind.lower())(
         x,
@@ -135,5 +136,5 @@ def expect(layer, x, h=None, c=None, lens=None):
 
 
 def bits(arrays):
-    """Bytes of arrays, so that comparing tells 0.0 from -0.0 and finds NaN equal to itself."""
+    """Return the bytes of arrays, whose comparison tells 0.0 from -0.0 and finds NaN equal to itself."""
     return [np.ascontiguousarray(a).tobytes() for a in arrays]

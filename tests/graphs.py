@@ -8,7 +8,7 @@ import rnnfast
 
 
 def parse(text, opset=17, ir_version=8, **initializers):
-    """Model bytes of a graph in ONNX's textual form; `initializers` (arrays) are added to it."""
+    """Return the bytes of a model in ONNX's textual form, with `initializers` (arrays) added."""
     header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}, "local" : 1]>'
     model = onnx.parser.parse_model(header + text)
     for name, array in initializers.items():
@@ -17,7 +17,7 @@ def parse(text, opset=17, ir_version=8, **initializers):
 
 
 def model_of(nodes, inputs, outputs, initializers=(), opset=17, ir_version=8, **graph):
-    """ModelProto of nodes; inputs and outputs are (name, TensorProto type, shape), initializers name -> array."""
+    """Return the model of nodes; inputs and outputs are (name, TensorProto type, shape), initializers name -> array."""
     initializers = [numpy_helper.from_array(np.asarray(a), name) for name, a in dict(initializers).items()]
     proto = helper.make_graph(
         nodes,
@@ -31,7 +31,7 @@ def model_of(nodes, inputs, outputs, initializers=(), opset=17, ir_version=8, **
 
 
 def one_node(op_type, inputs, n_outputs=1, opset=17, constants=(), **attributes):
-    """ModelProto of one node; `inputs`: name -> array, of which those in `constants` become initializers."""
+    """Return the ModelProto of one node; of `inputs` (name -> array) those in `constants` become initializers."""
     outputs = [f"out{i}" for i in range(n_outputs)]
     node = helper.make_node(op_type, list(inputs), outputs, "node", **attributes)
     types = {name: helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype) for name, a in inputs.items() if name}
@@ -51,7 +51,7 @@ def load(model):
 
 
 def onnxruntime(model, feed):
-    """The outputs of onnxruntime for the same model, by name."""
+    """Return onnxruntime's outputs for the same model, by name."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

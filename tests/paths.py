@@ -1,4 +1,4 @@
-"""Where the tests find files."""
+"""Folders of the files that tests read."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ MODELS = ROOT / "models"
 """The small models and programs of this project."""
 
 FIXTURES = ROOT / "tests" / "fixtures"
-"""Files that tests need."""
+"""Small files that tests read."""
 
 SHARED = ROOT.parent / "shared"
-"""Real models of other people, and test suites of other engines: they lie beside the checkout where they are to be had."""
+"""Real models of other people and test suites of other engines, where they are to be had; see tests/published.py."""

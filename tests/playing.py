@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from tests.cases import bits
 
-# What is done to a pool, and the seed of what it is done with.
+# Actions on a pool, each with the seed of its random values.
 ACTIONS = ("open", "open", "begin", "frames", "frames", "rows", "out", "run", "reset", "close")
 USES = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2**32 - 1)), max_size=30)
 property_test = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def flat(value):
-    """The arrays of a result or a state."""
+    """Return the arrays of a result or a state as a list."""
     if isinstance(value, dict):
         return list(value.values())
     return [a for part in value for a in flat(part)] if isinstance(value, tuple) else [value]
@@ -27,20 +27,23 @@ def same_bits(found, expected):
 
 
 def in_threads(work, count=5):
-    """work(seed) in so many threads at once; what one of them raises is raised."""
+    """Call work(seed) in `count` threads at once; an error of one of them is raised."""
     with concurrent.futures.ThreadPoolExecutor(count) as threads:
         for done in [threads.submit(work, seed) for seed in range(count)]:
             done.result()
 
 
 def at_time(results, t):
-    """Of the results of a run those of its frame t."""
+    """Return the results of frame t of a run."""
     return {name: a[:, t] for name, a in results.items()} if isinstance(results, dict) else results[:, t]
 
 
 def play(pool, alone, frame, uses, rows=np.stack, part=lambda result, i: result[i], same=same_bits):
-    """Do `uses` to a pool. alone(state): a stream by itself; frame(rng): one for it; rows(frames): the argument of the
-    array form of a step; part(result, i): what stream i of such a step got, as it gets it alone."""
+    """Do `uses` to a pool and compare every stream with one that runs alone.
+
+    alone(state): a stream by itself; frame(rng): a frame for it; rows(frames): the argument of the array form of a
+    step; part(result, i): the result of row i of such a step, in the form in which a stream alone returns it.
+    """
     live, states = {}, [None]
 
     def by_rows(chosen, rng, out=None):

@@ -1,9 +1,8 @@
-"""Model and InferenceSession: what goes in, what comes out, what is folded, what is shared."""
+"""Model: inputs and outputs of calls, initializers that are inputs, threads, the reference and summaries."""
 
 import collections
 import concurrent.futures
 import itertools
-import tracemalloc
 import types
 import warnings
 
@@ -12,19 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
+from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels, _plans, _programs
-from rnnfast.onnx import budget, folding, trace
-from tests.graphs import load, model_of, onnxruntime, parse, random
+from tests.graphs import load, model_of, parse, random
+from tests.model_graphs import GRU, H, X
 from tests.paths import MODELS
-
-GRU = parse(
-    """g (float[t,b,4] x, float[1,b,3] h) => (float[t,1,b,3] y, float[1,b,3] last) {
-    y, last = GRU <hidden_size = 3> (x, w, r, bias, , h) }""",
-    w=random(0, 1, 9, 4),
-    r=random(1, 1, 9, 3),
-    bias=random(2, 1, 18),
-)
 
 
 # ------------------------------------------------------------------------------------------------ calls
@@ -54,7 +45,6 @@ class Foreign:
         raise RuntimeError("on another device")
 
 
-X, H = random(3, 5, 2, 4), random(4, 1, 2, 3)
 WRONG_INPUTS = {
     "missing": ({"x": X}, InputError, "input 'h' is missing"),
     "unknown": ({"x": X, "h": H, "z": H}, InputError, "no input 'z'"),
@@ -343,192 +333,6 @@ def test_initializers_that_are_inputs_may_be_overridden(ir_version):
     np.testing.assert_array_equal(load(model)(x=x, h=h).y, other)
 
 
-# ------------------------------------------------------------------------------------------------ folding and plans
-def steps(model, feed):
-    """The operators that a call with these shapes runs."""
-    model(feed)
-    planned, args = model.prepare(feed)
-    plan, _ = trace.trace(planned, args, budget.Budget(args))
-    return [where.rpartition("(")[2][:-1] for *_, where in plan.steps]
-
-
-def test_shape_arithmetic_is_folded():
-    """The chain that torch writes for a state of the batch's size."""
-    text = """g (float[t,b,4] x) => (float[t,1,b,3] y) {
-        s = Shape (x)  b = Gather <axis = 0> (s, one)  b1 = Unsqueeze (b, axis)
-        dims = Concat <axis = 0> (first, b1, last)  h = ConstantOfShape <value = float[1] {0.5}> (dims)
-        w1 = Slice (wide, from, to, axis)  w2 = Concat <axis = 0> (w1, w1, w1)  w = Unsqueeze (w2, axis)
-        y = GRU <hidden_size = 3> (x, w, r, , , h) }"""
-    model = parse(
-        text,
-        one=np.int64(1),
-        axis=np.array([0]),
-        first=np.array([1]),
-        last=np.array([3]),
-        wide=random(0, 5, 4),
-        **{"from": np.array([1]), "to": np.array([4])},
-        r=random(1, 1, 9, 3),
-    )
-    ours = rnnfast.load(model)
-    for b in (2, 5):
-        feed = {"x": random(b, 6, b, 4)}
-        assert steps(ours, feed) == ["GRU"]
-        np.testing.assert_allclose(ours(feed).y, onnxruntime(model, feed)["y"], rtol=1e-5, atol=1e-6)
-
-
-def test_shapes_that_values_decide_are_not_folded():
-    """NonZero's output has as many columns as x has non-zeros: the same input shape gives different sizes."""
-    model = rnnfast.load(
-        parse(
-            """g (float[n] x) => (int64[2] s, float[m] y) {
-        i = NonZero (x)  s = Shape (i)  y = Expand (half, s) }""",
-            half=np.float32(0.5),
-        )
-    )
-    for x in ([1.0, 0, 2], [1.0, 3, 2], [0.0, 0, 0], [1.0, 0, 2]):
-        count = np.count_nonzero(x)
-        out = model(x=x)
-        assert out.s.tolist() == [1, count] and out.y.shape == (1, count)
-
-
-@pytest.mark.parametrize(
-    "op, attributes, values",
-    [
-        ("Expand", "", ([2, 3], [4, 3])),
-        ("Reshape", "", ([3, 4], [2, 6])),
-        ("Tile", "", ([2, 1], [1, 3])),
-        ("Pad", "", ([0, 1, 0, 0], [2, 0, 0, 1])),
-        ("ReduceSum", "<keepdims = 1>", ([0], [1])),
-        ("TopK", "<axis = -1>", ([1], [2])),
-        ("ConstantOfShape", None, ([2, 3], [3, 1])),
-    ],
-)
-def test_sizes_from_values(op, attributes, values):
-    """A size that is an input's value may differ between two calls with inputs of the same shapes."""
-    x = {"Reshape": random(0, 12), "Expand": random(0, 1, 3)}.get(op, random(0, 4, 3))
-    call = f"{op} {attributes or ''} ({'' if attributes is None else 'x, '}n)"
-    names = "y, i" if op == "TopK" else "y"
-    model = parse(
-        f"g (float[{','.join('ab'[: x.ndim])}] x, int64[k] n) => (int64[r] s, float[c,d] y) "
-        f"{{ {names} = {call}  s = Shape (y) z = Abs (x) }}"
-    )
-    ours = rnnfast.load(model)
-    for value in values * 2:
-        feed = {"x": x, "n": np.array(value)}
-        expected = onnxruntime(model, feed)
-        out = ours(feed)
-        assert out.s.tolist() == expected["s"].tolist()
-        np.testing.assert_allclose(out.y, expected["y"], rtol=1e-6)  # sums of four, in another order
-
-
-def test_unused_nodes_do_not_run():
-    text = "g (float[n] x) => (float[n] y) { z = Add (x, wrong)  y = Neg (x) }"
-    model = rnnfast.load(parse(text, wrong=random(0, 7)))
-    assert steps(model, {"x": np.zeros(3, np.float32)}) == ["Neg"]
-
-
-def test_plans_are_bounded():
-    from rnnfast.model import PLANS
-
-    model = rnnfast.load(GRU)
-    for t in range(3 * PLANS):
-        model(x=random(0, t, 2, 4), h=H)
-    planned, _ = model.prepare({"x": X, "h": H})
-    assert len(planned.plans.kept) == PLANS
-
-
-def test_shapes_may_change_from_call_to_call():
-    model = rnnfast.load(GRU)
-    sizes = [(t, b) for t in (1, 3, 7) for b in (1, 2, 5, 6, 9, 11)]  # more than there are plans
-    feeds = [{"x": random(t, t, b, 4), "h": random(b, 1, b, 3)} for t, b in sizes]
-    expected = [rnnfast.load(GRU)(feed).y.tobytes() for feed in feeds]
-    for i in np.random.default_rng(0).integers(0, len(feeds), 300):
-        assert model(feeds[i]).y.tobytes() == expected[i]
-
-
-def peak(call):
-    """The most bytes that were allocated at a time in a call."""
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_results_are_released_behind_their_last_use():
-    """A chain of 40 results, in the first call and in later ones; of them a few live at a time."""
-    names = ["x", *(f"v{i}" for i in range(40))]
-    nodes = [helper.make_node("Abs" if i % 2 else "Neg", [a], [b]) for i, (a, b) in enumerate(zip(names, names[1:]))]
-    model = load(model_of(nodes, [("x", 1, ["n"])], [("v39", 1, ["n"])]))
-    x = np.zeros(2**20, np.float32)
-    for _ in range(2):
-        assert peak(lambda: model(x=x)) < 4 * x.nbytes
-
-
-WIDE = """g (float[n] x, float[m] z) => (float[k] y) {
-    a = Neg (x)  b = Abs (x)  c = Neg (a)  d = Compress <axis = 0> (c, keep)  e = Abs (d)  y = Sum (a, b, d, e) }"""
-
-
-def test_limit_of_the_memory_of_a_call(monkeypatch):
-    """Four results of 1 MiB live at a time; arguments and views are not counted."""
-    model = rnnfast.load(parse(WIDE, keep=np.ones(2**18, bool)))
-    feed = {"x": np.zeros(2**18, np.float32), "z": np.zeros(0, np.float32)}
-    for limit, passes in ((2**22 + 2**21, True), (3 * 2**20, False)):
-        monkeypatch.setattr(budget, "MAX_RUN_BYTES", limit)
-        for _ in range(2):
-            if passes:
-                model(feed)
-            else:
-                with pytest.raises(LimitError, match=rf"<bytes>: node.*more than {limit} bytes"):
-                    model(feed)
-    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 2**20)
-    views = rnnfast.load(
-        parse("g (float[n] x) => (float[a,b] y) { v = Reshape (x, s)  y = Transpose (v) }", s=np.array([2, -1]))
-    )
-    assert views(x=np.zeros(2**20, np.float32)).y.shape == (2**19, 2)
-
-
-def test_limit_of_folded_results(monkeypatch):
-    """What a model keeps at load and in a plan is bounded; the rest is computed at each call, and is the same."""
-    nodes = "".join(f"c{i} = ConstantOfShape <value = float[1] {{{i}}}> (s)  " for i in range(8))
-    text = f"g (float[n] x) => (float[n] y) {{ SHAPE {nodes} k = Sum (c0, c1, c2, c3, c4, c5, c6, c7) y = Add (x, k) }}"
-    of_input = parse(text.replace("SHAPE", "s = Shape (x)"))
-    of_constant = parse(text.replace("SHAPE", ""), s=np.array([2**15]))
-    x = random(0, 2**15)
-    monkeypatch.setattr(trace, "MAX_FOLDED_BYTES", 3 * x.nbytes + 8)
-    monkeypatch.setattr(folding, "MAX_FOLDED_BYTES", 3 * x.nbytes + 8)
-    for data, most in ((of_input, 3), (of_constant, 6)):
-        model = rnnfast.load(data)
-        for _ in range(2):
-            np.testing.assert_array_equal(model(x=x).y, x + np.float32(28))
-        planned, _ = model.prepare({"x": x})
-        (plan,) = planned.plans.kept
-        kept = sum(
-            {
-                id(v): v.nbytes for v in (*plan.initial_values, *planned.graph.constants.values()) if v is not None
-            }.values()
-        )
-        assert kept <= most * x.nbytes + 16 and len(plan.steps) == 9 - most  # Sum and Add are one
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "y = Shape (x)",
-        "y = Shape (w)",
-        "y = Cast <to = 7> (x)",
-        "y = If (c) < then_branch = t () => (float[n] ty) { ty = Cast <to = 7> (x) }, "
-        "else_branch = e () => (float[n] ey) { ey = Neg (x) } >",
-    ],
-)
-def test_outputs_have_the_declared_type(text):
-    model = rnnfast.load(parse(f"g (float[n] x, bool c) => (float[n] y) {{ {text} }}", w=random(0, 3)))
-    for _ in range(2):
-        with pytest.raises(ModelError, match=r"<bytes>.*output '.*y' is tensor\(int64\), but declared tensor\(float\)"):
-            model(x=random(0, 3), c=True)
-
-
 def test_first_call_and_later_calls_agree_to_the_bit():
     x, h = random(3, 50, 3, 4), random(4, 1, 3, 3)
     model = rnnfast.load(GRU)
@@ -593,7 +397,7 @@ def test_threads_reach_the_kernels(monkeypatch):
     for model in (rnnfast.load(data, threads=3), rnnfast.InferenceSession(data, options).model):
         asked.clear()
         model(x=X, v=random(5, 3, 5))
-        (plan,) = model._own.plans.kept
+        (plan,) = model.planned.plans.kept
         programs = [run for run, *_ in plan.steps if isinstance(run, _programs.NativeProgram)]
         assert set(asked) == {3} and {program.threads for program in programs} == {3}
     options.intra_op_num_threads = 0
@@ -658,57 +462,3 @@ def test_summary_where_zeros_do_not_run():
     summary = model.summary()
     assert summary.layers[0].shape is None and "shorter than a window" in str(summary)
     assert model.summary(x=random(0, 1, 1, 20)).layers[0].shape == (1, 2, 12)
-
-
-# ------------------------------------------------------------------------------------------------ session
-def test_session_has_onnxruntime_names(tmp_path):
-    path = tmp_path / "gru.onnx"
-    path.write_bytes(GRU)
-    options = rnnfast.SessionOptions()
-    options.inter_op_num_threads = options.intra_op_num_threads = 1
-    options.graph_optimization_level = rnnfast.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = rnnfast.InferenceSession(str(path), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    import onnxruntime as ort
-
-    theirs = ort.InferenceSession(GRU, providers=["CPUExecutionProvider"])
-    for ours, other in ((session.get_inputs(), theirs.get_inputs()), (session.get_outputs(), theirs.get_outputs())):
-        assert [(a.name, a.type, a.shape) for a in ours] == [(a.name, a.type, a.shape) for a in other]
-    assert session.get_providers() == theirs.get_providers()
-    feed = {"x": X, "h": H}
-    for names in (None, [], ["last"], ["last", "y"]):
-        for a, b in zip(session.run(names, feed), theirs.run(names, feed), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match="no output 'z'"):
-        session.run(["z"], feed)
-    with pytest.raises(InputTypeError):
-        session.run(None, {"x": X.astype(np.float64), "h": H})
-    for names in (5, "last"):
-        with pytest.raises(InputTypeError, match="output names are (int|str)"):
-            session.run(names, feed)
-
-
-@pytest.mark.parametrize("name", ["SessionOptions", "RunOptions"])
-def test_options_have_onnxruntime_fields(name):
-    import onnxruntime as ort
-
-    theirs = {n for n in dir(getattr(ort, name)()) if not n.startswith("_")}
-    # what belongs to other devices, to custom operators or to other files' weights
-    device = {
-        "add_external_initializers",
-        "add_external_initializers_from_files_in_memory",
-        "add_initializer",
-        "add_free_dimension_override_by_denotation",
-        "add_free_dimension_override_by_name",
-        "add_provider",
-        "add_provider_for_devices",
-        "has_providers",
-        "set_provider_selection_policy",
-        "set_provider_selection_policy_delegate",
-        "set_load_cancellation_flag",
-        "sync_stream",
-        "set_ep_context_data_read_func",
-        "clear_ep_context_data_read_func",
-        "add_active_adapter",
-        "get_run_config_entry",
-    }
-    assert theirs - device <= set(dir(getattr(rnnfast, name)()))

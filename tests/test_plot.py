@@ -1,4 +1,4 @@
-"""rnnfast.plot: the numbers against the layers and torch, the figures by what they hold."""
+"""rnnfast.plot: numbers are compared with the layers and torch, and figures are checked by their contents."""
 
 import os
 import subprocess
@@ -231,7 +231,7 @@ def test_gradients_vanish_and_explode_as_the_theory_says():
 @needs_matplotlib
 @pytest.mark.filterwarnings("error")
 def test_beyond_float32():
-    """What overflows or underflows is no error, and is left out of the picture."""
+    """Values that overflow or underflow are no error, and are left out of the picture."""
     x = np.zeros((60, 2, 2), np.float32)
     tiny = changed(nn.RNN(2, 3, rng=0), weight_hh_l0=np.full((3, 3), 1e-3, np.float32))
     assert plot.gradient_norms(tiny, x).state[-1].max() == 0

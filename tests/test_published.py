@@ -1,14 +1,12 @@
-"""Native plans of published models, where their files are at hand."""
+"""Native plans of real models, where their files are at hand."""
 
 import numpy as np
 import pytest
 
 import rnnfast
 from rnnfast.native import _programs
-from tests.paths import SHARED
+from tests.published import published_models
 
-FOLDER = SHARED / "models"
-FILES = sorted(FOLDER.glob("*.onnx")) if FOLDER.is_dir() else []
 # Beginning of a file's name -> shapes of its inputs with the batch axis as None; integers are fixed values.
 BATCHES = {
     "silero_vad_6.2.3__silero_vad.onnx": {"input": (None, 576), "state": (2, None, 128), "sr": 16000},
@@ -25,10 +23,8 @@ BATCHES = {
     "stressrnn": {"bidirectional_1_input": (None, 40, 36)},
     "tract_byte": {"input": (None, 21)},
 }
-# What stays NumPy's: a recurrent layer that takes lengths.
+# Models of which some steps are NumPy's.
 NOT_NATIVE = set()
-
-pytestmark = pytest.mark.skipif(not FILES, reason=f"there is no {FOLDER}")
 
 
 def stored(file, model):
@@ -36,12 +32,12 @@ def stored(file, model):
         return {v.name: data[f"in_{v.name}"] for v in model.inputs if f"in_{v.name}" in data}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", published_models())
 def test_a_plan_is_one_native_step(file):
-    """With an arena of no more than 1.5 times what must live at one time."""
+    """Its arena is at most 1.5 times the bytes that must live at one time."""
     model = rnnfast.load(file)
     model(stored(file, model))
-    (plan,) = model._own.plans.kept
+    (plan,) = model.planned.plans.kept
     programs = [run for run, *_ in plan.steps if isinstance(run, _programs.NativeProgram)]
     assert len(plan.steps) == len(programs) == 1 or file.stem in NOT_NATIVE
     for program in programs:
@@ -49,8 +45,10 @@ def test_a_plan_is_one_native_step(file):
 
 
 @pytest.mark.parametrize("start", BATCHES)
-def test_a_row_has_the_bits_that_it_has_alone(start):
-    for file in (file for file in FILES if file.name.startswith(start)):
+def test_a_row_has_the_bits_that_it_has_alone(start, published):
+    files = [file for file in sorted(published("models").glob("*.onnx")) if file.name.startswith(start)]
+    assert files
+    for file in files:
         model, like = rnnfast.load(file), BATCHES[start]
         types = {v.name: v.type.dtype for v in model.inputs}
         rng = np.random.default_rng(3)

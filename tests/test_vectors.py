@@ -1,8 +1,9 @@
-"""Peers' own cases: numbers and graphs that the project did not write.
+"""Cases of other engines: numbers and graphs that the project did not write.
 
-Run where the folder ../shared/vectors stands beside the repository; its README says what the suites are.
+These run where the folder ../shared/vectors lies beside the repository; its README describes the suites.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -10,16 +11,11 @@ import sys
 
 import pytest
 
-from tests.paths import ROOT, SHARED
+from tests.paths import ROOT
 
-VECTORS = SHARED / "vectors"
+pytestmark = pytest.mark.usefixtures("unsanitized")
 
-pytestmark = [
-    pytest.mark.skipif(not VECTORS.is_dir(), reason=f"{VECTORS} is not there"),
-    pytest.mark.usefixtures("unsanitized"),
-]
-
-# case -> why it does not pass
+# Case -> why it does not pass.
 RANDOM_DROPOUT = "Dropout in training mode drops at random: the expected numbers are those of NumPy's generator"
 EXCLUDED_NODE_CASES = {
     "test_if_opt": "makes an empty optional from a type attribute",
@@ -53,12 +49,17 @@ EXCLUDED_NGRAPH_MODELS = {
 }
 
 
-def failures(tmp_path, suite, *args):
-    """Case -> message of those that did not pass, and the number of all."""
-    out = tmp_path / "results.json"
+@pytest.fixture
+def failures(published, tmp_path):
+    """failures(suite, *options): case -> message of the cases that do not pass, and the number of all cases."""
+    return functools.partial(run_suite, published("vectors"), tmp_path / "results.json")
+
+
+def run_suite(folder, out, suite, *args):
+    """Run a suite as a process; return the messages of the cases that fail, and the number of all cases."""
     subprocess.run(
         [sys.executable, f"{suite}.py", f"{ROOT}/tests/adapter.py:run", "--out", str(out), *args],
-        cwd=VECTORS,
+        cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
         check=False,
@@ -73,26 +74,27 @@ def environment():
 
 @pytest.mark.parametrize("batch_dim", ["static", "symbolic"])
 @pytest.mark.parametrize("weights", ["asis", "init", "input"])
-def test_onnxruntime_recurrent_cases(tmp_path, weights, batch_dim):
-    failed, total = failures(tmp_path, "ort_rnn_suite", "--weights", weights, "--batch-dim", batch_dim)
+def test_onnxruntime_recurrent_cases(failures, weights, batch_dim):
+    failed, total = failures("ort_rnn_suite", "--weights", weights, "--batch-dim", batch_dim)
     assert (failed, total) == ({}, 298)
 
 
-def test_onnx_node_cases(tmp_path):
-    failed, total = failures(tmp_path, "onnx_node_suite", "--set", "both", "--only-verified")
+def test_onnx_node_cases(failures):
+    failed, total = failures("onnx_node_suite", "--set", "both", "--only-verified")
     assert failed.keys() == EXCLUDED_NODE_CASES.keys(), failed
     assert total == 1686
 
 
-def test_ngraph_models(tmp_path):
-    failed, total = failures(tmp_path, "model_suite", "--dir", "ngraph_models")
+def test_ngraph_models(failures):
+    failed, total = failures("model_suite", "--dir", "ngraph_models")
     assert {case.partition(":")[0] for case in failed} == EXCLUDED_NGRAPH_MODELS.keys(), failed
     assert total == 134
 
 
-def test_extra_models(tmp_path):
-    assert failures(tmp_path, "model_suite", "--dir", "extra_models") == ({}, 8)
+def test_extra_models(failures):
+    assert failures("model_suite", "--dir", "extra_models") == ({}, 8)
 
 
-def test_published_models(tmp_path):
-    assert failures(tmp_path, "model_suite", "--dir", "../models") == ({}, 28)
+def test_published_models(failures, published):
+    published("models")
+    assert failures("model_suite", "--dir", "../models") == ({}, 28)

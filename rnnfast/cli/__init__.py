@@ -1,8 +1,12 @@
 """The `rnnfast` command: info, check, run, bench and profile.
 
-Exit status: 0 all well; 1 `info` found something unsupported, `check` or `bench` a difference; 2 wrong file, input or
-usage.
+The exit status is 0 if all is well; 1 if `info` found something that is not supported, or `check` or `bench` a
+difference; 2 if a file, an input or the usage is wrong.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 try:
     import click
@@ -20,20 +24,20 @@ from rnnfast.errors import Error
 
 
 class Commands(click.Group):
-    """A group whose commands report rnnfast's errors in one line."""
+    """A group whose commands report rnnfast's errors in one line of stderr."""
 
-    def invoke(self, context):
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except Error as e:
             click.echo(f"rnnfast: {' '.join(str(e).split())}", err=True)
-            context.exit(2)
+            ctx.exit(2)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(rnnfast.__version__, prog_name="rnnfast")
-def main():
-    """Recurrent networks on CPUs: look into ONNX files, check, run and measure them."""
+def main() -> None:
+    """Inspect, check, run and measure ONNX models with recurrent networks on the CPU."""
 
 
 for command in (info, check, run, bench, profile):

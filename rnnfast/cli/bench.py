@@ -1,8 +1,12 @@
-"""`rnnfast bench`: how long a model's call takes, next to onnxruntime's where that is asked for."""
+"""`rnnfast bench`: measures the time of a model's call, next to onnxruntime's if that is asked for."""
+
+from __future__ import annotations
 
 import functools
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import click
 import numpy as np
@@ -14,30 +18,32 @@ from rnnfast.cli.tables import console, table
 from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.model import load
+from rnnfast.model import Model, load
 from rnnfast.native.threads import limit
 
 DEFAULT_SIZE = 1
-ROUNDS, SAMPLE_SECONDS, LIMIT = 31, 0.01, 20
-# What exporters call the open dimensions.
+ROUNDS = 31
+SAMPLE_SECONDS = 0.01
+LIMIT = 20  # seconds, after which no more rounds begin than `interleave` insists on
+# Names that exporters give to the open dimensions that each option sets.
 AXES = {
     "--batch": re.compile(r"batch|^(n|b|bs)$", re.I),
     "--steps": re.compile(r"time|step|seq|frame|length|samples|^(t|l)$", re.I),
 }
 
 
-def effort_options(command):
-    """What `bench` and `profile` take alike."""
+def measuring_options(command: Any) -> Any:
+    """Add the options that `bench` and `profile` have in common."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="For programs."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option(
             "--threads",
             type=click.IntRange(1),
             default=1,
             show_default=True,
-            help="Of a call; the process is pinned to as many cores.",
+            help="Threads of a call; the process is pinned to as many cores.",
         ),
-        click.option("--seed", default=0, show_default=True, help="Of the random inputs."),
+        click.option("--seed", default=0, show_default=True, help="Seed of the random inputs."),
         click.option(
             "--steps",
             type=click.IntRange(1),
@@ -56,24 +62,44 @@ def effort_options(command):
 
 @click.command()
 @click.argument("file")
-@effort_options
-@click.option("--against", "peers", type=click.Choice(["onnxruntime"]), multiple=True, help="Measured in turn with it.")
-@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Samples of each.")
-def bench(file, given, dims, batch, steps, seed, as_json, threads, peers, rounds):
+@measuring_options
+@click.option(
+    "--against",
+    "peers",
+    type=click.Choice(["onnxruntime"]),
+    multiple=True,
+    help="Measure this engine in turn with rnnfast.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Samples of each engine.")
+def bench(
+    file: str,
+    given: Sequence[str],
+    dims: Sequence[str],
+    batch: int | None,
+    steps: int | None,
+    seed: int,
+    as_json: bool,
+    threads: int,
+    peers: Sequence[str],
+    rounds: int,
+) -> None:
     """Measure the time of a call of FILE.
 
-    Outputs are checked against the float64 reference's first; what is wrong is not measured. Inputs that are not given
-    with -i are random as for `check`.
+    Outputs are first compared with those of the float64 reference; an engine whose outputs are wrong is not measured.
+    Inputs that are not given with -i are random, as for `check`.
     """
     with pinned(threads):
         model = load(file, threads=threads)
         feed = inputs_of(model, given, dims, batch, steps, seed)
-        calls = {"rnnfast": functools.partial(model, feed)}
+        calls: dict[str, Callable[[], Mapping[str, Any]]] = {"rnnfast": functools.partial(model, feed)}
         if peers:
             calls["onnxruntime"] = _onnxruntime(file, model, feed, threads)
-        right = list(model.reference(feed).values())
-        largest = max([1, *(float(np.max(np.abs(a), initial=0)) for a in right if getattr(a, "dtype", None) != object)])
-        results = {name: {"error": difference(list(call().values()), right)} for name, call in calls.items()}
+        expected = list(model.reference(feed).values())
+        numbers = [a for a in expected if not (isinstance(a, np.ndarray) and a.dtype.kind == "O")]
+        largest = max([1.0, *(float(np.max(np.abs(a), initial=0)) for a in numbers)])
+        results: dict[str, dict[str, Any]] = {
+            name: {"error": difference(list(call().values()), expected)} for name, call in calls.items()
+        }
         good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * largest}
         progress = functools.partial(track, description=file)
         timed = (
@@ -99,27 +125,29 @@ def bench(file, given, dims, batch, steps, seed, as_json, threads, peers, rounds
         click.get_current_context().exit(1)
 
 
-def inputs_of(model, given, dims, batch, steps, seed):
-    """The feed of a call: what is given, else random values with open dimensions of the sizes asked for."""
+def inputs_of(
+    model: Model, given: Sequence[str], dims: Sequence[str], batch: int | None, steps: int | None, seed: int
+) -> dict[str, Any]:
+    """The feed of a call: the inputs that are given, and random ones whose open dimensions have the given sizes."""
     drawn = functools.partial(draw, np.random.default_rng(seed))
-    return fill(read_inputs(given, model), model, Sizes(_named(model, dims, batch, steps), DEFAULT_SIZE), drawn)
+    return fill(read_inputs(given, model), model, Sizes(_all_dims(model, dims, batch, steps), DEFAULT_SIZE), drawn)
 
 
-def _named(model, dims, batch, steps):
-    """`dims` with NAME=N for the dimensions that --batch and --steps mean."""
+def _all_dims(model: Model, dims: Sequence[str], batch: int | None, steps: int | None) -> list[str]:
+    """The texts of --dim, preceded by NAME=N for each dimension that --batch or --steps sets."""
     names = {n for v in model.inputs for n in v.type.shape or () if isinstance(n, str)}
-    added = []
+    added: list[str] = []
     for option, size in (("--batch", batch), ("--steps", steps)):
         if size is not None:
             meant = [n for n in sorted(names) if AXES[option].search(n)]
             if not meant:
                 raise InputError(f"{option}: no open dimension is named like one; there are {sorted(names)}, and --dim")
             added += [f"{name}={size}" for name in meant]
-    return [*added, *dims]  # the last one counts
+    return [*added, *dims]  # of several sizes for a name the last one counts, so --dim overrides
 
 
-def _onnxruntime(file, model, feed, threads):
-    """A call that gives output name -> array."""
+def _onnxruntime(file: str, model: Model, feed: Mapping[str, Any], threads: int) -> Callable[[], dict[str, Any]]:
+    """A callable that runs the model on onnxruntime and returns the outputs by name."""
     try:
         import onnxruntime
     except ImportError:
@@ -133,12 +161,13 @@ def _onnxruntime(file, model, feed, threads):
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         session.run(names, feed)
-    except Exception as e:  # it has a dozen classes of them without a common one
+    except Exception as e:  # onnxruntime raises a dozen classes that have no base of their own
         raise UnsupportedError(f"--against onnxruntime: refused: {e}") from e
     return lambda: dict(zip(names, session.run(names, feed)))
 
 
-def _print(facts):
+def _print(facts: dict[str, Any]) -> None:
+    """Print the facts as a line and a table."""
     screen = console()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
     screen.print(f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}")
@@ -149,7 +178,8 @@ def _print(facts):
     screen.print(table(None, columns, rows))
 
 
-def _row(name, result, flops):
+def _row(name: str, result: dict[str, Any], flops: int) -> tuple[str, ...]:
+    """The cells of an engine in the table."""
     error = f"{result['error']:.2g}"
     if "seconds" not in result:
         return name, "WRONG", "", "", "", "", error

@@ -1,17 +1,21 @@
-"""`rnnfast check`: a model's outputs next to the float64 reference's and, where it is installed, onnxruntime's."""
+"""`rnnfast check`: compares a model's outputs with the float64 reference and with onnxruntime, if it is installed."""
+
+from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 import numpy as np
 
 from rnnfast.cli.tables import console, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
-from rnnfast.model import load
+from rnnfast.model import Model, load
 
-# Relative to the output's largest value, or absolute below 1: float32 has 6e-8, and a thousand steps and
-# layers lose two or three digits of it.
+# The largest difference allowed, relative to the output's largest value or absolute if that is below 1. float32 rounds
+# by 6e-8, and a thousand steps and layers lose two or three digits of that.
 TOLERANCE = 1e-4
 DEFAULT_SIZE = 2
 
@@ -20,27 +24,27 @@ DEFAULT_SIZE = 2
 @click.argument("file")
 @input_option
 @dim_option(DEFAULT_SIZE)
-@click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
 @click.option(
     "--tolerance",
     default=TOLERANCE,
     show_default=True,
-    help="Largest difference allowed, relative to the output's largest value where that is over 1.",
+    help="Largest difference allowed, relative to the output's largest value if that is over 1.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def check(file, given, dims, seed, tolerance, as_json):
-    """Compare FILE's outputs with the float64 reference's.
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(file: str, given: Sequence[str], dims: Sequence[str], seed: int, tolerance: float, as_json: bool) -> None:
+    """Compare FILE's outputs with those of the float64 reference.
 
-    They are compared with onnxruntime's too where that is installed.
+    If onnxruntime is installed, they are compared with its outputs too.
 
-    Inputs that are not given with -i are random: normal for floats, 0 or 1 for integers (so that they are in
-    range where they are indices or lengths). A NaN is a failure.
+    Inputs that are not given with -i are random: floats are normally distributed, integers are 0 or 1 (so that they
+    are in range if they are indices or lengths). A NaN is a failure.
     """
     model = load(file)
     drawn = functools.partial(draw, np.random.default_rng(seed))
     feed = fill(read_inputs(given, model), model, Sizes(dims, DEFAULT_SIZE), drawn)
     outputs = model(feed)
-    peers = {"reference": model.reference(feed)}
+    peers: dict[str, Mapping[str, Any] | None] = {"reference": model.reference(feed)}
     peers["onnxruntime"], absent = onnxruntime_outputs(file, model, feed)
     rows = [
         _row(name, outputs[name], {peer: theirs and theirs[name] for peer, theirs in peers.items()}, tolerance)
@@ -66,13 +70,13 @@ def check(file, given, dims, seed, tolerance, as_json):
         click.get_current_context().exit(1)
 
 
-def draw(rng, shape, dtype):
-    """Random values of an input."""
+def draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Random values of an input: 0 or 1 for integers and booleans, else normally distributed."""
     return rng.integers(0, 2, shape) if dtype.kind in "iub" else rng.standard_normal(shape)
 
 
-def onnxruntime_outputs(file, model, feed):
-    """(outputs by name, or None; why there are none)"""
+def onnxruntime_outputs(file: str, model: Model, feed: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """onnxruntime's outputs by name, or None and the reason why there are none."""
     try:
         import onnxruntime
     except ImportError:
@@ -84,57 +88,59 @@ def onnxruntime_outputs(file, model, feed):
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return dict(zip((o.name for o in session.get_outputs()), session.run(None, feed))), None
-    except Exception as e:  # onnxruntime has a dozen classes of them without a common one
+    except Exception as e:  # onnxruntime raises a dozen classes that have no base of their own
         return None, f"refused: {' '.join(str(e).split())}"
 
 
-def _row(name, ours, theirs, tolerance):
-    """What there is to say of one output."""
+def _row(name: str, ours: Any, theirs: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
+    """The facts of one output: its shapes, its largest value, and its difference to each peer that has outputs."""
     arrays, reference = _arrays(ours), _arrays(theirs["reference"])
     largest = float(np.max([_largest(a) for a in reference], initial=0))
-    row = {"name": name, "shapes": [list(a.shape) for a in arrays], "largest": largest}
+    row: dict[str, Any] = {"name": name, "shapes": [list(a.shape) for a in arrays], "largest": largest}
     row |= {peer: None if other is None else difference(arrays, _arrays(other)) for peer, other in theirs.items()}
     limit = tolerance * max(1, largest)
-    row["passed"] = all(row[peer] <= limit for peer in theirs if row[peer] is not None)  # false for NaN
+    row["passed"] = all(row[peer] <= limit for peer in theirs if row[peer] is not None)  # NaN compares false
     return row
 
 
-def _arrays(value):
+def _arrays(value: Any) -> list[np.ndarray]:
+    """The arrays of an output, which is an array, a sequence or an absent optional."""
     return [np.asarray(v) for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
-def _largest(array):
-    """The largest finite absolute value; 0 for strings."""
-    if array.dtype == object:
-        return 0
+def _largest(array: np.ndarray) -> float:
+    """The largest finite absolute value of an array; 0 for strings."""
+    if array.dtype.kind == "O":
+        return 0.0
     array = np.abs(array.astype(np.float64))
-    return np.max(array, where=np.isfinite(array), initial=0)
+    return float(np.max(array, where=np.isfinite(array), initial=0))
 
 
-def difference(ours, theirs):
-    """The largest absolute difference of two lists of arrays.
+def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
+    """The largest absolute difference between two lists of arrays.
 
-    NaN where there is a NaN; infinity where shapes or strings differ.
+    It is NaN if an array has a NaN, and infinite if shapes or strings differ.
     """
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return float("inf")
     return float(np.max([_difference(a, b) for a, b in zip(ours, theirs)], initial=0))
 
 
-def _difference(a, b):
-    if a.dtype == object:
-        return 0 if np.array_equal(a, b) else np.inf
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    if a.dtype.kind == "O":
+        return 0.0 if np.array_equal(a, b) else np.inf
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.max(np.where(a == b, 0, np.abs(a - b)), initial=0)
 
 
-def _strict(row):
-    """With "nan" and "inf" as text: JSON has no such numbers."""
+def _strict(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with NaN and infinity as text, because JSON has no such numbers."""
     return {key: str(v) if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()}
 
 
-def _print(rows, tolerance, absent):
+def _print(rows: Sequence[dict[str, Any]], tolerance: float, absent: str | None) -> None:
+    """Print a table of the outputs, and why onnxruntime is absent if it is."""
     columns = {
         "output": "left",
         "shape": "left",

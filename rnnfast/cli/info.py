@@ -1,7 +1,11 @@
-"""`rnnfast info`: what is in a file, and what of it is not supported."""
+"""`rnnfast info`: lists the contents of a file, and what in it is not supported."""
+
+from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 import numpy as np
@@ -10,7 +14,8 @@ from rnnfast.cli.tables import console, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import UnsupportedError
 from rnnfast.model import load
-from rnnfast.onnx.graph import read
+from rnnfast.onnx.graph import Graph, Value, read
+from rnnfast.onnx.summary import Summary
 
 DEFAULT_SIZE = 1
 
@@ -19,16 +24,16 @@ DEFAULT_SIZE = 1
 @click.argument("file")
 @input_option
 @dim_option(DEFAULT_SIZE)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def info(file, given, dims, as_json):
-    """Show what FILE holds and what is not supported.
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) -> None:
+    """Show what FILE contains and what in it is not supported.
 
-    Inputs, outputs, operators and layers are listed; the layers' shapes and operations are those of a run on zeros,
-    and on what is given with -i.
+    Inputs, outputs, operators and layers are listed. The layers' shapes and operations are those of a run with the
+    inputs given with -i, and with zeros for the others.
     """
-    problems = []
+    problems: list[UnsupportedError] = []
     graph, source = read(file, problems)
-    facts = {
+    facts: dict[str, Any] = {
         "file": file,
         "ir_version": source.ir_version,
         "opsets": {domain or "ai.onnx": version for domain, version in source.opsets.items()},
@@ -57,7 +62,8 @@ def info(file, given, dims, as_json):
         click.get_current_context().exit(1)
 
 
-def _value(value, constants):
+def _value(value: Value, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of an input or output."""
     shape = value.type.shape
     return {
         "name": value.name,
@@ -67,16 +73,16 @@ def _value(value, constants):
     }
 
 
-def _within(graph):
-    """The graph and those within it: branches, bodies and called functions."""
+def _within(graph: Graph) -> Iterator[Graph]:
+    """The graph and all graphs within it: branches, bodies and called functions."""
     yield graph
     for node in graph.nodes:
         for inner in node.graphs.values():
             yield from _within(inner)
 
 
-def operators(graph):
-    """operator -> how many nodes, those of inner graphs among them."""
+def operators(graph: Graph) -> collections.Counter[str]:
+    """The number of nodes of each operator, in the graph and all graphs within it."""
     return collections.Counter(
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         for inner in _within(graph)
@@ -84,8 +90,8 @@ def operators(graph):
     )
 
 
-def parameters(graph):
-    """The number of floating-point constants."""
+def parameters(graph: Graph) -> int:
+    """The number of elements of all floating-point constants."""
     constants = [a for inner in _within(graph) for a in inner.constants.values()]
     constants += [
         a
@@ -98,7 +104,8 @@ def parameters(graph):
     return sum(a.size for a in constants if a.dtype.kind in "fV")
 
 
-def _print(facts, summary):
+def _print(facts: dict[str, Any], summary: Summary | None) -> None:
+    """Print the facts, and the summary or else the number of parameters."""
     screen = console()
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
     made_by = f", made by {facts['producer']}" if facts["producer"] else ""
@@ -111,6 +118,7 @@ def _print(facts, summary):
         screen.print(f"not supported: {problem}")
 
 
-def _cells(value):
+def _cells(value: dict[str, Any]) -> tuple[str, str, str]:
+    """The cells of an input or output in its table."""
     shape = "any" if value["shape"] is None else f"[{', '.join('?' if n is None else str(n) for n in value['shape'])}]"
     return value["name"], value["type"], shape + (" (has a default)" if value["default"] else "")

@@ -1,43 +1,60 @@
-"""`rnnfast profile`: where a call's time goes, step by step."""
+"""`rnnfast profile`: measures the time of each step of a call."""
+
+from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import click
 import numpy as np
 
-from rnnfast.cli.bench import effort_options, inputs_of
+from rnnfast.cli.bench import inputs_of, measuring_options
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import console, table
 from rnnfast.cli.timing import pinned, quartiles
 from rnnfast.model import load
 from rnnfast.native._programs import NativeProgram
 from rnnfast.native.threads import limit
+from rnnfast.onnx.graph import Graph
 from rnnfast.onnx.summary import flops
 
-RUNS, SECONDS = 100, 5
+RUNS = 100
+SECONDS = 5  # after which no more calls are measured
 
 
 @click.command()
 @click.argument("file")
-@effort_options
+@measuring_options
 @click.option(
     "--runs",
     type=click.IntRange(1),
     default=RUNS,
     show_default=True,
-    help=f"Calls that are measured; fewer where they take more than {SECONDS} s.",
+    help=f"Calls that are measured; fewer if they take more than {SECONDS} s.",
 )
-def profile(file, given, dims, batch, steps, seed, threads, as_json, runs):
+def profile(
+    file: str,
+    given: Sequence[str],
+    dims: Sequence[str],
+    batch: int | None,
+    steps: int | None,
+    seed: int,
+    threads: int,
+    as_json: bool,
+    runs: int,
+) -> None:
     """Show the time, floating-point operations and bytes of the steps of FILE.
 
-    A native step stands under the node that ends it: elementwise operators are joined, with what makes their input or
-    with each other; what only shapes data takes no step. A loop that is native is one step; of others the steps within
-    are summed over iterations. Inputs that are not given with -i are random as for `check`.
+    A native step has the name of its last node: elementwise operators are joined with the node that computes their
+    input or with each other, and operators that only reshape data take no step. A native loop is one step; the steps
+    within any other loop are summed over its iterations. Inputs that are not given with -i are random, as for `check`.
     """
     model = load(file, threads=threads)
     feed = inputs_of(model, given, dims, batch, steps, seed)
-    args, meters = model.prepare(feed)[1], []
+    args = model.prepare(feed)[1]
+    meters: list[_Meter] = []
     metered = model.build(meter=lambda step: _meter(step, meters))
     with pinned(threads), np.errstate(all="ignore"):
         whole = _measure(lambda: model(feed), lambda: metered(args), meters, runs)
@@ -62,14 +79,18 @@ def profile(file, given, dims, batch, steps, seed, threads, as_json, runs):
         _print(facts)
 
 
-def _measure(call, metered, meters, runs):
-    """Seconds of each call as a user makes it; a metered run after each, so that one does not pay for the other."""
-    for _ in range(2):  # the first one traces and calls more than a plan does
+def _measure(call: Callable[[], Any], metered: Callable[[], Any], meters: list[_Meter], runs: int) -> list[float]:
+    """Seconds of each of up to `runs` calls as a user makes them.
+
+    Steps are metered in a run of their own after each call, so that metering does not slow the calls.
+    """
+    for _ in range(2):  # not measured: the first run makes the plan
         call()
         metered()
     for meter in meters:
         meter.clear()
-    seconds, start = [], time.perf_counter()
+    seconds: list[float] = []
+    start = time.perf_counter()
     for _ in track(range(runs), "profile"):
         before = time.perf_counter()
         call()
@@ -82,31 +103,34 @@ def _measure(call, metered, meters, runs):
     return seconds
 
 
-def _count(graph):
-    """The nodes of a graph and of those within."""
+def _count(graph: Graph) -> int:
+    """The number of nodes of a graph and of the graphs within it."""
     return sum(1 + sum(map(_count, node.graphs.values())) for node in graph.nodes)
 
 
-def _meter(step, meters):
-    """What runs in the step's place."""
+def _meter(step: Any, meters: list[_Meter]) -> Callable[..., Any]:
+    """The callable that runs in place of a step: a new meter, which is appended to `meters`."""
     if hasattr(step.run, "planned_graphs"):
-        return step.run  # the steps within have meters of their own
+        return step.run  # the steps of its graphs have meters of their own
     meters.append(_Meter(step))
     return meters[-1]
 
 
 class _Meter:
-    """Stands for a step's callable and measures it."""
+    """Runs a step and adds up its time, calls, floating-point operations and bytes."""
 
-    def __init__(self, step):
+    def __init__(self, step: Any) -> None:
         self.step = step
         self.clear()
 
-    def clear(self):
-        self.runs, self.seconds, self.calls, self.flops, self.nbytes = [], 0.0, 0, 0, 0
-        self.inputs = self.shape = None
+    def clear(self) -> None:
+        """Forget all runs."""
+        self.runs: list[float] = []  # seconds of each run of the model
+        self.seconds, self.calls, self.flops, self.nbytes = 0.0, 0, 0, 0
+        self.inputs: tuple[Any, ...] = ()
+        self.shape: list[int] | None = None
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: Any) -> Any:
         start = time.perf_counter()
         results = self.step.run(*inputs)
         self.seconds += time.perf_counter() - start
@@ -119,12 +143,16 @@ class _Meter:
             self.nbytes += _nbytes(inputs) + _nbytes(outputs)
         return results
 
-    def end_run(self):
+    def end_run(self) -> None:
+        """Note the seconds of a run of the model, in which the step may have been called several times."""
         self.runs.append(self.seconds)
         self.seconds = 0.0
 
-    def rows(self, runs):
-        """What there is to say of one run: of each command, where there are several their shares of the time."""
+    def rows(self, runs: int) -> list[dict[str, Any]]:
+        """The facts of the step in one run of `runs`; for a native program one row for each command.
+
+        The commands' shares of the program's time are measured in one more run.
+        """
         if not self.calls:
             return []
         seconds, calls = float(np.median(self.runs)), self.calls / runs
@@ -151,20 +179,21 @@ class _Meter:
                 "step": note.command,
                 "shape": list(note.shape),
                 "calls": calls,
-                "seconds": of_one * scale,
+                "seconds": share * scale,
                 "flops": int(note.flops * calls),
                 "bytes": int(note.nbytes * calls),
             }
-            for note, of_one in zip(self.step.run.notes, times)
+            for note, share in zip(self.step.run.notes, times)
         ]
 
 
-def _nbytes(values):
-    """Of arrays, and of those in sequences."""
+def _nbytes(values: Iterable[Any]) -> int:
+    """Total bytes of arrays, including those in sequences."""
     return sum(_nbytes(v) if isinstance(v, list) else getattr(v, "nbytes", 0) for v in values)
 
 
-def _print(facts):
+def _print(facts: dict[str, Any]) -> None:
+    """Print the facts as two lines and a table of the steps."""
     screen = console()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
     lower, median, upper = (seconds * 1e6 for seconds in facts["seconds"])
@@ -183,7 +212,8 @@ def _print(facts):
     screen.print(table(None, columns, map(_row, facts["steps"])))
 
 
-def _row(row):
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a step in the table."""
     seconds = row["seconds"] or float("inf")
     shape = "" if row["shape"] is None else "x".join(map(str, row["shape"]))
     return (

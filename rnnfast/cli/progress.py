@@ -1,11 +1,18 @@
-"""Progress of long work: on a terminal's stderr, gone when the work is done, nothing elsewhere."""
+"""Shows the progress of long work on stderr if that is a terminal; the display is removed when the work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+T = TypeVar("T")
 
-def track(steps, description):
-    """The items of `steps`, a sized iterable."""
+
+def track(steps: Sequence[T], description: str) -> Iterator[T]:
+    """Yield the items of `steps` and show how many are done."""
     screen = Console(stderr=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:

@@ -1,9 +1,13 @@
-"""`rnnfast run`: a model on files, its outputs to files."""
+"""`rnnfast run`: runs a model on inputs from files and writes its outputs to files."""
+
+from __future__ import annotations
 
 import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 import numpy as np
@@ -16,30 +20,32 @@ from rnnfast.model import load
 @click.command()
 @click.argument("file")
 @input_option
-@click.option("--threads", type=click.IntRange(1), help="That the call may use (default: RNNFAST_NUM_THREADS, else 1).")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Most threads of the call (default: RNNFAST_NUM_THREADS, else 1)."
+)
 @click.option(
     "-o",
     "--output",
     "folder",
     required=True,
     type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="The folder for OUTPUT.npy of each output; made if it is not there.",
+    help="Folder in which OUTPUT.npy is written for each output; made if it does not exist.",
 )
-def run(file, given, threads, folder):
+def run(file: str, given: Sequence[str], threads: int | None, folder: pathlib.Path) -> None:
     """Run FILE once and write its outputs to .npy files.
 
-    Nothing is written if anything is wrong. A sequence is written as OUTPUT.0.npy, OUTPUT.1.npy ...
+    If anything is wrong, nothing is written. A sequence is written as OUTPUT.0.npy, OUTPUT.1.npy ...
     """
     model = load(file, threads=threads)
-    arrays = _named(model(read_inputs(given, model)))
+    arrays = _by_file_name(model(read_inputs(given, model)))
     _write(arrays, folder)
     for name, array in arrays.items():
         click.echo(f"{folder / name}  {array.dtype} {list(array.shape)}")
 
 
-def _named(outputs):
-    """file name -> array"""
-    arrays = {}
+def _by_file_name(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays to write by the names of their files; absent optionals are left out."""
+    arrays: dict[str, np.ndarray] = {}
     for name, value in outputs.items():
         stem = re.sub(r"[^\w.-]", "_", name)
         parts = {f"{stem}.npy": value}
@@ -49,19 +55,19 @@ def _named(outputs):
             if part in arrays:
                 raise InputError(f"output {name!r}: another output's file is named {part} too")
             if array is not None:
-                arrays[part] = _plain(array)
+                arrays[part] = _storable(array)
     return arrays
 
 
-def _plain(array):
-    """As a type that .npy files have: text for strings, float32 for the float types that NumPy has not."""
-    if array.dtype == object:
+def _storable(array: np.ndarray) -> np.ndarray:
+    """The array in a type that .npy files have: text for strings, float32 for the float types that NumPy lacks."""
+    if array.dtype.kind == "O":
         return array.astype(str)
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
-def _write(arrays, folder):
-    """All of them or none: they get their names when all are written."""
+def _write(arrays: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
+    """Write all files or none: they are written under temporary names and renamed when all are complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in arrays:

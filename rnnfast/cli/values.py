@@ -1,20 +1,27 @@
-"""What a user types on the command line -> a model's inputs."""
+"""Makes a model's inputs from texts on the command line."""
+
+from __future__ import annotations
 
 import pathlib
 import re
 import wave
 import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import click
 import numpy as np
 
 from rnnfast.errors import InputError
+from rnnfast.model import Model
+from rnnfast.onnx.graph import Value
 from rnnfast.onnx.ops.types import check_size
 
 FILES = (".npy", ".npz", ".wav")
 
 
-def input_option(command):
+def input_option(command: Any) -> Any:
+    """Add the option -i."""
     return click.option(
         "-i",
         "--input",
@@ -22,27 +29,28 @@ def input_option(command):
         multiple=True,
         metavar="NAME=VALUE",
         help="An input: a .npy file, a .wav file (mono, as float32 in [-1, 1]) or a number. A .npz file without a "
-        "name gives all the inputs that it holds. May be repeated.",
+        "name gives all the inputs in it. May be repeated.",
     )(command)
 
 
-def read_inputs(given, model):
-    """input name -> array or number, of NAME=VALUE texts."""
+def read_inputs(given: Iterable[str], model: Model) -> dict[str, Any]:
+    """The inputs that the texts of -i give: arrays and numbers by name."""
     ranks = {v.name: len(v.type.shape) for v in model.inputs if v.type.shape is not None}
-    feed = {}
+    feed: dict[str, Any] = {}
     for text in given:
         name, _, value = text.rpartition("=")
         entries = {name: _value(value, text)} if name else _archive(value)
-        for name, value in entries.items():
+        for name, entry in entries.items():
             if name in feed:
                 raise InputError(f"input {name!r} is given twice")
             if text.lower().endswith(".wav"):
-                value = value.reshape((1,) * (ranks.get(name, 1) - 1) + (-1,))
-            feed[name] = value
+                entry = entry.reshape((1,) * (ranks.get(name, 1) - 1) + (-1,))
+            feed[name] = entry
     return feed
 
 
-def _value(text, given):
+def _value(text: str, given: str) -> Any:
+    """The number or the array of a file that VALUE is; `given` is the whole NAME=VALUE."""
     suffix = pathlib.Path(text).suffix.lower()
     if suffix == ".npz":
         raise InputError(f"{given!r}: a .npz file gives inputs by its own names: -i {text}")
@@ -60,18 +68,19 @@ def _value(text, given):
     raise InputError(f"{given!r}: expected a number, true, false or a file of {', '.join(FILES)}")
 
 
-def _archive(path):
+def _archive(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name."""
     if not path.lower().endswith(".npz"):
         raise InputError(f"{path!r}: expected NAME=VALUE, or a .npz file")
     return _loaded(path)
 
 
-def _loaded(path):
-    """The array of a .npy file, or the name -> array of a .npz file. Pickled objects are refused."""
+def _loaded(path: str) -> Any:
+    """The array of a .npy file, or the arrays of a .npz file by name. Pickled objects are refused."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if path.lower().endswith(".npz") != isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it holds something else than its name says")
+            raise ValueError("its contents are not of the type that its name says")
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
@@ -80,8 +89,8 @@ def _loaded(path):
         raise InputError(f"{path}: {e}") from e
 
 
-def read_wav(path):
-    """The samples of a mono PCM file: float32 in [-1, 1]."""
+def read_wav(path: Any) -> np.ndarray:
+    """The samples of a mono PCM file as float32 in [-1, 1]."""
     try:
         with wave.open(path) as file:
             channels, width = file.getnchannels(), file.getsampwidth()
@@ -90,15 +99,16 @@ def read_wav(path):
         raise InputError(f"{path}: {e or 'truncated'}") from e
     if channels != 1:
         raise InputError(f"{path}: {channels} channels, expected 1")
-    raw = raw[: len(raw) // width * width].reshape(-1, width)
-    if width == 1:  # the one width that is unsigned
-        raw = raw ^ 0x80
-    whole = np.zeros((len(raw), 4), np.uint8)  # little-endian int32, the sample in its highest bytes
-    whole[:, 4 - width :] = raw
+    samples: np.ndarray = raw[: len(raw) // width * width].reshape(-1, width)
+    if width == 1:  # samples of one byte are unsigned
+        samples = samples ^ 0x80
+    whole = np.zeros((len(samples), 4), np.uint8)  # little-endian int32 with the sample in the highest bytes
+    whole[:, 4 - width :] = samples
     return (whole.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
 
 
-def dim_option(default):
+def dim_option(default: int) -> Callable[[Any], Any]:
+    """A decorator that adds the option --dim."""
     return click.option(
         "--dim",
         "dims",
@@ -108,13 +118,19 @@ def dim_option(default):
     )
 
 
-def fill(feed, model, sizes, draw):
-    """`feed` with draw(shape, dtype) for the tensors of known rank that it lacks and that have no default."""
+def fill(
+    feed: Mapping[str, Any], model: Model, sizes: Sizes, draw: Callable[[tuple[int, ...], Any], Any]
+) -> dict[str, Any]:
+    """Add draw(shape, dtype) to a feed for each required input that it lacks.
+
+    Only tensors of numbers whose rank the file declares are added.
+    """
     feed = dict(feed)
     for value in model.inputs:
-        dtype, shape = value.type.dtype, value.type.shape
+        dtype = value.type.dtype
         needed = value.name not in feed and value.name in model.required_inputs
-        if needed and value.type.kind == "tensor" and dtype is not None and dtype != object and shape is not None:
+        drawable = value.type.kind == "tensor" and value.type.shape is not None
+        if needed and drawable and dtype is not None and dtype.kind != "O":
             shape = sizes.of(value)
             check_size(shape, np.float64)
             feed[value.name] = np.asarray(draw(shape, dtype)).astype(dtype)
@@ -123,31 +139,35 @@ def fill(feed, model, sizes, draw):
 
 
 class Sizes:
-    """The sizes of open dimensions: NAME=N for a named one, INPUT.AXIS=N for any."""
+    """The sizes of open dimensions, from texts NAME=N for a named dimension and INPUT.AXIS=N for any."""
 
-    def __init__(self, given, default):
-        self.default, self.sizes, self.used = default, {}, set()
+    def __init__(self, given: Iterable[str], default: int) -> None:
+        self.default = default
+        self.sizes: dict[str, int] = {}
+        self.used: set[str] = set()
         for text in given:
             match = re.fullmatch(r"(.+)=(\d+)", text)
             if match is None:
                 raise InputError(f"--dim {text!r}: expected NAME=N or INPUT.AXIS=N")
             self.sizes[match[1]] = int(match[2])
 
-    def of(self, value):
-        """The shape of an input, its open dimensions filled."""
+    def of(self, value: Value) -> tuple[int, ...]:
+        """The shape of an input whose rank is declared, with sizes for its open dimensions."""
         return tuple(
             n if isinstance(n, int) else self._size(n, f"{value.name}.{axis}")
-            for axis, n in enumerate(value.type.shape)
+            for axis, n in enumerate(value.type.shape or ())
         )
 
-    def _size(self, name, place):
+    def _size(self, name: str | None, place: str) -> int:
+        """The size of a dimension by its place INPUT.AXIS, else by its name, else the default."""
         for key in (place, name):
-            if key in self.sizes:
+            if key is not None and key in self.sizes:
                 self.used.add(key)
                 return self.sizes[key]
         return self.default
 
-    def check_used(self):
+    def check_used(self) -> None:
+        """Raise InputError if a size was given that no input uses."""
         unused = sorted(self.sizes.keys() - self.used)
         if unused:
             raise InputError(f"--dim {unused[0]}: no input to be filled has this open dimension")

@@ -1,1 +1,1 @@
-"""Networks of rnnfast.nn written as ONNX files."""
+"""Export of networks of rnnfast.nn to ONNX files."""

@@ -1,11 +1,14 @@
-"""Layers as ONNX models: one node for each recurrent layer, symbolic axes for time and batch.
+"""Export of layers as ONNX models, with one node for each recurrent layer and symbolic axes for time and batch.
 
-Recurrent nodes are time-major, which is all that onnxruntime has; where layers are batch_first, x is transposed once
-before them and y once after them. In rnnfast the file gives the layer's bits, but for LayerNorm and for Linear on other
-than two axes: that is MatMul and Add, which rounds the product before the bias is added.
+Recurrent nodes are time-major, the only layout that onnxruntime supports; for batch_first layers, x is transposed once
+before them and y once after them. In rnnfast the file gives the layer's bits, except for LayerNorm, and for Linear on
+other than two axes, which becomes MatMul and Add and so rounds the product before the bias is added.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -17,39 +20,57 @@ from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedEr
 from rnnfast.native.cell_activations import DEFAULTS, resolve
 from rnnfast.nn import convert
 from rnnfast.nn.checks import check_flag, check_size
-from rnnfast.nn.stack import Recurrent
+from rnnfast.nn.recurrent_layer import RecurrentLayer
 
 OPSET = 18
 IR_VERSION = 8
 
 MAX_FILE_BYTES = 2**31 - 2**20
-"""Protocol buffers end at 2 GiB; the rest is for names and nodes."""
+"""Maximum size of the weights: protocol buffers end at 2 GiB, and names and nodes need some of that."""
 
 REDUCTIONS = {"sum": "ReduceSum", "mul": "ReduceProd", "average": "ReduceMean"}
-"""merge -> the operator that makes one output of two directions; "concat" moves axes instead."""
+"""merge -> the operator that reduces two directions to one; "concat" moves axes instead."""
 
 SIZES = ("input_size", "in_features", "normalized_shape")
-"""The attributes of layers that say how large the last axis of their input is."""
+"""The attributes of layers that hold the size of their input's last axis."""
 
 
-def export(layer, path=None, *, lengths=False, states=False, rank=None):
-    """The onnx.ModelProto of a layer, written to `path` too if that is given (whole, or not at all).
+def export(
+    layer: nn.Module,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    lengths: bool = False,
+    states: bool = False,
+    rank: int | None = None,
+) -> Any:
+    """Convert a layer to an ONNX model.
 
-    Inputs and outputs: x [time, batch, size] float32, or [batch, time, size] where the first recurrent layer is
-    batch_first, without size and int64 where the first layer is an Embedding; y, what the layer's call returns.
-    lengths: an input lengths [batch] int32, for every recurrent layer.
-    states: for each recurrent layer inputs h0 (and c0) and outputs hn (and cn), [layers * directions, batch,
-        hidden_size] float32, as its call takes and returns them. Of several such layers the names begin with the
-        layer's position: layer1_h0. A stream of the model finds them.
-    rank: the number of axes of x, for layers that take any: without recurrent ones; 2 if not given.
+    The input x is float32 [time, batch, size], or [batch, time, size] if the first recurrent layer is batch_first; for
+    an Embedding it is int64 and has no size axis. The output y is what the layer's call returns.
 
-    Raises UnsupportedError for what ONNX has no form of: projections (proj_size), Modules of one's own.
+    Args:
+        layer: The layer, often a Sequential.
+        path: The file to write, completely or not at all; None writes none.
+        lengths: Whether to add an input lengths [batch] int32, which every recurrent layer gets.
+        states: Whether to add, for each recurrent layer, inputs h0 (and c0) and outputs hn (and cn), float32
+            [layers * directions, batch, hidden_size], in the form of its call. If there are several such layers, names
+            begin with the layer's position: layer1_h0. A stream of the model finds them by itself.
+        rank: The number of axes of x, for layers without recurrent ones, which take any number; None is 2.
+
+    Returns:
+        The onnx.ModelProto.
+
+    Raises:
+        InputError: An option does not fit the layer, or the file cannot be written.
+        InputTypeError: `layer` is no Module, or an option has the wrong type.
+        LimitError: The weights are larger than an ONNX file can be.
+        UnsupportedError: ONNX has no form of a layer: proj_size, or a Module that is none of rnnfast's.
     """
     if not isinstance(layer, nn.Module):
         raise InputTypeError(f"layer: got a {type(layer).__name__}, expected an nn.Module")
     lengths, states = check_flag(lengths, "lengths"), check_flag(states, "states")
     flat = list(_flat(layer, ""))
-    recurrent = [place for place, member in flat if isinstance(member, Recurrent)]
+    recurrent = [layer_path for layer_path, member in flat if isinstance(member, RecurrentLayer)]
     if not recurrent and (lengths or states):
         raise InputError(f"{'lengths' if lengths else 'states'}: {layer!r} has no recurrent layer")
     if recurrent and rank is not None:
@@ -59,19 +80,19 @@ def export(layer, path=None, *, lengths=False, states=False, rank=None):
     if lengths:
         graph.input("lengths", TensorProto.INT32, ["batch"])
     ends = []
-    for place, member in flat:
+    for layer_path, member in flat:
         names = {}
-        if states and place in recurrent:
-            prefix = "" if len(recurrent) == 1 else f"layer{place.replace('.', '_')}_"
+        if states and layer_path in recurrent:
+            prefix = "" if len(recurrent) == 1 else f"layer{layer_path.replace('.', '_')}_"
             names = {
                 "initial": [f"{prefix}{letter}0" for letter in letters(member)],
                 "last": [f"{prefix}{letter}n" for letter in letters(member)],
             }
-            shape = (member.num_layers * len(member._reverse), "batch", member.hidden_size)
+            shape = (member.num_layers * len(member.reversed_directions), "batch", member.hidden_size)
             for name in names["initial"]:
                 graph.input(name, TensorProto.FLOAT, shape)
             ends += [(name, shape) for name in names["last"]]
-        value = graph.add(member, value, place, **names)
+        value = graph.add(member, value, layer_path, **names)
     if value.swapped:
         value = swap(graph, value, "y_transposed")
     graph.output("y", value.name, value.shape)
@@ -81,7 +102,7 @@ def export(layer, path=None, *, lengths=False, states=False, rank=None):
 
 
 class Value(NamedTuple):
-    """A tensor of the graph; swapped: its first two axes stand the other way round than in the layer's call."""
+    """A tensor of the graph; if swapped, its first two axes are in the opposite order to that of the layer's call."""
 
     name: str
     shape: tuple
@@ -89,18 +110,19 @@ class Value(NamedTuple):
 
 
 class Graph:
-    """Nodes and weights in the making. Names are those of values; a node is called as its first output."""
+    """An ONNX graph under construction. Values are referred to by name; a node has the name of its first output."""
 
     def __init__(self, lengths=False):
         self.lengths = "lengths" if lengths else ""
         self.nodes, self.weights, self.inputs, self.outputs = [], {}, [], []
 
     def input(self, name, type_, shape):
+        """Add an input of the graph, and return its name."""
         self.inputs.append(helper.make_tensor_value_info(name, type_, shape))
         return name
 
     def output(self, name, value, shape):
-        """`value` becomes a float32 output of this name."""
+        """Make a value a float32 output of the graph, under another name."""
         if not any(value in node.output for node in self.nodes):
             self.node("Identity", [value], name)
         elif value != name:
@@ -110,30 +132,31 @@ class Graph:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def weight(self, name, array):
+        """Add a weight, and return its name."""
         self.weights[name] = np.asarray(array, order="C")
         return name
 
     def integers(self, *values):
-        """A constant int64 vector, one for all its uses."""
+        """Add a constant int64 vector, shared by all its uses, and return its name."""
         return self.weight("ints_" + "_".join(map(str, values)).replace("-", "minus"), np.array(values, np.int64))
 
     def node(self, op, inputs, name, *more, **attributes):
-        """-> `name`, its first output's; `more` are those of further ones."""
+        """Add a node, and return `name`, that of its first output; `more` are the names of further outputs."""
         self.nodes.append(helper.make_node(op, inputs, [name, *more], name, **attributes))
         return name
 
-    def add(self, layer, x, place, **states):
-        """The nodes of a layer that is no Sequential, at `place` -> its output; `states` as `recurrent` takes them."""
+    def add(self, layer, x, layer_path, **states):
+        """Add the nodes of a layer that is no Sequential, and return its output; `states` go to `_recurrent`."""
         form = FORMS.get(type(layer))
         if form is None:
             raise UnsupportedError(
-                f"{f'layer {place}: ' if place else ''}{layer!r} has no ONNX form; it is none of "
+                f"{f'layer {layer_path}: ' if layer_path else ''}{layer!r} has no ONNX form; it is none of "
                 f"{', '.join(sorted(kind.__name__ for kind in FORMS))}, Sequential"
             )
-        return form(self, layer, x, f"{place}." if place else "", **states)
+        return form(self, layer, x, f"{layer_path}." if layer_path else "", **states)
 
     def finish(self, text, path=None):
-        """The model; `text` says what it is."""
+        """Return the model, and write it to `path` if that is given; `text` is its description."""
         size = sum(array.nbytes for array in self.weights.values())
         if size > MAX_FILE_BYTES:
             raise LimitError(f"weights of {size} bytes are more than the {MAX_FILE_BYTES} that an ONNX file holds")
@@ -157,19 +180,19 @@ class Graph:
         return model
 
 
-def _flat(layer, place):
-    """(position, layer) of all that is no Sequential."""
+def _flat(layer, path):
+    """Yield (path, layer) of all layers that are no Sequential; a path is like "1.0"."""
     if not isinstance(layer, nn.Sequential):
-        yield place, layer
+        yield path, layer
     else:
         for i, member in enumerate(layer.layers):
-            yield from _flat(member, f"{place}.{i}" if place else f"{i}")
+            yield from _flat(member, f"{path}.{i}" if path else f"{i}")
 
 
 def _input(graph, layers, rank):
-    """x, as the first layers that say something about it take it."""
+    """Add the input x; its axes, size and dtype are those that the layers need."""
     axes = ["batch", "time", *(f"axis{i}" for i in range(2, rank))][:rank]
-    first = next((layer for layer in layers if isinstance(layer, Recurrent)), None)
+    first = next((layer for layer in layers if isinstance(layer, RecurrentLayer)), None)
     if first is not None:
         axes = ["batch", "time", "size"] if first.batch_first else ["time", "batch", "size"]
     if any(isinstance(layer, nn.Embedding) for layer in layers):
@@ -180,45 +203,50 @@ def _input(graph, layers, rank):
     return Value(graph.input("x", TensorProto.FLOAT, axes), tuple(axes))
 
 
-def _linear(graph, layer, x, place):
+def _linear(graph, layer, x, prefix):
+    """Add Gemm, or MatMul and Add for other than two axes."""
     weights = layer.state_dict()
     shape = (*x.shape[:-1], layer.out_features)
     if layer.bias and len(x.shape) == 2:
-        inputs = [x.name, *(graph.weight(f"{place}{name}", weights[name]) for name in ("weight", "bias"))]
-        return x._replace(name=graph.node("Gemm", inputs, f"{place}Linear", transB=1), shape=shape)
-    name = graph.node("MatMul", [x.name, graph.weight(f"{place}weight", weights["weight"].T)], f"{place}Linear")
+        inputs = [x.name, *(graph.weight(f"{prefix}{name}", weights[name]) for name in ("weight", "bias"))]
+        return x._replace(name=graph.node("Gemm", inputs, f"{prefix}Linear", transB=1), shape=shape)
+    name = graph.node("MatMul", [x.name, graph.weight(f"{prefix}weight", weights["weight"].T)], f"{prefix}Linear")
     if layer.bias:
-        name = graph.node("Add", [name, graph.weight(f"{place}bias", weights["bias"])], f"{place}Linear_bias")
+        name = graph.node("Add", [name, graph.weight(f"{prefix}bias", weights["bias"])], f"{prefix}Linear_bias")
     return x._replace(name=name, shape=shape)
 
 
-def _embedding(graph, layer, x, place):
-    weight = graph.weight(f"{place}weight", layer.state_dict()["weight"])
+def _embedding(graph, layer, x, prefix):
+    """Add Gather."""
+    weight = graph.weight(f"{prefix}weight", layer.state_dict()["weight"])
     return x._replace(
-        name=graph.node("Gather", [weight, x.name], f"{place}Embedding"), shape=(*x.shape, layer.embedding_dim)
+        name=graph.node("Gather", [weight, x.name], f"{prefix}Embedding"), shape=(*x.shape, layer.embedding_dim)
     )
 
 
-def _activation(graph, layer, x, place):
+def _activation(graph, layer, x, prefix):
+    """Add the operator of an activation."""
     name, *values = layer.function
     attributes = {
         key: value for key, value, default in zip(("alpha", "beta"), values, DEFAULTS[name]) if default is not None
     }
-    return x._replace(name=graph.node(name, [x.name], f"{place}{type(layer).__name__}", **attributes))
+    return x._replace(name=graph.node(name, [x.name], f"{prefix}{type(layer).__name__}", **attributes))
 
 
-def _dropout(graph, layer, x, place):
+def _dropout(graph, layer, x, prefix):
+    """Add nothing, as dropout is the identity in inference."""
     return x
 
 
-def _layer_norm(graph, layer, x, place):
+def _layer_norm(graph, layer, x, prefix):
+    """Add LayerNormalization."""
     weights = layer.state_dict()
-    inputs = [x.name, *(graph.weight(f"{place}{name}", weights[name]) for name in ("weight", "bias"))]
-    return x._replace(name=graph.node("LayerNormalization", inputs, f"{place}LayerNorm", axis=-1, epsilon=layer.eps))
+    inputs = [x.name, *(graph.weight(f"{prefix}{name}", weights[name]) for name in ("weight", "bias"))]
+    return x._replace(name=graph.node("LayerNormalization", inputs, f"{prefix}LayerNorm", axis=-1, epsilon=layer.eps))
 
 
 def swap(graph, x, name):
-    """x with its first two axes the other way round."""
+    """Swap the first two axes of x."""
     return Value(
         graph.node("Transpose", [x.name], name, perm=[1, 0, *range(2, len(x.shape))]),
         (x.shape[1], x.shape[0], *x.shape[2:]),
@@ -226,33 +254,35 @@ def swap(graph, x, name):
     )
 
 
-def _recurrent(graph, layer, x, place, initial=None, last=()):
-    """A node for each layer of the stack. initial: the names of the states before, None for zeros; last: the names
-    that those after get."""
+def _recurrent(graph, layer, x, prefix, initial=None, last=()):
+    """Add a node for each layer of a stack.
+
+    `initial` holds the names of the initial states, None for zeros, and `last` those that the last states get.
+    """
     if layer.proj_size:
         raise UnsupportedError(f"{layer!r}: ONNX's LSTM has no projection (proj_size)")
     if x.swapped != layer.batch_first:
-        x = swap(graph, x, f"{place}transposed")
+        x = swap(graph, x, f"{prefix}transposed")
     time, batch, _ = x.shape
     before = [_split(graph, name, layer.num_layers) for name in initial or [""] * len(letters(layer))]
     after = []
     for k in range(layer.num_layers):
-        name = f"{place}{layer.kind}_l{k}"
-        ended = k == layer.num_layers - 1 and not layer.return_sequences
+        name = f"{prefix}{layer.kind}_l{k}"
+        last_only = k == layer.num_layers - 1 and not layer.return_sequences
         ends = list(last) if layer.num_layers == 1 else [f"{name}.{letter}" for letter in letters(layer) if last]
-        ends = ends or [f"{name}.h"] * ended
+        ends = ends or [f"{name}.h"] * last_only
         graph.node(
             layer.kind,
-            _inputs(graph, layer, x, place, k, [parts[k] for parts in before]),
+            _inputs(graph, layer, x, prefix, k, [parts[k] for parts in before]),
             name,
             *ends,
             **_attributes(layer),
         )
-        merged = _merged(graph, layer, ends[0] if ended else name, name, 0 if ended else 1)
+        merged = _merged(graph, layer, ends[0] if last_only else name, name, 0 if last_only else 1)
         x = Value(
             merged,
-            (batch, layer._merged_size) if ended else (time, batch, layer._merged_size),
-            layer.batch_first and not ended,
+            (batch, layer.merged_size) if last_only else (time, batch, layer.merged_size),
+            layer.batch_first and not last_only,
         )
         after.append(ends)
     if layer.num_layers > 1:
@@ -262,12 +292,12 @@ def _recurrent(graph, layer, x, place, initial=None, last=()):
 
 
 def letters(layer):
-    """Of a recurrent layer's states."""
+    """Return the letters of a recurrent layer's states: "h" or "hc"."""
     return "hc" if layer.kind == "LSTM" else "h"
 
 
 def _split(graph, name, count):
-    """A state's parts for each layer of a stack."""
+    """Split a state into the parts of the layers of a stack, and return their names."""
     if not name or count == 1:
         return [name] * count
     parts = [f"{name}_l{k}" for k in range(count)]
@@ -275,14 +305,17 @@ def _split(graph, name, count):
     return parts
 
 
-def _inputs(graph, layer, x, place, k, states):
-    """The inputs of a recurrent node: X, W, R, B, sequence_lens, initial_h, initial_c, P."""
+def _inputs(graph, layer, x, prefix, k, states):
+    """Return the inputs of a recurrent node: X, W, R, B, sequence_lens, initial_h, initial_c, P."""
     parameters = layer.state_dict()
-    cells = [convert.to_onnx(layer.kind, parameters, convert.suffix(k, d)) for d in range(len(layer._reverse))]
+    cells = [
+        convert.to_onnx(layer.kind, parameters, convert.suffix(k, d)) for d in range(len(layer.reversed_directions))
+    ]
 
     def stacked(key):
+        """Add the weights of all directions as one array."""
         arrays = [cell[key] for cell in cells]
-        return "" if arrays[0] is None else graph.weight(f"{place}{key}_l{k}", np.stack(arrays))
+        return "" if arrays[0] is None else graph.weight(f"{prefix}{key}_l{k}", np.stack(arrays))
 
     inputs = [x.name, stacked("W"), stacked("R"), stacked("B"), graph.lengths, *states]
     if layer.peepholes:
@@ -293,8 +326,8 @@ def _inputs(graph, layer, x, place, k, states):
 
 
 def _attributes(layer):
-    """The attributes of a recurrent node that are not ONNX's defaults, and hidden_size."""
-    directions = len(layer._reverse)
+    """Return hidden_size and those attributes of a recurrent node that are not ONNX's defaults."""
+    directions = len(layer.reversed_directions)
     attributes = {"hidden_size": layer.hidden_size} | {
         key: int(value) for key, value in layer.cell_options.items() if value
     }
@@ -302,8 +335,8 @@ def _attributes(layer):
         attributes["direction"] = "bidirectional" if directions == 2 else "reverse"
     if layer.clip is not None:
         attributes["clip"] = layer.clip
-    triples = [triple for of_direction in layer._activations for triple in of_direction]
-    if layer._activations != (resolve(type(layer).default_activations),) * directions:
+    triples = [triple for triples in layer.resolved_activations for triple in triples]
+    if layer.resolved_activations != (resolve(type(layer).default_activations),) * directions:
         attributes["activations"] = [name for name, _, _ in triples]
         for i, key in enumerate(("activation_alpha", "activation_beta")):
             values = [triple[1 + i] for triple in triples if DEFAULTS[triple[0]][i] is not None]
@@ -313,16 +346,16 @@ def _attributes(layer):
 
 
 def _merged(graph, layer, value, name, axis):
-    """Y [T, D, B, H] or Y_h [D, B, H] with its axis of directions merged: into the last one, or away."""
-    if len(layer._reverse) == 1:
+    """Merge the directions of Y [T, D, B, H] or Y_h [D, B, H]; `axis` is that of the directions."""
+    if len(layer.reversed_directions) == 1:
         return graph.node("Squeeze", [value, graph.integers(axis)], f"{name}.y")
     if layer.merge in REDUCTIONS:
         return graph.node(REDUCTIONS[layer.merge], [value, graph.integers(axis)], f"{name}.y", keepdims=0)
     moved = graph.node("Transpose", [value], f"{name}.moved", perm=[0, 2, 1, 3] if axis else [1, 0, 2])
-    return graph.node("Reshape", [moved, graph.integers(*[0] * (1 + axis), layer._merged_size)], f"{name}.y")
+    return graph.node("Reshape", [moved, graph.integers(*[0] * (1 + axis), layer.merged_size)], f"{name}.y")
 
 
-FORMS = {
+FORMS: dict[type[nn.Module], Any] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.Dropout: _dropout,
@@ -332,4 +365,4 @@ FORMS = {
     ),
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent),
 }
-"""Layer -> form(graph, layer, x, place) -> its output: the nodes of a layer."""
+"""Layer class -> function(graph, layer, x, prefix) that adds the layer's nodes and returns its output."""

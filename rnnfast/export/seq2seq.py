@@ -1,4 +1,6 @@
-"""Seq2Seq as two ONNX models: the encoder, and one step of the decoder."""
+"""Export of a Seq2Seq as two ONNX models: the encoder, and one step of the decoder."""
+
+from __future__ import annotations
 
 import os
 
@@ -9,11 +11,11 @@ from rnnfast.errors import InputError, InputTypeError
 from rnnfast.export.layers import Graph, Value, swap
 
 LOWEST = np.finfo(np.float32).min
-"""The score of what stands past a source's length."""
+"""The score of positions after a source's length."""
 
 
 def export_seq2seq(net, folder):
-    """Write encoder.onnx and decoder_step.onnx; `Seq2Seq.save` says what their inputs and outputs are."""
+    """Write encoder.onnx and decoder_step.onnx; `Seq2Seq.save` documents their inputs and outputs."""
     graphs = {"encoder": encoder(net), "decoder_step": decoder_step(net)}
     try:
         os.makedirs(folder, exist_ok=True)
@@ -26,7 +28,7 @@ def export_seq2seq(net, folder):
 
 
 def encoder(net):
-    """source, lengths -> memory, keys, h0, c0"""
+    """Return the Graph of the encoder: source, lengths -> memory, keys, h0, c0."""
     graph, layers = Graph(lengths=True), net.members()
     axes = ("batch", "source_time")
     x = Value(graph.input("source", TensorProto.INT64, axes), axes)
@@ -53,7 +55,7 @@ def encoder(net):
 
 
 def decoder_step(net):
-    """token, lengths, memory, keys, h0, c0 -> logits, hn, cn, attention"""
+    """Return the Graph of a decoder step: token, lengths, memory, keys, h0, c0 -> logits, hn, cn, attention."""
     graph, layers = Graph(), net.members()
     x = Value(graph.input("token", TensorProto.INT64, ["batch"]), ("batch",))
     graph.input("lengths", TensorProto.INT32, ["batch"])
@@ -85,11 +87,12 @@ def decoder_step(net):
 
 
 def _input(graph, name, shape):
+    """Add a float32 input."""
     return Value(graph.input(name, TensorProto.FLOAT, shape), shape)
 
 
 def _weights(graph, attention, query, keys):
-    """[batch, 1, source_time]: a softmax within the lengths, zeros past them."""
+    """Add the attention weights [batch, 1, source_time]: a softmax within the lengths, zeros after them."""
     layers = attention.members()
     if attention.score == "dot":
         turned = graph.node("Transpose", [keys.name], "attention.key_turned", perm=[0, 2, 1])
@@ -102,14 +105,14 @@ def _weights(graph, attention, query, keys):
 
     sizes = graph.node("Shape", [keys.name], "attention.sizes")
     zero, one = graph.weight("zero", np.array(0)), graph.weight("one", np.array(1))
-    places = graph.node(
-        "Range", [zero, graph.node("Gather", [sizes, one], "attention.source_time"), one], "attention.places"
+    positions = graph.node(
+        "Range", [zero, graph.node("Gather", [sizes, one], "attention.source_time"), one], "attention.positions"
     )
     ends = graph.node("Cast", ["lengths"], "attention.lengths", to=TensorProto.INT64)
     ends = graph.node("Unsqueeze", [ends, graph.integers(1, 2)], "attention.ends")
-    within = graph.node("Less", [places, ends], "attention.within")
+    within = graph.node("Less", [positions, ends], "attention.within")
     lowest = graph.weight("lowest", np.array(LOWEST, np.float32))
     masked = graph.node("Where", [within, scores, lowest], "attention.masked")
     weights = graph.node("Softmax", [masked], "attention.softmax", axis=-1)
-    kept = graph.node("Cast", [within], "attention.kept", to=TensorProto.FLOAT)
-    return graph.node("Mul", [weights, kept], "attention.weights")
+    mask = graph.node("Cast", [within], "attention.mask", to=TensorProto.FLOAT)
+    return graph.node("Mul", [weights, mask], "attention.weights")

@@ -1,11 +1,11 @@
-/* The activations of ONNX's recurrent operators and the other elementwise functions, on blocks. */
+/* Elementwise functions on blocks: the activations of ONNX's recurrent operators, and exp, log and the like. */
 #ifndef RNNFAST_ACTIVATIONS_H
 #define RNNFAST_ACTIVATIONS_H
 
 #include "kernels.h"
 #include "vmath.h"
 
-/* With a constant `kind` the switch folds away. NaN stays NaN in every one of them. */
+/* Apply one function to a block. The switch folds away where `kind` is a compile-time constant. NaN stays NaN. */
 INLINE vf activate(int kind, float alpha, float beta, vf x)
 {
     const vf a = v_set1(alpha), b = v_set1(beta), zero = v_zero(), one = v_set1(1.0f);
@@ -30,9 +30,10 @@ INLINE vf activate(int kind, float alpha, float beta, vf x)
     return x;
 }
 
+/* y[n] = act(x[n]); y may be x, but must not overlap it in any other way. */
 static void unary_kernel(activation act, const float *x, float *y, size_t n)
 {
-    /* one loop for each function, so that the switch is outside of the loop */
+    /* Each function has a loop of its own, so that the switch stays outside the loop. */
 #define CASE(KIND)                                                                       \
     case KIND:                                                                           \
         for (size_t i = 0; i + VL <= n; i += VL)                                         \

@@ -1,13 +1,14 @@
-/* The recurrent cells: the chain over h of matmul.h, then the gates, for one panel of units at a time.
+/* The recurrent cells, one panel of units at a time: the product with h by the tiles of matmul.h, then the gates.
  *
- * Pre-activations stay in a tile of a few rows in the inner cache; with BLAS they come as two products and are
- * added here. `fused` cells have the default activations and nothing else; those of LSTM and GRU share their divisions
- * between gates, so that they differ from the general form in the last bits, and a gate is 2^-62 at least.
+ * The pre-activations of a few rows stay in a tile in the inner cache. BLAS computes the input's and the recurrent
+ * product separately; they are added here. A `fused` cell has the default activations and neither clip nor peepholes
+ * nor input_forget. Fused LSTM and GRU cells get several gates from one division, so their results differ from those
+ * of the general form in the last bits, and none of these gates is below 2^-62.
  *
  * RNN   h' = f(xW + hR + b)
  * LSTM  i, f = f(.. + p c); g = g(..); c' = f c + i g; o = f(.. + p_o c'); h' = o h(c')
  * GRU   z, r = f(..); n = g(xW + b + r (hR + rb)), or g(xW + b + (r h)R); h' = (1 - z) n + z h
- * (ONNX, operators RNN, LSTM and GRU; clip bounds what f and g are applied to)
+ * (ONNX, operators RNN, LSTM and GRU; clip bounds the arguments of f and g)
  */
 #ifndef RNNFAST_CELLS_H
 #define RNNFAST_CELLS_H
@@ -15,21 +16,24 @@
 #include "activations.h"
 #include "matmul.h"
 
+/* The activation of gate `which` of x, which is clipped first. */
 INLINE vf gate(const cell *q, const int which, vf x)
 {
     x = v_min(v_set1(q->clip), v_max(v_set1(-q->clip), x));
     return activate(q->act[which].kind, q->act[which].alpha, q->act[which].beta, x);
 }
 
-/* The input's parts of some tiles of a panel, computed one after the other while its weights are in the first cache. */
+/* Input projections of up to AHEAD tiles of a panel, computed one after the other while the panel's input weights are
+ * in the first-level cache. */
 enum { AHEAD = 4 };
 
 typedef struct {
     float tile[AHEAD][MAX_TILE];
 } inputs;
 
-/* The input's part of a tile: where it stands if it was projected for many steps at once, else computed here, with those
- * of the next tiles. A step of LSTM H128, 64 to 1,024 rows: 0.95 of the time of one by one. */
+/* Return the input projection of a tile. If the engine has projected the inputs of many steps at once, it is read from
+ * xg; otherwise it is computed here, together with those of the next tiles. A step of LSTM H128 with 64 to 1,024 rows
+ * takes 0.95 of the time that computing them tile by tile takes. */
 INLINE const float *input_tile(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t *ldx,
                                inputs *ahead)
 {
@@ -49,7 +53,8 @@ INLINE const float *input_tile(const tiles *t, const step *s, const matrix *w, c
     return ahead->tile[at];
 }
 
-/* pre[m, ldw] = init plus the product of h with the panels of r, which BLAS may have computed before */
+/* pre[m, ldw] = init[m, ldi] + h . r for one tile; pre may be init. BLAS may have computed the product before, as
+ * s->hr. */
 INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdiff_t ldi, float *pre)
 {
     if (!s->hr) {
@@ -62,7 +67,7 @@ INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdif
             v_store(pre + i * t->ldw + j, v_add(v_load(init + i * ldi + j), v_load(hr + i * t->w->blocks * VL + j)));
 }
 
-/* The same from the input's part */
+/* pre[m, ldw] = the input projection + h . r for one tile. */
 INLINE void preactivate_input(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t ldx,
                               inputs *ahead, float *pre)
 {
@@ -70,16 +75,18 @@ INLINE void preactivate_input(const tiles *t, const step *s, const matrix *w, co
     preactivate(t, s, init, ldx, pre);
 }
 
-/* Within a tile, for every panel, row and block of units: row `i`, `unit` (the first), `lanes` that exist, `at` in
- * pre, gates `stride` apart */
+/* Loop over every panel p, row i and block of units of a tile. In the body, `unit` is the first unit of the block,
+ * `lanes` is how many of its units exist, `at` is where its first gate lies in the tile, and its gates are `stride`
+ * floats apart. */
 #define EACH_BLOCK(t, gates, H)                                                                                      \
     for (ptrdiff_t p = 0, stride = (gates) > 2 ? VL : (t).width * VL / (gates); p < (t).count; p++)                   \
         for (ptrdiff_t i = 0; i < (t).m; i++)                                                                        \
             for (ptrdiff_t u = 0, unit, lanes, at; u < stride &&                                                     \
                  (unit = (t).block / (gates) * VL + p * stride + u, lanes = (H) - unit < VL ? (H) - unit : VL,       \
-                  at = i * (t).ldw + p * (t).width * VL + u, 1);                                                     \
+                  at = i * (t).ldw + p * (t).width * VL + u, (void)lanes, (void)at, 1);                              \
                  u += VL)
 
+/* Store the first `lanes` floats of a block. */
 INLINE void store_lanes(float *p, vf x, ptrdiff_t lanes)
 {
     if (lanes == VL)
@@ -88,28 +95,29 @@ INLINE void store_lanes(float *p, vf x, ptrdiff_t lanes)
         v_store_n(p, x, (size_t)lanes);
 }
 
+/* Load `lanes` floats; the other lanes are zeros. */
 INLINE vf load_lanes(const float *p, ptrdiff_t lanes)
 {
     return lanes == VL ? v_load(p) : v_load_n(p, (size_t)lanes);
 }
 
-/* Asks for what a tile of `gates` has in `saved`, rows of `count` H floats, while its product is computed: the rows are
- * far apart. LSTM H128 B64 T28: forward with saving 0.94 of the time, backward 0.99; GRU H256 B32: forward 0.83 */
+/* Prefetch a tile's part of saved[rows, count * H] while the tile's product is computed, because the rows are far
+ * apart. LSTM H128 B64 T28: forward with saving takes 0.94 of the time, backward 0.99; GRU H256 B32: forward 0.83. */
 INLINE void prefetch_saved(const tiles *t, const int gates, ptrdiff_t H, const float *saved, ptrdiff_t count,
                            const int writes)
 {
     EACH_BLOCK(*t, gates, H) {
-        const float *p = saved + (t->row + i) * count * H + unit;
+        const float *first = saved + (t->row + i) * count * H + unit;
         for (ptrdiff_t g = 0; g < count; g++) {
             if (writes)
-                __builtin_prefetch(p + g * H, 1);
+                __builtin_prefetch(first + g * H, 1);
             else
-                __builtin_prefetch(p + g * H, 0);
+                __builtin_prefetch(first + g * H, 0);
         }
-        (void)lanes, (void)at;
     }
 }
 
+/* A step of an RNN for some panels. A fused one has the activation `kind`. */
 INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused, const int kind)
 {
     float pre[MAX_TILE];
@@ -123,14 +131,16 @@ INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused,
     }
 }
 
-/* q close to 1 / below, closer, and 1 for 1: a gate that keeps a state must not let it decay. */
+/* Improve q, an approximation of 1 / below, by one Newton step. The result is exactly 1 where `below` is 1: a gate that
+ * keeps a state must not let it decay. */
 INLINE vf refined(vf q, vf below)
 {
     return v_fma(q, v_fnma(q, below, v_set1(1.0f)), q);
 }
 
-/* The default gates of a tile, in two passes: each is a short chain of operations for every block, so that several
- * blocks overlap. A division takes as long as eight multiply-adds: one gives i g and f, one h'. */
+/* Compute the default gates of a tile in two passes. Each pass is a short chain of operations for every block, so that
+ * the chains of several blocks overlap. A division takes as long as eight multiply-adds, so there are only two: one
+ * gives both i g and f, the other gives h'. */
 INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, float *pre,
                                const int saving)
 {
@@ -162,6 +172,7 @@ INLINE void lstm_default_gates(const cell *q, const step *s, const tiles *t, ptr
     }
 }
 
+/* Compute the gates of a tile in their general form: any activations, clip, peepholes and input_forget. */
 INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t padded, const float *pre)
 {
     const float *peephole = q->peephole;
@@ -186,6 +197,7 @@ INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t p
     }
 }
 
+/* A step of an LSTM for some panels. */
 INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused, const int saving)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
@@ -208,7 +220,8 @@ INLINE vf interpolate(vf z, vf n, vf h)
     return v_fma(z, v_sub(h, n), n);
 }
 
-/* linear_before_reset = 1: the candidate's recurrent product starts from its own bias, apart from the input's */
+/* A step of a GRU with linear_before_reset = 1 for some panels. The candidate's recurrent product starts from its own
+ * bias and is kept apart from its input projection, because r multiplies only the former. */
 INLINE void gru_step(const cell *q, const step *s, panels part, const int fused, const int saving)
 {
     const ptrdiff_t H = q->hidden_size;
@@ -258,6 +271,7 @@ INLINE void gru_step(const cell *q, const step *s, panels part, const int fused,
     }
 }
 
+/* The gates z and r of a GRU with linear_before_reset = 0 for some panels: writes z and r * h. */
 INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 2 * VL;
@@ -282,6 +296,7 @@ INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused
     }
 }
 
+/* The output of such a GRU for some panels of the candidate's weights; s->h is the r * h of gru_gates. */
 INLINE void gru_output(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev,
                        const int fused)
 {
@@ -302,6 +317,7 @@ INLINE void gru_output(const cell *q, const step *s, panels part, const float *h
     }
 }
 
+/* Each combination of constants below is compiled as a function of its own. */
 static void cell_step_kernel(const cell *q, const step *s, panels part)
 {
     switch (q->kind) {

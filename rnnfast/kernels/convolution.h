@@ -1,5 +1,5 @@
-/* The convolution_command of program.h: each output is one chain of fused multiply-adds over the runs, in order, from
- * its bias. Runs that lie outside of the input are left out. */
+/* The convolution_command of program.h. Each output is one chain of fused multiply-adds over the runs, in order, that
+ * starts from its bias. Runs that lie outside the input are left out. */
 #ifndef RNNFAST_CONVOLUTION_H
 #define RNNFAST_CONVOLUTION_H
 
@@ -9,14 +9,16 @@
 #include "program.h"
 #include "vec.h"
 
-#define FEW_POSITIONS 3         /* fewer fill no tile */
+#define FEW_POSITIONS 3         /* fewer positions than this do not fill a tile */
 
+/* Consecutive runs of `length` floats each. */
 typedef struct {
     const run *first, *end;
     ptrdiff_t length;
 } runs;
 
-/* c[M, W] = bias[W] + the sum over runs of a[M, offset + (0 .. length)] . w[., W] */
+/* c[M, W] = bias[W] + the sum over the runs of a[M, offset + (0 .. length)] . w[length, W], for W blocks of columns. w
+ * moves on by `length` rows of ldw floats from run to run. c does not alias a, w or bias. */
 INLINE void runs_tile(const int M, const int W, const float *a, ptrdiff_t lda, const runs *q, const float *w,
                       ptrdiff_t ldw, const float *bias, float *c, ptrdiff_t ldc)
 {
@@ -49,6 +51,7 @@ INLINE void runs_tile(const int M, const int W, const float *a, ptrdiff_t lda, c
             v_store(c + m * ldc + j * VL, acc[m][j]);
 }
 
+/* runs_tile for 1 <= rows <= TILE_ROWS(W). */
 INLINE void runs_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, const runs *q, const float *w,
                       ptrdiff_t ldw, const float *bias, float *c, ptrdiff_t ldc)
 {
@@ -59,6 +62,7 @@ INLINE void runs_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda
 #undef ROWS
 }
 
+/* runs_tile for any height and width of a tile. */
 static void runs_panel(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const runs *q, const float *w,
                        const float *bias, float *c, ptrdiff_t ldc)
 {
@@ -71,7 +75,7 @@ static void runs_panel(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_
     }
 }
 
-/* Positions first <= k < last of one line; a and out are at the line's first one */
+/* Compute positions first <= k < last of one line; a and out point to the line's first position. */
 static void runs_line(const convolution_command *m, const runs *q, panels part, ptrdiff_t first, ptrdiff_t last,
                       const float *a, float *out)
 {
@@ -100,9 +104,10 @@ static void runs_line(const convolution_command *m, const runs *q, panels part, 
     }
 }
 
-/* Where positions are fewer than lines, the rows of a tile are lines: each run goes to those that find theirs. The
- * lines of one position, which x and out are at; a tile's outputs stay in the inner cache from run to run. Silero VAD, a
- * stream: 0.78 of the time that a tile for each line takes. */
+/* Compute all lines of one position, to whose first line x and out point. This is used where there are fewer positions
+ * than lines: the rows of a tile are lines, and each run is added to the lines for which it lies inside the input. A
+ * tile's outputs stay in the inner cache from run to run. A stream of Silero VAD takes 0.78 of the time that a tile for
+ * each line takes. */
 static void runs_of_lines(const convolution_command *m, panels part, const float *x, float *out)
 {
     const matrix *w = m->w;
@@ -134,8 +139,9 @@ static void runs_of_lines(const convolution_command *m, panels part, const float
     }
 }
 
-/* Part `part` of `parts`: some of the lines, or where these are few, some positions of each. `then`, if it is not NULL,
- * is the elementwise_command whose first axis is the lines: done with each while it is in the cache. */
+/* Compute part `part` of `parts`: some of the lines or, where there are few lines, some positions of each. If `then` is
+ * not NULL, it is an elementwise_command whose first axis is the lines; it is run on each line while that is in the
+ * cache. */
 static void convolution_kernel(const command *head, const command *then, const context *context, int part, int parts)
 {
     const convolution_command *m = (const convolution_command *)head;

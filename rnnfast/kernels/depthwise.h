@@ -1,4 +1,4 @@
-/* The depthwise_command of program.h: each output is one chain of fused multiply-adds over the taps, from its bias. */
+/* The depthwise_command of program.h. Each output is one chain of fused multiply-adds over the taps, from its bias. */
 #ifndef RNNFAST_DEPTHWISE_H
 #define RNNFAST_DEPTHWISE_H
 
@@ -6,9 +6,10 @@
 #include "program.h"
 #include "vec.h"
 
-enum { POSITIONS = 6 };         /* at once: their chains cover the latency of one */
+enum { POSITIONS = 6 };         /* positions computed at once: their chains hide the latency of one another */
 
-/* One block of channels at P positions; w is that of the first tap */
+/* Compute one block of channels at P positions. w points to the weights of the first tap. The block is full if `whole`,
+ * otherwise it has `lanes` channels. out does not alias x, w or bias. */
 INLINE void depthwise_block(const int P, const depthwise_command *m, const run *tap, const run *end, const float *x,
                             const float *w, const float *bias, float *out, const int whole, size_t lanes)
 {

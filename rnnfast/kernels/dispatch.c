@@ -1,4 +1,5 @@
-/* Which kernels this CPU can run, and what is the same on all of them. RNNFAST_ISAS is the table of setup.py. */
+/* The choice of the kernels that this CPU can run, and the packing of matrices, which is the same for all of them.
+ * RNNFAST_ISAS is the table of instruction sets in setup.py. */
 #include "kernels.h"
 #include "vec.h"
 
@@ -14,7 +15,8 @@ const kernels *rnnfast_kernels(int i)
     return NULL;
 }
 
-/* out[k, ldo] = w[unit, k] for 16 units, rows of w by stride_n; in squares of four, where all units exist */
+/* out[k, ldo] = w[units, k] transposed, the rows of w stride_n floats apart; units from `units` to 15 are zeros. Four
+ * by four items are moved at once where all 16 units exist. */
 static void pack_transposed(const float *w, ptrdiff_t stride_n, ptrdiff_t units, ptrdiff_t k, float *out, ptrdiff_t ldo)
 {
     const ptrdiff_t line = (ptrdiff_t)sizeof(float), squares = units < 16 ? 0 : k / 4 * 4;
@@ -32,7 +34,7 @@ void rnnfast_pack(const matrix *m, const float *w, ptrdiff_t stride_k, ptrdiff_t
     const ptrdiff_t per_gate = m->panel / m->gates, all = m->blocks / m->gates;
     for (ptrdiff_t first = 0; first < all; first += per_gate) {
         const ptrdiff_t wide = all - first < per_gate ? all - first : per_gate, ldo = wide * m->gates * 16;
-        if (stride_k == 1) {        /* torch's weights, at every step of training: a sixth of the time */
+        if (stride_k == 1) {        /* torch's layout, packed at every step of training: takes a sixth of the time */
             for (ptrdiff_t g = 0; g < m->gates; g++)
                 for (ptrdiff_t block = 0; block < wide; block++) {
                     const ptrdiff_t unit = (first + block) * 16;

@@ -1,4 +1,4 @@
-/* The elementwise_command of program.h. */
+/* The elementwise_command of program.h: a short program of instructions, run on one tile after the other. */
 #ifndef RNNFAST_ELEMENTWISE_H
 #define RNNFAST_ELEMENTWISE_H
 
@@ -7,8 +7,10 @@
 #include "program.h"
 #include "vec.h"
 
+/* Load a block, or the `left` floats that are left of an array. */
 INLINE vf take(const float *p, ptrdiff_t left) { return left >= VL ? v_load(p) : v_load_n(p, (size_t)left); }
 
+/* Store a block, or the `left` floats that are left of an array. */
 INLINE void put(float *p, vf x, ptrdiff_t left)
 {
     if (left >= VL)
@@ -17,12 +19,14 @@ INLINE void put(float *p, vf x, ptrdiff_t left)
         v_store_n(p, x, (size_t)left);
 }
 
+/* 1 where m holds, 0 elsewhere. */
 INLINE vf truth(vm m) { return v_select(m, v_set1(1.0f), v_zero()); }
 
-/* Of equal values the second; NaN if either is */
+/* The smaller and the larger value: b if they are equal, NaN if either is NaN. */
 INLINE vf least(vf a, vf b) { return v_select(v_eq(a, a), v_min(a, b), a); }
 INLINE vf greatest(vf a, vf b) { return v_select(v_eq(a, a), v_max(a, b), a); }
 
+/* to[n] = the instruction of a[n], b[n], c[n]; `to` may be any of them. */
 static void apply(const instruction *q, const float *a, const float *b, const float *c, float *to, ptrdiff_t n)
 {
     const vf zero = v_zero(), one = v_set1(1.0f);
@@ -66,20 +70,21 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
 #undef Y
 }
 
-/* A tile of an input: where it stands, or converted to `buffer` */
-static const float *loaded(const element *e, const char *p, ptrdiff_t stride, ptrdiff_t n, float *buffer)
+/* Return n values of an input as contiguous floats: the input itself where it is stored like that, otherwise
+ * `converted`, to which they are written. */
+static const float *loaded(const element *e, const char *p, ptrdiff_t stride, ptrdiff_t n, float *converted)
 {
     if (e->item == ITEM_FLOAT32 && stride == sizeof(float))
         return (const float *)p;
     if (e->item == ITEM_FLOAT32 && stride == -(ptrdiff_t)sizeof(float)) {
         for (ptrdiff_t i = 0; i < n; i++)
-            buffer[i] = ((const float *)p)[-i];
-        return buffer;
+            converted[i] = ((const float *)p)[-i];
+        return converted;
     }
 #define LOAD(type, value)                                                                                            \
     for (ptrdiff_t i = 0; i < n; i++) {                                                                              \
         const type x = *(const type *)(p + i * stride);                                                              \
-        buffer[i] = value;                                                                                           \
+        converted[i] = value;                                                                                        \
     }                                                                                                                \
     break;
     switch (e->item) {
@@ -89,9 +94,10 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
     case ITEM_INT64: LOAD(int64_t, (float)x)
     }
 #undef LOAD
-    return buffer;
+    return converted;
 }
 
+/* Convert n floats to the type of an output and store them. */
 static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, const float *x)
 {
 #define STORE(type, value)                                                                                           \
@@ -107,8 +113,9 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
 #undef STORE
 }
 
-/* One line of the innermost axis */
-static void line(const elementwise_command *m, float (*buffer)[TILE], const char *const *in, char *out)
+/* Run the instructions on one line of the innermost axis. registers[i] is memory for the values of register i, but
+ * inputs that are contiguous floats are read in place, and the last instruction writes directly to such an output. */
+static void line(const elementwise_command *m, float (*registers)[TILE], const char *const *in, char *out)
 {
     const ptrdiff_t axis = m->axes - 1, n = m->shape[axis];
     const instruction *q = (const instruction *)(m->in + m->inputs), *end = q + m->instructions;
@@ -120,12 +127,12 @@ static void line(const elementwise_command *m, float (*buffer)[TILE], const char
         for (ptrdiff_t i = 0; i < m->inputs; i++) {
             const ptrdiff_t stride = m->in[i].stride[axis];
             if (stride != 0)
-                value[i] = loaded(m->in + i, in[i] + at * stride, stride, size, buffer[i]);
+                value[i] = loaded(m->in + i, in[i] + at * stride, stride, size, registers[i]);
             else if (at == 0)
-                value[i] = loaded(m->in + i, in[i], 0, size, buffer[i]);
+                value[i] = loaded(m->in + i, in[i], 0, size, registers[i]);
         }
         for (const instruction *p = q; p < end; p++) {
-            float *to = p == end - 1 && direct ? (float *)out + at : buffer[p->to];
+            float *to = p == end - 1 && direct ? (float *)out + at : registers[p->to];
             apply(p, value[p->a], value[p->b], value[p->c], to, size);
             value[p->to] = to;
         }
@@ -134,40 +141,42 @@ static void line(const elementwise_command *m, float (*buffer)[TILE], const char
     }
 }
 
-static void lines(const elementwise_command *m, ptrdiff_t axis, float (*buffer)[TILE], const char *const *in, char *out)
+/* Run the instructions on all lines of the axes from `axis` on. */
+static void lines(const elementwise_command *m, ptrdiff_t axis, float (*registers)[TILE], const char *const *in,
+                  char *out)
 {
     if (axis >= AXES - 1 || axis == m->axes - 1) {
-        line(m, buffer, in, out);
+        line(m, registers, in, out);
         return;
     }
     const char *of_item[REGISTERS];
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             of_item[j] = in[j] + i * m->in[j].stride[axis];
-        lines(m, axis + 1, buffer, of_item, out + i * m->out.stride[axis]);
+        lines(m, axis + 1, registers, of_item, out + i * m->out.stride[axis]);
     }
 }
 
-/* The part first <= i < last of the first of several axes */
+/* Run the command for first <= i < last of its first axis; it has at least two axes. */
 static void elementwise_part(const elementwise_command *m, const context *x, ptrdiff_t first, ptrdiff_t last)
 {
-    float buffer[REGISTERS][TILE];
+    float registers[REGISTERS][TILE];
     const char *in[REGISTERS];
     for (ptrdiff_t i = first; i < last; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             in[j] = (const char *)address_of(x, m->in[j].p) + i * m->in[j].stride[0];
-        lines(m, 1, buffer, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]);
+        lines(m, 1, registers, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]);
     }
 }
 
 static void elementwise_kernel(const command *c, const context *x)
 {
     const elementwise_command *m = (const elementwise_command *)c;
-    float buffer[REGISTERS][TILE];
+    float registers[REGISTERS][TILE];
     const char *in[REGISTERS];
     for (ptrdiff_t j = 0; j < m->inputs; j++)
         in[j] = address_of(x, m->in[j].p);
-    lines(m, 0, buffer, in, address_of(x, m->out.p));
+    lines(m, 0, registers, in, address_of(x, m->out.p));
 }
 
 #endif

@@ -1,8 +1,8 @@
-"""Fits the constants of vmath.h and prints them as they stand there: python fit.py (needs mpmath, NumPy and SciPy).
+"""Fit the constants of vmath.h and print them in its form: python fit.py (needs mpmath, NumPy and SciPy).
 
-A polynomial is a weighted minimax fit (a linear programme on a grid). Its coefficients are rounded to float32 one after
-the other from the lowest up; after each, the rest is fitted again, so that later ones absorb the rounding of the
-earlier ones, and of both neighbouring float32 numbers that one is kept which leaves the smaller error.
+A polynomial is a weighted minimax fit, found as a linear program on a grid. Its coefficients are rounded to float32 one
+after the other, the lowest first. After each, the remaining ones are fitted again, so that they absorb its rounding
+error. Of the two neighbouring float32 numbers, the one that leaves the smaller error is kept.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,17 @@ from numpy.polynomial import chebyshev
 from scipy.optimize import linprog
 
 mp.mp.dps = 50
-GRID = 1500  # an even number of points: none is 0 on a symmetric interval
+GRID = 1500  # an even number of points, so that none is 0 on a symmetric interval
 LN2 = mp.log(2)
 
 
 @dataclass
 class Fit:
-    name: str  # of the table
-    text: str  # what is approximated, where, and relative to what
-    q: Callable  # approximated by the sum of c[i] x^i
+    """A polynomial to be fitted."""
+
+    name: str  # the name of its table
+    text: str  # the function that is approximated, the interval, and the value that the error is relative to
+    q: Callable  # this is approximated by the sum of c[i] x^i
     weight: Callable  # an error e of q is a relative error e * weight of the function
     low: mp.mpf
     high: mp.mpf
@@ -31,24 +33,26 @@ class Fit:
 
 
 def after_linear(f, x):
-    """q in f(x) = x + x^2 q(x)"""
+    """Return q in f(x) = x + x^2 q(x)."""
     return (f(x) - x) / x**2
 
 
 def after_linear_weight(f, x):
+    """Return the weight of an error of that q."""
     return x**2 / f(x)
 
 
 def log_erfc_q(y):
-    """q in log(erfc(-y)) = y + y q(y)"""
+    """Return q in log(erfc(-y)) = y + y q(y)."""
     return mp.log(mp.erfc(-y)) / y - 1
 
 
 def log_erfc_weight(y):
+    """Return the weight of an error of that q relative to erf(y)."""
     return y * mp.erfc(-y) / mp.erf(-y)
 
 
-WIDER = mp.mpf("1.001")  # the reduced argument may pass its bound by the rounding of x * log2(e)
+WIDER = mp.mpf("1.001")  # the rounding of x * log2(e) may carry the reduced argument past its bound
 FITS = [
     Fit(
         "EXPM1_Q",
@@ -90,19 +94,19 @@ FITS = [
 
 
 def grid(fit):
-    """x, q(x) and |weight(x)| at Chebyshev nodes, which are never the ends, where q may be 0 / 0"""
+    """Return x, q(x) and |weight(x)| at Chebyshev nodes, which exclude the ends, where q may be 0 / 0."""
     nodes = [mp.cos(mp.pi * (i + mp.mpf(0.5)) / GRID) for i in range(GRID)]
     xs = [(fit.low + fit.high) / 2 - (fit.high - fit.low) / 2 * node for node in nodes]
     return tuple(np.array([float(f(x)) for x in xs]) for f in (lambda x: x, fit.q, lambda x: abs(fit.weight(x))))
 
 
 def minimax(x, y, weight, fixed, terms):
-    """(error, c): c is `fixed` and the further coefficients for which max |weight * (polynomial - y)| is smallest"""
+    """Return (error, c): c is `fixed` and the other coefficients, which minimise max |weight * (polynomial - y)|."""
     rest = y - np.polyval(fixed[::-1], x)
     free = terms - len(fixed)
     if not free:
         return np.abs(weight * rest).max(), fixed
-    # a linear programme in Chebyshev coefficients; least squares first brings its numbers near to 1
+    # A linear program in Chebyshev coefficients; a least-squares fit first brings its numbers close to 1.
     domain = [x.min(), x.max()]
     basis = (weight * x ** len(fixed))[:, None] * chebyshev.chebvander(np.interp(x, domain, [-1, 1]), free - 1)
     start = np.linalg.lstsq(basis, weight * rest, rcond=None)[0]
@@ -110,13 +114,13 @@ def minimax(x, y, weight, fixed, terms):
     unit = np.abs(error).max()
     ones = np.ones((len(x), 1))
     rows = np.block([[basis, -ones], [-basis, -ones]])
-    programme = linprog([0] * free + [1], rows, np.concatenate([error, -error]) / unit, bounds=(None, None))
-    series = chebyshev.Chebyshev(start + unit * programme.x[:-1], domain).convert(kind=np.polynomial.Polynomial)
-    return unit * programme.fun, [*fixed, *series.coef, *[0.0] * (free - len(series.coef))]
+    program = linprog([0] * free + [1], rows, np.concatenate([error, -error]) / unit, bounds=(None, None))
+    series = chebyshev.Chebyshev(start + unit * program.x[:-1], domain).convert(kind=np.polynomial.Polynomial)
+    return unit * program.fun, [*fixed, *series.coef, *[0.0] * (free - len(series.coef))]
 
 
 def float32_fit(x, y, weight, terms):
-    """The same with coefficients that are float32 numbers"""
+    """Return the same with coefficients that are float32 numbers."""
     fixed = []
     while len(fixed) < terms:
         ideal = minimax(x, y, weight, fixed, terms)[1][len(fixed)]
@@ -128,12 +132,13 @@ def float32_fit(x, y, weight, terms):
 
 
 def literal(value):
-    """A float32 number in C"""
+    """Return a float32 number as a C literal."""
     mantissa, exponent = float(value).hex().split("p")
     return f"{mantissa.rstrip('0').rstrip('.')}p{int(exponent)}f"
 
 
 def table(fit):
+    """Return the C table of a fit."""
     error, c = float32_fit(*grid(fit), fit.terms)
     lines, line = [], "   "
     for value in c:
@@ -146,7 +151,10 @@ def table(fit):
 
 
 def logarithms():
-    """log(2) also as a sum whose first part has so few bits that n * LN2_HI and x - n * LN2_HI are exact"""
+    """Return the constants of log(2), also as a sum LN2_HI + LN2_LO.
+
+    LN2_HI has so few bits that n * LN2_HI and x - n * LN2_HI are exact.
+    """
     high = mp.floor(LN2 * 2**16 + mp.mpf(0.5)) / 2**16
     values = {"LOG2_E": 1 / LN2, "LN2": LN2, "LN2_HI": high, "LN2_LO": LN2 - high}
     return "\n".join(f"#define {name} {literal(np.float32(float(v)))}" for name, v in values.items())

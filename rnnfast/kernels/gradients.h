@@ -1,24 +1,24 @@
-/* The cells backward, neighbours of those in cells.h: the product with the transposed recurrent weights, then the
- * gradients of the gates, for one panel of units at a time.
+/* The backward steps of the cells in cells.h, one panel of units at a time: the product with the transposed recurrent
+ * weights, then the gradients of the gates.
  *
- * With e the gradient of h', a' those of the gates' pre-activations, from the formulas of cells.h:
+ * From the formulas of cells.h, where e is the gradient of h' and a' that of the pre-activation of a gate a:
  * RNN   a' = e f'(h')
  * LSTM  dc = dc' + e o (1 - tanh(c')^2);  i' = dc g i (1 - i);  o' = e tanh(c') o (1 - o);  f' = dc c f (1 - f);
  *       g' = dc i (1 - g^2);  dc = dc f
  * GRU   n' = e (1 - z) (1 - n^2);  z' = e (h - n) z (1 - z);  q' = n' r;  r' = n' q r (1 - r);  dh = e z
- *       where n = tanh(x + r q); or, reset first, with p = n' . Rn: r' = p h r (1 - r);  dh = e z + p r
+ *       where n = tanh(x + r q); with linear_before_reset = 0 and p = n' . Rn: r' = p h r (1 - r);  dh = e z + p r
  */
 #ifndef RNNFAST_GRADIENTS_H
 #define RNNFAST_GRADIENTS_H
 
 #include "cells.h"
 
-/* g (1 - g) */
+/* g (1 - g), the derivative of a sigmoid whose value is g. */
 INLINE vf sigmoid_slope(vf g) { return v_fnma(g, g, g); }
-/* 1 - g^2 */
+/* 1 - g^2, the derivative of a tanh whose value is g. */
 INLINE vf tanh_slope(vf g) { return v_fnma(g, g, v_set1(1.0f)); }
 
-/* pre = dy + dh_in for a tile, where these are */
+/* pre = dy + dh_in for a tile; either counts as zero where it is NULL. */
 INLINE void gather_gradient(const tiles *t, const step_back *s, float *pre)
 {
     EACH_BLOCK(*t, 1, t->w->units) {
@@ -29,6 +29,8 @@ INLINE void gather_gradient(const tiles *t, const step_back *s, float *pre)
     }
 }
 
+/* The gates of an LSTM for one block: writes dg and, if s->out is not NULL, o tanh(c'); updates dc. e is the gradient
+ * of h'. */
 INLINE void lstm_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t unit, ptrdiff_t lanes, vf e)
 {
     const float *g = s->saved + row * s->lds + unit;
@@ -45,6 +47,8 @@ INLINE void lstm_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t 
         store_lanes(s->out + row * s->ldo + unit, v_mul(out, squashed), lanes);
 }
 
+/* The gates of a GRU for one block: writes dg and dh. With reset_first, the gradient of r is left to
+ * gru_candidate_back. */
 INLINE void gru_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t unit, ptrdiff_t lanes, vf e,
                      const int reset_first)
 {
@@ -62,6 +66,8 @@ INLINE void gru_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t u
     }
 }
 
+/* The gate r of a GRU with linear_before_reset = 0 for one block, from p, the gradient of r h: writes dg and, to
+ * s->out, r h; updates dh. */
 INLINE void gru_candidate_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, ptrdiff_t unit, ptrdiff_t lanes, vf p)
 {
     float *dh = s->dh + row * s->ldh + unit;
@@ -72,12 +78,13 @@ INLINE void gru_candidate_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, p
     store_lanes(s->out + row * s->ldo + unit, rh, lanes);
 }
 
-INLINE void cell_back(const int what, const step_back *s, panels part)
+/* One kind of backward step for some panels; `kind` is a compile-time constant, BACK_*. */
+INLINE void cell_back(const int kind, const step_back *s, panels part)
 {
     const ptrdiff_t H = s->m->units;
     float pre[MAX_TILE];
     for (tiles t = tiles_of(s->m, part, s->rows); next_tile(&t);) {
-        if (what == BACK_LSTM)
+        if (kind == BACK_LSTM)
             prefetch_saved(&t, 1, H, s->saved, SAVED_LSTM, 0);
         gather_gradient(&t, s, pre);
         if (s->a)
@@ -85,20 +92,20 @@ INLINE void cell_back(const int what, const step_back *s, panels part)
         EACH_BLOCK(t, 1, H) {
             const ptrdiff_t row = t.row + i;
             const vf e = v_load(pre + at);
-            if (what == BACK_STATE) {
+            if (kind == BACK_STATE) {
                 store_lanes(s->out + row * s->ldo + unit, e, lanes);
-            } else if (what == BACK_TANH) {
+            } else if (kind == BACK_TANH) {
                 const vf h = load_lanes(s->h[row] + unit, lanes);
                 store_lanes(s->dg + row * s->ldg + unit, v_mul(e, tanh_slope(h)), lanes);
-            } else if (what == BACK_RELU) {
-                const vm none = v_le(load_lanes(s->h[row] + unit, lanes), v_zero());      /* NaN: e goes on */
+            } else if (kind == BACK_RELU) {
+                const vm none = v_le(load_lanes(s->h[row] + unit, lanes), v_zero());      /* e passes where h is NaN */
                 store_lanes(s->dg + row * s->ldg + unit, v_select(none, v_zero(), e), lanes);
-            } else if (what == BACK_LSTM) {
+            } else if (kind == BACK_LSTM) {
                 lstm_back(s, H, row, unit, lanes, e);
-            } else if (what == BACK_GRU_CANDIDATE) {
+            } else if (kind == BACK_GRU_CANDIDATE) {
                 gru_candidate_back(s, H, row, unit, lanes, e);
             } else {
-                gru_back(s, H, row, unit, lanes, e, what == BACK_GRU_RESET_FIRST);
+                gru_back(s, H, row, unit, lanes, e, kind == BACK_GRU_RESET_FIRST);
             }
         }
     }
@@ -106,14 +113,16 @@ INLINE void cell_back(const int what, const step_back *s, panels part)
 
 static void cell_back_kernel(const step_back *s, panels part)
 {
-#define CASE(WHAT) case WHAT: cell_back(WHAT, s, part); break;
-    switch (s->what) {
+#define CASE(KIND) case KIND: cell_back(KIND, s, part); break;
+    switch (s->kind) {
     CASE(BACK_STATE) CASE(BACK_TANH) CASE(BACK_RELU) CASE(BACK_LSTM) CASE(BACK_GRU) CASE(BACK_GRU_RESET_FIRST)
     CASE(BACK_GRU_CANDIDATE)
     }
 #undef CASE
 }
 
+/* out[columns, ldo] = a[rows, columns] transposed, in squares of VL; sums[columns] += the sums of its columns, added
+ * row by row. out and sums do not alias a. */
 static void transpose_kernel(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t columns, float *out,
                              ptrdiff_t ldo, float *sums)
 {

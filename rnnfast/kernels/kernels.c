@@ -1,4 +1,4 @@
-/* Every kernel, compiled once for each instruction set with ISA defined as its name. */
+/* All kernels. This file is compiled once for each instruction set, with ISA defined as the name of the set. */
 #include "cells.h"
 #include "convolution.h"
 #include "depthwise.h"

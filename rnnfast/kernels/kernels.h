@@ -1,7 +1,8 @@
-/* The contract between the kernels and the engine: types, and one table of functions for each instruction set.
+/* The interface between the kernels and the engine: types, and one table of functions for each instruction set.
  *
- * Nothing here allocates, fails or keeps a pointer. Sizes are in elements, leading dimensions (ld*) in floats.
- * A unit is one hidden unit; a block is 16 columns (VL of vec.h). Outputs never alias inputs unless said.
+ * No kernel allocates memory, fails or keeps a pointer. Sizes are in elements, leading dimensions (ld*) in floats. A
+ * unit is one hidden unit; a block is 16 columns (VL of vec.h). Outputs do not alias inputs unless a comment allows
+ * it.
  */
 #ifndef RNNFAST_KERNELS_H
 #define RNNFAST_KERNELS_H
@@ -10,7 +11,7 @@
 
 #include "program.h"
 
-/* Elementwise functions. The first eleven are ONNX's activations of recurrent cells. */
+/* Elementwise functions of one argument. The first eleven are ONNX's activations of recurrent cells. */
 enum {
     ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_AFFINE, ACT_LEAKY_RELU, ACT_THRESHOLDED_RELU, ACT_SCALED_TANH,
     ACT_HARD_SIGMOID, ACT_ELU, ACT_SOFTSIGN, ACT_SOFTPLUS,
@@ -22,143 +23,148 @@ typedef struct {
     float alpha, beta;
 } activation;
 
-/* A packed matrix [k, gates * units]. Columns stand in blocks of 16, blocks in panels; a panel is [k][width][16]
- * with up to `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one pass over k
- * yields every gate of these units. Missing units are zeros. */
+/* A packed matrix [k, gates * units]. Columns are grouped into blocks of 16 and blocks into panels. A panel is an
+ * array [k][width][16] of width <= `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one
+ * pass over k computes every gate of these units. Missing units of the last block are zeros. */
 typedef struct matrix {
     const float *w;
-    const float *bias;          /* [blocks * 16] in the same column order */
+    const float *bias;          /* [blocks * 16], its columns in the same order */
     ptrdiff_t k, units, gates;
     ptrdiff_t blocks;           /* gates * ceil(units / 16) */
     ptrdiff_t panel;            /* blocks of a full panel: 3 for three gates, else 4 */
 } matrix;
 
-enum { CELL_RNN, CELL_LSTM, CELL_GRU, CELL_GRU_RESET_FIRST };  /* GRU: linear_before_reset = 1, then 0 */
+/* CELL_GRU has linear_before_reset = 1, CELL_GRU_RESET_FIRST has 0. */
+enum { CELL_RNN, CELL_LSTM, CELL_GRU, CELL_GRU_RESET_FIRST };
 
 /* One direction of one recurrent layer. Gate order is ONNX's: RNN i; LSTM i o f c; GRU z r h. */
 typedef struct {
     int kind;                   /* CELL_* */
     ptrdiff_t hidden_size;
-    matrix r;                   /* recurrent weights; CELL_GRU_RESET_FIRST: of z and r */
-    matrix r_candidate;         /* CELL_GRU_RESET_FIRST: of h */
-    const float *candidate_bias;/* CELL_GRU: Rbh [ceil16(H)], zeros if absent */
-    const float *peephole;      /* CELL_LSTM: p_i, p_o, p_f, each [ceil16(H)], or NULL */
-    activation act[3];          /* LSTM f g h; GRU f g; RNN f */
-    float clip;                 /* bound of the pre-activations; INFINITY: none */
+    matrix r;                   /* recurrent weights of all gates; CELL_GRU_RESET_FIRST: those of z and r */
+    matrix r_candidate;         /* CELL_GRU_RESET_FIRST: the recurrent weights of h */
+    const float *candidate_bias;/* CELL_GRU: Rbh [H rounded up to 16], zeros if absent */
+    const float *peephole;      /* CELL_LSTM: p_i, p_o, p_f, each [H rounded up to 16], or NULL */
+    activation act[3];          /* LSTM: f, g, h; GRU: f, g; RNN: f */
+    float clip;                 /* pre-activations are clipped to [-clip, clip]; INFINITY: not at all */
     int input_forget;           /* LSTM: f = 1 - i */
-    int fused;                  /* default activations, none of clip, peepholes and input_forget */
+    int fused;                  /* true: default activations, no clip, no peepholes, no input_forget */
 } cell;
 
-/* Panels first <= p < last of a matrix, the last of them first if `backwards`: what was used last is then met first,
- * while the inner cache still has it. */
+/* Panels first <= p < last of a matrix, in reverse order if `backwards`. Calls alternate the order, so that each starts
+ * with the panels that the previous one used last and that are still in the inner cache. */
 typedef struct {
     ptrdiff_t first, last;
     int backwards;
 } panels;
 
-/* One step of `rows` sequences. */
+/* One time step of `rows` sequences. Arrays that the kind of cell does not need may be NULL. h_out does not alias h. */
 typedef struct {
-    const float *xg;            /* [rows, 16 * r.blocks] input projections and biases, in the columns of r */
+    const float *xg;            /* [rows, 16 * r.blocks]: input projections plus biases, columns in r's order */
     ptrdiff_t ldx;
-    const float *xg_candidate;  /* CELL_GRU_RESET_FIRST: [rows, 16 * r_candidate.blocks] */
+    const float *xg_candidate;  /* CELL_GRU_RESET_FIRST: [rows, 16 * r_candidate.blocks], the same for h */
     ptrdiff_t ldx_candidate;
-    const float *x;             /* or NULL: [rows, w->k], projected here by these, instead of the two above */
+    const float *x;             /* [rows, w->k]: the inputs, which the kernel projects itself by w and
+                                   w_candidate; NULL: the two arrays above hold the projections */
     ptrdiff_t ld_input;
     const matrix *w, *w_candidate;
-    const float *hr;            /* recurrent products computed elsewhere (BLAS), same columns as xg, or NULL */
-    const float *h;             /* [rows, r.k] previous output */
+    const float *hr;            /* recurrent products computed by BLAS, columns as in xg; NULL: not yet computed */
+    const float *h;             /* [rows, r.k]: the previous output */
     ptrdiff_t ldh;
-    float *c;                   /* LSTM: [rows, ceil16(H)] cell state, updated in place */
-    float *h_out;               /* [rows, hidden_size] new output */
+    float *c;                   /* LSTM: [rows, H rounded up to 16], the cell state, updated in place */
+    float *h_out;               /* [rows, hidden_size]: the new output */
     ptrdiff_t ldo;
-    float *z, *rh;              /* CELL_GRU_RESET_FIRST: [rows, ceil16(H)] scratch, written by gru_gates */
+    float *z, *rh;              /* CELL_GRU_RESET_FIRST: [rows, H rounded up to 16], written by gru_gates */
     ptrdiff_t rows;
-    float *saved;               /* or NULL: [rows, SAVED_* * H], what backward needs, written by fused cells */
+    float *saved;               /* [rows, SAVED_* * H]: what backward needs, written by fused cells; or NULL */
 } step;
 
-/* What a step saves for backward, each [H]: LSTM i o f g c; CELL_GRU z r n and hR + rb of the candidate;
- * CELL_GRU_RESET_FIRST z r n. RNN needs its output only. */
+/* The number of vectors [H] that a step saves for each row for backward. LSTM: i o f g c; CELL_GRU: z r n and the
+ * candidate's hR + rb; CELL_GRU_RESET_FIRST: z r n. An RNN saves nothing, because its output is enough. */
 enum { SAVED_LSTM = 5, SAVED_GRU = 4, SAVED_GRU_RESET_FIRST = 3 };
 
-/* One part of a step backward. `pre` is a gradient of h': dy + dh + a . m, in this order. */
+/* The kinds of backward steps. `pre` is the gradient of h': dy + dh_in + a . m, added in this order. */
 enum {
-    BACK_STATE,                 /* dh_out = pre */
-    BACK_TANH, BACK_RELU,       /* RNN: dg = pre f'(h'), from h' */
-    BACK_LSTM,                  /* dg: i f g o; dc is updated */
-    BACK_GRU,                   /* dg: of hR + rb of the candidate, then r z n; dh is updated */
-    BACK_GRU_RESET_FIRST,       /* dg: z n behind the room of r; dh is updated */
-    BACK_GRU_CANDIDATE          /* dg: r, from pre = dn . Rn; dh is updated */
+    BACK_STATE,                 /* out = pre */
+    BACK_TANH, BACK_RELU,       /* RNN: dg = pre f', where f' follows from the output h' */
+    BACK_LSTM,                  /* writes dg of i f g o; updates dc */
+    BACK_GRU,                   /* writes dg of the candidate's hR + rb, then of r z n; writes dh */
+    BACK_GRU_RESET_FIRST,       /* writes dg of z n, behind the place of r; writes dh */
+    BACK_GRU_CANDIDATE          /* writes dg of r, from pre = dn . Rn; updates dh */
 };
 
+/* One backward step of `rows` sequences. Arrays of pointers have one pointer for each row, to [units] floats. */
 typedef struct {
-    int what;                   /* BACK_* */
-    const matrix *m;            /* [k, units]: recurrent weights, transposed: torch's as they are */
-    const float *a;             /* [rows, k], or NULL: no product */
+    int kind;                   /* BACK_* */
+    const matrix *m;            /* [k, units]: recurrent weights, transposed, which is torch's layout */
+    const float *a;             /* [rows, k]: dg of the step after this one; NULL: there is no product */
     ptrdiff_t lda;
-    const float *const *dy;     /* rows [units] of the output's gradient, or NULL */
-    const float *dh_in;         /* [rows, ldh] what else reaches h', or NULL */
-    float *dh;                  /* GRU: [rows, ldh] what reaches the h before this step without a product */
-    float *dc;                  /* LSTM: [rows, ldh] */
+    const float *const *dy;     /* gradients of the output, or NULL */
+    const float *dh_in;         /* [rows, ldh]: what else reaches h', or NULL; may be dh */
+    float *dh;                  /* GRU: [rows, ldh], the part of the previous h's gradient that needs no product */
+    float *dc;                  /* LSTM: [rows, ldh], the gradient of the cell state, updated in place */
     ptrdiff_t ldh;
-    const float *const *h;      /* rows [units]: GRU the h before this step, RNN the h after it */
-    const float *const *c;      /* LSTM: rows [units] of the c before this step */
-    const float *saved;         /* [rows, lds] */
+    const float *const *h;      /* GRU: the h before this step; RNN: the h after it */
+    const float *const *c;      /* LSTM: the cell state before this step */
+    const float *saved;         /* [rows, lds]: what forward saved */
     ptrdiff_t lds;
-    float *dg;                  /* [rows, ldg] gradients of the gates' pre-activations, each [units],
-                                   in torch's order of gates */
+    float *dg;                  /* [rows, ldg]: gradients of the gates' pre-activations, each [units], in torch's
+                                   order of gates */
     ptrdiff_t ldg;
-    float *out;                 /* BACK_STATE: [rows, ldo]; BACK_LSTM: o tanh(c), BACK_GRU_CANDIDATE: r h, or NULL */
+    float *out;                 /* [rows, ldo]: BACK_STATE pre; BACK_GRU_CANDIDATE r h; BACK_LSTM o tanh(c), or NULL */
     ptrdiff_t ldo;
     ptrdiff_t rows;
 } step_back;
 
-/* of optimizer.h; rest: 1 - b */
+/* The constants of the formula in optimizer.h. */
 typedef struct {
-    float b1, rest1, b2, rest2, eps, rate;
+    float b1, one_minus_b1, b2, one_minus_b2, eps, rate;
 } adam_constants;
 
+/* The kernels of one instruction set. */
 typedef struct kernels {
     const char *name;
-    /* c[rows, n] = bias + a[rows, k] . w[k, n], n <= 16 * blocks columns stored. Rows of a may overlap. */
+    /* c[rows, n] = bias + a[rows, k] . w[k, n] for some panels; n <= 16 * blocks columns are stored. Rows of a may
+     * overlap each other. */
     void (*matmul)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc, ptrdiff_t rows,
                    ptrdiff_t n);
-    /* RNN, LSTM, and GRU with linear_before_reset: the whole step, for some panels of r */
+    /* The whole step of an RNN, an LSTM or a GRU with linear_before_reset = 1, for some panels of r. */
     void (*cell_step)(const cell *q, const step *s, panels part);
-    /* GRU without linear_before_reset: z and r * h for some panels of r; then, with s->h the r * h of the first and
-     * h_prev the h before this step, the output for some panels of r_candidate */
+    /* The two halves of a step of a GRU with linear_before_reset = 0. gru_gates writes z and r * h for some panels of
+     * r. gru_output then computes the output for some panels of r_candidate; its s->h is that r * h, and
+     * h_prev[rows, ldh_prev] is the h before this step, which h_out does not alias. */
     void (*gru_gates)(const cell *q, const step *s, panels part);
     void (*gru_output)(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev);
-    /* c[rows, n] += a[rows, k] . w[k, n] */
+    /* c[rows, n] += a[rows, k] . w[k, n] for some panels; the bias is not used. */
     void (*accumulate)(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
                        ptrdiff_t rows, ptrdiff_t n);
-    /* the panels of m of a step backward */
+    /* A backward step for some panels of m. */
     void (*cell_back)(const step_back *s, panels part);
-    /* out[columns, ldo] = a[rows, columns] transposed; sums[columns] += those over the rows, in order */
+    /* out[columns, ldo] = a[rows, lda] transposed; sums[columns] += the sums of a's columns, added row by row. */
     void (*transpose)(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t columns, float *out, ptrdiff_t ldo,
                       float *sums);
-    /* y[n] = act(x[n]); x may be y */
+    /* y[n] = act(x[n]); y may be x. */
     void (*unary)(activation act, const float *x, float *y, size_t n);
-    /* gradients g[n]; values v, means m and squares s are updated */
+    /* Update the values v[n], means m[n] and mean squares s[n] in place from the gradients g[n]. */
     void (*adam)(const adam_constants *a, const float *g, float *v, float *m, float *s, size_t n);
-    /* an elementwise_command */
+    /* Run an elementwise_command, a depthwise_command, a reduce_command, a rows_command or a pool_command. */
     void (*elementwise)(const command *c, const context *x);
-    /* a depthwise_command */
     void (*depthwise)(const command *c, const context *x);
-    /* a reduce_command, a rows_command, a pool_command */
     void (*reduce)(const command *c, const context *x);
     void (*rows)(const command *c, const context *x);
     void (*pool)(const command *c, const context *x);
-    /* one of `parts` parts of a convolution_command, and then of an elementwise_command if it is not NULL */
+    /* Run one of `parts` parts of a convolution_command and, unless `then` is NULL, of the elementwise_command then. */
     void (*convolution)(const command *c, const command *then, const context *x, int part, int parts);
-    /* denormals off for this thread; returns the mode to hand to restore_mode */
+    /* Make this thread treat denormal inputs and results as zeros. Returns the previous mode for restore_mode. */
     unsigned (*flush_denormals)(void);
     void (*restore_mode)(unsigned mode);
 } kernels;
 
-/* out[k][...] = the packed form of w[k * stride_k + n * stride_n], n = gate * units + unit; m gives the shape */
+/* Write to out[k * blocks * 16] the packed form of w[k * stride_k + n * stride_n], where n = gate * units + unit. m
+ * gives the shape; its w and bias are not used. out does not alias w. */
 void rnnfast_pack(const matrix *m, const float *w, ptrdiff_t stride_k, ptrdiff_t stride_n, float *out);
 
-/* table i of those this CPU can run, best first; NULL past the last */
+/* Return the i-th table of kernels that this CPU can run, the best first, or NULL if there are not so many. */
 const kernels *rnnfast_kernels(int i);
 
 #endif

@@ -1,7 +1,7 @@
-/* The packed matrix kernel: every output is one chain of fused multiply-adds over k, in order, from its bias.
+/* The product with a packed matrix. Every output is one chain of fused multiply-adds over k, in order, from its bias.
  *
- * A tile is M rows by W blocks of accumulators that live in registers for the whole of k. How outputs are cut into
- * tiles depends on the instruction set and the batch; the chain of one output does not, so neither do its bits.
+ * A tile is M rows by W blocks of accumulators that stay in registers for all of k. How outputs are divided into tiles
+ * depends on the instruction set and the batch, but the chain of one output does not, and so neither do its bits.
  */
 #ifndef RNNFAST_MATMUL_H
 #define RNNFAST_MATMUL_H
@@ -12,14 +12,14 @@
 #define MAX_ROWS 14             /* most rows of a tile on any instruction set */
 #define MAX_PANEL 4             /* most blocks of a panel */
 #define MAX_TILE (MAX_ROWS * MAX_PANEL * VL)
-#define INNER_CACHE (1 << 20)   /* bytes of weights that one row finds in the inner cache at every step */
-#define ROOM (1 << 19)          /* bytes of weights that stay there whatever several rows need besides */
+#define INNER_CACHE (1 << 20)   /* bytes of weights that stay in the inner cache from step to step of one row */
+#define ROOM (1 << 19)          /* bytes of weights that stay there even beside the data of several rows */
 
-/* Rows of a tile of W blocks: accumulators, W loads and a broadcast fit the registers (32 of one block on AVX-512, 16
- * of half a block on AVX2). SPLIT_PANEL: several rows take a panel of four blocks in two halves, one row takes it
- * whole. ROW_PANELS: one row takes so many panels at once, since the accumulators of one do not cover the latency of
- * an fma (4 cycles, 2 begun in each). PREFETCH_ROWS: tiles of so many rows have the time to fetch weights ahead.
- * Without vector registers tall tiles gain nothing. */
+/* TILE_ROWS: the most rows of a tile of W blocks, so that its accumulators, W loads and a broadcast fit the registers
+ * (32 of one block on AVX-512, 16 of half a block on AVX2). Without vector registers tall tiles gain nothing.
+ * SPLIT_PANEL: whether so many rows take a panel of four blocks in two halves; one row takes it whole. ROW_PANELS: how
+ * many panels one row takes at once, since the accumulators of one panel do not hide the latency of an fma (4 cycles,
+ * 2 begun in each). PREFETCH_ROWS: the least rows of a tile that takes long enough to prefetch weights. */
 #if defined(__AVX512F__)
 #define TILE_ROWS(W) ((W) == 4 ? 6 : (W) == 3 ? 8 : 14)
 #define SPLIT_PANEL(rows) ((rows) > TILE_ROWS(4))
@@ -37,14 +37,15 @@
 #define ROW_PANELS 1
 #endif
 
-/* Weights that will be needed next: two places in each step along k (of one line, where the stride is one), `stride`
- * floats further each time. */
+/* Weights to prefetch while a tile is computed: at each step along k two places, p and p + stride / 2, after which p
+ * moves on by `stride` floats. If the stride is one block, both are in one cache line. A stride of 0 means none. */
 typedef struct {
     const float *p;
     ptrdiff_t stride;
 } upcoming;
 
-/* c[M, W] = init[M, W] + a[M, k] . w[k, W]; init may be c. ldw = blocks of the panel that w is in, times 16. */
+/* c[M, W] = init[M, W] + a[M, k] . w[k, W] for W blocks of columns; init may be c. ldw is 16 times the number of
+ * blocks of the panel in which w lies. */
 INLINE void tile(const int M, const int W, const int prefetch, const float *a, ptrdiff_t lda, const float *w,
                  ptrdiff_t ldw, ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
 {
@@ -55,14 +56,14 @@ INLINE void tile(const int M, const int W, const int prefetch, const float *a, p
         for (int j = 0; j < W; j++)
             acc[m][j] = v_load(init + m * ldi + j * VL);
     for (ptrdiff_t i = 0; i < k; i++, w += ldw, next.p += next.stride) {
-        vf b[MAX_PANEL];
+        vf b[MAX_PANEL];        /* v_keep takes 0.7 of the time for LSTM H200 B3 */
         if (prefetch) {
             v_prefetch(next.p);
             v_prefetch(next.p + next.stride / 2);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
-            b[j] = M > 1 ? v_keep(v_load(w + j * VL)) : v_load(w + j * VL);     /* LSTM H200 B3: 0.7 of the time */
+            b[j] = M > 1 ? v_keep(v_load(w + j * VL)) : v_load(w + j * VL);
 #pragma GCC unroll 14
         for (int m = 0; m < M; m++) {
             const vf x = v_set1(a[m * lda + i]);
@@ -78,7 +79,7 @@ INLINE void tile(const int M, const int W, const int prefetch, const float *a, p
             v_store(c + m * ldc + j * VL, acc[m][j]);
 }
 
-/* The same for 1 <= rows <= TILE_ROWS(W) */
+/* The same for 1 <= rows <= TILE_ROWS(W). */
 INLINE void tile_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, const float *w, ptrdiff_t ldw,
                       ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
 {
@@ -95,7 +96,7 @@ INLINE void tile_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda
 #undef ROWS
 }
 
-/* One row and P panels that lie behind each other */
+/* c[P, W] = init[P, W] + a[k] . w for one row and P consecutive panels of W blocks. */
 INLINE void tile_row(const int P, const int W, const float *a, const float *w, ptrdiff_t k, const float *init, float *c)
 {
     vf acc[ROW_PANELS][MAX_PANEL];
@@ -120,7 +121,7 @@ INLINE void tile_row(const int P, const int W, const float *a, const float *w, p
             v_store(c + (p * W + j) * VL, acc[p][j]);
 }
 
-/* The same for 2 <= count <= ROW_PANELS */
+/* The same for 2 <= count <= ROW_PANELS panels. */
 static void row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const float *w, ptrdiff_t k, const float *init,
                        float *c)
 {
@@ -131,7 +132,7 @@ static void row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const f
 #undef PANELS
 }
 
-/* A tile of any height and width */
+/* c[rows, width] = init + a . w for a tile of any height and width; init may be c. */
 static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const float *w, ptrdiff_t k,
                        const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
 {
@@ -151,14 +152,15 @@ static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_
     }
 }
 
-/* The most rows of a tile of a panel */
+/* The most rows of a tile of a panel with `width` blocks. */
 INLINE ptrdiff_t tile_height(ptrdiff_t width)
 {
     return width == 1 ? TILE_ROWS(1) : width == 2 ? TILE_ROWS(2) : width == 3 ? TILE_ROWS(3) : TILE_ROWS(4);
 }
 
-/* Into how many tiles so many rows are cut. Up to TILE_ROWS(2) rows take even a panel of four blocks at once, in two
- * halves, so that its weights are read once; for more rows the inner cache has them by then. */
+/* Return the number of tiles into which so many rows of a panel are divided. Up to TILE_ROWS(2) rows take even a panel
+ * of four blocks at once, in two halves, so that its weights are read only once. With more rows the weights are in the
+ * inner cache by the time that they are read again. */
 INLINE ptrdiff_t tiles_of_panel(ptrdiff_t width, ptrdiff_t rows)
 {
     const int halves = width == 4 && SPLIT_PANEL(rows) && rows <= TILE_ROWS(2);
@@ -166,17 +168,17 @@ INLINE ptrdiff_t tiles_of_panel(ptrdiff_t width, ptrdiff_t rows)
     return (rows + height - 1) / height;
 }
 
-/* How the outputs of some panels of a matrix are cut into tiles: every panel into tiles of about the same height; one
- * row takes several full panels together, unless their weights come from beyond the inner cache (LSTM H512 B1: alone
- * 0.97 of the time). `while (next_tile(&t))` goes through them. */
+/* An iterator over the tiles of some panels of a matrix: `while (next_tile(&t))`. Every panel is divided into tiles of
+ * about the same height. One row takes several full panels together, unless their weights do not fit the inner cache
+ * (LSTM H512 B1: one at a time takes 0.97 of the time). */
 typedef struct {
     const matrix *w;
     panels part;
-    ptrdiff_t all, done;        /* rows of every panel; panels before the current ones */
-    ptrdiff_t of_panel, left;   /* tiles that a panel is cut into, those of them that are still to come */
-    ptrdiff_t block, width, ldw;/* the first block of the panel, the blocks of one, the floats of a row of the tile */
-    ptrdiff_t count;            /* panels of the tile, more than one only where there is one row */
-    ptrdiff_t row, m;
+    ptrdiff_t all, done;        /* the rows of every panel; the number of panels before the current ones */
+    ptrdiff_t of_panel, left;   /* tiles of this panel: all, and those that are still to come */
+    ptrdiff_t block, width, ldw;/* the panel's first block, its number of blocks; floats of a row of the tile */
+    ptrdiff_t count;            /* panels of the tile: more than one only for a single row */
+    ptrdiff_t row, m;           /* the first row of the tile, its number of rows */
 } tiles;
 
 INLINE tiles tiles_of(const matrix *w, panels part, ptrdiff_t rows)
@@ -184,11 +186,13 @@ INLINE tiles tiles_of(const matrix *w, panels part, ptrdiff_t rows)
     return (tiles){ .w = w, .part = part, .all = rows };
 }
 
+/* Bytes of the weights of all these panels. */
 INLINE ptrdiff_t part_bytes(const tiles *t)
 {
     return (t->part.last - t->part.first) * t->w->panel * VL * t->w->k * (ptrdiff_t)sizeof(float);
 }
 
+/* Move on to the next tile. Returns 0 if there is none. */
 INLINE int next_tile(tiles *t)
 {
     const ptrdiff_t left = t->part.last - t->part.first - t->done - t->count;
@@ -220,9 +224,10 @@ INLINE int next_tile(tiles *t)
     return 1;
 }
 
-/* A part of the panel behind the one at w, spread over the first tiles that use this one. Nothing, which is w again,
- * where the inner cache has all weights, or where a panel is used so shortly that the processor's own prefetching does
- * better. LSTM H512 B32: 0.90 of the time, B12: 0.82; H768 B24: 0.84; H256 B128: 0.96. */
+/* Return which part of the next panel to prefetch during the current tile: the next panel is spread over the first
+ * tiles of the current one, whose weights are at w. Nothing is prefetched (stride 0) where all weights are in the
+ * inner cache, or where a panel is used for so short a time that the processor's own prefetching does better. LSTM
+ * H512 B32 takes 0.90 of the time, B12 0.82; H768 B24 0.84; H256 B128 0.96. */
 INLINE upcoming upcoming_at(const tiles *t, const float *w)
 {
     const ptrdiff_t panel = t->w->panel * VL * t->w->k, used = t->of_panel * (SPLIT_PANEL(t->m) ? 2 : 1);
@@ -233,7 +238,7 @@ INLINE upcoming upcoming_at(const tiles *t, const float *w)
     return (upcoming){ t->w->w + next * VL * t->w->k + done, stride };
 }
 
-/* c = init + a . w for one tile; init and c begin at the tile, a at its first row */
+/* c = init + a . w for one tile; init and c point to the tile, a to its first row. init may be c. */
 INLINE void multiply_tile(const tiles *t, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi, float *c,
                           ptrdiff_t ldc)
 {
@@ -244,7 +249,8 @@ INLINE void multiply_tile(const tiles *t, const float *a, ptrdiff_t lda, const f
         panel_rows(t->m, t->width, a, lda, w, t->w->k, init, ldi, c, ldc, upcoming_at(t, w));
 }
 
-/* c = init + a . w for some panels; init [n] for every row where ldi is 0 */
+/* c[rows, n] = init[rows, n] + a[rows, k] . w for some panels; init may be c. ldi = 0 uses one row init[blocks * 16]
+ * for all rows. */
 INLINE void multiply(const matrix *w, panels part, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi,
                      float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
 {
@@ -269,12 +275,14 @@ INLINE void multiply(const matrix *w, panels part, const float *a, ptrdiff_t lda
     }
 }
 
+/* The matmul of kernels.h. */
 static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
                           ptrdiff_t rows, ptrdiff_t n)
 {
     multiply(w, part, a, lda, w->bias, 0, c, ldc, rows, n);
 }
 
+/* The accumulate of kernels.h. */
 static void accumulate_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
                               ptrdiff_t rows, ptrdiff_t n)
 {

@@ -1,7 +1,10 @@
-/* What it costs, medians on a virtual machine with 2 Xeon cores (Sapphire Rapids): a phase with empty work of two
- * members that are here 0.33 us, `each` of two items 0.40 us, without workers 0.01 us; closing 0.3 us; opening 20 us
- * where the worker's core has gone idle (the interrupt that wakes it; 2 us where it has not), 0.3 us where the worker
- * has not fallen asleep yet or was woken before; it is here 64 us after the call, of which the opener waits 20. */
+/* The pool of threads of pool.h.
+ *
+ * Its costs, medians on a virtual machine with 2 Xeon cores (Sapphire Rapids): a phase with empty work takes two
+ * members 0.33 us, rnnfast_team_each of two items 0.40 us, or 0.01 us without workers; closing takes 0.3 us. Opening
+ * takes 20 us if the worker's core has gone idle (for the interrupt that wakes the core; 2 us if it has not), and 0.3
+ * us if the worker has not fallen asleep yet or was already woken. A worker arrives 64 us after the call, of which the
+ * opener waits 20. */
 #define _GNU_SOURCE             /* affinity, thread names */
 #include "pool.h"
 
@@ -14,29 +17,30 @@
 #include <time.h>
 
 enum {
-    STACK = 1 << 20,            /* bytes: kernels need a few KiB, BLAS and the sanitizers more */
-    EAGER = 20,                 /* looks without a pause, which takes 50 ns itself */
-    SPINS = 2000,               /* looks, about 0.1 ms, before other threads are let onto the core */
-    STALL = SPINS + 100,        /* looks after which the thread that is waited for has lost its core */
-    RECENT = 100000,            /* nanoseconds between calls that come back to back */
-    LEAST_REST = 20, MOST_REST = 1000   /* milliseconds without teams behind a call that lost half its time like that:
-                                           4 times more each, 4 times less behind one that did not */
+    STACK = 1 << 20,            /* bytes: kernels need a few KiB, BLAS and the sanitizers need more */
+    EAGER = 20,                 /* looks without a pause instruction, which takes 50 ns itself */
+    SPINS = 2000,               /* looks (about 0.1 ms) before the core is yielded to other threads */
+    STALL = SPINS + 100,        /* looks after which the awaited thread is taken to have lost its core */
+    RECENT = 100000,            /* most nanoseconds between calls that count as back to back */
+    LEAST_REST = 20, MOST_REST = 1000   /* milliseconds without teams after a call that waited half its time for
+                                           lost cores: 4 times as many after each such call, a quarter after others */
 };
 
-/* Who may change a worker's state, and to what: the opener IDLE -> OFFERED, then the worker OFFERED -> ENTERING or the
- * opener OFFERED -> IDLE (revoked), whoever is first; the worker ENTERING -> SETTLED; the opener SETTLED -> IDLE. Only
- * while ENTERING does a worker look at the team itself, which is gone once it is closed. */
+/* The states of a worker, and who may change them: the opener IDLE -> OFFERED; then, whoever is first, the worker
+ * OFFERED -> ENTERING or the opener OFFERED -> IDLE (the offer is revoked); the worker ENTERING -> SETTLED; the opener
+ * SETTLED -> IDLE. Except for its tasks, a worker reads the team only while it is ENTERING, because the team is gone
+ * once it is closed. */
 enum { IDLE, OFFERED, ENTERING, SETTLED };
 
 typedef struct worker {
-    /* written by the owner: the opener of the team, or the pool's lock for those in its list */
-    alignas(TEAM_LINE) atomic_uint task;     /* number of the last task posted; work NULL: leave the team */
+    /* written by the owner: the opener of its team, or whoever holds the pool's lock while the worker is in a list */
+    alignas(TEAM_LINE) atomic_uint task;     /* number of the last task posted; if its work is NULL: leave the team */
     team_work work;
     void *argument;
     int part, parts;
     struct worker *next;
     team *team;
-    struct worker *older;               /* all that were ever made */
+    struct worker *older;               /* list of all workers that were ever made */
     pthread_t thread;
 #ifdef __linux__
     cpu_set_t cpus;
@@ -44,26 +48,27 @@ typedef struct worker {
     /* written by the worker */
     alignas(TEAM_LINE) atomic_uint done;     /* number of the last task done */
     alignas(TEAM_LINE) atomic_int state;
-    int asleep;                         /* under `lock`: nobody has signalled `wake` since it lay down */
+    int asleep;                         /* guarded by `lock`: waits for `wake`, which nobody has signalled yet */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } worker;
 
 static struct {
-    pthread_mutex_t lock;               /* of the numbers and lists */
+    pthread_mutex_t lock;               /* guards the numbers and lists */
     pthread_once_t once;
     atomic_int limit, forced;
     unsigned (*_Atomic prepare)(void);
-    int workers;                        /* that were made in this process */
+    int workers;                        /* number of workers that were made in this process */
     worker *idle;
     worker *all;
-    worker *spare;                      /* from here on in `all`: without a thread, left behind by a fork */
-    atomic_int rest;                    /* milliseconds */
-    atomic_llong rested;                /* when the last rest is over, in nanoseconds */
-    atomic_llong closed;                /* when the last call was over */
+    worker *spare;                      /* memory of workers whose threads did not survive a fork */
+    atomic_int rest;                    /* length of the last time without teams, in milliseconds */
+    atomic_llong rested;                /* when that time is over, in nanoseconds */
+    atomic_llong closed;                /* when the last call was over, in nanoseconds */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 /* ------------------------------------------------------------------------------------------------ waiting */
+/* Pause between two looks; `spins` is how many there were. */
 static void relax(unsigned spins)
 {
     if (spins >= SPINS)
@@ -73,10 +78,11 @@ static void relax(unsigned spins)
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    __asm__ __volatile__("isb");        /* `yield` is over at once on most of these cores */
+    __asm__ __volatile__("isb");        /* `yield` does not wait on most of these cores */
 #endif
 }
 
+/* Nanoseconds of a monotonic clock. */
 static long long now(void)
 {
     struct timespec t;
@@ -84,13 +90,14 @@ static long long now(void)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* Number `task` of a worker, with what it says; the opener waits for each task but the last, so none is missed. */
+/* Wait for task number `task` of a worker. The opener waits until each task but the last is done, so none is missed. */
 static void await_task(worker *w, unsigned task)
 {
     for (unsigned spins = 0; atomic_load_explicit(&w->task, memory_order_acquire) != task; spins++)
         relax(spins);
 }
 
+/* Wait until a worker has done its last task, and count the time for which it had lost its core. */
 static void await_done(worker *w, team *t)
 {
     const unsigned task = atomic_load_explicit(&w->task, memory_order_relaxed);
@@ -104,6 +111,7 @@ static void await_done(worker *w, team *t)
         t->lost += now();
 }
 
+/* Give a worker a task. */
 static void post(worker *w, team_work work, void *argument, int parts)
 {
     w->work = work;
@@ -113,6 +121,7 @@ static void post(worker *w, team_work work, void *argument, int parts)
 }
 
 /* ------------------------------------------------------------------------------------------------ workers */
+/* Take items of rnnfast_team_each until there are none left. */
 static void drain(void *argument, int part, int parts)
 {
     team *t = argument;
@@ -121,8 +130,8 @@ static void drain(void *argument, int part, int parts)
         t->work(t->argument, item, t->items);
 }
 
-/* An `each` may have begun before this worker could be counted. Either it is seen here, or the opener, which looks at
- * the states after it has set `open`, sees this worker. */
+/* Take part in an rnnfast_team_each that began before this worker could become a member. Either the worker sees `open`
+ * here, or the opener, which looks at the workers' states after it has set `open`, counts the worker as a member. */
 static void join_late(team *t)
 {
     if (!atomic_load(&t->open))
@@ -133,8 +142,8 @@ static void join_late(team *t)
     atomic_fetch_sub(&t->guests, 1);
 }
 
-/* A worker looks for SPINS before it lies down: calls often follow each other, and waking a thread takes 45 us where
- * the core is idle, on the virtual machine below several milliseconds. */
+/* Wait for an offer and accept it. The worker spins for SPINS looks before it sleeps, because calls often follow one
+ * another, and waking a thread takes 45 us if the core is idle, and several milliseconds on some virtual machines. */
 static void sleep_until_offered(worker *w)
 {
     for (unsigned spins = 0; spins < SPINS && atomic_load(&w->state) != OFFERED; spins++)
@@ -148,6 +157,7 @@ static void sleep_until_offered(worker *w)
     pthread_mutex_unlock(&w->lock);
 }
 
+/* The main function of a worker's thread. */
 static void *live(void *argument)
 {
     worker *w = argument;
@@ -169,6 +179,7 @@ static void *live(void *argument)
     return NULL;
 }
 
+/* Offer a place in a team to a worker, and wake it if it sleeps. */
 static void offer(worker *w, team *t)
 {
     w->team = t;
@@ -181,7 +192,7 @@ static void offer(worker *w, team *t)
         pthread_cond_signal(&w->wake);
 }
 
-/* Under the pool's lock. */
+/* Take a worker from a list. pop and push are called with the pool's lock held. */
 static worker *pop(worker **list)
 {
     worker *w = *list;
@@ -196,7 +207,7 @@ static void push(worker **list, worker *w)
     *list = w;
 }
 
-/* Memory for a worker: what a fork left behind, else new. NULL: none. */
+/* Return memory for a worker, left behind by a fork or new, or NULL if there is none. */
 static worker *allocate(void)
 {
     void *memory;
@@ -213,8 +224,8 @@ static worker *allocate(void)
     return w;
 }
 
-/* Starts a worker that is offered to `t`; whether it did. It blocks signals, but for those that tell of an error of
- * its own. */
+/* Start a worker with a place in `t` offered to it. Returns whether it was started. Its thread blocks all signals
+ * except those that report its own errors. */
 static int start(worker *w, team *t)
 {
     static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
@@ -228,7 +239,7 @@ static int start(worker *w, team *t)
     w->team = t;
     if (pthread_attr_init(&attributes) != 0)
         return 0;
-    pthread_mutex_init(&w->lock, NULL);     /* neither can fail without attributes on these systems */
+    pthread_mutex_init(&w->lock, NULL);     /* neither fails without attributes on these systems */
     pthread_cond_init(&w->wake, NULL);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, STACK);
@@ -311,7 +322,7 @@ void rnnfast_team_open(team *t, int threads, int brief)
         return;
 #ifdef __linux__
     cpu_set_t cpus;
-    const int known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;    /* not on more than 1024 CPUs */
+    const int known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;    /* fails with more than 1024 CPUs */
     if (known && !forced && missing > CPU_COUNT(&cpus) - 1)
         missing = CPU_COUNT(&cpus) - 1;
     if (missing < 1)
@@ -343,13 +354,13 @@ void rnnfast_team_open(team *t, int threads, int brief)
 #ifdef __linux__
         CPU_ZERO(&w->cpus);
         if (known)
-            w->cpus = cpus;             /* a new thread has its maker's mask */
+            w->cpus = cpus;             /* a new thread inherits its creator's mask */
 #endif
         if (!start(w, t))
             break;
         *last = w;
     }
-    if (created > 0) {                  /* no memory or no more threads: on with fewer */
+    if (created > 0) {                  /* no memory or no more threads: go on with fewer */
         pthread_mutex_lock(&pool.lock);
         pool.workers -= created;
         if (w)
@@ -361,7 +372,7 @@ void rnnfast_team_open(team *t, int threads, int brief)
             relax(spins);
 }
 
-/* Counts those who have arrived. */
+/* Make members of the workers that have arrived. */
 static void collect(team *t)
 {
     worker *w, **link = &t->pending;
@@ -417,11 +428,12 @@ void rnnfast_team_each(team *t, int items, team_work work, void *argument)
     atomic_store(&t->open, 0);
     for (unsigned spins = 0; atomic_load(&t->guests); spins++)
         relax(spins);
-    if (items <= t->count)          /* one for each: the last may well take longer than the others */
+    if (items <= t->count)          /* one item each: waiting for the longest one is normal */
         t->lost = lost;
 }
 
-/* Lets a worker go, without waiting until it has noticed: one that spins takes the next offer without having slept. */
+/* Let a worker leave, without waiting until it has noticed: while it still spins, it takes its next offer without
+ * having slept. */
 static void release(worker *w)
 {
     int state = OFFERED;
@@ -433,7 +445,8 @@ static void release(worker *w)
     post(w, NULL, NULL, 0);
 }
 
-/* A core that others use as well makes a team slower than its caller alone would be. Returns the time. */
+/* Decide for how long there are no teams: a core that others use too makes a team slower than its caller would be
+ * alone. Returns the current time. */
 static long long learn(const team *t)
 {
     const long long closed = now();
@@ -464,7 +477,7 @@ void rnnfast_team_close(team *t)
         if (!w->next)
             break;
     }
-    /* in the same order: the next team of this size gives each worker the part that it has in its cache */
+    /* Keep their order: the next team of this size then gives each worker the part whose data are in its cache. */
     pthread_mutex_lock(&pool.lock);
     w->next = pool.idle;
     pool.idle = t->first;

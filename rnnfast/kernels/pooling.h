@@ -1,4 +1,4 @@
-/* The pool_command of program.h: each output is one chain over the taps that meet the input, row after row. */
+/* The pool_command of program.h. Each output is one chain over the taps that lie inside the input, row after row. */
 #ifndef RNNFAST_POOLING_H
 #define RNNFAST_POOLING_H
 
@@ -7,7 +7,7 @@
 #include "program.h"
 #include "vec.h"
 
-/* The taps of the window of one output that lie at low <= position < high: first <= tap < last */
+/* Find the taps first <= tap < last of an output's window whose positions lie at low <= position < high. */
 INLINE void met_taps(const pool_axis *a, ptrdiff_t output, ptrdiff_t low, ptrdiff_t high, ptrdiff_t *first,
                      ptrdiff_t *last)
 {
@@ -18,6 +18,7 @@ INLINE void met_taps(const pool_axis *a, ptrdiff_t output, ptrdiff_t low, ptrdif
     *last = *last < a->kernel ? *last : a->kernel;
 }
 
+/* The number of taps by which an average divides. */
 INLINE ptrdiff_t counted_taps(const pool_axis *a, ptrdiff_t output)
 {
     ptrdiff_t first, last;
@@ -25,6 +26,8 @@ INLINE ptrdiff_t counted_taps(const pool_axis *a, ptrdiff_t output)
     return last > first ? last - first : 0;
 }
 
+/* Pool one block of channels over `rows` by `columns` taps, of which x is the first. The block is full if `whole`,
+ * otherwise it has `lanes` channels. out does not alias x. */
 INLINE void pool_block(const pool_command *m, const float *x, float *out, const int maximum, ptrdiff_t rows,
                        ptrdiff_t columns, float count, const int whole, size_t lanes)
 {
@@ -44,6 +47,7 @@ INLINE void pool_block(const pool_command *m, const float *x, float *out, const 
         v_store_n(out, y, lanes);
 }
 
+/* Pool all channels of one window. */
 INLINE void pool_window(const pool_command *m, const float *x, float *out, const int maximum, ptrdiff_t rows,
                         ptrdiff_t columns, float count)
 {

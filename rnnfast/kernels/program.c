@@ -1,4 +1,5 @@
-/* The loop over the commands of a program, and those of them that move data: the same on every instruction set. */
+/* The loop over the commands of a program, and the commands that are the same on every instruction set: they move data,
+ * compute integers and control the flow. */
 #define _POSIX_C_SOURCE 200809L         /* clock_gettime */
 
 #include "kernels.h"
@@ -33,6 +34,7 @@ void rnnfast_execute_timed(const ptrdiff_t *program, ptrdiff_t words, const cont
     }
 }
 
+/* The address of a location that moves with the iteration. */
 static char *at_iteration(const context *x, const moving *m)
 {
     return (char *)address_of(x, m->p) + x->iteration * m->stride;
@@ -69,7 +71,7 @@ void rnnfast_branch(const command *c, const context *x)
     chosen->run(chosen, x);
 }
 
-/* Whether a run of this call_command noted something. */
+/* Return whether a check of this call_command has reported a failure. */
 static bool noted(const command *c, const context *x)
 {
     const call_command *m = (const call_command *)c;
@@ -108,6 +110,7 @@ void rnnfast_loop(const command *c, const context *x)
         *(type *)(to + i * to_stride) = *(const type *)(from + i * from_stride);                                     \
     break;
 
+/* to[i] = from[i] for n items of `item` bytes. */
 static void copy_items(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride, ptrdiff_t n,
                        ptrdiff_t item)
 {
@@ -129,8 +132,7 @@ static void copy_items(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_
     }
 }
 
-/* The last axis is contiguous where the items go, the one before where they come from: in squares, whose lines stay in
- * the inner cache on both sides. */
+/* Side of the squares in which a matrix is transposed: the lines of one stay in the inner cache on both sides. */
 enum { SQUARE = 16 };
 
 #define SQUARE_LOOP(type)                                                                                            \
@@ -141,6 +143,7 @@ enum { SQUARE = 16 };
         }                                                                                                            \
     break;
 
+/* Copy the last two axes, of which the last is contiguous in `to` and the one before it in `from`. */
 static void transpose(const copy_command *m, ptrdiff_t axis, char *to, const char *from)
 {
     const ptrdiff_t rows = m->shape[axis], columns = m->shape[axis + 1];
@@ -163,6 +166,7 @@ static void transpose(const copy_command *m, ptrdiff_t axis, char *to, const cha
         }
 }
 
+/* Copy the axes from `axis` on. */
 static void copy_axes(const copy_command *m, ptrdiff_t axis, char *to, const char *from)
 {
     if (axis >= AXES - 1 || axis == m->axes - 1) {
@@ -236,7 +240,7 @@ static void integer_to(ptrdiff_t item, void *p, int64_t value)
     }
 }
 
-/* Sums and products wrap around. */
+/* Return code(a, b); sums, differences and products wrap around. */
 static int64_t integer_result(ptrdiff_t code, int64_t a, int64_t b)
 {
     switch (code) {
@@ -269,7 +273,7 @@ void rnnfast_integer(const command *c, const context *x)
     integer_axes(m, 0, address_of(x, m->to), address_of(x, m->a), address_of(x, m->b));
 }
 
-/* An integer that is the larger the later the item comes */
+/* Return an integer that sorts as the item does: items with larger keys come later. */
 static int64_t order_key(const order_command *m, const char *p)
 {
     int64_t key;
@@ -290,6 +294,8 @@ typedef struct {
     int64_t key, place;
 } ordered;
 
+/* Sort n items by key, equal ones by place, with merges between `from` and `to`. Returns the one that holds the
+ * result. */
 static const ordered *merge_sorted(ordered *from, ordered *to, ptrdiff_t n)
 {
     for (ptrdiff_t run = 1; run < n; run *= 2) {
@@ -305,6 +311,7 @@ static const ordered *merge_sorted(ordered *from, ordered *to, ptrdiff_t n)
     return from;
 }
 
+/* Find the first k items of one row. */
 static void order_row(const order_command *m, const char *x, char *values, char *places, ordered *memory)
 {
     const ordered *first = memory;

@@ -1,8 +1,9 @@
-/* A native plan: commands one after the other, on values that lie in a few buffers of memory.
+/* Native programs: commands that are run one after the other on values in a few buffers.
  *
- * A program is an array of words of pointer size. Each command is a struct whose fields are such words, the first two
- * of them a `command`: Python writes them one by one (rnnfast/onnx/compile/builder.py), and nobody checks them again.
- * Shapes and strides of views are merged before, so that commands have few axes and the last one is the innermost.
+ * A program is an array of words of pointer size. Each command is a struct whose fields are such words; the first two
+ * of them are its `command`. Python writes the words one by one (rnnfast/onnx/compile/builder.py), and nothing checks
+ * them again. Python also merges the axes of views where it can, so that commands have few axes; the last axis is the
+ * innermost.
  */
 #ifndef RNNFAST_PROGRAM_H
 #define RNNFAST_PROGRAM_H
@@ -12,59 +13,66 @@
 
 enum { AXES = 6 };              /* most axes of a command */
 enum { MAX_BUFFERS = 64 };      /* most buffers of a program: constants, arena, inputs and outputs */
-enum { MAX_RANK = 16 };         /* most axes of a program's output */
+enum { MAX_RANK = 16 };         /* most axes of an output of a program */
 
 struct kernels;
 struct matrix;
 
-/* Areas: 0 the address space itself, for constants; 1 the arena; then the inputs and outputs of the call. */
+/* The place of a value. Buffer 0 is the address space itself, for constants; 1 is the arena; then come the inputs and
+ * the outputs of the call. */
 typedef struct {
-    ptrdiff_t buffer, offset;     /* offset in bytes */
+    ptrdiff_t buffer, offset;   /* the offset is in bytes */
 } location;
 
+/* The state that all commands of one run share. */
 typedef struct context {
     char *const *buffers;
     const struct kernels *isa;
     int threads;
-    int backwards;              /* the order of panels: alternates from call to call, decides no result */
-    ptrdiff_t iteration;        /* of the loop around a command */
-    int64_t *iterations;        /* that the loops of a call may still take, all together */
+    int backwards;              /* the order of panels: alternates from call to call and changes no result */
+    ptrdiff_t iteration;        /* that of the innermost loop around the command */
+    int64_t *iterations;        /* how many more iterations all loops of the call may take together */
 } context;
 
+/* The head of every command. */
 typedef struct command {
     void (*run)(const struct command *, const context *);
-    ptrdiff_t words;            /* of the whole command, these two included */
+    ptrdiff_t words;            /* length of the whole command, with these two */
 } command;
 
+/* Return the address of a value. */
 static inline void *address_of(const context *c, location p)
 {
     return (void *)((uintptr_t)c->buffers[p.buffer] + (uintptr_t)p.offset);
 }
 
-/* to[shape] = from[shape], by strides in bytes: items of 1, 2, 4 or 8 bytes. They do not overlap. */
+/* to[shape] = from[shape] for items of 1, 2, 4 or 8 bytes. Strides are in bytes. The two do not overlap. */
 typedef struct {
     command head;
     location to, from;
     ptrdiff_t item, axes, shape[AXES], to_stride[AXES], from_stride[AXES];
 } copy_command;
 
-/* Elementwise functions of any number of arrays in one pass, a tile of the innermost axis at a time: each instruction
- * goes through the tile before the next one does. Values are float32; the others are converted when they are loaded or
- * stored (a truth value is 1 or 0). The words of the lists below follow the struct. */
+/* Elementwise functions of any number of arrays in one pass over a tile of the innermost axis at a time: each
+ * instruction is applied to the whole tile before the next one. Values are computed as float32; other types are
+ * converted when they are loaded or stored (a truth value is 1 or 0). The inputs and then the instructions follow the
+ * struct. */
 enum { TILE = 256, REGISTERS = 24 };
 enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64 };
-enum {                          /* behind the ACT_* of kernels.h, which have one argument */
+enum {                          /* codes of instructions, beside the ACT_* of kernels.h, which have one argument */
     E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
     E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE
 };
 
+/* An operand: the type of its items is an ITEM_*, its strides are in bytes. */
 typedef struct {
     location p;
     ptrdiff_t item, stride[AXES];
 } element;
 
+/* register[to] = code(register[a], register[b], register[c]) */
 typedef struct {
-    ptrdiff_t code, to, a, b, c;    /* registers */
+    ptrdiff_t code, to, a, b, c;
     double alpha, beta;
 } instruction;
 
@@ -72,16 +80,18 @@ typedef struct {
     command head;
     ptrdiff_t axes, shape[AXES];
     ptrdiff_t inputs, instructions;
-    element out;                    /* the last instruction's result */
-    element in[];                   /* registers 0, 1, ...; then the instructions */
+    element out;                    /* the result of the last instruction */
+    element in[];                   /* input i is loaded to register i; then the instructions */
 } elementwise_command;
 
-/* What an output at line j of a convolution takes of line j * step + `line` of x; lines outside of 0 .. input_lines
- * are zeros that are not there. Those runs of a command that find their lines at some j lie behind each other. */
+/* The part of a convolution's kernel that lies on one line of x: an output at line j reads line j * step + `line`.
+ * Lines outside 0 .. input_lines are zero padding, which is not stored. For every j, the runs that lie inside the
+ * input are consecutive. */
 typedef struct {
-    ptrdiff_t offset, line;     /* offset in floats from [i, j, k] */
+    ptrdiff_t offset, line;     /* the offset is in floats from x[i, j, k] */
 } run;
 
+/* Narrow first <= run < end to the runs that lie inside the input, where `line` is j * step. */
 static inline void runs_of_line(const run **first, const run **end, ptrdiff_t line, ptrdiff_t input_lines)
 {
     while (*first < *end && (size_t)(line + (*first)->line) >= (size_t)input_lines)
@@ -90,8 +100,9 @@ static inline void runs_of_line(const run **first, const run **end, ptrdiff_t li
         --*end;
 }
 
-/* out[i, j, k, c] = bias[c] + sum over taps of x[i, j, k, offset of the tap, c] * w[tap, c]: contiguous channels, the
- * other axes by strides in floats. The taps follow the struct. */
+/* out[i, j, k, c] = bias[c] + the sum over the taps of x[i, j, k, offset of the tap, c] * w[tap, c]. Channels are
+ * contiguous; the strides of the other axes are in floats. out does not overlap the others. The taps follow the
+ * struct. */
 typedef struct {
     command head;
     location x, out, w, bias;
@@ -99,8 +110,9 @@ typedef struct {
     run tap[];
 } depthwise_command;
 
-/* out[kept] = the reduction of x over two axes, `lines` and `columns`, by strides in floats. The last kept axis is
- * contiguous in both if `across`; else there is one line, whose columns are contiguous. */
+/* out[kept axes] = the reduction of x over two more axes, `lines` and `columns`. Strides are in floats. If `across`,
+ * the last kept axis is contiguous in x and in out; otherwise there is one line, whose columns are contiguous. out
+ * does not overlap x. */
 enum { REDUCE_SUM, REDUCE_L1, REDUCE_SQUARES, REDUCE_PRODUCT, REDUCE_MAX, REDUCE_MIN };
 enum { FINISH_NOTHING, FINISH_MEAN, FINISH_SQRT, FINISH_LOG };
 
@@ -108,11 +120,12 @@ typedef struct {
     command head;
     location x, out;
     ptrdiff_t kind, finish, across;
-    ptrdiff_t axes, shape[AXES], x_stride[AXES], out_stride[AXES];      /* kept */
+    ptrdiff_t axes, shape[AXES], x_stride[AXES], out_stride[AXES];      /* the kept axes */
     ptrdiff_t lines, columns, line_stride, column_stride;
 } reduce_command;
 
-/* Functions of whole contiguous rows of n floats, which lie along axes by strides in floats; out may be x. */
+/* Functions of whole rows of n contiguous floats. The strides between rows are in floats. out may be x, except for
+ * ROWS_LOG_SOFTMAX. */
 enum { ROWS_SOFTMAX, ROWS_LOG_SOFTMAX, ROWS_STANDARDIZE };
 
 typedef struct {
@@ -123,8 +136,9 @@ typedef struct {
     ptrdiff_t n, axes, shape[AXES], x_stride[AXES], out_stride[AXES];
 } rows_command;
 
-/* The largest value or the average of each window over two axes: x [n, i, j, c] by strides in floats, channels
- * contiguous. An average divides by the number of taps at positions low <= p < high. Every window meets the input. */
+/* The largest value or the average of each window over two axes of x[n, i, j, c]. Channels are contiguous; the other
+ * strides are in floats. An average divides by the number of taps at positions low <= p < high. Every window has at
+ * least one tap inside the input. out does not overlap x. */
 typedef struct {
     ptrdiff_t size, outputs, kernel, stride, dilation, begin, low, high;
 } pool_axis;
@@ -136,9 +150,10 @@ typedef struct {
     pool_axis of[2];
 } pool_command;
 
-/* to[o, i] = from[o, index[i]], or to[o, index[i]] = from[o, i] if `scatters`: items of `bytes` contiguous bytes, by
- * strides in bytes. Negative indices count from the end, of `limit`. An index out of range is taken for 0 and noted:
- * status[0] = whether there is one, status[1] = the lowest or the highest of them. Indices are int32 or int64. */
+/* to[o, i] = from[o, index[i]] or, if `scatters`, to[o, index[i]] = from[o, i], for items of `bytes` contiguous bytes.
+ * Strides are in bytes. Indices are int32 or int64; negative ones count from the end of an axis of length `limit`. An
+ * index out of range is replaced by 0 and reported: status[0] is 1 if there is one, and status[1] is the lowest or the
+ * highest of them. */
 typedef struct {
     command head;
     location to, from, index, status;
@@ -146,7 +161,8 @@ typedef struct {
     ptrdiff_t to_outer, to_stride, from_outer, from_stride;
 } gather_command;
 
-/* Integers of any type, computed in int64: to = code(a, b), by strides in bytes. Truth values are 0 or 1. */
+/* to[shape] = code(a[shape], b[shape]) for integers of any type, computed in int64. Strides are in bytes. Truth values
+ * are 0 or 1. */
 enum { I_COPY, I_ADD, I_SUB, I_MUL, I_LT, I_LE, I_EQ };
 enum { INTEGER_BOOL, INTEGER_UINT8, INTEGER_INT8, INTEGER_INT32, INTEGER_INT64 };
 
@@ -156,10 +172,11 @@ typedef struct {
     ptrdiff_t code, to_item, item, axes, shape[AXES], to_stride[AXES], a_stride[AXES], b_stride[AXES];
 } integer_command;
 
-/* Of each row of n items the k that come first: values (or buffer -1) and their int64 places [..., k], by strides in
- * bytes. Of equal ones that with the lower place comes first, or that with the higher one if `higher` and k = 1. NaN is
- * the largest value, but comes first if `nan_first`. `memory` has 4 n int64. Items are float32, or integers by the
- * INTEGER_* above. */
+/* Find the k items of each row of n items that come first in order: values[..., k] (buffer -1: not wanted) and their
+ * int64 places[..., k] in the row. Strides are in bytes. The order is ascending, or descending if `largest`. Of equal
+ * items the one with the lower place comes first; with `higher` and k = 1, the one with the higher place. NaN is the
+ * largest value, but comes first if `nan_first`. `memory` has room for 4 n int64. Items are float32 (ORDER_FLOAT32) or
+ * integers (INTEGER_*). */
 enum { ORDER_FLOAT32 = 8 };
 
 typedef struct {
@@ -169,24 +186,28 @@ typedef struct {
     ptrdiff_t axes, shape[AXES], x_outer[AXES], values_outer[AXES], places_outer[AXES];
 } order_command;
 
-/* A program within: arrays at t * stride bytes from their places, where t is the iteration, are its buffers from 2 on.
- * Then moves, of values that no command makes or that the next iteration takes, and checks: what the program noted at
- * `offset` of its arena, [whether, value], is noted at `status` too, unless something is. The lists follow the struct. */
+/* A location that moves on by `stride` bytes with every iteration. */
 typedef struct {
     location p;
     ptrdiff_t stride;
 } moving;
 
+/* Copy `bytes` bytes; the two do not overlap. */
 typedef struct {
     moving to, from;
     ptrdiff_t bytes;
 } move;
 
+/* A status of two int64, at `offset` in the inner arena and at `status` in the outer program. */
 typedef struct {
     ptrdiff_t offset;
     location status;
 } check;
 
+/* Run an inner program, or none if it is NULL. Its buffers from 2 on are arrays that lie t * stride bytes after the
+ * given location in iteration t. Then come moves, for values that no command makes or that the next iteration needs,
+ * and checks, which pass on the status [failed, value] at `offset` of the inner arena to `status`, unless that reports
+ * a failure already. The three lists follow the struct. */
 typedef struct {
     command head;
     const ptrdiff_t *program;
@@ -196,15 +217,17 @@ typedef struct {
     moving buffer[];
 } call_command;
 
-/* One of the two commands that follow: the first where the condition, a truth value, holds. */
+/* Run one of two commands, whose words begin at `first`: the first if the condition, a truth value, is true. */
 typedef struct {
     command head;
     location condition;
     command first;
 } branch_command;
 
-/* The call_command that follows, again and again until it notes something: at most `trips` (int64) times, and while `going` and then `next` are true,
- * as far as there are such places. `index` is the int64 iteration. Status: [whether it took too many, their number]. */
+/* Run the call_command that follows repeatedly, until one of its checks reports a failure: at most `trips` (int64)
+ * times, while `going` (before the first iteration) and `next` (after each iteration) are true. Each of the three may
+ * have buffer -1, which sets no limit. `index` receives the int64 iteration. The status is [whether the loops of the
+ * call took too many iterations, how many were left when this loop began]. */
 typedef struct {
     command head;
     location trips, going, next, index, status;
@@ -221,19 +244,18 @@ void rnnfast_pool(const command *c, const context *x);
 void rnnfast_gather(const command *c, const context *x);
 void rnnfast_integer(const command *c, const context *x);
 
-/* out[i, j, k, :n] = bias + sum over runs r of x[i, j, k, offset of r + (0 .. length)] . w[r * length + (0 .. length)],
- * axes by strides in floats. The runs follow the struct. */
-
+/* out[i, j, k, :n] = bias + the sum over runs r of x[i, j, k, offset of r + (0 .. length)] .
+ * w[r * length + (0 .. length)]. Strides are in floats. out does not overlap x. The runs follow the struct. */
 typedef struct {
     command head;
-    const struct matrix *w;     /* the packed weights begin with it */
+    const struct matrix *w;     /* the first field of the engine's `weights` */
     location x, out;
     ptrdiff_t n, shape[3], x_stride[3], out_stride[3], step, input_lines, cost, length, runs;
     run run[];
 } convolution_command;
 
-/* A convolution_command whose words follow, and behind them those of the elementwise_command that takes its outputs:
- * the first axis of that one, of at least two, is the convolution's lines. */
+/* A convolution_command, whose words follow, and after it an elementwise_command that reads its outputs. The latter
+ * has at least two axes, the first of which is the convolution's lines. */
 typedef struct {
     command head;
     command convolution;
@@ -242,8 +264,9 @@ typedef struct {
 void rnnfast_depthwise(const command *c, const context *x);
 void rnnfast_elementwise(const command *c, const context *x);
 void rnnfast_copy(const command *c, const context *x);
+/* Run a program of so many words. */
 void rnnfast_execute(const ptrdiff_t *program, ptrdiff_t words, const context *x);
-/* The same; least[i]: made smaller where command i took fewer nanoseconds */
+/* The same, and lower least[i] to the nanoseconds that command i took, if these are fewer. */
 void rnnfast_execute_timed(const ptrdiff_t *program, ptrdiff_t words, const context *x, int64_t *least);
 
 #endif

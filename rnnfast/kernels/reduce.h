@@ -1,8 +1,8 @@
 /* The reduce_command and rows_command of program.h.
  *
- * Whatever the strides, value i of those that are reduced, in their logical order, belongs to partial result i % 16;
- * the 16 are joined in one order: first those 8 apart, then 4, 2 and 1. So bits depend on the values only, neither on
- * where these lie nor on how many rows there are.
+ * Value i of those that are reduced, counted in their logical order, always goes into partial result i % 16. The 16 are
+ * joined in a fixed order: first those 8 apart, then 4, 2 and 1. So the bits of a result depend only on the values,
+ * neither on their strides nor on the number of rows.
  */
 #ifndef RNNFAST_REDUCE_H
 #define RNNFAST_REDUCE_H
@@ -13,12 +13,13 @@
 #include "vec.h"
 #include "vmath.h"
 
+/* The value with which a reduction begins. */
 INLINE float neutral(int kind)
 {
     return kind == REDUCE_MAX ? -INFINITY : kind == REDUCE_MIN ? INFINITY : kind == REDUCE_PRODUCT ? 1.0f : 0.0f;
 }
 
-/* A partial result and one more value */
+/* Add the values x to the partial results. */
 INLINE vf taken(int kind, vf sum, vf x)
 {
     switch (kind) {
@@ -31,7 +32,7 @@ INLINE vf taken(int kind, vf sum, vf x)
     return v_add(sum, x);
 }
 
-/* Two partial results */
+/* Join two partial results. */
 INLINE float joined(int kind, float a, float b)
 {
     switch (kind) {
@@ -42,6 +43,7 @@ INLINE float joined(int kind, float a, float b)
     return a + b;
 }
 
+/* Join two blocks of partial results. */
 INLINE vf joined_blocks(int kind, vf a, vf b)
 {
     switch (kind) {
@@ -52,7 +54,7 @@ INLINE vf joined_blocks(int kind, vf a, vf b)
     return v_add(a, b);
 }
 
-/* The 16 partial results in the lanes of a block, joined */
+/* Join the 16 partial results in the lanes of a block. */
 INLINE float of_lanes(int kind, vf partial)
 {
     float p[VL];
@@ -64,7 +66,7 @@ INLINE float of_lanes(int kind, vf partial)
     return joined(kind, joined(kind, p[0], p[2]), joined(kind, p[1], p[3]));
 }
 
-/* The last n % 16 values of a row, neutral ones behind them */
+/* Load the last n < 16 values of a row and fill the other lanes with `fill`. */
 INLINE vf rest_of(const float *x, ptrdiff_t n, float fill)
 {
     float t[VL];
@@ -73,6 +75,7 @@ INLINE vf rest_of(const float *x, ptrdiff_t n, float fill)
     return v_load(t);
 }
 
+/* Reduce n contiguous values. */
 INLINE float of_row(int kind, const float *x, ptrdiff_t n)
 {
     vf partial = v_set1(neutral(kind));
@@ -84,6 +87,7 @@ INLINE float of_row(int kind, const float *x, ptrdiff_t n)
     return of_lanes(kind, partial);
 }
 
+/* Apply the function that follows the reduction. */
 INLINE vf finished(const reduce_command *m, vf y)
 {
     switch (m->finish) {
@@ -94,7 +98,7 @@ INLINE vf finished(const reduce_command *m, vf y)
     return y;
 }
 
-/* 16 neighbours that are kept, or `lanes` of them */
+/* Reduce for 16 neighbouring outputs (if `whole`) or `lanes` of them, whose first values are at x. */
 INLINE vf of_columns(int kind, const reduce_command *m, const float *x, const int whole, size_t lanes)
 {
     vf partial[VL];
@@ -112,7 +116,7 @@ INLINE vf of_columns(int kind, const reduce_command *m, const float *x, const in
     return partial[0];
 }
 
-/* One line of the innermost kept axis */
+/* Compute one line of outputs along the innermost kept axis. */
 INLINE void reduce_line(int kind, const reduce_command *m, const float *x, float *out)
 {
     const ptrdiff_t axis = m->axes - 1, n = m->shape[axis], x_stride = m->x_stride[axis], stride = m->out_stride[axis];
@@ -131,6 +135,7 @@ INLINE void reduce_line(int kind, const reduce_command *m, const float *x, float
     }
 }
 
+/* Compute the outputs of the kept axes from `axis` on. */
 static void reduce_axes(const reduce_command *m, ptrdiff_t axis, const float *x, float *out)
 {
     if (axis < AXES - 1 && axis < m->axes - 1) {
@@ -154,7 +159,7 @@ static void reduce_kernel(const command *c, const context *x)
     reduce_axes(m, 0, address_of(x, m->x), address_of(x, m->out));
 }
 
-/* out = e / sum(e) with e = exp(x - max(x)) */
+/* out = e / sum(e) with e = exp(x - max(x)) for n floats; out may be x. */
 static void softmax_row(const float *x, float *out, ptrdiff_t n)
 {
     const vf peak = v_set1(of_row(REDUCE_MAX, x, n));
@@ -165,7 +170,7 @@ static void softmax_row(const float *x, float *out, ptrdiff_t n)
         put(out + i, v_div(take(out + i, n - i), sum), n - i);
 }
 
-/* out = d - log(sum(exp(d))) with d = x - max(x) */
+/* out = d - log(sum(exp(d))) with d = x - max(x) for n floats. out must not be x, which is read twice. */
 static void log_softmax_row(const float *x, float *out, ptrdiff_t n)
 {
     const vf peak = v_set1(of_row(REDUCE_MAX, x, n));
@@ -176,7 +181,7 @@ static void log_softmax_row(const float *x, float *out, ptrdiff_t n)
         put(out + i, v_sub(v_sub(take(x + i, n - i), peak), log_sum), n - i);
 }
 
-/* out = (x - mean) / sqrt(variance + epsilon) */
+/* out = (x - mean) / sqrt(variance + epsilon) for n floats; out may be x. */
 static void standardize_row(const float *x, float *out, ptrdiff_t n, float epsilon)
 {
     const vf count = v_set1((float)n), mean = v_div(v_set1(of_row(REDUCE_SUM, x, n)), count);
@@ -188,6 +193,7 @@ static void standardize_row(const float *x, float *out, ptrdiff_t n, float epsil
         put(out + i, v_mul(take(out + i, n - i), inverse), n - i);
 }
 
+/* Run the function on all rows of the axes from `axis` on. */
 static void rows_axes(const rows_command *m, ptrdiff_t axis, const float *x, float *out)
 {
     if (axis < AXES && axis < m->axes) {

@@ -1,10 +1,10 @@
-/* The vector vocabulary: blocks of 16 floats, whatever the registers of the instruction set.
+/* Vector operations on blocks of 16 floats, whatever the width of the instruction set's registers.
  *
- * One block is one AVX-512 register, two AVX2 registers or an array of 16 floats (generic). Kernels are written
- * once on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation for each lane
- * (fma rounds once), so a kernel gives the same bits on every instruction set. v_min and v_max return their
- * second argument when either is NaN, as x86 does: v_max(lo, x) keeps a NaN in x. v_keep(v_load(p)) is loaded
- * once where there are registers for it; a compiler may prefer to read memory again for every use.
+ * A block is one AVX-512 register, two AVX2 registers or an array of 16 floats (generic). Kernels are written once,
+ * on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation on each lane (fma rounds
+ * once), so a kernel gives the same bits on every instruction set. v_min and v_max return their second argument if
+ * either is NaN, as x86 does, so v_max(low, x) keeps a NaN in x. v_keep(v_load(p)) makes the compiler load p only once
+ * where there are enough registers; without v_keep it may prefer to read memory again at every use.
  */
 #ifndef RNNFAST_VEC_H
 #define RNNFAST_VEC_H
@@ -15,13 +15,13 @@
 #include <string.h>
 
 #define VL 16                    /* lanes of a block */
-/* Kernels are made for constant sizes by inlining them. On arrays of 16 that multiplies code without gain. */
+/* Inlining specialises kernels for constant sizes. On arrays of 16 floats that would only multiply the code. */
 #if defined(__AVX2__)
 #define INLINE static inline __attribute__((always_inline))
 #else
 #define INLINE static inline
 #endif
-#define POW2_BIAS 0x1.8000fep23f /* 1.5 * 2^23 + 127: adding it rounds to whole, for v_pow2 */
+#define POW2_BIAS 0x1.8000fep23f /* 1.5 * 2^23 + 127: adding it rounds to an integer for v_pow2 */
 #define SQRT_HALF_BITS 0x3f3504f3
 
 #if defined(__AVX512F__)
@@ -51,7 +51,7 @@ INLINE vm v_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf v_floor(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 INLINE vf v_ceil(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
-INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }  /* to even */
+INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); } /* to even */
 INLINE vf v_select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }    /* m ? a : b */
 
 INLINE vf v_and_bits(vf a, uint32_t bits) {
@@ -60,9 +60,10 @@ INLINE vf v_and_bits(vf a, uint32_t bits) {
 INLINE vf v_or(vf a, vf b) {
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
-/* 2^n for x = POW2_BIAS + n, n whole in [-127, 128]: 0 at -127, infinity at 128 */
+/* 2^n for x = POW2_BIAS + n with an integer n in [-127, 128]; 0 for n = -127, infinity for n = 128. */
 INLINE vf v_pow2(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
-/* normal x = 2^k m with m in [sqrt(1/2), sqrt(2)): returns k; any other x gives some finite k and m */
+/* For a normal x = 2^k m with m in [sqrt(1/2), sqrt(2)), return k and set m. For any other x, k and m are finite but
+ * otherwise unspecified. */
 INLINE vf v_split(vf x, vf *m) {
     const __m512i half = _mm512_set1_epi32(SQRT_HALF_BITS);
     const __m512i i = _mm512_sub_epi32(_mm512_castps_si512(x), half);
@@ -187,7 +188,7 @@ INLINE vf v_split(vf x, vf *m) { V_LANES(vf, v_split_lane(x.v[i], &m->v[i])); }
 
 #endif
 
-/* Flush-to-zero and denormals-are-zero on, for the calling thread; the mode before, to be restored */
+/* Turn on flush-to-zero and denormals-are-zero for the calling thread. Returns the previous mode for v_restore_mode. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 INLINE unsigned v_flush_denormals(void) { unsigned mode = _mm_getcsr(); _mm_setcsr(mode | 0x8040); return mode; }
@@ -197,7 +198,8 @@ INLINE unsigned v_flush_denormals(void) { return 0; }
 INLINE void v_restore_mode(unsigned mode) { (void)mode; }
 #endif
 
-/* Four items of four bytes in each of four lines, the lines by strides in bytes: to[j][i] = from[i][j] */
+/* to[j][i] = from[i][j] for four lines of four items of four bytes; from_line and to_line are the bytes between lines.
+ * The two do not overlap. */
 INLINE void v_transpose4(const char *from, ptrdiff_t from_line, char *to, ptrdiff_t to_line)
 {
 #if defined(__SSE2__)
@@ -216,12 +218,12 @@ INLINE void v_transpose4(const char *from, ptrdiff_t from_line, char *to, ptrdif
 #endif
 }
 
-/* Asks for the cache line at p, any address, to come to the second-level cache */
+/* Prefetch the cache line at p, which may be any address, into the second-level cache. */
 INLINE void v_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
 
 INLINE vf v_zero(void) { return v_set1(0.0f); }
 INLINE vf v_abs(vf x) { return v_and_bits(x, 0x7fffffffu); }
-INLINE vf v_sign(vf x) { return v_and_bits(x, 0x80000000u); }                     /* the sign bit alone */
+INLINE vf v_sign(vf x) { return v_and_bits(x, 0x80000000u); }                     /* only the sign bit */
 INLINE vf v_copysign(vf magnitude, vf sign) { return v_or(v_abs(magnitude), v_sign(sign)); }
 
 #endif

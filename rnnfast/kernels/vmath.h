@@ -1,13 +1,13 @@
 /* Elementary functions on blocks: exp, expm1, log, log1p, sigmoid, tanh, softplus, erf.
  *
- * Each is one sequence of FMA and IEEE 754 operations without branches, so the bits are the same on every
- * instruction set. Constants are fits of our own, printed by fit.py. Every comment states the largest error in ULP
- * (units in the last place of the true result), found by evaluating all 2^32 floats on every instruction set;
- * tests/test_vmath.py asserts these numbers. NaN gives NaN; odd functions are exactly odd.
+ * Each function is one sequence of FMA and other IEEE 754 operations without branches, so its bits are the same on
+ * every instruction set. The constants are this project's own fits, printed by fit.py. Every comment states the
+ * largest error in ULP (units in the last place of the true result), found by evaluating all 2^32 floats on every
+ * instruction set; tests/native/test_vmath.py asserts these numbers. NaN gives NaN; odd functions are exactly odd.
  *
- * They run with denormals off (v_flush_denormals): a denormal x counts as zero and a result below 2^-126 is zero.
- * With denormals on they are right too, but that the log of a positive denormal is still -infinity, and that exp and
- * softplus still give 0 below 2^-126.5.
+ * The functions run with denormals turned off (v_flush_denormals): a denormal x counts as zero, and a result below
+ * 2^-126 is zero. With denormals turned on they are accurate too, except that the log of a positive denormal is still
+ * -infinity and that exp and softplus still give 0 below 2^-126.5.
  */
 #ifndef RNNFAST_VMATH_H
 #define RNNFAST_VMATH_H
@@ -16,7 +16,7 @@
 
 #define LOG2_E 0x1.715476p0f
 #define LN2 0x1.62e43p-1f
-/* so few bits that n * LN2_HI and x - n * LN2_HI are exact */
+/* LN2_HI has so few bits that n * LN2_HI and x - n * LN2_HI are exact. */
 #define LN2_HI 0x1.62e4p-1f
 #define LN2_LO 0x1.7f7d1cp-20f
 
@@ -42,9 +42,10 @@ static const float ERF_Q[] = {
 
 #define V_TERMS(table) ((int)(sizeof(table) / sizeof *(table)))
 
-/* k (c[0] + c[1] kx + c[2] (kx)^2 + ...) for an odd number of terms; k is plus or minus a power of two, so that
- * folding it into the coefficients is exact. Horner's rule in x^2 on pairs of terms: half the latency of Horner's
- * rule in x, and unlike sums of even and of odd terms, pairs of alternating signs stay small. */
+/* k (c[0] + c[1] kx + c[2] (kx)^2 + ...) for an odd number of terms. k is plus or minus a power of two, so that
+ * multiplying the coefficients by its powers is exact. Horner's rule in x^2 is applied to pairs of terms: it has half
+ * the latency of Horner's rule in x, and pairs of alternating signs stay small, unlike separate sums of the even and
+ * the odd terms. */
 INLINE vf v_polynomial(vf x, vf x2, const float *c, int terms, float k)
 {
     float ck[16], power = k;
@@ -56,15 +57,16 @@ INLINE vf v_polynomial(vf x, vf x2, const float *c, int terms, float k)
     return y;
 }
 
-/* x + x^2 q(x), the form of the tables of expm1 and log1p; with k: f(kx) / k for f(x) = x + x^2 q(x) */
+/* f(kx) / k for f(x) = x + x^2 q(x), the form of the tables of expm1 and log1p. */
 INLINE vf v_after_linear(vf x, const float *q, int terms, float k)
 {
     const vf x2 = v_mul(x, x);
     return v_fma(v_polynomial(x, x2, q, terms, k), x2, x);
 }
 
-/* e^(kx) = 2^n (1 + k m) with n = round(kx log2(e)), m = expm1(kr) / k, r = x - n log(2) / k.
- * Returns m; v_pow2(*t) is 2^(n + shift). log(2) in one float is enough for |n| < 32: the error of r is n 2^-29. */
+/* Range reduction: e^(kx) = 2^n (1 + k m) with n = round(kx log2(e)), m = expm1(kr) / k, r = x - n log(2) / k. Returns
+ * m; v_pow2(*t) is 2^(n + shift). Unless `wide`, log(2) is one float, which is enough for |n| < 32: the error of r is
+ * n 2^-29. */
 INLINE vf v_reduce_exp(vf x, float k, int shift, int wide, vf *t)
 {
     const vf bias = v_set1(POW2_BIAS + (float)shift);
@@ -76,7 +78,8 @@ INLINE vf v_reduce_exp(vf x, float k, int shift, int wide, vf *t)
 
 INLINE vf v_clamp(vf x, float low, float high) { return v_max(v_set1(low), v_min(v_set1(high), x)); }
 
-/* e^x + c, c 0 or -1: 2^n m + (2^n + c). For n = 128 it is 2^127 m + 2^127 (c is lost there), doubled. */
+/* e^x + c for c = 0 or -1, computed as 2^n m + (2^n + c); for n = 128 as 2^127 m + 2^127, doubled, where c is too
+ * small to matter. */
 INLINE vf v_exp_plus(vf x, float c)
 {
     vf t;
@@ -86,14 +89,14 @@ INLINE vf v_exp_plus(vf x, float c)
     return v_fma(y, v_sub(t, t127), y);
 }
 
-/* 2^n (1 + expm1(r)). 1.05 ULP; right up to the overflow at 88.72284; 0 below -87.33655 */
+/* 2^n (1 + expm1(r)). 1.05 ULP, up to the overflow at 88.72284; 0 below -87.33655. */
 INLINE vf v_exp(vf x) { return v_exp_plus(x, 0.0f); }
 
-/* 2^n expm1(r) + (2^n - 1). 1.65 ULP */
+/* 2^n expm1(r) + (2^n - 1). 1.65 ULP. */
 INLINE vf v_expm1(vf x) { return v_or(v_exp_plus(x, -1.0f), v_sign(x)); }
 
-/* 1 / (1 + e^-x), both sides scaled by 2^-24, so that 1 + e^-x does not overflow before the result underflows.
- * 2.45 ULP where -17 < x < -16 (1 + 2^24 is no float), else 1.9 */
+/* 1 / (1 + e^-x). Numerator and denominator are scaled by 2^-24, so that 1 + e^-x does not overflow before the result
+ * underflows. 2.45 ULP where -17 < x < -16 (1 + 2^24 is not a float), 1.9 ULP elsewhere. */
 INLINE vf v_sigmoid(vf x)
 {
     vf t;
@@ -102,8 +105,9 @@ INLINE vf v_sigmoid(vf x)
     return v_div(one, v_fnma(s, m, v_add(one, s)));
 }
 
-/* 1 + e^-x, the denominator of a sigmoid; below -43 as at -43, where the sigmoid is 2^-62, so that the product of two
- * and of that of a tanh does not overflow. 2.5 ULP, reached where n is up to 62 and log(2) in one float shows */
+/* 1 + e^-x, the denominator of a sigmoid. Below -43 it is that of -43, where the sigmoid is 2^-62, so that the product
+ * of two of them and of the denominator of a tanh does not overflow. 2.5 ULP, reached where n is up to 62 and the
+ * rounding of log(2) to one float matters. */
 INLINE vf v_sigmoid_below(vf x)
 {
     vf t;
@@ -111,7 +115,8 @@ INLINE vf v_sigmoid_below(vf x)
     return v_fnma(s, m, v_add(v_set1(1.0f), s));
 }
 
-/* 1 - e with the sign of x, and 1 + e, for e = e^(-2|x|) = 2^n - 2^(n + 1) m: their quotient is tanh */
+/* Return 1 - e with the sign of x, and set *below to 1 + e, where e = e^(-2|x|) = 2^n - 2^(n + 1) m. Their quotient is
+ * tanh(x). */
 INLINE vf v_tanh_above(vf x, vf *below)
 {
     vf t;
@@ -121,7 +126,7 @@ INLINE vf v_tanh_above(vf x, vf *below)
     return v_or(v_fma(s, m, v_fnma(s, half, one)), v_sign(x));
 }
 
-/* 1 from 9.011 on. 2.0 ULP */
+/* tanh(x); 1 from 9.011 on. 2.0 ULP. */
 INLINE vf v_tanh(vf x)
 {
     vf below;
@@ -129,7 +134,7 @@ INLINE vf v_tanh(vf x)
     return v_div(above, below);
 }
 
-/* 1 - e^g with g = log(erfc(|x|)) = y + y q(y), y = -|x|; 1 from 3.92 on. 1.95 ULP */
+/* erf(|x|) = 1 - e^g with g = log(erfc(|x|)) = y + y q(y), y = -|x|; 1 from 3.92 on. 1.95 ULP. */
 INLINE vf v_erf(vf x)
 {
     vf t;
@@ -139,7 +144,7 @@ INLINE vf v_erf(vf x)
     return v_or(v_fnma(s, m, v_sub(v_set1(1.0f), s)), v_sign(x));
 }
 
-/* log(1 + e^x) = max(x, 0) + log1p(e^-|x|), which neither overflows nor cancels. 2.0 ULP */
+/* log(1 + e^x) = max(x, 0) + log1p(e^-|x|), which neither overflows nor cancels. 2.0 ULP. */
 INLINE vf v_softplus(vf x)
 {
     vf t;
@@ -147,8 +152,8 @@ INLINE vf v_softplus(vf x)
     return v_add(v_max(v_zero(), x), v_after_linear(v_fma(s, m, s), LOG1P_Q, V_TERMS(LOG1P_Q), 1.0f));
 }
 
-/* log(u) for u = 2^k (1 + f): k log(2) + log1p(f). log(2) in one float is wrong by 2^-28 of itself at most.
- * The other cases: u if it is infinite or NaN, -infinity if it is zero or denormal, NaN if it is negative. */
+/* log(u) for u = 2^k (1 + f): k log(2) + log1p(f). The relative error of log(2) as one float is at most 2^-28. The
+ * result is u if u is infinite or NaN, -infinity if it is zero or denormal, and NaN if it is negative. */
 INLINE vf v_log_of_split(vf u, vf k, vf f)
 {
     const vf y = v_fma(k, v_set1(LN2), v_after_linear(f, LOG_Q, V_TERMS(LOG_Q), 1.0f));
@@ -156,7 +161,7 @@ INLINE vf v_log_of_split(vf u, vf k, vf f)
     return v_select(v_lt(u, v_set1(0x1p-126f)), not_positive, v_select(v_lt(u, v_set1(INFINITY)), y, u));
 }
 
-/* 1.0 ULP */
+/* log(x). 1.0 ULP. */
 INLINE vf v_log(vf x)
 {
     vf mantissa;
@@ -164,8 +169,8 @@ INLINE vf v_log(vf x)
     return v_log_of_split(x, k, v_sub(mantissa, v_set1(1.0f)));
 }
 
-/* log of u = 1 + x = 2^k (1 + f), where f = 2^-k x + (2^-k - 1) is right although u is rounded; from 2^25 on, where
- * 2^-k may be too small to be a float, u is x. 1.5 ULP */
+/* log(u) of u = 1 + x = 2^k (1 + f), where f = 2^-k x + (2^-k - 1) is accurate although u is rounded. From 2^25 on,
+ * where 2^-k may be too small for a float, u equals x. 1.5 ULP. */
 INLINE vf v_log1p(vf x)
 {
     const vf one = v_set1(1.0f), u = v_add(one, x);

@@ -2,7 +2,7 @@ cimport numpy as cnp
 
 
 cdef inline bint same_type(cnp.ndarray a, cnp.ndarray b):
-    """Whether two arrays have the same type and shape."""
+    """Return whether two arrays have the same type and shape."""
     return cnp.PyArray_SAMESHAPE(a, b) and (cnp.PyArray_DESCR(a) is cnp.PyArray_DESCR(b) or a.dtype == b.dtype)
 
 

@@ -11,24 +11,27 @@ cnp.import_array()
 
 
 def pattern(value):
-    """What a plan depends on of an input: an array of its type and shape without its data, a list of them, or None."""
+    """Return an array of the value's type and shape without its data, a list of such arrays, or None.
+
+    These are the properties of an input on which a plan depends.
+    """
     if type(value) is list:
         return [pattern(v) for v in value]
     return None if value is None else np.broadcast_to(np.empty((), value.dtype), value.shape)
 
 
 cpdef bint is_like(value, like):
-    """Whether a value is an array of the type and shape of `like`, an array or None."""
+    """Return whether a value is an array of the type and shape of `like`; False if `like` is None."""
     return like is not None and type(value) is cnp.ndarray and same_type(value, like)
 
 
 cdef bint same_values(value, cnp.ndarray expected) except -1:
-    """Of arrays of the same type and shape."""
+    """Return whether two arrays of the same type and shape have the same bytes."""
     if not cnp.PyArray_Check(value) or not cnp.PyArray_ISCARRAY_RO(value):
         value = np.require(value, expected.dtype, ("C", "A"))
     return memcmp(cnp.PyArray_DATA(value), cnp.PyArray_DATA(expected), cnp.PyArray_NBYTES(expected)) == 0
 
 
 cpdef nbytes_of(shape, dtype):
-    """The bytes of an array of this shape and type."""
+    """Return the number of bytes of an array of this shape and type."""
     return math.prod(shape) * dtype.itemsize

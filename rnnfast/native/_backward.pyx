@@ -1,12 +1,13 @@
-"""Backward through one recurrent layer: what forward records, and the time loop in the other direction. float32.
+"""Backward through one recurrent layer, in float32: what forward records, and the time loop in the other direction.
 
-The steps of a row go from its last to its first: the gradient of h' is dy + dh + dg . R with the gates' gradients dg of
-the step after it, a product that streams the recurrent weights as forward does. Weights and inputs have theirs from a
-chunk of steps at once: dW += dg^T . x, dR += dg^T . h, dx = dg . W, with x and h packed as weights are. The packed
-kernel is as fast as BLAS here (0.9 to 1.4 of OpenBLAS's rate, 100 to 3200 rows, 128 to 1024 columns) and threads split
-its outputs, so that the bits do not depend on them.
+The steps of a row are taken from its last to its first. The gradient of h' is dy + dh + dg . R, where dg are the
+gradients of the gates of the step after it; like forward, this product reads all recurrent weights at every step. The
+gradients of weights and inputs are computed for a chunk of steps at once: dW += dg^T . x, dR += dg^T . h, dx = dg . W,
+with x and h packed like weights. The packed kernel is as fast as BLAS here (0.9 to 1.4 of OpenBLAS's rate for 100 to
+3200 rows and 128 to 1024 columns), and threads divide its outputs, so that the bits do not depend on the number of
+threads.
 
-What is recorded for each step of a row, beside references to x, y and the initial states (H floats each):
+For each step of a row, forward records these vectors of H floats, beside references to x, y and the initial states:
     LSTM  i o f g c          GRU  z r n and W_hn h + b_hn; z r n with linear_before_reset=0          RNN  nothing
 """
 from libc.string cimport memcpy, memset
@@ -23,11 +24,11 @@ from rnnfast.native._kernels cimport *
 cnp.import_array()
 
 cdef enum:
-    CHUNK_ROWS = 256            # of dg at once: with their transpose and the packed inputs they stay in a large cache
+    CHUNK_ROWS = 256            # rows of dg in a chunk: with their transpose and the packed inputs they stay in a cache
 
 
 cdef class Gradient:
-    """The weights of one Cell as backward reads them, from torch's: packed without being transposed."""
+    """The weights of one Cell, packed for backward: from torch's layout, without transposing them."""
     cdef Matrix input, recurrent, candidate, project
 
     def __init__(self, Cell q, weight_ih, weight_hh, weight_hr=None):
@@ -44,25 +45,26 @@ cdef class Gradient:
 
 
 cdef struct Job:
-    # One direction of a layer backward; x, y, dy [T, B, ..] by strides in floats, absent arrays are NULL
+    # One direction of a layer backward. Absent arrays are NULL; no result aliases another array.
     const matrix *input
     const matrix *recurrent
     const matrix *candidate
     const matrix *project
-    int what                    # BACK_* of the gates
-    Py_ssize_t T, B, K, H, O    # K: inputs
-    Py_ssize_t padded, widest   # the larger of H and O, or of all, in whole blocks
-    Py_ssize_t columns, G       # of dg, and of W and R: G H rows
-    Py_ssize_t into             # where those of W begin in dg; those of R are the first, but for the candidate's
+    int kind                    # BACK_* of the gates
+    Py_ssize_t T, B, K, H, O    # K: the number of inputs
+    Py_ssize_t padded, widest   # the larger of H and O, and the largest of H, O and K, in whole blocks
+    Py_ssize_t columns, G       # columns of dg; G: gates, so that W and R have G H rows
+    Py_ssize_t into             # first column of dg that belongs to W; R's begin at 0, except the candidate's
+    # [T, B, ..] with strides in floats
     const float *x
     const float *y
     const float *dy
     Py_ssize_t x_t, x_b, y_t, y_b, dy_t, dy_b
     float *dx                   # [T, B, I] contiguous, or NULL
-    bint add                    # to dx
+    bint add                    # add to dx instead of writing it
     const float *h0
     const float *c0
-    const float *dh             # [B, O], [B, H] of the last states
+    const float *dh             # gradients of the last states: [B, O], [B, H]
     const float *dc
     float *dh0
     float *dc0
@@ -70,7 +72,7 @@ cdef struct Job:
     float *dr                   # [G H, O]
     float *db                   # [columns]
     float *dv                   # [O, H]
-    const float *saved
+    const float *saved          # [rows of all steps, width], from forward
     Py_ssize_t width
     const Py_ssize_t *order     # ragged: as in the engine's Batch
     const Py_ssize_t *counts
@@ -78,10 +80,10 @@ cdef struct Job:
     bint reverse
     team *crew
     int threads
-    bint by_rows                # threads share rows, else the panels of each step
-    # of a chunk
-    Py_ssize_t first, last      # its steps
-    Py_ssize_t rows, before     # rows of its steps, and of all steps before it
+    bint by_rows                # threads divide the rows, otherwise the panels of each step
+    # the current chunk
+    Py_ssize_t first, last      # its steps: first <= s < last
+    Py_ssize_t rows, before     # rows of its steps, and rows of all steps before it
     # workspace
     Py_ssize_t ldg, ldt, room   # room: the most rows of a chunk
     float *dg                   # [room, ldg]
@@ -89,41 +91,43 @@ cdef struct Job:
     float *dgt                  # [columns, ldt]
     float *packed_x
     float *packed_h
-    float *packed_u             # projection: of o tanh(c); reset first: of r h
-    float *dhs                  # projection: [room, O], dh; then transposed
-    float *dht
-    float *u                    # [room, H]
+    float *packed_u             # u packed
+    float *dhs                  # [room, O], with a projection: gradients of its output
+    float *dht                  # the same transposed
+    float *u                    # [room, H]: o tanh(c) with a projection, r h with linear_before_reset=0
     float *dx_rows              # [room, I]
-    float *dh_in                # [B, padded], and so on
-    float *dcs
-    float *zeros
-    float *sums
-    const float **at_x          # tables of rows: [room] each
+    float *dh_in                # [B, padded]: gradient of h that needs no product
+    float *dcs                  # [B, padded]: gradient of c
+    float *zeros                # [widest]
+    float *sums                 # [O], not used further
+    # tables with a pointer to each row of the chunk: [room] each
+    const float **at_x
     const float **at_h          # the output before the step
     const float **at_y
     const float **at_dy
     const float **at_c          # the cell state before it
-    Py_ssize_t *at_dx           # offsets
+    Py_ssize_t *at_dx           # offsets of rows in dx
 
 
 cdef inline Py_ssize_t count(const Job *j, Py_ssize_t s) noexcept nogil:
-    """Rows of step s."""
+    """Return the number of rows of step s."""
     return 0 if s >= j.T else j.B if j.order == NULL else j.counts[s]
 
 
 cdef inline Py_ssize_t place_of(const Job *j, Py_ssize_t s) noexcept nogil:
-    """The first row of step s in a chunk, if the batch is not ragged: in the order of time, as in x and dx."""
+    """Return the first row of step s in a chunk of a batch that is not ragged: in the order of time, as in x and dx."""
     return (j.last - 1 - s if j.reverse else s - j.first) * j.B
 
 
 cdef inline void wait(Job *j, int part, int parts) noexcept nogil:
+    """Wait for the other threads, if they share the step."""
     if parts > 1 and not j.by_rows:
         team_wait(j.crew, part, parts)
 
 
 # ---------------------------------------------------------------------------------------------- steps
 cdef void fill_tables(Job *j) noexcept nogil:
-    """Where the rows of a chunk's steps stand."""
+    """Fill the tables of a chunk's rows."""
     cdef Py_ssize_t s, i, row, t, previous, n, at = 0, step = -1 if j.reverse else 1, rows = j.before
     for s in range(j.first, j.last):
         n = count(j, s)
@@ -155,12 +159,15 @@ cdef void fill_tables(Job *j) noexcept nogil:
 
 cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t saved, Py_ssize_t low, Py_ssize_t high, const float *after,
                     bint backwards, int part, int parts) noexcept nogil:
-    """Rows low <= i < high of a step whose rows begin at `at` in the chunk and at `saved` in what was saved; after:
-    dg of the next step, or NULL; backwards: the last panels first."""
+    """Go back through one step for the rows low <= i < high.
+
+    The step's rows begin at row `at` of the chunk and at row `saved` of what forward saved. `after` is dg of the step
+    after it, or NULL. `backwards` takes the last panels first.
+    """
     cdef step_back s
-    cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
+    cdef bint gru = j.kind == BACK_GRU or j.kind == BACK_GRU_RESET_FIRST
     memset(&s, 0, sizeof(s))
-    s.what, s.m, s.rows = j.what, j.recurrent, max(high - low, 0)
+    s.kind, s.m, s.rows = j.kind, j.recurrent, max(high - low, 0)
     if after != NULL:
         s.a, s.lda = after + low * j.ldg, j.ldg
     if j.dy != NULL:
@@ -174,29 +181,29 @@ cdef void back_rows(Job *j, Py_ssize_t at, Py_ssize_t saved, Py_ssize_t low, Py_
     s.saved, s.lds = j.saved + (saved + low) * j.width, j.width
     s.dg, s.ldg = j.dg + (at + low) * j.ldg, j.ldg
     if j.project != NULL:
-        s.what, s.out, s.ldo = BACK_STATE, j.dhs + (at + low) * j.O, j.O
+        s.kind, s.out, s.ldo = BACK_STATE, j.dhs + (at + low) * j.O, j.O
         active.cell_back(&s, shared(s.m, j, backwards, part, parts))
         wait(j, part, parts)
-        s.what, s.m, s.a, s.lda, s.dy, s.dh_in = j.what, j.project, s.out, j.O, NULL, NULL
+        s.kind, s.m, s.a, s.lda, s.dy, s.dh_in = j.kind, j.project, s.out, j.O, NULL, NULL
         s.out, s.ldo = j.u + (at + low) * j.H, j.H
     active.cell_back(&s, shared(s.m, j, backwards, part, parts))
     if j.candidate != NULL:
         wait(j, part, parts)
-        s.what, s.m, s.a, s.lda, s.dy, s.dh_in = BACK_GRU_CANDIDATE, j.candidate, s.dg + 2 * j.H, j.ldg, NULL, NULL
+        s.kind, s.m, s.a, s.lda, s.dy, s.dh_in = BACK_GRU_CANDIDATE, j.candidate, s.dg + 2 * j.H, j.ldg, NULL, NULL
         s.out, s.ldo = j.u + (at + low) * j.H, j.H
         active.cell_back(&s, shared(s.m, j, backwards, part, parts))
 
 
 cdef inline panels shared(const matrix *m, const Job *j, bint backwards, int part,
                           int parts) noexcept nogil:
-    """A part of the panels: steps take them from both ends in turn, as the innermost cache has the last ones."""
+    """Return part `part` of the panels. Steps alternate the order, because the last panels are still in the cache."""
     cdef panels share = share_of(m, 0, 1) if j.by_rows else share_of(m, part, parts)
     share.backwards = backwards
     return share
 
 
 cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
-    """The steps of a chunk, from the last to the first, each in `parts`."""
+    """Do part `part` of `parts` of each step of a chunk, from the last step to the first."""
     cdef Job *j = <Job *>argument
     cdef Py_ssize_t s, low, high, n, known, at, rows = j.rows
     cdef const float *after = j.after
@@ -217,6 +224,7 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- products of a chunk
 cdef matrix packed_rows(float *w, const float *zeros, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    """Return the matrix [rows, n] whose packed weights are at w."""
     cdef matrix m
     m.w, m.bias, m.k, m.units, m.gates, m.blocks, m.panel = w, zeros, rows, n, 1, blocks_of(n), 4
     return m
@@ -224,7 +232,10 @@ cdef matrix packed_rows(float *w, const float *zeros, Py_ssize_t rows, Py_ssize_
 
 cdef void pack_rows(const float **at, const float *a, Py_ssize_t rows, Py_ssize_t n, float *out, int part,
                     int parts) noexcept nogil:
-    """rows [n], those of a table or [rows, n] at a, as packed weights [rows, n]; some of the panels."""
+    """Pack rows of n floats like weights [rows, n], for part `part` of the panels.
+
+    The rows are those of the table `at` or, if it is NULL, of a[rows, n]. out does not alias them.
+    """
     cdef matrix m = packed_rows(out, NULL, rows, n)
     cdef panels share = share_of(&m, part, parts)
     cdef Py_ssize_t p, i, width, used
@@ -244,6 +255,7 @@ cdef void pack_rows(const float **at, const float *a, Py_ssize_t rows, Py_ssize_
 
 cdef void transpose_columns(const float *a, Py_ssize_t lda, Py_ssize_t rows, Py_ssize_t columns, float *out,
                             Py_ssize_t ldo, float *sums, int part, int parts) noexcept nogil:
+    """Transpose part `part` of the columns: out[columns, ldo] = a[rows, lda]; sums[columns] += their sums."""
     cdef Py_ssize_t first = blocks_of(columns) * part // parts * BLOCK
     cdef Py_ssize_t last = min(blocks_of(columns) * (part + 1) // parts * BLOCK, columns)
     if first < last:
@@ -251,6 +263,7 @@ cdef void transpose_columns(const float *a, Py_ssize_t lda, Py_ssize_t rows, Py_
 
 
 cdef void prepare_part(void *argument, int part, int parts) noexcept nogil:
+    """Do one part of the transposing and packing for the products of a chunk."""
     cdef Job *j = <Job *>argument
     transpose_columns(j.dg, j.ldg, j.rows, j.columns, j.dgt, j.ldt, j.db, part, parts)
     pack_rows(j.at_x, NULL, j.rows, j.K, j.packed_x, part, parts)
@@ -263,7 +276,7 @@ cdef void prepare_part(void *argument, int part, int parts) noexcept nogil:
 
 cdef void weights_part(const Job *j, float *w, Py_ssize_t n, const float *a, float *c, Py_ssize_t rows, int part,
                        int parts) noexcept nogil:
-    """c[rows, n] += a[rows, those of the chunk] . w, or = with the first chunk; a part of the rows."""
+    """c[rows, n] += a[rows, rows of the chunk] . w for part `part` of the rows; the first chunk sets c instead."""
     cdef matrix m = packed_rows(w, j.zeros, j.rows, n)
     cdef Py_ssize_t first = rows * part // parts
     (active.matmul if j.last == j.T else active.accumulate)(
@@ -271,6 +284,7 @@ cdef void weights_part(const Job *j, float *w, Py_ssize_t n, const float *a, flo
 
 
 cdef void products_part(void *argument, int part, int parts) noexcept nogil:
+    """Do one part of the products of a chunk: the gradients of the weights and of x."""
     cdef Job *j = <Job *>argument
     cdef Py_ssize_t first = j.rows * part // parts, last = j.rows * (part + 1) // parts, i, k
     cdef Py_ssize_t of_r = j.G if j.into == 0 and j.candidate == NULL else 2, rest = (j.G - of_r) * j.H
@@ -303,9 +317,9 @@ cdef void products_part(void *argument, int part, int parts) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- directions
 cdef void run_job(Job *j) noexcept nogil:
-    """One direction over the whole batch."""
+    """Go back through one direction over the whole batch."""
     cdef Py_ssize_t i, row, t, total = 0, s
-    cdef bint gru = j.what == BACK_GRU or j.what == BACK_GRU_RESET_FIRST
+    cdef bint gru = j.kind == BACK_GRU or j.kind == BACK_GRU_RESET_FIRST
     cdef step_back last
     memset(j.zeros, 0, j.widest * sizeof(float))
     memset(j.db, 0, j.columns * sizeof(float))
@@ -344,7 +358,7 @@ cdef void run_job(Job *j) noexcept nogil:
                count(j, j.first) * j.ldg * sizeof(float))
         j.last = j.first
     memset(&last, 0, sizeof(last))
-    last.what, last.m, last.rows = BACK_STATE, j.recurrent, count(j, 0)
+    last.kind, last.m, last.rows = BACK_STATE, j.recurrent, count(j, 0)
     last.a, last.lda = j.after, j.ldg
     last.dh_in, last.ldh = j.dh_in if gru else NULL, j.padded
     last.out, last.ldo = j.dhs, j.O
@@ -361,7 +375,7 @@ cdef void run_job(Job *j) noexcept nogil:
 
 
 cdef Py_ssize_t lay_out(Job *j, float *base) noexcept nogil:
-    """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
+    """Place the parts of the workspace one after the other from `base` on. Returns the floats that they take."""
     cdef Py_ssize_t at = 0
     at = carve(&j.dg, base, at, j.room * j.ldg)
     at = carve(&j.after, base, at, j.B * j.ldg)
@@ -387,35 +401,48 @@ cdef Py_ssize_t lay_out(Job *j, float *base) noexcept nogil:
     return carve(<float **>&j.at_dx, base, at, 2 * j.room)
 
 
+# The jobs of both directions.
 cdef struct Jobs:
     Job each[2]
 
 
 cdef void run_each(void *argument, int item, int items) noexcept nogil:
+    """Run the job of one direction."""
     run_job(&(<Jobs *>argument).each[item])
 
 
 cdef inline float *data(a) noexcept:
+    """Return the address of an array's data, NULL for None."""
     return NULL if a is None else <float *>cnp.PyArray_DATA(a)
 
 
 cdef class Tape:
-    """What one layer recorded: its cells, x [T, B, I], y [T, B, D, O], the initial states, the lengths and, for each
-    direction, what its steps saved. `nbytes`: what these take beyond the arguments and results of the call."""
+    """The record of one layer: its cells, x [T, B, I], y [T, B, D, O], the initial states, the lengths and, for each
+    direction, what its steps saved.
+    """
     cdef tuple cells, reverse, saved
     cdef readonly object x, y
     cdef object h0, c0, lens, order, counts
 
     @property
     def nbytes(self):
+        """The bytes of the record beyond the arguments and results of the call."""
         return sum(a.nbytes for a in self.saved)
 
     def backward(self, dy, dh, dc=None, dx=True, int threads=1):
-        """-> dx [T, B, I] (None with dx=False), dh0 [D, B, O], dc0 [D, B, H] (None but for LSTM), and for each direction
-        a dict of the gradients of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr (None without one), in torch's
-        order of gates.
+        """Return the gradients of the layer's inputs and weights from those of its results.
 
-        dy: for each direction [T, B, O] float32, last axis contiguous, or None; dh [D, B, O], dc [D, B, H]: contiguous.
+        Args:
+            dy: For each direction float32 [T, B, O], its last axis contiguous; or None.
+            dh: [D, B, O], contiguous.
+            dc: [D, B, H], contiguous; only for LSTM.
+            dx: Whether the gradient of x is wanted.
+            threads: The most threads to use.
+
+        Returns:
+            dx [T, B, I] (None with dx=False), dh0 [D, B, O], dc0 [D, B, H] (None except for LSTM), and for each
+            direction a dict of the gradients of weight_ih, weight_hh, bias_ih, bias_hh and weight_hr (None if there is
+            no projection), in torch's order of gates.
         """
         cdef Py_ssize_t D = len(self.cells), i, size, T, B, I, H, O, columns, G, rows
         cdef Cell q = self.cells[0]
@@ -450,13 +477,13 @@ cdef class Tape:
         for i in range(D):
             j = &jobs.each[i]
             g = self.cells[i].gradient
-            keep.append(g)          # another thread's first call may put its own in its place
+            keep.append(g)          # another thread's first call may replace cell.gradient
             j.input, j.recurrent = &g.input.w.m, &g.recurrent.w.m
             j.candidate = NULL if g.candidate is None else &g.candidate.w.m
             j.project = NULL if g.project is None else &g.project.w.m
             j.T, j.B, j.K, j.H, j.O, j.G = T, B, I, H, O, G
             j.padded, j.widest = blocks_of(max(H, O)) * BLOCK, blocks_of(max(H, O, I)) * BLOCK
-            j.what = (BACK_LSTM if lstm else BACK_GRU if q.d.q.kind == CELL_GRU else BACK_GRU_RESET_FIRST if gru else
+            j.kind = (BACK_LSTM if lstm else BACK_GRU if q.d.q.kind == CELL_GRU else BACK_GRU_RESET_FIRST if gru else
                       BACK_TANH if q.d.q.act[0].kind == ACT_TANH else BACK_RELU)
             j.columns, j.into = columns, columns - G * H
             x, y = keep[0], self.y[:, :, i]
@@ -507,6 +534,7 @@ cdef class Tape:
         return dx, dh0, dc0, self.named(dw, dr, db, dv)
 
     cdef list named(self, dw, dr, db, dv):
+        """Return a dict of the gradients of the weights for each direction."""
         cdef Cell q = self.cells[0]
         H = q.hidden_size
         results = []
@@ -519,9 +547,9 @@ cdef class Tape:
 
 
 def record(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1):
-    """`_engine.recurrent` with y [T, B, D, O], and a Tape beside its results: Y_h, Y_c, tape.
+    """Run `_engine.recurrent` and record it. Returns Y_h, Y_c and a Tape.
 
-    The cells must be differentiable and have their `gradient`.
+    Here y is [T, B, D, O]. The cells must be differentiable and have their `gradient`.
     """
     cdef Tape tape = Tape()
     cdef Cell q = cells[0]

@@ -1,12 +1,15 @@
-# What backward shares with the engine
+# The parts of the engine that _backward.pyx uses too.
 from rnnfast.native._kernels cimport *
 
 cdef enum:
-    SHARED_ROWS = 8             # threads get so many rows each, or share each step: LSTM H256 T100 B32 0.97 of the time
-    SHARED_FLOATS = 1 << 18     # and share the steps where they would each read more recurrent weights than that
+    # Threads divide the rows of a batch if each gets at least SHARED_ROWS rows (LSTM H256 T100 B32 takes 0.97 of the
+    # time) and the recurrent weights, all of which each then reads, are at most SHARED_FLOATS floats. Otherwise they
+    # share the panels of every step.
+    SHARED_ROWS = 8
+    SHARED_FLOATS = 1 << 18
 
 cdef struct Direction:
-    # What the time loop knows of a Cell; absent weights are NULL
+    # The part of a Cell that the time loop reads. Absent weights are NULL.
     cell q
     const weights *x
     const weights *x_candidate
@@ -14,12 +17,12 @@ cdef struct Direction:
     const weights *r_candidate
     const weights *project
     Py_ssize_t H, O             # hidden and output size
-    Py_ssize_t padded           # H in whole blocks
+    Py_ssize_t padded           # H rounded up to whole blocks
 
 
 cdef class Cell:
     cdef Direction d
-    cdef unsigned turns         # calls: their parity is the order of the panels, on which no result depends
+    cdef unsigned turns         # number of calls, whose parity decides the order of panels; no result depends on it
     cdef tuple matrices
     cdef AlignedFloats extra
     cdef readonly str kind

@@ -1,7 +1,8 @@
-"""The engine: the cells of one direction with their packed weights, and the time loop. float32; the GIL ends here.
+"""The engine: the cells of recurrent layers with their packed weights, and the time loop, which runs without the GIL.
 
-Shapes are checked by the callers (rnnfast.nn, rnnfast.onnx); this module checks again only what would crash.
-A workspace depends on the batch and the layer, not on the length of the sequences; later calls use it again.
+Everything is float32. The callers (rnnfast.nn, rnnfast.onnx) check shapes; this module checks again only what would
+crash. The size of a workspace depends on the batch and the layer, not on the length of the sequences; later calls reuse
+it.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
@@ -18,14 +19,17 @@ from rnnfast.native._kernels cimport *
 cnp.import_array()
 
 cdef enum:
-    SPARE_BUFFERS = 4           # workspaces kept for later calls, each of at most SPARE_FLOATS
+    SPARE_BUFFERS = 4           # most workspaces kept for later calls, each of at most SPARE_FLOATS floats
     SPARE_FLOATS = 1 << 20
-    TALL_STEP = 64              # rows of a step that need no others to make a tall product: LSTM H256 T50 B128 0.92
-    PHASE_COST = 700            # nanoseconds of a step for each thread that shares it: to wait for others costs 200
-    LONG_PHASE = 40000          # nanoseconds of steps behind which threads that arrive late join
-    PROJECTION_FLOATS = 65536   # input projections that are held at once: they stay in the second-level cache
-    PROJECTION_ROWS = 128       # or else so many rows for one pass over W (H768 T500 B1: 0.95 of the time),
-    PROJECTION_INPUTS = 131072  # but inputs that stay in that cache too (GRU H768 I3072 B3: 0.97)
+    TALL_STEP = 64              # least rows of a step that make a tall product of their own: LSTM H256 T50 B128 0.92
+    PHASE_COST = 700            # least nanoseconds of a step per thread that shares it: waiting for others takes 200
+    LONG_PHASE = 40000          # nanoseconds of the steps of a phase, after which threads that arrive late join
+    # Input projections of so many floats are computed at once: they stay in the second-level cache. If these are too
+    # few rows for one pass over W, it is PROJECTION_ROWS rows (H768 T500 B1 takes 0.95 of the time), but no more than
+    # PROJECTION_INPUTS floats of inputs, which stay in that cache too (GRU H768 I3072 B3: 0.97).
+    PROJECTION_FLOATS = 65536
+    PROJECTION_ROWS = 128
+    PROJECTION_INPUTS = 131072
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -33,7 +37,7 @@ cdef list spare = []
 
 
 cdef AlignedFloats borrow(Py_ssize_t size):
-    """A workspace of at least `size` floats: one that an earlier call gave back, if it is large enough."""
+    """Return a workspace of at least `size` floats: one that an earlier call gave back, if it is large enough."""
     cdef AlignedFloats memory
     if spare:
         memory = spare.pop()
@@ -43,6 +47,7 @@ cdef AlignedFloats borrow(Py_ssize_t size):
 
 
 cdef void give_back(AlignedFloats memory):
+    """Keep a workspace for later calls, unless it is large or there are enough."""
     if memory.size <= SPARE_FLOATS and len(spare) < SPARE_BUFFERS:
         spare.append(memory)
 
@@ -52,12 +57,12 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 cdef class Cell:
-    """One direction of one recurrent layer, its weights packed: immutable, shared by threads.
+    """One direction of one recurrent layer with packed weights. It is immutable and may be shared by threads.
 
-    kind: "RNN", "LSTM" or "GRU". W [G*H, I], R [G*H, H], B [2*G*H] or None, P [3*H] or None, in ONNX's gate order
-    (LSTM i o f c, GRU z r h). activations: (name, alpha, beta) for f, g, h as the kind has them. projection [P, H]
-    makes the output P wide (then R is [G*H, P]; LSTM only). `gradient`: the same weights as backward reads them, or
-    None until somebody needs them.
+    The kind is "RNN", "LSTM" or "GRU". W [G*H, I], R [G*H, H], B [2*G*H] or None and P [3*H] or None are in ONNX's gate
+    order (LSTM i o f c, GRU z r h). `activations` has a triple (name, alpha, beta) for each of f, g and h that the kind
+    has. A projection [P, H], for LSTM only, makes the output P wide; then R is [G*H, P]. `gradient` holds the same
+    weights packed for backward, or None until they are needed.
     """
     def __init__(self, kind, W, R, B=None, P=None, *, activations, clip=None, input_forget=False,
                  linear_before_reset=False, projection=None, matmul=None):
@@ -124,55 +129,57 @@ cdef class Cell:
 
     @property
     def blas(self):
-        """Whether products are BLAS's."""
+        """True if BLAS computes the products."""
         return bool(self.d.r.blas)
 
     @property
     def saved_size(self):
-        """Floats that a step of a row saves for backward."""
+        """The number of floats that a step saves for each row for backward."""
         return self.d.H * (SAVED_LSTM if self.d.q.kind == CELL_LSTM else SAVED_GRU if self.d.q.kind == CELL_GRU else
                            SAVED_GRU_RESET_FIRST if self.d.q.kind == CELL_GRU_RESET_FIRST else 0)
 
     @property
     def differentiable(self):
-        """Whether its activations are the default ones (or an RNN's Relu) without clip, peepholes and input_forget."""
+        """True if it has the default activations (or an RNN's Relu) and no clip, peepholes or input_forget."""
         return bool(self.d.q.fused)
 
     @property
     def nbytes(self):
-        """Bytes that the packed weights take."""
+        """The bytes of the packed weights."""
         return sum(m.nbytes for m in self.matrices) + 4 * self.extra.size
 
 
 # ---------------------------------------------------------------------------------------------- steps
+# The memory that one direction needs for a batch; parts that are not needed are empty.
 cdef struct Workspace:
     float *xg
     float *xg_candidate
-    float *packed               # ragged: the rows of x of a few steps
-    float *h                    # ragged: two outputs [B, O], used in turn
+    float *packed               # ragged: the rows of x for `steps` steps
+    float *h                    # ragged: two outputs [B, O], used alternately
     float *zeros                # [O]
     float *c
     float *z
     float *rh
     float *hr
     float *unprojected
-    Py_ssize_t steps            # steps whose input projections are held at once
+    Py_ssize_t steps            # how many steps' input projections are computed at once
 
 
 cdef struct Share:
-    # One thread's part of every step
+    # One thread's part of every step.
     int part, parts
     panels r, r_candidate
     team *crew
 
 
 cdef inline void wait(Share *own) noexcept nogil:
+    """Wait until all threads that share the step have come this far."""
     if own.parts > 1:
         team_wait(own.crew, own.part, own.parts)
 
 
 cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexcept nogil:
-    """One thread's part of h_out [rows] of s from its h [rows]; s holds the input projections or inputs, c, scratch."""
+    """Compute one thread's part of a step. s has the inputs or their projections, h, c, h_out and scratch memory."""
     cdef float *h = s.h_out
     cdef const float *h_prev = s.h
     cdef Py_ssize_t ldo = s.ldo, ldh_prev = s.ldh, columns = d.q.r.blocks * BLOCK
@@ -197,7 +204,7 @@ cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexce
 
 
 cdef double step_cost(const Direction *d, Py_ssize_t rows) noexcept nogil:
-    """About how many nanoseconds a step takes, its input projection apart."""
+    """Estimate how many nanoseconds a step takes without its input projection."""
     cdef double cost = product_cost(d.r, rows)
     if d.r_candidate != NULL:
         cost += product_cost(d.r_candidate, rows)
@@ -206,8 +213,9 @@ cdef double step_cost(const Direction *d, Py_ssize_t rows) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- sequences
 cdef struct Batch:
-    # x [T, B, I] and y [T, B, O] by strides in floats; ragged: `order` sorts the rows by falling length, `counts[s]`
-    # rows are longer than s; packed: x [N, I] and y [N, O] hold the rows of step t, by falling length, from `starts[t]`
+    # Inputs x [T, B, I] and outputs y [T, B, O], with strides in floats. y does not alias x. In a ragged batch, `order`
+    # sorts the rows by descending length, and counts[s] rows are longer than s. A packed batch has x [N, I] and y [N,
+    # O]: the rows of step t, by descending length, begin at starts[t].
     Py_ssize_t T, B
     const float *x
     Py_ssize_t x_t, x_b
@@ -216,31 +224,32 @@ cdef struct Batch:
     const Py_ssize_t *order
     const Py_ssize_t *counts
     const Py_ssize_t *lens
-    const Py_ssize_t *starts    # or NULL
+    const Py_ssize_t *starts    # NULL: not packed
     bint reverse
-    float *saved                # or NULL: [steps, rows of the step, width] for backward, `saved_t` floats a step if it
-    Py_ssize_t saved_t, width   # is not ragged
+    # The values for backward: [steps, rows of the step, width], or NULL. Unless ragged, a step has saved_t floats.
+    float *saved
+    Py_ssize_t saved_t, width
 
 
 cdef inline Py_ssize_t offset(const Batch *b, Py_ssize_t t, Py_ssize_t row, Py_ssize_t of_t,
                               Py_ssize_t of_b) noexcept nogil:
-    """Where a row's step t stands in x or y, by the strides of that."""
+    """Return where a row's step t lies in x or y, which has the strides of_t and of_b."""
     return t * of_t + row * of_b if b.starts == NULL else (b.starts[t] + row) * of_t
 
 
 cdef Py_ssize_t carve(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil:
-    """The next part of a workspace; returns where the one behind it begins. Without a base it only counts."""
+    """Place the next part of a workspace and return where the one after it begins. Without a base it only counts."""
     part[0] = NULL if base == NULL else base + at
     return at + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
 cdef bint in_one_pass(const Direction *d, const Batch *b) noexcept nogil:
-    """A step projects its own input, panel by panel, if it is the only one or has many rows."""
+    """Return whether steps project their own input, panel by panel: if there is only one step or it has many rows."""
     return (b.T == 1 or b.B >= TALL_STEP) and b.order == NULL and not d.r.blas
 
 
 cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base) noexcept nogil:
-    """Places the parts of the workspace behind each other from `base`; returns the floats that they take."""
+    """Place the parts of the workspace one after the other from `base` on. Returns the floats that they take."""
     cdef Py_ssize_t columns = d.q.r.blocks * BLOCK, rows, at = 0
     cdef Py_ssize_t candidate_columns = d.q.r_candidate.blocks * BLOCK
     rows = max(PROJECTION_FLOATS // max(columns + candidate_columns, 1),
@@ -262,7 +271,7 @@ cdef Py_ssize_t lay_out(const Direction *d, Batch *b, Workspace *w, float *base)
 
 
 cdef struct States:
-    # [.., B, O] and [.., B, H]: initial ones, NULL for zeros, and last ones; c of LSTM only
+    # Initial states (NULL: zeros) and last states, h [.., B, O] and c [.., B, H]. Only an LSTM has c.
     const float *h0
     const float *c0
     float *h
@@ -270,7 +279,7 @@ cdef struct States:
 
 
 cdef States advanced(States s, Py_ssize_t h, Py_ssize_t c) noexcept nogil:
-    """The states so many floats further."""
+    """Return the states so many floats further on."""
     if s.h0 != NULL:
         s.h0 += h
     if s.c0 != NULL:
@@ -282,22 +291,23 @@ cdef States advanced(States s, Py_ssize_t h, Py_ssize_t c) noexcept nogil:
 
 
 cdef struct Run:
-    # One direction over a batch, for all the threads that share it
+    # One direction over a batch, for all threads that share it.
     Direction *d
     Batch *b
     Workspace *w
     const float *h0
     team *crew
     bint backwards              # the order of the panels at the first step
-    Py_ssize_t chunk, steps     # the first step of those whose inputs are projected, and how many
-    Py_ssize_t before           # ragged: rows of the steps before it
-    Py_ssize_t first, last      # the steps of this phase
+    Py_ssize_t chunk, steps     # the chunk, whose inputs are projected at once: its first step, how many it has
+    Py_ssize_t before           # ragged: rows of all steps before the chunk
+    Py_ssize_t first, last      # the steps of this phase: first <= s < last
 
 
 cdef void input_part(void *argument, int part, int parts) noexcept nogil:
-    """xg [steps, B or counts[s], columns] = bias + x . W for the steps of a chunk.
+    """Compute xg [steps, B or counts[s], columns] = bias + x . W for the steps of a chunk.
 
-    Ragged batches: rows in the order of the steps. Else rows in the order of time, which `reverse` runs backwards.
+    In ragged batches rows are in the order of the steps, otherwise in the order of time, which `reverse` runs
+    backwards.
     """
     cdef Run *r = <Run *>argument
     project_input(r.d.x, r, r.w.xg, part, parts)
@@ -306,7 +316,7 @@ cdef void input_part(void *argument, int part, int parts) noexcept nogil:
 
 
 cdef void project_input(const weights *m, Run *r, float *xg, int part, int parts) noexcept nogil:
-    """As few tall products as strides allow."""
+    """Project the inputs of a chunk in as few tall products as the strides allow."""
     cdef Batch *b = r.b
     cdef Py_ssize_t n = m.m.blocks * BLOCK, I = m.m.k, steps = r.steps, s, i, rows = 0
     cdef const float *x = b.x + (b.T - r.chunk - steps if b.reverse else r.chunk) * b.x_t
@@ -327,7 +337,7 @@ cdef void project_input(const weights *m, Run *r, float *xg, int part, int parts
 
 
 cdef void pack_input(Run *r) noexcept nogil:
-    """The inputs of a ragged chunk in the order of its steps."""
+    """Copy the inputs of a ragged chunk in the order of its steps."""
     cdef Batch *b = r.b
     cdef Py_ssize_t I = r.d.x.m.k, s, i, row, t, rows = 0
     for s in range(r.chunk, r.chunk + r.steps):
@@ -339,7 +349,7 @@ cdef void pack_input(Run *r) noexcept nogil:
 
 
 cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
-    """The steps of a phase, one after the other, each in `parts`."""
+    """Do part `part` of `parts` of each step of a phase, one step after the other."""
     cdef Run *r = <Run *>argument
     cdef Direction *d = r.d
     cdef Batch *b = r.b
@@ -396,7 +406,7 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
 
 cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *states, bint backwards,
                         team *crew, int threads) noexcept nogil:
-    """One direction over the whole batch: y, and the last output and cell state of each row."""
+    """Run one direction over the whole batch: writes y and the last output and cell state of each row."""
     cdef Py_ssize_t O = d.O, H = d.H, i, row, t, steps, phase = b.T
     cdef Run r
     r.d, r.b, r.w, r.h0, r.crew = d, b, w, states.h0, crew
@@ -452,8 +462,8 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *stat
 
 # ---------------------------------------------------------------------------------------------- layers
 cdef struct Layer:
-    # All directions over a batch. They need nothing of each other, nor do rows: with several threads each direction's
-    # batch is cut into `parts`, which are the items that threads take; or every step is shared by a crew.
+    # All directions over a batch. Directions are independent of each other, and so are rows. Several threads either
+    # take items, which are the `parts` into which each direction's batch is divided, or share every step as a crew.
     Direction *directions[2]
     bint reverse[2]
     Py_ssize_t D
@@ -465,13 +475,14 @@ cdef struct Layer:
     bint backwards              # the order of the panels at the first step
     int parts
     float *memory
-    Py_ssize_t workspace        # floats of one item's
-    team *crew                  # that shares the steps, or NULL
+    Py_ssize_t workspace        # floats of one item's workspace
+    team *crew                  # the threads that share the steps, or NULL
     int threads
-    bint brief                  # see team_open
+    bint brief                  # an argument of team_open
 
 
 cdef void run_item(void *argument, int item, int items) noexcept nogil:
+    """Run one direction over a part of the batch."""
     cdef Layer *layer = <Layer *>argument
     cdef Py_ssize_t i = item // layer.parts, part = item % layer.parts, B = layer.b.B, first = B * part // layer.parts
     cdef Direction *d = layer.directions[i]
@@ -488,14 +499,14 @@ cdef void run_item(void *argument, int item, int items) noexcept nogil:
 
 
 cdef int share_out(Layer *layer, int threads) except -1:
-    """Chooses the items, and of so many threads those that are worth their while."""
+    """Choose how the work is divided. Returns how many of the threads are worth using."""
     cdef Direction *d = layer.directions[0]
     cdef Batch b = layer.b
     cdef Workspace w
     cdef double of_step, cost
     layer.parts = 1
     layer.brief = False
-    if d.r.blas:                # which has threads of its own
+    if d.r.blas:                # BLAS has threads of its own
         threads = 1
     if threads > 1:
         of_step = step_cost(d, b.B)
@@ -519,6 +530,7 @@ cdef int share_out(Layer *layer, int threads) except -1:
 
 
 cdef int cells_of(Layer *layer, tuple cells, tuple reverse) except -1:
+    """Set the directions of a layer, which must not outlive the cells."""
     cdef Cell q
     cdef Py_ssize_t i
     layer.D = len(cells)
@@ -530,7 +542,7 @@ cdef int cells_of(Layer *layer, tuple cells, tuple reverse) except -1:
 
 
 cdef void run_items(Layer *layer) noexcept nogil:
-    """All of a layer, in the mode of the caller."""
+    """Run a whole layer. The caller has set the floating-point mode."""
     cdef team crew
     cdef int items = layer.D * layer.parts, i
     team_open(&crew, layer.threads, layer.brief)
@@ -544,7 +556,7 @@ cdef void run_items(Layer *layer) noexcept nogil:
 
 
 cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
-    """A layer on up to so many threads; its cells, the first of which is q, and its arrays stand in `layer`."""
+    """Run a layer on up to so many threads. `layer` has its cells, the first of which is q, and its arrays."""
     cdef unsigned mode
     layer.backwards = q.turns & 1
     q.turns += 1
@@ -560,19 +572,23 @@ cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
 
 
 cdef struct recurrent_command:
-    # h0, c0, c, lens: buffer -1 where there is none; lens: int32 [B], those out of range noted in status, for `sorted`:
-    # 2 B + T words
+    # The command of a recurrent layer. h0, c0, c and lens have buffer -1 if absent. lens is int32 [B]; a length that is
+    # out of range is reported in status. `sorted` has room for 2 B + T words.
     command head
     const Layer *layer
     location x, y, h0, c0, h, c, memory, lens, status, sorted
 
 
 cdef float *placed(const context *x, location p) noexcept nogil:
+    """Return the address of an array, or NULL if it is absent."""
     return NULL if p.buffer < 0 else <float *>address_of(x, p)
 
 
 cdef void sort_rows(Batch *b, const int32_t *lens, int64_t *status, Py_ssize_t *memory) noexcept nogil:
-    """The lengths of a batch, its rows by falling length, and how many are longer than each step."""
+    """Set a batch's lengths, its rows by descending length, and how many rows are longer than each step.
+
+    A batch whose rows all have T steps is left as it is. A length out of range counts as 0 and is reported in status.
+    """
     cdef Py_ssize_t *checked = memory
     cdef Py_ssize_t *order = memory + b.B
     cdef Py_ssize_t *counts = order + b.B
@@ -592,7 +608,7 @@ cdef void sort_rows(Batch *b, const int32_t *lens, int64_t *status, Py_ssize_t *
             counts[length - 1] += 1
     if not ragged:
         return
-    for i in range(b.T - 2, -1, -1):            # of each length, then of each and all longer ones
+    for i in range(b.T - 2, -1, -1):            # from rows of exactly this length to rows of at least this length
         counts[i] += counts[i + 1]
     at = 0
     for length in range(b.T, -1, -1):
@@ -605,6 +621,7 @@ cdef void sort_rows(Batch *b, const int32_t *lens, int64_t *status, Py_ssize_t *
 
 
 cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
+    """Run a recurrent_command."""
     cdef const recurrent_command *m = <const recurrent_command *>head
     cdef Layer layer = m.layer[0]
     if m.lens.buffer >= 0:
@@ -620,10 +637,10 @@ cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
 
 
 cdef class Prepared:
-    """A layer for batches of one shape, as a native step runs it.
+    """A layer for batches of one shape, for the recurrent command of native programs.
 
-    strides: those of T and B in x, of T, B and the directions in y, in floats; ragged: runs take lengths; workspace:
-    the floats that a run needs.
+    `strides` are those of T and B in x, and of T, B and the directions in y, in floats. If `ragged`, runs take lengths.
+    `workspace` is the number of floats that a run needs, `command` is the function that runs the command.
     """
     command = <size_t>&run_recurrent
     cdef Layer layer
@@ -639,27 +656,28 @@ cdef class Prepared:
         self.layer.b.order = self.layer.b.counts = self.layer.b.lens = self.layer.b.starts = NULL
         self.layer.b.x_t, self.layer.b.x_b, self.layer.b.y_t, self.layer.b.y_b, self.layer.y_d = strides
         if ragged:
-            self.layer.b.order = &self.workspace        # any: that there is one decides
+            self.layer.b.order = &self.workspace        # any pointer: only whether it is NULL matters
         self.layer.threads = share_out(&self.layer, threads)
         if ragged:
-            self.layer.b.order = NULL                   # where all rows have T steps
+            self.layer.b.order = NULL                   # as in runs where all rows have T steps
             size = lay_out(self.layer.directions[0], &self.layer.b, &w, NULL)
             self.layer.workspace = max(self.layer.workspace, size)
         self.workspace = self.layer.D * self.layer.parts * self.layer.workspace
 
     @property
     def address(self):
-        """Where native steps find it; it must outlive them."""
+        """The address of the layer for native programs, which must not outlive this object."""
         return <size_t>&self.layer
 
 
 cdef object new_array(int ndim, cnp.npy_intp a, cnp.npy_intp b, cnp.npy_intp c):
+    """Return a new float32 array of up to three axes, uninitialised."""
     cdef cnp.npy_intp[3] shape = [a, b, c]
     return cnp.PyArray_EMPTY(ndim, shape, cnp.NPY_FLOAT32, 0)
 
 
 cdef object state_array(a, Py_ssize_t D, Py_ssize_t B, Py_ssize_t size, name):
-    """An initial state as contiguous float32 [D, B, size], or None."""
+    """Return an initial state as contiguous float32 [D, B, size], or None."""
     if a is None:
         return None
     if not is_float32(a) or not cnp.PyArray_IS_C_CONTIGUOUS(a):
@@ -670,11 +688,12 @@ cdef object state_array(a, Py_ssize_t D, Py_ssize_t B, Py_ssize_t size, name):
 
 
 cdef inline float *address(a) noexcept:
+    """Return the address of an array's data, NULL for None."""
     return NULL if a is None else <float *>cnp.PyArray_DATA(a)
 
 
 cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B):
-    """(lengths, rows by falling length, number of rows longer than each step), or Nones where all have T steps."""
+    """Return (lengths, rows by descending length, how many are longer than each step); Nones if all have T steps."""
     if sequence_lens is None or not T or not np.any(np.asarray(sequence_lens) != T):
         return None, None, None
     lens = np.ascontiguousarray(sequence_lens, dtype=np.intp)
@@ -685,7 +704,7 @@ cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B):
 
 
 cdef tuple sort_packed(batch_sizes, Py_ssize_t N):
-    """What sort_lengths returns, and the first row of each step, of a packed sequence of N rows in all."""
+    """Return the results of sort_lengths and the first row of each step for a packed sequence of N rows in all."""
     counts = np.array(batch_sizes, dtype=np.intp)
     if counts.ndim != 1 or not counts.size or counts[-1] < 1 or np.any(np.diff(counts) > 0) or np.sum(counts) != N:
         raise ValueError(f"batch_sizes must fall from the number of rows to at least 1, and sum up to {N}")
@@ -695,18 +714,31 @@ cdef tuple sort_packed(batch_sizes, Py_ssize_t N):
 
 def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, sequence_lens=None, int threads=1,
               saved=None, batch_sizes=None):
-    """Runs one layer, one or both directions, over a batch of sequences.
+    """Run one layer, in one or both directions, over a batch of sequences.
 
-    cells, reverse: D cells and whether each runs backwards. x [T, B, I] float32 with any strides of T and B.
-    y: float32 [T, D, B, O], written whole, zeros past a row's end; any strides but along the last axis.
-    initial_h [D, B, O], initial_c [D, B, H]: float32, zeros if None. sequence_lens [B], 0 to T, or None for T.
-    Returns Y_h [D, B, O] and Y_c [D, B, H] (None but for LSTM): each row's state after its last step, zeros for
-    rows of length 0. Shapes are the caller's to check. Up to `threads` threads share the work where it is large enough;
-    the bits are the same. BLAS has threads of its own instead. saved: for each direction float32 [rows of all steps,
-    floats], written for backward; `Cell.saved_size` says how many floats.
+    The caller checks shapes. Up to `threads` threads share the work if it is large enough, which does not change the
+    bits; BLAS has threads of its own instead.
 
-    batch_sizes: x [N, 1, I] and y [N, D, 1, O] are packed: of each step the rows that are as long, by falling length,
-    batch_sizes[t] of them. States are in that order too.
+    Args:
+        cells: One cell for each of the D directions.
+        reverse: Whether each direction runs backwards.
+        x: float32 [T, B, I] with any strides of T and B.
+        y: float32 [T, D, B, O] with any strides except along the last axis; it must not overlap the others. It is
+            written as a whole, with zeros past the end of a row.
+        initial_h: float32 [D, B, O]; None for zeros.
+        initial_c: float32 [D, B, H]; None for zeros.
+        sequence_lens: [B], from 0 to T; None if all are T.
+        threads: The most threads to use.
+        saved: None or, for each direction, float32 [rows of all steps, Cell.saved_size], written for backward.
+        batch_sizes: If it is not None, x [N, 1, I] and y [N, D, 1, O] are packed: they have the batch_sizes[t] rows
+            that are longer than t for each step t, by descending length. States have the rows in the same order.
+
+    Returns:
+        Y_h [D, B, O] and Y_c [D, B, H] (None except for LSTM): the state of each row after its last step, zeros for
+        rows of length 0.
+
+    Raises:
+        ValueError: An array or the cells do not fit.
     """
     cdef Py_ssize_t D = len(cells)
     cdef Cell q = cells[0], other
@@ -766,11 +798,12 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
 
 
 def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads=1):
-    """A stack of layers on whole sequences, directions concatenated, in one call: y and the tuple of last states.
+    """Run a stack of layers on whole sequences in one call. Returns y and the tuple of last states.
 
-    stack: for each layer its cells. x [T, B, I] ([B, T, I] with `batch_first`); states: h0 [layers * D, B, O] and, for
-    LSTM, c0 [layers * D, B, H], None for zeros. Returns None unless everything is float32 of fitting shapes, states
-    contiguous: the caller then finds out what is wrong, or converts it.
+    `stack` has a tuple of cells for each layer; their directions are concatenated in y [T, B, D * O]. x is [T, B, I];
+    with `batch_first`, x and y have B before T. `states` are h0 [layers * D, B, O] and, for LSTM, c0 [layers * D, B,
+    H], or None for zeros. Returns None unless all arrays are float32 of fitting shapes and the states are contiguous;
+    the caller then converts them or reports what is wrong.
     """
     cdef Py_ssize_t D = len(reverse), layers = len(stack), i
     cdef Py_ssize_t time_axis = 1 if batch_first else 0
@@ -803,6 +836,7 @@ def forward(tuple stack, tuple reverse, x, states, bint batch_first, int threads
 
 
 cdef inline bint is_state(a, Py_ssize_t n, Py_ssize_t B, Py_ssize_t size) noexcept:
+    """Return whether `a` is a contiguous float32 array [n, B, size] or None."""
     return a is None or (is_float32(a) and cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_NDIM(a) == 3
                          and cnp.PyArray_DIM(a, 0) == n and cnp.PyArray_DIM(a, 1) == B
                          and cnp.PyArray_DIM(a, 2) == size)

@@ -1,4 +1,4 @@
-# rnnfast/kernels/kernels.h for Cython, and what _kernels.pyx shares with the engine
+# Declarations of rnnfast/kernels/kernels.h, and the parts of _kernels.pyx that other extension modules use.
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
@@ -55,7 +55,7 @@ cdef extern from "kernels.h" nogil:
     int BACK_STATE, BACK_TANH, BACK_RELU, BACK_LSTM, BACK_GRU, BACK_GRU_RESET_FIRST, BACK_GRU_CANDIDATE
 
     ctypedef struct step_back:
-        int what
+        int kind
         const matrix *m
         const float *a
         Py_ssize_t lda
@@ -75,7 +75,7 @@ cdef extern from "kernels.h" nogil:
         Py_ssize_t rows
 
     ctypedef struct adam_constants:
-        float b1, rest1, b2, rest2, eps, rate
+        float b1, one_minus_b1, b2, one_minus_b2, eps, rate
 
     ctypedef struct kernels:
         const char *name
@@ -87,7 +87,8 @@ cdef extern from "kernels.h" nogil:
         void (*accumulate)(const matrix *, panels, const float *, Py_ssize_t, float *, Py_ssize_t, Py_ssize_t,
                            Py_ssize_t) noexcept nogil
         void (*cell_back)(const step_back *, panels) noexcept nogil
-        void (*transpose)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, Py_ssize_t, float *) noexcept nogil
+        void (*transpose)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *, Py_ssize_t,
+                          float *) noexcept nogil
         void (*unary)(activation, const float *, float *, size_t) noexcept nogil
         void (*adam)(const adam_constants *, const float *, float *, float *, float *, size_t) noexcept nogil
         void (*elementwise)(const command *, const context *) noexcept nogil
@@ -124,9 +125,9 @@ cdef extern from "pool.h" nogil:
         pass
     ctypedef void (*team_work)(void *argument, int part, int parts) noexcept nogil
 
-# pool.h for other extensions, which are not linked with it
+# The functions of pool.h for other extension modules, which are not linked with pool.c.
 cdef int useful_threads(int threads) except -1
-cdef int forced                 # by force_threads, else 0
+cdef int forced                 # the argument of force_threads, 0 if it was not called
 cdef void team_open(team *t, int threads, bint brief) noexcept nogil
 cdef void team_split(team *t, team_work work, void *argument) noexcept nogil
 cdef void team_wait(team *t, int part, int parts) noexcept nogil
@@ -135,11 +136,11 @@ cdef void team_close(team *t) noexcept nogil
 
 cdef enum:
     BLOCK = 16                  # columns of a block, VL of vec.h
-    ITEMS = 4                   # into which a product is cut for each thread
-    SHARED_COST = 50000         # nanoseconds of work from which on threads share it, if they are awake,
-    BRIEF_COST = 150000         # or are woken for it, which may take 60000
+    ITEMS = 4                   # parts of a product for each thread, so that one that arrives late still gets a share
+    SHARED_COST = 50000         # least nanoseconds of work that threads share if they are awake
+    BRIEF_COST = 150000         # least nanoseconds of work for which threads are woken, which may take 60000
 
-cdef const kernels *active      # the instruction set in use
+cdef const kernels *active      # the kernels of the instruction set in use
 
 cdef class AlignedFloats:
     cdef float *p
@@ -147,7 +148,7 @@ cdef class AlignedFloats:
 
 cdef struct weights:
     matrix m
-    bint blas                   # rows of all columns, for BLAS, instead of panels
+    bint blas                   # w holds rows of all columns for BLAS instead of panels
 
 cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
                   Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil
@@ -162,19 +163,21 @@ cdef class Matrix:
 cdef object readable(a)
 
 cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
+    """Return the number of blocks of so many units."""
     return (units + BLOCK - 1) // BLOCK
 
 cdef inline panels share_of(const matrix *m, int part, int parts) noexcept nogil:
-    """The panels of one of `parts` threads."""
+    """Return the panels of part `part` of `parts`."""
     cdef panels share
     cdef Py_ssize_t count = 0 if m.blocks == 0 else (m.blocks + m.panel - 1) // m.panel
     share.first, share.last, share.backwards = count * part // parts, count * (part + 1) // parts, False
     return share
 
 cdef inline bint is_float32(a) noexcept:
-    """Whether `a` is an ndarray of native, aligned float32."""
+    """Return whether `a` is an ndarray of aligned float32 in native byte order."""
     return cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and cnp.PyArray_ISBEHAVED_RO(a)
 
 cdef inline bint contiguous_rows(cnp.ndarray a) noexcept:
+    """Return whether a float32 array is contiguous along its last axis."""
     cdef int last = cnp.PyArray_NDIM(a) - 1
     return last >= 0 and (cnp.PyArray_DIM(a, last) <= 1 or cnp.PyArray_STRIDE(a, last) == 4)

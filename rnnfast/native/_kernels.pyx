@@ -1,4 +1,4 @@
-"""The C kernels for Python: the choice of instruction set, memory, packed matrices and elementwise functions. float32."""
+"""The C kernels for Python, in float32: instruction sets, threads, memory, elementwise functions, packed matrices."""
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -14,7 +14,8 @@ from rnnfast.errors import IsaError, LimitError
 
 cnp.import_array()
 
-ctypedef void (*gemm_function)(const float *, int, const float *, int, float *, int, int, int, int, float) noexcept nogil
+ctypedef void (*gemm_function)(const float *, int, const float *, int, float *, int, int, int, int,
+                               float) noexcept nogil
 
 cdef gemm_function gemm = NULL
 
@@ -29,7 +30,7 @@ MATMULS = ("packed", "blas")
 
 # ---------------------------------------------------------------------------------------------- instruction sets
 def isas():
-    """Names of the instruction sets that this CPU can run, best first."""
+    """Return the names of the instruction sets that this CPU can run, best first."""
     names = []
     while rnnfast_kernels(len(names)) != NULL:
         names.append(rnnfast_kernels(len(names)).name.decode())
@@ -37,14 +38,20 @@ def isas():
 
 
 def get_isa():
-    """The name of the instruction set in use."""
+    """Return the name of the instruction set in use."""
     return active.name.decode()
 
 
 def set_isa(name):
-    """Use the kernels of one instruction set for every call from now on, in the whole process.
+    """Use the kernels of one instruction set for all later calls in the whole process.
 
-    `name` is one of ``isas()``. Results keep their bits. Raises IsaError for any other name.
+    Results have the same bits with every instruction set.
+
+    Args:
+        name: One of ``isas()``.
+
+    Raises:
+        IsaError: This CPU and build do not have the instruction set.
     """
     global active
     known = isas()
@@ -57,7 +64,7 @@ set_isa(os.environ.get("RNNFAST_ISA") or isas()[0])
 
 
 def default_matmul():
-    """'packed', or 'blas' on a processor for which there is no tuned kernel and where SciPy is installed."""
+    """Return 'packed', or 'blas' on a processor without a tuned kernel if SciPy is installed."""
     if isas() != ("generic",):
         return "packed"
     from importlib.util import find_spec
@@ -65,7 +72,7 @@ def default_matmul():
 
 
 cdef bint use_blas(matmul) except -1:
-    """Whether `matmul` ('packed', 'blas' or None for the default) means BLAS, which is loaded when it first does."""
+    """Return whether `matmul` ('packed', 'blas' or None for the default) means BLAS. BLAS is loaded the first time."""
     global gemm
     if matmul is None:
         matmul = default_matmul()
@@ -91,9 +98,9 @@ cdef extern from "pool.h" nogil:
 
 
 cdef int useful_threads(int threads) except -1:
-    """How many of the threads that a call asks for this process may use; with the GIL, before `team_open`.
+    """Return how many of the threads that a call asks for may be used. Called with the GIL, before `team_open`.
 
-    The limits of the process are found out when the first call asks for more than one thread, and again after a fork.
+    The limits of the process are determined when a call first asks for more than one thread, and again after a fork.
     """
     if threads <= 1:
         return 1
@@ -104,9 +111,9 @@ cdef int useful_threads(int threads) except -1:
 
 
 def force_threads(int threads):
-    """For tests: calls get the threads that they ask for, up to so many, whatever the CPUs and however small the work.
+    """For tests: give calls the threads that they ask for, up to `threads`, and wait until all of them have arrived.
 
-    They wait until all are there. 0: no longer.
+    Neither the number of CPUs nor the size of the work limits them. 0 turns this off.
     """
     global forced
     forced = threads
@@ -135,7 +142,7 @@ cdef void team_close(team *t) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- memory
 cdef class AlignedFloats:
-    """Floats from a cache line on, with room for one block read past the end."""
+    """Uninitialised floats from the start of a cache line on, with room to read one block past the end."""
     def __cinit__(self, size):
         self.p = NULL
         self.size = size
@@ -152,7 +159,7 @@ cdef class AlignedFloats:
 
 
 cdef object readable(a):
-    """float32, aligned, contiguous along the last axis; copied only if it is not so already."""
+    """Return `a` as aligned float32 that is contiguous along the last axis; copy it only if it is not such an array."""
     if is_float32(a) and contiguous_rows(a):
         return a
     a = np.asarray(a, dtype=np.float32)
@@ -160,10 +167,15 @@ cdef object readable(a):
 
 
 # ---------------------------------------------------------------------------------------------- elementwise
-def unary(name, x, float alpha=0.0, float beta=0.0):
-    """Elementwise function of a float32 array of any shape; `name` is a key of FUNCTIONS.
+def unary(name, x, float alpha=0.0, float beta=0.0, out=None):
+    """Apply an elementwise function, a key of FUNCTIONS, to a float32 array of any shape.
 
-    Denormal inputs count as zero and denormal results are flushed to zero.
+    Denormal inputs count as zero, and denormal results are flushed to zero. The result is written to `out` and `out` is
+    returned if it is given: a C-contiguous, aligned and writeable float32 array of x's shape, which may be x itself but
+    must not overlap it in any other way.
+
+    Raises:
+        ValueError: `out` is no such array.
     """
     cdef activation act
     act.kind = FUNCTIONS[name]
@@ -171,21 +183,28 @@ def unary(name, x, float alpha=0.0, float beta=0.0):
     act.beta = beta
     if not is_float32(x) or not cnp.PyArray_IS_C_CONTIGUOUS(x):
         x = np.require(x, np.float32, ("C", "A"))
-    y = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.NPY_FLOAT32, 0)
+    if out is None:
+        out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.NPY_FLOAT32, 0)
+    elif not is_float32(out) or not cnp.PyArray_ISCARRAY(out) or not cnp.PyArray_SAMESHAPE(out, x):
+        raise ValueError(f"out must be a C-contiguous, aligned and writeable float32 array of shape {x.shape}")
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
-    cdef float *target = <float *>cnp.PyArray_DATA(y)
+    cdef float *target = <float *>cnp.PyArray_DATA(out)
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef unsigned mode
     with nogil:
         mode = active.flush_denormals()
         active.unary(act, source, target, n)
         active.restore_mode(mode)
-    return y
+    return out
 
 
 def adam(const float[::1] gradients, float[::1] values, float[::1] means, float[::1] squares, double b1, double b2,
          double eps, double rate):
-    """A step of Adam on vectors of one size, in place: kernels/optimizer.h has the formula."""
+    """Take a step of Adam on vectors of one size, in place. kernels/optimizer.h has the formula.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
     cdef adam_constants a = adam_constants(b1, 1 - b1, b2, 1 - b2, eps, rate)
     cdef Py_ssize_t n = gradients.shape[0]
     cdef unsigned mode
@@ -206,10 +225,10 @@ def adam(const float[::1] gradients, float[::1] values, float[::1] means, float[
 # ---------------------------------------------------------------------------------------------- matrices
 cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
                   Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil:
-    """c[rows, n] = bias + a[rows, k] . w, n columns in packed order; the mode is set by the caller.
+    """Compute part `part` of `parts` of c[rows, n] = bias + a[rows, k] . w, with columns in packed order.
 
-    Of several threads each calls it with its part: of the panels, or of the rows where there are too few panels. BLAS
-    has threads of its own; it is called for the whole.
+    The caller has set the floating-point mode. c does not alias a. A part is a share of the panels, or of the rows
+    where there are too few panels. BLAS has threads of its own and is called for the whole product.
     """
     cdef Py_ssize_t i, k = w.m.k, columns = w.m.blocks * BLOCK, first
     if parts > 1 and columns < 2 * parts * w.m.panel * BLOCK and rows >= parts:
@@ -229,7 +248,7 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
     if k and (lda >= k or rows == 1):
         gemm(a, max(lda, k), w.m.w, columns, c, ldc, rows, k, n, 1.0)
     elif k:
-        # BLAS takes no rows that overlap or run backwards
+        # BLAS takes no matrix whose rows overlap or run backwards.
         for i in range(rows):
             gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, ldc, 1, k, n, 1.0)
 
@@ -239,11 +258,12 @@ cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t 
 
 
 cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil:
-    """About how many nanoseconds a product takes: its arithmetic, or its weights from the cache that has them."""
+    """Estimate the nanoseconds of a product: those of its arithmetic or of reading its weights, whichever are more."""
     cdef double size = <double>w.m.k * w.m.blocks * BLOCK
     return max(rows * size / 64, 4 * size / (100 if 4 * size <= 1 << 20 else 25))
 
 
+# The arguments of Matrix.multiply.
 cdef struct Multiply:
     const weights *w
     const float *x
@@ -252,9 +272,10 @@ cdef struct Multiply:
 
 
 cdef void multiply_part(void *argument, int part, int parts) noexcept nogil:
+    """Do one part of Matrix.multiply."""
     cdef Multiply *m = <Multiply *>argument
     cdef Py_ssize_t done, rows
-    for done in range(0, m.rows, 1 << 20):      # BLAS counts in int
+    for done in range(0, m.rows, 1 << 20):      # BLAS counts rows in int
         rows = min(m.rows - done, 1 << 20)
         product(m.w, m.x + done * m.lda, m.lda, m.y + done * m.N, m.N, rows, m.N, False, part, parts)
 
@@ -262,12 +283,13 @@ cdef void multiply_part(void *argument, int part, int parts) noexcept nogil:
 cdef class Matrix:
     """Weights [K, N] and a bias [N], packed once: ``multiply(x)`` is ``x @ weight + bias``.
 
-    Every output is one chain of fused multiply-adds over k from its bias, so a row's bits do not depend on the
-    other rows. With ``matmul="blas"`` they are BLAS's. `gates` cuts N into gates that are stored side by side.
+    Every output is one chain of fused multiply-adds over k from its bias, so the bits of a row do not depend on the
+    other rows. With ``matmul="blas"`` BLAS decides them. `gates` divides N into gates whose blocks are stored side by
+    side.
     """
     def __init__(self, weight, bias=None, *, matmul=None, int gates=1):
         cdef Py_ssize_t k, stride_k, stride_n
-        weight = weight if is_float32(weight) else readable(weight)     # any strides
+        weight = weight if is_float32(weight) else readable(weight)     # with any strides
         if cnp.PyArray_NDIM(weight) != 2:
             raise ValueError(f"weight has shape {weight.shape}, expected two axes")
         cdef const float *source = <const float *>cnp.PyArray_DATA(weight)
@@ -295,7 +317,7 @@ cdef class Matrix:
         if weight.size and not self.w.blas:
             rnnfast_pack(&self.w.m, source, stride_k, stride_n, self.weight.p)
         elif weight.size:
-            # the same order of columns, one row after the other
+            # The order of columns is the same, but each row is stored as a whole.
             for k in range(self.K):
                 rnnfast_pack(&row, source + k * stride_k, 0, stride_n, self.weight.p + k * self.w.m.blocks * BLOCK)
         self.w.m.w = self.weight.p
@@ -303,35 +325,39 @@ cdef class Matrix:
 
     @property
     def nbytes(self):
-        """Bytes that the packed form takes."""
+        """The bytes of the packed weights and bias."""
         return 4 * (self.weight.size + self.bias.size)
 
     @property
     def blas(self):
-        """Whether the product is BLAS's."""
+        """True if BLAS computes the product."""
         return bool(self.w.blas)
 
     @property
     def address(self):
-        """Where native steps find it; it must outlive them."""
+        """The address of the weights for native programs, which must not outlive this object."""
         return <size_t>&self.w
 
     def cost(self, rows):
-        """About how many nanoseconds a product with so many rows takes."""
+        """Estimate how many nanoseconds a product with so many rows takes."""
         return product_cost(&self.w, rows)
 
     def multiply(self, x, out=None, int threads=1):
-        """``x @ weight + bias`` for x [..., K] float32 -> [..., N] float32, one product for all leading axes.
+        """Return ``x @ weight + bias``, float32 [..., N], for x [..., K], as one product for all leading axes.
 
-        Rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied. Up to `threads` threads
-        share the work where it is large enough; the bits are the same (BLAS has threads of its own).
+        The rows of x may overlap: a 2-d view with any row stride (a framed signal) is not copied. Up to `threads`
+        threads share the work if it is large enough, which does not change the bits (BLAS has threads of its own). The
+        result is written to `out` if it is given, which must not overlap x.
+
+        Raises:
+            ValueError: x has another last axis, or `out` is not a C-contiguous float32 array of the result's shape.
         """
         x = readable(x)
         if x.ndim == 0 or x.shape[-1] != self.K:
             raise ValueError(f"x has shape {x.shape}, expected [..., {self.K}]")
         shape = x.shape[:-1] + (self.N,)
         if x.ndim != 2:
-            x = readable(x.reshape(-1, self.K) if x.size else np.zeros((int(np.prod(x.shape[:-1])), self.K), np.float32))
+            x = readable(x.reshape(-1, self.K) if x.size else np.zeros((int(np.prod(shape[:-1])), self.K), np.float32))
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
@@ -352,7 +378,7 @@ cdef class Matrix:
                 if threads == 1:
                     multiply_part(&m, 0, 1)
                 else:
-                    # more items than threads: one that arrives late still takes its share
+                    # There are more items than threads, so that one that arrives late still takes its share.
                     team_open(&crew, threads, cost < BRIEF_COST)
                     team_each(&crew, ITEMS * threads, multiply_part, &m)
                     team_close(&crew)

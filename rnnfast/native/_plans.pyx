@@ -1,4 +1,4 @@
-"""Plans, and which of them takes a call's inputs: all that a call does besides its steps."""
+"""Plans, and the choice of the plan that takes the inputs of a call."""
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
@@ -19,7 +19,7 @@ cnp.import_array()
 
 
 cdef bint matches(value, like) except -1:
-    """Whether a value has the types and shapes of a pattern."""
+    """Return whether a value has the types and shapes of a pattern."""
     cdef Py_ssize_t i
     if type(value) is cnp.ndarray and type(like) is cnp.ndarray:
         return same_type(value, like)
@@ -37,15 +37,16 @@ cdef bint matches(value, like) except -1:
 
 # ---------------------------------------------------------------------------------------------- outputs
 def separate(list outputs, list args):
-    """Outputs as writeable arrays that share memory with no argument, constant or other output.
+    """Return outputs as writeable arrays that share no memory with arguments, constants or each other.
 
-    Constants are marked read-only. What is a view, or an argument or output that came before, is copied.
+    Views, read-only arrays (such as constants), arguments and repeated outputs are copied.
     """
     taken = {id(v) for a in args for v in (a if type(a) is list else (a,))}
     return [own(value, taken) for value in outputs]
 
 
 cdef object own(value, set taken):
+    """Return one output like that; `taken` has the ids of arrays that are in use."""
     if type(value) is list:
         return [own(v, taken) for v in value]
     if value is None:
@@ -59,14 +60,19 @@ cdef object own(value, set taken):
 
 # ---------------------------------------------------------------------------------------------- plans
 cdef class Plan:
-    """Steps on a list of values, for inputs of one set of types and shapes: immutable, run by many threads at once.
+    """Steps on a list of values, for inputs of one set of types and shapes. Immutable; threads may run it at once.
 
-    args: inputs like those that it takes. initial_values: the values before a run (what is known, None for the rest; inputs
-    come first, then the call's Budget). steps: (callable, the slots of its inputs, the slots of its outputs, those of
-    them that may be large, the slots of values that no later step needs, where it stands in the file). outputs: their
-    slots. budget: makes a call's Budget, None if no step needs one. folded: the Folded of what the initial_values keeps.
-    pinned: the inputs whose values it takes only as they are in `args`. unmetered_steps: the steps as they were before any of them
-    got a meter. results: arrays like the outputs, if their types and shapes follow from those of the inputs, else None.
+    Args:
+        args: Inputs of the types and shapes that it takes.
+        initial_values: The values before a run: the inputs, the call's Budget, then the others; None if not yet known.
+        steps: For each step (callable, slots of its inputs, slots of its outputs, those of these that may be large,
+            slots of values that no later step needs, where it stands in the file).
+        outputs: The slots of the outputs.
+        budget: Makes the Budget of a call from its arguments; None if no step needs one.
+        folded: The FoldingBudget of the constants in initial_values, which it gives back when the plan is deleted.
+        pinned: Which inputs it takes only with the values that they have in `args`.
+        unmetered_steps: The steps before any of them got a meter.
+        results: Arrays like the outputs if their types and shapes follow from those of the inputs, otherwise None.
     """
     cdef tuple inputs
     cdef readonly tuple pinned
@@ -75,14 +81,16 @@ cdef class Plan:
     cdef readonly tuple steps, outputs, unmetered_steps, results
     cdef object budget, folded
     cdef readonly bint native, fresh, compiled
-    cdef NativeProgram whole          # the only step, of arguments in their order, or None
-    cdef tuple order            # of its results that are the outputs
+    cdef NativeProgram whole    # the only step, if that is a native program on arguments; otherwise None
+    cdef tuple order            # which of its results are the outputs
 
-    def __init__(self, args, list initial_values, tuple steps, tuple outputs, budget, folded, pinned, unmetered_steps, results):
+    def __init__(self, args, list initial_values, tuple steps, tuple outputs, budget, folded, pinned, unmetered_steps,
+                 results):
         self.inputs, self.unmetered_steps, self.results = tuple(map(pattern, args)), unmetered_steps, results
         self.pinned = tuple([(i, np.array(args[i])) for i in pinned])
         self.rest = initial_values[len(args):]
-        self.initial_values, self.steps, self.outputs, self.budget, self.folded = initial_values, steps, outputs, budget, folded
+        self.initial_values, self.steps, self.outputs = initial_values, steps, outputs
+        self.budget, self.folded = budget, folded
         native = [step for step in steps if type(step[0]) in (RecurrentStep, NativeProgram)]
         self.compiled = any([type(step[0]) is NativeProgram for step in steps])
         self.whole = None
@@ -96,7 +104,7 @@ cdef class Plan:
 
     @property
     def nbytes(self):
-        """Of the results of all steps, intermediate ones of native steps included; None where that is not known."""
+        """The bytes of all steps' results, with the arenas of native programs; None if that is not known."""
         total = 0
         for step in self.unmetered_steps:
             if type(step.run) is NativeProgram:
@@ -108,7 +116,7 @@ cdef class Plan:
         return total
 
     cdef bint fits(self, list args) except -1:
-        """Whether it takes the types and shapes."""
+        """Return whether the arguments have the types and shapes that it takes."""
         cdef Py_ssize_t i
         for i in range(len(args)):
             if not matches(args[i], self.inputs[i]):
@@ -116,6 +124,7 @@ cdef class Plan:
         return True
 
     cdef bint takes(self, list args) except -1:
+        """Return whether it takes the arguments: fitting types and shapes, and the values of pinned inputs."""
         cdef Py_ssize_t i
         cdef tuple pin
         if not self.fits(args):
@@ -127,7 +136,7 @@ cdef class Plan:
         return True
 
     cpdef list shared(self, list args, budget=None):
-        """The outputs, which may share memory with arguments and with each other."""
+        """Run the steps. The outputs may share memory with arguments and with each other."""
         cdef list values = args + self.rest
         cdef tuple step, inputs, outputs, large, released
         cdef Py_ssize_t i
@@ -154,7 +163,7 @@ cdef class Plan:
         return [values[slot(self.outputs, i)] for i in range(len(self.outputs))]
 
     cdef list run(self, list args):
-        """The outputs as arrays of their own."""
+        """Run the steps. The outputs are writeable arrays that share no memory."""
         cdef list outputs
         cdef tuple results
         cdef Py_ssize_t i
@@ -173,10 +182,12 @@ cdef class Plan:
 
 
 cdef inline Py_ssize_t slot(tuple slots, Py_ssize_t i) except -1:
+    """Return slots[i] as a C integer."""
     return slots[i]
 
 
 cdef tuple gathered(list values, tuple slots):
+    """Return the values in these slots."""
     cdef tuple args = PyTuple_New(len(slots))
     cdef Py_ssize_t i
     for i in range(len(slots)):
@@ -187,9 +198,9 @@ cdef tuple gathered(list values, tuple slots):
 
 
 cdef class Plans:
-    """The plans of a program, the last used first; at most `most`. names: of the inputs, in the order of arguments.
+    """Up to `most` plans of a graph, the last used first. `names` are those of the inputs, in the order of arguments.
 
-    The tuple `kept` is replaced, never changed: what one thread may lose of another's changes is traced again.
+    The tuple `kept` is replaced, never changed. If a thread thereby discards the plan of another, it is traced again.
     """
     cdef readonly tuple names, kept
     cdef readonly Py_ssize_t most
@@ -198,7 +209,7 @@ cdef class Plans:
         self.names, self.most, self.kept = tuple(names), most, ()
 
     cpdef Plan find(self, list args):
-        """The plan that takes these arguments, or None."""
+        """Return the plan that takes these arguments, or None."""
         cdef tuple kept = self.kept
         cdef Plan plan
         cdef Py_ssize_t i
@@ -211,18 +222,18 @@ cdef class Plans:
         return None
 
     def specialised(self, list args):
-        """How many plans there are for these types and shapes and for values of theirs."""
+        """Return how many plans there are for these types and shapes that also depend on values of inputs."""
         cdef Plan plan
         return len([plan for plan in self.kept if plan.pinned and plan.fits(args)])
 
     def add(self, Plan plan, list args):
-        """Keep the plan of these arguments."""
+        """Add the plan for these arguments; it replaces plans that take them too."""
         cdef Plan other
         others = [other for other in self.kept if not other.takes(args)]
         self.kept = (plan, *others[:self.most - 1])
 
     def run(self, feed):
-        """The outputs, as arrays of their own, for a dict of arrays that a plan takes as they are; else None."""
+        """Return the outputs as arrays of their own, or None unless `feed` is a dict of arrays that a plan takes."""
         cdef PyObject *value
         cdef list args
         cdef Plan plan
@@ -241,14 +252,14 @@ cdef class Plans:
 
 # ---------------------------------------------------------------------------------------------- steps
 cdef class RecurrentStep:
-    """A recurrent node with layout 0 on packed weights, for inputs whose types and shapes were checked: Y, Y_h[, Y_c].
+    """A recurrent node with layout 0 and packed weights, for inputs of checked types and shapes: returns Y, Y_h[, Y_c].
 
-    cells, reverse: the engine's. absent_h, absent_c: take no such state. check_lengths(sequence_lens, T, rows) raises
-    for a length that is out of range.
+    `cells` and `reverse` are those of the engine. With `absent_h` or `absent_c` that initial state is ignored.
+    check_lengths(sequence_lens, T, rows) raises for a length that is out of range.
     """
     cdef tuple cells, reverse
     cdef cnp.npy_intp[4] of_y
-    cdef readonly tuple shape   # of Y
+    cdef readonly tuple shape   # the shape of Y
     cdef bint absent_h, absent_c
     cdef object check_lengths
     cdef int threads

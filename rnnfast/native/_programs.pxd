@@ -12,9 +12,9 @@ cdef extern from "program.h" nogil:
 cdef class NativeProgram:
     cdef readonly Py_ssize_t arena, live
     cdef readonly tuple inputs, outputs, notes, checks
-    cdef object arrays                              # whose memory the next two are
-    cdef const Py_ssize_t *words                    # of the program
-    cdef const Py_ssize_t *noted                    # the first of each check
+    cdef object arrays                              # own the memory of words and noted
+    cdef const Py_ssize_t *words                    # the program
+    cdef const Py_ssize_t *noted                    # where in the arena each check has its status
     cdef readonly Py_ssize_t n_words
     cdef Py_ssize_t n_noted
     cdef int64_t iterations
@@ -23,7 +23,8 @@ cdef class NativeProgram:
     cdef int turn
     cdef readonly int threads
     cdef Py_ssize_t n_outputs
-    cdef int[MAX_BUFFERS] types, axes, first_axis     # of the outputs; lengths stand in `shapes` from first_axis[i] on
+    # Types and numbers of axes of the outputs; the shape of output i is in `shapes` from first_axis[i] on.
+    cdef int[MAX_BUFFERS] types, axes, first_axis
     cdef cnp.npy_intp[MAX_BUFFERS * MAX_RANK] shapes
 
     cdef tuple run(self, tuple args)
@@ -34,5 +35,5 @@ cdef class NativeProgram:
     cdef AlignedFloats borrow(self)
     cdef void give_back(self, AlignedFloats memory)
 
-# rnnfast_execute for other extensions, which are not linked with it
+# rnnfast_execute for other extension modules, which are not linked with program.c.
 cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil

@@ -1,11 +1,9 @@
-"""Native programs: commands on buffers, run in one call without the GIL."""
+"""Native programs: commands on buffers, run in one call without the GIL. kernels/program.h describes the commands."""
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport INT64_MAX, int64_t
 
 cimport numpy as cnp
-
-import math
 
 import numpy as np
 
@@ -34,12 +32,12 @@ cdef extern from "program.h" nogil:
     void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
 cdef enum:
-    SPARE_ARENAS = 8            # kept of each program for later calls
+    SPARE_ARENAS = 8            # most arenas that each program keeps for later calls
     ROW_AXES = 3
 
 
 cdef struct product_command:
-    # `rows` of a and c, along three axes by strides in floats
+    # c[rows, n] = bias + a[rows, k] . w, where the rows lie along three axes with strides in floats; c does not alias a
     command head
     const weights *w
     location a, c
@@ -48,6 +46,7 @@ cdef struct product_command:
     Py_ssize_t cost
 
 
+# The arguments of product_part.
 cdef struct Product:
     const product_command *m
     const float *a
@@ -56,6 +55,7 @@ cdef struct Product:
 
 
 cdef void product_part(void *argument, int part, int parts) noexcept nogil:
+    """Do one part of a product_command."""
     cdef Product *p = <Product *>argument
     cdef const product_command *m = p.m
     cdef Py_ssize_t i, j
@@ -66,6 +66,7 @@ cdef void product_part(void *argument, int part, int parts) noexcept nogil:
 
 
 cdef void run_product(const command *c, const context *x) noexcept nogil:
+    """Run a product_command."""
     cdef const product_command *m = <const product_command *>c
     cdef Product p
     cdef team crew
@@ -80,8 +81,8 @@ cdef void run_product(const command *c, const context *x) noexcept nogil:
 
 
 cdef struct multiply_command:
-    # c [rows, n] = a [rows, k] . b [k, n] for each of `shape` matrices, by strides in floats; b is packed to `packed`,
-    # once where all multiply the same one
+    # c[rows, n] = a[rows, k] . b[k, n] for each of `shape` matrices, with strides in floats. c aliases nothing. b is
+    # packed to `packed`, only once if the same b follows.
     command head
     location a, b, c, packed, zeros
     Py_ssize_t[ROW_AXES] shape, of_a, of_b, of_c
@@ -89,6 +90,7 @@ cdef struct multiply_command:
 
 
 cdef void run_multiply(const command *head, const context *x) noexcept nogil:
+    """Run a multiply_command."""
     cdef const multiply_command *m = <const multiply_command *>head
     cdef const float *a = <const float *>address_of(x, m.a)
     cdef const float *b = <const float *>address_of(x, m.b)
@@ -119,6 +121,7 @@ cdef extern from "program.h" nogil:
         command convolution
 
 
+# The arguments of convolution_part.
 cdef struct Convolution:
     const command *c
     const command *then
@@ -126,18 +129,20 @@ cdef struct Convolution:
 
 
 cdef void convolution_part(void *argument, int part, int parts) noexcept nogil:
+    """Do one part of a convolution_command."""
     cdef Convolution *p = <Convolution *>argument
     p.x.isa.convolution(p.c, p.then, p.x, part, parts)
 
 
 cdef void convolve(const command *c, const command *then, const context *x) noexcept nogil:
+    """Run a convolution_command and, if `then` is not NULL, the elementwise_command that reads its outputs."""
     cdef const convolution_command *m = <const convolution_command *>c
     cdef int parts = ITEMS * x.threads
     cdef Convolution p
     cdef team crew
     p.c, p.then, p.x = c, then, x
     if x.threads > 1 and (m.cost >= SHARED_COST or forced):
-        if m.shape[0] * m.shape[1] < 2 * parts:         # parts are no lines
+        if m.shape[0] * m.shape[1] < 2 * parts:         # parts are not whole lines
             p.then = NULL
         team_open(&crew, x.threads, m.cost < BRIEF_COST)
         team_each(&crew, parts, convolution_part, &p)
@@ -149,17 +154,20 @@ cdef void convolve(const command *c, const command *then, const context *x) noex
 
 
 cdef void run_convolution(const command *c, const context *x) noexcept nogil:
+    """Run a convolution_command."""
     convolve(c, NULL, x)
 
 
 cdef void run_convolved(const command *c, const context *x) noexcept nogil:
+    """Run a convolved_command."""
     cdef const command *first = &(<const convolved_command *>c).convolution
     convolve(first, <const command *>(<const Py_ssize_t *>first + first.words), x)
 
 
-# The limits of program.h, for what builds programs: axes of a command, buffers of a program, axes of an output.
+# The limits of program.h: axes of a command, buffers of a program, axes of an output.
 LIMITS = {"axes": AXES, "buffers": MAX_BUFFERS, "rank": MAX_RANK}
 
+# The function that runs each command.
 COMMANDS = {
     "multiply": <size_t>&run_multiply,
     "copy": <size_t>&rnnfast_copy,
@@ -182,7 +190,7 @@ COMMANDS = {
 
 
 def address(cnp.ndarray view):
-    """Of its first element."""
+    """Return the address of an array's first element."""
     return <size_t>cnp.PyArray_DATA(view)
 
 
@@ -191,12 +199,19 @@ cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x)
 
 
 cdef class NativeProgram:
-    """Native steps in one call without the GIL: arrays of the types and shapes of `inputs` -> a tuple of new arrays.
+    """Native steps in one call without the GIL: takes arrays of the types and shapes of `inputs`, returns new arrays.
 
-    program: words, as program.h has them; arena: the bytes of all intermediate results; live: the most of them that
-    are needed at one time; outputs: (shape, type) pairs; keep: what the program points to; notes: a Note for each
-    command; checks: (where in the arena a command notes a value that is out of range, the error's class, what it says of
-    the value, where it belongs); iterations: how many its loops may take together in a run.
+    Args:
+        program: The words, as described in program.h.
+        arena: The bytes of all intermediate results.
+        live: The most of these bytes that are needed at the same time.
+        inputs, outputs: A pair (shape, type) for each input and each output.
+        keep: The objects that the program points to, which are kept alive.
+        notes: A CommandNote for each command.
+        checks: For each command that may report a value out of range: (where in the arena its status is, the class of
+            the error, a message with a place for the value, where it stands in the file).
+        threads: The most threads to use.
+        iterations: How many iterations its loops may take together in a run.
     """
     def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations=0):
         cdef Py_ssize_t i, j, at = 0
@@ -222,29 +237,29 @@ cdef class NativeProgram:
 
     @property
     def nbytes(self):
-        """Of the arena and the outputs."""
+        """The bytes of the arena and the outputs."""
         return self.arena + sum([nbytes_of(shape, dtype) for shape, dtype in self.outputs])
 
     @property
     def address(self):
-        """Of the program."""
+        """The address of the program's words."""
         return <size_t>self.words
 
     def times(self, *args, Py_ssize_t rounds=100):
-        """The least nanoseconds that each command took in so many whole runs, as a list beside `notes`."""
+        """Return the least nanoseconds that each command took in so many whole runs, in the order of `notes`."""
         cdef context x
         cdef char *buffers[MAX_BUFFERS]
         cdef int64_t iterations
         cdef AlignedFloats memory = self.borrow()
         cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
         cdef int64_t *of_command = <int64_t *>cnp.PyArray_DATA(least)
-        cdef Py_ssize_t i
+        cdef Py_ssize_t _round
         cdef unsigned mode
         args = tuple([np.require(value, requirements=("C", "A")) for value in args])
-        results = self.prepare(&x, buffers, &iterations, memory, args)
+        _results = self.prepare(&x, buffers, &iterations, memory, args)     # keeps the outputs alive
         with nogil:
             mode = active.flush_denormals()
-            for i in range(rounds):
+            for _round in range(rounds):
                 iterations = self.iterations
                 rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
             active.restore_mode(mode)
@@ -252,6 +267,7 @@ cdef class NativeProgram:
         return least.tolist()
 
     cdef tuple run(self, tuple args):
+        """Run the program on arrays of the types and shapes of `inputs`. Returns new arrays."""
         cdef char *buffers[MAX_BUFFERS]
         cdef context x
         cdef Py_ssize_t i
@@ -274,7 +290,7 @@ cdef class NativeProgram:
         return results
 
     cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, AlignedFloats memory, tuple args):
-        """New outputs, and in x all that a run needs."""
+        """Return new outputs, and set x, buffers and iterations for a run on the arena `memory`."""
         cdef Py_ssize_t i, n = len(args)
         cdef tuple results = PyTuple_New(self.n_outputs)
         buffers[0], buffers[1] = NULL, <char *>memory.p
@@ -292,10 +308,11 @@ cdef class NativeProgram:
         return results
 
     cdef object new_output(self, Py_ssize_t i):
+        """Return a new array for output i, uninitialised."""
         return cnp.PyArray_EMPTY(self.axes[i], self.shapes + self.first_axis[i], self.types[i], 0)
 
     cdef bint failed(self, const char *arena) noexcept nogil:
-        """Whether a run on this arena met a value that was out of range."""
+        """Return whether a run on this arena found a value that was out of range."""
         cdef Py_ssize_t i
         for i in range(self.n_noted):
             if (<const int64_t *>(arena + self.noted[i]))[0]:
@@ -303,7 +320,7 @@ cdef class NativeProgram:
         return False
 
     cdef int check(self, const char *arena) except -1:
-        """InputError if a run on this arena met a value that was out of range."""
+        """Raise the error of the first check that found a value out of range in a run on this arena."""
         cdef const int64_t *status
         cdef Py_ssize_t offset
         for offset, error, message, where in self.checks:
@@ -313,10 +330,12 @@ cdef class NativeProgram:
         return 0
 
     cdef AlignedFloats borrow(self):
+        """Return an arena: one that an earlier call gave back, or a new one."""
         if self.spare:
             return self.spare.pop()
         return AlignedFloats((self.arena + 3) // 4)
 
     cdef void give_back(self, AlignedFloats memory):
+        """Keep an arena for later calls, unless there are enough."""
         if len(self.spare) < SPARE_ARENAS:
             self.spare.append(memory)

@@ -1,4 +1,4 @@
-"""The activation functions of recurrent cells, by ONNX's names, and the alpha and beta that each takes."""
+"""Activation functions of recurrent cells: their ONNX names, and which of alpha and beta each takes."""
 
 import math
 import numbers
@@ -18,16 +18,16 @@ DEFAULTS = {
     "Softsign": (None, None),
     "Softplus": (None, None),
 }
-"""ONNX's activation -> its default (alpha, beta); None where it takes none."""
+"""ONNX activation -> its default (alpha, beta); None where it takes no such value."""
 
 _CANONICAL = {name.lower(): name for name in DEFAULTS}
 
 
 def resolve(names, alphas=None, betas=None):
-    """ONNX's three attributes as a tuple of (name, alpha, beta).
+    """Convert ONNX's three activation attributes to a tuple of (name, alpha, beta).
 
-    Names ignore case. Values are consumed in order by those activations that take them, the rest default, and values
-    left over are ignored: so does onnxruntime, where ONNX's text leaves it open.
+    Names are case-insensitive. The activations that take alpha (or beta) consume its values in order, further ones get
+    their default, and surplus values are ignored; ONNX's specification leaves this open, and onnxruntime does so.
     """
     alphas = iter(() if alphas is None else as_tuple(alphas, "activation_alpha"))
     betas = iter(() if betas is None else as_tuple(betas, "activation_beta"))
@@ -42,7 +42,7 @@ def resolve(names, alphas=None, betas=None):
 
 
 def as_activation(value):
-    """(name, alpha, beta) from that or from a name alone."""
+    """Return (name, alpha, beta) for such a triple or for a name alone, which gets its defaults."""
     if isinstance(value, str):
         return resolve([value])[0]
     try:
@@ -53,7 +53,7 @@ def as_activation(value):
 
 
 def as_tuple(values, name):
-    """The values of a list or of anything else that can be iterated, but a string."""
+    """Return the values of any iterable but a string as a tuple; `name` is the argument, for messages."""
     try:
         if isinstance(values, str):
             raise TypeError
@@ -63,6 +63,7 @@ def as_tuple(values, name):
 
 
 def _canonical(name):
+    """Return the name in ONNX's spelling."""
     if not isinstance(name, str):
         raise InputTypeError(f"activation: {name!r} is no name")
     if name.lower() not in _CANONICAL:
@@ -71,6 +72,7 @@ def _canonical(name):
 
 
 def _triple(name, alpha, beta):
+    """Return (name, alpha, beta) with finite floats."""
     for label, value in (("alpha", alpha), ("beta", beta)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise InputTypeError(f"{name}: {label} is {value!r}, expected a number")

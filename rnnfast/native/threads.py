@@ -1,7 +1,7 @@
-"""How many threads a call may use: what it asks for, and what the process is allowed to.
+"""The number of threads that a call may use: what it asks for, bounded by what the process is allowed.
 
-RNNFAST_NUM_THREADS is the number of threads of calls and layers that do not name one (else 1), and the most that any
-of them gets. The CPU quota of the process's cgroups (version 1 and 2) and the CPUs that it may run on bound it too.
+RNNFAST_NUM_THREADS is the default for calls and layers that name no number (1 if it is not set), and the maximum for
+all of them. The CPU quota of the process's cgroups (version 1 and 2) and its CPU affinity bound the number too.
 """
 
 import numbers
@@ -12,11 +12,16 @@ from rnnfast.errors import InputError, InputTypeError
 VARIABLE = "RNNFAST_NUM_THREADS"
 
 LARGEST = 1024
-"""More threads are taken as so many: no pool of threads on one machine needs them."""
+"""Upper bound of every thread count; larger requests are cut to it, as no machine's thread pool needs more."""
 
 
 def check(threads):
-    """The number of threads to use for the argument `threads`: None is the default. InputError, InputTypeError."""
+    """Return the number of threads to use for the argument `threads`; None is the default.
+
+    Raises:
+        InputError: The number is less than 1, or RNNFAST_NUM_THREADS is invalid.
+        InputTypeError: `threads` is no integer.
+    """
     most = from_environment()
     if threads is None:
         return most or 1
@@ -28,7 +33,7 @@ def check(threads):
 
 
 def from_environment():
-    """RNNFAST_NUM_THREADS, or None if it is not set."""
+    """Return the value of RNNFAST_NUM_THREADS, or None if it is not set."""
     value = os.environ.get(VARIABLE)
     if not value:
         return None
@@ -42,28 +47,28 @@ def from_environment():
 
 
 def limit(root="/"):
-    """The most threads that the calling thread may use at once."""
+    """Return how many threads may work for the calling thread at once: its CPU affinity mask, bounded by `ceiling`."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ceiling(root)
     return min(cpus, ceiling(root))
 
 
 def ceiling(root="/"):
-    """The most threads that may work at once in this process; each thread's own affinity mask bounds it further."""
+    """Return how many threads may work in this process at once, CPU affinity aside: CPUs, cgroup quota, environment."""
     return min(n for n in (os.cpu_count() or 1, quota(root), from_environment(), LARGEST) if n is not None)
 
 
 # ------------------------------------------------------------------------------------------------- cgroups
 def quota(root="/"):
-    """CPUs' worth of time that the cgroups of this process grant it, rounded up; None: no limit.
+    """Return the CPU quota that this process's cgroups grant it, in whole CPUs rounded up; None is no limit.
 
-    A group gets no more than each group above it. `root` is where /proc and the mounted file systems are.
+    A group gets no more than any of its ancestors. `root` is the folder that holds /proc and the mounted file systems.
     """
     return min((cpus for folder, read in _groups(root) if (cpus := read(folder)) is not None), default=None)
 
 
 def _groups(root):
-    """(folder, function that reads its quota) of each cgroup that this process is in, and of those above them."""
-    paths = {}  # "" for version 2, else the name of a controller -> the path of the group
+    """Yield (folder, function that reads its quota) for each cgroup of this process and for their ancestors."""
+    paths = {}  # controller name, "" for version 2 -> path of the group
     for line in _lines(root, "/proc/self/cgroup"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -82,7 +87,7 @@ def _groups(root):
         if path is None:
             continue
         top, point = (_unescape(field).rstrip("/") for field in mount[3:5])
-        # A container may see its own group mounted as the top, and may not see where it is in the host's tree.
+        # A container may see its own group mounted as the root, without its position in the host's tree.
         below = path[len(top) :] if path == top or path.startswith(f"{top}/") else ""
         names = [name for name in below.split("/") if name]
         if ".." in names:
@@ -92,16 +97,17 @@ def _groups(root):
 
 
 def _quota_v2(folder):
-    """cpu.max: "quota period" in microseconds, or "max period"."""
+    """Read the quota from cpu.max: "quota period" in microseconds, or "max period" without a limit."""
     return _cpus(*(_read(folder, "cpu.max").split() + ["", ""])[:2])
 
 
 def _quota_v1(folder):
-    """-1 is no quota."""
+    """Read the quota from cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 is no limit."""
     return _cpus(_read(folder, "cpu.cfs_quota_us"), _read(folder, "cpu.cfs_period_us"))
 
 
 def _cpus(quota, period):
+    """Return quota / period rounded up, or None where either is no positive number."""
     try:
         quota, period = int(quota), int(period)
     except ValueError:
@@ -114,7 +120,7 @@ def _join(root, path):
 
 
 def _read(folder, name):
-    """The contents of a file; "" if it cannot be read."""
+    """Return the contents of a file, or "" if it cannot be read."""
     try:
         with open(os.path.join(folder, name), encoding="utf-8", errors="surrogateescape") as file:
             return file.read().strip()
@@ -127,7 +133,7 @@ def _lines(root, path):
 
 
 def _unescape(field):
-    """A field of mountinfo, which has spaces and the like as octal numbers."""
+    """Decode a field of mountinfo, which writes white space and backslashes as octal numbers."""
     for code in (" ", "\t", "\n", "\\"):
         field = field.replace(f"\\{ord(code):03o}", code)
     return field

@@ -1,4 +1,4 @@
-"""Layers with torch's names, arguments, shapes and state dicts, for float32 NumPy arrays."""
+"""Layers with the names, arguments, shapes and state dicts of torch.nn, on float32 NumPy arrays."""
 
 from rnnfast.nn.activation import ELU, Hardsigmoid, LeakyReLU, ReLU, Sigmoid, Softplus, Softsign, Tanh
 from rnnfast.nn.attention import Attention

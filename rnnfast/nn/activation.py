@@ -1,4 +1,8 @@
-"""Activation functions as layers with torch's names and arguments."""
+"""Activation functions as layers, with torch's names and arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -7,15 +11,34 @@ from rnnfast.native.cell_activations import as_activation, resolve
 from rnnfast.nn.checks import as_input
 from rnnfast.nn.module import Module, SummaryRow
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from rnnfast.nn.types import FloatArray, SummaryShape
+
 
 class Activation(Module):
-    """An elementwise function of a float32 array of any shape: the layers below say which."""
+    """Base of the elementwise functions below."""
 
-    function = None
+    function: tuple[str, float, float]
     """(name, alpha, beta) of the engine's elementwise function."""
 
-    def __call__(self, x):
+    def __call__(self, x: ArrayLike) -> FloatArray:
+        """Apply the function to each element.
+
+        Args:
+            x: float32 of any shape.
+
+        Returns:
+            float32 of x's shape.
+
+        Raises:
+            InputTypeError: x is not float32.
+        """
         return _kernels.unary(self.function[0], as_input(x, "x"), *self.function[1:])
+
+    def call_into(self, x, out):
+        _kernels.unary(self.function[0], as_input(x, "x"), *self.function[1:], out=out)
 
     def _forward(self, x, rng):
         x = as_input(x, "x")
@@ -26,17 +49,18 @@ class Activation(Module):
         return dy * self.derivative(value), {}
 
     by_output = False
-    """`derivative` is that at y; else it is that at x."""
+    """`derivative` takes the function's output y if True, else its input x."""
 
-    def derivative(self, value):
-        """dy/dx"""
+    def derivative(self, value: FloatArray, /) -> FloatArray:
+        """Return dy/dx, elementwise, from y or x: `by_output` says which."""
+        raise NotImplementedError
 
-    def summary_rows(self, shape=None):
+    def summary_rows(self, shape: SummaryShape | None = None) -> list[SummaryRow]:
         return [SummaryRow(repr(self), shape or ("...",), 0, 0, 0)]
 
 
 class ReLU(Activation):
-    """max(x, 0)"""
+    """y = max(x, 0), as torch.nn.ReLU."""
 
     function = resolve(["Relu"])[0]
     by_output = True
@@ -46,7 +70,7 @@ class ReLU(Activation):
 
 
 class Tanh(Activation):
-    """tanh(x)"""
+    """y = tanh(x), as torch.nn.Tanh."""
 
     function = resolve(["Tanh"])[0]
     by_output = True
@@ -56,7 +80,7 @@ class Tanh(Activation):
 
 
 class Sigmoid(Activation):
-    """1 / (1 + exp(-x))"""
+    """y = 1 / (1 + exp(-x)), as torch.nn.Sigmoid."""
 
     function = resolve(["Sigmoid"])[0]
     by_output = True
@@ -66,7 +90,7 @@ class Sigmoid(Activation):
 
 
 class Softplus(Activation):
-    """log(1 + exp(x))"""
+    """y = log(1 + exp(x)), as torch.nn.Softplus with its default arguments."""
 
     function = resolve(["Softplus"])[0]
     by_output = True
@@ -76,7 +100,7 @@ class Softplus(Activation):
 
 
 class Softsign(Activation):
-    """x / (1 + |x|)"""
+    """y = x / (1 + |x|), as torch.nn.Softsign."""
 
     function = resolve(["Softsign"])[0]
 
@@ -85,7 +109,7 @@ class Softsign(Activation):
 
 
 class Hardsigmoid(Activation):
-    """min(max(x / 6 + 1 / 2, 0), 1)"""
+    """y = min(max(x / 6 + 1 / 2, 0), 1), as torch.nn.Hardsigmoid."""
 
     function = as_activation(("HardSigmoid", 1 / 6, 0.5))
     by_output = True
@@ -95,9 +119,17 @@ class Hardsigmoid(Activation):
 
 
 class LeakyReLU(Activation):
-    """x where x >= 0, else negative_slope * x"""
+    """y = x where x >= 0, else negative_slope * x, as torch.nn.LeakyReLU.
 
-    def __init__(self, negative_slope=0.01):
+    Args:
+        negative_slope: The slope where x < 0; a finite number.
+
+    Raises:
+        InputError: negative_slope is not finite.
+        InputTypeError: negative_slope is no number.
+    """
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = negative_slope
         self.function = as_activation(("LeakyRelu", negative_slope, 0.0))
 
@@ -106,9 +138,17 @@ class LeakyReLU(Activation):
 
 
 class ELU(Activation):
-    """x where x >= 0, else alpha * (exp(x) - 1)"""
+    """y = x where x >= 0, else alpha * (exp(x) - 1), as torch.nn.ELU.
 
-    def __init__(self, alpha=1.0):
+    Args:
+        alpha: The negative of the limit for x to minus infinity; a finite number.
+
+    Raises:
+        InputError: alpha is not finite.
+        InputTypeError: alpha is no number.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
         self.function = as_activation(("Elu", alpha, 0.0))
 

@@ -1,32 +1,38 @@
-"""What callers hand to layers, checked once: the errors name the argument, what came and what was expected."""
+"""Validation of the arguments of layers. Error messages name the argument, what was given and what was expected."""
+
+from __future__ import annotations
 
 import contextlib
 import math
 import numbers
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
 from rnnfast.native import _kernels
 
+T = TypeVar("T")
+
 MAX_LAYERS = 1024
-"""Recurrent layers in one stack."""
+"""Maximum number of recurrent layers in one stack."""
 
 MAX_WEIGHT_BYTES = 2**36
-"""Weights of one layer, or stack of recurrent layers."""
+"""Maximum size of the weights of one layer, or of one stack of recurrent layers."""
 
 
-def as_array(value, name):
-    """`value` as an ndarray, whatever offers one (nested lists, torch tensors on the CPU ...)."""
+def as_array(value: Any, name: str) -> np.ndarray:
+    """Convert anything that NumPy can read (nested lists, torch tensors on the CPU ...) to an ndarray."""
     try:
         return np.asarray(value)
-    except Exception as error:  # foreign array types raise whatever they like
+    except Exception as error:  # foreign array types may raise anything
         raise InputTypeError(f"{name}: cannot be read as an array ({type(value).__name__}: {error})") from error
 
 
-def as_weight(value, name):
-    """A float32 copy of `value`, whose dtype must fit into float32 without loss."""
+def as_weight(value: Any, name: str) -> np.ndarray:
+    """Return a C-contiguous float32 copy of an array whose dtype fits into float32 without loss."""
     array = as_array(value, name)
     if array.dtype.kind not in "fV" or not np.can_cast(array.dtype, np.float32):
         raise InputTypeError(f"{name}: dtype is {array.dtype}, expected float32 (or a narrower float)")
@@ -35,21 +41,22 @@ def as_weight(value, name):
         return np.array(array, np.float32, order="C")
 
 
-def as_input(value, name):
-    """`value` as a float32 array; other dtypes are refused, as a silent cast may lose what the caller meant."""
+def as_input(value: Any, name: str) -> np.ndarray:
+    """Convert to an ndarray, which must be float32: a silent cast could lose precision that the caller meant."""
     array = as_array(value, name)
     if array.dtype != np.float32:
         raise InputTypeError(f"{name}: dtype is {array.dtype}, expected float32")
     return array
 
 
-def check_shape(array, shape, name, axes):
-    """`shape` is what `array` must have; `axes` says in words what that is."""
+def check_shape(array: np.ndarray, shape: tuple[int, ...], name: str, axes: str) -> None:
+    """Refuse an array of another shape; `axes` says in words what the axes of `shape` are."""
     if array.shape != shape:
         raise InputError(f"{name}: shape is {list(array.shape)}, expected {list(shape)} ({axes})")
 
 
-def check_size(value, name, least=1):
+def check_size(value: Any, name: str, least: int = 1) -> int:
+    """Return an integer, which must be at least `least`, as an int."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise InputTypeError(f"{name}: {value!r} is no integer")
     if value < least:
@@ -57,7 +64,8 @@ def check_size(value, name, least=1):
     return int(value)
 
 
-def check_choice(value, name, choices):
+def check_choice(value: T, name: str, choices: Iterable[Any]) -> T:
+    """Return the value, which must be one of the choices."""
     try:
         known = value in frozenset(choices)
     except TypeError:  # unhashable: an array, a list
@@ -67,33 +75,37 @@ def check_choice(value, name, choices):
     return value
 
 
-def check_flag(value, name):
+def check_flag(value: Any, name: str) -> bool:
+    """Return True, False, 1 or 0 as a bool; other values are refused."""
     return bool(check_choice(value, name, (False, True)))
 
 
-def check_matmul(value):
+def check_matmul(value: T) -> T:
+    """Return the name of a kernel for matrix products, which must be available, or None for the default."""
     check_choice(value, "matmul", (None, *_kernels.MATMULS))
     if value == "blas" and find_spec("scipy") is None:
         raise UnsupportedError("matmul: 'blas' needs SciPy, which is not installed")
     return value
 
 
-def check_weights(owner, shapes):
-    """Refuse weights that are too large before anything is allocated; `owner` is the layer or their name."""
+def check_weights(owner: Any, shapes: Iterable[tuple[int, ...]]) -> None:
+    """Refuse weights over MAX_WEIGHT_BYTES before they are allocated; `owner` is the layer or the weight's name."""
     size = 4 * sum(map(math.prod, shapes))
     if size > MAX_WEIGHT_BYTES:
         raise LimitError(f"{owner}: weights of {size} bytes are more than the limit of {MAX_WEIGHT_BYTES}")
 
 
 @contextlib.contextmanager
-def within_memory(owner):
+def within_memory(owner: Any) -> Iterator[None]:
+    """Turn a MemoryError of the block into a LimitError that names the owner of the weights."""
     try:
         yield
     except MemoryError as error:
         raise LimitError(f"{owner}: no memory for the weights") from error
 
 
-def as_generator(rng, name="rng"):
+def as_generator(rng: Any, name: str = "rng") -> np.random.Generator:
+    """Return a numpy Generator: the one given, or a new one from a seed, or from fresh entropy for None."""
     try:
         return np.random.default_rng(rng)
     except TypeError:
@@ -102,8 +114,8 @@ def as_generator(rng, name="rng"):
         raise InputError(f"{name}: {rng!r} is no seed ({error})") from None
 
 
-def check_lengths(lengths, steps, rows):
-    """Lengths as int64 [rows], each from 0 to `steps`; None stays None."""
+def check_lengths(lengths: Any, steps: int, rows: int) -> np.ndarray | None:
+    """Return lengths as an int64 array [rows] with values from 0 to `steps`; None stays None."""
     if lengths is None:
         return None
     array = as_array(lengths, "lengths")
@@ -117,8 +129,8 @@ def check_lengths(lengths, steps, rows):
     return array.astype(np.int64)
 
 
-def check_number(value, name, least, most):
-    """`value` as a float from `least` to `most`."""
+def check_number(value: Any, name: str, least: float, most: float) -> float:
+    """Return a number as a float, which must lie from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputTypeError(f"{name}: {value!r} is no number")
     try:

@@ -1,7 +1,9 @@
-"""Weights of recurrent layers in the three layouts that they come in: torch's, ONNX's and Keras's.
+"""Conversion of recurrent weights between the layouts of torch, ONNX and Keras.
 
-Each stacks the gates along one axis, in its own order; the tables below are all that differs. Layers keep torch's.
+Each layout stacks the gates along one axis, in its own order, which the tables below give. Layers store torch's layout.
 """
+
+from __future__ import annotations
 
 import numpy as np
 
@@ -13,42 +15,42 @@ GATES = {
     "LSTM": {"torch": "ifco", "onnx": "iofc", "keras": "ifco"},
     "GRU": {"torch": "rzh", "onnx": "zrh", "keras": "zrh"},
 }
-"""Order of the gates, in ONNX's letters; torch calls the LSTM's c g, and the GRU's h n."""
+"""kind -> layout -> order of the gates, in ONNX's letters. Torch writes g for the LSTM's c, and n for the GRU's h."""
 
 PEEPHOLES = {"torch": "ifo", "onnx": "iof"}
-"""Order of the LSTM's peepholes. torch has none: its layers' order of gates goes on."""
+"""Order of the LSTM's peephole weights. Torch has no peepholes; its entry follows its order of gates."""
 
 
 def reorder(array, source, target):
-    """`array` with the blocks of its first axis, named by the letters of `source`, in the order of `target`."""
+    """Reorder the equal blocks of the first axis, named by the letters of `source`, to the order of `target`."""
     blocks = array.reshape(len(source), -1, *array.shape[1:])
     return blocks[[source.index(letter) for letter in target]].reshape(array.shape)
 
 
 def suffix(layer, direction):
-    """The end of a torch parameter's name: "l0", "l0_reverse" ..."""
+    """Return the end of a torch parameter's name: "l0", "l0_reverse" and so on."""
     return f"l{layer}_reverse" if direction else f"l{layer}"
 
 
 def to_onnx(kind, parameters, end):
-    """Arguments W, R, B, P and projection of `_engine.Cell` from torch-named parameters that end in `end`."""
+    """Return W, R, B, P and projection of `_engine.Cell`, from the parameters whose torch names end in `end`."""
 
     def gates(name, order=GATES[kind]):
         array = parameters.get(f"{name}_{end}")
         return None if array is None else reorder(array, order["torch"], order["onnx"])
 
-    biases = gates("bias_ih"), gates("bias_hh")
+    bias_ih, bias_hh = gates("bias_ih"), gates("bias_hh")
     return {
         "W": gates("weight_ih"),
         "R": gates("weight_hh"),
-        "B": None if biases[0] is None else np.concatenate(biases),
+        "B": None if bias_ih is None or bias_hh is None else np.concatenate([bias_ih, bias_hh]),
         "P": gates("weight_peephole", PEEPHOLES),
         "projection": parameters.get(f"weight_hr_{end}"),
     }
 
 
 def from_onnx(kind, W, R, B=None, P=None):
-    """-> (input_size, hidden_size, number of directions, torch-named parameters) of ONNX's W, R, B and P."""
+    """Convert ONNX's W, R, B and P to (input_size, hidden_size, number of directions, parameters by torch's names)."""
     gates = len(GATES[kind]["onnx"])
     arrays = {"W": as_weight(W, "W"), "R": as_weight(R, "R")}
     arrays |= {name: as_weight(a, name) for name, a in (("B", B), ("P", P)) if a is not None}
@@ -80,10 +82,11 @@ def from_onnx(kind, W, R, B=None, P=None):
 
 
 def from_keras(kind, weights, *, two_biases=False):
-    """-> (input_size, hidden_size, number of directions, torch-named parameters) of `layer.get_weights()` of Keras:
-    [kernel, recurrent_kernel, bias], or twice that of a Bidirectional; the biases are absent without use_bias.
+    """Convert Keras weights to (input_size, hidden_size, number of directions, parameters by torch's names).
 
-    two_biases: the bias is [2, 3 * units], as a GRU with reset_after has it.
+    `weights` is the result of the layer's get_weights(): [kernel, recurrent_kernel, bias], twice that for a
+    Bidirectional, and without biases for use_bias=False. With two_biases the bias is [2, 3 * units], as in a GRU with
+    reset_after.
     """
     if not isinstance(weights, (list, tuple)):
         raise InputTypeError(f"weights: got a {type(weights).__name__}, expected a list of arrays")
@@ -126,5 +129,6 @@ def from_keras(kind, weights, *, two_biases=False):
 
 
 def _expect(array, shape, name):
+    """Refuse a weight of another shape."""
     if array.shape != shape:
         raise ModelError(f"{name}: shape is {list(array.shape)}, expected {list(shape)}")

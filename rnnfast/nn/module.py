@@ -1,9 +1,11 @@
-"""What all layers share: named parameters, state dicts, forward and backward, and the summary."""
+"""The base classes of all layers: named parameters, state dicts, forward and backward passes, and the summary."""
+
+from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,56 +13,103 @@ from rnnfast.errors import Error, InputError, InputTypeError, ModelError, Unsupp
 from rnnfast.native.threads import check as check_threads
 from rnnfast.nn.checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
 from rnnfast.nn.packed import checked, is_packed
-from rnnfast.streaming.layer_stream import LayerStream
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+    from rnnfast.nn.types import FloatArray, Gradients, Seed, Shape, StateDict, SummaryShape, Weights
+    from rnnfast.streaming.layer_pool import LayerPool
+    from rnnfast.streaming.layer_stream import LayerStream
+    from rnnfast.train.history import History
 
 _INITIALIZING = threading.Lock()
 
+_OLD_NAMES = {
+    "_weights": "loaded_weights",
+    "_threads": "thread_count",
+    "_reverse": "reversed_directions",
+    "_activations": "resolved_activations",
+}
+"""Attribute name in older pickles -> its present name."""
+
+_DERIVED = frozenset(("_widths", "_output_size", "_merged_size", "_count"))
+"""Attributes of older pickles that are now computed from others."""
+
 
 class SummaryRow(NamedTuple):
-    """One line of a summary; `flops` and `bytes` are those of one step of one row (one time step at batch 1)."""
+    """One row of a summary: a layer and its costs."""
 
     layer: str
-    output: tuple
+    """The layer as its repr shows it, after its name in a container."""
+    output: SummaryShape
+    """Shape of the output; free axes are named."""
     parameters: int
+    """Number of parameters."""
     flops: int
+    """Floating-point operations for one row of one time step; each multiply-add of a matrix product counts as 2."""
     bytes: int
+    """Bytes of parameters that such a step reads."""
 
 
 class Saved(NamedTuple):
-    """What a layer without a state, or a Sequential, keeps for `backward`: a value, which holds x and y themselves."""
+    """The values that a layer without a state, or a container, saves in `forward` for `backward`.
 
-    values: tuple
-    shape: tuple
+    They may include x and y themselves, not copies.
+    """
+
+    values: tuple[Any, ...]
+    shape: Shape
     """Shape of y."""
     nbytes: int = 0
-    """Bytes that it holds beyond the arguments and results of the call."""
+    """Bytes held beyond the arguments and results of `forward`."""
 
 
 class Module:
-    """A layer. Its parameters change only by `load_state_dict`; calling it changes nothing, from any thread.
+    """The base class of all layers.
 
-    A copy or an unpickled layer has the same parameters and gives the same bits. Initial weights without a seed are
-    drawn when they are first asked for.
+    Calling a layer changes nothing, so that any number of threads may call it; only `load_state_dict` changes its
+    parameters. A copied or unpickled layer has the same parameters and gives the same bits. Initial weights without a
+    seed are drawn when they are first needed.
+
+    Other modules of rnnfast use these members of a layer, beside its public methods: `loaded_weights`,
+    `current_weights`, `prepare_weights`, `replace_weights`, `thread_count`, `call_into` and `call_in_sequence`.
+    Subclasses define `_draw`, `_pack`, `_forward` and `_backward`.
     """
 
-    _weights = None
-    """(parameters, what a call computes with): replaced as a whole, so that a call in another thread sees old or new.
-    None: the initial ones are not drawn yet."""
+    loaded_weights: Any = None
+    """(parameters, packed weights that calls compute with), or None before the initial weights are drawn. The pair is
+    replaced as a whole, so that a concurrent call sees either the old or the new weights."""
 
-    def shapes(self):
-        """Name of each parameter -> its shape, in the order of the state dict."""
+    thread_count: int
+    """The number of threads that calls use, if the layer has a `threads` argument."""
+
+    threads: int | None
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., Any]
+
+    def shapes(self) -> dict[str, Shape]:
+        """Return the shape of each parameter by name, in the order of the state dict."""
         return {}
 
-    def state_dict(self):
-        """Name of each parameter -> its values: float32, read-only."""
-        return dict(self._initialized()[0])
+    def state_dict(self) -> Weights:
+        """Return the parameters by name: read-only float32 arrays."""
+        return dict(self.current_weights()[0])
 
-    def load_state_dict(self, state_dict):
-        """Take all parameters from a mapping of name to array (anything that ``np.asarray`` takes: ndarrays, torch
-        tensors ...). The names and shapes must be exactly those of `shapes()`, the dtypes float32 or narrower floats.
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Replace all parameters, or none after an error.
 
-        Raises ModelError for names and shapes, InputTypeError for dtypes, LimitError for want of memory; nothing is
-        loaded then.
+        Args:
+            state_dict: A mapping of name to array, or to anything that `np.asarray` reads, such as torch tensors. Names
+                and shapes must be exactly those of `shapes()`, dtypes float32 or narrower floats.
+
+        Raises:
+            InputTypeError: `state_dict` is no mapping, or a dtype does not fit.
+            LimitError: There is no memory for the weights.
+            ModelError: Names are missing or unexpected, or a shape is wrong.
         """
         if not isinstance(state_dict, Mapping):
             raise InputTypeError(f"state_dict: got a {type(state_dict).__name__}, expected a mapping of name to array")
@@ -78,57 +127,85 @@ class Module:
                 raise ModelError(
                     f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, expected {list(shape)}"
                 )
-        self._replace(self._prepare(parameters))
+        self.replace_weights(self.prepare_weights(parameters))
 
-    def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
-        """-> y, state, saved: what a call gives, the state after it, and what `backward` needs.
+    def forward(
+        self, x: Any, state: Any = None, *, lengths: ArrayLike | None = None, training: bool = False, rng: Seed = None
+    ) -> tuple[Any, Any, Any]:
+        """Run the layer and, in training, save what `backward` needs.
 
-        state: None for a layer without one, else what the layer's class says; None is zeros. lengths: [B], for
-        recurrent layers. training: drop out and save; without it y has the bits of a call and saved is None.
-        rng: a seed or a numpy Generator, for dropout; the same seed gives the same bits.
+        Args:
+            x: The input, as a call takes it.
+            state: The initial state, in the form that a recurrent layer or container returns it; None is zeros. Layers
+                without a state take None only.
+            lengths: Integers [B], the number of valid time steps of each row; used by recurrent layers.
+            training: Whether to apply dropout and save. If False, y has the bits of a call.
+            rng: A seed or a numpy Generator for dropout; the same seed gives the same bits.
 
-        saved has its size in `nbytes`. It refers to x and y: they must not be written to before `backward`.
+        Returns:
+            y, the last state (None for layers without one), and an object for `backward` (None unless training). The
+            object's `nbytes` is the size of what it holds. It refers to x and y, which must not be written to before
+            `backward`.
+
+        Raises:
+            InputError: A shape, value or state does not fit.
+            InputTypeError: A dtype or type does not fit.
+            UnsupportedError: training=True, and the layer has no gradient.
         """
         if state is not None:
             raise InputError(f"state: {type(self).__name__} has none, expected None")
         if not check_flag(training, "training"):
-            return self._output(x, None), None, None
+            return self.call_in_sequence(x, None), None, None
         y, *values = self._forward(x, rng)
-        there = {id(a) for a in (x, y, *self._initialized()[0].values())}
-        return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in there))
+        not_counted = {id(a) for a in (x, y, *self.current_weights()[0].values())}
+        return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in not_counted))
 
-    def backward(self, dy, dstate, saved, *, dx=True):
-        """-> dx, dstate, dweights: the gradients of x (None for integers, and with dx=False), of the state that `forward`
-        was given and of the parameters, by the names of the state dict.
+    def backward(
+        self, dy: Any, dstate: Any, saved: Any, *, dx: bool = True
+    ) -> tuple[FloatArray | None, Any, Gradients]:
+        """Compute gradients from those of the results of `forward`.
 
-        dy, dstate: the gradients of what `forward` returned, in its form; None is zeros. saved: what it returned with
-        training=True. Nothing is changed, so that it may be called more than once.
+        It changes nothing, and may be called more than once with the same `saved`.
+
+        Args:
+            dy: The gradient of y: float32 of its shape; None is zeros.
+            dstate: The gradient of the last state, in its form; None is zeros.
+            saved: The third result of `forward` with training=True.
+            dx: Whether to compute the gradient of x.
+
+        Returns:
+            The gradients of x (None for integers, and with dx=False), of the initial state (None for layers without
+            one), and of the parameters, by the names of the state dict.
+
+        Raises:
+            InputError: A shape does not fit, or the layer has no state.
+            InputTypeError: A dtype is wrong, or `saved` is not an object that `forward` returned.
         """
         if dstate is not None:
             raise InputError(f"dstate: {type(self).__name__} has no state, expected None")
-        of_x, dweights = self._backward(self._checked(dy, saved), *saved.values)
-        return of_x if dx else None, None, dweights
+        x_gradient, dweights = self._backward(self._checked(dy, saved), *saved.values)
+        return x_gradient if dx else None, None, dweights
 
-    def fit(self, x, y, **options):
-        """Train this network -> History; `rnnfast.train.fit` says what it takes."""
+    def fit(self, x: Any, y: ArrayLike, **options: Any) -> History:
+        """Train this network; see `rnnfast.train.fit`, which has the same arguments, results and errors."""
         from rnnfast.train import fit
 
         return fit(self, x, y, **options)
 
-    def evaluate(self, x, y, **options):
-        """-> {"loss": ..., and each metric}; `rnnfast.train.evaluate` says what it takes."""
+    def evaluate(self, x: Any, y: ArrayLike, **options: Any) -> dict[str, float]:
+        """Return the loss and metrics of examples; see `rnnfast.train.evaluate`, which has the same arguments."""
         from rnnfast.train import evaluate
 
         return evaluate(self, x, y, **options)
 
-    def predict(self, x, **options):
-        """The outputs for all examples, batch by batch; `rnnfast.train.predict` says what it takes."""
+    def predict(self, x: Any, **options: Any) -> FloatArray:
+        """Return the outputs of all examples; see `rnnfast.train.predict`, which has the same arguments."""
         from rnnfast.train import predict
 
         return predict(self, x, **options)
 
     def _checked(self, dy, saved):
-        """dy as an array."""
+        """Return dy as an array, zeros for None."""
         if not isinstance(saved, Saved):
             raise InputTypeError(f"saved: got a {type(saved).__name__}, expected what forward(training=True) returned")
         if dy is None:
@@ -137,111 +214,148 @@ class Module:
         check_shape(dy, saved.shape, "dy", "that of y")
         return dy
 
-    def _forward(self, x, rng):
-        """-> y and the arrays that `_backward` gets, of a layer without a state."""
+    def _forward(self, x: Any, rng: Seed) -> tuple[Any, ...]:
+        """Return y and the arrays that `_backward` needs, for a layer without a state in training."""
         raise UnsupportedError(f"{type(self).__name__} has no gradient")
 
-    def _backward(self, dy, *values):
-        """-> dx, dweights"""
+    def _backward(self, *args: Any, **kwargs: Any) -> tuple[FloatArray | None, Gradients]:
+        """Return dx and the gradients of the parameters by name, from dy and the values of `_forward` after y."""
         raise UnsupportedError(f"{type(self).__name__} has no gradient")
 
-    def save(self, path, *, lengths=False, states=False, rank=None):
-        """Write an ONNX file, which `rnnfast.load` and other engines run: `rnnfast.export.layers.export` says what its
-        inputs and outputs are."""
+    def save(
+        self, path: str | os.PathLike[str], *, lengths: bool = False, states: bool = False, rank: int | None = None
+    ) -> None:
+        """Write the layer as an ONNX file, which `rnnfast.load` and other engines can run.
+
+        The file's inputs are x and those that are asked for, its outputs y and the last states; the axes of time and
+        batch are symbolic.
+
+        Args:
+            path: The file; it is written completely or not at all.
+            lengths: Whether the file has an input lengths [batch] int32.
+            states: Whether the file has inputs h0 (and c0) and outputs hn (and cn) for each recurrent layer.
+            rank: The number of axes of x, for layers without recurrent ones, which take any number; None is 2.
+
+        Raises:
+            InputError: An option does not fit the layer, or the file cannot be written.
+            LimitError: The weights are larger than an ONNX file can be.
+            UnsupportedError: ONNX has no form of a layer: proj_size, or a Module that is none of rnnfast's.
+        """
         from rnnfast.export.layers import export
 
         export(self, path, lengths=lengths, states=states, rank=rank)
 
-    def _output(self, x, lengths):
-        """What the next layer of a Sequential gets."""
-        if is_packed(x):  # all but recurrent layers take rows, whatever step they are of
+    def call_into(self, x: Any, out: FloatArray) -> None:
+        """Write the result of a call to `out`.
+
+        `out` must be a C-contiguous float32 array of the result's shape that shares no memory with x.
+        """
+        np.copyto(out, self.call_in_sequence(x, None))
+
+    def call_in_sequence(self, x: Any, lengths: ArrayLike | None) -> Any:
+        """Return the output that the next layer of a Sequential gets."""
+        if is_packed(x):  # layers without a state treat all elements alike, whatever their time step
             x = checked(x)
             return x._replace(data=self(x.data))
         return self(x)
 
     def _initialize(self, rng):
-        """The end of a constructor. A seed or a Generator is used now, so that a Generator's numbers go to the layers
-        in the order of their construction; without one, weights that are loaded next were drawn and packed for
-        nothing."""
+        """Finish construction by drawing the initial weights if `rng` is given.
+
+        A Generator is used at once so that it serves layers in the order of their construction. Without one, drawing
+        waits until the weights are needed, as loaded weights often replace them first.
+        """
         generator = as_generator(rng)
         if rng is not None:
-            self._initialized(generator)
+            self.current_weights(generator)
 
     def _use_threads(self, threads):
-        """`threads` as it was given, and the number that calls ask for."""
-        self._threads = check_threads(threads)
+        """Set `threads`, the argument as it was given, and `thread_count`, the number that calls use."""
+        self.thread_count = check_threads(threads)
         self.threads = None if threads is None else int(threads)
 
     def _draw(self, rng):
-        """Initial values of the parameters from a numpy Generator."""
+        """Draw the initial parameters from a numpy Generator."""
         return {}
 
-    def _pack(self, parameters):
-        """What a call computes with."""
+    def _pack(self, parameters: Weights) -> Any:
+        """Return the weights in the form that calls compute with."""
 
     @property
     def _packed(self):
-        return (self._weights or self._initialized())[1]
+        """The weights in the form that calls compute with."""
+        return (self.loaded_weights or self.current_weights())[1]
 
-    def _initialized(self, rng=None):
-        """The weights, drawn now unless they were drawn or loaded before; once, whatever the threads."""
-        if self._weights is None:
+    def current_weights(self, rng: Seed = None) -> Any:
+        """Return `loaded_weights`; the initial ones are drawn first if there are none yet, by one thread only."""
+        if self.loaded_weights is None:
             with _INITIALIZING:
-                if self._weights is None:
+                if self.loaded_weights is None:
                     with within_memory(self):
                         parameters = self._draw(as_generator(rng))
-                    self._weights = self._prepare(parameters)
-        return self._weights
+                    self.loaded_weights = self.prepare_weights(parameters)
+        return self.loaded_weights
 
-    def _prepare(self, parameters):
-        """What `_replace` takes; nothing is changed yet."""
+    def prepare_weights(self, parameters: Weights) -> Any:
+        """Pack new parameters for `replace_weights`; the layer is not changed yet."""
         for array in parameters.values():
             array.flags.writeable = False
         with within_memory(self):
             return parameters, self._pack(parameters)
 
-    def _replace(self, prepared):
-        with _INITIALIZING:  # or a first call under way would put its initial weights over these
-            self._weights = prepared
+    def replace_weights(self, prepared: Any) -> None:
+        """Let calls use the weights that `prepare_weights` returned."""
+        with _INITIALIZING:  # else a first call under way could overwrite them by initial weights
+            self.loaded_weights = prepared
 
     def __getstate__(self):
-        return self.__dict__ | {"_weights": self.state_dict()}
+        return self.__dict__ | {"loaded_weights": self.state_dict()}
 
     def __setstate__(self, state):
+        state = _renamed(state)
         self.__dict__.update(state)
-        if "threads" in state:  # the default is that of this process
+        if "threads" in state:  # threads=None means this process's default, not the pickling one's
             self._use_threads(state["threads"])
-        self._weights = self._prepare(state["_weights"])
+        self.loaded_weights = self.prepare_weights(state["loaded_weights"])
 
-    def summary_rows(self, shape=None):
-        """The summary's rows, for an input of this shape: numbers, and names of free axes such as "T" and "B"."""
+    def summary_rows(self, shape: SummaryShape | None = None) -> list[SummaryRow]:
+        """Return the rows of the summary.
+
+        Args:
+            shape: The input's shape: sizes, and names of free axes such as "T" and "B". None leaves axes named.
+
+        Raises:
+            UnsupportedError: The layer's class does not define its rows.
+        """
         raise UnsupportedError(f"{type(self).__name__} has no rows for a summary")
 
-    def summary(self, shape=None):
-        """A table of layers as Keras prints it: output shape, parameters, and for one step of one row its flops and
-        bytes.
+    def summary(self, shape: SummaryShape | None = None) -> str:
+        """Return a table of layers like that of Keras: output shapes, parameters, flops and bytes of a step.
 
-        shape: that of an input, to have the numbers of its axes in place of the names. flops: 2 for each multiply-add
-        of a matrix product; elementwise work is not counted. bytes: parameters read, each once, at 4 bytes; what a step
-        at batch 1 has to fetch.
+        Flops and bytes are those of one time step of one row. Flops count 2 for each multiply-add of a matrix product,
+        and nothing for elementwise work. Bytes count each parameter that a step reads once, at 4 bytes: a step at batch
+        1 has to fetch these.
+
+        Args:
+            shape: The shape of an input, to show sizes in place of the names of its axes.
+
+        Raises:
+            UnsupportedError: The class of a layer does not define its rows.
         """
         rows = self.summary_rows(shape)
-        total = SummaryRow("total", (), *(sum(row[i] for row in rows) for i in (2, 3, 4)))
-        lines = [("Layer (type)", "Output shape", "Param #", "Flops/step", "Bytes/step")]
-        lines += [
-            (
-                row.layer,
-                f"[{', '.join(map(str, row.output))}]" if row.output else "",
-                *(f"{number:,}" for number in row[2:]),
-            )
-            for row in [*rows, total]
-        ]
-        widths = [max(map(len, column)) for column in zip(*lines)]
+        total = SummaryRow(
+            "total", (), sum(r.parameters for r in rows), sum(r.flops for r in rows), sum(r.bytes for r in rows)
+        )
+        table: list[tuple[str, ...]] = [("Layer (type)", "Output shape", "Param #", "Flops/step", "Bytes/step")]
+        for row in (*rows, total):
+            output = f"[{', '.join(map(str, row.output))}]" if row.output else ""
+            table.append((row.layer, output, f"{row.parameters:,}", f"{row.flops:,}", f"{row.bytes:,}"))
+        widths = [max(map(len, column)) for column in zip(*table)]
         lines = [
             "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+                cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths))
             ).rstrip()
-            for line in lines
+            for cells in table
         ]
         rule = "-" * len(lines[0])
         return "\n".join(
@@ -256,130 +370,159 @@ class Module:
             ]
         )
 
-    def __repr__(self):
-        given = []
+    def __repr__(self) -> str:
+        arguments = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, parameter.default)
             if parameter.default is parameter.empty:
-                given.append(repr(value))
+                arguments.append(repr(value))
             elif value != parameter.default:
-                given.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(given)})"
+                arguments.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 class Container(Module):
-    """A layer made of layers. Its state dict's names are theirs after their own name and a dot. Loading changes all
-    layers or, after an error, none; it changes them one after another, so a call in another thread at that moment may
-    see some layers old and some new."""
+    """A layer made of layers.
 
-    def members(self):
-        """Name of each layer -> the layer, in the order of the state dict."""
+    The names of its state dict are "<layer>.<parameter>". Loading changes all layers or, after an error, none. It
+    replaces the weights layer by layer, so that a concurrent call may see some old and some new ones.
+    """
+
+    def members(self) -> dict[str, Module]:
+        """Return the layers by name, in the order of the state dict."""
         raise NotImplementedError
 
-    def shapes(self):
+    def shapes(self) -> dict[str, Shape]:
         return joined({name: layer.shapes() for name, layer in self.members().items()})
 
-    def state_dict(self):
+    def state_dict(self) -> Weights:
         return joined({name: layer.state_dict() for name, layer in self.members().items()})
 
-    def _prepare(self, parameters):
+    def prepare_weights(self, parameters):
         return [
-            layer._prepare({name: parameters[f"{place}.{name}"] for name in layer.shapes()})
-            for place, layer in self.members().items()
+            layer.prepare_weights({name: parameters[f"{path}.{name}"] for name in layer.shapes()})
+            for path, layer in self.members().items()
         ]
 
-    def _replace(self, prepared):
-        for layer, of_layer in zip(self.members().values(), prepared, strict=True):
-            layer._replace(of_layer)
+    def replace_weights(self, prepared):
+        for layer, weights in zip(self.members().values(), prepared, strict=True):
+            layer.replace_weights(weights)
 
     def __getstate__(self):
         return self.__dict__.copy()
 
     def __setstate__(self, state):
+        state = _renamed(state)
         self.__dict__.update(state)
-        if "_threads" in state:  # the default is that of this process
+        if "thread_count" in state:  # threads=None means this process's default, not the pickling one's
             self._use_threads(state["threads"])
 
 
 def joined(parts):
-    """{name of a layer: {name: value}} as one dict, its names as a Container's state dict has them."""
-    return {f"{place}.{name}": value for place, part in parts.items() for name, value in part.items()}
+    """Flatten {layer: {parameter: value}} to {"<layer>.<parameter>": value}, the form of a Container's state dict."""
+    return {f"{path}.{name}": value for path, part in parts.items() for name, value in part.items()}
 
 
 class Sequential(Container):
-    """Layers one after another. Of a recurrent layer the outputs go on, its last state does not. Its state is the tuple
-    of those of its recurrent layers, in their order.
+    """Layers that run one after another, as torch.nn.Sequential.
 
-    The state dict's names are the layers' own after their position: "0.weight_ih_l0", as torch has them.
+    A recurrent layer passes on its output, not its last state. The state of a Sequential is the tuple of the states of
+    its recurrent layers, in their order, those of nested Sequentials included. State dict names begin with the layer's
+    position, as in torch: "0.weight_ih_l0".
+
+    Args:
+        *layers: The layers. A recurrent layer may not follow one that has return_sequences=False.
+
+    Raises:
+        InputError: A recurrent layer follows one that returns no sequences.
+        InputTypeError: A layer is no Module.
     """
 
-    def __init__(self, *layers):
+    def __init__(self, *layers: Module) -> None:
         for position, layer in enumerate(layers):
             if not isinstance(layer, Module):
                 raise InputTypeError(f"Sequential: layer {position} is a {type(layer).__name__}, expected an nn.Module")
         self.layers = layers
         last = None
-        for layer in self._flat():
-            if last is not None and _recurrent(layer):
+        for layer in self.flat_layers():
+            if last is not None and is_recurrent(layer):
                 raise InputError(f"Sequential: {layer!r} follows {last!r}, which returns no sequences")
             if not getattr(layer, "return_sequences", True):
                 last = layer
 
-    def members(self):
+    def members(self) -> dict[str, Module]:
         return {str(i): layer for i, layer in enumerate(self.layers)}
 
-    def __call__(self, x, *, lengths=None):
-        """x as the first layer takes it, or a PackedSequence of that; lengths [B] go to every recurrent layer."""
+    def __call__(self, x: Any, *, lengths: ArrayLike | None = None) -> Any:
+        """Run all layers.
+
+        Args:
+            x: The input, as the first layer takes it, or a PackedSequence.
+            lengths: Integers [B], the number of valid time steps of each row; every recurrent layer gets them.
+
+        Returns:
+            The last layer's output, without states.
+
+        Raises:
+            Error: That of a layer, with its position.
+        """
         for layer in self.layers:
             try:
-                x = layer._output(x, lengths)
+                x = layer.call_in_sequence(x, lengths)
             except Error as error:
-                raise self._of_layer(error, layer) from error
+                raise self._with_position(error, layer) from error
         return x
 
-    def _output(self, x, lengths):
+    def call_in_sequence(self, x, lengths):
         return self(x, lengths=lengths)
 
-    def _of_layer(self, error, layer):
-        """`error`, saying which layer had it."""
-        place = next(i for i, other in enumerate(self.layers) if other is layer)
-        named = "" if isinstance(layer, Sequential) else f" {layer!r}"
-        return type(error)(f"layer {place}{named}: {error}")
+    def _with_position(self, error, layer):
+        """Return the error with a message that names the layer."""
+        position = next(i for i, other in enumerate(self.layers) if other is layer)
+        text = "" if isinstance(layer, Sequential) else f" {layer!r}"
+        return type(error)(f"layer {position}{text}: {error}")
 
-    def forward(self, x, state=None, *, lengths=None, training=False, rng=None):
+    def forward(
+        self, x: Any, state: Any = None, *, lengths: ArrayLike | None = None, training: bool = False, rng: Seed = None
+    ) -> tuple[Any, Any, Any]:
         if check_flag(training, "training"):
             rng = as_generator(rng)
             if is_packed(x):
                 raise UnsupportedError(
                     "x: a packed sequence, which has no gradients; expected a padded array and lengths="
                 )
-        y, states, kept, nbytes = x, [], [], 0
-        for layer, of_layer in zip(self.layers, self._split(state, "state"), strict=True):
+        y, states, all_saved, nbytes = x, [], [], 0
+        for layer, layer_state in zip(self.layers, self.split_state(state, "state"), strict=True):
             nbytes += 0 if y is x or not training else y.nbytes
             try:
-                y, of_layer, saved = layer.forward(y, of_layer, lengths=lengths, training=training, rng=rng)
+                y, layer_state, saved = layer.forward(y, layer_state, lengths=lengths, training=training, rng=rng)
             except Error as error:
-                raise self._of_layer(error, layer) from error
-            states.append(of_layer)
-            kept.append(saved)
+                raise self._with_position(error, layer) from error
+            states.append(layer_state)
+            all_saved.append(saved)
         if not training:
-            return y, self._join(states), None
-        return y, self._join(states), Saved(tuple(kept), np.shape(y), nbytes + sum(saved.nbytes for saved in kept))
+            return y, self.join_state(states), None
+        nbytes += sum(saved.nbytes for saved in all_saved)
+        return y, self.join_state(states), Saved(tuple(all_saved), np.shape(y), nbytes)
 
-    def backward(self, dy, dstate, saved, *, dx=True):
-        dy, dstates, dweights = self._checked(dy, saved), [], {}
-        split = self._split(dstate, "dstate")
+    def backward(
+        self, dy: Any, dstate: Any, saved: Any, *, dx: bool = True
+    ) -> tuple[FloatArray | None, Any, Gradients]:
+        dy = self._checked(dy, saved)
+        dstates: list[Any] = []
+        dweights: Gradients = {}
+        split = self.split_state(dstate, "dstate")
         for i, layer in reversed(list(enumerate(self.layers))):
             if dy is None:
                 raise InputError(f"Sequential: {self.layers[i + 1]!r}, at {i + 1}, has no gradient of its input")
-            dy, of_layer, gradients = layer.backward(dy, split[i], saved.values[i], dx=dx or i > 0)
-            dstates.insert(0, of_layer)
+            dy, layer_dstate, gradients = layer.backward(dy, split[i], saved.values[i], dx=dx or i > 0)
+            dstates.insert(0, layer_dstate)
             dweights = {f"{i}.{name}": gradient for name, gradient in gradients.items()} | dweights
-        return dy, self._join(dstates), dweights
+        return dy, self.join_state(dstates), dweights
 
-    def _split(self, state, name):
-        """For each layer its part of a Sequential's state, or None."""
-        counts = [sum(map(_recurrent, layers_of(layer))) for layer in self.layers]
+    def split_state(self, state: Any, name: str) -> list[Any]:
+        """Return for each layer its part of a Sequential's state, None for zeros and for layers without a state."""
+        counts = [sum(map(is_recurrent, layers_of(layer))) for layer in self.layers]
         if state is None:
             return [None] * len(counts)
         if not isinstance(state, (tuple, list)) or len(state) != sum(counts):
@@ -398,44 +541,68 @@ class Sequential(Container):
             for layer, count in zip(self.layers, counts)
         ]
 
-    def _join(self, states):
-        """The inverse of `_split`."""
-        joined = ()
-        for layer, state in zip(self.layers, states, strict=True):
-            joined += state if isinstance(layer, Sequential) else (state,) if _recurrent(layer) else ()
-        return joined
+    def join_state(self, states: list[Any]) -> tuple[Any, ...]:
+        """Return a Sequential's state from those of its layers: the inverse of `split_state`."""
+        state: tuple[Any, ...] = ()
+        for layer, part in zip(self.layers, states, strict=True):
+            state += part if isinstance(layer, Sequential) else (part,) if is_recurrent(layer) else ()
+        return state
 
-    def stream(self, state=None):
-        """A LayerStream: one time step after another, the states inside. state: a tuple of those of the recurrent
-        layers, each as a call of it takes it; None is zeros. Layers that run backwards have none."""
-        return LayerStream(self, tuple(self._flat()), state)
+    def stream(self, state: tuple[Any, ...] | None = None) -> LayerStream:
+        """Return a LayerStream, which takes one time step after another and holds the states.
 
-    def pool(self, max_streams):
-        """A LayerPool: up to so many streams that are stepped together, each with the bits that it would get alone."""
+        Args:
+            state: The initial state: a tuple of the states of the recurrent layers, each in the form that its call
+                takes; None is zeros.
+
+        Raises:
+            InputError: A layer runs backwards (reverse or bidirectional), or a state does not fit.
+            InputTypeError: A state has the wrong type.
+        """
+        from rnnfast.streaming.layer_stream import LayerStream
+
+        return LayerStream(self, tuple(self.flat_layers()), state)
+
+    def pool(self, max_streams: int) -> LayerPool:
+        """Return a LayerPool, which steps many streams in one batch; each gets the bits that it would get alone.
+
+        Args:
+            max_streams: The maximum number of open streams.
+
+        Raises:
+            InputError: A layer runs backwards (reverse or bidirectional), or `max_streams` is less than 1.
+            InputTypeError: `max_streams` is no integer.
+        """
         from rnnfast.streaming.layer_pool import LayerPool
 
-        return LayerPool(self, tuple(self._flat()), max_streams)
+        return LayerPool(self, tuple(self.flat_layers()), max_streams)
 
-    def _flat(self):
+    def flat_layers(self) -> Iterator[Module]:
+        """Yield the layers, those of nested Sequentials in place of these."""
         for layer in self.layers:
             yield from layers_of(layer)
 
-    def summary_rows(self, shape=None):
-        rows = []
+    def summary_rows(self, shape: SummaryShape | None = None) -> list[SummaryRow]:
+        rows: list[SummaryRow] = []
         for i, layer in enumerate(self.layers):
             rows += [row._replace(layer=f"{i} {row.layer}") for row in layer.summary_rows(shape)]
             shape = rows[-1].output if rows else shape
         return rows
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
-def _recurrent(layer):
-    """Whether it has a state."""
+def _renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a pickled layer under their present names."""
+    return {_OLD_NAMES.get(name, name): value for name, value in state.items() if name not in _DERIVED}
+
+
+def is_recurrent(layer: Module) -> bool:
+    """Return whether a layer has a state."""
     return hasattr(layer, "hidden_size")
 
 
-def layers_of(net):
-    """The layers of a Sequential, those within others too; of another layer itself."""
-    return tuple(net._flat()) if isinstance(net, Sequential) else (net,)
+def layers_of(net: Module) -> tuple[Module, ...]:
+    """Return a Sequential's layers, with nested ones flattened, or the layer itself if it is no Sequential."""
+    return tuple(net.flat_layers()) if isinstance(net, Sequential) else (net,)

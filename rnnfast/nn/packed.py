@@ -1,56 +1,86 @@
 """Ragged batches as packed sequences, with the names, arguments and semantics of torch.nn.utils.rnn, on NumPy arrays.
 
-A packed sequence holds what the rows have and no padding: for each step in turn the rows that are as long, the longest
-first. Recurrent layers take one in place of x and give one back; so they take torch's own.
+A packed sequence holds the elements of all rows without padding: for each time step in turn, those of the rows that are
+long enough, the longest row first. Recurrent layers take one, rnnfast's or torch's, in place of x and return one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, LimitError
 from rnnfast.nn.checks import as_array, check_flag, check_lengths, check_size
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from rnnfast.nn.types import IntArray
+
 
 class PackedSequence(NamedTuple):
-    """What `pack_padded_sequence` and `pack_sequence` give; not for making by hand."""
+    """A ragged batch, as `pack_padded_sequence` and `pack_sequence` return it; it is not meant to be made by hand."""
 
     data: np.ndarray
-    """[sum of lengths, *]: the elements of step 0 of all rows, then those of step 1 of the rows that have one ..."""
-    batch_sizes: np.ndarray
-    """[longest length] int64: how many rows have each step; never rising."""
-    sorted_indices: np.ndarray | None = None
-    """[B] int64: the rows by falling length; None where they stand so."""
-    unsorted_indices: np.ndarray | None = None
+    """[sum of lengths, *]: the elements of step 0 of all rows, then those of step 1 of the rows that have one, etc."""
+    batch_sizes: IntArray
+    """[longest length] int64: the number of rows that have each step; it never increases."""
+    sorted_indices: IntArray | None = None
+    """[B] int64: the rows by descending length; None if they were in this order."""
+    unsorted_indices: IntArray | None = None
     """[B] int64: the inverse of sorted_indices."""
 
 
-def pack_padded_sequence(x, lengths, batch_first=False, enforce_sorted=True):
-    """x [T, B, *] ([B, T, *] with `batch_first`) of any dtype, lengths [B] integers from 1 to T -> PackedSequence
+def pack_padded_sequence(
+    x: ArrayLike, lengths: ArrayLike, batch_first: bool = False, enforce_sorted: bool = True
+) -> PackedSequence:
+    """Pack a padded batch, as torch.nn.utils.rnn.pack_padded_sequence.
 
-    enforce_sorted: refuse lengths that are not in falling order; False sorts the rows, which `pad_packed_sequence` and
-    recurrent layers undo.
+    Args:
+        x: [T, B, *], or [B, T, *] with batch_first, of any dtype.
+        lengths: Integers [B] from 1 to T.
+        batch_first: Whether the first axis is the batch.
+        enforce_sorted: Whether to refuse lengths that are not in descending order. False sorts the rows, which
+            `pad_packed_sequence` and recurrent layers undo.
+
+    Raises:
+        InputError: A shape or length does not fit.
+        InputTypeError: The lengths are no integers.
     """
-    x = as_array(x, "x")
-    if x.ndim < 2 or not x.size:
+    padded = as_array(x, "x")
+    if padded.ndim < 2 or not padded.size:
         axes = "[B, T, ...]" if batch_first else "[T, B, ...]"
-        raise InputError(f"x: shape is {list(x.shape)}, expected {axes} with no axis of size 0")
+        raise InputError(f"x: shape is {list(padded.shape)}, expected {axes} with no axis of size 0")
     if check_flag(batch_first, "batch_first"):
-        x = x.swapaxes(0, 1)
+        padded = padded.swapaxes(0, 1)
     if lengths is None:
         raise InputTypeError("lengths: got None, expected one for each row")
-    lengths = check_lengths(lengths, *x.shape[:2])
-    batch_sizes, rows, indices = _sort(lengths, enforce_sorted)
-    rank, step = _places(batch_sizes)
-    return PackedSequence(x[step, rows[rank]], batch_sizes, *indices)
+    batch_sizes, rows, indices = _sort(check_lengths(lengths, *padded.shape[:2]), enforce_sorted)
+    rank, step = _positions(batch_sizes)
+    return PackedSequence(padded[step, rows[rank]], batch_sizes, *indices)
 
 
-def pad_packed_sequence(packed, batch_first=False, padding_value=0.0, total_length=None):
-    """-> x [T, B, *] ([B, T, *] with `batch_first`), lengths [B] int64; the rows in the order that they were packed in.
+def pad_packed_sequence(
+    packed: Any, batch_first: bool = False, padding_value: Any = 0.0, total_length: int | None = None
+) -> tuple[np.ndarray, IntArray]:
+    """Pad a packed sequence, as torch.nn.utils.rnn.pad_packed_sequence.
 
-    padding_value: what stands past a row's end. total_length: T, at least the longest length, which None takes.
-    Raises LimitError where there is no memory for the padding.
+    Args:
+        packed: A PackedSequence, rnnfast's or torch's.
+        batch_first: Whether the first axis of the result is the batch.
+        padding_value: The value after a row's end.
+        total_length: T, at least the longest length; None is the longest length.
+
+    Returns:
+        The batch [T, B, *], or [B, T, *] with batch_first, and its lengths [B] int64; the rows are in the order in
+        which they were packed.
+
+    Raises:
+        InputError: The packed sequence is inconsistent, total_length is too short, or padding_value does not fit.
+        InputTypeError: `packed` is no packed sequence, or an argument has the wrong type.
+        LimitError: There is no memory for the padded batch.
     """
     packed = checked(packed, "packed")
     batch_first = check_flag(batch_first, "batch_first")
@@ -60,14 +90,14 @@ def pad_packed_sequence(packed, batch_first=False, padding_value=0.0, total_leng
             raise InputError(f"total_length: {total_length}, expected at least {steps}, the longest length")
         steps = int(total_length)
     shape = (rows, steps) if batch_first else (steps, rows)
-    rank, step = _places(packed.batch_sizes)
+    rank, step = _positions(packed.batch_sizes)
     try:
         x = np.full((*shape, *packed.data.shape[1:]), padding_value, packed.data.dtype)
     except MemoryError as error:
         raise LimitError(f"packed: no memory for {rows} rows padded to {steps} steps") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"padding_value: {padding_value!r} is no value of {packed.data.dtype} that can stand in "
+            f"padding_value: {padding_value!r} is no value of {packed.data.dtype} for a padded batch of "
             f"{steps} steps of {rows} rows ({error})"
         ) from error
     row = rank if packed.sorted_indices is None else packed.sorted_indices[rank]
@@ -75,32 +105,51 @@ def pad_packed_sequence(packed, batch_first=False, padding_value=0.0, total_leng
     return x, unsort(packed, _lengths(packed.batch_sizes))
 
 
-def pack_sequence(sequences, enforce_sorted=True):
-    """sequences: arrays [length, *], of one dtype and one shape but for the length, which is 1 or more
-    -> PackedSequence; enforce_sorted as `pack_padded_sequence` has it."""
+def pack_sequence(sequences: Iterable[ArrayLike], enforce_sorted: bool = True) -> PackedSequence:
+    """Pack a list of sequences, as torch.nn.utils.rnn.pack_sequence.
+
+    Args:
+        sequences: Arrays [length, *] of one dtype and, except for the length, one shape; a length is at least 1.
+        enforce_sorted: Whether to refuse lengths that are not in descending order; False sorts the rows.
+
+    Raises:
+        InputError: There are no sequences, or a shape or length does not fit.
+        InputTypeError: `sequences` cannot be iterated, or the dtypes differ.
+    """
     if not isinstance(sequences, Iterable):
         raise InputTypeError(f"sequences: got a {type(sequences).__name__}, expected a list of arrays")
-    sequences = [as_array(sequence, f"sequences[{i}]") for i, sequence in enumerate(sequences)]
-    if not sequences:
+    arrays = [as_array(sequence, f"sequences[{i}]") for i, sequence in enumerate(sequences)]
+    if not arrays:
         raise InputError("sequences: got none, expected at least one")
-    first = sequences[0]
-    for i, sequence in enumerate(sequences):
-        if not sequence.ndim or not sequence.size or sequence.shape[1:] != first.shape[1:]:
+    first = arrays[0]
+    for i, array in enumerate(arrays):
+        if not array.ndim or not array.size or array.shape[1:] != first.shape[1:]:
             expected = ", ".join(map(str, ("length", *first.shape[1:])))
             raise InputError(
-                f"sequences[{i}]: shape is {list(sequence.shape)}, expected [{expected}] with no axis of size 0"
+                f"sequences[{i}]: shape is {list(array.shape)}, expected [{expected}] with no axis of size 0"
             )
-        if sequence.dtype != first.dtype:
-            raise InputTypeError(f"sequences[{i}]: dtype is {sequence.dtype}, expected the first's {first.dtype}")
-    lengths = np.array([len(sequence) for sequence in sequences])
+        if array.dtype != first.dtype:
+            raise InputTypeError(f"sequences[{i}]: dtype is {array.dtype}, expected the first's {first.dtype}")
+    lengths = np.array([len(array) for array in arrays])
     batch_sizes, rows, indices = _sort(lengths, enforce_sorted)
-    rank, step = _places(batch_sizes)
+    rank, step = _positions(batch_sizes)
     firsts = np.cumsum(lengths) - lengths
-    return PackedSequence(np.concatenate(sequences)[firsts[rows][rank] + step], batch_sizes, *indices)
+    return PackedSequence(np.concatenate(arrays)[firsts[rows][rank] + step], batch_sizes, *indices)
 
 
-def unpack_sequence(packed):
-    """-> the list of arrays [length, *], in the order that they were packed in: views of one array."""
+def unpack_sequence(packed: Any) -> list[np.ndarray]:
+    """Return the sequences of a packed sequence, as torch.nn.utils.rnn.unpack_sequence.
+
+    Args:
+        packed: A PackedSequence, rnnfast's or torch's.
+
+    Returns:
+        Arrays [length, *] in the order in which they were packed; they are views of one array.
+
+    Raises:
+        InputError: The packed sequence is inconsistent.
+        InputTypeError: `packed` is no packed sequence.
+    """
     packed = checked(packed, "packed")
     lengths = unsort(packed, _lengths(packed.batch_sizes))
     ranks = unsort(packed, np.arange(len(lengths)))
@@ -110,13 +159,13 @@ def unpack_sequence(packed):
     return np.split(packed.data[starts[step] + np.repeat(ranks, lengths)], ends[:-1])
 
 
-def is_packed(x):
-    """Whether x is a packed sequence, of this module or another (torch's)."""
+def is_packed(x: Any) -> bool:
+    """Return whether x is a packed sequence, rnnfast's or torch's."""
     return hasattr(x, "batch_sizes")
 
 
-def checked(packed, name="x"):
-    """A packed sequence, whoever's, as a PackedSequence that holds together."""
+def checked(packed: Any, name: str = "x") -> PackedSequence:
+    """Convert a packed sequence, rnnfast's or torch's, to a PackedSequence whose fields are consistent."""
     try:
         data, *rest = (getattr(packed, field) for field in PackedSequence._fields)
     except AttributeError:
@@ -141,16 +190,17 @@ def checked(packed, name="x"):
 
 
 def sort(packed, rows, axis=0):
-    """Values of rows in the order that they were packed in, by falling length."""
+    """Sort values of rows from their original order to that of the packed data, by descending length."""
     return rows if packed.sorted_indices is None else rows.take(packed.sorted_indices, axis)
 
 
 def unsort(packed, rows, axis=0):
-    """The inverse of `sort`."""
+    """Sort values of rows back to their original order: the inverse of `sort`."""
     return rows if packed.unsorted_indices is None else rows.take(packed.unsorted_indices, axis)
 
 
 def _integers(value, name):
+    """Return a vector of integers as int64."""
     array = as_array(value, name)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputTypeError(f"{name}: got {array.dtype} of shape {list(array.shape)}, expected one axis of integers")
@@ -158,13 +208,14 @@ def _integers(value, name):
 
 
 def _inverse(indices, rows, name):
+    """Return the inverse of a permutation of the rows."""
     if not np.array_equal(np.sort(indices), np.arange(rows)):
         raise InputError(f"{name}: expected each of the {rows} rows once")
     return np.argsort(indices)
 
 
 def _sort(lengths, enforce_sorted):
-    """-> batch_sizes, the rows by falling length, and (sorted_indices, unsorted_indices)"""
+    """Return batch_sizes, the rows by descending length, and (sorted_indices, unsorted_indices)."""
     if lengths.min() < 1:
         raise InputError(
             f"lengths: 0 at row {lengths.argmin()}, expected at least 1, as a packed sequence has no empty rows"
@@ -184,12 +235,12 @@ def _sort(lengths, enforce_sorted):
     return np.searchsorted(-lengths[rows], -np.arange(lengths.max())), rows, indices
 
 
-def _places(batch_sizes):
-    """Of each element of the data, its row among those by falling length and its step."""
+def _positions(batch_sizes):
+    """Return for each element of the data its row, counted by descending length, and its time step."""
     step = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
     return np.arange(len(step)) - (np.cumsum(batch_sizes) - batch_sizes)[step], step
 
 
 def _lengths(batch_sizes):
-    """Those of the rows by falling length."""
+    """Return the lengths of the rows, in descending order."""
     return np.searchsorted(-batch_sizes, -np.arange(batch_sizes[0]))

@@ -1,20 +1,24 @@
-"""Operators found and their attributes checked against the function's signature, once, at load."""
+"""Finds the functions of operators and checks a node's attributes against their Python signatures, once, at load."""
+
+from __future__ import annotations
 
 import functools
 import inspect
 import types
 import typing
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from rnnfast.errors import ModelError, UnsupportedError
 from rnnfast.onnx import ops, tensors
 from rnnfast.onnx.ops.types import Dtype, Floats, Ints, Strs, Subgraph, Tensor
 
-# From this opset on the operators' broadcasting and inference modes are today's; see `_same_before`.
+# From this opset on, broadcasting and inference modes are those of today; `_same_before` treats older ones.
 MODERN_OPSET = 7
-# Changed by opset 7 only by a new attribute, whose default is the older meaning.
+# Opset 7 only gave these a new attribute, whose default is the older behaviour.
 EXTENDED_BY_7 = {"AveragePool"}
 
+# AttributeProto.AttributeType -> its name
 ATTRIBUTE_TYPES = {
     1: "FLOAT",
     2: "INT",
@@ -34,26 +38,26 @@ ATTRIBUTE_TYPES = {
 
 
 class Attribute(NamedTuple):
-    """What a signature says of one attribute."""
+    """An attribute, as a keyword-only parameter of an operator function declares it."""
 
     onnx_type: str
-    convert: typing.Callable  # (AttributeProto, context) -> the keyword argument
-    choices: tuple | None
+    convert: Callable[[Any, Any], Any]  # (AttributeProto, context) -> the keyword argument
+    choices: tuple[Any, ...] | None  # the values that are supported, None for all
     required: bool
 
 
-class Signature(NamedTuple):
-    """An operator function's inputs and attributes."""
+class OperatorSignature(NamedTuple):
+    """The inputs and attributes that an operator function takes."""
 
     required: int  # inputs without a default
     named: int  # inputs that have a parameter of their own
-    variadic: bool  # whether any number more may follow
-    attributes: dict
-    n_outputs: bool
+    variadic: bool  # whether any number of inputs may follow these
+    attributes: dict[str, Attribute]
+    n_outputs: bool  # whether it takes the number of outputs
 
 
-# annotation -> (attribute type, conversion)
-CONVERSIONS = {
+# Annotation of a parameter -> (type of the attribute, its conversion)
+CONVERSIONS: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
     int: ("INT", lambda a, context: a.i),
     float: ("FLOAT", lambda a, context: a.f),
     str: ("STRING", lambda a, context: a.s.decode()),
@@ -67,9 +71,10 @@ CONVERSIONS = {
 
 
 @functools.cache
-def signature(function):
-    """The Signature of an operator function."""
-    required, named, variadic, attributes, n_outputs = 0, 0, False, {}, False
+def operator_signature(function: Callable[..., Any]) -> OperatorSignature:
+    """Read the signature of an operator function."""
+    required, named, variadic, n_outputs = 0, 0, False, False
+    attributes: dict[str, Attribute] = {}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             variadic = True
@@ -80,10 +85,11 @@ def signature(function):
         else:
             named += 1
             required += parameter.default is parameter.empty
-    return Signature(required, named, variadic, attributes, n_outputs)
+    return OperatorSignature(required, named, variadic, attributes, n_outputs)
 
 
-def _attribute(parameter):
+def _attribute(parameter: inspect.Parameter) -> Attribute:
+    """The attribute that a keyword-only parameter declares by its annotation and default."""
     annotation, choices = parameter.annotation, None
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         (annotation,) = (a for a in typing.get_args(annotation) if a is not types.NoneType)
@@ -94,8 +100,8 @@ def _attribute(parameter):
 
 
 @functools.lru_cache(1024)
-def schema_since(op_type, opset):
-    """The opset that gave one of ONNX's own operators the meaning that it has at `opset`, or None."""
+def schema_since(op_type: str, opset: int) -> int | None:
+    """The opset that gave an operator of ONNX's own domain the definition it has at `opset`, or None if it has none."""
     from onnx import defs
 
     try:
@@ -105,8 +111,8 @@ def schema_since(op_type, opset):
 
 
 @functools.lru_cache(1024)
-def most_outputs(domain, op_type, opset):
-    """How many outputs ONNX lets an operator have; None where the onnx package does not know it."""
+def most_outputs(domain: str, op_type: str, opset: int) -> int | None:
+    """The largest number of outputs that ONNX lets an operator have; None if the onnx package does not know it."""
     from onnx import defs
 
     try:
@@ -115,8 +121,8 @@ def most_outputs(domain, op_type, opset):
         return None
 
 
-def find(domain, op_type, opset, where):
-    """The function of an operator, or UnsupportedError."""
+def find(domain: str, op_type: str, opset: int, where: str) -> Callable[..., Any]:
+    """The function of an operator; raises UnsupportedError if there is none."""
     function = ops.lookup(domain, op_type, opset)
     if function is None:
         known = ops.lookup(domain, op_type, 2**31) is not None
@@ -128,12 +134,13 @@ def find(domain, op_type, opset, where):
     return function
 
 
-def _qualified(domain, op_type):
+def _qualified(domain: str, op_type: str) -> str:
     return f"{domain}.{op_type}" if domain else op_type
 
 
-def _same_before(op_type, opset, function):
-    """Whether `function` is right before opset 7: the operator did not change there, or has a form of its own."""
+def _same_before(op_type: str, opset: int, function: Callable[..., Any]) -> bool:
+    """Return whether `function` is right before opset 7: it did not change the operator, or older ones have their own
+    function."""
     since = schema_since(op_type, opset)
     return since is not None and (
         since == schema_since(op_type, MODERN_OPSET)
@@ -142,13 +149,15 @@ def _same_before(op_type, opset, function):
     )
 
 
-def bind(function, attributes, n_outputs, context, where):
-    """AttributeProtos -> the keyword arguments of an operator function, all of them checked.
+def bind(
+    function: Callable[..., Any], attributes: Mapping[str, Any], n_outputs: int, context: Any, where: str
+) -> dict[str, Any]:
+    """Check a node's attributes and convert them to the keyword arguments of its operator function.
 
-    `attributes`: name -> AttributeProto. `context` decodes tensors and graphs.
+    `attributes` maps names to AttributeProtos; `context` decodes those that are tensors or graphs.
     """
-    expected = signature(function)
-    bound = {"n_outputs": n_outputs} if expected.n_outputs else {}
+    expected = operator_signature(function)
+    bound: dict[str, Any] = {"n_outputs": n_outputs} if expected.n_outputs else {}
     for name, proto in attributes.items():
         if name not in expected.attributes:
             raise UnsupportedError(f"{where}: attribute {name!r} = {_shown(proto)} is not supported")
@@ -159,7 +168,8 @@ def bind(function, attributes, n_outputs, context, where):
     return bound
 
 
-def _value(attribute, proto, context, where):
+def _value(attribute: Attribute, proto: Any, context: Any, where: str) -> Any:
+    """The keyword argument for one AttributeProto, checked against its declaration."""
     name, onnx_type = proto.name, ATTRIBUTE_TYPES.get(proto.type, f"type {proto.type}")
     if onnx_type != attribute.onnx_type:
         raise ModelError(
@@ -170,7 +180,7 @@ def _value(attribute, proto, context, where):
     except UnicodeDecodeError:
         raise ModelError(f"{where}: attribute {name!r} = {_shown(proto)} is not UTF-8") from None
     except UnsupportedError as e:
-        located = attribute.onnx_type in ("GRAPH", "TENSOR")
+        located = attribute.onnx_type in ("GRAPH", "TENSOR")  # the context's errors say where they happened
         raise e if located else UnsupportedError(f"{where}: attribute {name!r}: {e}") from None
     if attribute.choices is not None and value not in attribute.choices:
         raise UnsupportedError(
@@ -180,8 +190,8 @@ def _value(attribute, proto, context, where):
     return value
 
 
-def _shown(proto):
-    """An attribute's value for a message, short."""
+def _shown(proto: Any) -> str:
+    """An attribute's value as text for a message, cut to 80 characters."""
     fields = {1: "f", 2: "i", 3: "s", 6: "floats", 7: "ints", 8: "strings"}
     if proto.type not in fields:
         return f"<{ATTRIBUTE_TYPES.get(proto.type, proto.type)}>"
@@ -190,9 +200,9 @@ def _shown(proto):
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def check_inputs(function, inputs, where):
-    """The number of inputs, and that the required ones are there. `inputs`: names, "" for an absent one."""
-    expected = signature(function)
+def check_inputs(function: Callable[..., Any], inputs: Sequence[str], where: str) -> None:
+    """Raise ModelError if there are too many inputs, or a required one is absent, whose name is "" or left out."""
+    expected = operator_signature(function)
     if not expected.variadic and len(inputs) > expected.named:
         raise ModelError(f"{where}: {len(inputs)} inputs, expected at most {expected.named}")
     if len(inputs) < expected.required or "" in inputs[: expected.required] or "" in inputs[expected.named :]:

@@ -1,29 +1,35 @@
-"""What one call of a model may use, together with all the graphs within it: iterations of loops, and memory."""
+"""Limits of one call of a model, all graphs within it together: loop iterations and memory."""
+
+from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rnnfast.errors import LimitError
 
-# Of all Loops and Scans of a call together: a condition that never turns false, or loops within loops, would hang.
+# Iterations of all Loops and Scans of a call together: without a limit a condition that never turns false, or loops
+# within loops, would hang.
 MAX_ITERATIONS = 1_000_000
-# Of all intermediate results that a call holds at one time.
+# Bytes of all intermediate results that a call holds at one time.
 MAX_RUN_BYTES = 2**32
-# Smaller results are not counted, but rows of scan outputs are: the nodes of a file are limited, iterations are many.
+# Results smaller than this are not counted, because a file has a limited number of nodes. Rows of scan outputs always
+# are, because a loop has many iterations.
 COUNTED_BYTES = 2**16
 
 
-def owner(array):
-    """The array whose memory `array` shows, itself unless it is a view."""
+def owner(array: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of `array`: itself, unless it is a view."""
     base = array.base
     while isinstance(base, np.ndarray):
         array, base = base, base.base
     return array
 
 
-def owners(value):
-    """id -> owner for a tensor, the members of a sequence, or those of several."""
+def owners(value: Any) -> dict[int, np.ndarray]:
+    """The arrays that own the memory of a value (an array, a sequence of values, or None), by their ids."""
     if isinstance(value, (list, tuple)):
         return {key: array for v in value for key, array in owners(v).items()}
     if value is None:
@@ -33,22 +39,29 @@ def owners(value):
 
 
 class Budget:
-    """args: the call's arguments, whose memory is the caller's and is not counted."""
+    """Counts the loop iterations and the bytes of one call.
+
+    The memory of the call's arguments `args` belongs to the caller and is not counted.
+    """
 
     __slots__ = ("args", "iterations", "nbytes", "row_bytes", "counted")
 
-    def __init__(self, args):
+    def __init__(self, args: list[Any]) -> None:
         self.args, self.iterations, self.nbytes, self.row_bytes = args, 0, 0, 0
-        self.counted = {}  # id -> weak reference; the dead ones go when the limit seems to be reached
+        # id of an array -> weak reference to it; dead ones are removed when the limit seems to be reached
+        self.counted: dict[int, weakref.ref[np.ndarray]] = {}
 
-    def iterate(self):
-        """Before each iteration of a Loop or Scan."""
+    def iterate(self) -> None:
+        """Count an iteration of a Loop or Scan before it begins; raise LimitError if it is one too many."""
         self.iterations += 1
         if self.iterations > MAX_ITERATIONS:
             raise LimitError(f"the loops of one call take more than {MAX_ITERATIONS} iterations")
 
-    def count(self, value):
-        """Count a result for as long as its memory lives. A sequence's members were counted when they were made."""
+    def count(self, value: Any) -> None:
+        """Count a result for as long as its memory lives; raise LimitError if the call then holds too much.
+
+        The members of a sequence were counted when they were computed.
+        """
         if not isinstance(value, np.ndarray):
             return
         array = owner(value)
@@ -60,22 +73,22 @@ class Budget:
         self.counted[id(array)] = weakref.ref(array)
         self._grow(array.nbytes)
 
-    def keep_row(self, row):
-        """Count a row of a scan output until `drop_rows`, a large one for as long as it lives."""
+    def keep_row(self, row: np.ndarray) -> None:
+        """Count a row of a scan output until `drop_rows`; a large row is counted for as long as it lives."""
         if row.nbytes >= COUNTED_BYTES:
             self.count(row)
         else:
             self.row_bytes += row.nbytes
             self._grow(row.nbytes)
 
-    def drop_rows(self, rows):
-        """Rows that `keep_row` was given, all of one size."""
+    def drop_rows(self, rows: Sequence[np.ndarray]) -> None:
+        """Count these rows of `keep_row`, which are all of one size, no longer."""
         if rows and rows[0].nbytes < COUNTED_BYTES:
             nbytes = len(rows) * rows[0].nbytes
             self.row_bytes -= nbytes
             self.nbytes -= nbytes
 
-    def _grow(self, nbytes):
+    def _grow(self, nbytes: int) -> None:
         self.nbytes += nbytes
         if self.nbytes > MAX_RUN_BYTES:
             living = [array for array in (reference() for reference in self.counted.values()) if array is not None]

@@ -1,32 +1,46 @@
-"""If, Loop and Scan as steps of a plan: their graphs are planned_graphs, which take what they capture behind their inputs."""
+"""If, Loop and Scan as steps of a plan.
+
+Their graphs are planned graphs, which take the values that they capture as arguments behind their own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from rnnfast.onnx.budget import Budget
+from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.control import condition, if_, loop, scan_9, scan_settings
 
+# Sample arguments of a Loop's body: the iteration number and the condition.
 ITERATION, GOING = np.array(0, np.int64), np.array(True)
 
 
 class Control:
-    """The step of an If, Loop or Scan.
+    """The step of an If, Loop or Scan. `planned_graphs` has the planned graphs by the names of their attributes.
 
-    Once `results` was asked, `plans` has for each graph the Plan that takes what it is called with, if the shapes of
-    these and of the node's results depend on the shapes of its inputs alone; else it is None.
+    `results` sets `plans`: if the shapes of all that the graphs take and of the node's results depend on the shapes of
+    its inputs alone, these are the plans that the graphs run, by the same names; else None.
     """
 
-    def __init__(self, node, n_inputs, planned_graphs):
-        self.function, self.n_inputs, self.planned_graphs, self.plans = node.function, n_inputs, planned_graphs, None
+    def __init__(self, node: Node, n_inputs: int, planned_graphs: dict[str, Any]) -> None:
+        assert node.function is not None
+        self.function, self.n_inputs, self.planned_graphs = node.function, n_inputs, planned_graphs
+        self.plans: dict[str, Any] | None = None
         self.attributes = {name: value for name, value in node.attributes.items() if name not in planned_graphs}
 
-    def __call__(self, budget, *args):
+    def __call__(self, budget: Budget, *args: Any) -> Any:
         captured = args[self.n_inputs :]
         bodies = {name: _Body(planned, captured, budget) for name, planned in self.planned_graphs.items()}
         return self.function(*args[: self.n_inputs], **self.attributes, **bodies)
 
-    def results(self, arrays, known):
-        """Arrays like the results, in a tuple, for inputs and captured values of such shapes, or None.
+    def results(self, arrays: list[Any], known: list[bool]) -> tuple[np.ndarray, ...] | None:
+        """Arrays of the results' types and shapes, for inputs and captured values like `arrays`, or None.
 
-        known: for each of them whether its value is the same at each run.
+        None means that the results' shapes are not known before a run. `known` says for each input and captured value
+        whether it is the same at each run.
         """
         rule = RULES.get(self.function)
         if rule is None:
@@ -34,17 +48,20 @@ class Control:
         try:
             plans, results = rule(self, arrays[: self.n_inputs], known, arrays[self.n_inputs :])
         except Exception:
-            return None  # a graph that is never run may be wrong; those that are say so when they run
+            return None  # a graph that never runs may be wrong; one that does raises when it runs
         self.plans = plans if results is not None else None
         return results
 
     def _if(self, inputs, known, captured):
+        """(plans, results) of an If; the results are None unless both branches give the same types and shapes."""
         plans = {name: planned.plan(captured) for name, planned in self.planned_graphs.items()}
         one, other = (plan.results for plan in plans.values())
         return plans, one if _is_one(inputs[0], np.bool_) and _alike(one, other) else None
 
     def _loop(self, inputs, known, captured):
-        trips, going, *carried = *inputs, *[None] * (2 - len(inputs))
+        """(plans, results) of a Loop; both are None if a shape changes, or the number of rows is not known."""
+        values = [*inputs, *[None] * (2 - len(inputs))]
+        trips, going, carried = values[0], values[1], values[2:]
         plan = self.planned_graphs["body"].plan([ITERATION, GOING, *carried, *captured])
         n = 1 + len(carried)
         if trips is None and going is None or plan.results is None or not _alike(plan.results[1:n], carried):
@@ -52,13 +69,14 @@ class Control:
         if not (_is_one(trips, np.int64) and _is_one(going, np.bool_) and _is_one(plan.results[0], np.bool_)):
             return None, None
         rows = plan.results[n:]
-        if rows:  # their number is to be known
+        if rows:  # scan outputs have a known shape only if the number of iterations is known and above 0
             counted = trips is not None and known[0] and trips.item() > 0
             if not counted or going is not None and not (known[1] and condition(going) and _stays_true(plan)):
                 return None, None
         return {"body": plan}, (*plan.results[1:n], *(_stacked(row, trips.item(), 0) for row in rows))
 
     def _scan(self, inputs, known, captured):
+        """(plans, results) of a Scan; both are None if a state's shape changes or there is no iteration."""
         body = self.planned_graphs["body"]
         scan = scan_settings(inputs, len(body.outputs), **self.attributes)
         lengths = {len(x) for x in scan.inputs}
@@ -71,11 +89,11 @@ class Control:
         return {"body": plan}, (*plan.results[:n], *rows)
 
 
-RULES = {if_: Control._if, loop: Control._loop, scan_9: Control._scan}
+RULES: dict[Any, Callable[..., Any]] = {if_: Control._if, loop: Control._loop, scan_9: Control._scan}
 
 
-def _alike(some, others):
-    """Whether there are such arrays and they have the same types and shapes."""
+def _alike(some: Sequence[Any] | None, others: Sequence[Any] | None) -> bool:
+    """Return whether both are sequences of arrays that have the same types and shapes."""
     return (
         some is not None
         and others is not None
@@ -84,28 +102,31 @@ def _alike(some, others):
     )
 
 
-def _is_one(x, dtype):
-    """Whether x, unless it is absent, is one element of this type."""
+def _is_one(x: np.ndarray | None, dtype: Any) -> bool:
+    """Return whether x is absent, or an array of one element of this type."""
     return x is None or x.dtype == dtype and x.size == 1
 
 
-def _stays_true(plan):
-    """Whether a body's condition is that which it was given, or known to be true."""
+def _stays_true(plan: Any) -> bool:
+    """Return whether the condition that a Loop's body returns is the one it takes, or is known to be true."""
     slot = plan.outputs[0]
     return slot == 1 or plan.initial_values[slot] is not None and condition(plan.initial_values[slot])
 
 
-def _stacked(row, length, axis):
-    """An array like so many rows along a new axis."""
+def _stacked(row: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """An array of the type and shape of `length` rows along a new axis."""
     rows = np.broadcast_to(row, (length, *row.shape))
     return np.moveaxis(rows, 0, axis)
 
 
 class _Body:
-    """A graph as If, Loop and Scan call it."""
+    """A planned graph as the functions of If, Loop and Scan call it: without the captured values.
 
-    def __init__(self, planned, captured, budget):
+    They also read `outputs`, the types of its outputs, and `budget`, the Budget of the call.
+    """
+
+    def __init__(self, planned: Any, captured: Sequence[Any], budget: Budget) -> None:
         self.planned, self.captured, self.outputs, self.budget = planned, captured, planned.outputs, budget
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> list[Any]:
         return self.planned([*args, *self.captured], self.budget)

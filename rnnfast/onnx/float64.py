@@ -1,15 +1,22 @@
-"""The float64 twin of a graph: constants, attributes and results of float32 raised, operators their NumPy functions."""
+"""Makes the float64 reference of a graph: constants, attributes and results are float64 in place of float32."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from rnnfast.onnx.graph import Graph
+from rnnfast.onnx.graph import Graph, Node, Type
 
 
-def widen(value):
-    """A Graph, tensor, dtype, list or tuple of them with float64 in float32's place; anything else as it is."""
+def widen(value: Any) -> Any:
+    """Put float64 in place of float32 in a Graph, array or dtype, or in a list or tuple of them.
+
+    Any other value is returned as it is.
+    """
     if isinstance(value, Graph):
         return dataclasses.replace(
             value,
@@ -27,11 +34,13 @@ def widen(value):
     return value
 
 
-def _type(type_):
+def _type(type_: Type) -> Type:
+    """The type with float64 in place of float32."""
     return dataclasses.replace(type_, dtype=widen(type_.dtype), element=type_.element and _type(type_.element))
 
 
-def _node(node):
+def _node(node: Node) -> Node:
+    """The node with widened attributes and results."""
     attributes = {name: widen(value) for name, value in node.attributes.items()}
     function = node.function
     if function is not None and not node.graphs:
@@ -39,6 +48,6 @@ def _node(node):
     return node.altered(attributes=attributes, function=function)
 
 
-def _widened(function, *inputs, **attributes):
-    """Results whose type no input decides (a default value, say) are raised as well."""
+def _widened(function: Callable[..., Any], *inputs: Any, **attributes: Any) -> Any:
+    """Call an operator function and widen its results, whose type need not follow from inputs (default values, say)."""
     return widen(function(*inputs, **attributes))

@@ -1,60 +1,70 @@
-"""Constant folding at load: results that depend on constants alone are computed once, and dead nodes are dropped."""
+"""Folding: computes at load what depends on constants alone, drops dead nodes, and lowers the others."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, with_location
 from rnnfast.onnx.budget import owners
+from rnnfast.onnx.graph import Graph, Node, Value
 
-# Operators that may hand on or give an absent optional value.
+# Operators whose outputs may be absent optional values.
 OPTIONAL = {"Identity", "If", "Loop", "Optional", "OptionalGetElement", "OptionalHasElement"}
-# What a plan keeps of results that depend on shapes only; what is beyond that is computed again at each call.
+# Bytes that a plan keeps of results that depend on shapes alone; results beyond that are computed again at each call.
 MAX_FOLDED_BYTES = 2**24
-# What a model keeps of results that depend on constants only: that much more, and a multiple of the constants' own
-# size (weights of one byte become floats of four).
+# Bytes that a model keeps of results that depend on constants alone: MAX_FOLDED_BYTES, and so many times the bytes of
+# the constants themselves (weights of one byte become floats of four).
 FOLDED_RATIO = 4
 
+# lower(node, constants) returns a native callable for the node, or None. `constants` has an array for each input that
+# is constant, else None.
+Lower = Callable[[Node, list[Any]], Callable[..., Any] | None]
 
-class Folded:
-    """The bytes of known results that are kept, up to a limit; a part of those of `around`, given back at the end."""
 
-    def __init__(self, limit, around=None):
-        self.limit, self.around, self.nbytes = limit, around, 0
+class FoldingBudget:
+    """Byte budget for folded results. A nested budget draws on its `parent`, and gives back when it is deleted."""
+
+    def __init__(self, limit: int, parent: FoldingBudget | None = None) -> None:
+        self.limit, self.parent, self.nbytes = limit, parent, 0
         self._lock = threading.RLock()
 
-    def keeps(self, results, inputs):
-        """Whether there is room for the results of a node, which is then taken; views of its inputs need none."""
+    def keeps(self, results: Sequence[Any], inputs: Sequence[Any]) -> bool:
+        """Reserve room for the results of a node, and return whether there was enough; views of inputs need none."""
         taken = owners(inputs).keys()
         return self._take(sum(array.nbytes for key, array in owners(results).items() if key not in taken))
 
-    def _take(self, nbytes):
+    def _take(self, nbytes: int) -> bool:
         with self._lock:
-            if self.nbytes + nbytes > self.limit or self.around is not None and not self.around._take(nbytes):
+            if self.nbytes + nbytes > self.limit or self.parent is not None and not self.parent._take(nbytes):
                 return False
             self.nbytes += nbytes
             return True
 
-    def __del__(self):
-        if self.around is not None:
-            self.around._take(-self.nbytes)
+    def __del__(self) -> None:
+        if self.parent is not None:
+            self.parent._take(-self.nbytes)
 
 
-def fold(graph, lower, known=None, folded=None):
-    """The Graph with constant results computed, dead nodes dropped and every node's `run` set.
+def fold(
+    graph: Graph, lower: Lower, known: Mapping[str, Any] | None = None, folding_budget: FoldingBudget | None = None
+) -> Graph:
+    """Return the graph with constant results computed, dead nodes dropped and every node's `run` set.
 
-    lower(node, constants) -> a native callable or None; `constants` has an array for each input that is constant,
-    else None. `known`: the constants among the graph's inputs and captures.
+    `known` has the constants among the inputs and captures of a graph within another one.
     """
     nested, known = known is not None, known or {}
-    folded = folded or Folded(MAX_FOLDED_BYTES + FOLDED_RATIO * _constant_bytes(graph))
-    constants = known | graph.constants
-    nodes = []
+    folding_budget = folding_budget or FoldingBudget(MAX_FOLDED_BYTES + FOLDED_RATIO * _constant_bytes(graph))
+    constants = {**known, **graph.constants}
+    nodes: list[Node] = []
     for node in live(graph.nodes, graph.outputs):
-        node = _prepared(node, constants, lower, folded)
-        results = _results(node, constants, nested, folded) if node.run is not None else None
+        node = _lowered(node, constants, lower, folding_budget)
+        results = _results(node, constants, nested, folding_budget) if node.run is not None else None
         if results is None:
             nodes.append(node)
         else:
@@ -66,8 +76,8 @@ def fold(graph, lower, known=None, folded=None):
     return dataclasses.replace(graph, constants=constants, nodes=tuple(nodes), captures=frozenset(used - defined))
 
 
-def _constant_bytes(graph):
-    """Of a graph and of those within: initializers, and the tensors that Constant nodes hold."""
+def _constant_bytes(graph: Graph) -> int:
+    """Total bytes of initializers and of the tensors of Constant nodes, in a graph and the graphs within it."""
     count = sum(array.nbytes for array in graph.constants.values())
     for node in graph.nodes:
         count += sum(map(_constant_bytes, node.graphs.values()))
@@ -76,8 +86,8 @@ def _constant_bytes(graph):
     return count
 
 
-def live(nodes, outputs):
-    """The nodes that the outputs depend on."""
+def live(nodes: Sequence[Node], outputs: Iterable[Value]) -> list[Node]:
+    """The nodes that the outputs depend on, in their order."""
     wanted, live = {v.name for v in outputs}, []
     for node in reversed(nodes):
         if not wanted.isdisjoint(node.outputs):
@@ -86,8 +96,8 @@ def live(nodes, outputs):
     return live[::-1]
 
 
-def _prepared(node, constants, lower, folded):
-    """The node with its graphs folded, or with `run` set."""
+def _lowered(node: Node, constants: Mapping[str, Any], lower: Lower, folding_budget: FoldingBudget) -> Node:
+    """The node with its graphs folded if it has any, else with `run` set."""
     if node.graphs:
         graphs = {}
         for name, graph in node.graphs.items():
@@ -96,42 +106,46 @@ def _prepared(node, constants, lower, folded):
                 known = {v.name: constants[actual] for v, actual in pairs if actual in constants}
             else:
                 known = {capture: constants[capture] for capture in graph.captures if capture in constants}
-            graphs[name] = fold(graph, lower, known, folded)
+            graphs[name] = fold(graph, lower, known, folding_budget)
         return node.altered(attributes=node.attributes | graphs)
     try:
         run = lower(node, [constants.get(name) for name in node.inputs])
     except Exception as e:
         raise _at_load(e, node) from e
+    assert node.function is not None
     return node.altered(run=run or functools.partial(node.function, **node.attributes))
 
 
-def _at_load(error, node):
-    """What is wrong with constants is wrong with the model."""
+def _at_load(error: Exception, node: Node) -> Exception:
+    """The error to raise at load, where constants with wrong values make the model wrong."""
     error = with_location(error, node.where)
     return ModelError(str(error)) if isinstance(error, (InputError, InputTypeError)) else error
 
 
-def _results(node, constants, nested, folded):
-    """name -> result of a node whose inputs are all constant, or None where it is left to the run."""
+def _results(
+    node: Node, constants: Mapping[str, Any], nested: bool, folding_budget: FoldingBudget
+) -> dict[str, Any] | None:
+    """The results of a node by name if all its inputs are constant and there is room, else None."""
     if not all(name in constants or not name for name in node.inputs):
         return None
     inputs = [constants.get(name) for name in node.inputs]
+    assert node.run is not None
     try:
         results = node.run(*inputs)
     except Exception as e:
         if nested:
-            return None  # a branch that is never taken may be wrong
+            return None  # a branch that never runs may be wrong
         raise _at_load(e, node) from e
     results = results if isinstance(results, tuple) else (results,)
-    if not folded.keeps(results, inputs):
+    if not folding_budget.keeps(results, inputs):
         return None
     check_outputs(node, results)
     protect(results)
     return {name: value for name, value in zip(node.outputs, results) if name}
 
 
-def protect(results):
-    """Constants are shared by all runs: nobody writes to them, and whoever hands them out copies them."""
+def protect(results: Iterable[Any]) -> None:
+    """Make arrays read-only: all runs share constants. Whoever hands one to a caller copies it."""
     for value in results:
         if isinstance(value, list):
             protect(value)
@@ -139,8 +153,8 @@ def protect(results):
             value.flags.writeable = False
 
 
-def check_outputs(node, results):
-    """That the operator computed every output that the node names."""
+def check_outputs(node: Node, results: Sequence[Any]) -> None:
+    """Raise UnsupportedError if the operator did not compute an output that the node names."""
     for i, name in enumerate(node.outputs):
         if name and (i >= len(results) or results[i] is None and node.op_type not in OPTIONAL):
             raise UnsupportedError(f"{node.where}: output {i} ({name!r}) is not computed")

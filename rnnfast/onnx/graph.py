@@ -1,11 +1,14 @@
-"""A file or bytes -> a checked Graph: operators found, attributes bound, names resolved, nodes put in order."""
+"""Reads an ONNX file to a checked Graph: operators are found, attributes bound, names resolved and nodes sorted."""
+
+from __future__ import annotations
 
 import dataclasses
 import heapq
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from sys import intern
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +16,33 @@ from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError
 from rnnfast.onnx import binding, control_checks, recurrent_nodes, tensors
 
 MIN_IR_VERSION = 3
-# Graphs within graphs (branches, loop bodies, functions) and nodes in all of them: a file of a few bytes could ask
-# for any number of both.
+# The depth of graphs within graphs (branches, loop bodies, functions), and the number of nodes in all of them: a small
+# file could ask for any number of both.
 MAX_DEPTH = 24
 MAX_NODES = 100_000
-# Protocol buffers cannot be larger; larger weights stand in external data.
+# Protocol buffers cannot be larger; models with larger weights have them in external data.
 MAX_FILE_BYTES = 2**31
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Type:
-    """Of an input or output: a tensor, or a sequence or optional of `element`.
+    """The type of an input or output.
 
-    shape: an int for a fixed dimension, a str for a named one, None for one not given; None if the rank is not given.
+    Attributes:
+        kind: "tensor", "seq" or "optional".
+        dtype: The dtype of a tensor's elements; None if the file does not declare it.
+        shape: For each dimension of a tensor an int, a str if the file names it, or None if it leaves it open; None if
+            it does not declare the rank.
+        element: The type of the members of a sequence, or of an optional's value.
     """
 
     kind: str
     dtype: np.dtype | None = None
-    shape: tuple | None = None
-    element: "Type | None" = None
+    shape: tuple[int | str | None, ...] | None = None
+    element: Type | None = None
 
-    def __str__(self):
-        """As onnxruntime writes it: tensor(float), seq(tensor(int64)), optional(...)."""
+    def __str__(self) -> str:
+        """The type as onnxruntime writes it: tensor(float), seq(tensor(int64)), optional(...)."""
         if self.kind == "tensor":
             return f"tensor({'undefined' if self.dtype is None else tensors.type_name(self.dtype)})"
         return f"{self.kind}({self.element or ''})"
@@ -42,7 +50,7 @@ class Type:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output of a graph."""
+    """The name and type of an input or output of a graph."""
 
     name: str
     type: Type
@@ -50,30 +58,37 @@ class Value:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Node:
-    """One operator, its attributes bound; a call of a model's own function has the attribute `body` and no function.
+    """One operator with its attributes bound, or a call of one of the model's own functions.
 
-    Nodes are not changed once they are made; `altered` gives another one.
+    A call has no `function`; its attribute `body` is the function's graph. Nodes are never changed once they are made;
+    `altered` makes another one.
     """
 
-    where: str  # for messages: file, node, operator
+    where: str  # how messages name it: file, node, operator
     name: str
     domain: str
     op_type: str
-    inputs: tuple  # names; "" for an absent one
-    outputs: tuple
-    function: Callable | None  # the NumPy function, which takes `attributes` as keyword arguments
-    attributes: dict
-    run: Callable | None = None  # what is executed, once lowered
-    graphs: dict = dataclasses.field(init=False)  # those among the attributes: branches and bodies
-    needs: set = dataclasses.field(init=False)  # the names that it reads, its graphs' captures among them
+    inputs: tuple[str, ...]  # names; "" for an absent one
+    outputs: tuple[str, ...]
+    function: Callable[..., Any] | None  # the NumPy function, which takes `attributes` as keyword arguments
+    attributes: dict[str, Any]
+    run: Callable[..., Any] | None = None  # the callable that runs it, set when the graph is folded
+    graphs: dict[str, Graph] = dataclasses.field(init=False)  # the graphs among the attributes: branches and bodies
+    needs: set[str] = dataclasses.field(init=False)  # the names that it reads, with those that its graphs capture
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.graphs = {name: value for name, value in self.attributes.items() if isinstance(value, Graph)}
         self.needs = set(self.inputs).union(*(graph.captures for graph in self.graphs.values()))
         self.needs.discard("")
 
-    def altered(self, *, function=None, attributes=None, run=None):
-        """A copy with another function, attributes or run."""
+    def altered(
+        self,
+        *,
+        function: Callable[..., Any] | None = None,
+        attributes: dict[str, Any] | None = None,
+        run: Callable[..., Any] | None = None,
+    ) -> Node:
+        """A copy with another function or other attributes, and with this `run`."""
         return Node(
             self.where,
             self.name,
@@ -89,33 +104,44 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """Nodes in an order that runs; `captures` are the names that it takes from the graphs around it."""
+    """A checked graph, whose nodes are in an order in which they can run."""
 
     name: str
-    inputs: tuple
-    outputs: tuple
-    constants: dict
-    nodes: tuple
-    captures: frozenset
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    constants: dict[str, Any]  # read-only arrays by name: the initializers, and once folded also computed constants
+    nodes: tuple[Node, ...]
+    captures: frozenset[str]  # the names that it takes from the graphs around it
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """What a file says besides its graph."""
+    """The facts of a file besides its graph.
+
+    Attributes:
+        label: The name of the file for messages.
+        ir_version: The version of the file format.
+        opsets: The version of each domain's operators; "" is ONNX's own domain.
+        producer: The name and version of the program that wrote the file.
+        doc_string: The model's documentation.
+        metadata: The metadata properties by key.
+    """
 
     label: str
     ir_version: int
-    opsets: dict
+    opsets: dict[str, int]
     producer: str
     doc_string: str
-    metadata: dict
+    metadata: dict[str, str]
 
 
-def read(source, problems=None):
-    """(Graph, Source) of a path, or of a model's bytes.
+def read(
+    source: str | os.PathLike[str] | bytes, problems: list[UnsupportedError] | None = None
+) -> tuple[Graph, Source]:
+    """Read and check a model, given as a path or as the bytes of a file.
 
-    Raises ModelError for what is wrong and UnsupportedError for what is not computed; with a list `problems` the
-    UnsupportedErrors of nodes are collected there instead and those nodes have no function.
+    Raises ModelError, UnsupportedError or LimitError. If `problems` is a list, the UnsupportedErrors of nodes are
+    appended to it instead, and these nodes have no function.
     """
     proto, label, folder = _load(source)
     try:
@@ -128,8 +154,8 @@ def read(source, problems=None):
         raise ModelError(f"{label}: cannot be read: {type(e).__name__}: {e}") from e
 
 
-def _load(source):
-    """(ModelProto, name for messages, folder)"""
+def _load(source: str | os.PathLike[str] | bytes) -> tuple[Any, str, str | None]:
+    """Parse the ModelProto and return it, its name for messages, and the folder of its external data."""
     import onnx
 
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -138,7 +164,7 @@ def _load(source):
         path = os.fspath(source)
         label, folder = os.path.basename(path), os.path.dirname(os.path.abspath(path))
         try:
-            info = os.stat(path)  # before it is opened: that of a pipe would wait for a writer
+            info = os.stat(path)  # before it is opened, because opening a pipe waits for a writer
             if not stat.S_ISREG(info.st_mode):
                 raise ModelError(f"{path}: cannot be read: not a regular file")
             if info.st_size > MAX_FILE_BYTES:
@@ -159,22 +185,25 @@ def _load(source):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Scope:
-    """Where a node stands: what its operators and attribute references mean, and which names are around it."""
+    """The surroundings of a node, which give its operators, attribute references and input names their meaning."""
 
-    opsets: dict
-    references: dict  # inside a function: attribute name -> AttributeProto of the call
-    around: frozenset
-    depth: int
-    calls: tuple  # the functions that are being called
+    opsets: dict[str, int]
+    references: dict[str, Any]  # inside a function: the AttributeProtos of the call, by name
+    around: frozenset[str]  # the names that are defined
+    depth: int  # of graphs within graphs
+    calls: tuple[tuple[str, str, str], ...]  # the keys of the functions that are being called
 
 
 class _Reader:
-    def __init__(self, proto, label, folder, problems):
-        self.proto, self.label, self.folder, self.problems = proto, label, folder, problems
-        self.functions = {}
-        self.nodes = 0
+    """Checks a ModelProto and makes its Graph."""
 
-    def read(self):
+    def __init__(self, proto: Any, label: str, folder: str | None, problems: list[UnsupportedError] | None) -> None:
+        self.proto, self.label, self.folder, self.problems = proto, label, folder, problems
+        self.functions: dict[tuple[str, str, str], Any] = {}  # (domain, name, overload) -> FunctionProto
+        self.n_nodes = 0
+
+    def read(self) -> tuple[Graph, Source]:
+        """Check the file's versions and functions, and read its graph."""
         import onnx
 
         proto = self.proto
@@ -198,10 +227,11 @@ class _Reader:
         producer = f"{proto.producer_name} {proto.producer_version}".strip()
         return graph, Source(self.label, proto.ir_version, opsets, producer, proto.doc_string, metadata)
 
-    def opsets(self, imports, where):
+    def opsets(self, imports: Iterable[Any], where: str) -> dict[str, int]:
+        """The opset of each domain, checked."""
         import onnx
 
-        opsets = {}
+        opsets: dict[str, int] = {}
         for entry in imports:
             domain = _domain(entry.domain)
             if opsets.setdefault(domain, entry.version) != entry.version:
@@ -215,19 +245,21 @@ class _Reader:
         return opsets
 
     # ------------------------------------------------------------------------------------------- graphs
-    def graph(self, proto, scope):
+    def graph(self, proto: Any, scope: _Scope) -> Graph:
+        """Read a GraphProto: the file's main graph, or a branch or body among a node's attributes."""
         where = f"{self.label}: graph {proto.name!r}"
         if scope.depth > MAX_DEPTH:
             raise LimitError(f"{where}: graphs are nested deeper than {MAX_DEPTH}")
-        # interned: a call's names are compared with these, and equal ones are then mostly the same object
+        # Interned, because a call's names are compared with these: equal names are then mostly the same object.
         inputs = tuple(Value(intern(v.name), _type(v.type, f"{where}: input {v.name!r}")) for v in proto.input)
         outputs = tuple(Value(intern(v.name), _type(v.type, f"{where}: output {v.name!r}")) for v in proto.output)
         if not outputs:
             raise ModelError(f"{where}: it has no outputs")
-        return self.checked(proto.name, inputs, outputs, self.constants(proto, where), proto.node, scope, where)
+        return self.checked_graph(proto.name, inputs, outputs, self.constants(proto, where), proto.node, scope, where)
 
-    def constants(self, proto, where):
-        constants = {}
+    def constants(self, proto: Any, where: str) -> dict[str, np.ndarray]:
+        """The initializers of a GraphProto as arrays, by name."""
+        constants: dict[str, np.ndarray] = {}
         dense = [(t.name, t, tensors.decode) for t in proto.initializer]
         sparse = [(s.values.name, s, tensors.decode_sparse) for s in proto.sparse_initializer]
         for name, tensor, decode in dense + sparse:
@@ -236,8 +268,17 @@ class _Reader:
             constants[name] = decode(tensor, where, self.folder)
         return constants
 
-    def checked(self, name, inputs, outputs, constants, protos, scope, where):
-        """A Graph of nodes whose names are all resolved."""
+    def checked_graph(
+        self,
+        name: str,
+        inputs: tuple[Value, ...],
+        outputs: tuple[Value, ...],
+        constants: dict[str, np.ndarray],
+        protos: Sequence[Any],
+        scope: _Scope,
+        where: str,
+    ) -> Graph:
+        """Read the nodes and make a Graph; every name must be defined once, and before it is used or by a node."""
         names = [v.name for v in inputs]
         if len(set(names)) < len(names) or "" in names:
             raise ModelError(f"{where}: inputs {names} are not distinct names")
@@ -257,9 +298,10 @@ class _Reader:
         return Graph(name, inputs, outputs, constants, tuple(nodes), frozenset(used - defined))
 
     # ------------------------------------------------------------------------------------------- nodes
-    def node(self, proto, index, scope):
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
+    def node(self, proto: Any, index: int, scope: _Scope) -> Node:
+        """Read a NodeProto, the node number `index` of its graph."""
+        self.n_nodes += 1
+        if self.n_nodes > MAX_NODES:
             raise LimitError(f"{self.label}: more than {MAX_NODES} nodes")
         where = f"{self.label}: node {repr(proto.name) if proto.name else f'#{index}'} ({proto.op_type})"
         domain = _domain(proto.domain)
@@ -270,21 +312,24 @@ class _Reader:
             if name and name not in scope.around:
                 raise ModelError(f"{where}: input {name!r} is produced by no node and is no input or initializer")
         attributes = self.attributes(proto, scope, where)
-        function = self.functions.get((domain, proto.op_type, proto.overload))
+        own_function = self.functions.get((domain, proto.op_type, proto.overload))
+        function: Callable[..., Any] | None = None
+        bound: dict[str, Any] = {}
         try:
-            if function is not None:
-                function, bound = None, {"body": self.body(function, attributes, inputs, proto, scope, where)}
+            if own_function is not None:
+                bound["body"] = self.function_body(own_function, attributes, inputs, proto, scope, where)
             else:
                 function, bound = self.operator(proto, domain, inputs, attributes, scope, where)
         except UnsupportedError as e:
             if self.problems is None:
                 raise
             self.problems.append(e)
-            function, bound = None, {}
         return Node(where, proto.name, domain, proto.op_type, inputs, tuple(proto.output), function, bound)
 
-    def operator(self, proto, domain, inputs, attributes, scope, where):
-        """(function, keyword arguments)"""
+    def operator(
+        self, proto: Any, domain: str, inputs: tuple[str, ...], attributes: dict[str, Any], scope: _Scope, where: str
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """Find the function of an operator and its keyword arguments; check the numbers of inputs and outputs."""
         if domain not in scope.opsets:
             if domain == "":
                 raise ModelError(f"{where}: no opset is given for ONNX's own operators")
@@ -297,13 +342,13 @@ class _Reader:
             raise ModelError(f"{where}: {len(proto.output)} outputs, expected 1 to {most}")
         bound = binding.bind(function, attributes, len(proto.output), _Context(self, scope, where), where)
         control_checks.check(function, len(inputs), len(proto.output), bound, where)
-        if not domain and proto.op_type in recurrent_nodes.KINDS:
+        if not domain and proto.op_type in recurrent_nodes.CELL_KINDS:
             recurrent_nodes.check_attributes(proto.op_type, bound, where)
         return function, bound
 
-    def attributes(self, proto, scope, where):
-        """name -> AttributeProto, references to the attributes of the function around it resolved"""
-        attributes = {}
+    def attributes(self, proto: Any, scope: _Scope, where: str) -> dict[str, Any]:
+        """The AttributeProtos of a node by name; references to attributes of the function around it are resolved."""
+        attributes: dict[str, Any] = {}
         for attribute in proto.attribute:
             name = attribute.name
             if name in attributes:
@@ -318,8 +363,10 @@ class _Reader:
             attributes[name] = attribute
         return attributes
 
-    def body(self, function, attributes, inputs, call, scope, where):
-        """The Graph of a model's own function, for one call of it."""
+    def function_body(
+        self, function: Any, attributes: dict[str, Any], inputs: tuple[str, ...], call: Any, scope: _Scope, where: str
+    ) -> Graph:
+        """The graph of one of the model's own functions, for one call of it."""
         key = (_domain(function.domain), function.name, function.overload)
         if key in scope.calls:
             raise ModelError(f"{where}: the function calls itself")
@@ -337,7 +384,7 @@ class _Reader:
         opsets = self.opsets(function.opset_import, where) or scope.opsets
         inner = _Scope(opsets, defaults | attributes, frozenset(), scope.depth, (*scope.calls, key))
         anything = Type("tensor")
-        return self.checked(
+        return self.checked_graph(
             function.name,
             tuple(Value(n, anything) for n in function.input),
             tuple(Value(n, anything) for n in function.output),
@@ -349,23 +396,25 @@ class _Reader:
 
 
 class _Context:
-    """Decodes the tensors and graphs among a node's attributes."""
+    """Decodes the tensors and graphs among a node's attributes, for `binding.bind`."""
 
-    def __init__(self, reader, scope, where):
+    def __init__(self, reader: _Reader, scope: _Scope, where: str) -> None:
         self.reader, self.scope, self.where = reader, scope, where
 
-    def tensor(self, proto):
+    def tensor(self, proto: Any) -> np.ndarray:
         return tensors.decode(proto, self.where, self.reader.folder)
 
-    def subgraph(self, proto):
+    def subgraph(self, proto: Any) -> Graph:
         return self.reader.graph(proto, self.scope)
 
 
-def _domain(domain):
+def _domain(domain: str) -> str:
+    """The domain's one name: ONNX's own domain has two, "" and "ai.onnx"."""
     return "" if domain == "ai.onnx" else domain
 
 
-def _type(proto, where):
+def _type(proto: Any, where: str) -> Type:
+    """The Type of a TypeProto."""
     kind = proto.WhichOneof("value")
     if kind == "tensor_type":
         tensor = proto.tensor_type
@@ -384,23 +433,27 @@ def _type(proto, where):
     raise UnsupportedError(f"{where}: values of {kind} are not supported")
 
 
-def _dimension(dim):
+def _dimension(dim: Any) -> int | str | None:
+    """A dimension of a shape: its size, its name, or None; a negative size counts as open."""
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
     return dim.dim_param or None
 
 
-def _sorted(nodes, produced, where):
-    """The nodes, each behind those whose outputs it reads, else in the file's order; `produced`: what nodes make."""
+def _sorted(nodes: Sequence[Node], produced: set[str], where: str) -> list[Node]:
+    """Sort nodes so that each comes after those whose outputs it reads, otherwise in the file's order.
+
+    `produced` has the names of all outputs of nodes. Raises ModelError if there is a cycle.
+    """
     maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
     waits_for = [{maker[name] for name in node.needs if name in produced} for node in nodes]
-    followers = [[] for _ in nodes]
+    followers: list[list[int]] = [[] for _ in nodes]
     for i, makers in enumerate(waits_for):
         for j in makers:
             followers[j].append(i)
-    missing = [len(makers) for makers in waits_for]
+    missing = [len(makers) for makers in waits_for]  # the number of nodes that each still waits for
     ready = [i for i, count in enumerate(missing) if count == 0]
-    order = []
+    order: list[Node] = []
     while ready:
         i = heapq.heappop(ready)
         order.append(nodes[i])

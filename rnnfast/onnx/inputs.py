@@ -1,22 +1,32 @@
-"""What a caller hands over -> arrays of the declared type and shape, or an error that says what received."""
+"""Validates a caller's values: arrays of the declared type and shape, or an error that says what was received."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
+from rnnfast.onnx.graph import Type
 from rnnfast.onnx.tensors import type_name
 
-# Kinds of NumPy dtypes in words; numbers have ONNX's names.
-KINDS = {"O": "object", "S": "bytes", "U": "str"}
+# Names for messages of the kinds of NumPy dtypes that are not numbers, which go by ONNX's names.
+DTYPE_KINDS = {"O": "object", "S": "bytes", "U": "str"}
+# The type of elements where the file declares none.
+ANY = Type("tensor")
 
 
-def validate(value, expected, where):
-    """`value` as the graph takes it; `expected` is a Type. Arrays keep their type, Python values are converted."""
+def validate(value: Any, expected: Type, where: str) -> Any:
+    """Return a value as a graph takes it, or raise InputError or InputTypeError.
+
+    Arrays must have the expected type; Python numbers and lists of them are converted to it if it can hold them.
+    """
     if expected.kind == "optional":
-        return None if value is None else validate(value, expected.element, where)
+        return None if value is None else validate(value, expected.element or ANY, where)
     if expected.kind == "seq":
         if not isinstance(value, (list, tuple)):
             raise InputTypeError(f"{where} is {type(value).__name__}, expected a list of {expected.element}")
-        return [validate(v, expected.element, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [validate(v, expected.element or ANY, f"{where}[{i}]") for i, v in enumerate(value)]
     array = value if type(value) is np.ndarray else _as_array(value, where)
     if isinstance(value, np.ndarray) or hasattr(value, "__array__") and not isinstance(value, np.generic):
         array = _same_type(array, expected.dtype, where)
@@ -26,7 +36,8 @@ def validate(value, expected, where):
     return array
 
 
-def _as_array(value, where):
+def _as_array(value: Any, where: str) -> np.ndarray:
+    """The value as NumPy reads it."""
     try:
         return np.asarray(value)
     except (ValueError, OverflowError) as e:
@@ -37,23 +48,26 @@ def _as_array(value, where):
         ) from e
 
 
-def _same_type(array, dtype, where):
+def _same_type(array: np.ndarray, dtype: np.dtype | None, where: str) -> np.ndarray:
+    """The array if it has this type; arrays of text, and of the other byte order, are converted."""
     if dtype is None or array.dtype == dtype:
         return array
-    if dtype == object and array.dtype.kind in "US" or array.dtype == dtype.newbyteorder():
+    if dtype.kind == "O" and array.dtype.kind in "US" or array.dtype == dtype.newbyteorder():
         return array.astype(dtype)
-    received = f"an array of {KINDS[array.dtype.kind]}" if array.dtype.kind in KINDS else type_name(array.dtype)
+    received = (
+        f"an array of {DTYPE_KINDS[array.dtype.kind]}" if array.dtype.kind in DTYPE_KINDS else type_name(array.dtype)
+    )
     raise InputTypeError(f"{where} is {received}, expected {type_name(dtype)}")
 
 
-def _converted(value, array, dtype, where):
-    """A Python number, or nested lists of them, where the declared type holds each of them (float32 rounds).
+def _converted(value: Any, array: np.ndarray, dtype: np.dtype | None, where: str) -> np.ndarray:
+    """A Python number or nested list of them in the declared type, which must hold each of them (floats are rounded).
 
-    array: `value` as NumPy reads it.
+    `array` is `value` as NumPy reads it.
     """
     if dtype is None or array.dtype == dtype:
         return array
-    if dtype == object and array.dtype.kind == "U":
+    if dtype.kind == "O" and array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype == object and array.size and {type(v) for v in array.flat} == {int} and dtype.kind in "iufV":
         array = _from_large_ints(array, dtype, where)
@@ -68,44 +82,48 @@ def _converted(value, array, dtype, where):
     return result
 
 
-def _from_large_ints(array, dtype, where):
-    """Python integers that no integer type of NumPy holds."""
+def _from_large_ints(array: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """Python integers too large for NumPy's integer types, as float64."""
     try:
         return array.astype(np.float64)
     except OverflowError:
         raise InputError(f"{where} holds a value beyond the range of {type_name(dtype)}") from None
 
 
-def _in_range(array, dtype):
-    """Compared as Python numbers, which neither round nor wrap around. NaN is in no range."""
-    if array.size == 0 or dtype.kind not in "iu":  # the types of fewer than 8 bits cannot wrap around to equality
+def _in_range(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Return whether an integer type holds all values; NaN is in no range.
+
+    Values are compared as Python numbers, which neither round nor wrap around.
+    """
+    if array.size == 0 or dtype.kind not in "iu":  # types of fewer than 8 bits cannot wrap around to equal values
         return True
     limits = np.iinfo(dtype)
     return limits.min <= array.min().item() and array.max().item() <= limits.max
 
 
-def _described(value, array):
-    """A Python value in words: its type, and of a list that of its members."""
+def _described(value: Any, array: np.ndarray) -> str:
+    """The type of a Python value for messages, with the type of its members if it is a list."""
     name = type(value).__name__
     if array.dtype.kind == "O":
         members = {type(v).__name__ for v in array.flat}
         return name if members == {name} else f"{name} of {' and '.join(sorted(members))}"
     if not isinstance(value, (list, tuple)):
         return name
-    return f"{name} of {KINDS.get(array.dtype.kind) or type_name(array.dtype)}"
+    return f"{name} of {DTYPE_KINDS.get(array.dtype.kind) or type_name(array.dtype)}"
 
 
-def _convertible(array, dtype):
-    """Numbers to numbers, but not to and from bool."""
+def _convertible(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Return whether both are types of numbers; bool is none."""
     return array.dtype.kind in "iuf" and (dtype.kind in "iuf" or dtype.kind == "V")
 
 
-def _check_shape(array, shape, where):
+def _check_shape(array: np.ndarray, shape: tuple[int | str | None, ...] | None, where: str) -> None:
+    """Raise InputError if the array does not fit a declared shape."""
     if shape is None:
         return
     if len(shape) != array.ndim or any(isinstance(n, int) and n != m for n, m in zip(shape, array.shape)):
         raise InputError(f"{where} has shape {array.shape}, expected ({', '.join(map(_dimension, shape))})")
 
 
-def _dimension(n):
+def _dimension(n: int | str | None) -> str:
     return "?" if n is None else str(n)

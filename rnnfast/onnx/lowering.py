@@ -1,64 +1,76 @@
-"""Which operators have a native form: ``LOWER[op_type](node, constants, matmul, threads)`` -> callable or None.
+"""Lowerings: native callables made at load for nodes of some operators.
 
-A lowering happens once, at load, on the inputs that are constant then. It returns what is run in the operator's
-place, for float32; other types go to the operator's NumPy function. Where the callable has a method `bound` and a
-plan's shapes are known, the plan runs what that gives for its inputs instead.
+`LOWERINGS[op_type](node, constants, matmul, threads)` returns a callable, or None. `constants` has an array for each
+input that is constant at load, else None. The callable computes float32 and leaves other types to the operator's
+NumPy function. If it has a method `for_shapes` and all input shapes of a plan are known, the plan runs the callable
+that `for_shapes` returns for its inputs instead.
 """
+
+from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+import rnnfast.native._kernels as _kernels
 from rnnfast.errors import InputError
-from rnnfast.native import _kernels
 from rnnfast.onnx import recurrent_nodes
+from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.linear import gemm_1
 from rnnfast.onnx.ops.types import check_size
-from rnnfast.onnx.ops.windows import pad, windows_for
+from rnnfast.onnx.ops.windows import Windows, pad, windows_for
 
-# ONNX operator -> the engine's function, those that NumPy computes differently on different processors.
+# ONNX operator -> the kernel, for the functions whose bits differ between processors if NumPy computes them.
 UNARY = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus"}
-# Windows of a convolution that are copied at a time: they stay in the second-level cache.
+# Floats of a convolution's windows that are copied at a time, so that they stay in the second-level cache.
 WINDOW_FLOATS = 2**17
 
 
-def lower(node, constants, matmul=None, threads=1):
+def lower(node: Node, constants: list[Any], matmul: str | None = None, threads: int = 1) -> Callable[..., Any] | None:
     """The native callable of a node, or None."""
-    if node.domain or node.op_type not in LOWER:
+    if node.domain or node.op_type not in LOWERINGS:
         return None
-    return LOWER[node.op_type](node, constants, matmul, threads)
+    return LOWERINGS[node.op_type](node, constants, matmul, threads)
 
 
-def lower_reference(node, constants):
-    """For the float64 reference: what a recurrent node drops must be dropped there too."""
-    if not node.domain and node.op_type in recurrent_nodes.KINDS:
+def lower_reference(node: Node, constants: list[Any]) -> Callable[..., Any] | None:
+    """The callable of a node in the float64 reference, which must drop the same constant states as the lowering."""
+    if not node.domain and node.op_type in recurrent_nodes.CELL_KINDS:
         return recurrent_nodes.lower(node, constants, native=False)
     return None
 
 
-def _for_float32(fast, node):
-    """`fast` for inputs of float32, the NumPy function for others (and for inputs of different types)."""
-    slow = functools.partial(node.function, **node.attributes)
+def _for_float32(native: Callable[..., Any], node: Node) -> Any:
+    """A callable that runs `native` if all inputs are float32, else the operator's NumPy function."""
+    assert node.function is not None
+    fallback = functools.partial(node.function, **node.attributes)
 
     def run(*inputs):
-        if all([x is None or x.dtype == np.float32 for x in inputs]):
-            return fast(*inputs)
-        return slow(*inputs)
+        for x in inputs:
+            if x is not None and x.dtype != np.float32:
+                return fallback(*inputs)
+        return native(*inputs)
 
     return run
 
 
-def _is_weight(array, rank):
+def _is_weight(array: np.ndarray | None, rank: int) -> bool:
+    """Return whether an input is a constant of float32 with this rank."""
     return array is not None and array.dtype == np.float32 and array.ndim == rank
 
 
-def _lower_unary(node, constants, matmul, threads):
+def _lower_unary(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
     return _for_float32(functools.partial(_kernels.unary, UNARY[node.op_type]), node)
 
 
-def _lower_matmul(node, constants, matmul, threads):
-    """B packed once where it is a constant matrix, else at each call."""
+def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+    """A product whose B is packed once if it is a constant matrix, else at each call.
+
+    Native steps read the attributes `packed` and `threads` of the callable.
+    """
     packed = _kernels.Matrix(constants[1], matmul=matmul) if _is_weight(constants[1], 2) else None
 
     def run(a, b):
@@ -74,13 +86,13 @@ def _lower_matmul(node, constants, matmul, threads):
             return _kernels.Matrix(b, matmul=matmul).multiply(a, None, threads)
         return _multiply_stacks(a, b, matmul, threads)
 
-    run = _for_float32(run, node)
-    run.packed, run.threads = packed, threads
-    return run
+    lowered = _for_float32(run, node)
+    lowered.packed, lowered.threads = packed, threads
+    return lowered
 
 
-def _multiply_stacks(a, b, matmul, threads):
-    """Matrices [..., M, K] times [..., K, N], the stacks broadcast."""
+def _multiply_stacks(a: np.ndarray, b: np.ndarray, matmul: str | None, threads: int) -> np.ndarray:
+    """Multiply matrices [..., M, K] by [..., K, N], with the leading axes broadcast."""
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     check_size((*stack, a.shape[-2], b.shape[-1]), a.dtype)
     y = np.empty((*stack, a.shape[-2], b.shape[-1]), np.float32)
@@ -90,15 +102,18 @@ def _multiply_stacks(a, b, matmul, threads):
     return y
 
 
-def _lower_gemm(node, constants, matmul, threads):
-    """B and a bias row C packed once where they are constant, else at each call. A bias row begins the chains."""
+def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+    """A Gemm whose B and C are packed once if they are constant, else at each call.
+
+    A C that is a bias row is packed with B: the sums of the products start from it.
+    """
     settings = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | node.attributes
     alpha, beta = np.float32(settings["alpha"]), np.float32(settings["beta"])
     if node.function is gemm_1:
         return None
 
     def pack(b, c):
-        """The Matrix, and C if it is added behind the product."""
+        """The packed matrix, and C if it is to be added after the product."""
         b = b.T if settings["transB"] else b
         if c is None or beta == 0:
             return _kernels.Matrix(b, matmul=matmul), None
@@ -123,17 +138,21 @@ def _lower_gemm(node, constants, matmul, threads):
             raise InputError(f"C of shape {added.shape} does not broadcast to the product's shape {y.shape}")
         return y + (added if beta == 1 else beta * added)
 
-    run = _for_float32(run, node)
-    run.packed, run.threads = packed, threads
-    return run
+    lowered = _for_float32(run, node)
+    lowered.packed, lowered.threads = packed, threads
+    return lowered
 
 
-def _lower_conv(node, constants, matmul, threads):
-    """The kernel packed once where it is constant, else at each call: for each group a matrix that takes windows."""
+def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+    """A convolution whose kernel is packed once if it is constant, else at each call.
+
+    Each group has one packed matrix, by which the rows of windows are multiplied.
+    """
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group, kernel_shape = settings.pop("group", 1), settings.pop("kernel_shape", None)
 
     def pack(w, bias):
+        """The packed matrices of the groups."""
         _check_kernel(w, bias, kernel_shape, group)
         rows = w.reshape(group, w.shape[0] // group, math.prod(w.shape[1:]))
         biases = [None] * group if bias is None else bias.reshape(group, -1)
@@ -153,15 +172,20 @@ def _lower_conv(node, constants, matmul, threads):
     return _for_float32(run, node)
 
 
-def _check_kernel(w, bias, kernel_shape, group):
+def _check_kernel(w: np.ndarray, bias: np.ndarray | None, kernel_shape: tuple[int, ...] | None, group: int) -> None:
+    """Raise InputError if the weights do not fit each other and the attributes."""
     if w.ndim < 3 or group < 1 or w.shape[0] % group or kernel_shape is not None and kernel_shape != w.shape[2:]:
         raise InputError(f"W has shape {w.shape}, with group = {group} and kernel_shape = {kernel_shape}")
     if bias is not None and bias.shape != w.shape[:1]:
         raise InputError(f"the bias has shape {bias.shape}, expected {w.shape[:1]}")
 
 
-def _convolve(x, windows, matrices, outputs, threads):
-    """y[n,m,o] = bias[m] + sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation], windows by lines of axis 0."""
+def _convolve(x: np.ndarray, windows: Windows, matrices: Sequence[Any], outputs: int, threads: int) -> np.ndarray:
+    """y[n,m,o] = bias[m] + sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation].
+
+    `outputs` is the number of output channels of a group. Windows are copied a few lines of the first spatial axis at
+    a time.
+    """
     samples, group, axes = x.shape[0], len(matrices), 1 + len(windows.kernel)
     y = np.empty((samples, group * outputs, *windows.output), np.float32)
     if y.size == 0:
@@ -183,8 +207,8 @@ def _convolve(x, windows, matrices, outputs, threads):
     return y
 
 
-def _taps(x, windows):
-    """[N, *output, C, *kernel]: a view of the contiguous x [N, C, *covered], windows overlapping."""
+def _taps(x: np.ndarray, windows: Windows) -> np.ndarray:
+    """The overlapping windows [N, *output, C, *kernel], as a view of the contiguous padded x [N, C, *covered]."""
     steps = x.strides[2:]
     strides = (
         x.strides[0],
@@ -195,9 +219,9 @@ def _taps(x, windows):
     return np.ndarray((x.shape[0], *windows.output, x.shape[1], *windows.kernel), np.float32, x, 0, strides)
 
 
-LOWER = {
+LOWERINGS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(UNARY, _lower_unary),
-    **dict.fromkeys(recurrent_nodes.KINDS, recurrent_nodes.lower),
+    **dict.fromkeys(recurrent_nodes.CELL_KINDS, recurrent_nodes.lower),
     "MatMul": _lower_matmul,
     "Gemm": _lower_gemm,
     "Conv": _lower_conv,

@@ -1,8 +1,11 @@
-"""RNN, GRU and LSTM nodes: attributes resolved, shapes and types checked, and their native form."""
+"""RNN, GRU and LSTM nodes: their attributes, the checks of shapes and types, and their lowering to the engine."""
+
+from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,22 +14,27 @@ from rnnfast.native import _engine, _plans
 from rnnfast.native.cell_activations import resolve
 
 
-class Kind(NamedTuple):
-    """gates: blocks of hidden_size rows in W and R; activations: the spec's, for the functions f, g, h."""
+class CellKind(NamedTuple):
+    """A kind of recurrent cell, as the ONNX operator specification defines it."""
 
-    gates: int
-    activations: tuple
+    gates: int  # blocks of hidden_size rows in W and R
+    activations: tuple[str, ...]  # the default activations, for the functions f, g and h
 
 
-KINDS = {"RNN": Kind(1, ("Tanh",)), "GRU": Kind(3, ("Sigmoid", "Tanh")), "LSTM": Kind(4, ("Sigmoid", "Tanh", "Tanh"))}
+CELL_KINDS = {
+    "RNN": CellKind(1, ("Tanh",)),
+    "GRU": CellKind(3, ("Sigmoid", "Tanh")),
+    "LSTM": CellKind(4, ("Sigmoid", "Tanh", "Tanh")),
+}
+# Attribute `direction` -> for each direction whether it runs from the last frame to the first
 REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
 class RecurrentAttributes(NamedTuple):
-    """The attributes of a recurrent node, checked. `activations`: (name, alpha, beta) triples for each direction."""
+    """The checked attributes of a recurrent node. `activations` has (name, alpha, beta) triples for each direction."""
 
     kind: str
-    activations: tuple
+    activations: tuple[tuple[tuple[str, float, float], ...], ...]
     clip: float | None
     direction: str
     hidden_size: int | None
@@ -35,13 +43,17 @@ class RecurrentAttributes(NamedTuple):
     linear_before_reset: bool
 
     @property
-    def directions(self):
+    def directions(self) -> int:
+        """The number of directions, 1 or 2."""
         return len(REVERSED[self.direction])
 
     # ----------------------------------------------------------------------------------------- checks
-    def check_weights(self, W, R, B=None, P=None):
-        """Of those that are given (None: absent, or known only at run time); returns hidden_size where it is known."""
-        D, gates = self.directions, KINDS[self.kind].gates
+    def check_weights(self, W, R, B=None, P=None) -> int | None:
+        """Check the shapes of the weights that are given and return hidden_size, or None if it is not known yet.
+
+        A weight is None if it is absent, or known only at run time.
+        """
+        D, gates = self.directions, CELL_KINDS[self.kind].gates
         for name, array, rank in (("W", W, 3), ("R", R, 3), ("B", B, 2), ("P", P, 2)):
             if array is not None and (array.ndim != rank or array.shape[0] != D):
                 raise InputError(
@@ -61,8 +73,10 @@ class RecurrentAttributes(NamedTuple):
                 raise InputError(f"{name} has shape {array.shape}, expected {shape} for hidden_size {H}")
         return H
 
-    def check_call(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
-        """All that one call brings, weights apart; returns (T, B)."""
+    def check_call(
+        self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None
+    ) -> tuple[int, int]:
+        """Check all inputs of one call except the shapes of weights; return the numbers of frames and of rows."""
         for name, array in (("W", W), ("R", R), ("B", B), ("initial_h", initial_h), ("initial_c", initial_c), ("P", P)):
             if array is not None and array.dtype != X.dtype:
                 raise InputTypeError(f"{name} is {array.dtype}, but X is {X.dtype}")
@@ -81,8 +95,8 @@ class RecurrentAttributes(NamedTuple):
         return T, rows
 
 
-def check_lengths(sequence_lens, T, rows):
-    """One int32 for each row, 0 to T."""
+def check_lengths(sequence_lens: np.ndarray, T: int, rows: int) -> None:
+    """Raise unless `sequence_lens` is int32 [rows] with values from 0 to T."""
     if sequence_lens.dtype != np.int32:
         raise InputTypeError(f"sequence_lens is {sequence_lens.dtype}, expected int32")
     if sequence_lens.shape != (rows,):
@@ -93,20 +107,20 @@ def check_lengths(sequence_lens, T, rows):
 
 
 @functools.lru_cache(256)
-def layer(
-    kind,
+def recurrent_attributes(
+    kind: str,
     *,
-    activation_alpha=None,
-    activation_beta=None,
-    activations=None,
-    clip=None,
-    direction="forward",
-    hidden_size=None,
-    layout=0,
-    input_forget=0,
-    linear_before_reset=0,
-):
-    """The RecurrentAttributes of a node's attributes."""
+    activation_alpha: tuple[float, ...] | None = None,
+    activation_beta: tuple[float, ...] | None = None,
+    activations: tuple[str, ...] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    input_forget: int = 0,
+    linear_before_reset: int = 0,
+) -> RecurrentAttributes:
+    """Check the attributes of a node of this kind; raises InputError or UnsupportedError."""
     if clip is not None and not clip > 0:
         raise UnsupportedError(f"attribute 'clip' = {clip} is not supported, expected more than 0")
     if hidden_size is not None and hidden_size < 1:
@@ -118,21 +132,28 @@ def layer(
     )
 
 
-def check_attributes(kind, attributes, where):
-    """Raise ModelError or UnsupportedError for attributes that no RecurrentAttributes has."""
+def check_attributes(kind: str, attributes: dict[str, Any], where: str) -> None:
+    """Raise ModelError or UnsupportedError if the attributes of a node at `where` are wrong or not supported."""
     try:
-        layer(kind, **attributes)
+        recurrent_attributes(kind, **attributes)
     except InputError as e:
         raise ModelError(f"{where}: {e}") from None
     except UnsupportedError as e:
         raise UnsupportedError(f"{where}: {e}") from None
 
 
-def _activations(kind, directions, names, alphas, betas):
+def _activations(
+    kind: str,
+    directions: int,
+    names: Sequence[str] | None,
+    alphas: Sequence[float] | None,
+    betas: Sequence[float] | None,
+) -> tuple[tuple[tuple[str, float, float], ...], ...]:
     """The (name, alpha, beta) triples of each direction. Only activations that take an alpha or beta use one up."""
-    standard = KINDS[kind].activations
+    standard = CELL_KINDS[kind].activations
     if names is None or kind == "RNN" and tuple(names) == ("Tanh", "Tanh"):
-        names = standard * directions  # ("Tanh", "Tanh") is the spec's default, whatever the direction
+        # ("Tanh", "Tanh") is the default that ONNX gives for RNN, even with one direction
+        names = standard * directions
     if len(names) != len(standard) * directions:
         raise UnsupportedError(f"attribute 'activations' = {list(names)}, expected {len(standard) * directions}")
     try:
@@ -143,72 +164,95 @@ def _activations(kind, directions, names, alphas, betas):
 
 
 # ------------------------------------------------------------------------------------------------ lowering
-def lower(node, constants, matmul=None, threads=1, native=True):
-    """The callable of a recurrent node: the engine for float32, the reference for other types (and if not `native`)."""
-    X, W, R, B, lens, initial_h, initial_c, P = constants + [None] * (8 - len(constants))
-    of_node = layer(node.op_type, **node.attributes)
-    H = of_node.check_weights(W, R, B, P)
+def lower(
+    node: Any, constants: list[Any], matmul: str | None = None, threads: int = 1, native: bool = True
+) -> Callable[..., Any]:
+    """The callable of a recurrent node.
+
+    It runs float32 on the engine and other types on the float64 reference, which runs all types if not `native`.
+    """
+    _, W, R, B, _, initial_h, initial_c, P = constants + [None] * (8 - len(constants))
+    attributes = recurrent_attributes(node.op_type, **node.attributes)
+    H = attributes.check_weights(W, R, B, P)
     given = [bool(name) for name in node.inputs] + [False] * (8 - len(node.inputs))
-    one_row = (of_node.directions, 1, H) if of_node.layout == 0 else (1, of_node.directions, H)
-    zero = {i for i, s in ((5, initial_h), (6, initial_c)) if s is not None and s.shape == one_row and not np.any(s)}
-    slow = functools.partial(_without, zero, functools.partial(node.function, **node.attributes))
+    one_row = (attributes.directions, 1, H) if attributes.layout == 0 else (1, attributes.directions, H)
+    dropped = {i for i, s in ((5, initial_h), (6, initial_c)) if s is not None and s.shape == one_row and not np.any(s)}
+    fallback = functools.partial(_without, dropped, _numpy_function(node))
     if not native:
-        return slow
+        return fallback
     cells = None
     if all(array is not None or not given[i] for i, array in ((1, W), (2, R), (3, B), (7, P))):
         if W.dtype == np.float32:
-            cells = _cells(of_node, W, R, B, P, matmul)
-    return _Native(of_node, cells, zero, slow, matmul, threads)
+            cells = _cells(attributes, W, R, B, P, matmul)
+    return _Lowered(attributes, cells, dropped, fallback, matmul, threads)
 
 
-def with_states(node):
-    """The callable of a lowered node whose initial states are no constants any more."""
+def without_constant_states(node: Any) -> Callable[..., Any]:
+    """The callable of a lowered node whose initial states are to be inputs in place of constants."""
     run = node.run
-    return _Native(
-        run.layer, run.cells, set(), functools.partial(node.function, **node.attributes), run.matmul, run.threads
-    )
+    assert isinstance(run, _Lowered)
+    return _Lowered(run.layer, run.cells, set(), _numpy_function(node), run.matmul, run.threads)
 
 
-def _without(dropped, run, *inputs):
-    """Runs without a constant state of zeros and one row, so that a graph exported at batch 1 takes any batch."""
-    if dropped:
-        inputs = [None if i in dropped else x for i, x in enumerate(inputs)]
-    return run(*inputs)
+def _numpy_function(node: Any) -> Callable[..., Any]:
+    return functools.partial(node.function, **node.attributes)
 
 
-def _cells(of_node, W, R, B, P, matmul):
+def _without(dropped: set[int], run: Callable[..., Any], *inputs: Any) -> Any:
+    """Call `run` without the inputs at the indices `dropped`: constant initial states of zeros for one row.
+
+    A graph that was exported at batch 1 then takes any batch.
+    """
+    return run(*[None if i in dropped else x for i, x in enumerate(inputs)] if dropped else inputs)
+
+
+def _cells(attributes: RecurrentAttributes, W, R, B, P, matmul: str | None) -> tuple[Any, ...]:
+    """The engine's cells with packed weights, one for each direction."""
     return tuple(
         _engine.Cell(
-            of_node.kind,
+            attributes.kind,
             W[d],
             R[d],
             None if B is None else B[d],
             None if P is None else P[d],
             activations=functions,
-            clip=of_node.clip,
-            input_forget=of_node.input_forget,
-            linear_before_reset=of_node.linear_before_reset,
+            clip=attributes.clip,
+            input_forget=attributes.input_forget,
+            linear_before_reset=attributes.linear_before_reset,
             matmul=matmul,
         )
-        for d, functions in enumerate(of_node.activations)
+        for d, functions in enumerate(attributes.activations)
     )
 
 
-class _Native:
-    """A recurrent node on the engine. cells: packed from constant weights, else None; slow: for other types."""
+class _Lowered:
+    """A recurrent node on the engine.
 
-    def __init__(self, layer, cells, dropped, slow, matmul, threads):
-        self.layer, self.cells, self.dropped, self.slow = layer, cells, dropped, slow
+    layer: its RecurrentAttributes. cells: the engine's cells, packed from constant weights; None if a weight is not
+    constant. dropped: indices of the initial states that count as absent. fallback: the callable for other types than
+    float32.
+    """
+
+    def __init__(
+        self,
+        layer: RecurrentAttributes,
+        cells: tuple[Any, ...] | None,
+        dropped: set[int],
+        fallback: Callable[..., Any],
+        matmul: str | None,
+        threads: int,
+    ) -> None:
+        self.layer, self.cells, self.dropped, self.fallback = layer, cells, dropped, fallback
         self.matmul, self.threads, self.reverse = matmul, threads, REVERSED[layer.direction]
 
-    def __call__(self, X, *inputs):
-        """One call, everything checked."""
+    def __call__(self, X: np.ndarray, *inputs: Any) -> tuple[np.ndarray, ...]:
+        """Check the inputs and run the node."""
         if X.dtype != np.float32:
-            return self.slow(X, *inputs)
+            return self.fallback(X, *inputs)
         return _without(self.dropped, self._run, X, *inputs)
 
-    def bound(self, X, *inputs):
-        """What does the same for inputs of these types and shapes, checked here and not again."""
+    def for_shapes(self, X: np.ndarray, *inputs: Any) -> Callable[..., Any]:
+        """A callable that does the same for inputs of these types and shapes, which are checked here only."""
         if X.dtype != np.float32 or self.cells is None or self.layer.layout:
             return self
         T, rows = _without(self.dropped, self.layer.check_call, X, *inputs)
@@ -224,7 +268,7 @@ class _Native:
         )
 
     def _run(self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None):
-        """With layout=1 it works on transposed views."""
+        """Run the node; with layout 1 the engine works on transposed views."""
         if self.cells is None:
             self.layer.check_weights(W, R, B, P)
         T, rows = self.layer.check_call(X, W, R, B, sequence_lens, initial_h, initial_c, P)

@@ -1,24 +1,33 @@
-"""What the results of costly operators look like, without computing them: plans need shapes and types alone."""
+"""Infers the types and shapes of the results of costly operators, so that a trace need not compute them."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from rnnfast.native._plans import RecurrentStep
+from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.pooling import windows_of_node
 from rnnfast.onnx.ops.windows import windows_for
 
-# Elements of its results from which on an elementwise operator is not computed for a plan.
+# An elementwise operator is costly if its result has at least this many elements.
 COSTLY = 1 << 12
-ZERO = bytes(4)
+ZERO = bytes(4)  # the memory of all results that are not computed
+# Elementwise operators with one and with two inputs
 ONE = ("Abs", "Exp", "Log", "Neg", "Relu", "LeakyRelu", "Sigmoid", "Softmax", "Sqrt", "Tanh", "Elu", "Erf", "Softplus")
 TWO = ("Add", "Div", "Mul", "Sub")
 
 
-def like_results(node, run, inputs):
-    """Zeros of the types and shapes of a node's results, in a tuple; None where they are to be computed.
+Shapes = tuple[tuple[int, ...], ...]
 
-    inputs: arrays or None. What does not fit is left to the operator, which says so.
+
+def like_results(node: Node, run: Any, inputs: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
+    """Zeros of the types and shapes of a node's results, or None if the results are to be computed.
+
+    `inputs` are arrays or None. Inputs that do not fit give None too, so that the operator itself raises.
     """
     rule = RULES.get(node.op_type) if not node.domain else None
     if rule is None or any(x is not None and x.dtype != np.float32 for x in inputs[:2]):
@@ -29,15 +38,16 @@ def like_results(node, run, inputs):
     return tuple([np.ndarray(shape, np.float32, ZERO, 0, (0,) * len(shape)) for shape in shapes])
 
 
-def _recurrent(node, run, inputs):
-    """Of a layer that was found to take inputs of these shapes."""
-    if not isinstance(run, RecurrentStep):
+# Each rule takes (node, run, inputs) and returns the shapes of the results, or None.
+def _recurrent(node: Node, run: Any, inputs: Sequence[Any]) -> Shapes | None:
+    if not isinstance(run, RecurrentStep):  # a RecurrentStep was made for these shapes, which were checked
         return None
     T, D, rows, size = run.shape
     return ((T, D, rows, size), *[(D, rows, size)] * (2 if node.op_type == "LSTM" else 1))
 
 
-def _elementwise(node, run, inputs):
+def _elementwise(node: Node, run: Any, inputs: Sequence[Any]) -> Shapes | None:
+    # before opset 7 these attributes of the operators with two inputs define another broadcasting
     if any(x is None for x in inputs) or {"axis", "broadcast"} & node.attributes.keys() and node.op_type in TWO:
         return None
     try:
@@ -46,14 +56,14 @@ def _elementwise(node, run, inputs):
         return None
 
 
-def _matmul(node, run, inputs):
+def _matmul(node: Node, run: Any, inputs: Sequence[Any]) -> Shapes | None:
     a, b = inputs
     if a.ndim < 2 or b.ndim != 2 or a.shape[-1] != b.shape[0]:
         return None
     return ((*a.shape[:-1], b.shape[1]),)
 
 
-def _conv(node, run, inputs):
+def _conv(node: Node, run: Any, inputs: Sequence[Any]) -> Shapes | None:
     x, w = inputs[:2]
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group = settings.pop("group", 1)
@@ -65,14 +75,14 @@ def _conv(node, run, inputs):
     return ((x.shape[0], w.shape[0], *windows_for(x.shape[2:], w.shape[2:], **settings).output),)
 
 
-def _pool(node, run, inputs):
+def _pool(node: Node, run: Any, inputs: Sequence[Any]) -> Shapes | None:
     x = inputs[0]
     if len(node.outputs) > 1 or x.ndim < 3 or 0 in x.shape:
         return None
     return ((*x.shape[:2], *windows_of_node(x, node.attributes).output),)
 
 
-RULES = (
+RULES: dict[str, Callable[[Node, Any, Sequence[Any]], Shapes | None]] = (
     dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent)
     | dict.fromkeys((*ONE, *TWO), _elementwise)
     | {"MatMul": _matmul, "Conv": _conv, "MaxPool": _pool, "AveragePool": _pool}

@@ -1,41 +1,58 @@
-"""What a model consists of: its layers with output shapes, parameters, floating-point operations and bytes."""
+"""Summary of a model: its layers with output shapes, parameters, floating-point operations and bytes."""
+
+from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnfast.errors import Error
+from rnnfast.onnx.graph import Graph, Node, Type
 from rnnfast.onnx.ops.numeric import is_floating
-from rnnfast.onnx.recurrent_nodes import KINDS
+from rnnfast.onnx.recurrent_nodes import CELL_KINDS
 
-# The inputs of a recurrent node that are weights: W, R, B, P. A constant initial state is none.
+# Indices of the inputs of a recurrent node that are weights: W, R, B and P, but not the initial states.
 RECURRENT_WEIGHTS = (1, 2, 3, 7)
 
 
 class LayerSummary(NamedTuple):
-    """A node that has parameters. shape and flops are None where the run that shows them did not come by."""
+    """A node that has parameters.
+
+    Attributes:
+        name: The node's name in the file.
+        op_type: Its operator.
+        shape: The shape of its first output; None if the run that shows it did not reach the node.
+        parameters: The number of its parameters.
+        flops: The floating-point operations of one run; None if the run did not reach the node.
+        nbytes: The bytes of its parameters.
+    """
 
     name: str
     op_type: str
-    shape: tuple | None
+    shape: tuple[int, ...] | None
     parameters: int
     flops: int | None
     nbytes: int
 
 
 class Summary(NamedTuple):
-    """layers: in the graph's order; others: operator -> number of nodes without parameters; flops: of all nodes.
+    """The layers of a model; `str` gives a table of them.
 
-    problem: why the run that gives shapes ended early, or None.
+    Attributes:
+        layers: The nodes that have parameters, in the order of the graph.
+        others: For each operator the number of nodes without parameters.
+        flops: The floating-point operations of all nodes in one call.
+        problem: Why the run that gives shapes ended early; None if it did not.
     """
 
-    layers: tuple
-    others: dict
+    layers: tuple[LayerSummary, ...]
+    others: dict[str, int]
     flops: int
     problem: str | None
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("layer", "operator", "output shape", "parameters", "flops", "bytes")
         rows = [
             (
@@ -62,13 +79,14 @@ class Summary(NamedTuple):
         return "\n".join(line.rstrip() for line in lines)
 
 
-def _line(row, widths):
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """A line of the table: three columns of text, then numbers."""
     return "  ".join(cell.ljust(n) if i < 3 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths)))
 
 
-def summarise(model, feed):
-    """The Summary of a Model, with the shapes of a call with `feed`; inputs that it lacks are zeros."""
-    recorded = {}
+def summarise(model: Any, feed: Mapping[str, Any]) -> Summary:
+    """Summarise a Model with the shapes of a call with `feed`; required inputs that it lacks are zeros."""
+    recorded: dict[int, tuple[tuple[int, ...] | None, int]] = {}
 
     def record(node, inputs, outputs):
         if id(node) not in recorded:
@@ -82,22 +100,30 @@ def summarise(model, feed):
         problem = None
     except Error as e:
         problem = str(e)
-    layers, others = [], {}
+    layers: list[LayerSummary] = []
+    others: dict[str, int] = {}
     _collect(planned.graph, {}, recorded, layers, others)
     return Summary(tuple(layers), others, sum(count for _, count in recorded.values()), problem)
 
 
-def _zeros(type_):
+def _zeros(type_: Type) -> Any:
+    """An input of zeros, with length 1 along open dimensions: an empty sequence, or an absent optional."""
     if type_.kind != "tensor":
         return None if type_.kind == "optional" else []
     return np.zeros([n if isinstance(n, int) else 1 for n in type_.shape or ()], type_.dtype)
 
 
-def _collect(graph, known, recorded, layers, others):
-    """Adds a graph's nodes, and those of the graphs within; `known`: name -> constant."""
+def _collect(
+    graph: Graph,
+    known: dict[str, Any],
+    recorded: Mapping[int, tuple[tuple[int, ...] | None, int]],
+    layers: list[LayerSummary],
+    others: dict[str, int],
+) -> None:
+    """Add the nodes of a graph and of the graphs within to `layers` and `others`; `known` has constants by name."""
     known = known | graph.constants
     for node in graph.nodes:
-        for name, inner in node.graphs.items():
+        for inner in node.graphs.values():
             outside = known
             if node.function is None:
                 outside = {v.name: known[actual] for v, actual in zip(inner.inputs, node.inputs) if actual in known}
@@ -114,14 +140,14 @@ def _collect(graph, known, recorded, layers, others):
             others[node.op_type] = others.get(node.op_type, 0) + 1
 
 
-def _weights(node, known):
-    """The constant arrays of a node that count as parameters."""
-    places = RECURRENT_WEIGHTS if node.op_type in KINDS else range(len(node.inputs))
+def _weights(node: Node, known: Mapping[str, Any]) -> list[np.ndarray]:
+    """The constant inputs of a node that count as parameters: floats and 8-bit integers of more than one element."""
+    places = RECURRENT_WEIGHTS if node.op_type in CELL_KINDS else range(len(node.inputs))
     arrays = [known[node.inputs[i]] for i in places if i < len(node.inputs) and node.inputs[i] in known]
     return [a for a in arrays if isinstance(a, np.ndarray) and a.size > 1 and (is_floating(a.dtype) or a.itemsize == 1)]
 
 
-# Operators that compute nothing.
+# Operators that only move or create data.
 MOVES = {
     "Cast",
     "Concat",
@@ -150,11 +176,13 @@ MOVES = {
 }
 
 
-def flops(op_type, inputs, outputs):
-    """Floating-point operations of one run of a node: two for each multiply-add, none for what
-    only moves data, else one for each output element."""
+def flops(op_type: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Floating-point operations of one run of a node.
+
+    A multiply-add counts as two, an operator that only moves data as none, any other as one for each output element.
+    """
     sizes = [math.prod(getattr(y, "shape", ())) for y in outputs]
-    if op_type in KINDS:
+    if op_type in CELL_KINDS:
         X, W, R = inputs[:3]
         return 2 * math.prod(X.shape[:2]) * (W.size + R.size)
     if op_type in ("MatMul", "Gemm"):

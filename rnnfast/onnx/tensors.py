@@ -1,18 +1,25 @@
-"""ONNX tensors -> ndarrays: element types, sizes checked against the data, external data kept inside its folder."""
+"""Decodes ONNX tensors to NumPy arrays.
+
+Sizes are checked against the data, and external data are read from inside the model's folder only.
+"""
+
+from __future__ import annotations
 
 import functools
 import math
 import os
 import stat
 import sys
+from typing import Any
 
 import numpy as np
 
 from rnnfast.errors import ModelError, UnsupportedError
 from rnnfast.onnx.ops.types import check_size
 
-# TensorProto.DataType -> (name in type strings, NumPy's or ml_dtypes' name, field that holds the values, bits in it)
-ELEMENT_TYPES = {
+# TensorProto.DataType -> (name in type strings, name in NumPy or ml_dtypes, field that holds the values, bits of an
+# element in raw data)
+ELEMENT_TYPES: dict[int, tuple[str, str, str, int | None]] = {
     1: ("float", "float32", "float_data", 32),
     2: ("uint8", "uint8", "int32_data", 8),
     3: ("int8", "int8", "int32_data", 8),
@@ -42,8 +49,8 @@ EXTERNAL = 1  # TensorProto.DataLocation
 
 
 @functools.lru_cache(64)
-def numpy_dtype(element_type):
-    """The dtype of an ONNX element type number; UnsupportedError for a number that has none here."""
+def numpy_dtype(element_type: int) -> np.dtype:
+    """The dtype of an ONNX element type, given as its number; raises UnsupportedError if there is none."""
     if element_type not in ELEMENT_TYPES:
         raise UnsupportedError(f"element type {element_type} is not supported")
     name = ELEMENT_TYPES[element_type][1]
@@ -53,7 +60,8 @@ def numpy_dtype(element_type):
         return _ml_dtype(name)
 
 
-def _ml_dtype(name):
+def _ml_dtype(name: str) -> np.dtype:
+    """A dtype that NumPy lacks, from the package ml_dtypes."""
     try:
         import ml_dtypes
 
@@ -63,13 +71,13 @@ def _ml_dtype(name):
 
 
 @functools.lru_cache(64)
-def type_name(dtype):
-    """ONNX's name of a dtype as type strings have it: float, double, int64 ..."""
+def type_name(dtype: np.dtype) -> str:
+    """ONNX's name of a dtype, as in type strings: float, double, int64 ..."""
     return next((row[0] for row in ELEMENT_TYPES.values() if row[1] == dtype.name), dtype.name)
 
 
-def decode(tensor, where, folder=None):
-    """TensorProto -> read-only ndarray. `folder` is the model file's: external data is read from inside it only."""
+def decode(tensor: Any, where: str, folder: str | None = None) -> np.ndarray:
+    """Decode a TensorProto to a read-only array. External data are read from inside `folder` only."""
     where = f"{where}: tensor {tensor.name!r}" if tensor.name else where
     try:
         dtype = numpy_dtype(tensor.data_type)
@@ -90,11 +98,14 @@ def decode(tensor, where, folder=None):
     return array
 
 
-def _nbytes(tensor, shape):
-    return (math.prod(shape) * ELEMENT_TYPES[tensor.data_type][3] + 7) // 8
+def _nbytes(tensor: Any, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor as raw data; elements of fewer than 8 bits are packed."""
+    bits = ELEMENT_TYPES[tensor.data_type][3]
+    return 0 if bits is None else (math.prod(shape) * bits + 7) // 8
 
 
-def _from_bytes(raw, tensor, dtype, shape, where):
+def _from_bytes(raw: bytes, tensor: Any, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """The array of a tensor's raw data, which are little-endian."""
     bits = ELEMENT_TYPES[tensor.data_type][3]
     if bits is None:
         raise ModelError(f"{where}: strings as raw data")
@@ -107,13 +118,14 @@ def _from_bytes(raw, tensor, dtype, shape, where):
         from onnx import TensorProto, numpy_helper
 
         return numpy_helper.to_array(TensorProto(data_type=tensor.data_type, dims=shape, raw_data=raw)).astype(dtype)
-    array = np.frombuffer(raw, np.uint8 if dtype == bool else dtype).reshape(shape)
-    if dtype == bool:
+    array = np.frombuffer(raw, np.uint8 if dtype.kind == "b" else dtype).reshape(shape)
+    if dtype.kind == "b":
         return np.asarray(array != 0)
     return array.byteswap() if sys.byteorder == "big" else array
 
 
-def _from_fields(tensor, shape, where):
+def _from_fields(tensor: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """The array of a tensor whose values are in a field of their type."""
     name, _, field, bits = ELEMENT_TYPES[tensor.data_type]
     values = getattr(tensor, field)
     size = math.prod(shape)
@@ -127,15 +139,15 @@ def _from_fields(tensor, shape, where):
     return np.array(numpy_helper.to_array(tensor))
 
 
-def _text(value, where):
+def _text(value: bytes, where: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
         raise ModelError(f"{where}: a string that is not UTF-8") from None
 
 
-def _external(tensor, where, folder, nbytes):
-    """The bytes of a tensor that stand in another file, which must lie in the model's folder."""
+def _external(tensor: Any, where: str, folder: str | None, nbytes: int) -> bytes:
+    """The bytes of a tensor in another file, which must be inside the model's folder."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"{where}: external data {location!r}"
@@ -163,8 +175,8 @@ def _external(tensor, where, folder, nbytes):
         raise ModelError(f"{where}: {e}") from None
 
 
-def _inside(folder, location, where):
-    """The real path of `location`, which may not leave `folder`, neither by '..' nor by a symbolic link."""
+def _inside(folder: str, location: str, where: str) -> str:
+    """The real path of `location`, which must be inside `folder`: neither ".." nor a symbolic link may leave it."""
     if not location or os.path.isabs(location) or ".." in location.replace("\\", "/").split("/"):
         raise ModelError(f"{where}: not a path inside the model's folder")
     root = os.path.realpath(folder)
@@ -176,8 +188,8 @@ def _inside(folder, location, where):
     return path
 
 
-def decode_sparse(sparse, where, folder=None):
-    """SparseTensorProto -> dense ndarray."""
+def decode_sparse(sparse: Any, where: str, folder: str | None = None) -> np.ndarray:
+    """Decode a SparseTensorProto to a dense read-only array."""
     values, indices = decode(sparse.values, where, folder), decode(sparse.indices, where, folder)
     shape = tuple(sparse.dims)
     if min(shape, default=0) < 0 or values.ndim != 1 or indices.dtype != np.int64:
@@ -187,9 +199,9 @@ def decode_sparse(sparse, where, folder=None):
         )
     check_size(shape, values.dtype)
     if indices.shape == (len(values), len(shape)):
-        places, limit = indices.T, np.array(shape)[:, None]
+        places, limit = indices.T, np.array(shape)[:, None]  # one coordinate for each axis
     elif indices.shape == (len(values),):
-        places, limit = indices, math.prod(shape)
+        places, limit = indices, np.array(math.prod(shape))  # positions in the flattened tensor
     else:
         raise ModelError(f"{where}: sparse tensor with {len(values)} values and indices of shape {indices.shape}")
     if np.any(places < 0) or np.any(places >= limit):

@@ -1,10 +1,15 @@
-"""A checked Graph -> plans: what depends on constants is folded once, what depends on shapes once for each set of
-shapes, and the rest becomes steps.
+"""Makes plans of a folded graph, one for each set of input types and shapes.
 
-A trace runs each node's callable, a lowering made at load or the operator's NumPy function, and notes it as a Step;
-runs of steps that have commands then become one native step. The first call runs the plan as every later one does, so
-that all give the same bits.
+Folding has computed what depends on constants alone. A trace runs each node's callable, which is a lowering made at
+load or the operator's NumPy function. It keeps the results that depend on constants and input shapes alone, and notes
+each other node as a Step; runs of steps that have commands then become one native step. The first call runs its plan
+as later calls do, so that all of them give the same bits.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,53 +18,57 @@ from rnnfast.native._arrays import pattern
 from rnnfast.native._plans import Plan, Plans, separate
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner
 from rnnfast.onnx.compile import Step, compiled
-from rnnfast.onnx.compile.builder import Operand
+from rnnfast.onnx.compile.builder import Operand, Target
 from rnnfast.onnx.control_steps import Control
-from rnnfast.onnx.folding import MAX_FOLDED_BYTES, Folded, check_outputs, protect
+from rnnfast.onnx.folding import MAX_FOLDED_BYTES, FoldingBudget, check_outputs, protect
+from rnnfast.onnx.graph import Graph, Node, Type
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
 from rnnfast.onnx.tensors import type_name
 
-# Operators that look at their first input's shape only.
+# Operators whose results depend on the shape of their first input alone.
 SHAPE_ONLY = {"Shape", "Size", "EyeLike"}
-# Inputs of integers, as small as that, on whose values a plan may depend, and plans that do so for inputs of one shape
-# before the values are left to the run.
+# A plan may depend on the values of integer inputs of at most MAX_VALUES elements. There are at most MAX_SPECIALISED
+# such plans for one set of input shapes; a plan made after these leaves the values to the run.
 MAX_VALUES = 8
 MAX_SPECIALISED = 4
+
+# Called with each step that is traced: (node, input values, output values)
+Recorder = Callable[[Node, list[Any], tuple[Any, ...]], Any]
 
 
 # ------------------------------------------------------------------------------------------------ plans
 class PlannedGraph:
-    """A folded graph that runs: plans by the shapes of its inputs, the least recently used dropped.
+    """A folded graph with its plans, which it makes when they are first needed; the least recently used are dropped.
 
-    names: the run-time inputs, in order; where: what an error of its outputs names; known: name -> array of what a
-    graph around it knows; folded: the Folded of the plan around it; record: called with (node, input values, output
-    values) of each step that is traced; meter: called with each Step of a plan for what the plan runs instead; target:
-    what native steps are made for, None for none; plans: how many are kept; specialises: whether a plan may depend on
-    the values of small integer inputs, where control flow or a shape does.
+    names: the inputs that a call gives, in the order of its arguments. where: how errors name the graph. known: arrays
+    that a graph around this one knows, by name. folding_budget: that of the plan around it. record: called with each
+    step that is traced. meter: called with each Step of a plan; returns the callable that runs in its place. target:
+    the Target of native steps; None for no native steps. plans: the number of plans kept. specialises: whether a plan
+    may depend on the values of small integer inputs that decide control flow or shapes.
     """
 
     def __init__(
         self,
-        graph,
-        names,
-        where,
-        known=None,
-        folded=None,
-        record=None,
-        meter=None,
-        target=None,
-        plans=16,
-        specialises=False,
-    ):
+        graph: Graph,
+        names: Sequence[str],
+        where: str,
+        known: Mapping[str, Any] | None = None,
+        folding_budget: FoldingBudget | None = None,
+        record: Recorder | None = None,
+        meter: Callable[[Step], Callable[..., Any]] | None = None,
+        target: Target | None = None,
+        plans: int = 16,
+        specialises: bool = False,
+    ) -> None:
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
-        self.folded, self.record, self.meter, self.specialises = folded, record, meter, specialises
+        self.folding_budget, self.record, self.meter, self.specialises = folding_budget, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
         self.plans = Plans(names, plans)
 
-    def __call__(self, args, budget=None):
-        """The outputs for a list in the order of `names`; they may share memory with it and with each other."""
+    def __call__(self, args: list[Any], budget: Budget | None = None) -> list[Any]:
+        """Run on arguments in the order of `names`; the outputs may share memory with them and with each other."""
         plan = self.plans.find(args)
         if plan is not None:
             return plan.shared(args, budget)
@@ -67,11 +76,11 @@ class PlannedGraph:
         self.plans.add(plan, args)
         if not plan.compiled and outputs is not None:
             return outputs
-        del outputs  # native steps may differ in the last bits: the first call gives what later ones give
+        del outputs  # native steps may differ in the last bits, so the plan computes the outputs of the first call too
         return plan.shared(args, budget)
 
-    def plan(self, args):
-        """The Plan that takes such arguments: one that is kept, or a new one."""
+    def plan(self, args: list[Any]) -> Plan:
+        """The plan that takes such arguments: one that is kept, or a new one."""
         plan = self.plans.find(args)
         if plan is None:
             with np.errstate(all="ignore"):
@@ -79,81 +88,89 @@ class PlannedGraph:
             self.plans.add(plan, args)
         return plan
 
-    def run(self, args):
-        """The outputs for a list in the order of `names`, as arrays of their own."""
+    def run(self, args: list[Any]) -> list[Any]:
+        """Run on arguments in the order of `names`; the outputs share no memory with them or with each other."""
         with np.errstate(all="ignore"):
             outputs = self(args)
         return separate(outputs, args)
 
 
+# ------------------------------------------------------------------------------------------------ traces
 class _Value:
-    """A tensor, sequence or absent optional while it is traced.
+    """A tensor, sequence or absent optional of a graph while the graph is traced.
 
-    known: it depends on constants and input shapes only; fixed: its shape does; slot: where it is in the plan;
-    operand: what a native step knows of it, None for what none takes; given: the small integer inputs on which alone
-    it depends besides, None if it depends on others.
+    known: the value depends on constants and input shapes alone. fixed_shape: its shape does. slot: its slot in the
+    plan. operand: what native steps know of it; None if no native step can take it. from_inputs: indices of the small
+    integer inputs that it depends on besides constants and shapes; None if it depends on more than these.
     """
 
-    __slots__ = ("data", "known", "fixed", "slot", "operand", "given")
+    __slots__ = ("data", "known", "fixed_shape", "slot", "operand", "from_inputs")
 
-    def __init__(self, data, known, fixed):
-        self.data, self.known, self.fixed, self.slot = data, known, fixed, None
-        self.given = frozenset() if known else None
-        self.operand = Operand(data, known) if fixed and isinstance(data, np.ndarray) else None
+    def __init__(self, data: Any, known: bool, fixed_shape: bool) -> None:
+        self.data, self.known, self.fixed_shape = data, known, fixed_shape
+        self.slot: int | None = None
+        self.from_inputs: frozenset[int] | None = frozenset() if known else None
+        self.operand = Operand(data, known) if fixed_shape and isinstance(data, np.ndarray) else None
 
 
-class _Scope(dict):
-    """name -> _Value of a graph; `around` is the scope of the graph around it."""
+class _Scope(dict[str, _Value]):
+    """The values of a graph by name; names that it lacks are looked up in `around`, the scope of the graph around."""
 
-    def __init__(self, around, values=()):
+    def __init__(self, around: _Scope | None, values: Iterable[tuple[str, _Value]] | Mapping[str, _Value] = ()) -> None:
         super().__init__(values)
         self.around = around
 
-    def __missing__(self, name):
+    def __missing__(self, name: str) -> _Value:
+        if self.around is None:
+            raise KeyError(name)
         return self.around[name]
 
 
-class _Decides(Exception):
-    """The values of these inputs decide what a plan is."""
+class _MustPin(Exception):
+    """The plan depends on the values of these inputs, so the trace starts again with the values pinned."""
 
-    def __init__(self, inputs):
+    def __init__(self, inputs: frozenset[int]) -> None:
         self.inputs = inputs
 
 
-class _NeedsValues(Exception):
-    """A shape or a branch depends on results that were not computed."""
+class _NeedsResults(Exception):
+    """A shape or a branch depends on results that were not computed, so the trace starts again and computes all."""
 
 
-def trace(planned, args, budget):
-    """(Plan, outputs) of a planned for arguments of these shapes, and of these values of inputs that decide.
+def trace(planned: PlannedGraph, args: list[Any], budget: Budget) -> tuple[Plan, list[Any] | None]:
+    """Make the plan of a planned graph for arguments like these, and return it with the outputs.
 
-    Costly results are not computed where plans are native and nothing but shapes depends on them; outputs are None then.
+    The plan takes any values of these types and shapes, except that pinned inputs must have the values they have here.
+    Where plans are native, costly results are not computed as long as nothing but their shapes is needed; the outputs
+    are None then.
     """
-    pinned, computes = frozenset(), planned.target is None
+    pinned: frozenset[int] = frozenset()
+    computes_all = planned.target is None
     while True:
         specialises = planned.specialises and planned.plans.specialised(args) < MAX_SPECIALISED
-        tracer = _Tracer(planned, args, budget, pinned, specialises, computes)
+        tracer = _Tracer(planned, args, budget, pinned, specialises, computes_all)
         try:
             return _traced(planned, tracer)
-        except _Decides as e:
+        except _MustPin as e:
             pinned |= e.inputs
         except Exception:
-            if not tracer.guessed:
+            if not tracer.skipped:
                 raise
-            computes = True
+            computes_all = True  # it may have failed on the zeros in place of results that were not computed
 
 
-def _traced(planned, tracer):
+def _traced(planned: PlannedGraph, tracer: _Tracer) -> tuple[Plan, list[Any] | None]:
+    """One attempt of `trace`."""
     scope = _Scope(None, {name: _Value(array, True, True) for name, array in planned.known.items()})
     scope.update(zip(planned.names, tracer.inputs))
     outputs = tracer.graph(planned.graph, scope)
     for declared, value in zip(planned.graph.outputs, outputs):
         _check_type(value.data, declared.type, f"{planned.where}: output {declared.name!r}")
-    return tracer.plan(outputs), None if tracer.guessed else [value.data for value in outputs]
+    return tracer.plan(outputs), None if tracer.skipped else [value.data for value in outputs]
 
 
-def _check_type(value, declared, where):
-    """That a graph's output has the element type that the graph declares for it."""
+def _check_type(value: Any, declared: Type, where: str) -> None:
+    """Raise ModelError if a graph's output does not have the element type that the graph declares."""
     if isinstance(value, list):
         for member in value:
             _check_type(member, declared.element or declared, where)
@@ -161,12 +178,12 @@ def _check_type(value, declared, where):
         _check_type(value, declared.element, where)
     elif value is not None and declared.dtype is not None and value.dtype != declared.dtype:
         error = ModelError(f"{where} is tensor({type_name(value.dtype)}), but declared {declared}")
-        error.located = True
+        error.located = True  # type: ignore[attr-defined]
         raise error
 
 
-def _last_uses(graph):
-    """For each node, the names that neither a later one nor the graph's outputs need."""
+def _last_uses(graph: Graph) -> list[set[str]]:
+    """For each node, those of its names that neither a later node nor an output of the graph needs."""
     needed, last = {v.name for v in graph.outputs}, []
     for node in reversed(graph.nodes):
         names = node.needs.union(node.outputs)
@@ -176,82 +193,100 @@ def _last_uses(graph):
 
 
 class _Tracer:
-    """Runs nodes on real values and notes the steps that a plan needs."""
+    """Runs nodes on real values and notes the steps that a plan needs.
 
-    def __init__(self, planned, args, budget, pinned, specialises, computes):
-        self.initial_values, self.steps, self.budget = [], [], budget
+    pinned: indices of the inputs whose values the plan is made for. specialises: whether more inputs may be pinned.
+    computes_all: whether costly results are computed too; `skipped` says whether any was not.
+    """
+
+    def __init__(
+        self,
+        planned: PlannedGraph,
+        args: list[Any],
+        budget: Budget,
+        pinned: frozenset[int],
+        specialises: bool,
+        computes_all: bool,
+    ) -> None:
+        self.initial_values: list[Any] = []
+        self.steps: list[Step] = []
+        self.budget = budget
         self.record, self.meter, self.target = planned.record, planned.meter, planned.target
-        self.most_plans = planned.plans.most
-        self.pinned, self.specialises, self.computes, self.guessed = pinned, specialises, computes, False
-        self.folded = Folded(MAX_FOLDED_BYTES, planned.folded)
+        self.max_plans = planned.plans.most
+        self.pinned, self.specialises, self.computes_all, self.skipped = pinned, specialises, computes_all, False
+        self.folding_budget = FoldingBudget(MAX_FOLDED_BYTES, planned.folding_budget)
         self.absent = _Value(None, True, True)
-        self.inputs = [self.runtime(a, True) for a in args]
+        self.inputs = [self.new_value(a, True) for a in args]
         for i, value in enumerate(self.inputs):
             if i in pinned:
                 value.data = np.array(value.data)
-                value.known, value.given, value.operand = True, frozenset(), Operand(value.data, True)
+                value.known, value.from_inputs, value.operand = True, frozenset(), Operand(value.data, True)
                 protect([value.data])
             elif (
                 isinstance(value.data, np.ndarray) and value.data.dtype.kind in "iub" and value.data.size <= MAX_VALUES
             ):
-                value.given = frozenset([i])
-        self.budget_input = self.runtime(budget, True)
+                value.from_inputs = frozenset([i])
+        self.budget_input = self.new_value(budget, True)
 
-    def runtime(self, data, fixed):
-        """A value that is new at each run."""
-        value = _Value(data, False, fixed)
+    def new_value(self, data: Any, fixed_shape: bool) -> _Value:
+        """A value that each run computes or takes anew."""
+        value = _Value(data, False, fixed_shape)
         self.assign_slot(value)
         return value
 
-    def assign_slot(self, value):
-        """Where the value is in the plan; known ones get a slot when a step first needs them."""
+    def assign_slot(self, value: _Value) -> int:
+        """The slot of a value in the plan; a known value gets one when a step first needs it."""
         if value.slot is None:
             value.slot = len(self.initial_values)
             self.initial_values.append(value.data if value.known else None)
         return value.slot
 
-    def plan(self, outputs):
+    def plan(self, outputs: list[_Value]) -> Plan:
+        """The plan of the steps that these outputs need, made native where that is possible."""
         slots = tuple(self.assign_slot(value) for value in outputs)
-        needed, steps, n_given = set(slots), [], len(self.inputs) + 1
-        made = {slot: operand for step in self.steps for slot, operand in zip(step.made, step.results)}
+        needed, steps, n_args = set(slots), [], len(self.inputs) + 1
+        made = {slot: operand for step in self.steps for slot, operand in zip(step.output_slots, step.results)}
         for value in outputs:
-            _use(value.operand)
+            _count_use(value.operand)
         for step in reversed(self.steps):
-            if needed.isdisjoint(step.made):
+            if needed.isdisjoint(step.output_slots):
                 continue
-            needed.update(step.inputs)
+            needed.update(step.input_slots)
             steps.append(step)
-            for operand in step.operands or map(made.get, step.inputs):
-                _use(operand)
+            for operand in step.operands or map(made.get, step.input_slots):
+                _count_use(operand)
         native = compiled(steps[::-1], slots, self.target) if self.target else steps[::-1]
         needed, steps = set(slots), []
         for step in reversed(native):
-            released = {i for i in step.inputs + step.made if i >= n_given and self.initial_values[i] is None} - needed
-            needed.update(step.inputs)
+            # values that no later step needs are released, so that a call holds no more than it must
+            released = {
+                i for i in step.input_slots + step.output_slots if i >= n_args and self.initial_values[i] is None
+            } - needed
+            needed.update(step.input_slots)
             run = self.meter(step) if self.meter else step.run
-            steps.append((run, step.inputs, step.made, step.large, tuple(released), step.where))
+            steps.append((run, step.input_slots, step.output_slots, step.large, tuple(released), step.where))
         counts = any(large or self.budget_input.slot in inputs for _, inputs, _, large, *_ in steps)
-        fixed = all(v.fixed and isinstance(v.data, np.ndarray) for v in outputs)
+        fixed_shapes = all(v.fixed_shape and isinstance(v.data, np.ndarray) for v in outputs)
         return Plan(
             [v.data for v in self.inputs],
             self.initial_values,
             tuple(steps[::-1]),
             slots,
             Budget if counts else None,
-            self.folded,
+            self.folding_budget,
             tuple(sorted(self.pinned)),
             tuple(native),
-            tuple([pattern(v.data) for v in outputs]) if fixed else None,
+            tuple([pattern(v.data) for v in outputs]) if fixed_shapes else None,
         )
 
-    def graph(self, graph, scope):
-        """The values of the graph's outputs. The scope forgets the others behind their last use."""
+    def graph(self, graph: Graph, scope: _Scope) -> list[_Value]:
+        """Trace a graph and return the values of its outputs; others leave the scope after their last use."""
         for name, array in graph.constants.items():
             scope[name] = _Value(array, True, True)
         for node, last_used in zip(graph.nodes, _last_uses(graph)):
             try:
                 self.node(node, scope)
-            except _Decides:
+            except _MustPin:
                 raise
             except Exception as e:
                 raise with_location(e, node.where) from e
@@ -259,16 +294,17 @@ class _Tracer:
                 scope.pop(name, None)
         return [scope[v.name] for v in graph.outputs]
 
-    def node(self, node, scope):
+    def node(self, node: Node, scope: _Scope) -> None:
+        """Trace a node and put the values of its outputs into the scope."""
         inputs = [scope[name] if name else self.absent for name in node.inputs]
         if node.function is None:
             outputs = self.call(node, inputs)
         elif node.function is if_ and inputs[0].known:
             branch = "then_branch" if condition(inputs[0].data) else "else_branch"
             outputs = self.graph(node.attributes[branch], _Scope(scope))
-        elif node.graphs and node.function is if_ and self._decides(inputs[0]):
-            raise _Decides(inputs[0].given)
         elif node.graphs:
+            if node.function is if_:
+                self._pin_inputs_of(inputs[0])
             outputs = self.control(node, inputs, scope)
         elif node.op_type == "Identity":
             outputs = inputs
@@ -276,18 +312,25 @@ class _Tracer:
             outputs = self.operator(node, inputs)
         scope.update(zip(node.outputs, outputs))
 
-    def call(self, node, inputs):
-        """A function of the model: its nodes replace the call."""
+    def call(self, node: Node, inputs: list[_Value]) -> list[_Value]:
+        """Trace the body of one of the model's own functions in place of its call."""
         body = node.attributes["body"]
         values = inputs + [self.absent] * (len(body.inputs) - len(inputs))
         return self.graph(body, _Scope(None, zip((v.name for v in body.inputs), values)))
 
-    def _decides(self, value):
-        """Whether the plan is to be made anew for the very values on which this one depends."""
-        return self.specialises and not value.known and bool(value.given)
+    def _pin_inputs_of(self, value: _Value) -> None:
+        """Make the value known: unless it is, start the trace again with the inputs pinned on which it depends.
 
-    def control(self, node, inputs, scope):
-        """If, Loop or Scan over planned_graphs of its graphs, which take what they capture behind their own inputs."""
+        Nothing happens if the value depends on more than small integer inputs, or if no more inputs may be pinned.
+        """
+        if self.specialises and not value.known and value.from_inputs:
+            raise _MustPin(value.from_inputs)
+
+    def control(self, node: Node, inputs: list[_Value], scope: _Scope) -> list[_Value]:
+        """Trace an If, Loop or Scan as one step.
+
+        Its graphs become planned graphs, which take the values that they capture behind their own inputs.
+        """
         captures = sorted({name for graph in node.graphs.values() for name in graph.captures})
         known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
@@ -297,20 +340,20 @@ class _Tracer:
                 [v.name for v in graph.inputs] + names,
                 node.where,
                 known,
-                self.folded,
+                self.folding_budget,
                 self.record,
                 self.meter,
                 self.target,
-                self.most_plans,
+                self.max_plans,
             )
             for key, graph in node.graphs.items()
         }
         values = inputs + [scope[name] for name in names]
         run, like = Control(node, len(inputs), planned_graphs), None
-        if self.target is not None and self.record is None and all(v.fixed for v in values):
+        if self.target is not None and self.record is None and all(v.fixed_shape for v in values):
             like = run.results([v.data for v in values], [v.known for v in values])
-        if like is None and node.op_type == "Loop" and len(node.outputs) > len(inputs) - 2 and self._decides(inputs[0]):
-            raise _Decides(inputs[0].given)
+        if like is None and node.op_type == "Loop" and len(node.outputs) > len(inputs) - 2:
+            self._pin_inputs_of(inputs[0])  # the number of iterations is the length of the scan outputs
         return self.execute(
             node.altered(run=run),
             run,
@@ -320,43 +363,57 @@ class _Tracer:
             like,
         )
 
-    def operator(self, node, inputs):
-        shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed
-        deciding = SHAPE_INPUTS.get(node.op_type, ())
-        deciding = inputs if deciding is ALL else [inputs[i] for i in deciding if i < len(inputs)]
+    def operator(self, node: Node, inputs: list[_Value]) -> list[_Value]:
+        """Trace any other operator."""
+        shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed_shape
+        places = SHAPE_INPUTS.get(node.op_type, ())
+        deciding = inputs if places is ALL else [inputs[i] for i in places if i < len(inputs)]
         for value in deciding:
-            if self._decides(value):
-                raise _Decides(value.given)
-        fixed = all(v.fixed for v in inputs) and all(v.known for v in deciding)
-        run = node.run
-        if hasattr(run, "bound") and all(v.fixed for v in inputs):
-            run = run.bound(*[v.data for v in inputs])
-        return self.execute(node, run, inputs, shape_only or all(v.known for v in inputs), fixed)
+            self._pin_inputs_of(value)
+        fixed_shape = all(v.fixed_shape for v in inputs) and all(v.known for v in deciding)
+        run: Any = node.run
+        if hasattr(run, "for_shapes") and all(v.fixed_shape for v in inputs):
+            run = run.for_shapes(*[v.data for v in inputs])
+        return self.execute(node, run, inputs, shape_only or all(v.known for v in inputs), fixed_shape)
 
-    def execute(self, node, run, inputs, folds, fixed, like=None):
-        """Run a node; its outputs are known if it `folds`, else a step makes them. like: arrays like its results."""
+    def execute(
+        self,
+        node: Node,
+        run: Callable[..., Any],
+        inputs: list[_Value],
+        folds: bool,
+        fixed_shape: bool,
+        like: tuple[np.ndarray, ...] | None = None,
+    ) -> list[_Value]:
+        """Run a node once. If it `folds`, its outputs are known; else a step computes them at each run.
+
+        like: arrays of the types and shapes of its results, if they are known already.
+        """
         data = [v.data for v in inputs]
-        if self.guessed and not folds and not fixed:
-            raise _NeedsValues
-        results = None if self.computes or folds or not fixed else like or like_results(node, run, data)
+        if self.skipped and not folds and not fixed_shape:
+            raise _NeedsResults
+        results = None
+        if not (self.computes_all or folds) and fixed_shape:
+            results = like or like_results(node, run, data)
         if results is None:
             results = run(*data)
             results = results if isinstance(results, tuple) else (results,)
         else:
-            self.guessed = True
+            self.skipped = True
         check_outputs(node, results)
-        if folds and self.folded.keeps(results, [v.data for v in inputs if v is not self.budget_input]):
+        if folds and self.folding_budget.keeps(results, [v.data for v in inputs if v is not self.budget_input]):
             protect(results)
             return [_Value(value, True, True) for value in results]
         for value in results:
             self.budget.count(value)
-        outputs = [self.runtime(value, fixed) for value in results]
-        if not node.graphs and all(v.given is not None for v in inputs):
-            for value in outputs:
-                value.given = frozenset().union(*(v.given for v in inputs))
-        large = tuple(v.slot for v in outputs if not fixed or _is_large(v.data))
-        plain = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
-        described = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if plain else ()
+        outputs = [self.new_value(value, fixed_shape) for value in results]
+        sources = [v.from_inputs for v in inputs if v.from_inputs is not None]
+        if not node.graphs and len(sources) == len(inputs):
+            for output in outputs:
+                output.from_inputs = frozenset().union(*sources)
+        large = tuple(v.slot for v in outputs if not fixed_shape or _is_large(v.data))
+        may_be_native = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
+        operands = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if may_be_native else ()
         self.steps.append(
             Step(
                 run,
@@ -365,7 +422,7 @@ class _Tracer:
                 large,
                 node.where,
                 node,
-                *described,
+                *operands,
             )
         )
         if self.record is not None:
@@ -373,10 +430,11 @@ class _Tracer:
         return outputs
 
 
-def _use(operand):
+def _count_use(operand: Operand | None) -> None:
     if operand is not None:
         operand.uses += 1
 
 
-def _is_large(value):
+def _is_large(value: Any) -> bool:
+    """Return whether the call's Budget counts the memory of a value."""
     return isinstance(value, np.ndarray) and max(value.nbytes, owner(value).nbytes) >= COUNTED_BYTES

@@ -1,6 +1,6 @@
-"""The mathematics of the cells and of their gradients in NumPy float64: textbook and oracle.
+"""Reference implementation of the cells and their gradients in float64 NumPy, for readers and for tests.
 
-Slow on purpose; imports only NumPy.
+It is slow, as it follows the formulas step by step, and imports only NumPy.
 """
 
 from rnnfast.reference.activations import ACTIVATIONS, DERIVATIVES, defaults

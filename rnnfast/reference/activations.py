@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _sigmoid(x, alpha, beta):
-    """1 / (1 + exp(-x)), written with exp(-|x|) so that it neither overflows nor cancels."""
+    """Compute 1 / (1 + exp(-x)) by exp(-|x|), so that it neither overflows nor cancels."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, e) / (1.0 + e)
 
@@ -25,20 +25,21 @@ ACTIVATIONS = {
     "Softsign": lambda x, alpha, beta: x / (1.0 + np.abs(x)),
     "Softplus": lambda x, alpha, beta: np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))),
 }
-"""name -> function(x, alpha, beta); those that take no alpha or no beta ignore it."""
+"""name -> function(x, alpha, beta); functions without alpha or beta ignore them."""
 
 
 def _d_sigmoid(x, alpha, beta):
-    """sigmoid(x) * sigmoid(-x), which is sigmoid(x) * (1 - sigmoid(x)) without cancelling."""
+    """Compute sigmoid(x) * sigmoid(-x), which is sigmoid(x) * (1 - sigmoid(x)) without cancellation."""
     return _sigmoid(x, alpha, beta) * _sigmoid(-x, alpha, beta)
 
 
 def _d_tanh(x):
-    """1 - tanh(x)^2 without cancelling, as tanh(x) = 2 * sigmoid(2 * x) - 1."""
+    """Compute 1 - tanh(x)^2 without cancellation, as tanh(x) = 2 * sigmoid(2 * x) - 1."""
     return 4.0 * _d_sigmoid(2.0 * x, 0.0, 0.0)
 
 
 def _d_hard_sigmoid(x, alpha, beta):
+    """Return alpha between the limits, and 0 at and beyond them."""
     y = alpha * x + beta
     return np.where((y > 0) & (y < 1), alpha, 0.0)
 
@@ -56,10 +57,10 @@ DERIVATIVES = {
     "Softsign": lambda x, alpha, beta: (1.0 / (1.0 + np.abs(x))) ** 2,
     "Softplus": _sigmoid,
 }
-"""name -> the derivative by x of ACTIVATIONS[name], of the same arguments.
+"""name -> the derivative of ACTIVATIONS[name] by x, with the same arguments.
 
-At a kink it is that of the branch which ACTIVATIONS takes there, and 0 where a maximum or minimum has two equal ones
-(Relu, HardSigmoid).
+At a kink it is the derivative of the branch that ACTIVATIONS takes there, and 0 where both arguments of a maximum or
+minimum are equal (Relu, HardSigmoid).
 """
 
 _DEFAULTS = {
@@ -72,10 +73,13 @@ _DEFAULTS = {
 }
 
 
-def defaults(name):
-    """(alpha, beta) of the activation `name` where a model gives none: those of the ONNX operator of that name.
+def defaults(name: str) -> tuple[float, float]:
+    """Return the default (alpha, beta) of an activation: those of the ONNX operator of the same name.
 
-    ONNX no longer has operators Affine and ScaledTanh: their values here leave x and tanh(x) as they are. 0.0 stands
-    where none is taken.
+    ONNX no longer has operators Affine and ScaledTanh; their defaults here leave x and tanh(x) as they are. An
+    activation without alpha or beta has 0.0 for it.
+
+    Args:
+        name: A key of ACTIVATIONS.
     """
     return _DEFAULTS.get(name, (0.0, 0.0))

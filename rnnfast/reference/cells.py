@@ -1,26 +1,30 @@
-"""One time step of one row for each cell, from https://onnx.ai/onnx/operators/ (RNN, GRU, LSTM), and its gradients.
+"""One time step of one row for each cell, and its gradients.
 
-Shapes: x [I], h [N], c [H], where N is H, or the size of the projection; W [G*H, I], R [G*H, N], Wb and Rb [G*H]
-for G gates; p [3*H]; projection [N, H] or None. `activations` holds one function per (f, g, h); `clip` is a function
-on pre-activations.
+The formulas are those of the ONNX operators RNN, GRU and LSTM (https://onnx.ai/onnx/operators/).
+
+Shapes are x [I], h [N], c [H], where N is H or the size of the projection; W [G*H, I], R [G*H, N], Wb and Rb [G*H]
+for G gates; p [3*H]; projection [N, H] or None. `activations` holds one function for each of (f, g, h); `clip` is a
+function of pre-activations.
 
 A backward step takes the gradients of the new states (dh' [N], dc' [H]), then the arguments of the step, which it
-computes again, and `derivatives`, those of `activations`. It returns the gradients of the step's arguments in their
-order. In its equations ai is the pre-activation of a gate i, and f'(ai) the derivative of f there, 0 where the clip
-cuts ai.
+computes again, and `derivatives`, those of `activations`. It returns the gradients of the step's arguments, in their
+order. In its formulas ai is the pre-activation of a gate i, and f'(ai) the derivative of f there, which is 0 where clip
+changes ai.
 """
 
 import numpy as np
 
 
 def rnn_step(x, h, W, R, Wb, Rb, *, activations, clip):
-    """h' = f(W x + R h + Wb + Rb)"""
+    """Compute h' = f(W x + R h + Wb + Rb)."""
     (f,) = activations
     return f(clip(W @ x + R @ h + Wb + Rb))
 
 
 def rnn_step_backward(dh, x, h, W, R, Wb, Rb, *, activations, derivatives, clip):
-    """da = dh' * f'(a)
+    """Compute the gradients of `rnn_step`.
+
+    da = dh' * f'(a)
     dx, dh = W^T da, R^T da
     dW, dR = da x^T, da h^T
     dWb, dRb = da, da
@@ -31,7 +35,9 @@ def rnn_step_backward(dh, x, h, W, R, Wb, Rb, *, activations, derivatives, clip)
 
 
 def gru_step(x, h, W, R, Wb, Rb, *, activations, clip, linear_before_reset):
-    """z = f(Wz x + Rz h + Wbz + Rbz)
+    """Compute a step of GRU.
+
+    z = f(Wz x + Rz h + Wbz + Rbz)
     r = f(Wr x + Rr h + Wbr + Rbr)
     n = g(Wn x + Rn (r * h) + Rbn + Wbn)      or, with linear_before_reset,
     n = g(Wn x + r * (Rn h + Rbn) + Wbn)
@@ -51,7 +57,9 @@ def gru_step(x, h, W, R, Wb, Rb, *, activations, clip, linear_before_reset):
 
 
 def gru_step_backward(dh, x, h, W, R, Wb, Rb, *, activations, derivatives, clip, linear_before_reset):
-    """daz = dh' * (h - n) * f'(az)
+    """Compute the gradients of `gru_step`.
+
+    daz = dh' * (h - n) * f'(az)
     dan = dh' * (1 - z) * g'(an)
     dar = dr * f'(ar)
     dx, dW, dWb = W^T da, da x^T, da          where da = (daz, dar, dan)
@@ -90,7 +98,9 @@ def gru_step_backward(dh, x, h, W, R, Wb, Rb, *, activations, derivatives, clip,
 
 
 def lstm_step(x, h, c, W, R, Wb, Rb, p, projection, *, activations, clip, input_forget):
-    """i = f(Wi x + Ri h + pi * c + Wbi + Rbi)
+    """Compute a step of LSTM, and return h' and c'.
+
+    i = f(Wi x + Ri h + pi * c + Wbi + Rbi)
     f = f(Wf x + Rf h + pf * c + Wbf + Rbf)   or, with input_forget, f = 1 - i
     g = g(Wc x + Rc h + Wbc + Rbc)
     c' = f * c + i * g
@@ -110,9 +120,11 @@ def lstm_step(x, h, c, W, R, Wb, Rb, p, projection, *, activations, clip, input_
 
 
 def lstm_step_backward(dh, dc, x, h, c, W, R, Wb, Rb, p, projection, *, activations, derivatives, clip, input_forget):
-    """dV, ds = dh' s^T, V^T dh'              where s = o * h(c'); without a projection ds = dh'
+    """Compute the gradients of `lstm_step`.
+
+    dV, ds = dh' s^T, V^T dh'              where s = o * h(c'); without a projection ds = dh'
     dao = ds * h(c') * f'(ao)
-    dC = dc' + ds * o * h'(c') + po * dao     the sum over all ways to c'
+    dC = dc' + ds * o * h'(c') + po * dao     the sum over all paths to c'
     dai = dC * g * f'(ai)                     or, with input_forget, dai = dC * (g - c) * f'(ai)
     daf = dC * c * f'(af)                     or, with input_forget, daf = 0
     dag = dC * i * g'(ag)
@@ -153,5 +165,5 @@ def lstm_step_backward(dh, dc, x, h, c, W, R, Wb, Rb, p, projection, *, activati
 
 
 def _slope(derivative, clip, a):
-    """The derivative by a of f(clip(a)): 0 where the clip cuts."""
+    """Return the derivative of f(clip(a)) by a, which is 0 where clip changes a."""
     return derivative(a) * (clip(a) == a)

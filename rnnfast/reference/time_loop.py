@@ -1,20 +1,22 @@
-"""ONNX RNN, GRU and LSTM over whole sequences in float64, by the plainest route: row by row, step by step.
+"""ONNX RNN, GRU and LSTM over whole sequences in float64, row by row and step by step.
 
-Shapes, with T steps, B rows, D directions, I inputs, H hidden units and G gates:
+Shapes, for T time steps, B rows, D directions, I inputs, H hidden units and G gates, are
 X [T, B, I], W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H], initial_h and initial_c [D, B, H], P [D, 3*H],
-sequence_lens [B] -> Y [T, D, B, H], Y_h and Y_c [D, B, H]. With layout=1 the batch stands first: X [B, T, I],
+sequence_lens [B] -> Y [T, D, B, H], Y_h and Y_c [D, B, H]. With layout=1 the batch is first: X [B, T, I],
 states [B, D, H], Y [B, T, D, H].
 
-A row's steps are its first sequence_lens[b]; the reverse direction takes those backwards. Y is 0 after them, Y_h and
-Y_c belong to the last one taken, and a row without steps gives 0 everywhere, whatever its initial state was.
+A row has its first sequence_lens[b] time steps; the reverse direction takes these backwards. Y is 0 after them, Y_h and
+Y_c are the states after the last one taken. A row without time steps gives 0 everywhere, whatever its initial state.
 
 `activations` holds for each direction its (name, alpha, beta) triples: (f,) for RNN, (f, g) for GRU, (f, g, h) for
-LSTM. Arguments are taken as already checked.
+LSTM. Arguments are not checked.
 
-The backward functions take the gradients of the outputs, each None for zeros, then the arguments of the forward one.
-They return float64 gradients by the names of its arguments: X, W, R and those given of B, initial_h, initial_c, P and
-projection, in their shapes. A row without steps has gradients of 0.
+The backward functions take the gradients of the outputs, each None for zeros, then the arguments of the forward
+function. They return float64 gradients by the names of its arguments: X, W, R and, if they were given, B, initial_h,
+initial_c, P and projection, in their shapes. A row without time steps has gradients of 0.
 """
+
+from __future__ import annotations
 
 import numpy as np
 
@@ -32,7 +34,7 @@ _REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, T
 
 
 def rnn(X, W, R, B=None, sequence_lens=None, initial_h=None, *, activations, clip=None, direction="forward", layout=0):
-    """ONNX RNN -> (Y, Y_h), float64."""
+    """Compute ONNX's RNN, and return (Y, Y_h) in float64; the module's docstring has the shapes."""
     weights, options = _weights(W, R, B), _options(activations, clip)
     return _run(rnn_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
 
@@ -52,7 +54,7 @@ def rnn_backward(
     direction="forward",
     layout=0,
 ):
-    """Gradients of ONNX RNN: a dict of X, W, R, B and initial_h."""
+    """Compute the gradients of ONNX's RNN, and return a dict of those of X, W, R, B and initial_h."""
     weights, options = _weights(W, R, B), _options(activations, clip)
     dX, dinitial, dweights = _run_backward(
         rnn_step_backward,
@@ -85,7 +87,10 @@ def gru(
     layout=0,
     linear_before_reset=False,
 ):
-    """ONNX GRU -> (Y, Y_h), float64. Gates stand in the order z, r, n (ONNX calls the last one h)."""
+    """Compute ONNX's GRU, and return (Y, Y_h) in float64; the module's docstring has the shapes.
+
+    The order of the gates is z, r, n; ONNX calls the last one h.
+    """
     weights, options = _weights(W, R, B), _options(activations, clip, linear_before_reset=linear_before_reset)
     return _run(gru_step, weights, options, X, sequence_lens, (initial_h,), direction, layout)
 
@@ -106,7 +111,7 @@ def gru_backward(
     layout=0,
     linear_before_reset=False,
 ):
-    """Gradients of ONNX GRU: a dict of X, W, R, B and initial_h."""
+    """Compute the gradients of ONNX's GRU, and return a dict of those of X, W, R, B and initial_h."""
     weights, options = _weights(W, R, B), _options(activations, clip, linear_before_reset=linear_before_reset)
     dX, dinitial, dweights = _run_backward(
         gru_step_backward,
@@ -142,9 +147,10 @@ def lstm(
     input_forget=False,
     projection=None,
 ):
-    """ONNX LSTM -> (Y, Y_h, Y_c), float64. Gates stand in the order i, o, f, c; peepholes in the order i, o, f.
+    """Compute ONNX's LSTM, and return (Y, Y_h, Y_c) in float64; the module's docstring has the shapes.
 
-    projection [D, N, H] (torch's weight_hr; not in ONNX) makes Y, Y_h and initial_h N wide, and R [D, 4*H, N].
+    The order of the gates is i, o, f, c, and that of the peepholes i, o, f. The argument
+    projection [D, N, H] (torch's weight_hr; not in ONNX) makes N the size of Y, Y_h and initial_h, and R [D, 4*H, N].
     """
     weights, options = _lstm_weights(W, R, B, P, projection), _options(activations, clip, input_forget=input_forget)
     return _run(lstm_step, weights, options, X, sequence_lens, (initial_h, initial_c), direction, layout)
@@ -170,7 +176,7 @@ def lstm_backward(
     input_forget=False,
     projection=None,
 ):
-    """Gradients of ONNX LSTM: a dict of X, W, R, B, initial_h, initial_c, P and projection."""
+    """Compute the gradients of ONNX's LSTM: of X, W, R, B, initial_h, initial_c, P and projection, a dict."""
     weights, options = _lstm_weights(W, R, B, P, projection), _options(activations, clip, input_forget=input_forget)
     dX, dinitial, dweights = _run_backward(
         lstm_step_backward,
@@ -190,7 +196,7 @@ def lstm_backward(
 
 
 def _run(step, weights, options, X, sequence_lens, initial, direction, layout):
-    """Y and the last states."""
+    """Return Y and the last states."""
     X, *initial = _time_first(layout, X, *initial)
     (steps, rows, _), sizes = X.shape, _sizes(weights, initial)
     directions = len(_REVERSED[direction])
@@ -210,7 +216,7 @@ def _run(step, weights, options, X, sequence_lens, initial, direction, layout):
 def _run_backward(
     step_backward, derivatives, dY, dlast, step, weights, options, X, sequence_lens, initial, direction, layout
 ):
-    """Gradients of X, of the initial states and of the weights."""
+    """Return the gradients of X, of the initial states and of the weights."""
     X, *initial = _time_first(layout, X, *initial)
     dlast = _time_first(layout, *dlast)
     if dY is not None:
@@ -226,11 +232,11 @@ def _run_backward(
             if dY is not None:
                 dstate[0] = dstate[0] + dY[t, d, b]
             dx, *rest = step_backward(
-                *dstate, X[t, b], *state, *_of(d, weights), **options[d], derivatives=derivatives[d]
+                *dstate, X[t, b], *state, *_direction_part(d, weights), **options[d], derivatives=derivatives[d]
             )
             dstate = rest[: len(sizes)]
             dX[t, b] += dx
-            for whole, g in zip(_of(d, dweights), rest[len(sizes) :]):
+            for whole, g in zip(_direction_part(d, dweights), rest[len(sizes) :]):
                 if whole is not None:
                     whole += g
         for whole, row in zip(dinitial, dstate):
@@ -242,9 +248,10 @@ def _run_backward(
 
 
 def _walk(step, weights, options, X, sequence_lens, initial, direction):
-    """For each direction d and row b that has steps: d, b, their times, and the states before each and after the last.
+    """Yield (d, b, times, states) for each direction d and each row b that has time steps.
 
-    A state is a tuple of vectors, its first is the output.
+    `states` are those before each time step and after the last one. A state is a tuple of vectors, the first of which
+    is the output.
     """
     steps, rows, _ = X.shape
     sizes = _sizes(weights, initial)
@@ -254,46 +261,46 @@ def _walk(step, weights, options, X, sequence_lens, initial, direction):
             times = times[::-1] if backwards else times
             states = [tuple(np.zeros(n) if s is None else s[d, b] for s, n in zip(initial, sizes))]
             for t in times:
-                state = step(X[t, b], *states[-1], *_of(d, weights), **options[d])
+                state = step(X[t, b], *states[-1], *_direction_part(d, weights), **options[d])
                 states.append(state if isinstance(state, tuple) else (state,))
             if times:
                 yield d, b, times, states
 
 
 def _weights(W, R, B):
-    """[W, R, Wb, Rb], each [D, ...]."""
+    """Return [W, R, Wb, Rb], each [D, ...]."""
     W, R = _float64(W, R)
     (B,) = _float64(np.zeros((len(W), 2 * W.shape[1])) if B is None else B)
     return [W, R, *np.split(B, 2, axis=1)]
 
 
 def _lstm_weights(W, R, B, P, projection):
-    """[W, R, Wb, Rb, P, projection], each [D, ...]; the last may be None."""
+    """Return [W, R, Wb, Rb, P, projection], each [D, ...]; the last may be None."""
     weights = _weights(W, R, B)
     directions, gates = weights[0].shape[:2]
     (P,) = _float64(np.zeros((directions, 3 * gates // 4)) if P is None else P)
     return [*weights, P, None if projection is None else _float64(projection)[0]]
 
 
-def _of(d, weights):
-    """A direction's part of each array."""
+def _direction_part(d, weights):
+    """Return the part of one direction of each array."""
     return [None if w is None else w[d] for w in weights]
 
 
 def _sizes(weights, initial):
-    """Sizes of a state's vectors: h, and c where there are two."""
+    """Return the sizes of a state's vectors: of h, and of c if there is one."""
     gates, output_size = weights[1].shape[1:]
     return (output_size, gates // 4)[: len(initial)]
 
 
 def _options(activations, clip, **options):
-    """Keywords of a step for each direction."""
+    """Return the keyword arguments of a step for each direction."""
     clipper = (lambda x: x) if clip is None else (lambda x: np.clip(x, -clip, clip))
     return [dict(activations=functions, clip=clipper, **options) for functions in _functions(ACTIVATIONS, activations)]
 
 
 def _functions(table, activations):
-    """For each direction a function of one argument per (name, alpha, beta)."""
+    """Return for each direction its functions of x, one for each (name, alpha, beta)."""
 
     def bind(name, alpha, beta):
         return lambda x: table[name](x, alpha, beta)
@@ -302,7 +309,7 @@ def _functions(table, activations):
 
 
 def _named(dX, dinitial, dweights, **optional):
-    """Gradients by name, without those of optional arguments that are None."""
+    """Return the gradients by name, without those of optional arguments that are None."""
     dW, dR, dWb, dRb, *rest = dweights
     gradients = {
         "X": dX,
@@ -316,10 +323,11 @@ def _named(dX, dinitial, dweights, **optional):
 
 
 def _time_first(layout, *arrays):
-    """X and states in float64 with axes of layout 0; None stays."""
+    """Return X and states in float64 with the axes of layout 0; None stays None."""
     arrays = [None if a is None else np.asarray(a, np.float64) for a in arrays]
     return [a.swapaxes(0, 1) if layout and a is not None else a for a in arrays]
 
 
 def _float64(*arrays):
+    """Return the arrays in float64."""
     return [np.asarray(a, np.float64) for a in arrays]

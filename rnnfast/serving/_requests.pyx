@@ -1,6 +1,6 @@
-"""The calls of a Batcher: from callers, in any thread or event loop, to batches, and their answers back.
+"""The requests of a Batcher: they go from callers, in any thread or event loop, to batches, and their answers go back.
 
-The GIL is held here, and nothing that would give it up runs between the lines that say so.
+All of this holds the GIL, and no line here gives it up, so that plain lists and counters need no lock.
 """
 cimport cython
 from libc.math cimport INFINITY
@@ -19,107 +19,141 @@ MAX_SECONDS = 1e9
 
 
 cdef class OpenStream:
-    """An open stream: how many frames its state has taken, the calls that wait, when the first of them is due, when the
-    last came, whom to tell when it is closed for idleness, and why it was closed."""
-    cdef readonly object stream, on_close, loop
-    cdef readonly object waiting        # a deque
+    """An open stream of a Batcher.
+
+    Attributes:
+        id: The id of the stream in the pool.
+        on_close, loop: A function that is called with the id when the stream is closed for idleness, and the event loop
+            that it is called in, or None.
+        waiting: The deque of its Requests that no batch has taken.
+        last: When its last frame came, in seconds of the monotonic clock.
+        due: When its first waiting frame is to run; infinity if none waits.
+        frames: How many frames its state has taken.
+        closed: Why it was closed; None while it is open.
+    """
+    cdef readonly object id, on_close, loop
+    cdef readonly object waiting
     cdef readonly double last, due
     cdef public Py_ssize_t frames
     cdef public str closed
 
-    def __init__(self, stream, on_close, loop):
-        self.stream, self.last, self.on_close, self.loop = stream, monotonic(), on_close, loop
+    def __init__(self, id, on_close, loop):
+        self.id, self.last, self.on_close, self.loop = id, monotonic(), on_close, loop
         self.frames, self.waiting, self.due, self.closed = 0, collections.deque(), INFINITY, None
 
 
-@cython.no_gc       # nothing that a call holds leads back to it
+@cython.no_gc       # A request holds nothing that leads back to it.
 @cython.freelist(1024)
 cdef class Request:
-    """A frame of a stream, or a sequence, where live is None: its Future, the event loop that it is of or None, when it
-    came, the time from which it waits for no others, and that until which it may wait at all."""
-    cdef readonly OpenStream live
+    """A frame of a stream, or a whole sequence, that waits for a batch.
+
+    Attributes:
+        open_stream: The OpenStream of a frame; None for a sequence.
+        value: The validated frame or sequence.
+        future, loop: The caller's Future, and its event loop; None for a Future of threads.
+        arrived: When the request came, in seconds of the monotonic clock.
+        due: When it is to run at the latest, with whatever else is there.
+        deadline: Until when it may wait; then it fails.
+    """
+    cdef readonly OpenStream open_stream
     cdef readonly object value, future, loop
     cdef readonly double arrived, due, deadline
 
-    def __cinit__(self, OpenStream live, value, future, loop, double arrived, double due, double deadline):
-        self.live, self.value, self.future, self.loop = live, value, future, loop
+    def __cinit__(self, OpenStream open_stream, value, future, loop, double arrived, double due, double deadline):
+        self.open_stream, self.value, self.future, self.loop = open_stream, value, future, loop
         self.arrived, self.due, self.deadline = arrived, due, deadline
 
     def begin(self):
-        """Whether somebody waits for it still; then a Future can be cancelled no more."""
+        """Return whether somebody still waits for the answer; then the Future can be cancelled no more."""
         return not self.future.cancelled() if self.loop is not None else self.future.set_running_or_notify_cancel()
 
 
 cdef class RequestQueue:
-    """The calls of a Batcher, whose methods for callers are here: what they put in the inbox, its thread takes."""
+    """The waiting requests of a Batcher: callers put them in the inbox, and the Batcher's thread takes them out."""
     cdef readonly dict _streams         # id -> OpenStream
-    cdef readonly object _sequences     # a deque of RequestQueue that wait
+    cdef readonly object _sequences     # the deque of waiting Requests of whole sequences
     cdef public bint _draining, _ended
     cdef readonly object _counters, _wake
     cdef list inbox
-    cdef dict ready                     # streams with a frame, OpenStream -> None in the order of their frames
-    cdef Py_ssize_t held                # calls that are out of the inbox and in no batch yet
-    cdef Py_ssize_t limit, wake_at      # the thread sleeps until the inbox is so long; 0: it does not sleep
+    cdef dict ready                     # OpenStream -> None: the streams with a waiting frame, in the order of these
+    cdef Py_ssize_t held                # the number of requests that have left the inbox and are in no batch yet
+    cdef Py_ssize_t limit               # the most requests that may wait
+    cdef Py_ssize_t wake_at             # the length of the inbox that wakes the thread; 0 while it is awake
     cdef double max_wait
-    cdef object pool
+    cdef readonly object _pool
     cdef str label
 
     def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
-        self.pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
+        self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
         self._streams, self._sequences, self._counters = {}, collections.deque(), collections.Counter()
         self._wake, self.wake_at = threading.Event(), 0
         self.inbox, self.ready, self.held = [], {}, 0
 
     # ------------------------------------------------------------------------------------------ callers
     def step(self, stream, frame, timeout=None):
-        """For asyncio: an awaitable of the result of a frame, both as a Stream has them.
+        """Take a frame, from asyncio.
 
-        timeout: seconds after which a frame that no batch has taken fails with DeadlineError. A frame that is cancelled
-        or fails before a batch takes it leaves its stream as it was; `frames` tells. Overloaded where too many wait.
+        A frame that is cancelled or fails before a batch takes it leaves its stream as it was; `frames` tells.
+
+        Args:
+            stream: The id that `open` returned.
+            frame: The frame, in the form that a stream's `step` takes it.
+            timeout: Seconds after which a frame that no batch has taken fails; None waits as long as it takes.
+
+        Returns:
+            An awaitable of the result, in the form that a stream's `step` returns it.
+
+        Raises:
+            Overloaded: Too many frames wait already.
+            ClosedError: The stream or the batcher is closed.
+            InputError: The frame does not fit.
+            DeadlineError: (when awaited) The timeout passed.
         """
         loop = get_running_loop()
         future = loop.create_future()
-        self._post(self._live(stream), self.validated(stream, frame), future, loop, timeout)
+        self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout)
         return future
 
     def submit(self, stream, frame, timeout=None):
-        """The same for threads: a concurrent.futures.Future, whose callbacks run in the batcher's thread: they must not
-        wait for another."""
+        """Take a frame, from any thread: like `step`, but returns a concurrent.futures.Future.
+
+        The Future's callbacks run in the batcher's thread; they must not wait for another result.
+        """
         future = concurrent.futures.Future()
-        self._post(self._live(stream), self.validated(stream, frame), future, None, timeout)
+        self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout)
         return future
 
     cdef validated(self, stream, frame):
-        return frame if is_like(frame, self.pool.like) else self.pool.validate(stream, frame)
+        return frame if is_like(frame, self._pool.frame_pattern) else self._pool.validate(stream, frame)
 
     def frames(self, stream):
-        """How many frames of a stream its state has taken: what a call that was cancelled came to."""
-        return self._live(stream).frames
+        """Return how many frames a stream's state has taken, which tells what became of a cancelled request."""
+        return self._find_open(stream).frames
 
-    cpdef OpenStream _live(self, stream):
-        live = self._streams.get(stream)
-        if live is None:
-            raise ClosedError(f"{self.label}: stream {stream!r} is not open{self.pool.why_none}")
-        return live
+    cpdef OpenStream _find_open(self, stream):
+        open_stream = self._streams.get(stream)
+        if open_stream is None:
+            raise ClosedError(f"{self.label}: stream {stream!r} is not open{self._pool.why_no_streams}")
+        return open_stream
 
-    cpdef _post(self, OpenStream live, value, future, loop, timeout):
+    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout):
         cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
                 raise InputError(f"{self.label}: timeout is {timeout!r}, expected seconds")
             deadline = now + <double>timeout
-        cdef bint hurried = deadline <= due     # it cannot wait for others
+        cdef bint hurried = deadline <= due     # There is no time to wait for others.
         self._check_open()
         if len(self.inbox) + self.held >= self.limit:
             self._counters["overloaded"] += 1
             raise Overloaded(f"{self.label}: {self.queued()} frames wait already, no more than {self.limit} may")
-        if live is not None:
-            live.last = now
-        self.inbox.append(Request(live, value, future, loop, now, now if hurried else due, deadline))
+        if open_stream is not None:
+            open_stream.last = now
+        self.inbox.append(Request(open_stream, value, future, loop, now, now if hurried else due, deadline))
         if 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried):
-            self.wake_at = 0        # once is enough
+            self.wake_at = 0        # Waking the thread once is enough.
             self._wake.set()
-        if self._ended:         # between the check and here
+        if self._ended:         # The thread ended after the check above.
             self._sweep()
 
     cpdef _check_open(self):
@@ -127,38 +161,38 @@ cdef class RequestQueue:
             raise ClosedError(f"{self.label}: the batcher is closed")
 
     def queued(self):
-        """How many calls wait."""
+        """Return how many requests wait."""
         return len(self.inbox) + self.held
 
     # ------------------------------------------------------------------------------------------ the thread
     def _sort(self):
-        """RequestQueue from the inbox to their streams."""
-        cdef Request call
-        cdef list calls = self.inbox
+        """Move requests from the inbox to their streams."""
+        cdef Request request
+        cdef list requests = self.inbox
         self.inbox = []
-        self.held += len(calls)
-        for call in calls:
-            if call.live is None:
-                self._sequences.append(call)
+        self.held += len(requests)
+        for request in requests:
+            if request.open_stream is None:
+                self._sequences.append(request)
             else:
-                call.live.waiting.append(call)
-                call.live.due = min(call.live.due, call.due)
-                self.ready[call.live] = None
+                request.open_stream.waiting.append(request)
+                request.open_stream.due = min(request.open_stream.due, request.due)
+                self.ready[request.open_stream] = None
 
     def _due(self):
-        """When a frame that waits is to run with what is there, or None."""
-        cdef OpenStream live
+        """Return when a waiting frame is to run at the latest; None if none waits."""
+        cdef OpenStream open_stream
         cdef double due = INFINITY
-        for live in self.ready:
-            due = min(due, live.due)
+        for open_stream in self.ready:
+            due = min(due, open_stream.due)
         return due if self.ready else None
 
     def _ready(self):
-        """How many streams have a frame."""
+        """Return how many streams have a waiting frame."""
         return len(self.ready)
 
     def _sleep_until(self, Py_ssize_t count, seconds):
-        """Until so many calls are in the inbox, or for so many seconds, if not None."""
+        """Sleep until so many requests are in the inbox, or for so many seconds if that is not None."""
         self._wake.clear()
         self.wake_at = count
         if len(self.inbox) < count and not self._draining and not self._hurried():
@@ -166,135 +200,140 @@ cdef class RequestQueue:
         self.wake_at = 0
 
     cdef bint _hurried(self):
-        cdef Request call
-        for call in self.inbox:
-            if call.due == call.arrived:
+        cdef Request request
+        for request in self.inbox:
+            if request.due == request.arrived:
                 return True
         return False
 
     def _take(self, Py_ssize_t most):
-        """The next call of each stream, of so many."""
-        cdef OpenStream live
-        cdef Request call
+        """Take the next request of each of at most `most` streams out of the queue."""
+        cdef OpenStream open_stream
+        cdef Request request
         cdef double now = monotonic()
         cdef list batch = [], seen = [], outcomes = []
-        for live in self.ready:
+        for open_stream in self.ready:
             if len(batch) == most:
                 break
-            seen.append(live)
-            while live.waiting:
-                call = live.waiting.popleft()
+            seen.append(open_stream)
+            while open_stream.waiting:
+                request = open_stream.waiting.popleft()
                 self.held -= 1
-                if not self._is_over(call, now, outcomes) and (call.loop is not None or call.begin()):
-                    batch.append(call)
+                if not self._is_over(request, now, outcomes) and (request.loop is not None or request.begin()):
+                    batch.append(request)
                     break
-        for live in seen:
-            del self.ready[live]
-            live.due = INFINITY
-            if live.waiting:
-                self.ready[live] = None
-            for call in live.waiting:
-                live.due = min(live.due, call.due)
+        for open_stream in seen:
+            del self.ready[open_stream]
+            open_stream.due = INFINITY
+            if open_stream.waiting:
+                self.ready[open_stream] = None
+            for request in open_stream.waiting:
+                open_stream.due = min(open_stream.due, request.due)
         tell(outcomes)
         return batch
 
-    def _run_frames(self, list calls):
-        """A step of the pool -> the results of these calls."""
-        cdef Request call
-        return self.pool.step_validated([call.live.stream for call in calls], [call.value for call in calls])
+    def _run_frames(self, list requests):
+        """Step the pool with these requests' frames; return their results."""
+        cdef Request request
+        ids = [request.open_stream.id for request in requests]
+        return self._pool.step_validated(ids, [request.value for request in requests])
 
-    def _answer(self, list calls, list results):
-        """What a step made for each call."""
-        cdef Request call
+    def _answer(self, list requests, list results):
+        """Give each request its result."""
+        cdef Request request
         cdef Py_ssize_t i
         cdef dict of_loops = {}
-        for i, call in enumerate(calls):
-            call.live.frames += 1
-            if call.loop is None:
-                settle([call.future], [results[i]])
+        for i, request in enumerate(requests):
+            request.open_stream.frames += 1
+            if request.loop is None:
+                settle([request.future], [results[i]])
                 continue
-            found = of_loops.get(call.loop)
+            found = of_loops.get(request.loop)
             if found is None:
-                found = of_loops[call.loop] = [], []
-            (<list>(<tuple>found)[0]).append(call.future)
+                found = of_loops[request.loop] = [], []
+            (<list>(<tuple>found)[0]).append(request.future)
             (<list>(<tuple>found)[1]).append(results[i])
         for loop, (futures, values) in of_loops.items():
             soon(loop, settle, futures, values)
 
     def _next_sequence(self):
-        """The Request of the sequence that waits longest."""
+        """Take out the Request of the sequence that has waited longest."""
         self.held -= 1
         return self._sequences.popleft()
 
-    def _put_back(self, Request call):
-        """A sequence that waits on, behind the others."""
-        self._sequences.append(call)
+    def _put_back(self, Request request):
+        """Let a sequence wait on, behind the others."""
+        self._sequences.append(request)
         self.held += 1
 
-    cpdef bint _is_over(self, Request call, double now, list outcomes) except -1:
-        """Whether a call is not to run any more; what its caller is to be told is added to `outcomes`."""
-        if call.future.cancelled():
+    cpdef bint _is_over(self, Request request, double now, list outcomes) except -1:
+        """Return whether a request is not to run any more; append what its caller is to be told to `outcomes`."""
+        if request.future.cancelled():
             self._counters["cancelled"] += 1
-        elif call.live is not None and call.live.closed is not None:
-            outcomes.append((call, None, self._closed(call.live)))
-        elif now > call.deadline:
+        elif request.open_stream is not None and request.open_stream.closed is not None:
+            outcomes.append((request, None, self._closed(request.open_stream)))
+        elif now > request.deadline:
             self._counters["expired"] += 1
-            of = "a sequence" if call.live is None else f"a frame of stream {call.live.stream}"
-            outcomes.append((call, None, DeadlineError(
-                f"{self.label}: {of} waited {now - call.arrived:.3f} s, longer than it may: it was not taken, the "
+            of = "a sequence" if request.open_stream is None else f"a frame of stream {request.open_stream.id}"
+            outcomes.append((request, None, DeadlineError(
+                f"{self.label}: {of} waited {now - request.arrived:.3f} s, longer than it may: it was not taken, the "
                 "stream is as it was")))
         else:
             return False
         return True
 
-    def _closed(self, OpenStream live):
-        return ClosedError(f"{self.label}: stream {live.stream} {live.closed}: the frame was not taken")
+    def _closed(self, OpenStream open_stream):
+        """Return the error for a frame of a closed stream."""
+        return ClosedError(f"{self.label}: stream {open_stream.id} {open_stream.closed}: the frame was not taken")
 
     def _all(self):
-        """The calls that wait outside of the inbox."""
-        return [call for live in self.ready for call in live.waiting] + list(self._sequences)
+        """Return the waiting requests that have left the inbox."""
+        return [request for open_stream in self.ready for request in open_stream.waiting] + list(self._sequences)
 
     def _sweep(self, why=""):
-        """Answer the calls of the inbox when the thread has ended; each is told by whoever takes it out."""
-        cdef list calls = self.inbox
+        """Refuse the requests of the inbox after the thread has ended; whoever takes a request out answers it."""
+        cdef list requests = self.inbox
         self.inbox = []
-        self._refuse_all(calls, why)
+        self._refuse_all(requests, why)
 
-    def _refuse_all(self, calls, why):
-        for call in calls:
-            tell([(call, None, ClosedError(f"{self.label}: the batcher ended{why}: nothing was taken"))])
+    def _refuse_all(self, requests, why):
+        """Answer all of these requests with ClosedError."""
+        for request in requests:
+            tell([(request, None, ClosedError(f"{self.label}: the batcher ended{why}: nothing was taken"))])
 
 
 def tell(list outcomes):
-    """Give (call, result, error)s to those who wait."""
-    cdef Request call
-    for call, result, error in outcomes:
-        if call.loop is None:
-            settle([call.future], [result], error)
+    """Give (request, result, error) outcomes to the callers that wait for them."""
+    cdef Request request
+    for request, result, error in outcomes:
+        if request.loop is None:
+            settle([request.future], [result], error)
         else:
-            soon(call.loop, settle, [call.future], [result], error)
+            soon(request.loop, settle, [request.future], [result], error)
 
 
 def soon(loop, function, *args):
+    """Call a function in an event loop soon, from any thread."""
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
-        pass        # the loop is closed: nobody waits there
+        pass        # The loop is closed: nobody waits there.
 
 
 def settle(list futures, list results, error=None):
+    """Set the results of futures, or one error of all."""
     cdef Py_ssize_t i
     for i, future in enumerate(futures):
         if future.done():
-            continue        # cancelled meanwhile
+            continue        # It was cancelled meanwhile.
         try:
             if error is None:
                 future.set_result(results[i])
             else:
                 future.set_exception(error)
         except concurrent.futures.InvalidStateError:
-            pass            # cancelled just now
+            pass            # It was cancelled just now.
         except BaseException:
             if not future.done():
                 raise
-            # a callback's, as sys.exit: the result is there, and the others wait for theirs
+            # A callback raised, by sys.exit say: this result is set, and the others wait for theirs.

@@ -1,62 +1,73 @@
-"""Whole sequences in a Batcher: how some of them run together as streams of a pool."""
+"""Whole sequences in a Batcher: how several of them run together as streams of a pool."""
 
 import numpy as np
 
 from rnnfast.errors import LimitError
 
-# Frames of each sequence in one batch: so long do sequences that come wait to join those that run.
+# Frames of each sequence in one batch: sequences that come wait that long to join those that run.
 SEQUENCE_FRAMES = 16
 
 
 class ActiveSequence:
-    """A whole sequence that runs: its call, when that received, its frames, its place, the frames taken, their results."""
+    """A whole sequence that is being run.
 
-    __slots__ = ("call", "arrived", "x", "place", "taken", "results")
+    Attributes:
+        request: Its Request.
+        arrived: When the request came, in seconds of the monotonic clock.
+        x: Its frames [T, ...].
+        state: What `Sequences.open` returned for it.
+        taken: How many frames were run.
+        results: The results of the parts that were run.
+    """
 
-    def __init__(self, call, arrived, x, place):
-        self.call, self.arrived, self.x, self.place, self.taken, self.results = call, arrived, x, place, 0, []
+    __slots__ = ("request", "arrived", "x", "state", "taken", "results")
+
+    def __init__(self, request, arrived, x, state):
+        self.request, self.arrived, self.x, self.state, self.taken, self.results = request, arrived, x, state, 0, []
 
 
 class Sequences:
-    """Sequences [T, ..] of a Pool: each is a stream while it runs."""
+    """Sequences [T, ...] of a Pool: each is a stream of the pool while it runs."""
 
     def __init__(self, pool):
         self.pool = pool
 
     def validate(self, sequence):
-        """A sequence, checked, as an array with the frames first."""
+        """Check a sequence and return it as an array with the frames first, or raise."""
         return self.pool.validate_sequence(sequence)
 
     def open(self):
-        """The place of a sequence that begins, None where there is none."""
+        """Return what holds the state of a new sequence (here a stream's id); None if there is no room."""
         try:
             return self.pool.open()
         except LimitError:
-            return None  # streams have all places
+            return None  # All streams are open.
 
-    def close(self, place):
-        self.pool.close(place)
+    def close(self, state):
+        """Free what `open` returned."""
+        self.pool.close(state)
 
     def frames(self, sequence):
-        """How many frames of a ActiveSequence sequence are next."""
+        """How many frames of an ActiveSequence are run next."""
         return min(len(sequence.x) - sequence.taken, SEQUENCE_FRAMES)
 
-    def batches(self, running):
-        """Lists of sequences whose next frames run together, the first ones last."""
-        return list(grouped(running, lambda s: (s.x.shape[1:], s.x.dtype)).values())
+    def batches(self, active):
+        """Lists of sequences whose next frames run together; the last list runs first."""
+        return list(grouped(active, lambda s: (s.x.shape[1:], s.x.dtype)).values())
 
-    def run(self, places, parts):
+    def run(self, states, parts):
         """The results of the next frames of the sequences of a batch."""
         lengths = np.array([len(part) for part in parts])
-        y = self.pool.run(places, padded(parts, len(parts), lengths.max()), lengths=lengths)
+        y = self.pool.run(states, padded(parts, len(parts), lengths.max()), lengths=lengths)
         return [row[:n].copy() for row, n in zip(y, lengths)]
 
     def joined(self, results):
-        """The result of a sequence, of those of its parts."""
+        """The result of a whole sequence, from those of its parts."""
         return np.concatenate(results)
 
 
 def grouped(members, key):
+    """{key: list of members that have it}."""
     groups = {}
     for member in members:
         groups.setdefault(key(member), []).append(member)
@@ -64,7 +75,7 @@ def grouped(members, key):
 
 
 def padded(parts, rows, frames):
-    """Arrays [n, ..] -> one [rows, frames, ..] with zeros in the place of what is not there."""
+    """Arrays [n, ...] of different lengths as one [rows, frames, ...], filled up with zeros."""
     x = np.zeros((rows, frames, *parts[0].shape[1:]), parts[0].dtype)
     for row, part in zip(x, parts):
         row[: len(part)] = part

@@ -1,4 +1,4 @@
-"""Many streams: their ids, their states in packed arrays, and steps of some of them by plans of one native step."""
+"""Many streams: their ids, their states in packed arrays, and steps of some of them by batched native programs."""
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
@@ -18,14 +18,17 @@ cnp.import_array()
 
 
 cdef class Slots:
-    """The open streams of a pool. The id of a stream is its slot and, each time that the slot is taken again,
-    `capacity` more. The caller sees to it that one thread at a time is here."""
+    """The open streams of a pool, and the slots that they have in its state table.
+
+    A stream's id is its slot plus `capacity` times the number of streams that had the slot before, so that no id comes
+    back. The caller makes sure that one thread at a time is here.
+    """
     cdef readonly Py_ssize_t capacity, count
     cdef Py_ssize_t stamp
     cdef str label
-    cdef Py_ssize_t[::1] ids            # of the stream that is in a slot, or of the next one
-    cdef Py_ssize_t[::1] free           # slots: the first capacity - count are free
-    cdef Py_ssize_t[::1] stamps         # the last lookup that had it
+    cdef Py_ssize_t[::1] ids            # slot -> the id of its stream, or of the next stream that takes it
+    cdef Py_ssize_t[::1] free           # the first capacity - count of these slots are free
+    cdef Py_ssize_t[::1] stamps         # slot -> the number of the last lookup that found it
     cdef unsigned char[::1] taken
 
     def __init__(self, Py_ssize_t capacity, label):
@@ -35,7 +38,7 @@ cdef class Slots:
         self.stamps, self.taken = np.zeros(capacity, np.intp), np.zeros(capacity, np.uint8)
 
     def open(self):
-        """-> the id of a new stream, or None where all slots are taken."""
+        """Open a stream and return its id; None where all slots are taken."""
         if self.count == self.capacity:
             return None
         self.count += 1
@@ -50,11 +53,11 @@ cdef class Slots:
         self.count -= 1
 
     def opened(self):
-        """The ids of the open streams."""
+        """Return the ids of the open streams, an array [n]."""
         return np.asarray(self.ids)[np.asarray(self.taken, bool)]
 
     def find(self, ids):
-        """The slots of these streams [n] intp; InputError unless they are open and different."""
+        """Return the slots of these streams, [n] intp; raise InputError unless all are open and different."""
         cdef cnp.ndarray array
         try:
             array = np.asarray(ids)
@@ -82,10 +85,11 @@ cdef class Slots:
 
 
 cdef struct BatchBinding:
-    # A stream's value is `outer` pieces of `inner` bytes; in a batch of n, row i has its piece o at (o n + i) inner
-    int buffer                    # of the program; -1: it has none
+    # How a stream's value lies in a buffer of a batch of n streams. The value is `outer` pieces of `inner` bytes; piece
+    # o of stream i lies at (o * n + i) * inner.
+    int buffer                  # of the program; -1 for a value that the program does not read
     Py_ssize_t outer, inner
-    Py_ssize_t offset           # in a workspace, of the batch
+    Py_ssize_t offset           # of the batch, in the workspace of a thread
 
 
 cdef struct BatchLayout:
@@ -102,8 +106,8 @@ cdef struct BatchLayout:
 
 
 cdef struct Chunk:
-    const BatchLayout *plan
-    Py_ssize_t first, count     # of the streams of a step; rows from `count` to the size of the plan repeat the last
+    const BatchLayout *layout
+    Py_ssize_t first, count     # its streams; rows from `count` to the size of the program repeat the last one
 
 
 cdef struct PoolStep:
@@ -118,9 +122,9 @@ cdef struct PoolStep:
     Py_ssize_t result_strides[MAX_BUFFERS]
     Chunk *chunks
     Py_ssize_t n_chunks, lane_bytes
-    Py_ssize_t next             # chunk that is to be taken
-    char *lanes                 # a workspace for each thread
-    Py_ssize_t failed           # 1 + a chunk that met a value that is out of range + chunks * its lane, 0 for none
+    Py_ssize_t next             # the chunk that is to be taken next
+    char *lanes                 # the workspaces of the threads, `lane_bytes` each
+    Py_ssize_t failed           # 0, or 1 + c + n_chunks * lane for a chunk c that met a value out of range
     int backwards
 
 
@@ -139,8 +143,8 @@ cdef inline void scatter_row(const BatchBinding *p, const char *batch, Py_ssize_
 
 
 cdef inline bint direct(const BatchBinding *p, Py_ssize_t stride, const Chunk *c) noexcept nogil:
-    """Whether the caller's rows are the batch as they stand."""
-    return p.outer == 1 and stride == p.inner and c.count == c.plan.size
+    """Return whether the caller's rows can serve as the batch without a copy."""
+    return p.outer == 1 and stride == p.inner and c.count == c.layout.size
 
 
 cdef inline char *state_of(const PoolStep *s, int i, const BatchBinding *p, Py_ssize_t slot, int turn) noexcept nogil:
@@ -148,10 +152,10 @@ cdef inline char *state_of(const PoolStep *s, int i, const BatchBinding *p, Py_s
 
 
 cdef bint adjacent(const PoolStep *s, const Chunk *c) noexcept nogil:
-    """Whether the streams of a chunk lie behind each other in the states, all of them to be read at the same turn."""
+    """Return whether the states of a chunk's streams lie one after the other and are read at the same turn."""
     cdef const Py_ssize_t *slots = s.slots + c.first
     cdef Py_ssize_t row
-    if c.count < c.plan.size:
+    if c.count < c.layout.size:
         return False
     for row in range(1, c.count):
         if slots[row] != slots[0] + row or s.turn[slots[row]] != s.turn[slots[0]]:
@@ -160,19 +164,20 @@ cdef bint adjacent(const PoolStep *s, const Chunk *c) noexcept nogil:
 
 
 cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane) noexcept nogil:
-    """False if it met a value that is out of range."""
-    cdef const BatchLayout *plan = c.plan
+    """Run a chunk; return False if it met a value that is out of range."""
+    cdef const BatchLayout *layout = c.layout
     cdef const BatchBinding *p
     cdef char *buffers[MAX_BUFFERS]
     cdef context x
-    cdef int64_t iterations = plan.iterations
-    cdef Py_ssize_t row, slot, n = plan.size
+    cdef int64_t iterations = layout.iterations
+    cdef Py_ssize_t row, slot, n = layout.size
     cdef int i
-    cdef bint whole = adjacent(s, c)        # LSTM H128, 1,024 streams: 0.94 of the time
-    memcpy(buffers, plan.base, plan.n_buffers * sizeof(char *))
+    # States that lie together are read and written in place: LSTM H128, 1,024 streams: 0.94 of the time.
+    cdef bint whole = adjacent(s, c)
+    memcpy(buffers, layout.base, layout.n_buffers * sizeof(char *))
     buffers[1] = lane
     for i in range(s.n_frames):
-        p = &plan.frames[i]
+        p = &layout.frames[i]
         if p.buffer < 0:
             continue
         if direct(p, s.frame_strides[i], c):
@@ -180,9 +185,10 @@ cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane) noexcept nogi
             continue
         buffers[p.buffer] = lane + p.offset
         for row in range(n):
-            gather_row(p, buffers[p.buffer], n, row, s.frames[i] + (c.first + min(row, c.count - 1)) * s.frame_strides[i])
+            gather_row(p, buffers[p.buffer], n, row,
+                       s.frames[i] + (c.first + min(row, c.count - 1)) * s.frame_strides[i])
     for i in range(s.n_states):
-        p = &plan.reads[i]
+        p = &layout.reads[i]
         slot = s.slots[c.first]
         if p.buffer >= 0 and whole and p.outer == 1:
             buffers[p.buffer] = state_of(s, i, p, slot, s.turn[slot])
@@ -191,29 +197,30 @@ cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane) noexcept nogi
             for row in range(n):
                 slot = s.slots[c.first + min(row, c.count - 1)]
                 gather_row(p, buffers[p.buffer], n, row, state_of(s, i, p, slot, s.turn[slot]))
-        p = &plan.writes[i]
+        p = &layout.writes[i]
         slot = s.slots[c.first]
         if p.buffer >= 0:
             buffers[p.buffer] = (state_of(s, i, p, slot, 1 - s.turn[slot]) if whole and p.outer == 1
-                             else lane + p.offset)
+                                 else lane + p.offset)
     for i in range(s.n_results):
-        p = &plan.results[i]
+        p = &layout.results[i]
         buffers[p.buffer] = lane + p.offset
         if direct(p, s.result_strides[i], c):
             buffers[p.buffer] = s.results[i] + c.first * s.result_strides[i]
-    x.buffers, x.isa, x.iteration, x.iterations, x.threads, x.backwards = buffers, active, 0, &iterations, 1, s.backwards
-    execute(plan.words, plan.n_words, &x)
-    for i in range(plan.n_noted):
-        if (<const int64_t *>(lane + plan.noted[i]))[0]:
+    x.buffers, x.isa, x.threads, x.backwards = buffers, active, 1, s.backwards
+    x.iteration, x.iterations = 0, &iterations
+    execute(layout.words, layout.n_words, &x)
+    for i in range(layout.n_noted):
+        if (<const int64_t *>(lane + layout.noted[i]))[0]:
             return False
     for i in range(s.n_states):
-        p = &plan.writes[i]
+        p = &layout.writes[i]
         if p.buffer >= 0 and not (whole and p.outer == 1):
             for row in range(c.count):
                 slot = s.slots[c.first + row]
                 scatter_row(p, buffers[p.buffer], n, row, state_of(s, i, p, slot, 1 - s.turn[slot]))
     for i in range(s.n_results):
-        p = &plan.results[i]
+        p = &layout.results[i]
         if not direct(p, s.result_strides[i], c):
             for row in range(c.count):
                 scatter_row(p, buffers[p.buffer], n, row, s.results[i] + (c.first + row) * s.result_strides[i])
@@ -228,7 +235,7 @@ cdef extern from *:
 
 
 cdef void run_lane(void *argument, int item, int items) noexcept nogil:
-    """Chunks that no other lane has taken, one after the other."""
+    """Take and run chunks until there are none left."""
     cdef PoolStep *s = <PoolStep *>argument
     cdef Py_ssize_t c = take(&s.next)
     while c < s.n_chunks:
@@ -239,15 +246,23 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
 
 
 cdef class BatchedProgram:
-    """A NativeProgram for `size` streams. frames, results: (buffer, axis of the streams) of each input that is new at each step
-    and of each result, -1 for the whole array of one stream; states: (buffer read, buffer written, axis); fixed: (buffer,
-    array) of those that all streams share. Areas are places among the program's inputs, then outputs; -1 for none."""
-    cdef BatchLayout plan
+    """A NativeProgram for `size` streams, and how the values of streams lie in its buffers.
+
+    Buffers are numbers among the program's inputs and then its outputs; -1 is none. An axis of -1 means that the whole
+    array belongs to the only stream.
+
+    Args:
+        frames: (buffer, axis of the streams) of each input that is new at each step.
+        states: (buffer read, buffer written, axis of the streams) of each state.
+        results: (buffer, axis of the streams) of each result.
+        fixed: (buffer, array) of each input that all streams share.
+    """
+    cdef BatchLayout layout
     cdef NativeProgram program
     cdef tuple held
 
     def __init__(self, NativeProgram program, Py_ssize_t size, frames, states, results, fixed):
-        cdef BatchLayout *p = &self.plan
+        cdef BatchLayout *p = &self.layout
         cdef int i
         if max(len(frames), len(states), len(results)) > MAX_BUFFERS:
             raise LimitError(f"{len(frames)} inputs, {len(states)} states and {len(results)} outputs of a stream")
@@ -274,29 +289,35 @@ cdef class BatchedProgram:
         if buffer >= 0:
             inputs = len(self.program.inputs)
             shape, dtype = (self.program.inputs[buffer] if buffer < inputs else self.program.outputs[buffer - inputs])
-            p.buffer, p.offset = 2 + buffer, self.plan.nbytes
+            p.buffer, p.offset = 2 + buffer, self.layout.nbytes
             p.outer = math.prod(shape[:axis]) if axis >= 0 else 1
             p.inner = math.prod(shape[axis + 1:] if axis >= 0 else shape) * dtype.itemsize
-            self.plan.nbytes += lines(p.outer * p.inner * self.plan.size)
+            self.layout.nbytes += lines(p.outer * p.inner * self.layout.size)
         return 0
 
     @property
     def nbytes(self):
-        """Of the workspace of one thread."""
-        return self.plan.nbytes
+        """The bytes of the workspace of one thread."""
+        return self.layout.nbytes
 
 
 cdef Py_ssize_t lines(Py_ssize_t nbytes):
-    """In whole cache lines, with one to be read behind them."""
+    """Return whole cache lines for so many bytes, with one more that may be read past the end."""
     return (nbytes + 127) // 64 * 64
 
 
 cdef class StateTable:
-    """The states of `capacity` streams, of these (shape, type)s, and steps of some of them at a time. There are two of
-    each state, read and written in turn: a step changes nothing before `commit`. One thread at a time."""
+    """The states of `capacity` streams, and steps of some of the streams at a time.
+
+    There are two arrays of each state, read and written in turn, so that a step changes nothing before `commit`. One
+    thread at a time may be here.
+
+    Args:
+        forms: (shape, dtype) of each state of one stream.
+    """
     cdef readonly Py_ssize_t capacity
-    cdef readonly list states           # [2, capacity, ..]
-    cdef cnp.ndarray turn               # of each stream: which it reads next
+    cdef readonly list states           # of each state [2, capacity, ...]
+    cdef cnp.ndarray turn               # [capacity]: which of the two each stream reads next
     cdef char *data[MAX_BUFFERS]
     cdef AlignedFloats memory
     cdef int backwards
@@ -315,16 +336,16 @@ cdef class StateTable:
             self.data[i] = <char *>cnp.PyArray_DATA(self.states[i])
 
     def get(self, slots):
-        """Copies of the states of the streams in some slots, of each [n, ..]; of one without the first axis."""
+        """Return copies of the states of the streams in these slots, [n, ...] each; without that axis for one slot."""
         return [np.array(state[self.turn[slots], slots]) for state in self.states]
 
     def put(self, slots, values):
-        """What a step made of the states, in the place of `get`'s; until `commit` they are as before."""
+        """Write new states; they take effect at `commit`."""
         for state, value in zip(self.states, values):
             state[1 - self.turn[slots], slots] = value
 
     def commit(self, cnp.ndarray slots):
-        """What was written is the state of these streams, slots [n] intp."""
+        """Let the states that were written last take effect, for the streams in these slots [n] intp."""
         cdef const Py_ssize_t *slot = <const Py_ssize_t *>cnp.PyArray_DATA(slots)
         cdef unsigned char *turn = <unsigned char *>cnp.PyArray_DATA(self.turn)
         cdef Py_ssize_t i
@@ -332,13 +353,19 @@ cdef class StateTable:
             turn[slot[i]] ^= 1
 
     def load(self, Py_ssize_t slot, values):
-        """The states of a stream: arrays, or None for zeros."""
+        """Set the states of a stream to these arrays; None sets zeros."""
         for i, state in enumerate(self.states):
             state[:, slot] = 0 if values is None else values[i]
 
     def step(self, cnp.ndarray slots, list frames, list results, list chunks, int threads):
-        """Advances the streams in these slots [n] intp. frames, results: arrays [n, ..], each row contiguous. chunks:
-        (BatchedProgram, first, count) of parts of them."""
+        """Advance the streams in these slots; the new states wait for `commit`.
+
+        Args:
+            slots: [n] intp.
+            frames: Arrays [n, ...], each row contiguous.
+            results: Arrays [n, ...] that are written, each row contiguous.
+            chunks: (BatchedProgram, first, count) of the parts of the streams.
+        """
         cdef PoolStep s
         cdef team crew
         cdef unsigned mode
@@ -360,8 +387,8 @@ cdef class StateTable:
         s.chunks, s.n_chunks = <Chunk *>cnp.PyArray_DATA(table), len(chunks)
         for i in range(s.n_chunks):
             batch, first, count = chunks[i]
-            s.chunks[i].plan, s.chunks[i].first, s.chunks[i].count = &batch.plan, first, count
-            most = max(most, batch.plan.nbytes)
+            s.chunks[i].layout, s.chunks[i].first, s.chunks[i].count = &batch.layout, first, count
+            most = max(most, batch.layout.nbytes)
         threads = min(useful_threads(threads), s.n_chunks)
         items = max(threads, 1)
         s.lane_bytes, s.backwards = most, self.backwards
@@ -384,13 +411,12 @@ cdef class StateTable:
 
 
 def threads_for(int threads, flops):
-    """How many of these threads are worth their while for so many floating-point operations, of which a thread takes
-    100 in a nanosecond."""
+    """Return how many of these threads pay off for so many floating-point operations; a thread does 100 in 1 ns."""
     return useful_threads(threads) if flops // 100 >= SHARED_COST or forced else 1
 
 
 def stacked(list values, cnp.ndarray like):
-    """Arrays of the type and shape of `like` along a new first axis; None where one is not like it."""
+    """Stack arrays of the type and shape of `like` along a new first axis; return None where one differs."""
     cdef cnp.ndarray out = np.empty((len(values), *np.shape(like)), like.dtype), array
     cdef char *to = <char *>cnp.PyArray_DATA(out)
     cdef Py_ssize_t nbytes = cnp.PyArray_NBYTES(like)

@@ -1,4 +1,4 @@
-"""A plan that is one native step, run frame by frame, with states of its own."""
+"""A native program run frame by frame, with states of its own."""
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
@@ -24,18 +24,22 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef class StreamRunner:
-    """A NativeProgram run frame by frame, with memory of its own. Each state has two buffers, read and written in turn.
+    """A NativeProgram run frame by frame, with memory of its own. Each state has two arrays, read and written in turn.
 
-    Areas are places among the program's inputs, then outputs; -1 for an input that no step reads. frames: (name, buffer,
-    array like it, the one value that it may have or None) of each input that is new at each frame; fixed: (buffer,
-    array); states: (buffer read, buffer written, initial value); results: (name, buffer). The caller sees to it that one
-    thread at a time is here.
+    Buffers are numbers among the program's inputs and then its outputs; -1 is an input that no command reads. The
+    caller makes sure that one thread at a time is here.
+
+    Args:
+        frames: (name, buffer, array like the value, the only value that it may have or None) of each input of a frame.
+        fixed: (buffer, array) of each input that is the same for all frames.
+        states: (buffer read, buffer written, initial value) of each state.
+        results: (name, buffer) of each result.
     """
     cdef readonly NativeProgram program
     cdef readonly tuple names, pins, results
-    cdef readonly list scalars          # of each frame input: None, or (an int that received, the array that it became)
+    cdef readonly list scalars          # of each frame input: None, or (the last int given, the array that it became)
     cdef tuple likes, result_likes, held
-    cdef list buffers                   # of each state, the one read next first
+    cdef list state_arrays              # of each state, the pair of its arrays; `turn` is the one read next
     cdef AlignedFloats memory
     cdef char *base[MAX_BUFFERS]
     cdef int frame_buffers[MAX_BUFFERS]
@@ -68,36 +72,43 @@ cdef class StreamRunner:
                                    [program.outputs[buffer - len(program.inputs)] for _, buffer in results]])
         for i in range(self.n_results):
             self.result_buffers[i] = 2 + <int>results[i][1]
-        self.buffers = []
+        self.state_arrays = []
         for i in range(self.n_states):
             read, written, value = states[i]
             self.read_buffers[i] = -1 if read < 0 else 2 + <int>read
             self.written_buffers[i] = 2 + <int>written
             pair = np.array(value, order="C"), np.array(value, order="C")
             self.data[0][i], self.data[1][i] = <char *>cnp.PyArray_DATA(pair[0]), <char *>cnp.PyArray_DATA(pair[1])
-            self.buffers.append(pair)
+            self.state_arrays.append(pair)
 
     def state(self):
-        """Copies of the states."""
-        return [pair[self.turn].copy() for pair in self.buffers]
+        """Return copies of the states."""
+        return [pair[self.turn].copy() for pair in self.state_arrays]
 
     def load(self, states):
-        """Take these states, of the right types and shapes."""
-        for pair, value in zip(self.buffers, states):
+        """Set the states to these arrays, which have the right types and shapes."""
+        for pair, value in zip(self.state_arrays, states):
             np.copyto(pair[self.turn], value)
 
+    def undo_step(self):
+        """Take back the last step: the states before it are in the arrays that it read."""
+        self.turn = 1 - self.turn
+
     def shapes(self):
-        """(shape, type) of each result of one frame."""
+        """Return (shape, dtype) of each result of one frame."""
         return [(like.shape, like.dtype) for like in self.result_likes]
 
     def takes(self, list values):
-        """Whether the values of one frame, of the right types and shapes, are those that it is for."""
-        cdef Py_ssize_t i
+        """Return whether one frame's values are those that the program is for; types and shapes were checked."""
         return all([pin is None or same_values(value, pin) for value, pin in zip(values, self.pins)])
 
     def step(self, feed, out):
-        """One frame: the results for a dict of arrays that need no conversion, else None. `out`: None, an array or a
-        dict of arrays that are written and returned; None comes back for those that do not fit."""
+        """Take one frame and return its results; None, and nothing is done, if a value needs conversion.
+
+        Args:
+            feed: A dict of arrays by name.
+            out: None, or the array (a dict of arrays by name) that the results are written to.
+        """
         cdef char *buffers[MAX_BUFFERS]
         cdef PyObject *found
         cdef tuple used, results
@@ -135,7 +146,7 @@ cdef class StreamRunner:
         return results
 
     cdef object converted(self, value, int i):
-        """The array that an int became when it came before, or None."""
+        """Return the array that this int became when it was last given, or None."""
         cdef tuple known = self.scalars[i]
         return known[1] if known is not None and known[0] == value else None
 
@@ -154,7 +165,7 @@ cdef class StreamRunner:
         return results
 
     cdef tuple given(self, out, tuple used):
-        """The caller's arrays as results; None unless they fit and share memory with none other of the call."""
+        """Return the caller's arrays as results; None unless they fit and share no memory with others of the call."""
         cdef tuple results = PyTuple_New(self.n_results)
         cdef PyObject *found
         cdef cnp.ndarray array
@@ -184,8 +195,12 @@ cdef class StreamRunner:
         return results
 
     def run(self, list values, list results, Py_ssize_t n):
-        """n frames in one loop. values: arrays of one frame, the same for all, or of n frames, each of them contiguous;
-        results: arrays of one frame, for n = 1, or of n. They are checked."""
+        """Take n frames in one loop. All arrays were checked.
+
+        Args:
+            values: Arrays of one frame, the same for all, or of n frames, each of them contiguous.
+            results: Arrays of one frame, for n = 1, or of n frames.
+        """
         cdef char *buffers[MAX_BUFFERS]
         cdef Py_ssize_t strides[MAX_BUFFERS]
         cdef cnp.ndarray array
@@ -207,7 +222,7 @@ cdef class StreamRunner:
 
     cdef int advance(self, char **buffers, const Py_ssize_t *strides, Py_ssize_t n) except -1:
         cdef const Py_ssize_t *words = self.program.words
-        cdef Py_ssize_t n_words = self.program.n_words, frame
+        cdef Py_ssize_t n_words = self.program.n_words, _frame
         cdef context x
         cdef int64_t iterations
         cdef unsigned mode
@@ -218,7 +233,7 @@ cdef class StreamRunner:
         x.threads = useful_threads(self.program.threads)
         with nogil:
             mode = active.flush_denormals()
-            for frame in range(n):
+            for _frame in range(n):
                 for i in range(self.n_states):
                     if self.read_buffers[i] >= 0:
                         buffers[self.read_buffers[i]] = self.data[self.turn][i]
@@ -243,7 +258,7 @@ cdef class StreamRunner:
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Of contiguous arrays."""
+    """Return whether two contiguous arrays share memory."""
     cdef char *p = <char *>cnp.PyArray_DATA(a)
     cdef char *q = <char *>cnp.PyArray_DATA(b)
     return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)

@@ -1,7 +1,7 @@
 """Which axis of each input, state and output of a model is the batch of streams.
 
-The graph is trace_call for two sizes of the batch and the shapes are compared, then three streams run together and each of
-them alone, and the bits are compared. `alone` is a Stream: it knows the names and types of a model, and never runs.
+The graph is traced for two sizes of the batch, and the shapes are compared. Then three streams run together, each of
+them runs alone, and the bits are compared.
 """
 
 import itertools
@@ -12,73 +12,115 @@ from rnnfast.errors import Error, InputError, UnsupportedError
 from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.trace import trace
 
-# Ways to choose the batch axes that are tried.
+# The largest number of choices of batch axes that are tried.
 MAX_CHOICES = 64
 BY_ONE = "pool(batch=False) runs streams one by one"
 
 
-def search(alone, frames, rows, given):
-    """(axis of the streams of each value or None, a call's values for one stream, what `trace_call` says of that call).
+def search(signature, frames, rows, given):
+    """Find the batch axes of a model from the first frame of a stream.
 
-    frames: those of one stream, without (`rows`) or with its batch axis; given: its initial states or None, for zeros.
-    InputError for a frame that no stream takes, UnsupportedError if there are no such axes."""
+    Args:
+        signature: The ModelSignature.
+        frames: The frame, by name, without its batch axis if `rows`, else with it.
+        rows: Whether the frame lacks its batch axis.
+        given: The stream's initial states, or None for zeros.
+
+    Returns:
+        (axes, sample, call): {name: axis of the streams, None if the value is the same for all}, the values of a call
+        for one stream, and what `trace_call` returns for that call.
+
+    Raises:
+        InputError: No stream takes this frame.
+        UnsupportedError: The model has no such axes.
+    """
     reason, wrong, count = None, None, 0
-    choices = itertools.product(*(candidates(alone, name, value, rows) for name, value in frames.items()))
+    choices = itertools.product(*(candidates(signature, name, value, rows) for name, value in frames.items()))
     for choice in itertools.islice(choices, MAX_CHOICES):
         axes = dict(zip(frames, choice))
         frame = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
-        states = dict(zip(alone.states, given or alone._zeros(frame)))
-        of_states = [candidates(alone, name, value, False) for name, value in states.items()]
-        of_fixed = [[None, *candidates(alone, name, value, False, False)] for name, value in alone._fixed.items()]
+        states = dict(zip(signature.states, given or signature.zero_states(frame)))
+        of_states = [candidates(signature, name, value, False) for name, value in states.items()]
+        of_fixed = [
+            [None, *candidates(signature, name, value, False, False)] for name, value in signature.fixed.items()
+        ]
         for others in itertools.product(*of_states, *of_fixed):
             count += 1
             if count > MAX_CHOICES:
                 break
-            chosen = axes | dict(zip([*states, *alone._fixed], others))
-            sample = alone._fixed | frame | states
+            chosen = axes | dict(zip([*states, *signature.fixed], others))
+            sample = signature.fixed | frame | states
             try:
-                found = trace_call(alone._model, sample)
+                call = trace_call(signature.model, sample)
             except Error as e:
                 wrong = wrong or e
                 continue
             try:
-                return verify_axes(alone, sample, chosen, found[2]), sample, found
+                return verify_axes(signature, sample, chosen, call[2]), sample, call
             except Error as e:
                 reason = reason or e
-    if reason is None:  # no stream takes this frame
+    if reason is None:  # No stream takes this frame.
         raise wrong
-    raise UnsupportedError(f"{alone._label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
+    raise UnsupportedError(f"{signature.label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
 
 
-def candidates(alone, name, value, rows, needed=True):
-    """The axes of an input that may be the streams': open ones in the file, and of length 1 in a value that is not
-    a row."""
-    type_ = alone._types[name]
+def candidates(signature, name, value, rows, needed=True):
+    """The axes of an input that may be the batch: open in the file, and of length 1 in a value that has the axis.
+
+    Args:
+        signature: The ModelSignature.
+        name: The input.
+        value: A value for one stream.
+        rows: Whether the value lacks the batch axis.
+        needed: Whether having no such axis is an error.
+    """
+    type_ = signature.types[name]
     if type_.kind != "tensor":
-        raise UnsupportedError(f"{alone._label}: input {name!r} is {type_.kind}, expected a tensor; {BY_ONE}")
-    shape, received = type_.shape, np.shape(value)
+        raise UnsupportedError(f"{signature.label}: input {name!r} is {type_.kind}, expected a tensor; {BY_ONE}")
+    declared, shape = type_.shape, np.shape(value)
     axes = [
         axis
-        for axis in range(len(received) + rows)
-        if fits(shape, (*received[:axis], 1, *received[axis:]) if rows else received, axis)
+        for axis in range(len(shape) + rows)
+        if may_be_batch(declared, (*shape[:axis], 1, *shape[axis:]) if rows else shape, axis)
     ]
     if needed and not axes:
-        if rows and shape and not all(type(n) is int for n in shape):
+        if rows and declared and not all(type(n) is int for n in declared):
             raise InputError(
-                f"{alone._label}: input {name!r} has frames of {list(received)}, expected {list(shape)} "
+                f"{signature.label}: input {name!r} has frames of {list(shape)}, expected {list(declared)} "
                 "without the batch"
             )
-        shape = list(received if shape is None else shape)
-        fixed = f"; give it when the stream is opened, open({name}=...)" if name in alone.inputs and not shape else ""
+        shown = list(shape if declared is None else declared)
+        can_be_fixed = name in signature.inputs and not shown
+        hint = f"; give it when the stream is opened, open({name}=...)" if can_be_fixed else ""
         raise UnsupportedError(
-            f"{alone._label}: input {name!r} of shape {shape} has no axis that may be a batch{fixed}; {BY_ONE}"
+            f"{signature.label}: input {name!r} of shape {shown} has no axis that may be a batch{hint}; {BY_ONE}"
         )
     return axes
 
 
-def verify_axes(alone, sample, axes, forms):
-    """The axes of inputs and outputs if these are the streams', else an Error. forms: of the outputs for one stream."""
-    two, three = (trace_call(alone._model, repeated(sample, axes, n))[2] for n in (2, 3))
+def may_be_batch(declared, shape, axis):
+    """Return whether a value of one stream may have its batch at an axis, by the shape that the file declares."""
+    return shape[axis] == 1 and (
+        declared is None
+        or len(declared) == len(shape)
+        and type(declared[axis]) is not int
+        and all(type(n) is not int or n == m for n, m in zip(declared, shape))
+    )
+
+
+def verify_axes(signature, sample, axes, forms):
+    """The axes of inputs and outputs, if rows along them are streams that do not depend on each other.
+
+    Args:
+        signature: The ModelSignature.
+        sample: The values of a call for one stream.
+        axes: {input: axis or None}.
+        forms: (shape, dtype) of each output for one stream, by name.
+
+    Raises:
+        UnsupportedError: Shapes or bits tell otherwise.
+    """
+    two, three = (trace_call(signature.model, repeated(sample, axes, n))[2] for n in (2, 3))
     axes = dict(axes)
     for name, (shape, _) in two.items():
         after = three[name][0]
@@ -92,37 +134,37 @@ def verify_axes(alone, sample, axes, forms):
                 f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for three"
             )
         axes[name] = found[0]
-    for name, received in alone.states.items():
-        if axes[received] != axes[name] or forms[received][0] != sample[name].shape:
+    for name, output in signature.states.items():
+        if axes[output] != axes[name] or forms[output][0] != sample[name].shape:
             raise UnsupportedError(
-                f"output {received!r} has shape {list(forms[received][0])}, the state {name!r} that it "
+                f"output {output!r} has shape {list(forms[output][0])}, the state {name!r} that it "
                 f"becomes {list(sample[name].shape)}"
             )
-    compare(alone, sample, axes)
+    compare_bits(signature, sample, axes)
     return axes
 
 
-def compare(alone, sample, axes):
-    """An error unless three streams together get the bits that each gets alone."""
-    feed = repeated(sample, axes, 3)
+def compare_bits(signature, sample, axes):
+    """Raise UnsupportedError unless three streams together get the bits that each of them gets alone."""
+    model, feed = signature.model, repeated(sample, axes, 3)
     try:
-        planned, args = alone._model.prepare(randomized(feed, alone._fixed, "fiub"))
+        planned, args = model.prepare(randomized(feed, signature.fixed, "fiub"))
         together = planned.run(args)
         feed = dict(zip(planned.names, args))
-    except Error:  # of integers that are no indices
-        feed = randomized(feed, alone._fixed, "f")
-        planned, args = alone._model.prepare(feed)
+    except Error:  # Random integers may be no valid indices: leave integers and booleans as they are.
+        feed = randomized(feed, signature.fixed, "f")
+        planned, args = model.prepare(feed)
         together = planned.run(args)
     for i in range(3):
         one = {name: value if axes[name] is None else np.take(value, [i], axes[name]) for name, value in feed.items()}
-        planned, args = alone._model.prepare(one)
-        for output, a, b in zip(alone._model.outputs, together, planned.run(args)):
-            if np.take(a, [i], axes[output.name]).tobytes() != b.tobytes():
+        planned, args = model.prepare(one)
+        for output, of_batch, alone in zip(model.outputs, together, planned.run(args)):
+            if np.take(of_batch, [i], axes[output.name]).tobytes() != alone.tobytes():
                 raise UnsupportedError(f"output {output.name!r} of a stream depends on the others of its batch")
 
 
 def trace_call(model, feed):
-    """(planned, plan, (shape, type) of each output) of a call."""
+    """(planned graph, plan, {output: (shape, dtype)}) of a call."""
     planned, args = model.prepare(feed)
     with np.errstate(all="ignore"):
         plan, outputs = trace(planned, args, Budget(args))
@@ -133,14 +175,20 @@ def trace_call(model, feed):
 
 
 def repeated(values, axes, count):
-    """Values of one stream as those of so many."""
+    """The values of one stream, repeated along their batch axes for `count` streams."""
     return {
         name: value if axes.get(name) is None else np.repeat(value, count, axes[name]) for name, value in values.items()
     }
 
 
 def randomized(values, fixed, kinds):
-    """Values with random ones in the place of those of some kinds of types; integers are up to those that there are."""
+    """Replace inputs of these dtype kinds by random values; integers stay in the sample's range.
+
+    Args:
+        values: Arrays by name.
+        fixed: The names of those that stay as they are.
+        kinds: The dtype kinds ("f", "i", "u", "b") that are replaced.
+    """
     rng, made = np.random.default_rng(0), dict(values)
     for name, value in values.items():
         kind = value.dtype.kind
@@ -152,13 +200,3 @@ def randomized(values, fixed, kinds):
             low, high = (False, True) if kind == "b" else (min(value.min(), 0), max(value.max(), 1))
             made[name] = rng.integers(low, high, value.shape, endpoint=True, dtype=value.dtype)
     return made
-
-
-def fits(shape, received, axis):
-    """Whether a value of one stream may have its batch at an axis, by the shape in the file."""
-    return received[axis] == 1 and (
-        shape is None
-        or len(shape) == len(received)
-        and type(shape[axis]) is not int
-        and all(type(n) is not int or n == m for n, m in zip(shape, received))
-    )

@@ -1,18 +1,25 @@
-"""What streams of models and of layers have in common: open until closed, and one thread at a time."""
+"""The base of streams of models and of layers: open until closed, and for one thread at a time."""
+
+from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from rnnfast.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Handle:
-    """A context manager that closes itself. `label` begins its errors."""
+    """A context manager that closes itself and that one thread may use at a time."""
 
-    def __init__(self, label):
+    def __init__(self, label: str) -> None:
+        """`label` begins every error message."""
         self._label, self._busy, self._closed = label, threading.Lock(), False
 
     def _enter(self):
-        """Take the stream for this thread; whoever did releases `_busy`."""
+        """Take the stream for this thread, which releases `_busy` afterwards, or raise."""
         if not self._busy.acquire(False):
             raise InputError(f"{self._label}: the stream is in use by another thread; each thread needs one of its own")
         try:
@@ -25,8 +32,8 @@ class Handle:
         if self._closed:
             raise InputError(f"{self._label}: the stream is closed")
 
-    def close(self):
-        """Give the memory back. Closing twice is no error, any other use afterwards is."""
+    def close(self) -> None:
+        """Give the memory back. Closing twice is no error; any other use afterwards raises InputError."""
         if self._closed:
             return
         self._enter()
@@ -35,14 +42,15 @@ class Handle:
         self._busy.release()
 
     def _release(self):
-        """Drop what takes memory."""
+        """Drop the references to what takes memory."""
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
+        """True after `close`."""
         return self._closed
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()

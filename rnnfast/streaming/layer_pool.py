@@ -4,15 +4,17 @@ import math
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError
 from rnnfast.named_values import merge_inputs
 from rnnfast.nn.checks import as_array, as_input
+from rnnfast.nn.module import is_recurrent
 from rnnfast.streaming._pools import BatchedProgram, StateTable, stacked, threads_for
-from rnnfast.streaming.layer_stream import LayerState, step_program
+from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
+from rnnfast.streaming.layer_stream import step_program
 from rnnfast.streaming.pool import Pool, batch_sizes
 
+# The most streams that one plan takes.
 LARGEST_BATCH = 256
-"""The most streams that one plan takes."""
 
 
 class LayerPool(Pool):
@@ -22,60 +24,56 @@ class LayerPool(Pool):
 
     def __init__(self, layer, layers, max_streams):
         super().__init__(type(layer).__name__, max_streams)
-        self._many = layers != (layer,)
-        self._parts = [
-            LayerStates(member, max_streams) if hasattr(member, "hidden_size") else member for member in layers
-        ]
+        self._is_sequential = layers != (layer,)
+        self._parts = [LayerStates(member, max_streams) if is_recurrent(member) else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, LayerStates)]
-        self.like = None  # a frame of those before
+        self.frame_pattern = None
 
-    def _validated(self, state, fixed):
+    # ------------------------------------------------------------------------------------------ streams
+    def _validate_opening(self, state, fixed):
         if fixed:
             raise InputError(f"{self.label}: there is no input {next(iter(fixed))!r} to be fixed, only 'x'")
         if state is None:
             return (None,)
-        state = state if self._many else (state,)
-        if not isinstance(state, (tuple, list)) or len(state) != len(self._states):
-            raise InputTypeError(
-                f"{self.label}: state is {type(state).__name__}, expected the states of {len(self._states)} layers"
-            )
-        return ([None if value is None else part.checked(value) for part, value in zip(self._states, state)],)
+        states = split_state(self.label, state, len(self._states), self._is_sequential)
+        return (
+            [
+                None if value is None else part.signature.validate_stream_state(value)
+                for part, value in zip(self._states, states)
+            ],
+        )
 
     def _begin(self, slot):
         self._restart(slot)
 
-    def _end(self, slot):
-        """Nothing is kept of it but its place."""
-
     def _restart(self, slot):
-        for part, state in zip(self._states, self._begun.get(slot, [None] * len(self._states))):
-            part.rows.load(slot, state)
+        for part, state in zip(self._states, self._initial_states.get(slot, [None] * len(self._states))):
+            part.table.load(slot, state)
 
     def _state(self, slot):
-        states = [part.shown(slot) for part in self._states]
-        return tuple(states) if self._many else states[0]
+        states = [part.signature.as_call(part.table.get(slot)) for part in self._states]
+        return tuple(states) if self._is_sequential else states[0]
 
-    def _single(self, slots):
+    def _single_input(self, slots):
         return "x"
 
+    # ------------------------------------------------------------------------------------------ steps
     def _step(self, slots, feed, out):
         x = self._x(feed)
         if x.ndim == 0 or len(x) != len(slots):
             raise InputError(
                 f"{self.label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first axis"
             )
-        if out is not None and not (isinstance(out, np.ndarray) and out.flags.carray):
-            raise InputTypeError(f"{self.label}: out is {type(out).__name__}, expected a contiguous, writeable array")
-        if out is not None and np.may_share_memory(x, out):
-            raise InputError(f"{self.label}: out shares memory with x")
+        if out is not None:
+            check_out(self.label, out, x)
         y = x
         for part in self._parts:
             last = part is self._parts[-1]
             y = part.step(slots, y, out if last else None) if isinstance(part, LayerStates) else part(y)
-        if out is not None and (out.shape != y.shape or out.dtype != y.dtype):
-            raise InputError(f"{self.label}: out is {out.dtype} {list(out.shape)}, expected {y.dtype} {list(y.shape)}")
+        if out is not None:
+            check_out_form(self.label, out, y)
         for part in self._states:
-            part.rows.commit(slots)
+            part.table.commit(slots)
         self._settle(x.shape[1:], x.dtype)
         if out is None or y is out:
             return y
@@ -88,15 +86,17 @@ class LayerPool(Pool):
         for part in self._parts:
             y = part.run(slots, y, lengths) if isinstance(part, LayerStates) else part(y)
         for part in self._states:
-            part.rows.commit(slots[lengths > 0])
+            part.table.commit(slots[lengths > 0])
         self._settle(x.shape[2:], x.dtype)
         y = np.ascontiguousarray(y.swapaxes(0, 1))
         y[np.arange(y.shape[1]) >= lengths[:, None]] = 0
         return y
 
     def _settle(self, shape, dtype):
-        if self.like is None or self.like.shape != shape or self.like.dtype != dtype:
-            self.like = np.empty(shape, dtype)
+        """Note what frames look like now."""
+        pattern = self.frame_pattern
+        if pattern is None or pattern.shape != shape or pattern.dtype != dtype:
+            self.frame_pattern = np.empty(shape, dtype)
 
     def _x(self, feed):
         if set(feed) != {"x"}:
@@ -104,12 +104,12 @@ class LayerPool(Pool):
         return as_array(feed["x"], "x")
 
     def validate(self, stream, frame):
-        """A frame of a stream, as `step` takes it in a mapping, checked and in the form that `step_validated` takes."""
         x = frame if type(frame) is np.ndarray else self._x(merge_inputs(self.label, frame, {}, "x"))
-        like = self.like
-        if like is not None and (x.shape, x.dtype) != (like.shape, like.dtype) or x.dtype.hasobject:
-            expected = "" if like is None else f", expected {like.dtype} {list(like.shape)}"
-            raise InputError(f"{self.label}: a frame is {x.dtype} {list(x.shape)}{expected}")
+        pattern = self.frame_pattern
+        wrong = pattern is not None and (x.shape, x.dtype) != (pattern.shape, pattern.dtype)
+        if wrong or x.dtype.hasobject:
+            expected = "" if pattern is None else f", expected {describe_array(pattern)}"
+            raise InputError(f"{self.label}: a frame is {describe_array(x)}{expected}")
         return x
 
     def _step_frames(self, slots, frames):
@@ -117,7 +117,7 @@ class LayerPool(Pool):
             return []
         x = stacked(frames, np.empty(frames[0].shape, frames[0].dtype))
         if x is None:
-            forms = {f"{f.dtype} {list(f.shape)}" for f in frames}
+            forms = {describe_array(frame) for frame in frames}
             raise InputError(f"{self.label}: frames are {' and '.join(sorted(forms))}, expected them alike")
         return list(self._step(slots, {"x": x}, None))
 
@@ -126,60 +126,53 @@ class LayerPool(Pool):
 
 
 class LayerStates:
-    """A recurrent layer of a pool, the states of its streams, and its plans."""
+    """A recurrent layer of a pool, the states of its streams, and its native programs."""
 
     def __init__(self, layer, max_streams):
-        self.part, self.layer = LayerState(layer), layer
-        self.rows = StateTable(max_streams, [((layer.num_layers, width), np.float32) for width in layer._widths])
-        self.weights, self.batches = None, {}
+        self.layer, self.signature = layer, LayerSignature(layer)
+        forms = [((layer.num_layers, width), np.float32) for width in self.signature.widths]
+        self.table = StateTable(max_streams, forms)
+        self.weights, self.programs = None, {}
         self.flops = 2 * sum(math.prod(shape) for shape in layer.shapes().values())
 
-    def checked(self, state):
-        values = self.part.checked(state, False)
-        if values[0].ndim != 2:
-            raise InputError(
-                f"{self.layer!r}: state has shape {list(values[0].shape)}, expected "
-                f"[{self.layer.num_layers}, {self.layer._widths[0]}]: that of one stream"
+    def program(self, size):
+        """The BatchedProgram for so many streams."""
+        if size not in self.programs:
+            count = len(self.signature.widths)
+            self.programs[size] = BatchedProgram(
+                step_program(self.layer, self.weights[1], (size, self.layer.input_size)),
+                size,
+                [(0, 0)],
+                [(1 + i, 2 + count + i, 1) for i in range(count)],
+                [(1 + count, 0)],
+                (),
             )
-        return values
-
-    def shown(self, slot):
-        values = self.rows.get(slot)
-        return values[0] if len(values) == 1 else tuple(values)
-
-    def batch(self, size):
-        if size not in self.batches:
-            count = len(self.layer._widths)
-            program = step_program(self.layer, self.weights[1], (size, self.layer.input_size))
-            self.batches[size] = BatchedProgram(
-                program, size, [(0, 0)], [(1 + i, 2 + count + i, 1) for i in range(count)], [(1 + count, 0)], ()
-            )
-        return self.batches[size]
+        return self.programs[size]
 
     def step(self, slots, x, out):
-        """x [n, I] -> y [n, H], `out` if that is such an array; the new states wait to be committed."""
+        """Advance the streams by x [n, I] -> y [n, H], which is `out` if that fits; the states wait for a commit."""
         x = as_input(x, "x")
         if x.shape[1:] != (self.layer.input_size,):
             raise InputError(f"x: shape is {list(x.shape)}, expected [{len(x)}, {self.layer.input_size}]")
-        weights = self.layer._initialized()
+        weights = self.layer.current_weights()
         if weights is not self.weights:
-            self.weights, self.batches = weights, {}
+            self.weights, self.programs = weights, {}
         if weights[1][0][0].blas:
             return self.run(slots, x[None], None)[0]
-        shape = len(x), self.layer._output_size
+        shape = len(x), self.layer.output_size
         y = np.empty(shape, np.float32) if out is None or (out.shape, out.dtype) != (shape, np.float32) else out
         if len(x):
-            threads = threads_for(self.layer._threads, len(x) * self.flops)
+            threads = threads_for(self.layer.thread_count, len(x) * self.flops)
             chunks = [
-                (self.batch(size), first, count) for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)
+                (self.program(size), first, count) for size, first, count in batch_sizes(len(x), LARGEST_BATCH, threads)
             ]
-            self.rows.step(slots, [np.require(x, requirements="CA")], [y], chunks, threads)
+            self.table.step(slots, [np.require(x, requirements="CA")], [y], chunks, threads)
         return y
 
     def run(self, slots, x, lengths):
-        """x [T, n, I] -> y [T, n, H]; the new states wait to be committed."""
-        states = [np.ascontiguousarray(value.swapaxes(0, 1)) for value in self.rows.get(slots)]
+        """Advance the streams by x [T, n, I] -> y [T, n, H]; the states wait for a commit."""
+        states = [np.ascontiguousarray(value.swapaxes(0, 1)) for value in self.table.get(slots)]
         swap = self.layer.batch_first
-        y, last = self.layer._run(x.swapaxes(0, 1) if swap else x, states, lengths)
-        self.rows.put(slots, [value.swapaxes(0, 1) for value in last])
+        y, last = self.layer.run_batch(x.swapaxes(0, 1) if swap else x, states, lengths)
+        self.table.put(slots, [value.swapaxes(0, 1) for value in last])
         return y.swapaxes(0, 1) if swap else y

@@ -1,7 +1,10 @@
 """Many live streams that advance together: their ids, and the sizes of the batches that they run in."""
 
+from __future__ import annotations
+
 import collections.abc
 import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,15 +14,20 @@ from rnnfast.native._arrays import is_like
 from rnnfast.nn.checks import as_array, check_lengths
 from rnnfast.streaming._pools import Slots
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
 MAX_STREAMS = 2**24
-# Of a step for each thread, so that one that comes late still has its share: Silero VAD, 256 streams, two threads: 1.7
-# times one, in two parts each 1.65, in one 1.55.
+# The parts of a step for each thread: with several, a thread that comes late still has its share. Silero VAD with 256
+# streams on two threads: 1.7 times as fast as on one thread, in two parts each 1.65, in one part each 1.55.
 PARTS = 4
 
 
 def batch_sizes(count, largest, threads=1):
-    """(size of the plan, first, count) of the parts of a batch: sizes are few, so that plans are, and parts are not
-    filled up by more than a half."""
+    """Cut a batch into parts: (size of the plan, first stream, number of streams) of each.
+
+    Sizes are few, so that plans are few, and no part is filled up by more than a half.
+    """
     if threads > 1 and count > 1:
         largest = min(largest, size_for(-(-count // (PARTS * threads))))
     parts, first = [], 0
@@ -31,107 +39,210 @@ def batch_sizes(count, largest, threads=1):
 
 
 def size_for(count):
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, .. that is not less."""
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not less than `count`."""
     power = 1 << (count - 1).bit_length()
     return power * 3 // 4 if count <= power * 3 // 4 and power >= 4 else power
 
 
 class Pool:
-    """Live streams that advance together; `pool` of a model or of a layer makes it. Any thread may call it, one at a
-    time is served.
+    """Live streams that advance together, each with the bits that it would get alone.
 
-    max_streams: that may be open at a time. A call that raises changes nothing. like: an array, or None; frames of its
-    type and shape need no `validate`. why_none: for messages, where streams cannot be opened.
+    `model.pool` and `layer.pool` make it. Any thread may call it; calls are served one at a time. A call that raises
+    changes nothing.
+
+    Attributes:
+        max_streams: The number of streams that may be open at a time.
+        label: The name of the model or layer, which begins every error message.
+        outputs: The names of a step's results.
+        frame_pattern: An array, or None. A frame of its type and shape needs no `validate`.
+        why_no_streams: The end of the error message where streams cannot be opened.
     """
 
-    why_none = ""
+    max_streams: int
+    label: str
+    outputs: Any
+    frame_pattern: Any
+    why_no_streams = ""
 
-    def __init__(self, label, max_streams):
+    def __init__(self, label: str, max_streams: int) -> None:
         if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
         self.max_streams, self.label = max_streams, label
         self._slots, self._lock = Slots(max_streams, label), threading.Lock()
-        self._begun = {}  # slot -> initial states, where they are not zeros
+        self._initial_states: dict[
+            int, Any
+        ] = {}  # slot -> the states that its stream was opened with, where they are not zeros
 
-    def open(self, state=None, **fixed):
-        """The id of a new stream, an int. state: its initial one, in the form of `state(id)`; None is zeros. fixed:
-        inputs that are the same at each step of this stream."""
+    # ------------------------------------------------------------------------------------------ left to subclasses
+    def _validate_opening(self, state, fixed):
+        """(validated initial states or None, further arguments of `_begin`...) of a stream that is to be opened."""
+        raise NotImplementedError
+
+    def _begin(self, slot, *arguments):
+        """Set up the stream in a slot."""
+        raise NotImplementedError
+
+    def _end(self, slot):
+        """Give up what belongs to the stream in a slot."""
+
+    def _restart(self, slot):
+        """Give the stream in a slot its initial states."""
+        raise NotImplementedError
+
+    def _state(self, slot):
+        """A copy of the state of the stream in a slot."""
+        raise NotImplementedError
+
+    def _single_input(self, slots):
+        """The name of the only input of the streams in these slots; None where there are several."""
+        raise NotImplementedError
+
+    def _step(self, slots, feed, out):
+        """Take a frame of each stream, as arrays with the streams along the first axis."""
+        raise NotImplementedError
+
+    def _step_frames(self, slots, frames):
+        """Take a frame of each stream, as a list of validated frames; return the list of results."""
+        raise NotImplementedError
+
+    def _run(self, slots, feed, lengths):
+        """Take `lengths` frames of each stream, which lie along the second axis."""
+        raise NotImplementedError
+
+    def validate(self, stream: int, frame: Any) -> Any:
+        """Check one stream's frame, in the form that `step` takes in a mapping, and convert it for `step_validated`."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------ streams
+    def open(self, state: Any = None, **fixed: ArrayLike) -> int:
+        """Open a new stream.
+
+        Args:
+            state: Its initial state, in the form that `state(id)` returns; None begins with zeros.
+            **fixed: Inputs that are the same at each step of this stream.
+
+        Returns:
+            The stream's id, which never comes back after `close`.
+
+        Raises:
+            LimitError: All `max_streams` streams are open.
+            InputError: A state or a fixed input does not fit.
+            InputTypeError: A state or a fixed input has another type.
+        """
         with self._lock:
-            state, *kind = self._validated(state, fixed)
+            state, *arguments = self._validate_opening(state, fixed)
             stream = self._slots.open()
             if stream is None:
                 raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
             slot = stream % self.max_streams
             if state is not None:
-                self._begun[slot] = state
+                self._initial_states[slot] = state
             try:
-                self._begin(slot, *kind)
+                self._begin(slot, *arguments)
             except BaseException:
                 self._free(slot)
                 raise
             return stream
 
-    def close(self, stream):
-        """End a stream: its place is free, its id never comes back."""
+    def close(self, stream: int) -> None:
+        """End a stream and free its slot.
+
+        Raises:
+            InputError: The stream is not open.
+        """
         with self._lock:
             (slot,) = self._slots.find([stream]).tolist()
             self._end(slot)
             self._free(slot)
 
     def _free(self, slot):
-        self._begun.pop(slot, None)
+        self._initial_states.pop(slot, None)
         self._slots.close(slot)
 
-    def reset(self, stream):
-        """A stream as it began."""
+    def reset(self, stream: int) -> None:
+        """Let a stream begin anew, with the state that it was opened with.
+
+        Raises:
+            InputError: The stream is not open.
+        """
         with self._lock:
             (slot,) = self._slots.find([stream]).tolist()
             self._restart(slot)
 
-    def state(self, stream):
-        """A copy of the state of a stream, as a stream alone has it; None before the first step where that settles the
-        shape."""
+    def state(self, stream: int) -> Any:
+        """A copy of a stream's state, in the form that a stream alone has it.
+
+        It is None before the first step where that step settles the shape.
+
+        Raises:
+            InputError: The stream is not open.
+        """
         with self._lock:
             (slot,) = self._slots.find([stream]).tolist()
             return self._state(slot)
 
     @property
-    def streams(self):
-        """The ids of the open streams, an array."""
+    def streams(self) -> NDArray[np.intp]:
+        """The ids of the open streams, an array [n]."""
         with self._lock:
             return self._slots.opened()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._slots.count
 
-    def step(self, streams, feed=None, /, *, out=None, **inputs):
-        """One frame of each of some streams.
+    # ------------------------------------------------------------------------------------------ steps
+    def step(self, streams: Any, feed: Any = None, /, *, out: Any = None, **inputs: ArrayLike) -> Any:
+        """Take one frame of each of some streams.
 
-        step({id: frame}) -> {id: result}, of which each is as a stream alone has it: a frame is an array, or a mapping
-        of arrays by the inputs' names. step(ids, **inputs), step(ids, mapping) or step(ids, array) -> result: arrays
-        with the streams along the first axis, and then the axes of a frame without the batch. out: an array, or a
-        mapping of arrays by the results' names, that the results are written to.
+        It has two forms. `step({id: frame})` returns {id: result}; frames and results are those of a stream alone: an
+        array, or a mapping of arrays by name. `step(ids, array)`, `step(ids, mapping)` and `step(ids, **inputs)` take
+        and return arrays that have the streams along the first axis, followed by the axes of a frame without the batch.
+
+        Args:
+            streams: {id: frame}, or the ids [n].
+            feed: The frames of all streams, an array or a mapping of arrays by the inputs' names.
+            out: For the second form only: an array that the result is written to, or a mapping of arrays by the
+                results' names.
+            **inputs: The frames of all streams, by keyword.
+
+        Raises:
+            InputError: A stream is not open or comes twice; names, shapes or values do not fit.
+            InputTypeError: A dtype does not fit, or a value is no array.
+            UnsupportedError: At the first step, where the model has no batch axis.
         """
         if isinstance(streams, collections.abc.Mapping):
             if feed is not None or inputs or out is not None:
                 raise InputError(f"{self.label}: step takes a mapping of frames by stream alone, or ids and arrays")
             with self._lock:
-                slots = self._slots.find(list(streams))
-                like = self.like
+                slots, pattern = self._slots.find(list(streams)), self.frame_pattern
                 frames = [
-                    frame if is_like(frame, like) else self.validate(stream, frame) for stream, frame in streams.items()
+                    frame if is_like(frame, pattern) else self.validate(stream, frame)
+                    for stream, frame in streams.items()
                 ]
                 return dict(zip(streams, self._step_frames(slots, frames)))
         with self._lock:
             slots = self._slots.find(streams)
-            return self._step(slots, merge_inputs(self.label, feed, inputs, self._single(slots)), out)
+            return self._step(slots, merge_inputs(self.label, feed, inputs, self._single_input(slots)), out)
 
-    def run(self, streams, feed=None, /, *, lengths=None, **inputs):
-        """Many frames of each of some streams, like as many steps: arrays [n, T, ..] as `step` takes and gives them,
-        with the frames along the second axis. lengths [n]: how many of them each stream takes; results beyond are 0."""
+    def run(self, streams: Any, feed: Any = None, /, *, lengths: ArrayLike | None = None, **inputs: ArrayLike) -> Any:
+        """Take many frames of each of some streams: the same as that many steps.
+
+        Args:
+            streams: The ids [n].
+            feed: Arrays [n, T, ...] as `step` takes them, with the frames along the second axis.
+            lengths: [n] integers, 0 to T: how many frames each stream takes; None is all of them.
+            **inputs: The frames, by keyword.
+
+        Returns:
+            The results as `step` returns them, with the frames along the second axis, and zeros beyond `lengths`.
+
+        Raises:
+            InputError: As for `step`; or the inputs have different numbers of streams or frames.
+            InputTypeError: As for `step`.
+        """
         with self._lock:
             slots = self._slots.find(streams)
-            feed = merge_inputs(self.label, feed, inputs, self._single(slots))
+            feed = merge_inputs(self.label, feed, inputs, self._single_input(slots))
             feed = {name: as_array(value, name) for name, value in feed.items()}
             shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
             for name, shape in shapes.items():
@@ -144,9 +255,13 @@ class Pool:
             lengths = check_lengths(lengths, steps, len(slots))
             return self._run(slots, feed, np.full(len(slots), steps) if lengths is None else lengths)
 
-    def validate_sequence(self, sequence):
-        """Frames [T, ..] of one stream of a pool with one input, as `run` takes them for several."""
-        if self._single(()) is None or len(self.outputs) != 1:
+    def validate_sequence(self, sequence: ArrayLike) -> NDArray[Any]:
+        """Check the frames [T, ...] of one stream of a pool that has one input and one result.
+
+        Raises:
+            InputError: The pool has several inputs or results, or the sequence has no frames.
+        """
+        if self._single_input(()) is None or len(self.outputs) != 1:
             raise InputError(
                 f"{self.label}: sequences are of pools with one input and one result, this one has several"
             )
@@ -157,7 +272,7 @@ class Pool:
             )
         return x
 
-    def step_validated(self, streams, frames):
-        """A step of these streams with what `validate` made of their frames -> a list of their results."""
+    def step_validated(self, streams: Any, frames: list[Any]) -> list[Any]:
+        """Take one frame of each of these streams, as `validate` returned them; return the list of their results."""
         with self._lock:
             return self._step_frames(self._slots.find(streams), frames)

@@ -1,9 +1,11 @@
 """Which inputs of a model are states, and which outputs they come back as: from names, else from shapes.
 
-Names: an input and an output pair if their words are the same without those that say which side they are on (`h_in` and
-`h_out`, `state` and `new_state`, `conv_cache` and `conv_cache_out`) and but for an ending (`h0` and `hn`, `c` and `cn`,
-`hidden_1` and `hidden_2`). Shapes, if no names pair: the first input is a frame and the first output a result; each of
-the others must then have one partner of its type and shape, if any. All pairs have one type and shapes that fit.
+By name, an input and an output pair if their words are the same, apart from the words that say which side they are on
+(`h_in` and `h_out`, `state` and `new_state`, `conv_cache` and `conv_cache_out`) and apart from an ending (`h0` and
+`hn`, `c` and `cn`, `hidden_1` and `hidden_2`).
+
+By shape, where no names pair, the first input is a frame and the first output a result. Each of the other inputs then
+has one partner at most of its type and shape. The two of a pair always have the same type and shapes that fit.
 """
 
 import collections.abc
@@ -13,15 +15,24 @@ from rnnfast.errors import InputError, InputTypeError
 
 INPUT_WORDS = {"in", "input", "init", "initial", "prev", "previous", "past", "old", "last"}
 OUTPUT_WORDS = {"out", "output", "new", "next", "cur", "current", "updated", "present", "final", "n"}
-# Of the last word: (of the input, of the output).
+# Endings of the last word: (the input's, the output's).
 ENDINGS = (("", ""), ("", "n"), ("0", "n"), ("0", ""), ("x", "y"))
 HOW = "name the pairs: stream(states={'input': 'output'})"
 
 
-def pairs(model, given=None):
-    """{state input: state output} of a model in the order of its inputs; `given`: the caller's, checked."""
+def find_state_pairs(model, given=None):
+    """{state input: state output} of a model, in the order of its inputs.
+
+    Args:
+        model: The Model.
+        given: The caller's pairs, which are checked and returned in that order; None to find them.
+
+    Raises:
+        InputError: The pairs are not clear, or the caller's do not fit.
+        InputTypeError: The caller's pairs are no mapping.
+    """
     if given is not None:
-        return _checked(model, given)
+        return _check_given(model, given)
     required = set(model.required_inputs)
     inputs, outputs = [v for v in model.inputs if v.name in required], list(model.outputs)
     found = _by_names(inputs, outputs, _bases) or _by_names(inputs, outputs, _unnumbered)
@@ -37,29 +48,33 @@ def pairs(model, given=None):
 
 
 def _by_names(inputs, outputs, bases):
-    """(input, output) names; none where a name has several partners."""
+    """(input, output) names that pair by name, without those that have several partners."""
     partners = [
         (i.name, o.name)
         for i in inputs
         for o in outputs
-        if fit(i.type, o.type) and _same(bases(i.name, INPUT_WORDS), bases(o.name, OUTPUT_WORDS))
+        if types_match(i.type, o.type) and _same(bases(i.name, INPUT_WORDS), bases(o.name, OUTPUT_WORDS))
     ]
     return _unique(partners)
 
 
 def _by_shapes(inputs, outputs):
+    """(input, output) names that pair by shape; none at all where one has several partners."""
     partners = [
         (i.name, o.name)
         for i in inputs
         for o in outputs
-        if fit(i.type, o.type) and i.type.shape and o.type.shape and any(type(n) is int and n > 1 for n in i.type.shape)
+        if types_match(i.type, o.type)
+        and i.type.shape
+        and o.type.shape
+        and any(type(n) is int and n > 1 for n in i.type.shape)
     ]
     unique = _unique(partners)
     return unique if len(unique) == len(partners) else []
 
 
 def _unique(partners):
-    """The pairs whose members are in no other one."""
+    """The pairs whose input and output are in no other pair."""
     return [
         (i, o)
         for i, o in partners
@@ -68,7 +83,7 @@ def _unique(partners):
 
 
 def _bases(name, sides):
-    """A name's words, joined, with and without those that say on which side it is."""
+    """A name's words, joined: all of them, and without those that say on which side it is."""
     words = re.findall(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*|\d+", name)
     words = [word.lower() for word in words]
     rest = [word for word in words if word not in sides]
@@ -76,7 +91,7 @@ def _bases(name, sides):
 
 
 def _unnumbered(name, sides):
-    """The same without a number at the end."""
+    """The results of `_bases` without a number at the end."""
     return {
         base
         for base in (re.sub(r"_?\d+$", "", base) for base in _bases(name, sides))
@@ -85,6 +100,7 @@ def _unnumbered(name, sides):
 
 
 def _same(of_input, of_output):
+    """Return whether a base of the input and one of the output are the same, apart from an ending."""
     return any(
         i.endswith(before) and (stem := i[: len(i) - len(before)]) and stem + after == o
         for i in of_input
@@ -93,8 +109,8 @@ def _same(of_input, of_output):
     )
 
 
-def fit(a, b):
-    """Whether values of two Types can be the same."""
+def types_match(a, b):
+    """Return whether one value can be of both Types."""
     if a.kind != "tensor" or b.kind != "tensor" or a.dtype != b.dtype:
         return False
     if a.shape is None or b.shape is None:
@@ -105,15 +121,17 @@ def fit(a, b):
 
 
 def _candidates(inputs, outputs):
+    """For the error message: which outputs each input could come back as."""
     lines = []
     for i in inputs:
-        partners = [repr(o.name) for o in outputs if fit(i.type, o.type)]
+        partners = [repr(o.name) for o in outputs if types_match(i.type, o.type)]
         if partners:
             lines.append(f"{i.name!r} fits {' or '.join(partners)}")
     return ", ".join(lines) or "no output has the type and shape of an input"
 
 
-def _checked(model, given):
+def _check_given(model, given):
+    """The caller's pairs in the order of the inputs, or an error."""
     label = model.source.label
     if not isinstance(given, collections.abc.Mapping):
         raise InputTypeError(f"{label}: states is {type(given).__name__}, expected a mapping of input to output names")
@@ -123,7 +141,7 @@ def _checked(model, given):
             raise InputError(
                 f"{label}: states has {i!r}: {o!r}, the inputs are {list(inputs)}, the outputs {list(outputs)}"
             )
-        if not fit(inputs[i], outputs[o]):
+        if not types_match(inputs[i], outputs[o]):
             raise InputError(
                 f"{label}: states has {i!r}: {o!r}, but they are {inputs[i]} {inputs[i].shape} and "
                 f"{outputs[o]} {outputs[o].shape}"

@@ -1,4 +1,4 @@
-"""Training: losses, optimisers, learning-rate schedules, clipping, fit, checkpoints."""
+"""Training: losses, optimizers, learning-rate schedules, gradient clipping, fit, and checkpoints."""
 
 from rnnfast.train.checkpoint import load_checkpoint
 from rnnfast.train.clipping import clip_norm, clip_value

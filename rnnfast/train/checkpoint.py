@@ -1,13 +1,18 @@
-"""Checkpoints: one safetensors file from which training goes on to the same bits.
+"""Checkpoints: one safetensors file, from which training resumes and gives the same bits as without interruption.
 
-Tensors: "net.<name>" the weights, "optimizer.<slot>", "best" the flat weights of the best epoch, "state.<i>" the state
-that the next chunk of truncated back-propagation begins with. The metadata's "rnnfast.train" is JSON: where training
-is, the generator, the sums of the epoch under way, the history, and what must be the same to go on.
+The tensors are "net.<name>", the weights; "optimizer.<slot>", the optimizer's arrays; "best", the flat weights of the
+best epoch; and "state.<i>", the state that the next chunk of truncated back-propagation begins with. The metadata
+"rnnfast.train" is JSON: the position in training, the random generator, the sums of the current epoch, the history, and
+the settings that must be the same to resume.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import pathlib
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +21,14 @@ from rnnfast.errors import DivergedError, InputError, InputTypeError, ModelError
 from rnnfast.nn.checks import check_size
 from rnnfast.train.history import History
 
+if TYPE_CHECKING:
+    from rnnfast.nn.module import Module
+
 KEY, VERSION = "rnnfast.train", 1
 
 
 def check(path):
-    """`path` as a Path of a file that can be written."""
+    """Return the Path of a checkpoint, which must be a file in an existing folder, or a name for one."""
     if find_spec("safetensors") is None:
         raise UnsupportedError("checkpoint: needs safetensors, which is not installed: pip install 'rnnfast[train]'")
     try:
@@ -33,13 +41,18 @@ def check(path):
 
 
 def save(path, run):
-    """Written beside `path`, synced, and renamed: there is always a whole file under the name."""
+    """Write a checkpoint of a Run atomically; the old file stays in place until the new one is complete.
+
+    Raises:
+        DivergedError: Weights are not finite; the old file stays.
+        InputError: The file cannot be written.
+    """
     from safetensors.numpy import save as to_bytes
 
     values = run.parameters.values
     if not np.isfinite(values).all():
         raise DivergedError(f"step {run.optimizer.steps}: weights are not finite; {path} stays as it was")
-    memory = run.optimizer.state_dict()
+    memory: dict[str, Any] = run.optimizer.state_dict()
     meta = {
         "version": VERSION,
         "settings": _settings(run),
@@ -64,8 +77,12 @@ def save(path, run):
 
 
 def restore(path, run):
-    """The run as it was when the file was written. Raises ModelError if the file, or what it is of, does not fit; the
-    run is unusable then, the network and the optimiser unchanged."""
+    """Bring a Run to the state that the file holds.
+
+    Raises:
+        ModelError: The file is invalid or is a checkpoint of another training. The run is unusable then; the network
+            and the optimizer are unchanged.
+    """
     tensors, meta = _read(path)
     expected = _settings(run)
     received = meta.get("settings")
@@ -78,7 +95,7 @@ def restore(path, run):
         ]
         raise ModelError(f"{path}: is of another training: {', '.join(wrong)}")
     try:
-        weights, memory = _of(tensors, "net."), _of(tensors, "optimizer.")
+        weights, memory = _with_prefix(tensors, "net."), _with_prefix(tensors, "optimizer.")
         shapes = {name: a.shape for name, a in memory.items()} | (
             {"best": tensors["best"].shape} if "best" in tensors else {}
         )
@@ -87,7 +104,7 @@ def restore(path, run):
             raise ModelError(
                 f"{path}: optimizer and best have {shapes}, expected {', '.join(run.optimizer.slots)} of shape {size}"
             )
-        for name in ("order", "generator"):  # both must be states; the last one stays
+        for name in ("order", "generator"):  # setting each validates it; the generator's state is set last, and stays
             if name == "generator" or meta[name] is not None:
                 run.rng.bit_generator.state = meta[name]
         steps, run.steps_done, run.weight = (
@@ -109,18 +126,33 @@ def restore(path, run):
         view[...] = weights[name]
 
 
-def load_checkpoint(path, net):
-    """The network takes the weights of a checkpoint -> the History until then."""
+def load_checkpoint(path: str | os.PathLike[str], net: Module) -> History:
+    """Load the weights of a checkpoint into a network.
+
+    Args:
+        path: A file that `fit` wrote with `checkpoint=`.
+        net: The network; its parameters must have the names and shapes of those in the file.
+
+    Returns:
+        The history of training until then.
+
+    Raises:
+        InputError: `path` is no file in a folder that exists.
+        InputTypeError: `path` is no path.
+        ModelError: The file is no checkpoint, or its weights do not fit.
+        UnsupportedError: safetensors is not installed.
+    """
     tensors, meta = _read(check(path))
     try:
         history = _history(meta)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: its history is none ({type(error).__name__}: {error})") from error
-    net.load_state_dict(_of(tensors, "net."))
+    net.load_state_dict(_with_prefix(tensors, "net."))
     return history
 
 
 def _read(path):
+    """Return the tensors by name and the metadata of a checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -134,8 +166,10 @@ def _read(path):
 
 
 def _settings(run):
-    """What must be the same to go on at all. The same bits need more: the same examples, loss, learning rate ..., which
-    may also be changed on purpose."""
+    """Return the settings that must be the same to resume.
+
+    The same bits need more: the same examples, loss, learning rate and so on, which may be changed on purpose.
+    """
     return {
         "examples": run.data.count,
         "batch_size": run.batch_size,
@@ -148,15 +182,17 @@ def _settings(run):
 
 
 def _history(meta):
+    """Return the History of a checkpoint's metadata."""
     return History({name: [float(value) for value in values] for name, values in meta["history"].items()})
 
 
-def _of(tensors, prefix):
+def _with_prefix(tensors, prefix):
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
 
 
 def _flattened(state, tensors):
-    """`state` with the names of its arrays in their place, which are put into `tensors`."""
+    """Put the arrays of a nested state into `tensors`, and return the state with their names in their place."""
     if isinstance(state, (tuple, list)):
         return [_flattened(part, tensors) for part in state]
     if state is None:
@@ -167,6 +203,7 @@ def _flattened(state, tensors):
 
 
 def _unflattened(state, tensors):
+    """Return a nested state with its arrays from `tensors`: the inverse of `_flattened`."""
     if isinstance(state, list):
         return tuple(_unflattened(part, tensors) for part in state)
     return None if state is None else tensors[state]

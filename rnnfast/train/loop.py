@@ -1,7 +1,11 @@
-"""fit, evaluate and predict: any network with `forward` and `backward`, examples along the first axis of all arrays."""
+"""fit, evaluate and predict, for networks with `forward` and `backward`; the first axis of all arrays is examples."""
+
+from __future__ import annotations
 
 import math
 import numbers
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,62 +20,89 @@ from rnnfast.train.optimizers import Optimizer
 from rnnfast.train.parameters import Parameters
 from rnnfast.train.trace import first_wrong
 
-METRICS = {"accuracy": accuracy}
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike
+
+    from rnnfast.nn.module import Module
+    from rnnfast.nn.types import FloatArray, Seed
+
+    Loss = Callable[..., tuple[float, FloatArray]]
+    Metrics = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
+
+METRICS: dict[str, Callable[..., Any]] = {"accuracy": accuracy}
 
 
 def fit(
-    net,
-    x,
-    y,
+    net: Module,
+    x: Any,
+    y: ArrayLike,
     *,
-    loss,
-    optimizer,
-    epochs=1,
-    batch_size=32,
-    lengths=None,
-    mask=None,
-    validation_data=None,
-    shuffle=True,
-    seed=None,
-    metrics=(),
-    clip_norm=None,
-    clip_value=None,
-    tbptt=None,
-    patience=None,
-    restore_best=True,
-    checkpoint=None,
-    checkpoint_every=None,
-    resume=False,
-    verbose=True,
-):
-    """Train `net` -> History.
+    loss: Loss,
+    optimizer: Optimizer,
+    epochs: int = 1,
+    batch_size: int = 32,
+    lengths: Any = None,
+    mask: ArrayLike | None = None,
+    validation_data: tuple[Any, ...] | None = None,
+    shuffle: bool = True,
+    seed: Seed = None,
+    metrics: Metrics = (),
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    tbptt: int | None = None,
+    patience: int | None = None,
+    restore_best: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    verbose: bool = True,
+) -> History:
+    """Train a network.
 
-    x: what the network takes, [examples, ...]; with recurrent layers [examples, time, ...], and these batch_first.
-    y: the targets, as the loss takes them, [examples, ...] or, where the network gives an output for each step,
-        [examples, time, ...].
-    lengths: [examples], how many steps of each count; for a tuple x a tuple with those of each array, or None, of which
-        the last are those of y. mask: bool, of y's shape or of its first axes, which elements the loss and the metrics
-        count; None is all, or those within the lengths where y has a time axis.
-    loss: `loss(y, target, mask)` -> (value, dy). optimizer: an Optimizer; one that was used before goes on.
-    validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), which `evaluate` gets after each epoch.
-    seed: of the one generator that shuffles the examples and drops out: an integer, or a numpy Generator. The same seed
-        gives the same bits.
-    metrics: "accuracy", or callables `metric(y, target, mask)` -> a mean, losses among them; one or a list.
-    clip_norm, clip_value: bounds for the norm of all gradients together, and for each of them.
-    tbptt: truncated back-propagation through time: a step of the optimiser for each `tbptt` time steps; the state goes
-        on to the next ones, the gradient does not.
-    patience: stop when so many epochs brought no smaller "val_loss" ("loss" without validation data); restore_best: at
-        the end take the weights of the best epoch (with patience only).
-    checkpoint: a file (safetensors) that is written after each epoch, and also after every `checkpoint_every` steps;
-        resume=True goes on from it, if it is there, to the same bits as without the interruption.
-    verbose: show progress on a terminal.
+    The values of an epoch are means over its batches, each as it was computed during training. A batch, or a chunk of
+    `tbptt`, in which no element counts makes no step.
 
-    Values of an epoch are means over its batches as they were trained. A batch, or chunk of tbptt, in which the mask
-    leaves nothing makes no step.
+    Args:
+        net: The network, whose recurrent layers must be batch_first.
+        x: The inputs, [examples, ...], for recurrent layers [examples, time, ...]; an array or a tuple of arrays.
+        y: The targets, as the loss takes them: [examples, ...], or [examples, time, ...] if the network has an output
+            for each time step.
+        loss: A loss: `loss(y, target, mask)` returns (value, dy).
+        optimizer: An Optimizer; one that was used before continues.
+        epochs: The number of epochs, those of a resumed training included.
+        batch_size: The number of examples of a batch.
+        lengths: Integers [examples], the number of valid time steps of each. For a tuple x, a tuple of these, or None,
+            for each array; those of the last array are those of y.
+        mask: bool of y's shape or its first axes, True where loss and metrics count an element. None is all elements
+            or, if y has a time axis, those within the lengths.
+        validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), to evaluate after each epoch.
+        shuffle: Whether to shuffle the examples of each epoch.
+        seed: A seed or a numpy Generator for shuffling and dropout; the same seed gives the same bits.
+        metrics: One or a list: "accuracy", or callables `metric(y, target, mask)` that return a mean, such as a loss.
+        clip_norm: The maximum norm of all gradients together.
+        clip_value: The maximum absolute value of each gradient.
+        tbptt: Truncated back-propagation through time: the optimizer makes a step for each `tbptt` time steps; the
+            state is carried over to the next ones, the gradient is not.
+        patience: The number of epochs without a smaller "val_loss" ("loss" without validation data) that end training.
+        restore_best: Whether to load the weights of the best epoch at the end; needs patience.
+        checkpoint: A safetensors file that is written after each epoch.
+        checkpoint_every: The number of steps after which it is written too.
+        resume: Whether to resume from the checkpoint, if the file exists; the result has the same bits as without the
+            interruption.
+        verbose: Whether to show progress on a terminal.
 
-    Raises DivergedError when the loss or a gradient is NaN or infinite: it names the step and the first layer whose
-    output is. The network then has the weights from before that step. InputError and InputTypeError for data that do
-    not fit; UnsupportedError for layers without gradients, or where safetensors is not installed.
+    Returns:
+        The history, with one number for each epoch.
+
+    Raises:
+        DivergedError: The loss or a gradient is NaN or infinite. The message names the step and the first layer whose
+            output is not finite; the network has the weights from before that step.
+        InputError: A shape or value does not fit.
+        InputTypeError: A dtype or type does not fit.
+        ModelError: The checkpoint is invalid or is one of another training.
+        UnsupportedError: A layer has no gradient, or a checkpoint is asked for and safetensors is not installed.
     """
     run = Run(
         net,
@@ -91,16 +122,14 @@ def fit(
     every = None if checkpoint_every is None else check_size(checkpoint_every, "checkpoint_every")
     keep_best = check_flag(restore_best, "restore_best") and patience is not None
     validation = None if validation_data is None else _validation(net, validation_data)
-    if checkpoint is not None:
-        checkpoint = checkpoints.check(checkpoint)
-    elif resume or every:
+    path = None if checkpoint is None else checkpoints.check(checkpoint)
+    if path is None and (resume or every):
         raise InputError(f"{'resume' if resume else 'checkpoint_every'}: needs checkpoint, a file")
-    if resume and checkpoint.exists():
-        checkpoints.restore(checkpoint, run)
+    if resume and path is not None and path.exists():
+        checkpoints.restore(path, run)
         if keep_best and run.best is None and run.history.epochs:
             raise ModelError(
-                f"{checkpoint}: has no weights of a best epoch, as its training had no patience; expected "
-                "restore_best=False"
+                f"{path}: has no weights of a best epoch, as its training had no patience; expected restore_best=False"
             )
 
     history = run.history
@@ -111,7 +140,7 @@ def fit(
             for _ in run.steps():
                 shown.advance(run.steps_done, run.means)
                 if every and optimizer.steps % every == 0:
-                    checkpoints.save(checkpoint, run)
+                    checkpoints.save(path, run)
             values = run.means() | {"learning_rate": optimizer.rate()}
             if validation is not None:
                 values |= _validated(net, validation, loss, run)
@@ -121,8 +150,8 @@ def fit(
                     )
             run.end_epoch(values, keep_best)
             shown.end(values)
-            if checkpoint is not None:
-                checkpoints.save(checkpoint, run)
+            if path is not None:
+                checkpoints.save(path, run)
     history.stopped = _exhausted(history, patience)
     if keep_best and run.best is not None:
         run.parameters.values[:] = run.best
@@ -130,8 +159,38 @@ def fit(
     return history
 
 
-def evaluate(net, x, y, *, loss, batch_size=256, lengths=None, mask=None, metrics=(), verbose=True):
-    """-> {"loss": ..., and each metric}: means over all elements that count. The arguments are those of `fit`."""
+def evaluate(
+    net: Module,
+    x: Any,
+    y: ArrayLike,
+    *,
+    loss: Loss,
+    batch_size: int = 256,
+    lengths: Any = None,
+    mask: ArrayLike | None = None,
+    metrics: Metrics = (),
+    verbose: bool = True,
+) -> dict[str, float]:
+    """Compute the loss and metrics of a network, without dropout.
+
+    Args:
+        net: As in `fit`.
+        x: As in `fit`.
+        y: As in `fit`.
+        loss: As in `fit`.
+        batch_size: The number of examples that are computed at a time.
+        lengths: As in `fit`.
+        mask: As in `fit`.
+        metrics: As in `fit`.
+        verbose: Whether to show progress on a terminal, if there is more than one batch.
+
+    Returns:
+        "loss" and each metric by name: means over all elements that count.
+
+    Raises:
+        InputError: A shape or value does not fit.
+        InputTypeError: A dtype or type does not fit.
+    """
     return _evaluate(
         net,
         Examples(net, x, _needed(y), lengths, mask),
@@ -142,10 +201,25 @@ def evaluate(net, x, y, *, loss, batch_size=256, lengths=None, mask=None, metric
     )
 
 
-def predict(net, x, *, batch_size=256, lengths=None, verbose=True):
-    """What the network gives for all examples, [examples, ...], computed `batch_size` at a time. verbose: show progress
-    on a terminal, if there is more than one batch."""
-    examples, outputs = Examples(net, x, None, lengths), []
+def predict(net: Module, x: Any, *, batch_size: int = 256, lengths: Any = None, verbose: bool = True) -> FloatArray:
+    """Compute the outputs of a network for all examples, without dropout.
+
+    Args:
+        net: As in `fit`.
+        x: As in `fit`.
+        batch_size: The number of examples that are computed at a time.
+        lengths: As in `fit`.
+        verbose: Whether to show progress on a terminal, if there is more than one batch.
+
+    Returns:
+        float32 [examples, ...].
+
+    Raises:
+        InputError: A shape or value does not fit.
+        InputTypeError: A dtype or type does not fit.
+    """
+    examples = Examples(net, x, None, lengths)
+    outputs: list[FloatArray] = []
     size = check_size(batch_size, "batch_size")
     with progress.make(verbose and examples.count > size) as shown:
         shown.begin("predict", -(-examples.count // size))
@@ -156,7 +230,7 @@ def predict(net, x, *, batch_size=256, lengths=None, verbose=True):
 
 
 class Run:
-    """Training under way: all that a checkpoint holds, and one step."""
+    """A training in progress: its step, and all the state that a checkpoint holds."""
 
     def __init__(self, net, data, loss, optimizer, batch_size, shuffle, seed, metrics, clip_norm, clip_value, tbptt):
         if not isinstance(optimizer, Optimizer):
@@ -176,19 +250,20 @@ class Run:
 
         self.parameters = Parameters(net)
         optimizer.check(self.parameters.values.size)
-        self.rng = as_generator(seed, "seed")
+        self.rng: Any = as_generator(seed, "seed")
         self.history = History()
-        self.best = None  # values of the best epoch
-        self.order_state = None  # the generator's, from before the examples of this epoch were shuffled
+        self.best = None  # parameter values of the best epoch
+        self.order_state = None  # the generator's state before it shuffled the examples of this epoch
         self._begin()
 
     def _begin(self):
-        self.steps_done = 0  # of this epoch
-        self.state = None  # what the next chunk of the batch begins with
+        """Reset the state of an epoch."""
+        self.steps_done = 0  # in this epoch
+        self.state = None  # initial state of the batch's next chunk
         self.sums, self.weight = dict.fromkeys(("loss", *self.metrics), 0.0), 0
 
     def begin_epoch(self):
-        """The order of the examples; one that was interrupted is drawn again, with the generator as it was then."""
+        """Draw the order of the examples; an interrupted epoch's is drawn again from the generator's old state."""
         resumed = self.order_state is not None
         now = self.rng.bit_generator.state
         if resumed:
@@ -200,23 +275,24 @@ class Run:
             self.rng.bit_generator.state = now
 
     def steps(self):
-        """Does the rest of the epoch, step by step."""
+        """Do the rest of the epoch, and yield after each step."""
         while self.steps_done < self.steps_per_epoch:
-            position, part = divmod(self.steps_done, len(self.starts))
-            places = slice(position * self.batch_size, (position + 1) * self.batch_size)
-            batch = self.data.batch(places if self.order is None else self.order[places])
-            for start in self.starts[part:]:
+            position, chunk_number = divmod(self.steps_done, len(self.starts))
+            span = slice(position * self.batch_size, (position + 1) * self.batch_size)
+            batch = self.data.batch(span if self.order is None else self.order[span])
+            for start in self.starts[chunk_number:]:
                 chunk = batch if self.tbptt is None else batch.chunk(start, start + self.tbptt)
                 try:
                     self._step(chunk)
                 except Error as error:
-                    raise with_location(error, self._where(places)) from error
+                    raise with_location(error, self._where(span)) from error
                 self.steps_done += 1
                 if start == self.starts[-1]:
                     self.state = None
                 yield
 
     def _step(self, batch):
+        """Train on one batch, or on one chunk of it."""
         x, y, lengths, mask = batch
         weight = batch.weight
         if not weight:
@@ -226,8 +302,9 @@ class Run:
         output, state, saved = self.net.forward(x, self.state, lengths=lengths, training=True, rng=self.rng)
         value, dy = _loss(self.loss, output, y, mask)
         if not math.isfinite(value):
-            rng = np.random.Generator(type(self.rng.bit_generator)())
-            rng.bit_generator.state = before
+            bits: Any = type(self.rng.bit_generator)()
+            bits.state = before
+            rng = np.random.Generator(bits)
             raise DivergedError(f"the loss is {value}; {first_wrong(self.net, batch, self.state, rng)}")
         gradients = self.parameters.gradients
         self.parameters.gather(self.net.backward(dy, None, saved, dx=False)[2])
@@ -246,20 +323,22 @@ class Run:
             self.sums[name] += _mean(metric(output, y, mask), name) * weight
         self.weight += weight
 
-    def _where(self, places):
-        of_batch = np.arange(self.data.count)[places] if self.order is None else self.order[places]
-        told = ", ".join(map(str, of_batch[:8])) + (" ..." if len(of_batch) > 8 else "")
+    def _where(self, span):
+        """Describe the current step: epoch, batch, number and examples."""
+        indices = np.arange(self.data.count)[span] if self.order is None else self.order[span]
+        examples = ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
         batch = self.steps_done // len(self.starts)
         return (
             f"epoch {self.history.epochs + 1}, batch {batch + 1} of {self.batches}, "
-            f"step {self.optimizer.steps + 1} (examples {told})"
+            f"step {self.optimizer.steps + 1} (examples {examples})"
         )
 
     def means(self):
-        """Of the epoch so far."""
+        """Return the mean loss and metrics of the epoch so far."""
         return {name: value / max(1, self.weight) for name, value in self.sums.items()}
 
     def end_epoch(self, values, keep_best):
+        """Add an epoch's values to the history, and keep the parameters if it is the best one."""
         self.history.append(values)
         self.order_state = None
         self._begin()
@@ -268,6 +347,7 @@ class Run:
 
 
 def _evaluate(net, examples, loss, batch_size, metrics, verbose=False):
+    """Return the mean loss and metrics by name."""
     sums, total = dict.fromkeys(("loss", *metrics), 0.0), 0
     with progress.make(verbose and examples.count > batch_size) as shown:
         shown.begin("evaluate", -(-examples.count // batch_size))
@@ -284,6 +364,7 @@ def _evaluate(net, examples, loss, batch_size, metrics, verbose=False):
 
 
 def _validated(net, examples, loss, run):
+    """Return the values of the validation data, their names after "val_"."""
     try:
         values = _evaluate(net, examples, loss, run.batch_size, run.metrics)
     except Error as error:
@@ -292,15 +373,15 @@ def _validated(net, examples, loss, run):
 
 
 def _loss(loss, y, target, mask):
-    """-> value, a float, and dy"""
-    given = loss(y, target, mask)
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise InputTypeError(f"loss: gave {_kind(given)}, expected (value, dy)")
-    return _mean(given, "loss"), given[1]
+    """Return the value of the loss, as a float, and dy."""
+    result = loss(y, target, mask)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputTypeError(f"loss: gave {_kind(result)}, expected (value, dy)")
+    return _mean(result, "loss"), result[1]
 
 
 def _mean(value, name):
-    """What a metric gave, or the first of what a loss did, as a float: a float32 would sum up as such."""
+    """Return the result of a metric, or the first of a loss's, as a float, as float32 would be summed in float32."""
     value = value[0] if isinstance(value, tuple) else value
     if np.ndim(value) or not isinstance(value, (numbers.Real, np.ndarray)):
         raise InputTypeError(f"{name}: gave {_kind(value)}, expected a number")
@@ -308,16 +389,19 @@ def _mean(value, name):
 
 
 def _exhausted(history, patience):
+    """Return whether `patience` epochs brought no improvement."""
     return patience is not None and history.epochs > 0 and history.epochs - 1 - history.best_epoch >= patience
 
 
 def _needed(y):
+    """Return the targets, which must not be None."""
     if y is None:
         raise InputTypeError("y: got None, expected the targets")
     return y
 
 
 def _validation(net, data):
+    """Return the validation data as Examples."""
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 4:
         raise InputTypeError(
             f"validation_data: got a {type(data).__name__}, expected (x, y), (x, y, lengths) or (x, y, lengths, mask)"
@@ -329,7 +413,7 @@ def _validation(net, data):
 
 
 def _metrics(metrics):
-    """Name -> metric."""
+    """Return the metrics by name."""
     metrics = (metrics,) if isinstance(metrics, str) or callable(metrics) else metrics
     if not isinstance(metrics, (tuple, list)):
         raise InputTypeError(f"metrics: got {_kind(metrics)}, expected names and callables (y, target, mask)")
@@ -345,11 +429,12 @@ def _metrics(metrics):
 
 
 def _callable(value, name):
+    """Return a callable, which must not be a class."""
     if not callable(value) or isinstance(value, type):
         raise InputTypeError(f"{name}: got {_kind(value)}, expected a callable (y, target, mask)")
     return value
 
 
 def _kind(value):
-    """What received, for messages: a class is often an object of it without its parentheses."""
+    """Describe a value's type for messages, and tell a class from its objects: parentheses are easily forgotten."""
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

@@ -1,17 +1,26 @@
-"""Losses: `loss(y, target, mask=None)` -> (value, dy), the mean over the elements that the mask keeps and its gradient.
+"""Losses: `loss(y, target, mask=None)` returns (value, dy), the mean over the elements that count and its gradient.
 
-y: float32, what the network gives; mask: bool, of the shape of the target or of its first axes, True where an element
-counts; what it leaves out may hold any value. value: a float, summed in float64; dy: float32, of y's shape.
+y is the network's float32 output. The mask is bool, of the target's shape or its first axes, and True where an element
+counts; other elements may hold any value. The value is a float, summed in float64; dy is float32 of y's shape.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.nn.checks import as_array, as_input, check_number, check_shape
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from rnnfast.nn.types import FloatArray
+
 
 def check_mask(mask, shape):
-    """`mask` as bool of `shape`, and how many elements it keeps; None keeps all."""
+    """Return the mask as a bool array of this shape (None for all elements), and the number of elements that count."""
     size = int(np.prod(shape))
     if mask is None:
         if not size:
@@ -32,17 +41,43 @@ def check_mask(mask, shape):
 
 
 class CrossEntropy:
-    """-log softmax(y)[target], y [..., classes], target [...] integers from 0 to classes - 1.
+    """Cross-entropy of logits y [..., classes] and classes target [...]: -log softmax(y)[target].
 
-    label_smoothing s: the target has probability 1 - s + s / classes, each other class s / classes, as in torch.
+    The formula is that of torch.nn.CrossEntropyLoss. With label_smoothing s the target has probability
+    1 - s + s / classes, and each other class s / classes.
+
+    Args:
+        label_smoothing: s, from 0 to 1.
+
+    Raises:
+        InputError: label_smoothing is out of range.
+        InputTypeError: label_smoothing is no number.
     """
 
-    def __init__(self, label_smoothing=0.0):
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
 
     @np.errstate(all="ignore")
-    def __call__(self, y, target, mask=None):
-        y, target = as_input(y, "y"), as_array(target, "target")
+    def __call__(
+        self, y: FloatArray, target: ArrayLike, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[float, FloatArray]:
+        """Compute the loss and its gradient.
+
+        Args:
+            y: The logits, float32 [..., classes].
+            target: Integers [...] from 0 to classes - 1.
+            mask: bool of the target's shape or its first axes, True where an element counts; None is all.
+
+        Returns:
+            The mean over the elements that count, and its gradient, float32 of y's shape.
+
+        Raises:
+            InputError: A shape or class does not fit, or no element counts.
+            InputTypeError: A dtype does not fit.
+        """
+        return self._loss(as_input(y, "y"), as_array(target, "target"), mask)
+
+    def _loss(self, y, target, mask):
         if y.ndim == 0 or y.shape[-1] == 0:
             raise InputError(f"y: shape is {list(y.shape)}, expected [..., classes]")
         classes, smoothing = y.shape[-1], self.label_smoothing
@@ -61,25 +96,43 @@ class CrossEntropy:
         total = dy.sum(1, keepdims=True)
         logs -= np.log(total)
         dy *= 1 / (total * np.float32(count))
-        places = np.arange(len(logs)), target.ravel()
-        lost = (1 - smoothing) * logs[places].astype(np.float64)
-        dy[places] -= np.float32((1 - smoothing) / count)
+        at_target = np.arange(len(logs)), target.ravel()
+        losses = (smoothing - 1) * logs[at_target].astype(np.float64)
+        dy[at_target] -= np.float32((1 - smoothing) / count)
         if smoothing:
-            lost += smoothing * logs.mean(1, dtype=np.float64)
+            losses -= smoothing * logs.mean(1, dtype=np.float64)
             dy -= np.float32(smoothing / (classes * count))
         if mask is not None:
-            kept = mask.ravel()
-            lost = lost[kept]
-            dy[~kept] = 0
-        return -float(lost.sum()) / count, dy.reshape(y.shape)
+            counts = mask.ravel()
+            losses = losses[counts]
+            dy[~counts] = 0
+        return float(losses.sum()) / count, dy.reshape(y.shape)
 
 
 class _Elementwise:
-    """A loss of each element of y with that of a target of its shape."""
+    """The base class of losses of each element of y and that of a target of the same shape."""
 
     @np.errstate(all="ignore")
-    def __call__(self, y, target, mask=None):
-        y, target = as_input(y, "y"), self._target(target, mask)
+    def __call__(
+        self, y: FloatArray, target: ArrayLike, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[float, FloatArray]:
+        """Compute the loss and its gradient.
+
+        Args:
+            y: float32 of any shape.
+            target: An array of y's shape; the class says which dtypes it may have.
+            mask: bool of the target's shape or its first axes, True where an element counts; None is all.
+
+        Returns:
+            The mean over the elements that count, and its gradient, float32 of y's shape.
+
+        Raises:
+            InputError: A shape or value does not fit, or no element counts.
+            InputTypeError: A dtype does not fit.
+        """
+        return self._loss(as_input(y, "y"), self._target(target, mask), mask)
+
+    def _loss(self, y, target, mask):
         check_shape(target, y.shape, "target", "that of y")
         mask, count = check_mask(mask, y.shape)
         if mask is not None:
@@ -90,12 +143,17 @@ class _Elementwise:
             values, dy[~mask] = values[mask], 0
         return float(values.sum(dtype=np.float64)) / count, dy
 
+    def elements(self, y: FloatArray, target: FloatArray, /) -> tuple[FloatArray, FloatArray]:
+        """Return the loss of each element and its derivative by y."""
+        raise NotImplementedError
+
     def _target(self, target, mask):
+        """Return the target as float32."""
         return as_input(target, "target")
 
 
 class MSE(_Elementwise):
-    """(y - target)^2, both float32 of one shape."""
+    """Mean squared error, (y - target)^2, as torch.nn.MSELoss; y and target are float32 of one shape."""
 
     def elements(self, y, target):
         difference = y - target
@@ -103,7 +161,10 @@ class MSE(_Elementwise):
 
 
 class MAE(_Elementwise):
-    """|y - target|, both float32 of one shape; the gradient at 0 is 0."""
+    """Mean absolute error, |y - target|, as torch.nn.L1Loss; y and target are float32 of one shape.
+
+    The gradient at y = target is 0.
+    """
 
     def elements(self, y, target):
         difference = y - target
@@ -111,8 +172,11 @@ class MAE(_Elementwise):
 
 
 class BinaryCrossEntropy(_Elementwise):
-    """-t log p - (1 - t) log(1 - p), p = sigmoid(y), computed from y, the logits; t = target, float32 from 0 to 1, bool
-    or integers 0 and 1, of y's shape."""
+    """Binary cross-entropy of logits y: -t log p - (1 - t) log(1 - p), where p = sigmoid(y) and t is the target.
+
+    The formula is that of torch.nn.BCEWithLogitsLoss. The target has y's shape, and is float32 from 0 to 1, bool, or
+    integers 0 and 1.
+    """
 
     def elements(self, y, target):
         small = np.exp(-np.abs(y))
@@ -130,7 +194,7 @@ class BinaryCrossEntropy(_Elementwise):
 
 
 def _check_range(target, outside, mask, expected):
-    """Refuse values where `outside` is True and that count."""
+    """Refuse targets that count and where `outside` is True."""
     if outside.any():
         wrong = np.argwhere(outside if mask is None else outside & mask)
         if len(wrong):

@@ -1,14 +1,33 @@
-"""Metrics: `metric(y, target, mask=None)` -> a float, the mean over the elements that the mask keeps."""
+"""Metrics: `metric(y, target, mask=None)` returns a float, the mean over the elements that count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rnnfast.train.losses import check_mask
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
-def accuracy(y, target, mask=None):
-    """The share of right answers: of the largest logit where y has classes as a further last axis, else of the sign of
-    the logit, for targets 0 and 1."""
-    y, target = np.asarray(y), np.asarray(target)
-    right = y.argmax(-1) == target if y.ndim == target.ndim + 1 else (y > 0) == (target > 0.5)
-    mask, count = check_mask(mask, right.shape)
-    return float(np.count_nonzero(right if mask is None else right & mask) / count)
+
+def accuracy(y: ArrayLike, target: ArrayLike, mask: NDArray[np.bool_] | None = None) -> float:
+    """Return the fraction of correct predictions.
+
+    Args:
+        y: Logits [..., classes], of which the largest is the prediction, or [...], of which the sign is.
+        target: Classes, integers [...], or 0 and 1 [...].
+        mask: bool of the target's shape or its first axes, True where an element counts; None is all.
+
+    Raises:
+        InputError: The mask's shape does not fit, or no element counts.
+        InputTypeError: The mask is not bool.
+    """
+    logits, expected = np.asarray(y), np.asarray(target)
+    if logits.ndim == expected.ndim + 1:
+        correct = logits.argmax(-1) == expected
+    else:
+        correct = (logits > 0) == (expected > 0.5)
+    mask, count = check_mask(mask, correct.shape)
+    return float(np.count_nonzero(correct if mask is None else correct & mask) / count)

@@ -1,13 +1,17 @@
-"""Optimisers, with torch's formulas and defaults: `step(values, gradients)` changes a flat float32 vector in place.
+"""Optimizers with the formulas of torch.optim: `step(values, gradients)` changes a flat float32 vector in place.
 
-learning_rate: a number, or a callable of the number of steps done (`schedules`). weight_decay: times the values, added
-to the gradients; AdamW takes it from the values instead.
+The formulas write g for the gradient, v for the value, and a prime for a quantity after the step. Weight decay adds
+weight_decay * v to g first; AdamW decays v instead.
 
-What an optimiser remembers of one vector is its `state_dict()`: the number of steps and arrays of the vector's size.
+The state of an optimizer for one vector is its `state_dict()`: the number of steps, and arrays of the vector's size.
 """
+
+from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,26 +19,51 @@ from rnnfast.errors import InputError, InputTypeError, ModelError
 from rnnfast.native import _kernels
 from rnnfast.nn.checks import check_flag, check_number
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rnnfast.nn.types import FloatArray
+
+    LearningRate = float | Callable[[int], float]
+
 BLOCK = 1 << 15
-"""Elements that one update works on: a step's dozen passes find them in the cache."""
+"""Elements that one update works on, few enough that the dozen passes of a step find them in the cache."""
 
 
 class Optimizer:
-    """What the optimisers below share; each has its formula in `_update`."""
+    """The base class of optimizers; subclasses define `slots` and `_update`.
 
-    slots = ()
-    """Names of the arrays that it remembers."""
+    Args:
+        learning_rate: A number, or a callable of the number of steps done, such as those of `rnnfast.train`.
+        weight_decay: The factor of weight decay.
 
-    def __init__(self, learning_rate, weight_decay):
+    Attributes:
+        steps: The number of steps done.
+
+    Raises:
+        InputError: A number is negative.
+        InputTypeError: An argument has the wrong type.
+    """
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the arrays that the optimizer keeps."""
+        return ()
+
+    def __init__(self, learning_rate: LearningRate, weight_decay: float) -> None:
         if not callable(learning_rate):
             learning_rate = check_number(learning_rate, "learning_rate", 0.0, math.inf)
         self.learning_rate = learning_rate
         self.weight_decay = check_number(weight_decay, "weight_decay", 0.0, math.inf)
         self.steps = 0
-        self._memory = None
+        self._memory: list[FloatArray] | None = None
 
-    def rate(self):
-        """The learning rate of the next step."""
+    def rate(self) -> float:
+        """Return the learning rate of the next step.
+
+        Raises:
+            InputError: The callable returned no number, or one that is negative or not finite.
+        """
         if not callable(self.learning_rate):
             return self.learning_rate
         rate = self.learning_rate(self.steps)
@@ -42,8 +71,17 @@ class Optimizer:
             raise InputError(f"learning_rate: {self.learning_rate!r} gave {rate!r} at step {self.steps}")
         return float(rate)
 
-    def step(self, values, gradients):
-        """values, gradients: float32 vectors of one size; gradients may be changed."""
+    def step(self, values: FloatArray, gradients: FloatArray) -> None:
+        """Update the values in place.
+
+        Args:
+            values: float32 [N], contiguous.
+            gradients: float32 [N], contiguous; they may be changed.
+
+        Raises:
+            InputError: N is not that of earlier steps, or the learning rate is invalid.
+            InputTypeError: An argument is no such vector.
+        """
         for array, name in ((values, "values"), (gradients, "gradients")):
             if (
                 not isinstance(array, np.ndarray)
@@ -70,13 +108,17 @@ class Optimizer:
                 self._decay(v, g, rate)
             self._update(rate, v, g, *(array[part] for array in memory))
 
-    def state_dict(self):
-        """{"steps": their number, and each slot's array, once there was a step}; copies."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: "steps" and, after the first step, a copy of each slot's array."""
         arrays = {} if self._memory is None else dict(zip(self.slots, (a.copy() for a in self._memory), strict=True))
         return {"steps": self.steps, **arrays}
 
-    def load_state_dict(self, state_dict):
-        """Go on from what `state_dict()` gave."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Resume from the state that `state_dict()` returned.
+
+        Raises:
+            ModelError: The names are not those of this optimizer.
+        """
         arrays = {name: np.array(a, np.float32) for name, a in state_dict.items() if name != "steps"}
         if "steps" not in state_dict or arrays and {*arrays} != {*self.slots}:
             raise ModelError(
@@ -86,26 +128,52 @@ class Optimizer:
         self.steps = int(state_dict["steps"])
         self._memory = [arrays[name] for name in self.slots] if arrays else None
 
-    def check(self, size):
-        """Refuse a vector of another size than those before."""
+    def check(self, size: int) -> None:
+        """Check the size of a vector.
+
+        Raises:
+            InputError: The vectors of earlier steps had another size.
+        """
         if self._memory and self._memory[0].size != size:
             raise InputError(f"{type(self).__name__}: got {size} values, expected {self._memory[0].size}, as before")
 
     def _decay(self, v, g, rate):
+        """Apply weight decay to a block."""
         g += np.float32(self.weight_decay) * v
 
-    def _update(self, rate, v, g, *memory):
+    def _update(self, rate: float, v: FloatArray, g: FloatArray, *args: Any, **kwargs: Any) -> None:
+        """Update a block of values; the arguments after g are the blocks of the slots' arrays."""
         raise NotImplementedError
 
-    def __repr__(self):
-        given = {name: value for name, value in vars(self).items() if name not in ("steps", "_memory")}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+    def __repr__(self) -> str:
+        arguments = {name: value for name, value in vars(self).items() if name not in ("steps", "_memory")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 
 class SGD(Optimizer):
-    """m' = momentum * m + g;  v' = v - rate * m', or with nesterov v' = v - rate * (g + momentum * m')"""
+    """Stochastic gradient descent, as torch.optim.SGD:
 
-    def __init__(self, learning_rate=1e-3, momentum=0.0, nesterov=False, weight_decay=0.0):
+        m' = momentum * m + g
+        v' = v - rate * m'    or, with nesterov, v' = v - rate * (g + momentum * m')
+
+    Args:
+        learning_rate: The rate: a number, or a callable of the number of steps done.
+        momentum: From 0 to 1.
+        nesterov: Whether to use Nesterov's momentum.
+        weight_decay: The factor of weight decay.
+
+    Raises:
+        InputError: A number is out of range, or nesterov has no momentum.
+        InputTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 1e-3,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(learning_rate, weight_decay)
         self.momentum = check_number(momentum, "momentum", 0.0, 1.0)
         self.nesterov = check_flag(nesterov, "nesterov")
@@ -113,7 +181,7 @@ class SGD(Optimizer):
             raise InputError("nesterov: needs a momentum above 0")
 
     @property
-    def slots(self):
+    def slots(self) -> tuple[str, ...]:
         return ("momentum",) if self.momentum else ()
 
     def _update(self, rate, v, g, m=None):
@@ -125,16 +193,40 @@ class SGD(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """s' = alpha * s + (1 - alpha) * g^2;  d = g / (sqrt(s') + eps);  m' = momentum * m + d;  v' = v - rate * m'"""
+    """RMSprop, as torch.optim.RMSprop:
 
-    def __init__(self, learning_rate=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0):
+        s' = alpha * s + (1 - alpha) * g^2
+        d = g / (sqrt(s') + eps)
+        m' = momentum * m + d
+        v' = v - rate * m'
+
+    Args:
+        learning_rate: The rate: a number, or a callable of the number of steps done.
+        alpha: From 0 to 1.
+        eps: At least 0.
+        weight_decay: The factor of weight decay.
+        momentum: From 0 to 1.
+
+    Raises:
+        InputError: A number is out of range.
+        InputTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
         super().__init__(learning_rate, weight_decay)
         self.alpha = check_number(alpha, "alpha", 0.0, 1.0)
         self.eps = check_number(eps, "eps", 0.0, math.inf)
         self.momentum = check_number(momentum, "momentum", 0.0, 1.0)
 
     @property
-    def slots(self):
+    def slots(self) -> tuple[str, ...]:
         return ("square", "momentum") if self.momentum else ("square",)
 
     def _update(self, rate, v, g, s, m=None):
@@ -151,12 +243,30 @@ class RMSprop(Optimizer):
 
 
 class Adam(Optimizer):
-    """m' = b1 * m + (1 - b1) * g;  s' = b2 * s + (1 - b2) * g^2
-    v' = v - rate * (m' / (1 - b1^t)) / (sqrt(s' / (1 - b2^t)) + eps),  at step t = 1, 2 ..."""
+    """Adam, as torch.optim.Adam, from Kingma and Ba (2015), "Adam: A Method for Stochastic Optimization":
 
-    slots = ("mean", "square")
+        m' = b1 * m + (1 - b1) * g
+        s' = b2 * s + (1 - b2) * g^2
+        v' = v - rate * (m' / (1 - b1^t)) / (sqrt(s' / (1 - b2^t)) + eps),    at step t = 1, 2, ...
 
-    def __init__(self, learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    Args:
+        learning_rate: The rate: a number, or a callable of the number of steps done.
+        betas: (b1, b2), each at least 0 and less than 1.
+        eps: At least 0.
+        weight_decay: The factor of weight decay.
+
+    Raises:
+        InputError: A number is out of range.
+        InputTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(learning_rate, weight_decay)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise InputTypeError(f"betas: got {betas!r}, expected two numbers")
@@ -165,17 +275,41 @@ class Adam(Optimizer):
         if 1 in self.betas:
             raise InputError(f"betas: {betas!r}, expected less than 1")
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("mean", "square")
+
     def _update(self, rate, v, g, m, s):
         b1, b2 = self.betas
-        # both corrections go into eps and the rate
+        # Both bias corrections are folded into eps and the rate.
         scale = math.sqrt(1 - b2**self.steps)
         _kernels.adam(g, v, m, s, b1, b2, self.eps * scale, rate * scale / (1 - b1**self.steps))
 
 
 class AdamW(Adam):
-    """Adam, and before it v' = v - rate * weight_decay * v"""
+    """Adam with decoupled weight decay, as torch.optim.AdamW.
 
-    def __init__(self, learning_rate=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+    Before the step of Adam, rate * weight_decay * v is subtracted from v, as in Loshchilov and Hutter (2019),
+    "Decoupled Weight Decay Regularization".
+
+    Args:
+        learning_rate: The rate: a number, or a callable of the number of steps done.
+        betas: (b1, b2), each at least 0 and less than 1.
+        eps: At least 0.
+        weight_decay: The factor of weight decay.
+
+    Raises:
+        InputError: A number is out of range.
+        InputTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
         super().__init__(learning_rate, betas, eps, weight_decay)
 
     def _decay(self, v, g, rate):

@@ -1,5 +1,7 @@
 """All parameters of a network in one flat vector, and all gradients in another."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
@@ -7,7 +9,13 @@ from rnnfast.nn.module import layers_of
 
 
 class Parameters:
-    """values, gradients: float32 vectors, in the order of the network's state dict."""
+    """The parameters and gradients of a network: float32 vectors in the order of its state dict.
+
+    Attributes:
+        values: The parameters, a copy; `load` gives them to the network.
+        gradients: The gradients, as `gather` collected them.
+        spans: Name of each parameter -> (start, end, shape) of its span in both vectors.
+    """
 
     def __init__(self, net):
         self.net = net
@@ -18,27 +26,28 @@ class Parameters:
         for i, layer in enumerate(layers):
             if any(layer is other for other in layers[:i]):
                 raise UnsupportedError(
-                    f"{layer!r} stands in {net!r} more than once: training of shared weights is not "
-                    "supported, expected another layer for each place"
+                    f"{layer!r} is in {net!r} more than once: training of shared weights is not "
+                    "supported, expected another layer in each position"
                 )
         ends = np.cumsum([a.size for a in state.values()]).tolist()
-        self.places = {name: (end - a.size, end, a.shape) for (name, a), end in zip(state.items(), ends, strict=True)}
+        self.spans = {name: (end - a.size, end, a.shape) for (name, a), end in zip(state.items(), ends, strict=True)}
         self.values = np.concatenate([a.ravel() for a in state.values()])
         self.gradients = np.empty_like(self.values)
         self._gradients = self.views(self.gradients)
 
     def views(self, vector):
-        """The vector's parts by name."""
-        return {name: vector[start:end].reshape(shape) for name, (start, end, shape) in self.places.items()}
+        """Return views of the parameters' spans of a vector, by name."""
+        return {name: vector[start:end].reshape(shape) for name, (start, end, shape) in self.spans.items()}
 
     def gather(self, dweights):
+        """Copy gradients by name into the vector of gradients."""
         for name, view in self._gradients.items():
             view[...] = dweights[name]
 
     def load(self):
-        """The network takes the values, of which it gets a copy."""
-        self.net._replace(self.net._prepare(self.views(self.values.copy())))
+        """Load a copy of the values into the network."""
+        self.net.replace_weights(self.net.prepare_weights(self.views(self.values.copy())))
 
     def wrong_gradient(self):
-        """The first parameter whose gradient is not finite."""
+        """Return the name of the first parameter whose gradient is not finite, or None."""
         return next((name for name, view in self._gradients.items() if not np.isfinite(view).all()), None)

@@ -1,14 +1,19 @@
-"""Progress, on a terminal's stderr where rich is installed, nothing elsewhere: a bar for what is under way and a line
-for each epoch that is done."""
+"""Display of progress: a bar for the current epoch and a line for each finished one.
+
+It is shown on stderr if that is a terminal and rich is installed.
+"""
+
+from __future__ import annotations
 
 import time
 from importlib.util import find_spec
+from typing import Any
 
 INTERVAL = 0.1  # seconds between two updates of the bar
 
 
 class Silent:
-    """What is shown where nobody looks."""
+    """A display that shows nothing."""
 
     def __enter__(self):
         return self
@@ -17,16 +22,18 @@ class Silent:
         pass
 
     def begin(self, name, steps, done=0):
-        pass
+        """Start a task of so many steps, of which some may be done."""
 
-    def advance(self, steps, means=dict):
-        pass
+    def advance(self, steps: int, means: Any = dict) -> None:
+        """Show that so many steps are done; `means` is a callable that returns the mean values so far."""
 
     def end(self, values):
-        pass
+        """Finish the task and show its final values."""
 
 
 class Bar(Silent):
+    """A progress bar of rich."""
+
     def __init__(self, console):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -50,8 +57,7 @@ class Bar(Silent):
         self._task = self._progress.add_task(self._name, total=steps, completed=done, values="")
         self._began = self._shown = time.monotonic()
 
-    def advance(self, steps, means=dict):
-        """means: a callable that gives the values so far."""
+    def advance(self, steps: int, means: Any = dict) -> None:
         if time.monotonic() - self._shown >= INTERVAL:
             self._shown = time.monotonic()
             self._progress.update(self._task, completed=steps, values=describe(means()))
@@ -64,11 +70,12 @@ class Bar(Silent):
 
 
 def describe(values):
+    """Return values by name as text."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def make(wanted):
-    """A Bar, if it is wanted and there is a terminal."""
+    """Return a Bar if it is wanted and stderr is a terminal, else a Silent."""
     if wanted and find_spec("rich") is not None:
         from rich.console import Console
 

@@ -1,4 +1,6 @@
-"""Learning rates that change: callables of the number of steps done, which is 0 at the first."""
+"""Learning-rate schedules: callables of the number of steps done, which is 0 at the first step."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from rnnfast.nn.checks import check_number, check_size
 
 
 class _Schedule:
-    """Numbers are not below 0, those of steps integers."""
+    """The base class of schedules. It checks their fields: numbers of at least 0, and integers for numbers of steps."""
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -19,18 +21,27 @@ class _Schedule:
 
 @dataclass(frozen=True)
 class InverseTimeDecay(_Schedule):
-    """learning_rate / (1 + decay * step), the `decay` of Keras's optimisers."""
+    """learning_rate / (1 + decay * step), as keras.optimizers.schedules.InverseTimeDecay with decay_steps=1.
+
+    Args:
+        learning_rate: The first learning rate.
+        decay: The decay of each step.
+
+    Raises:
+        InputError: A number is negative.
+        InputTypeError: An argument is no number.
+    """
 
     learning_rate: float
     decay: float
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return self.learning_rate / (1 + self.decay * step)
 
 
 @dataclass(frozen=True)
 class _Decay(_Schedule):
-    """By the factor `rate` in so many steps."""
+    """The fields of a decay by the factor `rate` in `steps` steps."""
 
     learning_rate: float
     rate: float
@@ -38,30 +49,65 @@ class _Decay(_Schedule):
 
 
 class ExponentialDecay(_Decay):
-    """learning_rate * rate ** (step / steps)"""
+    """learning_rate * rate ** (step / steps), as keras.optimizers.schedules.ExponentialDecay.
 
-    def __call__(self, step):
+    Args:
+        learning_rate: The first learning rate.
+        rate: The factor.
+        steps: The number of steps in which the factor is reached.
+
+    Raises:
+        InputError: A number is negative, or `steps` is 0.
+        InputTypeError: An argument is no number, or `steps` is no integer.
+    """
+
+    def __call__(self, step: int) -> float:
         return self.learning_rate * self.rate ** (step / self.steps)
 
 
 class StepDecay(_Decay):
-    """learning_rate * rate ** floor(step / steps)"""
+    """learning_rate * rate ** floor(step / steps), as torch.optim.lr_scheduler.StepLR.
 
-    def __call__(self, step):
+    Args:
+        learning_rate: The first learning rate.
+        rate: The factor.
+        steps: The number of steps after which the factor is applied again.
+
+    Raises:
+        InputError: A number is negative, or `steps` is 0.
+        InputTypeError: An argument is no number, or `steps` is no integer.
+    """
+
+    def __call__(self, step: int) -> float:
         return self.learning_rate * self.rate ** (step // self.steps)
 
 
 @dataclass(frozen=True)
 class CosineDecay(_Schedule):
-    """From learning_rate down to `least` on half a cosine, reached after `steps`; before it `warmup` of these steps
-    rise on a line, the first to learning_rate / warmup."""
+    """Half a cosine from learning_rate down to `least`, after a linear warm-up.
+
+    During warm-up the rate is learning_rate * (step + 1) / warmup. After it, with
+    d = min(1, (step - warmup) / max(1, steps - warmup)), the rate is
+    least + (learning_rate - least) * (1 + cos(pi * d)) / 2, as in Loshchilov and Hutter (2017), "SGDR: Stochastic
+    Gradient Descent with Warm Restarts", without restarts.
+
+    Args:
+        learning_rate: The largest learning rate.
+        steps: The number of steps, warm-up included, after which the rate is `least`.
+        warmup: The number of steps of the warm-up.
+        least: The last learning rate.
+
+    Raises:
+        InputError: A number is negative, or `steps` is 0.
+        InputTypeError: An argument is no number, or a number of steps is no integer.
+    """
 
     learning_rate: float
     steps: int
     warmup: int = 0
     least: float = 0.0
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))

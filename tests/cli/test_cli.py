@@ -1,3 +1,5 @@
+"""The command: its subcommands, their output, and the messages of wrong use."""
+
 import json
 import subprocess
 import sys

@@ -114,7 +114,7 @@ def check(layer, feed, expected, *, exact=True, **options):
 @pytest.mark.parametrize("batch_first", (False, True))
 @pytest.mark.parametrize("name", CASES)
 def test_recurrent_layers(name, batch_first):
-    """With lengths and states, and without; all steps, and the last."""
+    """Export with and without lengths and states, with all steps and with the last one only."""
     kind, options = CASES[name]
     for sequences, lengths, states in (
         (True, None, False),

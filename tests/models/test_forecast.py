@@ -26,7 +26,7 @@ needs_series = pytest.mark.skipif(
 )
 
 TOLERANCE = 2e-5
-"""In ppm: of forecasts that are sums of twelve changes in float32. Measured: 2e-6."""
+"""Largest difference, in ppm, of forecasts that are sums of twelve changes in float32. Measured: 2e-6."""
 
 
 def made_up(months=260):

@@ -1,4 +1,4 @@
-"""The models of letters: what is committed runs the same here and in onnxruntime; slow: made anew, they are as good."""
+"""The models of letters: committed files run alike here and in onnxruntime; models made anew are as good (slow)."""
 
 import os
 import subprocess
@@ -146,7 +146,7 @@ def test_words_by_ngrams(monkeypatch):
 
 
 def test_ngrams_are_probabilities(monkeypatch):
-    """They sum to 1 after contexts seen and unseen; a bigram agrees with the formula, counted by hand."""
+    """Probabilities sum to 1 after contexts seen and unseen; a bigram agrees with the formula, counted by hand."""
     NGram = script("ngram", monkeypatch).NGram
     rng = np.random.default_rng(7)
     numbers = rng.integers(0, 5, 300)

@@ -22,10 +22,10 @@ from picows import WSListener, WSMsgType, ws_connect
 from picows.websockets.asyncio.client import connect
 from picows.websockets.exceptions import ConnectionClosed
 
-from tests.paths import ROOT, SHARED
+from tests.paths import ROOT
 
-SILERO = SHARED / "models" / "silero_vad_6.2.3__silero_vad.onnx"
-# Inputs, outputs and states as Silero VAD has them.
+SILERO = "models/silero_vad_6.2.3__silero_vad.onnx"
+# A small graph with the inputs, outputs and states of Silero VAD.
 SMALL = """agraph (float[batch, n] input, float[2, batch, 7] state, int64 sr)
     => (float[batch, 1] output, float[2, batch, 7] stateN)
 {
@@ -101,10 +101,8 @@ async def reason(client, message=None):
 
 
 @pytest.mark.parametrize("silero", [False, True], ids=["small", "silero"])
-def test_load(silero, small):
-    if silero and not SILERO.exists():
-        pytest.skip("../shared/models is not there")
-    model = str(SILERO) if silero else small
+def test_load(silero, small, published):
+    model = str(published(SILERO)) if silero else small
     with service(model) as url:
         result = load(url, model, "--streams", "40", "--seconds", "1", "--kill", "7")
         assert (result.returncode, result.stderr) == (0, ""), result.stdout
@@ -116,14 +114,16 @@ def test_load(silero, small):
 
 
 def test_readme(small):
-    """What the README shows, with a small model and few microphones."""
+    """The console session of docs/tutorials/streaming-service.md, with a small model and few microphones."""
 
     def comparable(text):
         return re.sub(r"[\d.,]*\d", "N", text)
 
     block = next(
         block
-        for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+        for block in re.findall(
+            r"```console\n(.*?)```", (ROOT / "docs" / "tutorials" / "streaming-service.md").read_text(), re.S
+        )
         if "vad_service" in block
     ).splitlines(keepends=True)
     assert block[0] == "$ python models/vad_service.py build/silero_vad/data/silero_vad.onnx &\n"
@@ -188,7 +188,7 @@ def test_limits(small):
         async with connect(url) as later:
             return await ask(later, PCM[0])
 
-    with service(small, "--max-streams", "2", "--idle", "0.5") as url:
+    with service(small, "--max-streams", "2", "--idle", "1") as url:
         assert asyncio.run(run(url)) == expected(small)[0]
 
 

@@ -1,4 +1,4 @@
-"""The small files in models/: what they say is in them is in them, and they give what the reference gives."""
+"""The small files in models/ hold what their page says and give the reference's results."""
 
 import json
 import runpy

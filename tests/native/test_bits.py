@@ -1,4 +1,4 @@
-"""Law 2: a row's result has the same bits whatever the batch, the split in time, the threads and the instruction set."""
+"""A row's result has the same bits whatever the batch, the split in time, the threads and the instruction set."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What a step costs besides its arithmetic: no allocation, and nothing for denormal numbers."""
+"""A step costs nothing besides its arithmetic: it allocates nothing, and denormal numbers take no longer."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ for make in (
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_step_allocates_nothing(unsanitized, tmp_path, threads):
-    """As many allocations for 600 steps as for 60: those of a call, which makes its outputs."""
+    """600 steps make as many allocations as 60: those of a call for its outputs."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("there is no C compiler")

@@ -5,7 +5,7 @@ import pytest
 
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, ModelError
-from tests.nn.test_layers import (
+from tests.nn.helpers import (
     DEFAULT_ACTIVATIONS,
     FUNCTIONS,
     GATES,

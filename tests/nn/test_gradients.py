@@ -13,10 +13,10 @@ from rnnfast.native import _kernels
 from rnnfast.nn import convert
 from tests.paths import ROOT
 
-# Relative to the largest gradient of its kind (x, a state, all weights): a sum over all steps whose terms cancel, as the
-# only weight of a single unit, has no better scale of its own. Measured: 6e-6 at most.
+# Relative to the largest gradient of its kind (x, a state, all weights). A gradient that is a sum over all steps whose
+# terms cancel, as that of a single unit's only weight, has no better scale of its own. Measured: 6e-6 at most.
 TOLERANCE = 1e-5
-README = ROOT / "README.md"
+AUTOGRAD = ROOT / "docs" / "howto" / "autograd.md"
 KINDS = ("RNN", "RNN relu", "LSTM", "LSTM projected", "GRU", "GRU reset first")
 
 
@@ -162,7 +162,7 @@ def test_as_the_reference(isa, kind, direction, lengths):
     arrays = [convert.to_onnx(layer.kind, layer.state_dict(), convert.suffix(0, d)) for d in range(directions)]
     weights = {name: np.stack([a[name] for a in arrays]) for name in "WRB"}
     states = unpacked(layer, state)
-    options = {"activations": layer._activations, "direction": direction}
+    options = {"activations": layer.resolved_activations, "direction": direction}
     if layer.kind == "GRU":
         options["linear_before_reset"] = layer.linear_before_reset
     if layer.proj_size:
@@ -438,9 +438,9 @@ def test_nan_goes_through_a_relu():
 
 
 def test_in_torch():
-    """As README.md has it."""
+    """A GRU of both directions in torch's autograd, by the class that docs/howto/autograd.md shows."""
     torch = pytest.importorskip("torch")
-    code = re.search(r"```python\n(import torch\n.*?)```", README.read_text(), re.S)[1]
+    code = re.search(r"```python\n(import torch\n.*?)```", AUTOGRAD.read_text(), re.S)[1]
     names = {}
     exec(code, names)
     Layer = names["Layer"]

@@ -13,7 +13,7 @@ from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedEr
 from rnnfast.native import _engine
 
 TOLERANCE = 2e-6
-"""As in test_torch.py: both sides float32, a few roundings a step."""
+"""Largest difference, as in test_torch.py: both sides compute in float32, with a few roundings a step."""
 
 LENGTHS = [3, 7, 1, 7, 4]
 LAYERS = {

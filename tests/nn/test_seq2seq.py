@@ -18,7 +18,7 @@ TOLERANCE = 3e-6
 """Largest difference from torch in float64, relative to the largest value where that is over 1. Measured: 2.3e-7."""
 
 SLOPE = 2e-3
-"""Of finite differences of float32 losses, whose slopes are of the order of 10. Measured: 2.2e-4."""
+"""Largest error of finite differences of float32 losses, whose slopes are of the order of 10. Measured: 2.2e-4."""
 
 CASES = list(itertools.product(("GRU", "LSTM"), (False, True), ("dot", "additive"), (1, 2)))
 LENGTHS = [6, 1, 4], [2, 5, 3]
@@ -204,7 +204,7 @@ def test_a_wide_beam_finds_the_best_of_all(seed):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_files_decode_the_same(case, tmp_path):
-    """In rnnfast and in onnxruntime, greedily and with a beam, with an empty source among the others."""
+    """Files decode alike in rnnfast and onnxruntime, greedily and with a beam; one source is empty."""
     net = network(*case)
     net.save(tmp_path / "g2p")
     paths = [tmp_path / "g2p" / f"{name}.onnx" for name in ("encoder", "decoder_step")]

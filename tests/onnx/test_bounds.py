@@ -42,14 +42,14 @@ def at_end(request):
 @pytest.fixture
 def guard_buffers(monkeypatch, at_end):
     """A switch: from then on buffers and constants of native steps are guarded, outputs are copies of such buffers."""
-    place_of, program = builder.Builder._place_of, builder.Builder.program
+    location_of, program = builder.Builder._location_of, builder.Builder.program
 
-    def guarded_place_of(self, view):
+    def guarded_location_of(self, view):
         buffer = self.allocation_of(view)
         if buffer.kind in (builder.INPUT, builder.OUTPUT) or any(
             self.allocation_of(s) is buffer for s, *_ in self._checks
         ):
-            return place_of(self, view)
+            return location_of(self, view)
         held = self.__dict__.setdefault("held", {})
         if buffer not in held:
             held[buffer] = guarded(buffer.array.nbytes, at_end)
@@ -67,7 +67,7 @@ def guard_buffers(monkeypatch, at_end):
         return program(self, outputs)
 
     def switch():
-        monkeypatch.setattr(builder.Builder, "_place_of", guarded_place_of)
+        monkeypatch.setattr(builder.Builder, "_location_of", guarded_location_of)
         monkeypatch.setattr(builder.Builder, "program", program_of_copies)
 
     return switch
@@ -282,7 +282,7 @@ def test_memory_of_others_is_not_touched(isa, guard_buffers, at_end, forced, mak
         model = rnnfast.load(source, threads=threads)
         outputs = model({name: copied(array, at_end) for name, array in inputs.items()})
         native += sum(
-            isinstance(run, _programs.NativeProgram) for plan in model._own.plans.kept for run, *_ in plan.steps
+            isinstance(run, _programs.NativeProgram) for plan in model.planned.plans.kept for run, *_ in plan.steps
         )
         for name, y in right.items():
             np.testing.assert_array_equal(outputs[name], y)

@@ -1,4 +1,4 @@
-"""What is no model, wrong, or asks for too much: an rnnfast.Error that says what and where."""
+"""Files that are no model, are wrong or ask for too much raise an rnnfast.Error that says what and where."""
 
 import os
 
@@ -26,7 +26,7 @@ def changed(change, nodes=None, **kwargs):
     return model
 
 
-# what is done to a sound model, the error and words of its message
+# A change to a sound model, the error and words of its message.
 WRONG_FILES = {
     "no graph": (lambda m: m.ClearField("graph"), ModelError, "no graph"),
     "no opset": (lambda m: m.ClearField("opset_import"), ModelError, "no opset"),
@@ -152,7 +152,7 @@ def test_cycle_and_order():
     np.testing.assert_array_equal(load(changed(lambda m: None, unsorted))(x=[-1.0, 2.0]).y, [0, -2])
 
 
-# attributes of Gemm, Cast, Pad ... : the attribute, the error and words of its message
+# An attribute of Gemm, Cast, Pad ..., the error and words of its message.
 WRONG_ATTRIBUTES = {
     "type": ("Softmax", helper.make_attribute("axis", 1.0), ModelError, "'axis' = 1.0 is FLOAT, expected INT"),
     "no type": ("Softmax", AttributeProto(name="axis", i=1), ModelError, "'axis'"),

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
-from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.case.node import collect_testcases
 
 import rnnfast
 from rnnfast.onnx.ops import table
@@ -34,8 +34,8 @@ EXCLUDED = {
     ),
     "test_if_opt": "makes an empty optional from a type attribute",
 }
-# Attention written out in operators of half precision, each rounded: a different order of sums moves a result by one or two
-# units in the last place, which is more than the package's tolerance of 1e-3.
+# Attention written out in operators of half precision, each of which rounds: another order of sums moves a result by
+# one or two units in the last place, which is more than the package's tolerance of 1e-3.
 LAST_PLACE = {
     **{
         f"test_attention_{form}_bf16_expanded": 2**-6
@@ -56,7 +56,7 @@ def operators(graph):
 def cases():
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of the package's own NumPy code
-        for case in load_model_tests(kind="node"):
+        for case in collect_testcases(None):
             functions = {(f.domain, f.name) for f in case.model.functions}
             used = {("" if domain == "ai.onnx" else domain, op) for domain, op in operators(case.model.graph)}
             if used - functions <= table().keys() and case.name not in EXCLUDED:
@@ -97,14 +97,16 @@ def test_node_case(name):
 
 def test_every_promised_operator_has_a_case():
     covered = {op for case in CASES.values() for _, op in operators(case.model.graph)}
-    assert [op for op in PROMISED if op not in covered] == ["ConcatFromSequence"]  # tests/test_ops_shape.py has it
+    assert [op for op in PROMISED if op not in covered] == [
+        "ConcatFromSequence"
+    ]  # tests/onnx/ops/test_shape.py tests it
 
 
 def test_excluded_cases_are_refused():
     """A case that would pass must not stand in the list."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        excluded = [case for case in load_model_tests(kind="node") if case.name in EXCLUDED]
+        excluded = [case for case in collect_testcases(None) if case.name in EXCLUDED]
     assert len(excluded) == len(EXCLUDED)
     for case in excluded:
         with pytest.raises(rnnfast.Error):

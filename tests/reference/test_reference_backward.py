@@ -10,7 +10,7 @@ from rnnfast import reference
 from tests.cases import DEFAULT, DIRECTIONS, GATES, activation
 
 STEP = 1e-6
-"""Of central differences. Their error is about STEP**2 times a third derivative, and 1e-16 / STEP times the loss."""
+"""Step of central differences, whose error is about STEP**2 times a third derivative + 1e-16 / STEP times the loss."""
 
 DIFFERENCE_TOLERANCE = 1e-7
 """Largest difference relative to the largest gradient of an argument (or 1). Measured: 3.0e-8."""
@@ -178,7 +178,7 @@ def test_derivative_at_a_kink(name, at, derivative):
 
 
 def test_derivatives_far_out():
-    """They neither overflow nor cancel."""
+    """Derivatives far from 0 neither overflow nor cancel."""
     x = np.array([-np.inf, -1e300, -800.0, -30.0, 30.0, 800.0, 1e300, np.inf])
     with np.errstate(all="raise", under="ignore"):
         got = {name: function(x, 1.5, 0.5) for name, function in reference.DERIVATIVES.items()}

@@ -154,7 +154,7 @@ def test_error_of_one():
 
 
 def test_bad_frames():
-    """They are refused at once, and touch nothing."""
+    """Bad frames are refused at once, and change nothing."""
     with rnnfast.Batcher(layer().pool(3), max_wait=0) as batcher:
         stream, x = batcher.open(), frames(1, 3)
         assert np.array_equal(batcher.submit(stream, x[0]).result(20), alone(x)[0])
@@ -253,12 +253,12 @@ def test_idle():
 
     async def main():
         told, x = asyncio.Queue(), frames(8, 40)
-        with rnnfast.Batcher(pool, max_wait=0, idle=0.05) as batcher:
+        with rnnfast.Batcher(pool, max_wait=0, idle=0.4) as batcher:
             quiet, busy = batcher.open(on_close=told.put_nowait), batcher.open()
             y = []
             for frame in x:
                 y.append(await batcher.step(busy, frame))
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.015)
             assert await asyncio.wait_for(told.get(), 20) == quiet
             assert same(y, alone(x))
             with pytest.raises(ClosedError, match=f"stream {quiet} is not open"):
@@ -270,7 +270,7 @@ def test_idle():
 
 
 def test_close(monkeypatch):
-    """What waits of a closed stream fails; its place is free for another."""
+    """Frames that wait of a closed stream fail; its place is free for another."""
     pool = layer().pool(2)
     held = Held(pool, monkeypatch)
     with rnnfast.Batcher(pool, max_wait=0) as batcher:
@@ -306,7 +306,7 @@ def test_hurry():
 
 
 def test_drain():
-    """What waits is finished, later calls are refused, the thread ends, the pool is empty."""
+    """Waiting frames are finished, later calls are refused, the thread ends and the pool is empty."""
     before, pool = threading.active_count(), layer().pool(50)
     batcher = rnnfast.Batcher(pool, max_batch=4, max_wait=10)
     streams, x = [batcher.open() for _ in range(50)], frames(10, 3)
@@ -428,7 +428,7 @@ def test_sequences_without_a_place():
     waits, cancelled = batcher.submit_run(x), batcher.submit_run(x)
     assert cancelled.cancel()
     batcher.drain()
-    with pytest.raises(ClosedError, match="streams had all places"):
+    with pytest.raises(ClosedError, match="all streams of the pool are open"):
         waits.result(0)
     assert batcher.stats()["queued"] == 0
 
@@ -450,7 +450,7 @@ def test_sequences_that_are_wrong_run_with_none_that_are_right(monkeypatch):
 
 
 def test_callback_that_exits():
-    """Those of the same batch have their results all the same."""
+    """Frames of the same batch have their results all the same."""
     with rnnfast.Batcher(layer().pool(2), max_batch=2, max_wait=5) as batcher:
         a, b, x = batcher.open(), batcher.open(), frames(2, 2)
         for frame in x:

@@ -15,11 +15,9 @@ from rnnfast.streaming.model_pool import MAX_GROUPS
 from rnnfast.streaming.pool import batch_sizes
 from tests.cases import bits
 from tests.graphs import load, parse, random
-from tests.paths import SHARED
 from tests.playing import USES, in_threads, play, property_test, same_bits
 
-MODELS = SHARED / "models"
-# File -> shape of a frame. Of the others of test_stream.py no axis is open: they run one by one.
+# Model -> samples of a frame. The models of ONE_BY_ONE have no open axis, so their streams run one by one.
 SILERO = {
     "silero_vad_5.1.2__silero_vad": 576,
     "silero_vad_6.2.3__silero_vad": 576,
@@ -106,8 +104,8 @@ def build(name):
     return load(parse(text, **initializers)), axes, FIXED.get(name, {})
 
 
-def silero(name, **options):
-    model = rnnfast.load(MODELS / f"{name}.onnx", **options)
+def silero(path):
+    model = rnnfast.load(path)
     return model, {"input": 0, "output": 0}, {"sr": 16000} if "sr" in model.required_inputs else {}
 
 
@@ -154,9 +152,8 @@ def test_random_uses(name, uses):
     use(*build(name), uses)
 
 
-@pytest.mark.skipif(not MODELS.is_dir(), reason=f"{MODELS} is not there")
 @pytest.mark.parametrize("name", SILERO)
-def test_published_models(name):
+def test_published_models(name, published):
     uses = [("open", i) for i in range(7)] + [
         ("frames", 1),
         ("rows", 2),
@@ -168,13 +165,12 @@ def test_published_models(name):
         ("frames", 8),
         ("out", 9),
     ]
-    use(*silero(name), uses, SILERO[name])
+    use(*silero(published(f"models/{name}.onnx")), uses, SILERO[name])
 
 
-@pytest.mark.skipif(not MODELS.is_dir(), reason=f"{MODELS} is not there")
 @pytest.mark.parametrize("name", ONE_BY_ONE)
-def test_published_models_whose_batch_is_fixed(name):
-    model = rnnfast.load(MODELS / f"{name}.onnx")
+def test_published_models_whose_batch_is_fixed(name, published):
+    model = rnnfast.load(published(f"models/{name}.onnx"))
     pool = model.pool(2)
     stream = pool.open()
     with pytest.raises(UnsupportedError, match=r"has no axis that may be a batch; pool\(batch=False\)"):
@@ -202,7 +198,7 @@ def test_plans_are_native_where_they_can_be():
         model, _, fixed = build(name)
         pool = model.pool(2, **fixed)
         pool.step({pool.open(): frame_of(model, model.stream(**fixed), {})(np.random.default_rng(0))})
-        assert (None in pool._fixed_groups[0].batches.values()) == (name == "not native"), name
+        assert (None in pool._fixed_groups[0].programs.values()) == (name == "not native"), name
 
 
 def test_many_threads_call_one_pool():
@@ -360,7 +356,7 @@ def test_streams_that_depend_on_one_another(name):
 
 
 def test_states_that_are_named():
-    """By their names they would be the other way round."""
+    """State pairs that are given take the place of those that the names suggest."""
     model = load(
         parse(
             "g (float[b,3] x, float[b,3] a, float[b,3] c) => "

@@ -1,4 +1,4 @@
-"""What pools of models refuse: the message says why, and no stream has changed."""
+"""Pools of models refuse wrong use with a message that says why, and no stream has changed."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ GRAPH = """g (float[b,5] x, int64[b] word, int64 rate, float[b,1,3] s, float[2,b
 INITIALIZERS = dict(
     table=random(0, 11, 5), zero=np.array([0]), one=np.array([1]), limit=np.array([3]), bias=np.float32(2)
 )
-# An open axis besides the batch, in a frame and in a state.
+# A graph whose frame and state have an open axis besides the batch.
 OPEN = "g (float[b,n] x, float[b,n] s) => (float[b,n] y, float[b,n] s_out) { s_out = Add (x, s)  y = Neg (s_out) }"
 WORDS = """g (float[b,5] s, int64[b] word) => (float[b,5] y, float[b,5] s_out) {
     e = Gather (table, word)  s_out = Add (e, s)  y = Neg (s_out) }"""

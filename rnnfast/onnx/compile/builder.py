@@ -1,7 +1,8 @@
-"""A native program in the making: values as views of buffers, commands as words, buffers placed in one arena.
+"""Builds a native program: values are views of allocations, commands are lists of words, and all intermediate
+results get offsets in one arena.
 
-A view is a NumPy array whose memory is never touched: its shape, strides and the place within its buffer are what a
-command needs, and NumPy itself gives the views that slicing, transposing, splitting and the like make of it.
+A view is a NumPy array whose memory is never touched. A command needs only its shape, its strides and its offset in
+the allocation, and NumPy computes these for slices, transpositions, splits and the like.
 """
 
 import bisect
@@ -22,18 +23,18 @@ from rnnfast.onnx.budget import owner
 
 ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
 AXES = _programs.LIMITS["axes"]
-LINE = 64  # bytes: buffers begin at a cache line
-SLACK = 64  # and may be read one block past their end
-LARGE = 1 << 20  # bytes: views of such buffers take addresses, never memory
+CACHE_LINE = 64  # bytes; each allocation begins at a cache line
+SLACK = 64  # bytes that a kernel may read past the end of an allocation
+MAPPED_BYTES = 1 << 20  # larger views are mapped, so that they take addresses but no memory
 DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
 
 
 class NotNative(Exception):
-    """No command does this; the step stays as it is."""
+    """No command can do this; the step keeps its NumPy function."""
 
 
-class Note(NamedTuple):
-    """What a command is: of which node, what it does, the shape of what it writes, its operations and bytes."""
+class CommandNote(NamedTuple):
+    """Describes one command for profiles: its node, the work it does, the shape it writes, its operations and bytes."""
 
     name: str
     op_type: str
@@ -44,16 +45,17 @@ class Note(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What native steps are made for: up to so many threads; products by BLAS, which native steps do not have."""
+    """How a program will run: on how many threads at most, and whether BLAS multiplies matrices outside of programs."""
 
     threads: int
     blas: bool
 
 
 class Operand:
-    """A value of a graph: its shape and type, the array if it is known, and in a program its view or expression.
+    """A value of a graph: its shape and type, its array if it is known at load, and its view or expression while a
+    program is built.
 
-    uses: how many steps and outputs need it.
+    uses: the number of steps and graph outputs that read it.
     """
 
     __slots__ = ("shape", "dtype", "known", "view", "expression", "uses")
@@ -64,7 +66,13 @@ class Operand:
         self.uses = 0
 
 
-class _Allocation:
+class Allocation:
+    """The memory behind one or more views.
+
+    kind: ARENA, CONSTANT, INPUT or OUTPUT. array: the NumPy array that owns the memory of the views. first, last: the
+    first and the last command that use it. index: its offset in the arena, or the index of its buffer.
+    """
+
     __slots__ = ("kind", "array", "first", "last", "index", "address")
 
     def __init__(self, kind, array):
@@ -72,45 +80,50 @@ class _Allocation:
         self.address = address(array)
 
 
-_start = operator.itemgetter(1)
+_start_of = operator.itemgetter(1)
 
 
 def broadcast(view, shape):
+    """Return the view broadcast to a shape; the view itself if it has that shape."""
     return view if view.shape == shape else np.broadcast_to(view, shape)
 
 
 class Builder:
-    """Commands for one run of steps. Emitters append to it; `program` makes the callable."""
+    """Collects the commands of consecutive steps, which emitters append; `program` turns them into a NativeProgram."""
 
     def __init__(self, target):
         self.target = target
         self.commands, self.notes, self.keep = [], [], []
-        self.inputs = []  # Operands that come from outside
-        self._allocations = {}  # id of the owning array -> _Allocation
-        self.folds = {}  # id of an Operand -> function(scale, shift): what makes it does that too
-        self.convolved = None  # (the Operand, its view as [N, H, W, C]) that the last command makes
-        self._seen = []  # (Operand, what it was) of those that got a view here
-        self.node = None  # what the commands that follow belong to
-        self._nodes = {}  # id of an Operand with an expression -> its node
-        self._checks = []  # (view of a status, what its error says, where it belongs)
+        self.inputs = []  # the Operands that are inputs of the program
+        self._allocations = {}  # id of the owning array -> its Allocation
+        self.folds = {}  # id of an Operand -> function(scale, shift): its commands give scale * it + shift
+        self.last_convolution = None  # (Operand, its view as [N, H, W, C]) if the last command is its convolution
+        self._seen = []  # Operands that got a view or an expression here
+        self.node = None  # the node to which the next commands belong
+        self._nodes = {}  # id of an Operand with an expression -> the node of the expression
+        self._checks = []  # (view of a status, class of the error, its message, where it says that it happened)
 
     # ------------------------------------------------------------------------------------------ values
     def new(self, shape, dtype=np.float32):
-        """The view of a fresh C-contiguous allocation."""
+        """Return a C-contiguous view of a new allocation in the arena."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        array = np.ndarray(shape, dtype, mmap.mmap(-1, nbytes)) if nbytes > LARGE else np.empty(shape, dtype)
-        self._allocations[id(array)] = _Allocation(ARENA, array)
+        array = np.ndarray(shape, dtype, mmap.mmap(-1, nbytes)) if nbytes > MAPPED_BYTES else np.empty(shape, dtype)
+        self._allocations[id(array)] = Allocation(ARENA, array)
         return array
 
     def constant(self, array):
-        """The view of an array that stays as it is."""
+        """Return the array as the view of a constant, which the program reads at its own address."""
         base = owner(array)
         if id(base) not in self._allocations:
-            self._allocations[id(base)] = _Allocation(CONSTANT, base)
+            self._allocations[id(base)] = Allocation(CONSTANT, base)
         return array
 
     def view(self, operand):
-        """The view of an operand; its expression is computed, if it has one."""
+        """Return the view of an operand.
+
+        An operand without one gets it here: from its expression, which is emitted now, from its known array, or as an
+        input of the program.
+        """
         if operand.view is None and operand.expression is not None:
             node, self.node = self.node, self._nodes[id(operand)]
             self.set(operand, operand.expression.compute(self))
@@ -125,30 +138,32 @@ class Builder:
         return operand.view
 
     def set(self, operand, view):
-        """The operand has this view in the program."""
+        """Give the operand its view in this program."""
         operand.view = view
         self._seen.append(operand)
 
     def set_expression(self, operand, expression):
-        """The operand is computed when a view of it is wanted, perhaps never."""
+        """Give the operand an expression, which is emitted when a view of it is first wanted, perhaps never."""
         operand.expression = expression
         self._nodes[id(operand)] = self.node
         self._seen.append(operand)
 
     def forget(self):
-        """Operands are free for another program."""
+        """Remove all views and expressions, so that the operands are free for another program."""
         for operand in self._seen:
             operand.view = operand.expression = None
 
-    def holders(self, view):
-        """The ids of the Operands that have this very view."""
+    def operands_of(self, view):
+        """Return the ids of the Operands that have this very view."""
         return {id(operand) for operand in self._seen if operand.view is view}
 
     def allocation_of(self, view):
+        """Return the Allocation that a view shows."""
         return self._allocations[id(owner(view))]
 
-    def sole(self, operand):
-        """Whether the operand's view is all of a buffer that no other operand shows, and nothing else needs it."""
+    def can_overwrite(self, operand):
+        """Return whether its one reader may overwrite the operand: its view is a whole arena allocation that no other
+        operand shows."""
         if operand.view is None or operand.uses != 1:
             return False
         base = owner(operand.view)
@@ -161,7 +176,7 @@ class Builder:
         )
 
     def contiguous(self, view):
-        """The view itself if it is C-contiguous, else that of a copy."""
+        """Return the view itself if it is C-contiguous, otherwise the view of a copy, which is emitted."""
         if view.flags.c_contiguous:
             return view
         copy = self.new(view.shape, view.dtype)
@@ -169,7 +184,7 @@ class Builder:
         return copy
 
     def reshaped(self, view, shape):
-        """The view in another shape, of a copy where NumPy could not do without one."""
+        """Return the view in another shape; a copy is emitted where NumPy could not reshape without one."""
         result = view.view()
         try:
             result.shape = shape
@@ -179,20 +194,21 @@ class Builder:
 
     # ------------------------------------------------------------------------------------------ commands
     def nested(self, name, words):
-        """A command's words as those of another one that has it inside."""
+        """Return a command as words that another command contains."""
         count = sum(2 if word is None or isinstance(word, np.ndarray) else 1 for word in words)
         return _programs.COMMANDS[name], 2 + count, *words
 
     def emit(self, name, *words, out, flops=0, weights=0, note=None):
-        """A command: its words are ints, floats, arrays (views: two words) and None (a place that is not there).
+        """Append a command. Its words are ints, floats, arrays (views, two words each) or None (an absent view).
 
-        out: the view that it writes; weights: bytes that it reads besides its views.
+        out: the view that it writes. weights: the bytes that it reads besides its views. note: the name under which
+        profiles show it, if not `name`.
         """
-        self.convolved = None
+        self.last_convolution = None
         self.commands.append((name, words))
         views = [word for word in words if type(word) is np.ndarray]
-        nbytes = weights + sum([_distinct(view) for view in views])
-        self.notes.append(Note(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
+        nbytes = weights + sum([_distinct_bytes(view) for view in views])
+        self.notes.append(CommandNote(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
         for view in views:
             allocation = self.allocation_of(view)
             if allocation.first is None:
@@ -200,34 +216,36 @@ class Builder:
             allocation.last = len(self.commands) - 1
 
     def copy(self, to, source):
-        """Copies a view to another of its shape (or one that broadcasts) and type."""
+        """Emit a copy of `source`, which broadcasts to the shape of `to`, between views of one type."""
         source = broadcast(source, to.shape)
         if 0 in to.shape:
             return
         order = sorted(range(to.ndim), key=lambda i: -abs(to.strides[i]))
         shape, to_strides, strides = merge_axes(
-            *([of_axis[i] for i in order] for of_axis in (to.shape, to.strides, source.strides))
+            *([values[i] for i in order] for values in (to.shape, to.strides, source.strides))
         )
-        if to.itemsize in strides[:-1]:  # a transposition: its two axes last
+        if to.itemsize in strides[:-1]:  # a transposition: the contiguous axes of source and target come last
             order = sorted(range(len(shape)), key=lambda i: (i == len(shape) - 1, strides[i] == to.itemsize))
-            shape, to_strides, strides = ([of_axis[i] for i in order] for of_axis in (shape, to_strides, strides))
+            shape, to_strides, strides = ([values[i] for i in order] for values in (shape, to_strides, strides))
         if len(shape) > AXES:
             raise NotNative(f"{len(shape)} axes")
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
     def status(self, message=None, error=InputError, where=None):
-        """The view where a command notes a value that is out of range: [whether there is one, the value].
+        """Return a new view where a command reports a value that is out of range: [1 if there is one, the value].
 
-        message: what the error of the run says, with {} for the value; None for no error. where: if not the node.
+        message: the text of the error that a run then raises, with {} for the value; None for no error. where: the
+        location that the error names, if not the node's.
         """
         view = self.new((2,), np.int64)
         if message is not None:
             self._checks.append((view, error, message, where or self.node.where))
         return view
 
-    # ------------------------------------------------------------------------------------------ the end
+    # ------------------------------------------------------------------------------------------ the program
     def program(self, outputs):
-        """The callable for arrays of `inputs` that gives those of the Operands `outputs`, each of its own memory."""
+        """Return the NativeProgram that takes the arrays of `inputs` and returns those of the Operands `outputs`, each
+        in memory of its own."""
         taken = set()
         for operand in outputs:
             view = self.view(operand)
@@ -244,7 +262,7 @@ class Builder:
         self._checks = [check for check in self._checks if self.allocation_of(check[0]).first is not None]
         for status, *_ in self._checks:
             self.allocation_of(status).last = len(self.commands)
-        size, live = self._place()
+        size, live = self._assign_offsets()
         program = []
         for name, words in self.commands:
             values = []
@@ -252,7 +270,7 @@ class Builder:
                 if type(word) is int:
                     values.append(word)
                 elif type(word) is np.ndarray:
-                    values += self._place_of(word)
+                    values += self._location_of(word)
                 elif word is None:
                     values += (-1, 0)
                 elif isinstance(word, float):
@@ -260,7 +278,7 @@ class Builder:
                 else:
                     values.append(int(word))
             program += (_programs.COMMANDS[name], 2 + len(values), *values)
-        keep = [b.array for b in self._allocations.values() if b.kind == CONSTANT] + self.keep
+        keep = [a.array for a in self._allocations.values() if a.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
         checks = [(self.allocation_of(status).index, *rest) for status, *rest in self._checks]
@@ -283,31 +301,32 @@ class Builder:
             budget.MAX_ITERATIONS,
         )
 
-    def _place_of(self, view):
+    def _location_of(self, view):
+        """Return the two words of a view: the index of its buffer, and the offset in bytes in it."""
         allocation = self.allocation_of(view)
         if allocation.kind == CONSTANT:
             return 0, address(view)
         offset = address(view) - allocation.address
         return (1, allocation.index + offset) if allocation.kind == ARENA else (allocation.index, offset)
 
-    def _place(self):
-        """Gives each arena buffer its offset: the lowest that is free while it lives, larger ones first.
+    def _assign_offsets(self):
+        """Give each allocation in the arena the lowest offset that is free while it is in use, larger ones first.
 
-        Returns the arena's bytes, and the most that live at one command.
+        Returns the size of the arena and the most bytes in use at one command.
         """
-        placed, size = [], 0
-        live = [b for b in self._allocations.values() if b.kind == ARENA and b.first is not None]
-        for allocation in sorted(live, key=lambda b: -b.array.nbytes):
-            nbytes = (allocation.array.nbytes + SLACK + LINE - 1) // LINE * LINE
-            at = 0
-            for other, start, end in placed:  # by offset
+        placed, size = [], 0  # placed: (Allocation, start, end), by start
+        live = [a for a in self._allocations.values() if a.kind == ARENA and a.first is not None]
+        for allocation in sorted(live, key=lambda a: -a.array.nbytes):
+            nbytes = (allocation.array.nbytes + SLACK + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+            offset = 0
+            for other, start, end in placed:
                 if other.first <= allocation.last and allocation.first <= other.last:
-                    if start - at >= nbytes:
+                    if start - offset >= nbytes:
                         break
-                    at = max(at, end)
-            allocation.index = at
-            bisect.insort(placed, (allocation, at, at + nbytes), key=_start)
-            size = max(size, at + nbytes)
+                    offset = max(offset, end)
+            allocation.index = offset
+            bisect.insort(placed, (allocation, offset, offset + nbytes), key=_start_of)
+            size = max(size, offset + nbytes)
         changes = [0] * (len(self.commands) + 2)
         for allocation, start, end in placed:
             changes[allocation.first] += end - start
@@ -315,33 +334,36 @@ class Builder:
         return size, max(itertools.accumulate(changes))
 
 
-def _distinct(view):
-    """Bytes of a view's memory, of what is broadcast once."""
+def _distinct_bytes(view):
+    """Return the bytes of a view's memory; elements repeated by broadcasting count once."""
     if 0 not in view.strides:
         return view.nbytes
     return view.itemsize * math.prod(n for n, stride in zip(view.shape, view.strides) if stride)
 
 
 def axes(values, fill=0):
-    """Padded to the axes that a command has room for."""
+    """Pad the values of axes to the number of axes that a command has."""
     return (*values, *(fill,) * (AXES - len(values)))
 
 
 def merge_axes(shape, *strides):
-    """(shape, strides...) of the same elements in the same order with the fewest axes, at least one."""
+    """Return [shape, *strides] of the same elements in the same order with the fewest axes, at least one.
+
+    strides: of several views of that shape; two axes are merged only where they can be in all of them.
+    """
     result = [[1], *([0] for _ in strides)]
     for i, n in enumerate(shape):
         if n == 1:
             continue
-        of_axis = [s[i] for s in strides]
+        steps = [s[i] for s in strides]
         if result[0][-1] == 1 and len(result[0]) == 1:
-            result = [[n], *([s] for s in of_axis)]
-        elif all(r[-1] == n * s for r, s in zip(result[1:], of_axis)):
+            result = [[n], *([s] for s in steps)]
+        elif all(r[-1] == n * s for r, s in zip(result[1:], steps)):
             result[0][-1] *= n
-            for r, s in zip(result[1:], of_axis):
+            for r, s in zip(result[1:], steps):
                 r[-1] = s
         else:
             result[0].append(n)
-            for r, s in zip(result[1:], of_axis):
+            for r, s in zip(result[1:], steps):
                 r.append(s)
     return result

@@ -1,4 +1,4 @@
-"""If, Loop and Scan whose graphs are native programs: these are called within the program, by commands that decide."""
+"""If, Loop and Scan whose graphs are native programs: `branch` and `loop` commands call these programs."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from rnnfast.onnx.compile.builder import NotNative
 from rnnfast.onnx.ops.control import scan_settings
 
 
-class _At:
-    """A contiguous view that a program takes or makes, `stride` bytes further on at each iteration."""
+class LoopView:
+    """A contiguous input or output view of a called program, which moves on by `stride` bytes at each iteration."""
 
     def __init__(self, view, stride=0):
         if not view.flags.c_contiguous:
@@ -19,58 +19,64 @@ class _At:
 
     @property
     def words(self):
+        """The words of the view in a command."""
         return self.view, self.stride
 
 
-def _call(b, plan, sources, targets, behind=()):
-    """(words of a command, floating-point operations, bytes) that runs a plan of at most one step.
+def _call_words(builder, plan, sources, targets, final_moves=()):
+    """Return (the words of a call command that runs a plan of at most one step, its operations, its bytes).
 
-    sources: an _At for each argument; targets: for each output; behind: (to, from) of the values moved at the end.
+    sources, targets: a LoopView for each argument and for each output. final_moves: (to, from) pairs of LoopViews that
+    are copied at the end of the call. Checks of the called program become checks of the calling one.
     """
     sources = dict(enumerate(sources))
-    for slot in (*plan.outputs, *(slot for step in plan.unmetered_steps for slot in step.inputs)):
+    for slot in (*plan.outputs, *(slot for step in plan.unmetered_steps for slot in step.input_slots)):
         if slot not in sources and plan.initial_values[slot] is not None:
-            sources[slot] = _At(b.constant(np.ascontiguousarray(plan.initial_values[slot])))
+            sources[slot] = LoopView(builder.constant(np.ascontiguousarray(plan.initial_values[slot])))
     buffers, checks, call, flops, nbytes = [], [], (0, 0, None), 0, 0
-    made = {}
+    written = {}
     for step in plan.unmetered_steps:
         program = step.run
-        b.keep.append(program)
+        builder.keep.append(program)
         for slot, target in zip(plan.outputs, targets):
-            if slot in step.made:
-                made.setdefault(slot, target)
-        buffers = [*(sources[slot] for slot in step.inputs), *(made[slot] for slot in step.made)]
+            if slot in step.output_slots:
+                written.setdefault(slot, target)
+        buffers = [*(sources[slot] for slot in step.input_slots), *(written[slot] for slot in step.output_slots)]
         for offset, kind, message, where in program.checks:
-            status = b.status(message, kind, where)
-            b.copy(status, b.constant(np.zeros(2, np.int64)))
+            status = builder.status(message, kind, where)
+            builder.copy(status, builder.constant(np.zeros(2, np.int64)))
             checks += offset, status
-        call = program.address, program.n_words, b.new((program.arena,), np.uint8)
+        call = program.address, program.n_words, builder.new((program.arena,), np.uint8)
         flops, nbytes = sum(note.flops for note in program.notes), sum(note.nbytes for note in program.notes)
     moves = []
     for slot, target in zip(plan.outputs, targets):
-        if made.get(slot) is not target:
-            moves.append((target, made[slot] if slot in made else sources[slot]))
-    moves += behind
+        if written.get(slot) is not target:
+            moves.append((target, written[slot] if slot in written else sources[slot]))
+    moves += final_moves
     words = [*call, len(buffers), len(moves), len(checks) // 2]
     words += [word for buffer in buffers for word in buffer.words]
     words += [word for to, source in moves for word in (*to.words, *source.words, to.view.nbytes)]
-    return b.nested("call", words + checks), flops, nbytes
+    return builder.nested("call", words + checks), flops, nbytes
 
 
 def _is_native(control):
-    """Whether the plans of its graphs are native programs, of shapes that are known."""
+    """Return whether each graph of the node has a plan of known shapes that is at most one native program."""
     return control.plans is not None and all(
         len(plan.unmetered_steps) <= 1 and all(type(step.run) is NativeProgram for step in plan.unmetered_steps)
         for plan in control.plans.values()
     )
 
 
-def _loop(b, plan, times, trips, going, next_, index, sources, targets, behind):
-    """times: how often, as far as that is known."""
-    status = b.status(f"the loops of one call take more than {budget.MAX_ITERATIONS} iterations", LimitError)
-    b.copy(status, b.constant(np.zeros(2, np.int64)))
-    call, flops, nbytes = _call(b, plan, sources, targets, behind)
-    b.emit(
+def _emit_loop_command(builder, plan, iterations, trips, going, next_, index, sources, targets, final_moves):
+    """Emit a loop command that calls a plan's program; the run raises LimitError beyond MAX_ITERATIONS.
+
+    iterations: their number as far as it is known, for the note. trips, going: views of the trip count and of the first
+    condition, None if absent; next_: the view of the condition that the body computes; index: that of the iteration.
+    """
+    status = builder.status(f"the loops of one call take more than {budget.MAX_ITERATIONS} iterations", LimitError)
+    builder.copy(status, builder.constant(np.zeros(2, np.int64)))
+    call, flops, nbytes = _call_words(builder, plan, sources, targets, final_moves)
+    builder.emit(
         "loop",
         trips,
         going,
@@ -78,115 +84,129 @@ def _loop(b, plan, times, trips, going, next_, index, sources, targets, behind):
         index,
         status,
         *call,
-        out=(behind[0][0] if behind else targets[-1]).view,
-        flops=flops * times,
-        weights=nbytes * times,
+        out=(final_moves[0][0] if final_moves else targets[-1]).view,
+        flops=flops * iterations,
+        weights=nbytes * iterations,
     )
 
 
-def _carried(b, operands):
-    """(_At of what an iteration takes, _At of what it makes) for each state."""
+def _loop_states(builder, operands):
+    """Return for each state (the LoopView that an iteration reads, the one that it writes); emit the initial copies."""
     pairs = []
     for operand in operands:
-        taken = b.new(operand.shape, operand.dtype)
-        b.copy(taken, b.view(operand))
-        pairs.append((_At(taken), _At(b.new(operand.shape, operand.dtype))))
+        state = builder.new(operand.shape, operand.dtype)
+        builder.copy(state, builder.view(operand))
+        pairs.append((LoopView(state), LoopView(builder.new(operand.shape, operand.dtype))))
     return pairs
 
 
-def _captured(b, operands):
-    return [_At(b.contiguous(b.view(operand))) for operand in operands]
+def _captured_views(builder, operands):
+    """Return a LoopView of each value that the graphs capture, the same at each iteration."""
+    return [LoopView(builder.contiguous(builder.view(operand))) for operand in operands]
 
 
-def _rows(b, like, axis, backwards):
-    """(the view of all rows, the _At of an iteration's row)"""
-    lead = np.moveaxis(np.broadcast_to(np.empty((), like.dtype), like.shape), axis, 0).shape
-    rows = b.new(lead, like.dtype)
-    stride = rows.strides[0]
-    return np.moveaxis(rows, 0, axis), _At(rows[-1, ...], -stride) if backwards else _At(rows[0, ...], stride)
+def _scan_output(builder, like, axis, backwards):
+    """Return (a new view for a scan output like the Operand `like`, the LoopView of one iteration's slice of it).
+
+    axis: that of the iterations, which fill it from its end if `backwards`.
+    """
+    shape = np.moveaxis(np.broadcast_to(np.empty((), like.dtype), like.shape), axis, 0).shape
+    slices = builder.new(shape, like.dtype)
+    stride = slices.strides[0]
+    slice_ = LoopView(slices[-1, ...], -stride) if backwards else LoopView(slices[0, ...], stride)
+    return np.moveaxis(slices, 0, axis), slice_
 
 
-def emit_if(b, node, inputs, outputs):
+def emit_if(builder, node, inputs, outputs):
+    """Emit a branch command that calls the program of one of the branches; False if a branch is not native."""
     control = node.run
     if not _is_native(control):
         return False
-    made = [b.new(o.shape, o.dtype) for o in outputs]
-    sources, targets = _captured(b, inputs[2:]), [_At(view) for view in made]
-    calls = [_call(b, control.plans[name], sources, targets) for name in ("then_branch", "else_branch")]
+    views = [builder.new(o.shape, o.dtype) for o in outputs]
+    sources, targets = _captured_views(builder, inputs[2:]), [LoopView(view) for view in views]
+    calls = [_call_words(builder, control.plans[name], sources, targets) for name in ("then_branch", "else_branch")]
     _, flops, nbytes = max(calls, key=lambda call: call[1])
-    b.emit(
-        "branch", b.contiguous(b.view(inputs[1])), *calls[0][0], *calls[1][0], out=made[0], flops=flops, weights=nbytes
-    )
-    for operand, view in zip(outputs, made):
-        b.set(operand, view)
+    condition = builder.contiguous(builder.view(inputs[1]))
+    builder.emit("branch", condition, *calls[0][0], *calls[1][0], out=views[0], flops=flops, weights=nbytes)
+    for operand, view in zip(outputs, views):
+        builder.set(operand, view)
     return True
 
 
-def emit_loop(b, node, inputs, outputs):
+def emit_loop(builder, node, inputs, outputs):
+    """Emit a loop command that calls the body's program; False if the body is not native."""
     control = node.run
     if not _is_native(control):
         return False
     plan, given = control.plans["body"], inputs[1 : 1 + control.n_inputs]
-    trips, going, *states = *given, *[None] * (2 - len(given))
-    carried = _carried(b, states)
-    index, truth = b.new((), np.int64), b.new((), np.bool_)
-    rows = [_rows(b, o, 0, False) for o in outputs[len(states) :]]
-    true = _At(b.constant(np.array(True)))
-    times = 1 if trips is None or trips.known is None else trips.known.item()
-    trips, going = (None if operand is None else b.contiguous(b.view(operand)) for operand in (trips, going))
-    _loop(
-        b,
+    trips, going, *initial = (*given, None, None)[: max(2, len(given))]
+    states = _loop_states(builder, initial)
+    index, truth = builder.new((), np.int64), builder.new((), np.bool_)
+    scan_outputs = [_scan_output(builder, o, 0, False) for o in outputs[len(initial) :]]
+    true = LoopView(builder.constant(np.array(True)))
+    iterations = 1 if trips is None or trips.known is None else trips.known.item()
+    trips, going = (
+        None if operand is None else builder.contiguous(builder.view(operand)) for operand in (trips, going)
+    )
+    captured = _captured_views(builder, inputs[1 + control.n_inputs :])
+    _emit_loop_command(
+        builder,
         plan,
-        times,
+        iterations,
         trips,
         going,
         None if going is None else truth,
         index,
-        [_At(index), true, *(taken for taken, _ in carried), *_captured(b, inputs[1 + control.n_inputs :])],
-        [_At(truth), *(new for _, new in carried), *(row for _, row in rows)],
-        carried,
+        [LoopView(index), true, *(state for state, _ in states), *captured],
+        [LoopView(truth), *(new for _, new in states), *(slice_ for _, slice_ in scan_outputs)],
+        states,
     )
-    _give(b, outputs, carried, rows)
+    _set_results(builder, outputs, states, scan_outputs)
     return True
 
 
-def emit_scan(b, node, inputs, outputs):
+def emit_scan(builder, node, inputs, outputs):
+    """Emit a loop command over the scanned inputs that calls the body's program; False if the body is not native."""
     control = node.run
     if not _is_native(control):
         return False
     plan, given = control.plans["body"], inputs[1 : 1 + control.n_inputs]
-    scan = scan_settings([b.view(o) for o in given], len(outputs), **control.attributes)
-    carried = _carried(b, given[: len(scan.states)])
+    scan = scan_settings([builder.view(o) for o in given], len(outputs), **control.attributes)
+    states = _loop_states(builder, given[: len(scan.states)])
     slices = []
     for x in scan.inputs:
         if not x[0, ...].flags.c_contiguous:
-            x = b.contiguous(x)
-        slices.append(_At(x[0, ...], x.strides[0]))
-    rows = [
-        _rows(b, o, axis, backwards)
-        for o, axis, backwards in zip(outputs[len(carried) :], scan.output_axes, scan.output_directions)
+            x = builder.contiguous(x)
+        slices.append(LoopView(x[0, ...], x.strides[0]))
+    scan_outputs = [
+        _scan_output(builder, o, axis, backwards)
+        for o, axis, backwards in zip(outputs[len(states) :], scan.output_axes, scan.output_directions)
     ]
-    times = len(scan.inputs[0])
-    _loop(
-        b,
+    iterations = len(scan.inputs[0])
+    trips, index = builder.constant(np.array(iterations, np.int64)), builder.new((), np.int64)
+    captured = _captured_views(builder, inputs[1 + control.n_inputs :])
+    _emit_loop_command(
+        builder,
         plan,
-        times,
-        b.constant(np.array(times, np.int64)),
+        iterations,
+        trips,
         None,
         None,
-        b.new((), np.int64),
-        [*(taken for taken, _ in carried), *slices, *_captured(b, inputs[1 + control.n_inputs :])],
-        [*(new for _, new in carried), *(row for _, row in rows)],
-        carried,
+        index,
+        [*(state for state, _ in states), *slices, *captured],
+        [*(new for _, new in states), *(slice_ for _, slice_ in scan_outputs)],
+        states,
     )
-    _give(b, outputs, carried, rows)
+    _set_results(builder, outputs, states, scan_outputs)
     return True
 
 
-def _give(b, outputs, carried, rows):
-    for operand, view in zip(outputs, [*(taken.view for taken, _ in carried), *(view for view, _ in rows)]):
+def _set_results(builder, outputs, states, scan_outputs):
+    """Give the node's outputs the views of the last states and of the scan outputs."""
+    views = [*(state.view for state, _ in states), *(view for view, _ in scan_outputs)]
+    for operand, view in zip(outputs, views):
         if operand is not None:
-            b.set(operand, view)
+            builder.set(operand, view)
 
 
 EMIT = {"If": emit_if, "Loop": emit_loop, "Scan": emit_scan}

@@ -1,14 +1,17 @@
-"""Products with constant weights: MatMul and Gemm."""
+"""MatMul and Gemm: products with packed constant weights, and MatMul of two computed operands."""
 
 import numpy as np
 
 from rnnfast.onnx.compile.builder import NotNative, merge_axes
 
-BLOCK = 16  # columns of a packed matrix stand in blocks
+BLOCK = 16  # columns of one block of a packed matrix
 
 
-def emit_product(b, matrix, to, source):
-    """to [..., N] = bias + source [..., K] . matrix; last axes contiguous."""
+def emit_product(builder, matrix, to, source):
+    """Emit the product command to [..., N] = bias + source [..., K] . matrix, where last axes are contiguous.
+
+    Raises NotNative if the other axes do not merge into three.
+    """
     shape, from_strides, to_strides = merge_axes(source.shape[:-1], source.strides[:-1], to.strides[:-1])
     if len(shape) > 3:
         raise NotNative("more than three axes of rows")
@@ -17,8 +20,8 @@ def emit_product(b, matrix, to, source):
         [fill] * extra + list(v) for fill, v in ((1, shape), (0, from_strides), (0, to_strides))
     )
     total = int(np.prod(shape))
-    b.keep.append(matrix)
-    b.emit(
+    builder.keep.append(matrix)
+    builder.emit(
         "product",
         matrix.address,
         source,
@@ -34,47 +37,51 @@ def emit_product(b, matrix, to, source):
     )
 
 
-def rows_of(b, operand):
-    """A view whose last axis is contiguous."""
-    view = b.view(operand)
+def view_of_rows(builder, operand):
+    """Return a view of the operand whose last axis is contiguous and whose other axes merge into at most three."""
+    view = builder.view(operand)
     if view.shape[-1] > 1 and view.strides[-1] != view.itemsize:
-        view = b.contiguous(view)
+        view = builder.contiguous(view)
     if len(merge_axes(view.shape[:-1], view.strides[:-1])[0]) > 3:
-        view = b.contiguous(view)
+        view = builder.contiguous(view)
     return view
 
 
-def emit_matmul(b, node, inputs, outputs):
+def emit_matmul(builder, node, inputs, outputs):
+    """Emit a product or multiply command; False if BLAS multiplies, or without float32 elements."""
     matrix = getattr(node.run, "packed", None)
-    if b.target.blas or outputs[0].dtype != np.float32 or not inputs[0].shape or 0 in outputs[0].shape:
+    if builder.target.blas or outputs[0].dtype != np.float32 or not inputs[0].shape or 0 in outputs[0].shape:
         return False
     if matrix is None:
-        return _emit_multiply(b, inputs, outputs)
-    view = rows_of(b, inputs[0])
-    out = b.new(outputs[0].shape)
-    emit_product(b, matrix, out, view)
-    b.set(outputs[0], out)
+        return _emit_multiply(builder, inputs, outputs)
+    view = view_of_rows(builder, inputs[0])
+    out = builder.new(outputs[0].shape)
+    emit_product(builder, matrix, out, view)
+    builder.set(outputs[0], out)
     return True
 
 
-def _emit_multiply(b, inputs, outputs):
-    """Of two matrices, stacks of them, or vectors, that a run computes."""
+def _emit_multiply(builder, inputs, outputs):
+    """Emit a multiply command for matrices, stacks of matrices or vectors that a run computes; False for other types
+    than float32, scalars, or operands without elements.
+    """
     if any(o.dtype != np.float32 or not o.shape or 0 in o.shape for o in inputs):
         return False
-    x, w = rows_of(b, inputs[0]), b.view(inputs[1])
+    x, w = view_of_rows(builder, inputs[0]), builder.view(inputs[1])
     x, w = x[None] if x.ndim == 1 else x, w[:, None] if w.ndim == 1 else w
     stack = np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
-    out = b.new((*stack, x.shape[-2], w.shape[-1]))
+    out = builder.new((*stack, x.shape[-2], w.shape[-1]))
     x, w = (np.broadcast_to(v, (*stack, *v.shape[-2:])) for v in (x, w))
     shape, *strides = merge_axes(stack, *(v.strides[:-2] for v in (out, x, w)))
     if len(shape) > 3:
         raise NotNative("more than three axes of matrices")
     extra = 3 - len(shape)
-    of_out, of_x, of_w = ([0] * extra + [s // 4 for s in of_view] for of_view in strides)
-    rows, K, N = *x.shape[-2:], w.shape[-1]
+    out_strides, x_strides, w_strides = ([0] * extra + [s // 4 for s in values] for values in strides)
+    rows, K = x.shape[-2:]
+    N = w.shape[-1]
     columns = (N + BLOCK - 1) // BLOCK * BLOCK
-    packed, zeros = b.new((K * columns,)), b.constant(np.zeros(columns, np.float32))
-    b.emit(
+    packed, zeros = builder.new((K * columns,)), builder.constant(np.zeros(columns, np.float32))
+    builder.emit(
         "multiply",
         x,
         w,
@@ -83,9 +90,9 @@ def _emit_multiply(b, inputs, outputs):
         zeros,
         *[1] * extra,
         *shape,
-        *of_x,
-        *of_w,
-        *of_out,
+        *x_strides,
+        *w_strides,
+        *out_strides,
         rows,
         K,
         N,
@@ -96,21 +103,22 @@ def _emit_multiply(b, inputs, outputs):
         out=out,
         flops=2 * out.size * K,
     )
-    b.set(outputs[0], out.reshape(outputs[0].shape))
+    builder.set(outputs[0], out.reshape(outputs[0].shape))
     return True
 
 
-def emit_gemm(b, node, inputs, outputs):
+def emit_gemm(builder, node, inputs, outputs):
+    """Emit a product command; False if the weights or C are not packed, BLAS multiplies, or alpha or transA is set."""
     packed = getattr(node.run, "packed", None)
     settings = {"alpha": 1.0, "transA": 0} | node.attributes
     if packed is None or packed[1] is not None or packed[0].blas or settings["alpha"] != 1 or settings["transA"]:
         return False
     if outputs[0].dtype != np.float32 or 0 in outputs[0].shape:
         return False
-    view = rows_of(b, inputs[0])
-    out = b.new(outputs[0].shape)
-    emit_product(b, packed[0], out, view)
-    b.set(outputs[0], out)
+    view = view_of_rows(builder, inputs[0])
+    out = builder.new(outputs[0].shape)
+    emit_product(builder, packed[0], out, view)
+    builder.set(outputs[0], out)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Elementwise operators: each defines an expression, which is computed when a value is wanted."""
+"""Elementwise operators: each gives its output an expression, which becomes a command when a view of it is needed."""
 
 import numpy as np
 
@@ -47,6 +47,7 @@ UNARY = {
 }
 BINARY = {"Add": ADD, "Sub": SUB, "Mul": MUL, "Div": DIV, "PRelu": PRELU}
 VARIADIC = {"Sum": ADD, "Min": MIN, "Max": MAX}
+# operator -> its name in the kernels
 FUNCTIONS = {
     "Exp": "Exp",
     "Erf": "Erf",
@@ -60,7 +61,9 @@ FUNCTIONS = {
     "Softsign": "Softsign",
     "Log": "Log",
 }
+# operator -> the defaults of its alpha and beta
 DEFAULTS = {"Elu": (1.0, 0.0), "LeakyRelu": (0.01, 0.0), "HardSigmoid": (0.2, 0.5)}
+# operator -> (code, whether the operands are swapped)
 COMPARISONS = {
     "Less": (LT, False),
     "LessOrEqual": (LE, False),
@@ -69,58 +72,69 @@ COMPARISONS = {
     "Equal": (EQ, False),
 }
 LOGIC = {"And": AND, "Or": OR}
-# What multiplication by itself, square roots and reciprocals give as exactly as NumPy's power.
+# exponent -> the instruction whose results are as exact as those of NumPy's power
 POWERS = {2.0: lambda x: Instruction(MUL, (x, x)), 1.0: lambda x: x, 0.5: lambda x: Instruction(SQRT, (x,))}
 
 
-def _argument(b, operand, shape):
-    """What an expression of this shape takes of an operand."""
+def _argument(builder, operand, shape):
+    """Return the operand as an argument of an expression of this shape: its own expression if it has that shape and no
+    other reader, otherwise a view.
+    """
     if operand.expression is not None and operand.view is None and operand.uses == 1 and operand.shape == shape:
         return operand.expression.root
-    return b.view(operand)
+    return builder.view(operand)
 
 
-def define(b, out, make, inputs):
-    """`make` of the arguments is the operand's expression; where that grows too large, of views."""
-    expression = Expression(out, make(*[_argument(b, operand, out.shape) for operand in inputs]))
+def define(builder, out, make, inputs):
+    """Give `out` the expression `make(*arguments)`; if one command cannot hold it, the arguments become views first."""
+    expression = Expression(out, make(*[_argument(builder, operand, out.shape) for operand in inputs]))
     if not expression.is_small():
-        expression = Expression(out, make(*map(b.view, inputs)))
-    b.set_expression(out, expression)
+        expression = Expression(out, make(*map(builder.view, inputs)))
+    builder.set_expression(out, expression)
     if out.dtype != np.float32:
-        b.set(out, expression.compute(b))  # truth values and integers only as they are stored
+        builder.set(out, expression.compute(builder))  # expressions are float32: values of other types are stored
 
 
 # ------------------------------------------------------------------------------------------------ operators
-def _floats(*operands):
+def _are_float32(*operands):
+    """Return whether all operands are present and float32."""
     return all(o is not None and o.dtype == np.float32 for o in operands)
 
 
-def emit_unary(b, node, inputs, outputs):
-    if not _floats(*inputs):
+def emit_unary(builder, node, inputs, outputs):
+    """Define a function of one argument that has an instruction; False if it is not float32."""
+    if not _are_float32(*inputs):
         return False
-    define(b, outputs[0], lambda x: Instruction(UNARY[node.op_type], (x,)), inputs)
+    define(builder, outputs[0], lambda x: Instruction(UNARY[node.op_type], (x,)), inputs)
     return True
 
 
-def emit_function(b, node, inputs, outputs):
-    if not _floats(*inputs):
+def emit_function(builder, node, inputs, outputs):
+    """Define an activation or transcendental function, with its alpha and beta; False if it is not float32."""
+    if not _are_float32(*inputs):
         return False
     alpha, beta = DEFAULTS.get(node.op_type, (0.0, 0.0))
     alpha, beta = node.attributes.get("alpha", alpha), node.attributes.get("beta", beta)
     code = _kernels.FUNCTIONS[FUNCTIONS[node.op_type]]
-    define(b, outputs[0], lambda x: Instruction(code, (x,), alpha, beta), inputs)
+    define(builder, outputs[0], lambda x: Instruction(code, (x,), alpha, beta), inputs)
     return True
 
 
-def emit_binary(b, node, inputs, outputs):
-    if not _floats(*inputs) or {"axis", "broadcast"} & node.attributes.keys() or node.function is activations.prelu_1:
+def emit_binary(builder, node, inputs, outputs):
+    """Define an arithmetic operator; False for other types than float32 and for the broadcasting before opset 7."""
+    if (
+        not _are_float32(*inputs)
+        or {"axis", "broadcast"} & node.attributes.keys()
+        or node.function is activations.prelu_1
+    ):
         return False
-    define(b, outputs[0], lambda x, y: Instruction(BINARY[node.op_type], (x, y)), inputs)
+    define(builder, outputs[0], lambda x, y: Instruction(BINARY[node.op_type], (x, y)), inputs)
     return True
 
 
-def emit_variadic(b, node, inputs, outputs):
-    if not _floats(*inputs) or len(inputs) > 8:
+def emit_variadic(builder, node, inputs, outputs):
+    """Define Sum, Min or Max; False for other types than float32 or more than 8 inputs."""
+    if not _are_float32(*inputs) or len(inputs) > 8:
         return False
 
     def make(first, *others):
@@ -128,50 +142,56 @@ def emit_variadic(b, node, inputs, outputs):
             first = Instruction(VARIADIC[node.op_type], (first, other))
         return first
 
-    define(b, outputs[0], make, inputs)
+    define(builder, outputs[0], make, inputs)
     return True
 
 
-def emit_comparison(b, node, inputs, outputs):
-    if not _floats(*inputs) or {"axis", "broadcast"} & node.attributes.keys():
+def emit_comparison(builder, node, inputs, outputs):
+    """Define a comparison; False for other types than float32 and for the broadcasting before opset 7."""
+    if not _are_float32(*inputs) or {"axis", "broadcast"} & node.attributes.keys():
         return False
     code, swapped = COMPARISONS[node.op_type]
-    define(b, outputs[0], lambda x, y: Instruction(code, (y, x) if swapped else (x, y)), inputs)
+    define(builder, outputs[0], lambda x, y: Instruction(code, (y, x) if swapped else (x, y)), inputs)
     return True
 
 
-def emit_logic(b, node, inputs, outputs):
+def emit_logic(builder, node, inputs, outputs):
+    """Define And or Or; False for other types than bool and for the broadcasting before opset 7."""
     if any(o.dtype != np.bool_ for o in inputs) or {"axis", "broadcast"} & node.attributes.keys():
         return False
-    define(b, outputs[0], lambda x, y: Instruction(LOGIC[node.op_type], (x, y)), inputs)
+    define(builder, outputs[0], lambda x, y: Instruction(LOGIC[node.op_type], (x, y)), inputs)
     return True
 
 
-def emit_not(b, node, inputs, outputs):
-    define(b, outputs[0], lambda x: Instruction(NOT, (x,)), inputs)
+def emit_not(builder, node, inputs, outputs):
+    """Define Not."""
+    define(builder, outputs[0], lambda x: Instruction(NOT, (x,)), inputs)
     return True
 
 
-def emit_where(b, node, inputs, outputs):
-    if not _floats(*inputs[1:]):
+def emit_where(builder, node, inputs, outputs):
+    """Define Where; False if it does not choose between float32 values."""
+    if not _are_float32(*inputs[1:]):
         return False
-    define(b, outputs[0], lambda c, x, y: Instruction(WHERE, (c, x, y)), inputs)
+    define(builder, outputs[0], lambda c, x, y: Instruction(WHERE, (c, x, y)), inputs)
     return True
 
 
-def emit_pow(b, node, inputs, outputs):
+def emit_pow(builder, node, inputs, outputs):
+    """Define Pow by a constant 2, 1 or 1/2; False for another exponent, type or a result that is broadcast."""
     exponent = inputs[1].known
-    if not _floats(inputs[0]) or exponent is None or exponent.size != 1 or outputs[0].shape != inputs[0].shape:
+    if not _are_float32(inputs[0]) or exponent is None or exponent.size != 1 or outputs[0].shape != inputs[0].shape:
         return False
     power = POWERS.get(float(exponent.ravel()[0]))
     if power is None:
         return False
-    define(b, outputs[0], power, inputs[:1])
+    define(builder, outputs[0], power, inputs[:1])
     return True
 
 
-def emit_clip(b, node, inputs, outputs):
-    if not _floats(inputs[0]):
+def emit_clip(builder, node, inputs, outputs):
+    """Define Clip by constant bounds; False if a bound is computed or the input is not float32."""
+    if not _are_float32(inputs[0]):
         return False
     bounds = [node.attributes.get("min", -FLOAT32_MAX), node.attributes.get("max", FLOAT32_MAX)]
     for i, operand in enumerate(inputs[1:]):
@@ -182,22 +202,23 @@ def emit_clip(b, node, inputs, outputs):
 
     def make(x):
         for code, bound in zip((MAX, MIN), bounds):
-            x = Instruction(code, (x, b.constant(np.asarray(bound, np.float32).reshape(()))))
+            x = Instruction(code, (x, builder.constant(np.asarray(bound, np.float32).reshape(()))))
         return x
 
-    define(b, outputs[0], make, inputs[:1])
+    define(builder, outputs[0], make, inputs[:1])
     return True
 
 
-def emit_cast(b, node, inputs, outputs):
+def emit_cast(builder, node, inputs, outputs):
+    """Define a cast to float32 or from bool, by a view if the type stays the same; False for all other casts."""
     source, target = inputs[0].dtype, outputs[0].dtype
     if source == target:
-        b.set(outputs[0], b.view(inputs[0]))
+        builder.set(outputs[0], builder.view(inputs[0]))
         return True
     exact = target == np.float32 and source in ITEMS or source == np.bool_ and target in ITEMS
     if not exact:
         return False
-    define(b, outputs[0], lambda x: x, inputs)
+    define(builder, outputs[0], lambda x: x, inputs)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Elementwise expressions: they grow until a value is wanted, then one command computes them."""
+"""Elementwise expressions: they grow until a view of the result is needed, then one command computes them."""
 
 import numpy as np
 
@@ -6,7 +6,8 @@ from rnnfast.native import _kernels
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile.builder import AXES, NotNative, axes, broadcast, merge_axes
 
-# Codes of program.h
+# The codes E_* of program.h, in its order
+FIRST_CODE = 32
 (
     SQRT,
     ABS,
@@ -32,50 +33,45 @@ from rnnfast.onnx.compile.builder import AXES, NotNative, axes, broadcast, merge
     OR,
     PRELU,
     WHERE,
-) = range(32, 56)
-ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64))}
+) = range(FIRST_CODE, FIRST_CODE + 24)
+# code -> the name that profiles show
+NAMES = {
+    SQRT: "sqrt",
+    ABS: "abs",
+    NEG: "neg",
+    FLOOR: "floor",
+    CEIL: "ceil",
+    ROUND: "round",
+    SIGN: "sign",
+    RECIPROCAL: "reciprocal",
+    NOT: "not",
+    COPY: "copy",
+    IS_NAN: "is_nan",
+    ADD: "add",
+    SUB: "sub",
+    MUL: "mul",
+    DIV: "div",
+    MIN: "min",
+    MAX: "max",
+    LT: "less",
+    LE: "less_equal",
+    EQ: "equal",
+    AND: "and",
+    OR: "or",
+    PRELU: "prelu",
+    WHERE: "where",
+}
+NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
+ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64))}  # ITEM_* of program.h
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-REGISTERS = 24
+REGISTERS = 24  # of program.h
 MAX_INPUTS = 12  # of an expression, so that instructions have registers too
 MAX_INSTRUCTIONS = 32
-FUSED = 1 << 17  # bytes of a convolution's outputs beyond which functions of them are computed line by line
-
-NAMES = dict(
-    zip(
-        range(32, 56),
-        (
-            "sqrt",
-            "abs",
-            "neg",
-            "floor",
-            "ceil",
-            "round",
-            "sign",
-            "reciprocal",
-            "not",
-            "copy",
-            "is_nan",
-            "add",
-            "sub",
-            "mul",
-            "div",
-            "min",
-            "max",
-            "less",
-            "less_equal",
-            "equal",
-            "and",
-            "or",
-            "prelu",
-            "where",
-        ),
-    )
-)
-NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
+MIN_FUSED_BYTES = 1 << 17  # a convolution's outputs from this size on get functions of them line by line
 
 
 class Instruction:
-    """An instruction on the results of others and on views."""
+    """An instruction of an elementwise command; its arguments are the results of others, or views."""
 
     __slots__ = ("code", "args", "alpha", "beta")
 
@@ -83,25 +79,28 @@ class Instruction:
         self.code, self.args, self.alpha, self.beta = code, args, alpha, beta
 
 
-def _parts(expression):
-    """(views, instructions) of an expression, each once, in the order of evaluation."""
-    views, calls = {}, {}
-    _visit(expression, views, calls)
-    return list(views.values()), list(calls.values())
+def _parts(root):
+    """Return the views and instructions of an expression, each once, in the order of evaluation."""
+    views, instructions = {}, {}
+    _visit(root, views, instructions)
+    return list(views.values()), list(instructions.values())
 
 
-def _visit(e, views, calls):
-    if not isinstance(e, Instruction):
-        views[id(e)] = e
-    elif id(e) not in calls:
-        for arg in e.args:
-            _visit(arg, views, calls)
-        calls[id(e)] = e
+def _visit(part, views, instructions):
+    """Add a part of an expression, after its arguments, to the dicts by id."""
+    if not isinstance(part, Instruction):
+        views[id(part)] = part
+    elif id(part) not in instructions:
+        for arg in part.args:
+            _visit(arg, views, instructions)
+        instructions[id(part)] = part
 
 
 class Expression:
-    """What computes an operand: a tree of Instructions over views, or one view that is copied. `Builder.view` computes
-    it when a view of the operand is first wanted, and not before, so that it can grow."""
+    """A tree of Instructions over views, or one view to copy, that gives the value of an operand.
+
+    `Builder.view` computes it when a view of the operand is first needed, and not before, so that it can grow.
+    """
 
     __slots__ = ("operand", "root")
 
@@ -109,65 +108,74 @@ class Expression:
         self.operand, self.root = operand, root
 
     def is_small(self):
-        """Whether one command holds it."""
+        """Return whether one command can hold the expression."""
         views, instructions = _parts(self.root)
         return len(views) <= MAX_INPUTS and len(instructions) <= MAX_INSTRUCTIONS
 
     def compute(self, builder, view=None):
-        """Emit the command that writes the operand to `view`, to a new one if none is given; return the view."""
+        """Emit the command that writes the operand to `view`, or to a new view; return that view."""
         root, out = self.root, self.operand
         if not isinstance(root, Instruction):
             root = Instruction(COPY, (root,))
         views, instructions = _parts(root)
-        lines = _lines(builder, out, views)
-        reuses = (
-            lines is not None and out.dtype == np.float32 and _last_use(builder, builder.convolved[0], instructions)
+        lines = _fusable_lines(builder, out, views)
+        in_place = (
+            lines is not None
+            and out.dtype == np.float32
+            and _is_last_use(builder, builder.last_convolution[0], instructions)
         )
-        if view is None and reuses:
-            view = builder.convolved[0].view[...]
+        if view is None and in_place:
+            view = builder.last_convolution[0].view[...]
         elif view is None:
-            view = _like(builder, out, views)
+            view = _new_like(builder, out, views)
         if view.size:
             _emit(builder, view, views, instructions, lines)
         return view
 
 
-def emit_views(b, code, out, *views):
-    """out = an instruction of views of its shape."""
-    _emit(b, out, views, [Instruction(code, views)])
+def emit_views(builder, code, out, *views):
+    """Emit one instruction that writes to `out` from views of its shape."""
+    _emit(builder, out, views, [Instruction(code, views)])
 
 
-def _last_use(b, operand, calls):
-    """Whether nothing but these instructions needs the operand."""
-    uses = sum(any(arg is operand.view for arg in call.args) for call in calls)  # a step has one at most
-    return uses == operand.uses and b.holders(operand.view) == {id(operand)}
+def _is_last_use(builder, operand, instructions):
+    """Return whether nothing but these instructions reads the operand."""
+    # Each step that reads the operand has at most one instruction here that does.
+    uses = sum(any(arg is operand.view for arg in instruction.args) for instruction in instructions)
+    return uses == operand.uses and builder.operands_of(operand.view) == {id(operand)}
 
 
-def _lines(b, out, views):
-    """How many lines a convolution has of which this is done at once, one after the other; None if that cannot be."""
-    if b.convolved is None:
+def _fusable_lines(builder, out, views):
+    """Return the number of lines of the last command, a convolution, if the expression can be computed line by line
+    with it; otherwise None.
+    """
+    if builder.last_convolution is None:
         return None
-    operand, convolved = b.convolved
-    n, lines = convolved.shape[:2]
-    of_convolution = [v for v in views if owner(v) is owner(convolved)]
-    whole = operand.shape == out.shape and len(of_convolution) == 1 and of_convolution[0] is operand.view
-    if not whole or convolved.nbytes < FUSED or convolved.size == n * lines or n > 1:
+    operand, convolution = builder.last_convolution
+    n, lines = convolution.shape[:2]
+    convolution_views = [v for v in views if owner(v) is owner(convolution)]
+    whole = operand.shape == out.shape and len(convolution_views) == 1 and convolution_views[0] is operand.view
+    if not whole or convolution.nbytes < MIN_FUSED_BYTES or convolution.size == n * lines or n > 1:
         return None
     return lines
 
 
-def _like(b, out, views):
-    """A new view whose axes lie in memory as those of the largest argument do."""
+def _new_like(builder, out, views):
+    """Return a new view for the operand `out`, with the axes in the memory order of the first argument of its shape."""
     same = [v for v in views if v.shape == out.shape and 0 not in v.strides]
     if not same or same[0].flags.c_contiguous:
-        return b.new(out.shape, out.dtype)
+        return builder.new(out.shape, out.dtype)
     order = sorted(range(len(out.shape)), key=lambda i: -abs(same[0].strides[i]))
-    view = b.new([out.shape[i] for i in order], out.dtype)
+    view = builder.new([out.shape[i] for i in order], out.dtype)
     return view.transpose(np.argsort(order))
 
 
-def _emit(b, out, views, calls, lines=None):
-    """lines: of [1, C, lines, W], done with the convolution that is the last command."""
+def _emit(builder, out, views, instructions, lines=None):
+    """Emit an elementwise command; or, for the lines of out [1, C, lines, W], one command that computes each line after
+    that of the convolution that is the last command, which it replaces.
+
+    Raises NotNative if there are too many axes.
+    """
     order = sorted(range(out.ndim), key=lambda i: -out.strides[i])
     if lines is not None:
         order.remove(2)
@@ -179,43 +187,40 @@ def _emit(b, out, views, calls, lines=None):
         shape, strides = [lines, *shape], [[v.strides[2], *s] for v, s in zip((out, *whole), strides)]
     if len(shape) > AXES:
         raise NotNative(f"{len(shape)} axes")
-    register = {id(v): i for i, v in enumerate(views)}
-    last = {}
-    for i, call in enumerate(calls):
-        for arg in call.args:
-            last[id(arg)] = i
-    free = list(range(len(views), REGISTERS))
-    instructions = []
-    for i, call in enumerate(calls):
-        args = [register[id(arg)] for arg in call.args]
-        for arg in {id(arg): arg for arg in call.args}.values():
-            if isinstance(arg, Instruction) and last[id(arg)] == i:
-                free.insert(0, register[id(arg)])
-        register[id(call)] = free.pop(0)
-        instructions += [
-            call.code,
-            register[id(call)],
-            *args,
-            *[0] * (3 - len(args)),
-            float(call.alpha),
-            float(call.beta),
-        ]
-    words = [len(shape), *axes(shape, 1), len(views), len(calls), out, ITEMS[out.dtype], *axes(strides[0])]
-    for view, of_view in zip(views, strides[1:]):
-        words += [view, ITEMS[view.dtype], *axes(of_view)]
-    words += instructions
-    flops, note = sum(c.code != COPY for c in calls) * out.size, " ".join(NAMES[call.code] for call in calls)
+    words = [len(shape), *axes(shape, 1), len(views), len(instructions), out, ITEMS[out.dtype], *axes(strides[0])]
+    for view, view_strides in zip(views, strides[1:]):
+        words += [view, ITEMS[view.dtype], *axes(view_strides)]
+    words += _instruction_words(views, instructions)
+    flops = sum(instruction.code != COPY for instruction in instructions) * out.size
+    note = " ".join(NAMES[instruction.code] for instruction in instructions)
     if lines is None:
-        b.emit("elementwise", *words, out=out, flops=flops, note=note)
+        builder.emit("elementwise", *words, out=out, flops=flops, note=note)
     else:
-        name, of_convolution = b.commands.pop()
-        made = b.notes.pop()
-        b.emit(
+        name, convolution_words = builder.commands.pop()
+        convolution_note = builder.notes.pop()
+        builder.emit(
             "convolved",
-            *b.nested(name, of_convolution),
-            *b.nested("elementwise", words),
+            *builder.nested(name, convolution_words),
+            *builder.nested("elementwise", words),
             out=out,
-            flops=made.flops + flops,
-            weights=made.nbytes,
+            flops=convolution_note.flops + flops,
+            weights=convolution_note.nbytes,
             note=f"convolution {note}",
         )
+
+
+def _instruction_words(views, instructions):
+    """Return the words of the instructions. Each result gets a register, which is free again after its last use."""
+    register = {id(v): i for i, v in enumerate(views)}
+    last_use = {id(arg): i for i, instruction in enumerate(instructions) for arg in instruction.args}
+    free = list(range(len(views), REGISTERS))
+    words = []
+    for i, instruction in enumerate(instructions):
+        args = [register[id(arg)] for arg in instruction.args]
+        for arg in {id(arg): arg for arg in instruction.args}.values():
+            if isinstance(arg, Instruction) and last_use[id(arg)] == i:
+                free.insert(0, register[id(arg)])
+        register[id(instruction)] = free.pop(0)
+        words += [instruction.code, register[id(instruction)], *args, *[0] * (3 - len(args))]
+        words += [float(instruction.alpha), float(instruction.beta)]
+    return words

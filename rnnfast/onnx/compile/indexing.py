@@ -1,57 +1,60 @@
-"""Gather and ScatterND: views and copies where indices are constant and regular, else the gather command. TopK and the
-indices of extremes."""
+"""Gather and ScatterND: views and copies where indices are constant and regular, otherwise the gather command; TopK,
+ArgMax and ArgMin: the order command.
+"""
 
 import math
 
 import numpy as np
 
 from rnnfast.onnx.budget import owner
-from rnnfast.onnx.compile import integer
 from rnnfast.onnx.compile.builder import AXES, NotNative, address, axes, merge_axes
+from rnnfast.onnx.compile.integer import ITEMS
 
-ORDERED = integer.ITEMS | {np.dtype(np.float32): 8}  # INTEGER_* and ORDER_FLOAT32 of program.h
+ORDERED = ITEMS | {np.dtype(np.float32): 8}  # INTEGER_* and ORDER_FLOAT32 of program.h: types of an order command
 
 
 def _progression(values):
-    """The slice of these indices, which count from the front; None if they have no constant step."""
+    """Return the slice of these indices, which count from the front; None if they have no constant step."""
     step = values[1] - values[0] if len(values) > 1 else 1
-    if step == 0 or any(b - a != step for a, b in zip(values, values[1:])):
+    if step == 0 or any(after - before != step for before, after in zip(values, values[1:])):
         return None
     end = values[-1] + (1 if step > 0 else -1)
     return slice(values[0], None if end < 0 else end, step)
 
 
-def emit_gather(b, node, inputs, outputs):
-    """Of indices with constant steps along their axes: a view; of others: a command, which notes those that are out of range."""
+def emit_gather(builder, node, inputs, outputs):
+    """Set a view for constant indices with one step along each axis, otherwise emit a gather command, which reports an
+    index that is out of range; False without elements, or for indices that are neither constant nor int32 or int64.
+    """
     shape, indices = inputs[0].shape, inputs[1]
     axis = node.attributes.get("axis", 0) % len(shape)
     n = shape[axis]
     if 0 in shape or 0 in indices.shape:
         return False
-    view = b.view(inputs[0])
+    view = builder.view(inputs[0])
     before = (slice(None),) * axis
     if indices.known is not None:
         known = indices.known.astype(np.int64) % n
         if known.ndim == 0:
-            b.set(outputs[0], view[(*before, int(known), ...)])
+            builder.set(outputs[0], view[(*before, int(known), ...)])
             return True
-        regular = _regular(view, known, axis)
+        regular = _regular_view(view, known, axis)
         if regular is not None:
-            b.set(outputs[0], regular)
+            builder.set(outputs[0], regular)
             return True
-        index, status = b.constant(np.ascontiguousarray(known)), b.status()
+        index, status = builder.constant(np.ascontiguousarray(known)), builder.status()
     elif indices.dtype in (np.int32, np.int64):
-        index = b.contiguous(b.view(indices))
-        status = b.status(f"index {{}} is out of range for an axis of {n} elements")
+        index = builder.contiguous(builder.view(indices))
+        status = builder.status(f"index {{}} is out of range for an axis of {n} elements")
     else:
         return False
-    out = _gathered(b, view, index, status, axis)
-    b.set(outputs[0], out.reshape(outputs[0].shape))
+    out = _emit_gather(builder, view, index, status, axis)
+    builder.set(outputs[0], out.reshape(outputs[0].shape))
     return True
 
 
-def _regular(view, indices, axis):
-    """The view that gathers these indices, where they have one step along each of their axes; else None."""
+def _regular_view(view, indices, axis):
+    """Return the view that gathers these indices if they have one step along each of their axes, otherwise None."""
     steps = [int(np.diff(indices, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(indices.shape)]
     first = int(indices.flat[0])
     if not np.array_equal(
@@ -72,70 +75,75 @@ def _regular(view, indices, axis):
     )
 
 
-def _gathered(b, view, index, status, axis):
-    """The view with indices.size elements along the axis; the other axes lie in memory as they do in `view`."""
+def _emit_gather(builder, view, index, status, axis):
+    """Emit a gather command; return its result, which has index.size elements along the axis.
+
+    The other axes keep the memory order that they have in `view`.
+    """
     order = sorted(range(view.ndim), key=lambda i: -view.strides[i])
-    at = order.index(axis)
+    position = order.index(axis)
     moved = view.transpose(order)
     outer, inner = (
-        merge_axes(moved.shape[:at], moved.strides[:at]),
-        merge_axes(moved.shape[at + 1 :], moved.strides[at + 1 :]),
+        merge_axes(moved.shape[:position], moved.strides[:position]),
+        merge_axes(moved.shape[position + 1 :], moved.strides[position + 1 :]),
     )
     if len(outer[0]) > 1 or len(inner[0]) > 1 or inner[0][0] > 1 and inner[1][0] != view.itemsize:
-        moved, order, at = b.contiguous(view), list(range(view.ndim)), axis
+        moved, order, position = builder.contiguous(view), list(range(view.ndim)), axis
     moved_shape = moved.shape
-    out = b.new((*moved_shape[:at], index.size, *moved_shape[at + 1 :]), view.dtype)
-    outer, from_outer, to_outer = merge_axes(moved_shape[:at], moved.strides[:at], out.strides[:at])
-    b.emit(
+    out = builder.new((*moved_shape[:position], index.size, *moved_shape[position + 1 :]), view.dtype)
+    outer, from_outer, to_outer = merge_axes(moved_shape[:position], moved.strides[:position], out.strides[:position])
+    builder.emit(
         "gather",
         out,
         moved,
         index,
         status,
         0,
-        math.prod(moved_shape[at + 1 :]) * view.itemsize,
+        math.prod(moved_shape[position + 1 :]) * view.itemsize,
         outer[0],
         index.size,
-        moved_shape[at],
+        moved_shape[position],
         index.itemsize,
         to_outer[0],
-        out.strides[at],
+        out.strides[position],
         from_outer[0],
-        moved.strides[at],
+        moved.strides[position],
         out=out,
     )
     return out.transpose(np.argsort(order))
 
 
-def emit_scatter_nd(b, node, inputs, outputs):
-    """With constant indices: a copy of the data, then one of the updates where they make a block, else a command."""
+def emit_scatter_nd(builder, node, inputs, outputs):
+    """Emit a copy of the data, unless it can be overwritten, then a copy of the updates if they make a block, or else a
+    gather command that scatters; False if the indices are not constant, for reductions, or without elements.
+    """
     shape, indices = inputs[0].shape, inputs[1].known
     if node.attributes.get("reduction", "none") != "none" or indices is None or 0 in shape or indices.size == 0:
         return False
     depth = indices.shape[-1]
-    updates = b.view(inputs[2])
+    updates = builder.view(inputs[2])
     if updates.size == 0:
         return False
-    in_place = b.sole(inputs[0])
-    out = inputs[0].view if in_place else b.new(shape, outputs[0].dtype)
+    in_place = builder.can_overwrite(inputs[0])
+    out = inputs[0].view if in_place else builder.new(shape, outputs[0].dtype)
     tuples = indices.reshape(-1, depth).astype(np.int64) % shape[:depth]
     block = _block(tuples)
     whole = block is not None and out[block].size == out.size
     if not whole and not in_place:
-        b.copy(out, b.view(inputs[0]))
+        builder.copy(out, builder.view(inputs[0]))
     if block is not None:
         to = out[block]
-        b.copy(to, b.reshaped(updates, to.shape))
+        builder.copy(to, builder.reshaped(updates, to.shape))
     else:
         row = np.ravel_multi_index(tuple(tuples.T), shape[:depth]).astype(np.int64)
         limit = math.prod(shape[:depth])
         nbytes = math.prod(shape[depth:]) * out.itemsize
-        b.emit(
+        builder.emit(
             "gather",
             out,
-            b.contiguous(updates),
-            b.constant(row),
-            b.status(),
+            builder.contiguous(updates),
+            builder.constant(row),
+            builder.status(),
             1,
             nbytes,
             1,
@@ -149,12 +157,12 @@ def emit_scatter_nd(b, node, inputs, outputs):
             out=out,
             note="scatter",
         )
-    b.set(outputs[0], out)
+    builder.set(outputs[0], out)
     return True
 
 
 def _block(tuples):
-    """The slices of axes whose positions, in order, are the index tuples [count, depth]; None if there are none."""
+    """Return the slices whose positions are, in order, the index tuples [count, depth]; None if there are none."""
     ranges = []
     for column in tuples.T:
         values = list(dict.fromkeys(column.tolist()))
@@ -168,21 +176,24 @@ def _block(tuples):
     return tuple(regular for _, regular in ranges) if np.array_equal(grid, tuples) else None
 
 
-def _ordered(b, view, k, *, largest, nan_first=False, higher=False, values=True):
-    """(values or None, indices) of the k items that come first along the last axis."""
+def _emit_order(builder, view, k, *, largest, nan_first=False, higher=False, values=True):
+    """Emit an order command; return (values or None, indices) of the k items that come first along the last axis.
+
+    Raises NotNative if the other axes do not merge into few enough.
+    """
     outer, n = view.shape[:-1], view.shape[-1]
-    indices = b.new((*outer, k), np.int64)
-    found = b.new((*outer, k), view.dtype) if values else None
-    of_values = found if values else indices
-    shape, *strides = merge_axes(outer, view.strides[:-1], of_values.strides[:-1], indices.strides[:-1])
+    indices = builder.new((*outer, k), np.int64)
+    found = builder.new((*outer, k), view.dtype) if values else None
+    value_strides = (found if values else indices).strides
+    shape, *strides = merge_axes(outer, view.strides[:-1], value_strides[:-1], indices.strides[:-1])
     if len(shape) > AXES:
         raise NotNative(f"{len(shape)} axes")
-    b.emit(
+    builder.emit(
         "order",
         view,
         found,
         indices,
-        b.new((4 * n,), np.int64),
+        builder.new((4 * n,), np.int64),
         ORDERED[view.dtype],
         largest,
         nan_first,
@@ -190,39 +201,41 @@ def _ordered(b, view, k, *, largest, nan_first=False, higher=False, values=True)
         n,
         k,
         view.strides[-1],
-        of_values.strides[-1],
+        value_strides[-1],
         indices.strides[-1],
         len(shape),
         *axes(shape),
-        *(word for of_view in strides for word in axes(of_view)),
+        *(word for view_strides in strides for word in axes(view_strides)),
         out=indices,
         flops=view.size,
     )
     return found, indices
 
 
-def emit_top_k(b, node, inputs, outputs):
+def emit_top_k(builder, node, inputs, outputs):
+    """Emit an order command for a constant k; False for another k, an unsupported type, or without elements."""
     k = node.attributes.get("k") if len(inputs) == 1 else inputs[1].known
     if k is None or inputs[0].dtype not in ORDERED or 0 in inputs[0].shape or 0 in outputs[0].shape:
         return False
     axis = node.attributes.get("axis", -1)
-    results = _ordered(
-        b,
-        np.moveaxis(b.view(inputs[0]), axis, -1),
+    results = _emit_order(
+        builder,
+        np.moveaxis(builder.view(inputs[0]), axis, -1),
         int(np.asarray(k).item()),
         largest=bool(node.attributes.get("largest", 1)),
     )
     for operand, result in zip(outputs, results):
-        b.set(operand, np.moveaxis(result, -1, axis))
+        builder.set(operand, np.moveaxis(result, -1, axis))
     return True
 
 
-def emit_arg(b, node, inputs, outputs):
+def emit_arg(builder, node, inputs, outputs):
+    """Emit an order command for ArgMax or ArgMin; False for an unsupported type, a scalar, or without elements."""
     if inputs[0].dtype not in ORDERED or not inputs[0].shape or 0 in inputs[0].shape:
         return False
-    view = np.moveaxis(b.view(inputs[0]), node.attributes.get("axis", 0), -1)
-    _, indices = _ordered(
-        b,
+    view = np.moveaxis(builder.view(inputs[0]), node.attributes.get("axis", 0), -1)
+    _, indices = _emit_order(
+        builder,
         view,
         1,
         largest=node.op_type == "ArgMax",
@@ -231,7 +244,7 @@ def emit_arg(b, node, inputs, outputs):
         higher=bool(node.attributes.get("select_last_index")),
     )
     indices = np.moveaxis(indices, -1, node.attributes.get("axis", 0))
-    b.set(outputs[0], indices.reshape(outputs[0].shape))
+    builder.set(outputs[0], indices.reshape(outputs[0].shape))
     return True
 
 

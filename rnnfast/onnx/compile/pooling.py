@@ -5,24 +5,27 @@ import numpy as np
 from rnnfast.onnx.ops.pooling import windows_of_node
 
 
-def emit_pool(b, node, inputs, outputs):
+def emit_pool(builder, node, inputs, outputs):
+    """Emit a pool command; False for other types than float32, more than two axes, empty results, or if the indices of
+    MaxPool are needed.
+    """
     x = inputs[0]
     rank = len(x.shape) - 2
     if x.dtype != np.float32 or rank not in (1, 2) or 0 in outputs[0].shape:
         return False
     if any(o is not None and o.uses for o in outputs[1:]):
         return False
-    view = b.view(x)
+    view = builder.view(x)
     windows = windows_of_node(view, node.attributes)
     view = (view if rank == 2 else view[:, :, None]).transpose(0, 2, 3, 1)
     if view.shape[3] > 1 and view.strides[3] != view.itemsize:
-        view = b.contiguous(view)
-    of = [(1, 1, 1, 1, 1, 0, 0, 1)] * (2 - rank)
+        view = builder.contiguous(view)
+    axis_words = [(1, 1, 1, 1, 1, 0, 0, 1)] * (2 - rank)
     for axis, size in enumerate(windows.size):
         low, high = 0, size
         if node.attributes.get("count_include_pad"):
             low, high = -windows.begin[axis], size + windows.end[axis]
-        of.append(
+        axis_words.append(
             (
                 size,
                 windows.output[axis],
@@ -34,8 +37,8 @@ def emit_pool(b, node, inputs, outputs):
                 high,
             )
         )
-    out = b.new((view.shape[0], of[0][1], of[1][1], view.shape[3]))
-    b.emit(
+    out = builder.new((view.shape[0], axis_words[0][1], axis_words[1][1], view.shape[3]))
+    builder.emit(
         "pool",
         view,
         out,
@@ -44,13 +47,13 @@ def emit_pool(b, node, inputs, outputs):
         view.shape[3],
         *(s // 4 for s in view.strides[:3]),
         *(s // 4 for s in out.strides[:3]),
-        *of[0],
-        *of[1],
+        *axis_words[0],
+        *axis_words[1],
         out=out,
-        flops=out.size * of[0][2] * of[1][2],
+        flops=out.size * axis_words[0][2] * axis_words[1][2],
     )
     result = out.transpose(0, 3, 1, 2)
-    b.set(outputs[0], result if rank == 2 else result[:, :, 0])
+    builder.set(outputs[0], result if rank == 2 else result[:, :, 0])
     return True
 
 

@@ -1,6 +1,6 @@
-"""Reductions, softmax and normalisations.
+"""Reductions, softmax and normalizations.
 
-The order in which values are reduced is that of their logical positions, whatever the layout (kernels/reduce.h).
+Values are reduced in the order of their logical positions, whatever their layout in memory (kernels/reduce.h).
 """
 
 import math
@@ -12,11 +12,12 @@ from rnnfast.onnx.compile.elementwise import define
 from rnnfast.onnx.compile.expressions import ADD, MUL, Instruction
 from rnnfast.onnx.ops import activations, normalization
 
-# Codes of program.h
+# The codes REDUCE_*, FINISH_* and ROWS_* of program.h, in its order
 SUM, L1, SQUARES, PRODUCT, MAX, MIN = range(6)
 NOTHING, MEAN, SQRT, LOG = range(4)
 SOFTMAX, LOG_SOFTMAX, STANDARDIZE = range(3)
 
+# operator -> (reduction, finish)
 REDUCTIONS = {
     "ReduceL1": (L1, NOTHING),
     "ReduceL2": (SQUARES, SQRT),
@@ -32,14 +33,17 @@ GLOBAL = {"GlobalAveragePool": (SUM, MEAN), "GlobalMaxPool": (MAX, NOTHING)}
 ROWS = {"Softmax": SOFTMAX, "LogSoftmax": LOG_SOFTMAX}
 
 
-def _floats(*operands):
-    """Whether all that are present are float32 and have elements."""
+def _are_float32(*operands):
+    """Return whether all operands that are present are float32 and have elements."""
     return all(o is None or o.dtype == np.float32 and 0 not in o.shape for o in operands)
 
 
 # ------------------------------------------------------------------------------------------------ reductions
-def reduced(b, view, over, kind, finish):
-    """A view with the axes `over` reduced to length 1; the others lie in memory as those of `view` do."""
+def reduced(builder, view, over, kind, finish):
+    """Emit a reduce command; return its result, in which the axes `over` have length 1.
+
+    The others keep the memory order that they have in `view`. Raises NotNative if they do not merge into few enough.
+    """
     kept = [axis for axis in range(view.ndim) if axis not in over]
     order = sorted(kept, key=lambda axis: -(abs(view.strides[axis]) or math.inf))
     lines, strides = merge_axes([view.shape[axis] for axis in over], [view.strides[axis] for axis in over])
@@ -47,27 +51,28 @@ def reduced(b, view, over, kind, finish):
     across = bool(outer) and view.strides[outer[-1]] == view.itemsize
     in_row = len(lines) == 1 and (strides[0] == view.itemsize or lines[0] == 1)
     if not in_row and (not across or len(lines) > 2):
-        return reduced_rows(b, view, kept, over, kind, finish)
-    out = b.new([view.shape[axis] for axis in order])
-    of_kept = merge_axes(out.shape, [view.strides[axis] for axis in order], out.strides)
-    _emit_reduce(b, view, out, kind, finish, across and not in_row, of_kept, lines, strides)
+        return reduced_rows(builder, view, kept, over, kind, finish)
+    out = builder.new([view.shape[axis] for axis in order])
+    kept_layout = merge_axes(out.shape, [view.strides[axis] for axis in order], out.strides)
+    _emit_reduce(builder, view, out, kind, finish, across and not in_row, kept_layout, lines, strides)
     result = out.transpose([order.index(axis) for axis in kept])
     return np.expand_dims(result, tuple(over))
 
 
-def reduced_rows(b, view, kept, over, kind, finish):
-    """The same, of a copy in which the axes that are reduced lie behind the others."""
-    moved = b.contiguous(view.transpose(kept + list(over)))
-    result = reduced(b, moved, range(len(kept), view.ndim), kind, finish)
+def reduced_rows(builder, view, kept, over, kind, finish):
+    """Emit a copy in which the axes `over` come last, and the reduce command on it; return the result of `reduced`."""
+    moved = builder.contiguous(view.transpose(kept + list(over)))
+    result = reduced(builder, moved, range(len(kept), view.ndim), kind, finish)
     return np.expand_dims(result.reshape(result.shape[: len(kept)]), tuple(over))
 
 
-def _emit_reduce(b, view, out, kind, finish, across, of_kept, lines, strides):
-    shape, x_strides, out_strides = of_kept
+def _emit_reduce(builder, view, out, kind, finish, across, kept_layout, lines, strides):
+    """Emit a reduce command. kept_layout: (shape, strides of view, strides of out) of the axes that stay."""
+    shape, x_strides, out_strides = kept_layout
     if len(shape) > AXES:
         raise NotNative(f"{len(shape)} axes")
     lines, strides = [1] * (2 - len(lines)) + lines, [0] * (2 - len(strides)) + strides
-    b.emit(
+    builder.emit(
         "reduce",
         view,
         out,
@@ -86,7 +91,7 @@ def _emit_reduce(b, view, out, kind, finish, across, of_kept, lines, strides):
 
 
 def _axes(node, inputs):
-    """The axes that a reduction is over, counted from the front; None where they are not known."""
+    """Return the axes that a node reduces, counted from the front; None if they are not constant."""
     rank = len(inputs[0].shape)
     if len(inputs) > 1 and inputs[1] is not None:
         if inputs[1].known is None:
@@ -99,32 +104,39 @@ def _axes(node, inputs):
     return sorted(axis % rank for axis in given)
 
 
-def emit_reduce(b, node, inputs, outputs):
+def emit_reduce(builder, node, inputs, outputs):
+    """Emit a reduce command; False if the axes are not constant, for other types than float32, or without elements."""
     over = _axes(node, inputs)
-    if over is None or not _floats(inputs[0]):
+    if over is None or not _are_float32(inputs[0]):
         return False
-    result = reduced(b, b.view(inputs[0]), over, *REDUCTIONS[node.op_type])
-    b.set(outputs[0], result.reshape(outputs[0].shape))
+    result = reduced(builder, builder.view(inputs[0]), over, *REDUCTIONS[node.op_type])
+    builder.set(outputs[0], result.reshape(outputs[0].shape))
     return True
 
 
-def emit_global(b, node, inputs, outputs):
-    if not _floats(inputs[0]):
+def emit_global(builder, node, inputs, outputs):
+    """Emit a reduce command over all spatial axes; False for other types than float32, or without elements."""
+    if not _are_float32(inputs[0]):
         return False
-    b.set(outputs[0], reduced(b, b.view(inputs[0]), range(2, len(inputs[0].shape)), *GLOBAL[node.op_type]))
+    builder.set(
+        outputs[0], reduced(builder, builder.view(inputs[0]), range(2, len(inputs[0].shape)), *GLOBAL[node.op_type])
+    )
     return True
 
 
 # ------------------------------------------------------------------------------------------------ rows
-def rows(b, view, kind, epsilon=0.0):
-    """The function of each row along the last axis, contiguous."""
+def emit_rows(builder, view, kind, epsilon=0.0):
+    """Emit a rows command, which computes a function of each row along the last axis; return its contiguous result.
+
+    Raises NotNative if the other axes do not merge into few enough.
+    """
     if view.shape[-1] > 1 and view.strides[-1] != view.itemsize:
-        view = b.contiguous(view)
-    out = b.new(view.shape)
+        view = builder.contiguous(view)
+    out = builder.new(view.shape)
     shape, x_strides, out_strides = merge_axes(view.shape[:-1], view.strides[:-1], out.strides[:-1])
     if len(shape) > AXES:
         raise NotNative(f"{len(shape)} axes")
-    b.emit(
+    builder.emit(
         "rows",
         view,
         out,
@@ -141,84 +153,97 @@ def rows(b, view, kind, epsilon=0.0):
     return out
 
 
-def emit_softmax(b, node, inputs, outputs):
-    """Before opset 13 over all axes from `axis` on."""
+def emit_softmax(builder, node, inputs, outputs):
+    """Emit a rows command for Softmax or LogSoftmax, before opset 13 over all axes from `axis` on; False for scalars,
+    other types than float32, or without elements.
+    """
     shape = inputs[0].shape
-    if not _floats(inputs[0]) or not shape:
+    if not _are_float32(inputs[0]) or not shape:
         return False
     kind = ROWS[node.op_type]
-    view = b.view(inputs[0])
+    view = builder.view(inputs[0])
     if node.function is activations.OPS[node.op_type][1]:
         axis = node.attributes.get("axis", 1)
         outer = math.prod(shape[: axis + len(shape) if axis < 0 else axis])
-        result = rows(b, b.contiguous(view).reshape(outer, -1), kind).reshape(shape)
+        result = emit_rows(builder, builder.contiguous(view).reshape(outer, -1), kind).reshape(shape)
     else:
         axis = node.attributes.get("axis", -1) % len(shape)
-        result = np.moveaxis(rows(b, np.moveaxis(view, axis, -1), kind), -1, axis)
-    b.set(outputs[0], result)
+        result = np.moveaxis(emit_rows(builder, np.moveaxis(view, axis, -1), kind), -1, axis)
+    builder.set(outputs[0], result)
     return True
 
 
-# ------------------------------------------------------------------------------------------------ normalisations
-def _define_scaled(b, out, y, scale, bias):
-    """The operand `out` is y * scale + bias: views that broadcast to y; bias may be None."""
+# ------------------------------------------------------------------------------------------------ normalizations
+def _define_scaled(builder, out, y, scale, bias):
+    """Give the operand `out` the expression y * scale + bias of views that broadcast to y; bias may be None."""
     scaled = Instruction(MUL, (y, scale))
-    define(b, out, lambda: scaled if bias is None else Instruction(ADD, (scaled, bias)), [])
+    define(builder, out, lambda: scaled if bias is None else Instruction(ADD, (scaled, bias)), [])
 
 
 def _per_channel(vector, rank):
-    """A vector [C] that broadcasts along axis 1."""
+    """Return a vector [C] shaped to broadcast along axis 1 of a tensor of this rank."""
     return vector.reshape(-1, *(1,) * (rank - 2))
 
 
-def _only_first(outputs):
+def _only_first_used(outputs):
+    """Return whether nothing reads the outputs after the first."""
     return all(o is None or not o.uses for o in outputs[1:])
 
 
-def emit_layer_normalization(b, node, inputs, outputs):
-    if not _floats(*inputs) or not _only_first(outputs):
+def emit_layer_normalization(builder, node, inputs, outputs):
+    """Emit a rows command and define its scaling; False for other types than float32, without elements, or if something
+    reads the mean or the deviation.
+    """
+    if not _are_float32(*inputs) or not _only_first_used(outputs):
         return False
     shape = inputs[0].shape
     axis = node.attributes.get("axis", -1) % len(shape)
-    view = b.view(inputs[0])
+    view = builder.view(inputs[0])
     if axis < len(shape) - 1:
-        view = b.contiguous(view).reshape(*shape[:axis], -1)
-    y = rows(b, view, STANDARDIZE, node.attributes.get("epsilon", normalization.EPSILON)).reshape(shape)
-    scale, bias = [None if o is None else b.view(o) for o in (*inputs[1:], None)[:2]]
-    _define_scaled(b, outputs[0], y, scale, bias)
+        view = builder.contiguous(view).reshape(*shape[:axis], -1)
+    y = emit_rows(builder, view, STANDARDIZE, node.attributes.get("epsilon", normalization.EPSILON)).reshape(shape)
+    scale, bias = [None if o is None else builder.view(o) for o in (*inputs[1:], None)[:2]]
+    _define_scaled(builder, outputs[0], y, scale, bias)
     return True
 
 
-def _emit_groups(b, node, inputs, outputs, groups, scale, bias):
+def _emit_groups(builder, node, inputs, outputs, groups, scale, bias):
+    """Emit a rows command over groups of channels and define its scaling per channel; return True."""
     shape = inputs[0].shape
-    view = b.contiguous(b.view(inputs[0])).reshape(shape[0], groups, -1)
-    y = rows(b, view, STANDARDIZE, node.attributes.get("epsilon", normalization.EPSILON)).reshape(shape)
-    _define_scaled(b, outputs[0], y, _per_channel(scale, len(shape)), _per_channel(bias, len(shape)))
+    view = builder.contiguous(builder.view(inputs[0])).reshape(shape[0], groups, -1)
+    y = emit_rows(builder, view, STANDARDIZE, node.attributes.get("epsilon", normalization.EPSILON)).reshape(shape)
+    _define_scaled(builder, outputs[0], y, _per_channel(scale, len(shape)), _per_channel(bias, len(shape)))
     return True
 
 
-def emit_instance_normalization(b, node, inputs, outputs):
-    if not _floats(*inputs) or len(inputs[0].shape) < 3:
+def emit_instance_normalization(builder, node, inputs, outputs):
+    """Normalize each channel; False for other types than float32, without elements, or without a spatial axis."""
+    if not _are_float32(*inputs) or len(inputs[0].shape) < 3:
         return False
-    scale, bias = b.contiguous(b.view(inputs[1])), b.contiguous(b.view(inputs[2]))
-    return _emit_groups(b, node, inputs, outputs, inputs[0].shape[1], scale, bias)
+    scale, bias = builder.contiguous(builder.view(inputs[1])), builder.contiguous(builder.view(inputs[2]))
+    return _emit_groups(builder, node, inputs, outputs, inputs[0].shape[1], scale, bias)
 
 
-def emit_group_normalization(b, node, inputs, outputs):
-    """With constant scale and bias, before opset 21 of each group."""
+def emit_group_normalization(builder, node, inputs, outputs):
+    """Normalize groups of channels; False if scale or bias, per group before opset 21, is not constant, for other types
+    than float32, or without elements.
+    """
     scale, bias = inputs[1].known, inputs[2].known
-    if not _floats(*inputs) or scale is None or bias is None or len(inputs[0].shape) < 2:
+    if not _are_float32(*inputs) or scale is None or bias is None or len(inputs[0].shape) < 2:
         return False
     groups = node.attributes["num_groups"]
     repeats = inputs[0].shape[1] // groups if node.function is normalization.group_normalization_18 else 1
-    scale, bias = (b.constant(np.repeat(p, repeats)) for p in (scale, bias))
-    return _emit_groups(b, node, inputs, outputs, groups, scale, bias)
+    scale, bias = (builder.constant(np.repeat(p, repeats)) for p in (scale, bias))
+    return _emit_groups(builder, node, inputs, outputs, groups, scale, bias)
 
 
-def emit_batch_normalization(b, node, inputs, outputs):
-    """x * scale + shift with constants: scale / sqrt(variance + epsilon), bias - mean * that."""
+def emit_batch_normalization(builder, node, inputs, outputs):
+    """Define x * factor + (bias - mean * factor) with the constant factor = scale / sqrt(variance + epsilon).
+
+    False if a parameter is not constant, in training mode, for other types than float32, or without elements.
+    """
     known = [None if o is None else o.known for o in inputs[1:]]
-    if not _floats(*inputs) or any(v is None for v in known) or not _only_first(outputs):
+    if not _are_float32(*inputs) or any(v is None for v in known) or not _only_first_used(outputs):
         return False
     if node.attributes.get("training_mode"):
         return False
@@ -229,8 +254,8 @@ def emit_batch_normalization(b, node, inputs, outputs):
         scale = scale.astype(np.float32)
     if scale.ndim == 1 and (node.attributes.get("spatial", 1) or len(inputs[0].shape) == 2):
         scale, shift = (_per_channel(v, len(inputs[0].shape)) for v in (scale, shift))
-    scale, shift = b.constant(scale), b.constant(shift)
-    define(b, outputs[0], lambda x: Instruction(ADD, (Instruction(MUL, (x, scale)), shift)), inputs[:1])
+    scale, shift = builder.constant(scale), builder.constant(shift)
+    define(builder, outputs[0], lambda x: Instruction(ADD, (Instruction(MUL, (x, scale)), shift)), inputs[:1])
     return True
 
 

@@ -1,4 +1,7 @@
-"""The operators: one NumPy function each, found by domain, name and opset."""
+"""The operators: one NumPy function for each version of each, found by domain, name and opset.
+
+Formulas are those of the ONNX operator specification.
+"""
 
 import functools
 import importlib
@@ -24,10 +27,11 @@ MODULES = (
 
 @functools.cache
 def table():
-    """(domain, operator) -> {first opset: function} of all modules; a key without a domain is ONNX's own."""
+    """Return {(domain, operator): {first opset: function}} of all modules; the domain of ONNX itself is ""."""
     merged = {}
     for name in MODULES:
         for key, variants in importlib.import_module(f"rnnfast.onnx.ops.{name}").OPS.items():
+            # A key without a domain is an operator of ONNX itself.
             key = key if isinstance(key, tuple) else ("", key)
             assert key not in merged, f"{key} is in two modules"
             merged[key] = variants
@@ -36,7 +40,7 @@ def table():
 
 @functools.lru_cache(1024)
 def lookup(domain, op_type, opset):
-    """The function that computes an operator at an opset of its domain, or None."""
+    """Return the function that computes an operator at an opset of its domain, or None."""
     variants = table().get(("" if domain == "ai.onnx" else domain, op_type), {})
     since = max((first for first in variants if first <= opset), default=None)
     return None if since is None else variants[since]

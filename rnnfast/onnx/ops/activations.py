@@ -1,4 +1,4 @@
-"""Activation functions."""
+"""Activation functions, Softmax, LogSoftmax and Hardmax (ONNX operator specification, for example Softmax-13)."""
 
 import math
 from typing import Literal
@@ -9,7 +9,7 @@ from rnnfast.errors import InputError
 from rnnfast.onnx.ops.elementwise import erf
 from rnnfast.onnx.ops.numeric import axis_index, check_broadcasts_to, check_numbers, floating, numeric, per_channel
 
-# Defaults of the spec, which are float32 numbers: 0.01, 0.2, and the two of Selu.
+# The specification's defaults as float32 numbers: 0.01, 0.2, and alpha and gamma of Selu.
 LEAKY_ALPHA = 0.009999999776482582
 HARD_ALPHA = 0.20000000298023224
 SELU_ALPHA = 1.6732631921768188
@@ -17,89 +17,95 @@ SELU_GAMMA = 1.0507010221481323
 
 
 def _sigmoid(x):
-    """1 / (1 + exp(-x)), of a negative exponent on both sides of zero so that nothing overflows."""
+    """Return 1 / (1 + exp(-x)), computed by exp(-|x|) on both sides of zero so that nothing overflows."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
 def _softplus(x):
-    """log(1 + exp(x))"""
+    """Return log(1 + exp(x))."""
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
 @floating
 def sigmoid(x):
+    """Sigmoid: 1 / (1 + exp(-x))."""
     return _sigmoid(x).astype(x.dtype)
 
 
 @numeric
 def relu(x):
+    """Relu: max(0, x)."""
     check_numbers(x)
     return np.maximum(x, np.asarray(0, x.dtype))
 
 
 @floating
 def leaky_relu(x, *, alpha: float = LEAKY_ALPHA):
+    """LeakyRelu: alpha * x for x < 0, otherwise x."""
     return np.where(x < 0, alpha * x, x)
 
 
 @numeric
 def prelu(x, slope):
-    """slope * x for x < 0; slope broadcasts to x, not the other way round."""
+    """PRelu: slope * x for x < 0, otherwise x; slope broadcasts to x, but x is not broadcast."""
     check_numbers(x)
     check_broadcasts_to(slope, x, "slope")
     return np.where(x < 0, slope * x, x)
 
 
 def prelu_1(x, slope):
-    """Before opset 7 the slope is one number or one per channel."""
+    """PRelu before opset 7: the slope is one number or one per channel."""
     return prelu(x, per_channel(slope, x) if slope.size > 1 else slope.reshape(()))
 
 
 @floating
 def elu(x, *, alpha: float = 1.0):
-    """alpha * (exp(x) - 1) for x < 0"""
+    """Elu: alpha * (exp(x) - 1) for x < 0, otherwise x."""
     return np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x)
 
 
 @floating
 def selu(x, *, alpha: float = SELU_ALPHA, gamma: float = SELU_GAMMA):
-    """gamma * (alpha * (exp(x) - 1) for x <= 0, x for x > 0)"""
+    """Selu: gamma * (alpha * (exp(x) - 1) for x <= 0, otherwise x)."""
     return gamma * np.where(x <= 0, alpha * np.expm1(np.minimum(x, 0)), x)
 
 
 @floating
 def celu(x, *, alpha: float = 1.0):
-    """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))"""
+    """Celu: max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
     return np.maximum(x, 0) + np.minimum(alpha * np.expm1(x / alpha), 0)
 
 
 @floating
 def hard_sigmoid(x, *, alpha: float = HARD_ALPHA, beta: float = 0.5):
-    """max(0, min(1, alpha * x + beta))"""
+    """HardSigmoid: max(0, min(1, alpha * x + beta))."""
     return np.clip(alpha * x + beta, 0, 1)
 
 
 @floating
 def hard_swish(x):
-    """x * max(0, min(1, x / 6 + 1 / 2))"""
+    """HardSwish: x * max(0, min(1, x / 6 + 1 / 2))."""
     return x * np.clip(x / 6 + 0.5, 0, 1)
 
 
 @floating
 def softplus(x):
+    """Softplus: log(1 + exp(x))."""
     return _softplus(x)
 
 
 @floating
 def softsign(x):
-    """x / (1 + |x|)"""
+    """Softsign: x / (1 + |x|)."""
     return x / (1 + np.abs(x))
 
 
 @floating
 def gelu(x, *, approximate: Literal["none", "tanh"] = "none"):
-    """x * Phi(x); with tanh 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))"""
+    """Gelu: x * Phi(x), Phi being the normal distribution function; with approximate = "tanh", 0.5 * x * (1 +
+    tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))).
+    """
     if approximate == "tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
@@ -107,19 +113,19 @@ def gelu(x, *, approximate: Literal["none", "tanh"] = "none"):
 
 @floating
 def mish(x):
-    """x * tanh(softplus(x))"""
+    """Mish: x * tanh(softplus(x))."""
     return x * np.tanh(_softplus(x))
 
 
 @floating
 def swish(x, *, alpha: float = 1.0):
-    """x * sigmoid(alpha * x)"""
+    """Swish: x * sigmoid(alpha * x)."""
     return x * _sigmoid(alpha * x)
 
 
 @floating
 def swiglu(a, b, *, alpha: float = 1.0):
-    """swish(a) * b"""
+    """SwiGLU: swish(a) * b."""
     if a.shape != b.shape:
         raise InputError(f"inputs of shapes {a.shape} and {b.shape}, expected one shape")
     return a * _sigmoid(alpha * a) * b
@@ -127,18 +133,19 @@ def swiglu(a, b, *, alpha: float = 1.0):
 
 @floating
 def thresholded_relu(x, *, alpha: float = 1.0):
+    """ThresholdedRelu: x for x > alpha, otherwise 0."""
     return np.where(x > alpha, x, 0)
 
 
 @numeric
 def shrink(x, *, bias: float = 0.0, lambd: float = 0.5):
-    """x + bias for x < -lambd, x - bias for x > lambd, otherwise 0"""
+    """Shrink: x + bias for x < -lambd, x - bias for x > lambd, otherwise 0."""
     check_numbers(x)
     return np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, 0)).astype(x.dtype)
 
 
 def _over_last_axis(function):
-    """The operator of opset 13 on, which normalizes along one axis."""
+    """Return the operator from opset 13 on (Softmax-13), which normalizes along one axis."""
 
     @floating
     def operator(x, *, axis: int = -1):
@@ -152,7 +159,7 @@ def _over_last_axis(function):
 
 
 def _over_trailing_axes(function):
-    """The operator before opset 13, which normalizes over all axes from `axis` on."""
+    """Return the operator before opset 13 (Softmax-11), which normalizes over all axes from `axis` on."""
 
     @floating
     def operator(x, *, axis: int = 1):
@@ -168,17 +175,19 @@ def _over_trailing_axes(function):
 
 
 def _softmax(x):
+    """Return exp(x) / sum(exp(x)) over the last axis, computed with x - max(x) so that nothing overflows."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def _log_softmax(x):
+    """Return x - log(sum(exp(x))) over the last axis, computed with x - max(x)."""
     x = x - x.max(axis=-1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def _hardmax(x):
-    """1 at the first largest element, 0 elsewhere"""
+    """Return 1 at the first largest element of the last axis, 0 elsewhere."""
     y = np.zeros_like(x)
     np.put_along_axis(y, x.argmax(axis=-1, keepdims=True), 1, axis=-1)
     return y

@@ -1,4 +1,4 @@
-"""Axes, counts and indices that come from attributes and input values, as checked Python integers."""
+"""Checks of axes, counts and indices from attributes and input values; returns them as Python integers."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from rnnfast.errors import InputError, InputTypeError
 
 
 def check_axis(axis, rank):
-    """`axis` of a tensor of this rank, counted from the front."""
+    """Return an axis of a tensor of this rank, counted from the front; InputError if it is out of range."""
     if not -rank <= axis < rank:
         raise InputError(f"axis {axis} is out of range for a tensor of rank {rank}")
     return axis % rank
 
 
 def check_axes(axes, rank):
-    """Distinct axes of a tensor of this rank, counted from the front; all of them where `axes` is None."""
+    """Return distinct axes of a tensor of this rank, counted from the front; all of them if `axes` is None."""
     if axes is None:
         return list(range(rank))
     checked = [check_axis(axis, rank) for axis in axes]
@@ -23,7 +23,7 @@ def check_axes(axes, rank):
 
 
 def integers(x, name):
-    """The values of a vector (or scalar) input as Python integers; None for an absent one."""
+    """Return the values of a vector or scalar input as Python integers; None for an absent one."""
     if x is None:
         return None
     if x.dtype.kind not in "iu":
@@ -34,14 +34,16 @@ def integers(x, name):
 
 
 def integer(x, name):
-    """The value of a one-element input as a Python integer."""
+    """Return the value of a one-element input as a Python integer."""
     if x.size != 1:
         raise InputError(f"{name} has shape {x.shape}, expected one element")
     return integers(x.reshape(1), name)[0]
 
 
 def check_indices(indices, size):
-    """Indices into an axis of `size` elements, counted from its front, as int64."""
+    """Return indices into an axis of `size` elements as int64, counted from its front; InputError if one is out of
+    range.
+    """
     if indices.dtype.kind != "i":
         raise InputTypeError(f"indices are of type {indices.dtype}, expected int32 or int64")
     indices = indices.astype(np.int64, copy=False)

@@ -1,4 +1,4 @@
-"""Conversions between element types."""
+"""Conversions between element types (ONNX operator specification, Cast, CastLike and BitCast)."""
 
 from typing import Literal
 
@@ -10,17 +10,17 @@ from rnnfast.onnx.ops.types import Dtype, Flag
 
 RoundMode = Literal["up", "down", "nearest"]
 
-# The float8 types that can also overflow to infinity or NaN, which `saturate` decides.
+# The float8 types in which a too large value becomes infinity or NaN unless `saturate` is set.
 SATURATING = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 
 
 def is_integer(dtype):
-    """True for NumPy's integers and for int4, uint4, int2 and uint2 of ml_dtypes."""
+    """Return whether a type is an integer of NumPy, or int4, uint4, int2 or uint2 of ml_dtypes."""
     return dtype.kind in "iu" or dtype.kind == "V" and "int" in dtype.name
 
 
 def limits(dtype):
-    """Smallest and largest finite value of an integer or floating type."""
+    """Return the smallest and the largest finite value of an integer or floating-point type."""
     if dtype.kind == "V" or dtype.itemsize == 1 and dtype.kind == "f":
         import ml_dtypes
 
@@ -31,7 +31,9 @@ def limits(dtype):
 
 
 def _to_integer(x, dtype):
-    """Truncated toward zero; out of range the higher bits are dropped, as ONNX asks of integers."""
+    """Convert to an integer type: values are truncated toward zero, and higher bits are dropped, as ONNX asks of
+    integers.
+    """
     if x.dtype == np.uint64 or dtype == np.uint64 and is_floating(x.dtype):
         return x.astype(dtype)
     wide = x.astype(np.float32 if x.dtype.kind == "V" and is_floating(x.dtype) else x.dtype).astype(np.int64)
@@ -43,7 +45,7 @@ def _to_integer(x, dtype):
 
 
 def _to_scale(x, dtype, saturate, round_mode):
-    """float8_e8m0fnu: a power of two 2^(e - 127) without sign, zero or infinity; e = 255 is NaN."""
+    """Convert to float8_e8m0fnu, a power of two 2^(e - 127) without sign, zero or infinity, where e = 255 is NaN."""
     x = x.astype(np.float32)
     mantissa, exponent = np.frexp(np.abs(x))
     # mantissa is in [0.5, 1): the power of two at or below |x| is 2^(exponent - 1).
@@ -55,12 +57,14 @@ def _to_scale(x, dtype, saturate, round_mode):
 
 
 def _to_string(x):
+    """Convert to strings; bools become True and False."""
     if x.dtype == bool:
         return np.where(x, "True", "False").astype(object)
     return x.astype(np.str_).astype(object)
 
 
 def _from_string(x, dtype):
+    """Parse strings as numbers of a floating-point or integer type."""
     if is_floating(dtype):
         return np.array([float(s) for s in x.ravel()], np.float64).reshape(x.shape).astype(dtype)
     if is_integer(dtype):
@@ -69,14 +73,14 @@ def _from_string(x, dtype):
 
 
 def convert(x, dtype, saturate=1, round_mode="up"):
-    """x as elements of `dtype`, by the rules of Cast."""
+    """Convert x to elements of `dtype` by the rules of Cast."""
     if x.dtype.kind in "OUT":
         return x if dtype.kind == "O" else _from_string(x, dtype)
     if dtype.kind == "O":
         return _to_string(x)
     if x.dtype == dtype:
         return x
-    if dtype == bool:
+    if dtype == np.bool_:
         return x.astype(np.float32) != 0 if x.dtype.kind == "V" else x != 0
     if is_integer(dtype):
         return _to_integer(x, dtype)
@@ -91,17 +95,19 @@ def convert(x, dtype, saturate=1, round_mode="up"):
 
 @quiet
 def cast(x, *, to: Dtype, saturate: Flag = 1, round_mode: RoundMode = "up"):
+    """Cast: convert to the element type `to`."""
     return convert(x, to, saturate, round_mode)
 
 
 @quiet
 def cast_like(x, target_type, *, saturate: Flag = 1, round_mode: RoundMode = "up"):
+    """CastLike: convert to the element type of the second input."""
     return convert(x, target_type.dtype, saturate, round_mode)
 
 
 @quiet
 def bit_cast(x, *, to: Dtype):
-    """The same bits read as another type of the same width."""
+    """BitCast: read the same bits as another type of the same width."""
     if "O" in (x.dtype.kind, to.kind) or x.dtype.itemsize != to.itemsize:
         raise InputError(f"the bits of {x.dtype} cannot be read as {to}")
     if x.dtype.kind == "V" and x.dtype.itemsize == 1 or to.kind == "V" and to.itemsize == 1:

@@ -1,5 +1,7 @@
-"""If, Loop and Scan. A graph attribute arrives as a callable: it takes the graph's inputs, returns the list of its
-outputs, its `outputs` are their types, and its `budget` is that of the call.
+"""If, Loop and Scan (ONNX operator specification, If-1, Loop-1, Scan-8 and Scan-9).
+
+A graph attribute is passed as a callable: it takes the graph's inputs and returns the list of its outputs. Its
+`outputs` are the types of these, and its `budget` is the Budget of the call.
 """
 
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from rnnfast.onnx.ops.types import MAX_TENSOR_BYTES, Ints, Subgraph, check_size
 
 
 def condition(value, name="cond"):
-    """The truth of a bool tensor of one element."""
+    """Return the truth of a bool tensor of one element."""
     if value.dtype != bool:
         raise InputTypeError(f"{name} is {value.dtype}, expected bool")
     if value.size != 1:
@@ -21,85 +23,93 @@ def condition(value, name="cond"):
 
 
 def if_(cond, *, then_branch: Subgraph, else_branch: Subgraph):
+    """If: the outputs of the branch that the condition selects."""
     return tuple((then_branch if condition(cond) else else_branch)())
 
 
 def loop(M=None, cond=None, *initial, body: Subgraph):
-    """body(iteration, cond, *carried) -> cond, *carried, *rows of the scan outputs"""
+    """Loop: repeat body(iteration, cond, *states) -> cond, *states, *slices of the scan outputs, at most M times and
+    while cond holds. Returns the last states and the stacked scan outputs.
+    """
     if M is not None and (M.dtype != np.int64 or M.size != 1):
         raise InputError(f"M is {M.dtype} of shape {M.shape}, expected one int64")
     trips = None if M is None else M.item()
     going = cond is None or condition(cond)
-    carried, rows = list(initial), [_Rows(t, body.budget) for t in body.outputs[1 + len(initial) :]]
-    sequences = _Sequences()
+    states, scan_outputs = list(initial), [_ScanOutput(t, body.budget) for t in body.outputs[1 + len(initial) :]]
+    sequences = _CarriedSequences()
     i = 0
     while going and (trips is None or i < trips):
         body.budget.iterate()
-        outputs = body(np.array(i, np.int64), np.array(True), *carried)
-        # without the input cond only the trip count ends the loop
+        outputs = body(np.array(i, np.int64), np.array(True), *states)
+        # Without the input cond, only the trip count ends the loop.
         going = condition(outputs[0], "the body's condition") or cond is None and trips is not None
-        carried = outputs[1 : 1 + len(carried)]
-        for row, value in zip(rows, outputs[1 + len(carried) :]):
-            row.append(value)
-        sequences.check(i, carried)
+        states = outputs[1 : 1 + len(states)]
+        for scan_output, value in zip(scan_outputs, outputs[1 + len(states) :]):
+            scan_output.append(value)
+        sequences.check(i, states)
         i += 1
-    if i == 0 and not _declared(rows):
-        _learn_types(rows, body, np.array(0, np.int64), np.array(True), *carried)
-    return (*carried, *(row.stacked() for row in rows))
+    if i == 0 and not _are_declared(scan_outputs):
+        _learn_types(scan_outputs, body, np.array(0, np.int64), np.array(True), *states)
+    return (*states, *(scan_output.stacked() for scan_output in scan_outputs))
 
 
-def _declared(rows):
-    return all(row.type.dtype is not None and row.type.shape is not None for row in rows)
+def _are_declared(scan_outputs):
+    """Return whether the body declares the types and shapes of all scan outputs."""
+    return all(
+        scan_output.type.dtype is not None and scan_output.type.shape is not None for scan_output in scan_outputs
+    )
 
 
-def _learn_types(rows, body, *args):
-    """Without an iteration, rows whose type the body does not declare get that of a trial iteration, not kept."""
+def _learn_types(scan_outputs, body, *args):
+    """After a loop without iterations, take the types that the body does not declare from a trial iteration."""
     body.budget.iterate()
     outputs = body(*args)
-    for row, value in zip(rows, outputs[len(outputs) - len(rows) :]):
-        row.type = Like(value.dtype, value.shape)
+    for scan_output, value in zip(scan_outputs, outputs[len(outputs) - len(scan_outputs) :]):
+        scan_output.type = SliceType(value.dtype, value.shape)
 
 
-class _Sequences:
-    """Bounds what carried sequences hold. It is looked at again when they may have grown by an eighth."""
+class _CarriedSequences:
+    """Limits the bytes of carried sequences; they are added up again when they may have grown by an eighth."""
 
     def __init__(self):
-        self.due = 0
+        self.due = 0  # the iteration from which on the sequences are added up again
 
-    def check(self, i, carried):
+    def check(self, i, states):
+        """Raise LimitError if the sequences among the states of iteration i are too large."""
         if i < self.due:
             return
-        sequences = [value for value in carried if type(value) is list]
+        sequences = [value for value in states if type(value) is list]
         if sum(array.nbytes for array in owners(sequences).values()) > MAX_TENSOR_BYTES:
             raise LimitError(f"a loop carries sequences of more than {MAX_TENSOR_BYTES} bytes")
         self.due = i + 1 + sum(map(len, sequences)) // 8
 
 
-class Like(NamedTuple):
-    """The type of a scan output's rows."""
+class SliceType(NamedTuple):
+    """The type of one iteration's slice of a scan output."""
 
     dtype: np.dtype
     shape: tuple
 
 
-class _Rows:
-    """What a body gave for one scan output, iteration by iteration."""
+class _ScanOutput:
+    """Collects the slices of one scan output, iteration by iteration."""
 
     def __init__(self, type_, budget):
         self.type, self.budget, self.values, self.nbytes = type_, budget, [], 0
 
     def append(self, value):
+        """Add the slice of one iteration; InputError if its type changes, LimitError if all are too large."""
         if self.values and (value.shape != self.values[0].shape or value.dtype != self.values[0].dtype):
             raise InputError(f"a scan output's shape changes from {self.values[0].shape} to {value.shape}")
         self.nbytes += value.nbytes
         if self.nbytes > MAX_TENSOR_BYTES:
             raise LimitError(f"a scan output of more than {MAX_TENSOR_BYTES} bytes")
-        value = value if value.base is None else value.copy()  # a view would keep all that it is cut from
+        value = value if value.base is None else value.copy()  # a view would keep the memory of the whole array
         self.budget.keep_row(value)
         self.values.append(value)
 
     def stacked(self, axis=0, backwards=False):
-        """All of them along a new axis."""
+        """Return all slices stacked along a new axis, in reverse order if `backwards`."""
         if not self.values:
             shape = [n if isinstance(n, int) else 0 for n in self.type.shape]
             shape.insert(_position(axis, len(shape) + 1, "scan_output_axes"), 0)
@@ -110,13 +120,14 @@ class _Rows:
 
 
 def _position(axis, rank, name):
+    """Return an axis counted from the front; InputError, which says `name`, if it is out of range."""
     if not -rank <= axis < rank:
         raise InputError(f"{name}: axis {axis} is out of range for rank {rank}")
     return axis % rank
 
 
 def _flags(values, count, name):
-    """One 0 or 1 for each."""
+    """Return an attribute of `count` values 0 or 1, all 0 if it is absent."""
     if values is None:
         return (0,) * count
     if len(values) != count or not set(values) <= {0, 1}:
@@ -125,14 +136,19 @@ def _flags(values, count, name):
 
 
 def _axes(values, count, name):
+    """Return an attribute of `count` axes, all 0 if it is absent."""
     if values is not None and len(values) != count:
         raise InputError(f"{name} = {list(values)}, expected {count} of them")
     return (0,) * count if values is None else values
 
 
 class ScanSettings(NamedTuple):
-    """The initial states; the inputs with the scanned axis in front, in the order of iterations; and for each scan
-    output its axis, and whether iterations fill it backwards."""
+    """How a Scan iterates.
+
+    states: the initial states. inputs: the scanned inputs, with the scanned axis first and in the order of the
+    iterations. output_axes: the axis of the iterations in each scan output. output_directions: 1 if they fill it
+    backwards.
+    """
 
     states: list
     inputs: list
@@ -150,7 +166,7 @@ def scan_settings(
     scan_output_axes=None,
     scan_output_directions=None,
 ):
-    """The ScanSettings of a node of so many outputs, the states' included, for these inputs."""
+    """Return the ScanSettings of a node with n_outputs outputs, states included, for these input values."""
     count = len(values) - num_scan_inputs
     n_outputs -= count
     axes = _axes(scan_input_axes, num_scan_inputs, "scan_input_axes")
@@ -173,7 +189,7 @@ def scan_9(
     scan_output_axes: Ints | None = None,
     scan_output_directions: Ints | None = None,
 ):
-    """body(*states, *slices of the inputs) -> *states, *slices of the outputs, for each index of the scanned axis"""
+    """Scan: for each index of the scanned axis, body(*states, *slices of inputs) -> *states, *slices of outputs."""
     scan = scan_settings(
         values,
         len(body.outputs),
@@ -183,39 +199,41 @@ def scan_9(
         scan_output_axes=scan_output_axes,
         scan_output_directions=scan_output_directions,
     )
-    states, rows = _scan(body, scan.states, scan.inputs)
+    states, scan_outputs = _iterate(body, scan.states, scan.inputs)
     stacked = (
-        row.stacked(axis, backwards) for row, axis, backwards in zip(rows, scan.output_axes, scan.output_directions)
+        scan_output.stacked(axis, backwards)
+        for scan_output, axis, backwards in zip(scan_outputs, scan.output_axes, scan.output_directions)
     )
     return (*states, *stacked)
 
 
-def _scan(body, states, scanned):
-    """The last states, and the rows of each output."""
+def _iterate(body, states, scanned):
+    """Return the last states and the _ScanOutput of each scan output."""
     lengths = {len(x) for x in scanned}
     if len(lengths) != 1:
         raise InputError(f"scanned inputs of lengths {sorted(lengths)}, expected one length")
-    rows = [_Rows(t, body.budget) for t in body.outputs[len(states) :]]
+    scan_outputs = [_ScanOutput(t, body.budget) for t in body.outputs[len(states) :]]
     length = lengths.pop()
     for t in range(length):
         body.budget.iterate()
         outputs = body(*states, *(x[t, ...] for x in scanned))
         states = outputs[: len(states)]
-        for row, value in zip(rows, outputs[len(states) :]):
-            row.append(value)
-    if length == 0 and not _declared(rows):
-        _learn_types(rows, body, *states, *map(_zero_slice, scanned))
-    return states, rows
+        for scan_output, value in zip(scan_outputs, outputs[len(states) :]):
+            scan_output.append(value)
+    if length == 0 and not _are_declared(scan_outputs):
+        _learn_types(scan_outputs, body, *states, *map(_zero_slice, scanned))
+    return states, scan_outputs
 
 
 def _zero_slice(x):
+    """Return zeros of the shape of one slice of x."""
     check_size(x.shape[1:], x.dtype)
     return np.zeros(x.shape[1:], x.dtype)
 
 
 def scan_8(sequence_lens=None, *values, body: Subgraph, num_scan_inputs: int, directions: Ints | None = None):
-    """The first form: axis 0 of states and inputs is the batch, axis 1 of inputs the scanned one, rows end at their
-    sequence_lens and the outputs are zero behind it.
+    """Scan-8: axis 0 of states and inputs is the batch, and axis 1 of inputs is scanned. Each sample has its own length
+    in sequence_lens, and its outputs are zero beyond that.
     """
     count = len(values) - num_scan_inputs
     backwards = _flags(directions, num_scan_inputs, "directions")
@@ -230,14 +248,15 @@ def scan_8(sequence_lens=None, *values, body: Subgraph, num_scan_inputs: int, di
     results = []
     for b, n in enumerate(lens):
         scanned = [x[b, n - 1 :: -1] if flag and n else x[b, :n] for x, flag in zip(values[count:], backwards)]
-        states, rows = _scan(body, [x[b] for x in values[:count]], [x[:n] for x in scanned])
-        results.append([*states, *(_padded(row.stacked(), length) for row in rows)])
+        states, scan_outputs = _iterate(body, [x[b] for x in values[:count]], [x[:n] for x in scanned])
+        results.append([*states, *(_padded(scan_output.stacked(), length) for scan_output in scan_outputs)])
     if not results:
         raise InputError("a batch of 0")
     return tuple(np.stack(column) for column in zip(*results))
 
 
 def _padded(x, length):
+    """Return x with zeros appended along axis 0 up to `length`."""
     check_size((length, *x.shape[1:]), x.dtype)
     padded = np.zeros((length, *x.shape[1:]), x.dtype)
     padded[: len(x)] = x

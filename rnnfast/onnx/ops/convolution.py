@@ -1,4 +1,4 @@
-"""Convolutions over any number of spatial axes."""
+"""Convolutions over any number of spatial axes (ONNX operator specification, Conv, ConvTranspose and others)."""
 
 import math
 
@@ -8,13 +8,23 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.onnx.ops.numeric import floating, per_channel, quiet, same_dtype
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Ints, check_size
-from rnnfast.onnx.ops.windows import AutoPad, attribute, explicit_pads, extent, pad, split_padding, view, windows_for
+from rnnfast.onnx.ops.windows import (
+    AutoPad,
+    attribute,
+    explicit_pads,
+    extent,
+    pad,
+    split_padding,
+    window_view,
+    windows_for,
+)
 
-# Windows are copied to be multiplied, at most about this many bytes of them at a time.
+# Windows are copied to be multiplied, about so many bytes of them at a time.
 COLUMN_BYTES = 2**25
 
 
 def _check(x, w, kernel_shape, channels, group):
+    """Raise InputError unless x, which must have so many channels, and w [M, C / group, *kernel] fit each other."""
     if x.ndim < 3 or w.ndim != x.ndim:
         raise InputError(f"X and W have shapes {x.shape} and {w.shape}, expected one rank of at least 3")
     if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
@@ -24,23 +34,25 @@ def _check(x, w, kernel_shape, channels, group):
 
 
 def _check_bias(bias, channels):
+    """Raise InputError unless the bias is absent or has one element per output channel."""
     if bias is not None and bias.shape != (channels,):
         raise InputError(f"the bias has shape {bias.shape}, expected ({channels},)")
 
 
 def _windows(x, w, kernel_shape, group, **attributes):
+    """Check the shapes and return the Windows of a convolution of x by w."""
     _check(x, w, kernel_shape, w.shape[1] * group, group)
     return windows_for(x.shape[2:], w.shape[2:], **attributes)
 
 
 def _correlate(x, w, windows, group):
-    """y[n,m,o] = sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation]"""
+    """Return y[n,m,o] = sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation]."""
     samples, outputs, rank = x.shape[0], w.shape[0], len(windows.kernel)
     check_size((samples, outputs, *windows.output), x.dtype)
     y = np.empty((samples, outputs, *windows.output), x.dtype)
     if y.size == 0:
         return y
-    taps = view(pad(x, windows, 0), windows)
+    taps = window_view(pad(x, windows, 0), windows)
     taps = taps.transpose(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
     weight = w.reshape(group, outputs // group, math.prod(w.shape[1:]))
     line_bytes = x.shape[1] * math.prod(windows.kernel) * math.prod(windows.output[1:]) * x.itemsize
@@ -70,6 +82,7 @@ def conv(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ):
+    """Conv: y[n,m,o] = bias[m] + sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation - begin]."""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
     _check_bias(bias, w.shape[0])
     y = _correlate(x, w, windows, group)
@@ -79,7 +92,7 @@ def conv(
 
 
 def _integer_correlate(x, x_zero_point, w, w_zero_point, windows, group):
-    """In float64; w may have one zero point for each output channel."""
+    """Convolve x - x_zero_point by w - w_zero_point in float64; w may have one zero point per output channel."""
     if x_zero_point is not None and x_zero_point.size != 1:
         raise InputError(f"the zero point of x has shape {x_zero_point.shape}, expected a scalar")
     if w_zero_point is not None and w_zero_point.shape not in ((), (1,), w.shape[:1]):
@@ -104,7 +117,7 @@ def conv_integer(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ):
-    """The convolution of x - x_zero_point with w - w_zero_point in int32."""
+    """ConvInteger: the convolution of x - x_zero_point by w - w_zero_point in int32."""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
     y = _integer_correlate(x, x_zero_point, w, w_zero_point, windows, group)
     return y.astype(np.int64).astype(np.int32)
@@ -129,7 +142,7 @@ def qlinear_conv(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ):
-    """bias is int32, of scale x_scale * w_scale and zero point 0"""
+    """QLinearConv: the quantized convolution of quantized x by w; bias is int32 of scale x_scale * w_scale."""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
     _check_bias(bias, w.shape[0])
     y = _integer_correlate(x, x_zero_point, w, w_zero_point, windows, group)
@@ -140,7 +153,7 @@ def qlinear_conv(
 
 
 def _transposed_axis(size, kernel, stride, dilation, padding, output_padding, output_shape, auto_pad):
-    """(begin, output size) of one spatial axis of ConvTranspose."""
+    """Return (positions cut off at the beginning, output size) for one spatial axis of ConvTranspose."""
     full = (size - 1) * stride + output_padding + extent(kernel, dilation)
     if output_shape is None and not auto_pad.startswith("SAME"):
         output = full - sum(padding)
@@ -157,7 +170,7 @@ def _transposed_axis(size, kernel, stride, dilation, padding, output_padding, ou
 def transposed_windows_for(
     size, kernel, *, auto_pad="NOTSET", dilations=None, output_padding=None, output_shape=None, pads=None, strides=None
 ):
-    """(strides, dilations, positions cut off at the beginning, output sizes) of ConvTranspose's spatial axes."""
+    """Return (strides, dilations, positions cut off at the beginning, output sizes) of ConvTranspose's spatial axes."""
     rank = len(size)
     strides = attribute(strides, 1, rank, 1, "strides")
     dilations = attribute(dilations, 1, rank, 1, "dilations")
@@ -192,7 +205,9 @@ def conv_transpose(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ):
-    """y[n,m,i * stride + k * dilation - begin] += sum over c of w[c,m,k] x[n,c,i]; w is [C,M/group,*kernel]"""
+    """ConvTranspose: y[n,m,i * stride + k * dilation - begin] is the sum of all w[c,m,k] x[n,c,i], and the bias is
+    added; w is [C,M/group,*kernel].
+    """
     _check(x, w, kernel_shape, w.shape[0], group)
     samples, channels, *size = x.shape
     kernel, outputs = w.shape[2:], w.shape[1] * group
@@ -217,8 +232,8 @@ def conv_transpose(
     columns = np.matmul(weight, np.ascontiguousarray(x).reshape(samples, group, channels // group, math.prod(size)))
     columns = columns.reshape(samples, outputs, *kernel, *size)
     for tap in np.ndindex(*kernel):
-        place_of_tap = (slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in zip(tap, dilations, size, strides))
-        y[(..., *place_of_tap)] += columns[(slice(None), slice(None), *tap)]
+        outputs_of_tap = (slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in zip(tap, dilations, size, strides))
+        y[(..., *outputs_of_tap)] += columns[(slice(None), slice(None), *tap)]
     y = y[(..., *(slice(b, b + out) for b, out in zip(begin, output)))]
     return y if bias is None else y + per_channel(bias, y)
 

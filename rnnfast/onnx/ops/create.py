@@ -1,4 +1,4 @@
-"""Operators that make tensors from values: constants, ranges and identity matrices."""
+"""Operators that make tensors from values (ONNX operator specification, Constant, ConstantOfShape, Range, EyeLike)."""
 
 import math
 from typing import Literal
@@ -12,6 +12,7 @@ from rnnfast.onnx.ops.types import Dtype, Floats, Ints, Strs, Tensor, check_size
 
 
 def constant_1(*, value: Tensor):
+    """Constant before opset 12: the tensor attribute."""
     return value
 
 
@@ -25,6 +26,7 @@ def constant(
     value_string: str | None = None,
     value_strings: Strs | None = None,
 ):
+    """Constant: the one value attribute that is present, as a tensor."""
     values = [
         (value_float, np.float32),
         (value_floats, np.float32),
@@ -41,6 +43,7 @@ def constant(
 
 
 def constant_of_shape(shape, *, value: Tensor | None = None):
+    """ConstantOfShape: a tensor of the shape in the input, filled with `value`, by default float32 zero."""
     if value is None:
         value = np.zeros((), np.float32)
     if value.size != 1:
@@ -53,7 +56,7 @@ def constant_of_shape(shape, *, value: Tensor | None = None):
 
 
 def range_11(start, limit, delta):
-    """start + i * delta for each i < ceil((limit - start) / delta)."""
+    """Range: start + i * delta for each i < ceil((limit - start) / delta)."""
     dtype = same_dtype((start, limit, delta))
     if not start.size == limit.size == delta.size == 1:
         raise InputError(
@@ -70,7 +73,7 @@ def range_11(start, limit, delta):
         if dtype.kind == "i":
             count = max(-((first - end) // step), 0)
         else:
-            # In float64 whatever the type of the inputs, as onnxruntime counts.
+            # Computed in float64 for inputs of any type, as in onnxruntime.
             count = math.ceil(min(max((end - first) / step, 0), 2**62))
         check_size((count,), np.float64)
         # Integer products may wrap around; adding the start wraps them back into range.
@@ -78,12 +81,14 @@ def range_11(start, limit, delta):
 
 
 def range_27(start, limit, delta, *, stash_type: Literal[1] = 1):
+    """Range-27: the same values; stash_type other than 1 is not supported."""
     return range_11(start, limit, delta)
 
 
 def eye_like(x, *, dtype: Dtype | None = None, k: int = 0):
+    """EyeLike: a matrix of the shape of x with ones on diagonal k, zeros elsewhere."""
     dtype = dtype or x.dtype
-    if x.ndim != 2 or dtype == object:
+    if x.ndim != 2 or dtype == np.object_:
         raise InputError(f"a tensor of shape {x.shape} and result type {dtype}, expected a matrix of numbers")
     n, m = x.shape
     check_size((n, m), dtype)

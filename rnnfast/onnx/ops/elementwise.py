@@ -1,4 +1,7 @@
-"""Elementwise arithmetic, comparison and logic, with ONNX's multidirectional (NumPy's) broadcasting."""
+"""Elementwise arithmetic, comparison and logic (ONNX operator specification, for example Add-7).
+
+Broadcasting is multidirectional, as in NumPy; before opset 7 it was limited (Add-1).
+"""
 
 import functools
 import math
@@ -21,13 +24,15 @@ from rnnfast.onnx.ops.numeric import (
 )
 from rnnfast.onnx.ops.types import Flag
 
-# The spec's default bounds of the attribute form of Clip: the range of float32.
+# Default bounds of Clip-6: the range of float32.
 FLOAT32_MAX = 3.4028234663852886e38
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
 def _unary(ufunc, decorate=floating):
+    """Return the operator that applies a NumPy function to each element of a tensor of numbers."""
+
     @decorate
     def operator(x):
         check_numbers(x)
@@ -38,6 +43,8 @@ def _unary(ufunc, decorate=floating):
 
 
 def _arithmetic(ufunc):
+    """Return the operator that applies a NumPy function to two tensors of numbers, elementwise."""
+
     @numeric
     def operator(a, b):
         check_numbers(a)
@@ -49,6 +56,8 @@ def _arithmetic(ufunc):
 
 
 def _variadic(ufunc):
+    """Return the operator that combines any number of tensors by a NumPy function, elementwise from left to right."""
+
     @numeric
     def operator(*xs):
         check_numbers(xs[0])
@@ -61,12 +70,14 @@ def _variadic(ufunc):
 
 @numeric
 def equal(a, b):
-    """Of numbers, bools or strings."""
+    """Equal: a == b for numbers, bools or strings."""
     check_broadcast(a, b)
     return np.equal(a, b)
 
 
 def _logical(ufunc):
+    """Return the operator that applies a NumPy function to two bool tensors, elementwise."""
+
     @quiet
     def operator(a, b):
         if a.dtype != bool or b.dtype != bool:
@@ -79,6 +90,8 @@ def _logical(ufunc):
 
 
 def _bitwise(ufunc):
+    """Return the operator that applies a NumPy function to two integer tensors, elementwise."""
+
     @numeric
     def operator(a, b):
         if a.dtype.kind not in "iu":
@@ -91,7 +104,9 @@ def _bitwise(ufunc):
 
 
 def _limited_broadcast(operator):
-    """The operator before opset 7: with broadcast = 1 the shape of B is a run of A's axes that begins at `axis`."""
+    """Return the operator before opset 7: with broadcast = 1, the shape of B is a run of A's axes that begins at
+    `axis`.
+    """
 
     def limited(a, b, *, axis: int | None = None, broadcast: Flag = 0):
         if broadcast:
@@ -107,16 +122,19 @@ def _limited_broadcast(operator):
 
 
 def _since_7(operator):
+    """Return the versions of a binary operator whose broadcasting opset 7 changed."""
     return {1: _limited_broadcast(operator), 7: operator}
 
 
 def logical_not(x):
+    """Not: the negation of bools."""
     if x.dtype != bool:
         raise InputTypeError(f"input of type {x.dtype}, expected bool")
     return np.asarray(np.logical_not(x))
 
 
 def bitwise_not(x):
+    """BitwiseNot: the complement of the bits of integers."""
     if x.dtype.kind not in "iu":
         raise InputTypeError(f"input of type {x.dtype}, expected an integer type")
     return np.asarray(np.invert(x))
@@ -124,6 +142,7 @@ def bitwise_not(x):
 
 @numeric
 def bit_shift(x, y, *, direction: Literal["LEFT", "RIGHT"]):
+    """BitShift: x shifted by y bits to the left or right."""
     if x.dtype.kind not in "iu":
         raise InputTypeError(f"inputs of type {x.dtype}, expected an integer type")
     check_broadcast(x, y)
@@ -132,13 +151,17 @@ def bit_shift(x, y, *, direction: Literal["LEFT", "RIGHT"]):
 
 @numeric
 def erf(x):
-    """One call of math.erf for each element: NumPy has no erf; float32 tensors run on the native kernel."""
+    """Erf: 2 / sqrt(pi) * integral of exp(-t^2) dt from 0 to x.
+
+    This calls math.erf for each element, as NumPy has no erf; float32 tensors run on the native kernel.
+    """
     check_numbers(x)
     return np.asarray(_erf(x.astype(np.float64))).astype(x.dtype)
 
 
 @numeric
 def mean(*xs):
+    """Mean: the elementwise mean of the inputs."""
     check_numbers(xs[0])
     check_broadcast(*xs)
     total = functools.reduce(np.add, xs)
@@ -147,7 +170,7 @@ def mean(*xs):
 
 @numeric
 def divide(a, b):
-    """Integers are divided as in C: the quotient is truncated toward zero."""
+    """Div: a / b; the quotient of integers is truncated toward zero, as in C."""
     check_numbers(a)
     check_broadcast(a, b)
     if is_floating(a.dtype):
@@ -161,7 +184,7 @@ def divide(a, b):
 
 @numeric
 def mod(a, b, *, fmod: Flag = 0):
-    """The remainder has the sign of b, or with fmod=1 that of a."""
+    """Mod: the remainder of a / b, which has the sign of b, or with fmod = 1 that of a."""
     check_numbers(a)
     check_broadcast(a, b)
     if not is_floating(a.dtype) and not b.all():
@@ -170,6 +193,7 @@ def mod(a, b, *, fmod: Flag = 0):
 
 
 def _integer_power(x, exponent):
+    """Return x to an integer power in int64; negative exponents give results truncated toward zero."""
     exponent = exponent.astype(np.int64)
     power = np.power(x.astype(np.int64), np.maximum(exponent, 0))
     if (exponent < 0).any():
@@ -182,7 +206,7 @@ def _integer_power(x, exponent):
 
 @quiet
 def power(x, y):
-    """The result has x's type; y may have another. An integer power is truncated toward zero."""
+    """Pow: x to the power y, in the type of x; an integer result is truncated toward zero."""
     check_broadcast(x, y)
     if y.size == 1 and y.ndim <= x.ndim and is_floating(x.dtype) and y.item() == 2:
         x32 = widen(x)
@@ -195,6 +219,7 @@ def power(x, y):
 
 
 def _bound(bound, name):
+    """Return a one-element bound of Clip as a scalar."""
     if bound.size != 1:
         raise InputError(f"{name} has shape {bound.shape}, expected a scalar")
     return bound.reshape(())
@@ -202,12 +227,13 @@ def _bound(bound, name):
 
 @floating
 def clip_6(x, *, min: float = -FLOAT32_MAX, max: float = FLOAT32_MAX):
+    """Clip before opset 11: min(max(x, min), max) with bounds that are attributes."""
     return np.minimum(np.maximum(x, np.asarray(min, x.dtype)), np.asarray(max, x.dtype))
 
 
 @quiet
 def clip(x, low=None, high=None):
-    """min(max(x, low), high); absent bounds are the type's smallest and largest finite values."""
+    """Clip: min(max(x, low), high); an absent bound is the smallest or largest finite value of the type."""
     dtype = same_dtype((x, low, high))
     smallest, largest = limits(dtype)
     low = np.asarray(smallest, dtype) if low is None else _bound(low, "min")
@@ -217,6 +243,7 @@ def clip(x, low=None, high=None):
 
 @quiet
 def where(condition, x, y):
+    """Where: x where the condition is true, otherwise y."""
     if condition.dtype != bool:
         raise InputTypeError(f"condition of type {condition.dtype}, expected bool")
     same_dtype((x, y))
@@ -226,11 +253,13 @@ def where(condition, x, y):
 
 @quiet
 def is_nan(x):
+    """IsNaN: whether each element is NaN."""
     return np.isnan(x)
 
 
 @quiet
 def is_inf(x, *, detect_negative: Flag = 1, detect_positive: Flag = 1):
+    """IsInf: whether each element is infinite, of the signs that the attributes select."""
     infinite = np.isinf(x)
     if not detect_negative:
         infinite &= x > 0

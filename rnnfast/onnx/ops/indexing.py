@@ -1,4 +1,4 @@
-"""Operators that pick, place, order or count elements."""
+"""Operators that select, scatter, order or count elements (ONNX operator specification, for example GatherND-12)."""
 
 import math
 from typing import Literal
@@ -14,6 +14,7 @@ REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.mi
 
 
 def _slice(x, starts, ends, axes, steps):
+    """Return the slice of x by Python lists; axes and steps may be None."""
     if axes is None:
         axes = range(len(starts))
     if steps is None:
@@ -29,23 +30,26 @@ def _slice(x, starts, ends, axes, steps):
         if step > 0:
             index[axis] = slice(min(max(start, 0), n), min(max(end, 0), n), step)
         else:
-            # Unlike Python's, a start before the beginning is clamped to the first element.
+            # A start before the beginning is the first element; Python's slices would be empty.
             start, end = min(max(start, 0), n - 1), min(max(end, -1), n - 1)
             index[axis] = slice(start, None if end < 0 else end, step) if start > end else slice(0, 0)
     return x[tuple(index)]
 
 
 def slice_1(x, *, starts: Ints, ends: Ints, axes: Ints | None = None):
+    """Slice before opset 10: starts and ends are attributes, and steps are 1."""
     return _slice(x, starts, ends, axes, None)
 
 
 def slice_10(x, starts, ends, axes=None, steps=None):
+    """Slice: x[start:end:step] along each of the axes; starts and ends out of range are clamped."""
     return _slice(
         x, integers(starts, "starts"), integers(ends, "ends"), integers(axes, "axes"), integers(steps, "steps")
     )
 
 
 def gather(x, indices, *, axis: int = 0):
+    """Gather: the slices of x at `indices` along an axis, whose place the axes of the indices take."""
     axis = check_axis(axis, x.ndim)
     indices = check_indices(indices, x.shape[axis])
     result = x.shape[:axis] + indices.shape + x.shape[axis + 1 :]
@@ -54,7 +58,7 @@ def gather(x, indices, *, axis: int = 0):
 
 
 def _element_index(x, indices, axis):
-    """An index of NumPy's for the element of x that each of `indices` names along `axis`."""
+    """Return NumPy's index of the element of x that each of `indices` names along `axis`."""
     axis = check_axis(axis, x.ndim)
     if indices.ndim != x.ndim or any(n > m for i, (n, m) in enumerate(zip(indices.shape, x.shape)) if i != axis):
         raise InputError(f"indices of shape {indices.shape} do not fit a tensor of shape {x.shape} besides axis {axis}")
@@ -65,13 +69,14 @@ def _element_index(x, indices, axis):
 
 
 def gather_elements(x, indices, *, axis: int = 0):
+    """GatherElements: for each position, the element of x whose place along `axis` is in `indices`."""
     return x[_element_index(x, indices, axis)]
 
 
-def _rows(x, indices, batch_dims):
-    """x with the dimensions that the tuples in `indices` address flattened into one, and the row of each tuple.
+def _addressed_rows(x, indices, batch_dims):
+    """Return x with the axes that the tuples in `indices` address flattened into one, and the row of each tuple.
 
-    x [b..., k..., rest...], indices [b..., q..., K] -> [b * k, rest...], [b..., q...]
+    x [b..., k..., rest...] and indices [b..., q..., K] give [b * k, rest...] and [b..., q...].
     """
     if not 0 <= batch_dims < min(indices.ndim, x.ndim):
         raise InputError(f"batch_dims {batch_dims} for shapes {x.shape} and {indices.shape}")
@@ -88,18 +93,20 @@ def _rows(x, indices, batch_dims):
 
 
 def gather_nd_11(x, indices):
+    """GatherND before opset 12: without batch_dims."""
     return gather_nd(x, indices)
 
 
 def gather_nd(x, indices, *, batch_dims: int = 0):
-    table, row = _rows(x, indices, batch_dims)
+    """GatherND: for each index tuple along the last axis of `indices`, the slice of x that it addresses."""
+    table, row = _addressed_rows(x, indices, batch_dims)
     result = row.shape + table.shape[1:]
     check_size(result, x.dtype)
     return table.take(row.reshape(-1), 0).reshape(result)
 
 
-def _place(x, index, updates, reduction):
-    """Put `updates` at `index` of x, which is overwritten: the last one wins, or all are reduced in order."""
+def _scatter(x, index, updates, reduction):
+    """Write `updates` to x[index] in place, the last of equal indices or all reduced in order; return the result."""
     if reduction == "none":
         x[index] = updates
         return x
@@ -112,40 +119,49 @@ def _place(x, index, updates, reduction):
 
 
 def scatter_elements_1(x, indices, updates, *, axis: int = 0):
+    """ScatterElements before opset 16, and Scatter: without a reduction."""
     return scatter_elements(x, indices, updates, axis=axis)
 
 
 def scatter_elements_16(x, indices, updates, *, axis: int = 0, reduction: Literal["none", "add", "mul"] = "none"):
+    """ScatterElements before opset 18: with the reductions add and mul."""
     return scatter_elements(x, indices, updates, axis=axis, reduction=reduction)
 
 
 def scatter_elements(
     x, indices, updates, *, axis: int = 0, reduction: Literal["none", "add", "mul", "max", "min"] = "none"
 ):
+    """ScatterElements: a copy of x with `updates` at the elements that `indices` name along `axis`."""
     same_dtype((x, updates))
     if indices.shape != updates.shape:
         raise InputError(f"indices of shape {indices.shape}, but updates of shape {updates.shape}")
-    return _place(x.copy(), _element_index(x, indices, axis), updates, reduction)
+    return _scatter(x.copy(), _element_index(x, indices, axis), updates, reduction)
 
 
 def scatter_nd_11(x, indices, updates):
+    """ScatterND before opset 16: without a reduction."""
     return scatter_nd(x, indices, updates)
 
 
 def scatter_nd_16(x, indices, updates, *, reduction: Literal["none", "add", "mul"] = "none"):
+    """ScatterND before opset 18: with the reductions add and mul."""
     return scatter_nd(x, indices, updates, reduction=reduction)
 
 
 def scatter_nd(x, indices, updates, *, reduction: Literal["none", "add", "mul", "max", "min"] = "none"):
+    """ScatterND: a copy of x with `updates` at the slices that the index tuples address."""
     same_dtype((x, updates))
-    table, row = _rows(x.copy(), indices, 0)
+    table, row = _addressed_rows(x.copy(), indices, 0)
     if updates.shape != row.shape + table.shape[1:]:
         raise InputError(f"updates of shape {updates.shape}, expected {row.shape + table.shape[1:]}")
-    return _place(table, row, updates, reduction).reshape(x.shape)
+    return _scatter(table, row, updates, reduction).reshape(x.shape)
 
 
 def one_hot(indices, depth, values, *, axis: int = -1):
-    """Indices and depth of a floating-point type are cut to integers; an index out of range has no hot element."""
+    """OneHot: values[1] at each index along a new axis of size `depth`, otherwise values[0].
+
+    Floating-point indices and depths are truncated to integers; an index out of range gives values[0] only.
+    """
     if depth.size != 1 or values.shape != (2,):
         raise InputError(f"depth of shape {depth.shape} and values of shape {values.shape}, expected [1] and [2]")
     depth = widen(depth).item()
@@ -164,19 +180,22 @@ def one_hot(indices, depth, values, *, axis: int = -1):
 
 
 def top_k_1(x, *, k: int, axis: int = -1):
+    """TopK before opset 10: k is an attribute."""
     return _top_k(x, k, axis, True)
 
 
 def top_k_10(x, k, *, axis: int = -1):
+    """TopK before opset 11: the largest values."""
     return _top_k(x, integer(k, "K"), axis, True)
 
 
 def top_k(x, k, *, axis: int = -1, largest: Flag = 1, sorted: Flag = 1):
+    """TopK: the k largest or smallest values along an axis, and their indices; they are always sorted."""
     return _top_k(x, integer(k, "K"), axis, largest)
 
 
 def _top_k(x, k, axis, largest):
-    """Sorted, of equal values the one of the lower index first; NaN counts as the largest value."""
+    """Return (values, indices), sorted; of equal values the lower index comes first, and NaN is the largest value."""
     axis = check_axis(axis, x.ndim)
     n = x.shape[axis]
     if not 0 <= k <= n:
@@ -192,14 +211,17 @@ def _top_k(x, k, axis, largest):
 
 
 def non_zero(x):
-    """The indices of the elements that are not 0, [rank, count]; a scalar gives [0, count]."""
+    """NonZero: the indices of the elements that are not 0, [rank, count]; [0, count] for a scalar."""
     if x.ndim == 0:
         return np.zeros((0, int(bool(x))), np.int64)
     return np.stack(np.nonzero(x)).astype(np.int64, copy=False)
 
 
 def unique(x, *, axis: int | None = None, sorted: Flag = 1):
-    """Equal NaNs count as one value where no axis is given, and as different ones in slices along an axis."""
+    """Unique: the distinct values, or slices along an axis, with first indices, inverse indices and counts.
+
+    Equal NaNs are one value without an axis, but different ones in slices along an axis.
+    """
     if axis is not None:
         axis = check_axis(axis, x.ndim)
     keys = widen(x)
@@ -207,13 +229,14 @@ def unique(x, *, axis: int | None = None, sorted: Flag = 1):
     inverse = inverse.reshape(-1)
     if not sorted:
         order = np.argsort(first, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        y, first, inverse, counts = y.take(order, axis), first[order], place[inverse], counts[order]
+        position = np.empty_like(order)
+        position[order] = np.arange(len(order))
+        y, first, inverse, counts = y.take(order, axis), first[order], position[inverse], counts[order]
     return y.astype(x.dtype, copy=False), *(a.astype(np.int64, copy=False) for a in (first, inverse, counts))
 
 
 def compress(x, condition, *, axis: int | None = None):
+    """Compress: the slices along an axis, or the elements without one, where the condition is true."""
     if condition.dtype != bool or condition.ndim != 1:
         raise InputTypeError(f"condition of type {condition.dtype} and shape {condition.shape}, expected a bool vector")
     if axis is None:

@@ -1,20 +1,29 @@
-"""Matrix products: MatMul, Gemm, Einsum and the quantized ones."""
+"""Matrix products (ONNX operator specification, MatMul, Gemm-7, Einsum-12, MatMulInteger and QLinearMatMul)."""
 
 import math
 
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.onnx.ops.numeric import check_broadcasts_to, check_numbers, is_floating, numeric, quiet, rows, same_dtype
+from rnnfast.onnx.ops.numeric import (
+    check_broadcasts_to,
+    check_numbers,
+    flatten_axes,
+    is_floating,
+    numeric,
+    quiet,
+    same_dtype,
+)
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Flag, check_size
 
-# Products of an Einsum that are held at a time, unless one line of the second operand has more.
+# Most products of an Einsum in memory at a time, unless the second operand needs more for one line.
 PRODUCTS = 2**18
 
 
 @numeric
 def matmul(a, b):
+    """MatMul: the matrix product, as numpy.matmul."""
     check_numbers(a)
     if a.ndim > 2 or b.ndim > 2:
         check_size(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + (*a.shape[-2:-1], *b.shape[-1:]), a.dtype)
@@ -23,7 +32,7 @@ def matmul(a, b):
 
 @numeric
 def gemm(a, b, c=None, *, alpha: float = 1.0, beta: float = 1.0, transA: Flag = 0, transB: Flag = 0):
-    """alpha * A' B' + beta * C, C broadcast to the product's shape; beta = 0 does not read C."""
+    """Gemm: alpha * A' B' + beta * C, with A and B transposed as asked and C broadcast; C is not read if beta is 0."""
     check_numbers(a)
     if a.ndim != 2 or b.ndim != 2:
         raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected matrices")
@@ -40,7 +49,7 @@ def gemm(a, b, c=None, *, alpha: float = 1.0, beta: float = 1.0, transA: Flag = 
 
 
 def gemm_1(a, b, c, *, alpha: float = 1.0, beta: float = 1.0, broadcast: Flag = 0, transA: Flag = 0, transB: Flag = 0):
-    """Before opset 7 C is broadcast only if `broadcast` says so."""
+    """Gemm before opset 7: C is broadcast only if `broadcast` is set."""
     shape = a.shape[-1 if transA else 0], b.shape[0 if transB else -1]
     if not broadcast and c.shape != shape:
         raise InputError(f"C has shape {c.shape}, expected {shape} without broadcast = 1")
@@ -48,9 +57,10 @@ def gemm_1(a, b, c, *, alpha: float = 1.0, beta: float = 1.0, broadcast: Flag = 
 
 
 def _labels(equation, shapes):
-    """What each operand's axes and the output's stand for, and the sizes; or an InputError where they do not fit.
+    """Parse an equation; return the labels of the axes of each operand and of the output, and the sizes by label.
 
-    A label is a letter, or a negative number for an axis under the ellipsis, counted from its end.
+    A label is a letter, or a negative number for an axis under the ellipsis, counted from its end. Raises InputError if
+    the equation does not fit the shapes.
     """
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
@@ -86,19 +96,19 @@ def _labels(equation, shapes):
 
 
 def _without(x, labels, kept):
-    """x with one axis per label, and those that are not in `kept` added up."""
+    """Return x with one axis per label and all labels outside of `kept` added up, and its labels."""
     for label in dict.fromkeys(labels):
         while labels.count(label) > 1:
             i, j = (axis for axis, other in enumerate(labels) if other == label and labels[:axis].count(label) < 2)
             x, labels = np.diagonal(x, axis1=i, axis2=j), [*labels[:i], *labels[i + 1 : j], *labels[j + 1 :], label]
     summed = tuple(axis for axis, label in enumerate(labels) if label not in kept)
     if summed:
-        x = rows(x, summed).sum(axis=-1, dtype=x.dtype)
+        x = flatten_axes(x, summed).sum(axis=-1, dtype=x.dtype)
     return x, [label for label in labels if label in kept]
 
 
 def _arranged(x, labels, groups, sizes):
-    """x with its axes of each group of labels flattened into one, contiguous; absent ellipsis axes are stretched."""
+    """Return x with the axes of each group of labels flattened into one, contiguous; absent axes are broadcast."""
     order = [label for group in groups for label in group]
     x = x.transpose([labels.index(label) for label in order if label in labels])
     x = x[tuple(slice(None) if label in labels else None for label in order)]
@@ -110,10 +120,10 @@ def _arranged(x, labels, groups, sizes):
 
 
 def _contract(a, a_labels, b, b_labels, kept, sizes):
-    """The sum of products of two operands over the labels that are not in `kept`, and its labels.
+    """Return the sum of products of two operands over the labels outside of `kept`, and its labels.
 
-    Not by BLAS, nor by np.einsum's own loops: their order of summation changes with the whole shape, and so one
-    row's bits would change with the batch. The sum over a last, contiguous axis depends on its length only.
+    Neither BLAS nor the loops of np.einsum are used: their order of summation changes with the whole shape, so that the
+    bits of one row would change with the batch. A sum over a last, contiguous axis depends on its length only.
     """
     a, a_labels = _without(a, a_labels, {*kept, *b_labels})
     b, b_labels = _without(b, b_labels, {*kept, *a_labels})
@@ -137,8 +147,11 @@ def _contract(a, a_labels, b, b_labels, kept, sizes):
 
 @numeric
 def einsum(*xs, equation: str):
-    """Every letter stands for one size: sizes of 1 are broadcast under an ellipsis only. Operands are multiplied from
-    left to right, each label added up as soon as no later operand has it."""
+    """Einsum: sums of products by the equation.
+
+    A letter stands for one size; sizes of 1 are broadcast under an ellipsis only. Operands are multiplied from left to
+    right, and each label is added up as soon as no later operand has it.
+    """
     check_numbers(xs[0])
     terms, output, sizes = _labels(equation.replace(" ", ""), [x.shape for x in xs])
     check_size([sizes[label] for label in output], xs[0].dtype)
@@ -150,19 +163,22 @@ def einsum(*xs, equation: str):
 
 
 def _per_row(parameter):
-    """A scale or zero point of one element per row [M], as a column."""
+    """Return a scale or zero point of one element per row [M] as a column; others stay."""
     return parameter[:, None] if parameter is not None and parameter.ndim == 1 and parameter.size > 1 else parameter
 
 
 @quiet
 def matmul_integer(a, b, a_zero_point=None, b_zero_point=None):
-    """(A - a_zero_point) (B - b_zero_point) in int32; zero points are scalars, or one per row of A, per column of B."""
+    """MatMulInteger: (A - a_zero_point) (B - b_zero_point) in int32. Zero points are scalars, or one per row of A and
+    one per column of B.
+    """
     product = np.matmul(centred(a, _per_row(a_zero_point)), centred(b, b_zero_point))
     return np.asarray(product).astype(np.int64).astype(np.int32)
 
 
 @quiet
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
+    """QLinearMatMul: the quantized product of two quantized matrices."""
     product = np.matmul(centred(a, _per_row(a_zero_point)), centred(b, b_zero_point))
     dtype = same_dtype((a_scale, b_scale, y_scale))
     return requantize(product, _per_row(a_scale) * b_scale, y_scale, y_zero_point, dtype)

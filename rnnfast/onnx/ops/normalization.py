@@ -1,4 +1,6 @@
-"""Normalization by means and variances, over the batch, a sample, a channel or groups of channels."""
+"""Normalization by mean and variance over the batch, a sample, a channel or a group of channels (ONNX operator
+specification, for example LayerNormalization-17).
+"""
 
 import math
 from typing import Literal
@@ -9,16 +11,16 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.onnx.ops.numeric import (
     axis_index,
     check_broadcasts_to,
+    flatten_axes,
     floating,
     per_channel,
     quiet,
-    rows,
     same_dtype,
     widen,
 )
 from rnnfast.onnx.ops.types import Dtype, Flag, Ints
 
-# Defaults of the spec, which are float32 numbers: 1e-5, 0.9 and 1e-4.
+# The specification's defaults as float32 numbers: 1e-5, 0.9 and 1e-4.
 EPSILON = 9.999999747378752e-06
 MOMENTUM = 0.8999999761581421
 LRN_ALPHA = 9.999999747378752e-05
@@ -26,12 +28,12 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def _mean(x):
-    """Over the last axis, which stays with length 1."""
+    """Return the mean over the last axis, which stays with length 1."""
     return x.sum(axis=-1, keepdims=True) / np.asarray(x.shape[-1], x.dtype)
 
 
 def _standardized(x, epsilon):
-    """(x - mean) / sqrt(variance + epsilon) over the last axis, the mean, and 1 / sqrt(variance + epsilon)"""
+    """Return (x - mean) / sqrt(variance + epsilon) over the last axis, the mean, and 1 / sqrt(variance + epsilon)."""
     mean = _mean(x)
     x = x - mean
     inverse = 1 / np.sqrt(_mean(x * x) + np.asarray(epsilon, x.dtype))
@@ -39,6 +41,7 @@ def _standardized(x, epsilon):
 
 
 def _check_channels(x, **vectors):
+    """Raise InputError unless each vector has one element per channel of x."""
     channels = x.shape[1] if x.ndim > 1 else 1
     for name, vector in vectors.items():
         if vector.shape != (channels,):
@@ -46,7 +49,7 @@ def _check_channels(x, **vectors):
 
 
 def _affine(x, mean, variance, scale, bias, epsilon):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias in the type of x"""
+    """Return (x - mean) / sqrt(variance + epsilon) * scale + bias in the type of x."""
     wide = np.result_type(*map(widen, (x, mean, variance, scale, bias)))
     mean, variance, scale, bias = (p.astype(wide) for p in (mean, variance, scale, bias))
     y = (x.astype(wide) - mean) * (scale / np.sqrt(variance + np.asarray(epsilon, wide))) + bias
@@ -66,6 +69,7 @@ def batch_normalization_1(
     spatial: Flag = 1,
     n_outputs: int = 1,
 ):
+    """BatchNormalization before opset 7: is_test must be 1."""
     if not is_test:
         raise UnsupportedError("is_test = 0 of BatchNormalization, which asks for the training mode")
     return batch_normalization_7(
@@ -86,7 +90,7 @@ def batch_normalization_7(
     spatial: Flag = 1,
     n_outputs: int = 1,
 ):
-    """With spatial = 0 each position of a sample has its own statistics."""
+    """BatchNormalization before opset 9: with spatial = 0 each position of a sample has statistics of its own."""
     same_dtype((x, scale, bias, mean, variance))
     if spatial:
         return batch_normalization_9(
@@ -100,6 +104,7 @@ def batch_normalization_7(
 
 
 def _refuse_training(n_outputs):
+    """Raise UnsupportedError for the additional outputs, which before opset 14 ask for the training mode."""
     if n_outputs > 1:
         raise UnsupportedError(f"{n_outputs} outputs of BatchNormalization, which ask for the training mode")
 
@@ -108,6 +113,7 @@ def _refuse_training(n_outputs):
 def batch_normalization_9(
     x, scale, bias, mean, variance, *, epsilon: float = EPSILON, momentum: float = MOMENTUM, n_outputs: int = 1
 ):
+    """BatchNormalization before opset 14: (x - mean) / sqrt(variance + epsilon) * scale + bias for each channel."""
     same_dtype((x, scale, bias, mean, variance))
     _refuse_training(n_outputs)
     _check_channels(x, scale=scale, B=bias, mean=mean, var=variance)
@@ -127,12 +133,16 @@ def batch_normalization(
     training_mode: Flag = 0,
     n_outputs: int = 1,
 ):
-    """In training_mode the statistics are the batch's, and the running ones move towards them by 1 - momentum."""
+    """BatchNormalization: (x - mean) / sqrt(variance + epsilon) * scale + bias for each channel.
+
+    In training_mode mean and variance are those of the batch, and the running mean and variance, which are outputs,
+    become running * momentum + batch * (1 - momentum).
+    """
     _check_channels(x, scale=scale, B=bias, input_mean=mean, input_var=variance)
     if not training_mode:
         _refuse_training(n_outputs)
         return _affine(x, *(per_channel(p, x) for p in (mean, variance, scale, bias)), epsilon), None, None
-    channels = rows(widen(x), tuple(axis for axis in range(x.ndim) if axis != 1 or x.ndim == 1))
+    channels = flatten_axes(widen(x), tuple(axis for axis in range(x.ndim) if axis != 1 or x.ndim == 1))
     channels = channels.reshape(mean.shape[0], -1)
     if channels.shape[1] == 0:
         raise InputError(f"training_mode with an input of shape {x.shape}, which has no statistics")
@@ -148,7 +158,7 @@ def batch_normalization(
 
 
 def _scaled(y, x, scale, bias=None):
-    """y * scale + bias, which broadcast to x, in the type of scale."""
+    """Return y * scale + bias, which broadcast to x, in the type of scale."""
     for name, parameter in (("scale", scale), ("bias", bias)):
         if parameter is not None:
             check_broadcasts_to(parameter, x, name)
@@ -157,15 +167,22 @@ def _scaled(y, x, scale, bias=None):
 
 
 def _inner(x, axis):
-    """x as a matrix whose rows are all elements from `axis` on; float16 and bfloat16 as float32."""
+    """Return (x as a matrix whose rows have all elements from `axis` on, the shape of x with 1 for these axes).
+
+    float16 and bfloat16 become float32.
+    """
     axis = axis_index(axis, x)
-    matrix = rows(widen(x), tuple(range(axis, x.ndim))).reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    matrix = flatten_axes(widen(x), tuple(range(axis, x.ndim))).reshape(
+        math.prod(x.shape[:axis]), math.prod(x.shape[axis:])
+    )
     return matrix, (*x.shape[:axis], *(1,) * (x.ndim - axis))
 
 
 @quiet
 def layer_normalization(x, scale, bias=None, *, axis: int = -1, epsilon: float = EPSILON, stash_type: Dtype = FLOAT32):
-    """Also gives the mean and the inverse standard deviation, in stash_type."""
+    """LayerNormalization: (x - mean) / sqrt(variance + epsilon) * scale + bias over all axes from `axis` on, the mean,
+    and 1 / sqrt(variance + epsilon); the last two are in stash_type.
+    """
     same_dtype((x, scale, bias))
     matrix, outer = _inner(x, axis)
     y, mean, inverse = _standardized(matrix, epsilon)
@@ -174,18 +191,21 @@ def layer_normalization(x, scale, bias=None, *, axis: int = -1, epsilon: float =
 
 @quiet
 def rms_normalization(x, scale, *, axis: int = -1, epsilon: float = EPSILON, stash_type: Dtype = FLOAT32):
-    """x / sqrt(mean(x^2) + epsilon) * scale; computed in at least float32, whatever stash_type allows."""
+    """RMSNormalization: x / sqrt(mean(x^2) + epsilon) * scale over all axes from `axis` on, computed in at least
+    float32, whatever stash_type allows.
+    """
     matrix, _ = _inner(x, axis)
     return _scaled(matrix / np.sqrt(_mean(matrix * matrix) + np.asarray(epsilon, matrix.dtype)), x, scale)
 
 
 @floating
 def instance_normalization(x, scale, bias, *, epsilon: float = EPSILON):
+    """InstanceNormalization: (x - mean) / sqrt(variance + epsilon) * scale + bias for each channel of each sample."""
     return _normalize_groups(x, x.shape[1], epsilon) * per_channel(scale, x) + per_channel(bias, x)
 
 
 def _normalize_groups(x, groups, epsilon):
-    """x [N,C,...] standardized over each of `groups` runs of channels."""
+    """Return x [N,C,...] standardized over each of `groups` groups of adjacent channels."""
     if groups < 1 or x.shape[1] % groups:
         raise InputError(f"{x.shape[1]} channels do not make {groups} groups")
     inner = math.prod(x.shape[1:]) // groups
@@ -194,7 +214,7 @@ def _normalize_groups(x, groups, epsilon):
 
 @floating
 def group_normalization_18(x, scale, bias, *, num_groups: int, epsilon: float = EPSILON):
-    """scale and bias have one element per group"""
+    """GroupNormalization before opset 21: scale and bias have one element per group."""
     if scale.shape != (num_groups,) or bias.shape != (num_groups,):
         raise InputError(f"scale and bias have shapes {scale.shape} and {bias.shape}, expected ({num_groups},)")
     y = _normalize_groups(x, num_groups, epsilon)
@@ -204,33 +224,35 @@ def group_normalization_18(x, scale, bias, *, num_groups: int, epsilon: float = 
 
 @floating
 def group_normalization(x, scale, bias, *, num_groups: int, epsilon: float = EPSILON, stash_type: Dtype = FLOAT32):
-    """Computed in at least float32, whatever stash_type allows."""
+    """GroupNormalization: (x - mean) / sqrt(variance + epsilon) * scale + bias over groups of channels, computed in at
+    least float32, whatever stash_type allows.
+    """
     _check_channels(x, scale=scale, bias=bias)
     return _normalize_groups(x, num_groups, epsilon) * per_channel(scale, x) + per_channel(bias, x)
 
 
 @floating
 def lp_normalization(x, *, axis: int = -1, p: Literal[1, 2] = 2):
-    """x / (sum(|x|^p))^(1/p); a row of zeros stays zero"""
+    """LpNormalization: x / (sum(|x|^p))^(1/p) along an axis; zeros stay zeros."""
     axis = axis_index(axis, x)
-    norm = rows(np.abs(x) if p == 1 else x * x, (axis,)).sum(axis=-1)
+    norm = flatten_axes(np.abs(x) if p == 1 else x * x, (axis,)).sum(axis=-1)
     norm = np.expand_dims(norm if p == 1 else np.sqrt(norm), axis)
     return np.where(norm == 0, 0, x / norm)
 
 
 @floating
 def mean_variance_normalization(x, *, axes: Ints = Ints((0, 2, 3))):
-    """(x - mean) / (sqrt(mean(x^2) - mean^2) + 1e-9), the function that the spec gives"""
+    """MeanVarianceNormalization: (x - mean) / (sqrt(mean(x^2) - mean^2) + 1e-9), as in the specification's function."""
     axes = tuple(axis_index(axis, x) for axis in axes)
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
-    x = x - _mean(rows(x, axes)).reshape(kept)
-    deviation = np.sqrt(_mean(rows(np.square(x), axes)).reshape(kept))
+    x = x - _mean(flatten_axes(x, axes)).reshape(kept)
+    deviation = np.sqrt(_mean(flatten_axes(np.square(x), axes)).reshape(kept))
     return x / (deviation + np.asarray(1e-9, x.dtype))
 
 
 @floating
 def local_response_normalization(x, *, size: int, alpha: float = LRN_ALPHA, beta: float = 0.75, bias: float = 1.0):
-    """x / (bias + alpha / size * sum of x^2 over `size` neighbouring channels)^beta"""
+    """LRN: x / (bias + alpha / size * sum of x^2 over `size` neighbouring channels)^beta."""
     if size < 1:
         raise InputError(f"size = {size}, expected at least 1")
     before, after = (size - 1) // 2, size // 2

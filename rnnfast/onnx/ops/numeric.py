@@ -1,4 +1,4 @@
-"""What all arithmetic operators share: element types, half precision, NumPy's warnings, axes."""
+"""Shared by all arithmetic operators: element types, half precision, NumPy's warnings and axes."""
 
 import functools
 
@@ -10,22 +10,22 @@ from rnnfast.onnx.ops.types import check_size
 
 
 def is_floating(dtype):
-    """True for float16/32/64 and for the bfloat16, float8, float6 and float4 types of ml_dtypes (kind "V" or "f")."""
+    """Return whether a type is float16/32/64, or bfloat16, float8, float6 or float4 of ml_dtypes (kind V or f)."""
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def is_half(dtype):
-    """float16 or bfloat16, told apart from other two-byte types without importing ml_dtypes."""
+    """Return whether a type is float16 or bfloat16, without importing ml_dtypes."""
     return dtype.itemsize == 2 and dtype.kind in "fV"
 
 
 def widen(x):
-    """float16 and bfloat16 as float32; any other array as it is."""
+    """Return float16 and bfloat16 arrays as float32, any other array as it is."""
     return x.astype(np.float32) if x is not None and is_half(x.dtype) else x
 
 
 def same_dtype(inputs):
-    """The one element type of all inputs that are present; the first one always is."""
+    """Return the one element type of all inputs that are present, the first always being; InputTypeError otherwise."""
     dtype = inputs[0].dtype
     for x in inputs:
         if x is not None and x.dtype != dtype:
@@ -34,7 +34,7 @@ def same_dtype(inputs):
 
 
 def _results(results, half):
-    """Results as arrays (a NumPy function of 0-d arrays returns scalars), float32 ones rounded to `half` if given."""
+    """Return results as arrays (NumPy returns scalars for 0-d arrays), float32 ones rounded to `half` if given."""
     if isinstance(results, tuple):
         return tuple(None if y is None else _results(y, half) for y in results)
     results = np.asarray(results)
@@ -42,7 +42,7 @@ def _results(results, half):
 
 
 def numeric(function):
-    """An operator whose inputs have one element type; float16 and bfloat16 are computed in float32, rounded once."""
+    """Decorate an operator on inputs of one type; float16 and bfloat16 are computed in float32 and rounded once."""
 
     @functools.wraps(function)
     def operator(*inputs, **attributes):
@@ -56,7 +56,7 @@ def numeric(function):
 
 
 def floating(function):
-    """A `numeric` operator that ONNX defines for floating-point tensors only."""
+    """Decorate an operator that is `numeric`, and defined by ONNX for floating-point tensors only."""
     compute = numeric(function)
 
     @functools.wraps(function)
@@ -70,7 +70,7 @@ def floating(function):
 
 
 def quiet(function):
-    """An operator that handles element types itself: only NumPy's warnings are off and the results are arrays."""
+    """Decorate an operator that handles element types itself: NumPy's warnings are off, and results are arrays."""
 
     @functools.wraps(function)
     def operator(*inputs, **attributes):
@@ -81,34 +81,34 @@ def quiet(function):
 
 
 def check_numbers(x):
-    """Refuse bool and strings, of which NumPy would also compute something."""
+    """Raise InputTypeError for bools and strings, for which NumPy would compute something too."""
     if x.dtype.kind not in "iuf" and not is_floating(x.dtype):
         raise InputTypeError(f"input of type {x.dtype}, expected numbers")
 
 
 def check_broadcast(*inputs):
-    """Check that the shapes broadcast, to a tensor within the size limit."""
+    """Raise an error unless the shapes broadcast to a tensor within the size limit."""
     first = inputs[0]
     if any(x.shape != first.shape for x in inputs[1:]):
         check_size(np.broadcast_shapes(*(x.shape for x in inputs)), first.dtype)
 
 
 def check_broadcasts_to(parameter, x, name):
-    """Check ONNX's unidirectional broadcasting: `parameter` is stretched to the shape of x, x is not stretched."""
+    """Raise InputError unless `parameter` broadcasts to the shape of x (unidirectional broadcasting of ONNX)."""
     if parameter.ndim > x.ndim or any(n not in (1, m) for n, m in zip(parameter.shape[::-1], x.shape[::-1])):
         raise InputError(f"{name} of shape {parameter.shape} does not broadcast to shape {x.shape}")
 
 
 def axis_index(axis, x):
-    """`axis` counted from the front, or an AxisError (a ValueError)."""
+    """Return an axis counted from the front; AxisError, a ValueError, if it is out of range."""
     return normalize_axis_index(int(axis), x.ndim)
 
 
-def rows(x, axes):
-    """x with `axes` flattened into a last, contiguous axis.
+def flatten_axes(x, axes):
+    """Return x with `axes` flattened into a last, contiguous axis.
 
-    NumPy adds a contiguous last axis pairwise, in an order that depends on its length only; over other axes the order
-    depends on the whole shape, so that one row's bits would change with the batch.
+    NumPy adds a contiguous last axis pairwise, in an order that depends on its length only. Over other axes the order
+    depends on the whole shape, so that the bits of one row would change with the batch.
     """
     kept = [axis for axis in range(x.ndim) if axis not in axes]
     shape = [x.shape[axis] for axis in kept]
@@ -117,5 +117,5 @@ def rows(x, axes):
 
 
 def per_channel(vector, x):
-    """A vector [C] shaped to broadcast along axis 1 of x [N,C,...]."""
+    """Return a vector [C] shaped to broadcast along axis 1 of x [N,C,...]."""
     return vector.reshape(-1, *(1,) * (x.ndim - 2))

@@ -1,24 +1,24 @@
-"""Pooling over sliding windows and over all positions."""
+"""Pooling over sliding windows and over all positions (ONNX operator specification, for example MaxPool-12)."""
 
 import math
 
 import numpy as np
 
 from rnnfast.errors import InputError, LimitError, UnsupportedError
-from rnnfast.onnx.ops.numeric import floating, is_floating, numeric, rows
+from rnnfast.onnx.ops.numeric import flatten_axes, floating, is_floating, numeric
 from rnnfast.onnx.ops.types import Flag, Ints, check_size
 from rnnfast.onnx.ops.windows import AutoPad, windows_for
 
-# Positions are computed in int64.
+# Positions are computed in int64, which larger windows and strides could overflow.
 MAX_SPAN = 2**62
-# Operations that a pooling may take along one axis, tens of seconds of them; a loop's overhead counts as LOOP_COST.
+# Most operations of a pooling along one axis, which take tens of seconds; one pass of a loop counts as LOOP_COST more.
 MAX_WORK = 2**33
 LOOP_COST = 1000
 DEFAULTS = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None, "ceil_mode": 0}
 
 
 def windows_of(x, kernel_shape, auto_pad, **attributes):
-    """The Windows over x, of which each has a tap in the input."""
+    """Return the Windows of a pooling over x; raise an error if a window has no tap in x or a size is too large."""
     windows = windows_for(x.shape[2:], kernel_shape, auto_pad=auto_pad, **attributes)
     if auto_pad.startswith("SAME") and any(windows.covered(axis) < size - 1 for axis, size in enumerate(windows.size)):
         raise UnsupportedError(
@@ -31,38 +31,41 @@ def windows_of(x, kernel_shape, auto_pad, **attributes):
     for axis, size in enumerate(windows.size):
         check_size((windows.output[axis],), np.int64)
         if not windows.taps(axis, 0, size).all():
-            raise _untouched(windows, axis)
+            raise _no_input_error(windows, axis)
     return windows
 
 
 def windows_of_node(x, attributes):
-    """The same for a MaxPool or an AveragePool with these attributes."""
+    """Return the Windows of a MaxPool or an AveragePool with these attributes."""
     settings = DEFAULTS | {name: attributes[name] for name in DEFAULTS if name in attributes}
     return windows_of(x, attributes["kernel_shape"], **settings)
 
 
 def _check_reach(windows, axis):
-    """That the first and the last window reach the input and that all positions are int64, before any is computed."""
+    """Raise an error unless the first and the last window reach the input and all positions fit into int64."""
     span = windows.extent(axis)
     last = (windows.output[axis] - 1) * windows.strides[axis] - windows.begin[axis]
     if windows.output[axis] and (windows.begin[axis] >= span or last >= windows.size[axis]):
-        raise _untouched(windows, axis)
+        raise _no_input_error(windows, axis)
     if max(span, windows.strides[axis]) >= MAX_SPAN:
         raise LimitError(
             f"a window of {span} positions and a stride of {windows.strides[axis]}, more than the limit of {MAX_SPAN}"
         )
 
 
-def _untouched(windows, axis):
+def _no_input_error(windows, axis):
+    """Return the error for a window without a tap in the input."""
     return InputError(
         f"padding of {windows.begin[axis]} and {windows.end[axis]} on spatial axis {axis} leaves a "
         f"window without any input"
     )
 
 
-def _meetings(windows, axis):
-    """Pairs of slices, of windows and of as many input positions that a tap of theirs is at: by taps or by positions,
-    whichever are fewer, each window meeting its positions in ascending order and never the padding."""
+def _overlaps(windows, axis):
+    """Yield pairs of slices along an axis: of windows, and of the input positions of one tap of each, without padding.
+
+    The pairs go by taps or by positions, whichever are fewer. Each window gets its positions in ascending order.
+    """
     size, kernel, stride = windows.size[axis], windows.kernel[axis], windows.strides[axis]
     dilation, begin, count = windows.dilations[axis], windows.begin[axis], windows.output[axis]
     if kernel <= size:
@@ -77,7 +80,7 @@ def _meetings(windows, axis):
     for i in range(size):
         if (i + begin) % common:
             continue
-        # o * stride = i + begin - k * dilation for some k of [0, kernel)
+        # Window o has a tap at i: o * stride = i + begin - k * dilation for some k of [0, kernel).
         residue = (i + begin) // common * pow(stride // common, -1, step)
         first, last = max(0, -(-(i + begin - (kernel - 1) * dilation) // stride)), min(count - 1, (i + begin) // stride)
         first += (residue - first) % step
@@ -86,6 +89,7 @@ def _meetings(windows, axis):
 
 
 def _check_work(shape, windows, axis):
+    """Raise LimitError if a pooling along one axis would take too many operations."""
     loops = min(windows.kernel[axis], windows.size[axis])
     if loops * (math.prod(shape) + LOOP_COST) > MAX_WORK:
         raise LimitError(
@@ -94,26 +98,28 @@ def _check_work(shape, windows, axis):
         )
 
 
-def _slide(combine, x, windows, start):
-    """[N,C,*output]: `combine` over the taps of each window, axis after axis, begun from `start`."""
+def _combine_taps(combine, x, windows, start):
+    """Return [N,C,*output]: `combine` over the taps of each window, axis after axis, from the initial value `start`."""
     for axis in range(len(windows.size)):
         lead = (slice(None),) * (2 + axis)
         shape = (*x.shape[: 2 + axis], windows.output[axis], *x.shape[3 + axis :])
         check_size(shape, x.dtype)
         _check_work(shape, windows, axis)
         y = np.full(shape, start, x.dtype)
-        for outputs, inputs in _meetings(windows, axis):
-            part = y[(*lead, outputs)]
-            combine(part, x[(*lead, inputs)], out=part)
+        for outputs, inputs in _overlaps(windows, axis):
+            windows_part = y[(*lead, outputs)]
+            combine(windows_part, x[(*lead, inputs)], out=windows_part)
         x = y
     return x
 
 
 def _indices(x, windows, column_major):
-    """The position in x, flattened, of each window's first largest element; column_major counts the spatial axes'
-    positions from the first axis on."""
+    """Return the position of each window's first largest element in x, flattened.
+
+    column_major: whether positions count the first spatial axis fastest.
+    """
     order = "F" if column_major else "C"
-    # From the last axis on: of equal elements the one that is first in row-major order is to stay.
+    # The last axis goes first, so that of equal elements the first in row-major order stays.
     where = np.broadcast_to(np.arange(math.prod(windows.size)).reshape(windows.size, order=order), x.shape)
     for axis in reversed(range(len(windows.size))):
         lead = (slice(None),) * (2 + axis)
@@ -121,7 +127,7 @@ def _indices(x, windows, column_major):
         check_size(shape, np.int64)
         _check_work(shape, windows, axis)
         y, found = np.zeros(shape, x.dtype), np.full(shape, -1)
-        for outputs, inputs in _meetings(windows, axis):
+        for outputs, inputs in _overlaps(windows, axis):
             largest, index, taps = y[(*lead, outputs)], found[(*lead, outputs)], x[(*lead, inputs)]
             better = (index < 0) | (taps > largest) | ((taps != taps) & (largest == largest))
             np.copyto(largest, taps, where=better)
@@ -144,16 +150,20 @@ def max_pool(
     strides: Ints | None = None,
     n_outputs: int = 1,
 ):
+    """MaxPool: the largest element of each window, and its position in the flattened input."""
     windows = windows_of(
         x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations, ceil_mode=ceil_mode
     )
     lowest = -math.inf if is_floating(x.dtype) else np.iinfo(x.dtype).min
-    y = _slide(np.maximum, x, windows, lowest)
+    y = _combine_taps(np.maximum, x, windows, lowest)
     return y, _indices(x, windows, storage_order == 1) if n_outputs > 1 else None
 
 
-def _counts(windows, include_pad):
-    """[*output]: how many taps of each window an average divides by; those beyond the padding never count."""
+def _tap_counts(windows, include_pad):
+    """Return [*output]: the number of taps by which the average of each window is divided.
+
+    Taps in the padding count if include_pad is set; taps beyond the padding never count.
+    """
     counts = np.ones((1,) * len(windows.size), np.int64)
     for axis, size in enumerate(windows.size):
         low, high = (-windows.begin[axis], size + windows.end[axis]) if include_pad else (0, size)
@@ -173,11 +183,12 @@ def average_pool(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ):
+    """AveragePool: the mean of each window."""
     windows = windows_of(
         x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations, ceil_mode=ceil_mode
     )
-    total = _slide(np.add, x, windows, 0)
-    return total / _counts(windows, count_include_pad).astype(x.dtype)
+    total = _combine_taps(np.add, x, windows, 0)
+    return total / _tap_counts(windows, count_include_pad).astype(x.dtype)
 
 
 @floating
@@ -192,43 +203,48 @@ def lp_pool(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ):
-    """sum(|x|^p)^(1/p)"""
+    """LpPool: sum(|x|^p)^(1/p) over each window."""
     windows = windows_of(
         x, kernel_shape, auto_pad, pads=pads, strides=strides, dilations=dilations, ceil_mode=ceil_mode
     )
-    return _root(_slide(np.add, _power(x, p), windows, 0), p)
+    return _root(_combine_taps(np.add, _power(x, p), windows, 0), p)
 
 
 def _power(x, p):
+    """Return |x|^p."""
     if p < 1:
         raise InputError(f"p = {p}, expected at least 1")
     return np.abs(x) if p == 1 else np.square(x) if p == 2 else np.power(np.abs(x), p)
 
 
 def _root(x, p):
+    """Return x^(1/p)."""
     return x if p == 1 else np.sqrt(x) if p == 2 else np.power(x, 1 / p)
 
 
 @floating
 def global_average_pool(x):
-    return _global(x, lambda taps: taps.sum(axis=-1) / np.asarray(taps.shape[-1], x.dtype))
+    """GlobalAveragePool: the mean of each channel."""
+    return _over_positions(x, lambda taps: taps.sum(axis=-1) / np.asarray(taps.shape[-1], x.dtype))
 
 
 @floating
 def global_max_pool(x):
-    return _global(x, lambda taps: taps.max(axis=-1))
+    """GlobalMaxPool: the largest element of each channel."""
+    return _over_positions(x, lambda taps: taps.max(axis=-1))
 
 
 @floating
 def global_lp_pool(x, *, p: int = 2):
-    return _global(x, lambda taps: _root(_power(taps, p).sum(axis=-1), p))
+    """GlobalLpPool: sum(|x|^p)^(1/p) over each channel."""
+    return _over_positions(x, lambda taps: _root(_power(taps, p).sum(axis=-1), p))
 
 
-def _global(x, reduce):
-    """[N,C,1,...]: `reduce` over all positions of each channel."""
+def _over_positions(x, reduce):
+    """Return [N,C,1,...]: `reduce` over all positions of each channel."""
     if x.ndim < 2 or math.prod(x.shape[2:]) == 0:
         raise InputError(f"input of shape {x.shape}, expected [N, C, ...] with at least one position")
-    return reduce(rows(x, tuple(range(2, x.ndim)))).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+    return reduce(flatten_axes(x, tuple(range(2, x.ndim)))).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
 
 
 OPS = {

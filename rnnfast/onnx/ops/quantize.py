@@ -1,4 +1,6 @@
-"""Linear quantization: y = saturate(round(x / scale) + zero_point), ties to even."""
+"""Linear quantization: y = saturate(round(x / scale) + zero_point), ties to even (ONNX operator specification,
+QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear).
+"""
 
 import numpy as np
 
@@ -9,13 +11,13 @@ from rnnfast.onnx.ops.types import Dtype, Flag
 
 
 def centred(x, zero_point):
-    """x - zero_point in float64: sums of products of 8-bit numbers are exact there, and BLAS multiplies them."""
+    """Return x - zero_point in float64, where sums of products of 8-bit numbers are exact and BLAS multiplies."""
     x = x.astype(np.float64)
     return x if zero_point is None else x - zero_point.astype(np.float64)
 
 
 def quantized(quotient, zero_point, dtype, saturate=1):
-    """round(quotient) + zero_point within the range of `dtype`; float types are rounded by the conversion itself."""
+    """Return round(quotient) + zero_point in the range of `dtype`; for float types the conversion itself rounds."""
     if not is_integer(dtype):
         if zero_point is not None:
             quotient = quotient + zero_point.astype(quotient.dtype)
@@ -27,14 +29,14 @@ def quantized(quotient, zero_point, dtype, saturate=1):
 
 
 def requantize(product, scale, y_scale, zero_point, dtype):
-    """A product of quantized numbers, given in float64 and of scale `scale`, quantized anew."""
+    """Quantize a product of quantized numbers, which is given in float64 and has the scale `scale`, to y_scale."""
     dtype = np.dtype(np.float32) if is_half(dtype) else dtype
     factor = scale.astype(dtype) / y_scale.astype(dtype)
     return quantized(product.astype(dtype) * factor, zero_point, zero_point.dtype)
 
 
-def _spread(parameter, x, axis, block_size, name):
-    """A scale or zero point that broadcasts to x: one for all, one per index of `axis`, or one per block along it."""
+def _broadcast_parameter(parameter, x, axis, block_size, name):
+    """Return a scale or zero point shaped to broadcast to x: one for all, or one per index or block of `axis`."""
     if parameter is None or parameter.size == 1 and parameter.ndim <= 1:
         return parameter if parameter is None else parameter.reshape(())
     axis = axis_index(axis, x)
@@ -56,12 +58,13 @@ def _spread(parameter, x, axis, block_size, name):
 
 
 def _check_zero_point(scale, zero_point):
+    """Raise InputError unless the zero point is absent or has as many elements as the scale."""
     if zero_point is not None and zero_point.size != scale.size:
         raise InputError(f"zero point of shape {zero_point.shape} with a scale of shape {scale.shape}")
 
 
-def _one_type(zero_point, output_dtype):
-    """The type asked for by the zero point, by output_dtype, or uint8."""
+def _output_type(zero_point, output_dtype):
+    """Return the type of the zero point, else output_dtype, else uint8; InputTypeError if the first two differ."""
     if zero_point is None:
         return output_dtype or np.dtype(np.uint8)
     if output_dtype is not None and output_dtype != zero_point.dtype:
@@ -81,11 +84,11 @@ def quantize_linear(
     precision: Dtype | None = None,
     saturate: Flag = 1,
 ):
-    """The quotient has the precision of y_scale, or `precision`."""
-    dtype = _one_type(y_zero_point, output_dtype)
+    """QuantizeLinear: saturate(round(x / y_scale) + y_zero_point), divided in the type of y_scale, or `precision`."""
+    dtype = _output_type(y_zero_point, output_dtype)
     _check_zero_point(y_scale, y_zero_point)
-    scale = _spread(y_scale, x, axis, block_size, "y_scale")
-    zero_point = _spread(y_zero_point, x, axis, block_size, "y_zero_point")
+    scale = _broadcast_parameter(y_scale, x, axis, block_size, "y_scale")
+    zero_point = _broadcast_parameter(y_zero_point, x, axis, block_size, "y_zero_point")
     precision = precision or (scale.dtype if scale.dtype.itemsize > 1 and is_floating(scale.dtype) else x.dtype)
     if not is_floating(precision):
         precision = np.dtype(np.float64)
@@ -93,7 +96,7 @@ def quantize_linear(
     if np.isnan(quotient).any():
         if is_floating(x.dtype) and np.isnan(x).any():
             raise InputError("the input contains NaN, which no quantized number stands for")
-        # 0 / 0: a row of zeros whose scale was computed from the row.
+        # 0 / 0 comes from a row of zeros whose scale was computed from the row.
         quotient = np.where(np.isnan(quotient), 0, quotient)
     return quantized(quotient.astype(precision) if is_half(precision) else quotient, zero_point, dtype, saturate)
 
@@ -102,23 +105,26 @@ def quantize_linear(
 def dequantize_linear(
     x, x_scale, x_zero_point=None, *, axis: int = 1, block_size: int = 0, output_dtype: Dtype | None = None
 ):
-    """(x - x_zero_point) * x_scale in the type of x_scale, or output_dtype."""
+    """DequantizeLinear: (x - x_zero_point) * x_scale in the type of x_scale, or output_dtype."""
     if x_zero_point is not None and x_zero_point.dtype != x.dtype:
         raise InputTypeError(f"zero point of type {x_zero_point.dtype} for an input of type {x.dtype}")
     _check_zero_point(x_scale, x_zero_point)
     dtype = output_dtype or x_scale.dtype
     wide = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
-    scale = _spread(x_scale, x, axis, block_size, "x_scale").astype(wide)
-    # int32 does not fit in float32, but has no zero point; smaller integers do.
+    scale = _broadcast_parameter(x_scale, x, axis, block_size, "x_scale").astype(wide)
+    # Smaller integers than int32 are exact in float32; int32, which is not, has no zero point.
     value = x.astype(wide)
     if x_zero_point is not None:
-        value = value - _spread(x_zero_point, x, axis, block_size, "x_zero_point").astype(wide)
+        value = value - _broadcast_parameter(x_zero_point, x, axis, block_size, "x_zero_point").astype(wide)
     return (value * scale).astype(dtype)
 
 
 @floating
 def dynamic_quantize_linear(x):
-    """uint8, with the scale (max - min) / 255 of a range that contains 0; the scale of nothing but zeros is 1."""
+    """DynamicQuantizeLinear: x quantized to uint8, the scale, and the zero point.
+
+    The scale is (max - min) / 255 of the range of x and 0, or 1 if all elements are zero.
+    """
     if np.isnan(x).any():
         raise InputError("the input contains NaN, which no quantized number stands for")
     lowest, highest = x.min(initial=0), x.max(initial=0)

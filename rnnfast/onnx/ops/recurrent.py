@@ -1,16 +1,17 @@
-"""RNN, GRU and LSTM on the float64 reference, rounded once to the inputs' type."""
+"""RNN, GRU and LSTM (ONNX operator specification, RNN-22, GRU-22 and LSTM-22) on the float64 reference."""
 
 from typing import Literal
 
 from rnnfast import reference
 from rnnfast.onnx.ops.numeric import quiet
 from rnnfast.onnx.ops.types import Flag, Floats, Strs
-from rnnfast.onnx.recurrent_nodes import layer
+from rnnfast.onnx.recurrent_nodes import recurrent_attributes
 
 Direction = Literal["forward", "reverse", "bidirectional"]
 
 
 def _rounded(results, dtype):
+    """Return the results rounded to the type of the inputs."""
     return tuple(y.astype(dtype) for y in results)
 
 
@@ -31,7 +32,8 @@ def rnn(
     hidden_size: int | None = None,
     layout: Flag = 0,
 ):
-    node = layer(
+    """RNN: H_t = f(X_t W^T + H_(t-1) R^T + Wb + Rb); returns Y and Y_h."""
+    node = recurrent_attributes(
         "RNN",
         activation_alpha=activation_alpha,
         activation_beta=activation_beta,
@@ -78,7 +80,8 @@ def gru(
     layout: Flag = 0,
     linear_before_reset: Flag = 0,
 ):
-    node = layer(
+    """GRU with the gates z, r and h; returns Y and Y_h. The formulas are in rnnfast/reference/cells.py."""
+    node = recurrent_attributes(
         "GRU",
         activation_alpha=activation_alpha,
         activation_beta=activation_beta,
@@ -129,7 +132,8 @@ def lstm(
     layout: Flag = 0,
     input_forget: Flag = 0,
 ):
-    node = layer(
+    """LSTM with gates i, o, f, c and peepholes P; returns Y, Y_h, Y_c. Formulas: rnnfast/reference/cells.py."""
+    node = recurrent_attributes(
         "LSTM",
         activation_alpha=activation_alpha,
         activation_beta=activation_beta,

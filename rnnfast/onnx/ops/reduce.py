@@ -1,4 +1,4 @@
-"""Reductions, the indices of extremes, and running sums."""
+"""Reductions, the indices of extremes, and running sums (ONNX operator specification, for example ReduceSum-13)."""
 
 import math
 
@@ -6,63 +6,72 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from rnnfast.errors import InputError
-from rnnfast.onnx.ops.numeric import axis_index, is_floating, numeric, rows
+from rnnfast.onnx.ops.numeric import axis_index, flatten_axes, is_floating, numeric
 from rnnfast.onnx.ops.types import Flag, Ints
 
 
 def _sum(x, axes):
-    return rows(x, axes).sum(axis=-1, dtype=x.dtype)
+    """Return the sum over the axes."""
+    return flatten_axes(x, axes).sum(axis=-1, dtype=x.dtype)
 
 
 def _mean(x, axes):
-    """The mean of integers is truncated toward zero."""
+    """Return the mean over the axes, truncated toward zero for integers."""
     count = math.prod(x.shape[axis] for axis in axes)
     if is_floating(x.dtype):
         return _sum(x, axes) / np.asarray(count, x.dtype)
     if count == 0:
         raise InputError("the mean of no integers")
     wide = np.uint64 if x.dtype.kind == "u" else np.int64
-    total = rows(x, axes).sum(axis=-1, dtype=wide)
+    total = flatten_axes(x, axes).sum(axis=-1, dtype=wide)
     return (np.sign(total) * (np.abs(total) // np.asarray(count, wide))).astype(x.dtype)
 
 
 def _product(x, axes):
-    return rows(x, axes).prod(axis=-1, dtype=x.dtype)
+    """Return the product over the axes."""
+    return flatten_axes(x, axes).prod(axis=-1, dtype=x.dtype)
 
 
-def _extreme(x, axes, find, of_nothing):
+def _extreme(x, axes, find, empty_value):
+    """Return the largest or smallest element over the axes, by `find`; `empty_value` where there are no elements."""
     shape = [x.shape[axis] for axis in range(x.ndim) if axis not in axes]
     if any(x.shape[axis] == 0 for axis in axes):
-        return np.full(shape, of_nothing, x.dtype)
-    return find(rows(x, axes), axis=-1)
+        return np.full(shape, empty_value, x.dtype)
+    return find(flatten_axes(x, axes), axis=-1)
 
 
 def _lowest(dtype):
-    return False if dtype == bool else -math.inf if is_floating(dtype) else np.iinfo(dtype).min
+    """Return the lowest value of a type."""
+    return False if dtype == np.bool_ else -math.inf if is_floating(dtype) else np.iinfo(dtype).min
 
 
 def _highest(dtype):
-    return True if dtype == bool else math.inf if is_floating(dtype) else np.iinfo(dtype).max
+    """Return the highest value of a type."""
+    return True if dtype == np.bool_ else math.inf if is_floating(dtype) else np.iinfo(dtype).max
 
 
 def _max(x, axes):
+    """Return the largest element over the axes."""
     return _extreme(x, axes, np.max, _lowest(x.dtype))
 
 
 def _min(x, axes):
+    """Return the smallest element over the axes."""
     return _extreme(x, axes, np.min, _highest(x.dtype))
 
 
 def _l1(x, axes):
+    """Return sum(|x|)."""
     return _sum(np.abs(x), axes)
 
 
 def _sum_square(x, axes):
+    """Return sum(x^2)."""
     return _sum(x * x, axes)
 
 
 def _through_float(function):
-    """Integers are computed in float64; the result is truncated to their type."""
+    """Decorate a reduction that computes integers in float64 and truncates the result to their type."""
 
     def reduce(x, axes):
         if is_floating(x.dtype):
@@ -74,17 +83,19 @@ def _through_float(function):
 
 @_through_float
 def _l2(x, axes):
+    """Return sqrt(sum(x^2))."""
     return np.sqrt(_sum_square(x, axes))
 
 
 @_through_float
 def _log_sum(x, axes):
+    """Return log(sum(x))."""
     return np.log(_sum(x, axes))
 
 
 @_through_float
 def _log_sum_exp(x, axes):
-    """m + log(sum(exp(x - m))) with m the largest x, or 0 where that is infinite"""
+    """Return m + log(sum(exp(x - m))), where m is the largest x, or 0 if that is infinite."""
     peak = _max(x, axes)
     shift = np.where(np.isfinite(peak), peak, 0).astype(x.dtype)
     shifted = x - np.expand_dims(shift, tuple(axes))
@@ -92,6 +103,7 @@ def _log_sum_exp(x, axes):
 
 
 def _reduce(reduce, x, axes, keepdims):
+    """Return x reduced over the axes, which stay with length 1 if `keepdims`."""
     axes = normalize_axis_tuple(axes, x.ndim)
     y = reduce(x, axes)
     if keepdims:
@@ -100,6 +112,8 @@ def _reduce(reduce, x, axes, keepdims):
 
 
 def _axes_attribute(reduce):
+    """Return the operator whose axes are an attribute (ReduceMax before opset 18)."""
+
     @numeric
     def operator(x, *, axes: Ints | None = None, keepdims: Flag = 1):
         return _reduce(reduce, x, axes or range(x.ndim), keepdims)
@@ -109,6 +123,7 @@ def _axes_attribute(reduce):
 
 
 def _axes_input(reduce):
+    """Return the operator whose axes are an input (ReduceMax-18)."""
     compute = numeric(lambda x, axes, keepdims: _reduce(reduce, x, axes, keepdims))
 
     def operator(x, axes=None, *, keepdims: Flag = 1, noop_with_empty_axes: Flag = 0):
@@ -123,10 +138,13 @@ def _axes_input(reduce):
 
 
 def _reduction(reduce, input_since=18):
+    """Return the versions of a reduction, whose axes are an input from opset `input_since` on."""
     return {1: _axes_attribute(reduce), input_since: _axes_input(reduce)}
 
 
 def _arg(find):
+    """Return ArgMax or ArgMin: the index of the extreme element along an axis, of equal ones the first or the last."""
+
     @numeric
     def operator(x, *, axis: int = 0, keepdims: Flag = 1, select_last_index: Flag = 0):
         axis = axis_index(axis, x)
@@ -143,6 +161,7 @@ def _arg(find):
 
 
 def _running(accumulate, neutral):
+    """Return CumSum or CumProd; `neutral` is the first result if a result excludes its own element."""
     compute = numeric(lambda x, axis, exclusive, reverse: _accumulate(accumulate, neutral, x, axis, exclusive, reverse))
 
     def operator(x, axis, *, exclusive: Flag = 0, reverse: Flag = 0):
@@ -155,6 +174,7 @@ def _running(accumulate, neutral):
 
 
 def _accumulate(accumulate, neutral, x, axis, exclusive, reverse):
+    """Return the running sums or products along an axis, from its end if `reverse`."""
     if reverse:
         x = np.flip(x, axis)
     if exclusive:

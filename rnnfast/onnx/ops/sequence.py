@@ -1,4 +1,6 @@
-"""Sequences (Python lists of tensors) and optional values (None where empty)."""
+"""Sequences, which are Python lists of tensors, and optional values, which are None where empty (ONNX operator
+specification, for example SequenceInsert-11).
+"""
 
 import numpy as np
 
@@ -13,54 +15,62 @@ MAX_PARTS = 2**20
 
 
 def _check_sequence(sequence):
+    """Raise InputTypeError for a tensor."""
     if not isinstance(sequence, list):
         raise InputTypeError("a tensor, expected a sequence")
 
 
 def sequence_empty(*, dtype: Dtype | None = None):
+    """SequenceEmpty: a sequence without tensors."""
     return []
 
 
 def sequence_construct(*xs):
+    """SequenceConstruct: the sequence of the inputs."""
     same_dtype(xs)
     return list(xs)
 
 
 def sequence_insert(sequence, tensor, position=None):
-    """The tensor comes to stand before what is at `position` of [-n, n], by default at the end."""
+    """SequenceInsert: the sequence with a tensor inserted before `position` of [-n, n], by default at the end."""
     _check_sequence(sequence)
     same_dtype((*sequence[:1], tensor))
     n = len(sequence)
-    place = n if position is None else integer(position, "position")
-    if not -n <= place <= n:
-        raise InputError(f"position {place} is out of range for inserting into a sequence of {n} tensors")
-    place = place + n if place < 0 else place
-    return [*sequence[:place], tensor, *sequence[place:]]
+    index = n if position is None else integer(position, "position")
+    if not -n <= index <= n:
+        raise InputError(f"position {index} is out of range for inserting into a sequence of {n} tensors")
+    index = index + n if index < 0 else index
+    return [*sequence[:index], tensor, *sequence[index:]]
 
 
-def _place(sequence, position):
+def _position(sequence, position):
+    """Return a position in a sequence, counted from the front; InputError if it is out of range."""
     _check_sequence(sequence)
-    place, n = integer(position, "position"), len(sequence)
-    if not -n <= place < n:
-        raise InputError(f"position {place} is out of range for a sequence of {n} tensors")
-    return place % n
+    index, n = integer(position, "position"), len(sequence)
+    if not -n <= index < n:
+        raise InputError(f"position {index} is out of range for a sequence of {n} tensors")
+    return index % n
 
 
 def sequence_erase(sequence, position=None):
-    place = _place(sequence, np.array(-1) if position is None else position)
-    return [*sequence[:place], *sequence[place + 1 :]]
+    """SequenceErase: the sequence without the tensor at `position`, by default the last."""
+    index = _position(sequence, np.array(-1) if position is None else position)
+    return [*sequence[:index], *sequence[index + 1 :]]
 
 
 def sequence_at(sequence, position):
-    return sequence[_place(sequence, position)]
+    """SequenceAt: the tensor at `position`."""
+    return sequence[_position(sequence, position)]
 
 
 def sequence_length(sequence):
+    """SequenceLength: the number of tensors."""
     _check_sequence(sequence)
     return np.array(len(sequence), np.int64)
 
 
 def concat_from_sequence(sequence, *, axis: int, new_axis: Flag = 0):
+    """ConcatFromSequence: the tensors concatenated along an axis, or stacked along a new one."""
     _check_sequence(sequence)
     if not sequence:
         raise InputError("an empty sequence has nothing to concatenate")
@@ -73,7 +83,7 @@ def concat_from_sequence(sequence, *, axis: int, new_axis: Flag = 0):
 
 
 def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
-    """Parts of the sizes in a vector, or all of one size (the last may be smaller), by default of size 1."""
+    """SplitToSequence: parts of the sizes in a vector, or of one size, 1 by default; the last may be smaller."""
     axis = check_axis(axis, x.ndim)
     n = x.shape[axis]
     if split is not None and split.ndim == 1:
@@ -83,21 +93,24 @@ def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
         raise InputError(f"split is {size}, expected 1 or more")
     if -(-n // size) > MAX_PARTS:
         raise LimitError(f"a sequence of {-(-n // size)} tensors, more than the limit of {MAX_PARTS}")
-    whole = list(parts(x, [min(size, n - start) for start in range(0, n, size)], axis))
-    return whole if keepdims or split is not None else [part.squeeze(axis) for part in whole]
+    pieces = list(parts(x, [min(size, n - start) for start in range(0, n, size)], axis))
+    return pieces if keepdims or split is not None else [part.squeeze(axis) for part in pieces]
 
 
 def optional(element):
+    """Optional: the element itself."""
     return element
 
 
 def optional_get_element(optional):
+    """OptionalGetElement: the element; InputError if there is none."""
     if optional is None:
         raise InputError("the optional value is empty")
     return optional
 
 
 def optional_has_element(optional=None):
+    """OptionalHasElement: whether there is an element."""
     return np.array(optional is not None)
 
 

@@ -1,4 +1,4 @@
-"""Operators that describe, rearrange or repeat a tensor without looking at its elements."""
+"""Operators that describe, rearrange or repeat a tensor whatever its elements (ONNX operator specification)."""
 
 import math
 from typing import Literal
@@ -12,27 +12,32 @@ from rnnfast.onnx.ops.types import Flag, Ints, check_size
 
 
 def shape_1(x):
+    """Shape before opset 15: all dimensions."""
     return np.array(x.shape, np.int64)
 
 
 def shape(x, *, start: int = 0, end: int | None = None):
+    """Shape: the dimensions from `start` to `end`."""
     return np.array(x.shape[start:end], np.int64)
 
 
 def size(x):
+    """Size: the number of elements."""
     return np.array(x.size, np.int64)
 
 
 def identity(x):
+    """Identity: the input itself."""
     return x
 
 
 def reshape_5(x, shape):
+    """Reshape before opset 14: a dimension of 0 always copies that of the input."""
     return reshape(x, shape)
 
 
 def reshape(x, shape, *, allowzero: Flag = 0):
-    """A dimension of 0 copies the input's at that place (unless allowzero), one of -1 takes what is left."""
+    """Reshape: a dimension of 0 copies the input's at that position, unless allowzero is set; -1 takes what is left."""
     wanted = integers(shape, "shape")
     copied = [] if allowzero else [axis for axis, n in enumerate(wanted) if n == 0]
     if copied and copied[-1] >= x.ndim:
@@ -40,7 +45,7 @@ def reshape(x, shape, *, allowzero: Flag = 0):
     if min(wanted, default=0) < -1 or wanted.count(-1) > 1:
         raise InputError(f"shape {wanted} has a negative dimension other than one -1")
     if -1 in wanted:
-        # Copied dimensions cancel, so that -1 is known also where one of them is 0 (a sequence of no steps).
+        # Copied dimensions cancel, so that -1 is known even if one of them is 0, as in a sequence without steps.
         left = math.prod(n for axis, n in enumerate(x.shape) if axis not in copied)
         given = math.prod(n for axis, n in enumerate(wanted) if n != -1 and axis not in copied)
         if given == 0 or left % given:
@@ -55,6 +60,7 @@ def reshape(x, shape, *, allowzero: Flag = 0):
 
 
 def flatten(x, *, axis: int = 1):
+    """Flatten: a matrix whose rows have all elements from `axis` on."""
     if not -x.ndim <= axis <= x.ndim:
         raise InputError(f"axis {axis} is out of range for a tensor of rank {x.ndim}")
     axis = axis + x.ndim if axis < 0 else axis
@@ -62,7 +68,7 @@ def flatten(x, *, axis: int = 1):
 
 
 def squeeze_1(x, *, axes: Ints | None = None):
-    """Without axes, every dimension of 1 goes; with an empty list of axes, none."""
+    """Squeeze before opset 13: without axes all dimensions of 1 are removed; with an empty list, none."""
     if axes is None:
         return x.squeeze()
     dropped = {check_axis(axis, x.ndim) for axis in axes}
@@ -73,10 +79,12 @@ def squeeze_1(x, *, axes: Ints | None = None):
 
 
 def squeeze(x, axes=None):
+    """Squeeze: x without the dimensions of 1 that the axes name."""
     return squeeze_1(x, axes=integers(axes, "axes"))
 
 
 def unsqueeze_1(x, *, axes: Ints):
+    """Unsqueeze before opset 13: the axes are an attribute."""
     rank = x.ndim + len(axes)
     inserted = set(check_axes(axes, rank))
     dimensions = iter(x.shape)
@@ -84,16 +92,19 @@ def unsqueeze_1(x, *, axes: Ints):
 
 
 def unsqueeze(x, axes):
+    """Unsqueeze: x with new dimensions of 1 at the axes of the result."""
     return unsqueeze_1(x, axes=integers(axes, "axes"))
 
 
 def transpose(x, *, perm: Ints | None = None):
+    """Transpose: the axes in the order of `perm`, by default reversed."""
     if perm is not None and sorted(perm) != list(range(x.ndim)):
         raise InputError(f"perm {list(perm)} is no permutation of the axes of a tensor of rank {x.ndim}")
     return x.transpose(perm)
 
 
 def concat(*xs, axis: int):
+    """Concat: the inputs one after the other along an axis."""
     dtype = same_dtype(xs)
     first = xs[0].shape
     axis = check_axis(axis, len(first))
@@ -105,7 +116,7 @@ def concat(*xs, axis: int):
 
 
 def parts(x, sizes, axis):
-    """Views of x: consecutive parts of these sizes along `axis`."""
+    """Return views of x: consecutive parts of these sizes along `axis`."""
     axis = check_axis(axis, x.ndim)
     if min(sizes, default=0) < 0 or sum(sizes) != x.shape[axis]:
         raise InputError(f"split {list(sizes)} does not cover axis {axis} of a tensor of shape {x.shape}")
@@ -114,6 +125,7 @@ def parts(x, sizes, axis):
 
 
 def split_2(x, *, split: Ints | None = None, axis: int = 0, n_outputs: int):
+    """Split before opset 13: `split` is an attribute; without it the parts are equal."""
     if split is None:
         n = x.shape[check_axis(axis, x.ndim)]
         if n % n_outputs:
@@ -125,11 +137,12 @@ def split_2(x, *, split: Ints | None = None, axis: int = 0, n_outputs: int):
 
 
 def split_13(x, split=None, *, axis: int = 0, n_outputs: int):
+    """Split before opset 18: `split` is an input."""
     return split_2(x, split=integers(split, "split"), axis=axis, n_outputs=n_outputs)
 
 
 def split(x, split=None, *, num_outputs: int | None = None, axis: int = 0, n_outputs: int):
-    """num_outputs equal parts, of which the last may be smaller. The node's outputs count where nothing is said."""
+    """Split: parts of the sizes in `split`, or one equal part per output, of which the last may be smaller."""
     if split is not None:
         if num_outputs is not None:
             raise InputError("both the input split and the attribute num_outputs are given")
@@ -142,11 +155,12 @@ def split(x, split=None, *, num_outputs: int | None = None, axis: int = 0, n_out
 
 
 def zero(dtype):
-    """0, False or the empty string."""
-    return np.array("", object) if dtype == object else np.zeros((), dtype)
+    """Return 0, False or the empty string."""
+    return np.array("", object) if dtype == np.object_ else np.zeros((), dtype)
 
 
 def expand(x, shape):
+    """Expand: x broadcast to a shape, in both directions."""
     wanted = integers(shape, "shape")
     if min(wanted, default=0) < 0:
         raise InputError(f"shape {wanted} has a negative dimension")
@@ -161,6 +175,7 @@ def expand(x, shape):
 
 
 def tile(x, repeats):
+    """Tile: x repeated along each axis."""
     counts = integers(repeats, "repeats")
     if len(counts) != x.ndim or min(counts, default=0) < 0:
         raise InputError(f"repeats {counts} are not {x.ndim} counts of 0 or more")
@@ -171,28 +186,29 @@ def tile(x, repeats):
     return np.asarray(blocks.reshape(result), order="C")
 
 
-def _source(n, before, after, mode):
-    """For each place of a padded axis, the place that it copies from, in an axis of n elements.
+def _source_positions(n, before, after, mode):
+    """Return for each position of a padded axis the position that it copies from, in an axis of n elements.
 
-    Negative pads crop the axis first; the padding then continues what is left of it.
+    Negative pads crop the axis first; the padding then continues the rest.
     """
     start, length = max(-before, 0), n - max(-before, 0) - max(-after, 0)
     if length < 1:
         raise InputError(f"mode {mode} has nothing to pad from: pads {before} and {after} of an axis of {n} elements")
     check_size((n + before + after,), np.int64)
-    place = np.arange(-max(before, 0), length + max(after, 0))
+    position = np.arange(-max(before, 0), length + max(after, 0))
     if mode == "edge":
-        place = place.clip(0, length - 1)
+        position = position.clip(0, length - 1)
     elif mode == "wrap":
-        place %= length
+        position %= length
     else:
         period = max(2 * (length - 1), 1)
-        place %= period
-        place = np.minimum(place, period - place) if length > 1 else place
-    return place + start
+        position %= period
+        position = np.minimum(position, period - position) if length > 1 else position
+    return position + start
 
 
 def _pad(x, pads, constant, axes, mode):
+    """Return x padded along the axes by Python lists, with a constant or by its own elements."""
     axes = check_axes(axes, x.ndim)
     if len(pads) != 2 * len(axes):
         raise InputError(f"{len(pads)} pads for {len(axes)} axes, expected two for each")
@@ -204,7 +220,7 @@ def _pad(x, pads, constant, axes, mode):
     if mode != "constant":
         for axis, (before, after) in pads.items():
             if before or after:
-                x = x.take(_source(x.shape[axis], before, after, mode), axis)
+                x = x.take(_source_positions(x.shape[axis], before, after, mode), axis)
         return x
     y = np.full(result, constant, x.dtype)
     inner, outer = [], []
@@ -219,7 +235,7 @@ def _pad(x, pads, constant, axes, mode):
 
 
 def _padding(x, constant_value):
-    """The constant that fills: of one element, 0, False or the empty string by default."""
+    """Return the constant that fills; by default 0, False or the empty string."""
     if constant_value is None:
         return zero(x.dtype)
     if constant_value.size != 1 or constant_value.dtype != x.dtype:
@@ -231,31 +247,38 @@ def _padding(x, constant_value):
 
 
 def pad_2(x, *, pads: Ints, mode: Literal["constant", "reflect", "edge"] = "constant", value: float = 0.0):
+    """Pad before opset 11: pads and value are attributes."""
     return _pad(x, pads, np.array(value).astype(x.dtype), None, mode)
 
 
 def pad_11(x, pads, constant_value=None, *, mode: Literal["constant", "reflect", "edge"] = "constant"):
+    """Pad before opset 18: all axes are padded."""
     return _pad(x, integers(pads, "pads"), _padding(x, constant_value), None, mode)
 
 
 def pad_18(x, pads, constant_value=None, axes=None, *, mode: Literal["constant", "reflect", "edge"] = "constant"):
+    """Pad before opset 19: without the mode wrap."""
     return _pad(x, integers(pads, "pads"), _padding(x, constant_value), integers(axes, "axes"), mode)
 
 
 def pad(x, pads, constant_value=None, axes=None, *, mode: Literal["constant", "reflect", "edge", "wrap"] = "constant"):
+    """Pad: x with elements added or, by negative pads, removed at both ends of the axes."""
     return _pad(x, integers(pads, "pads"), _padding(x, constant_value), integers(axes, "axes"), mode)
 
 
 def _check_blocks(x, blocksize, multiples):
+    """Raise InputError unless x is [N,C,H,W] and its dimensions are multiples of these."""
     if x.ndim != 4 or blocksize < 1 or any(n % m for n, m in zip(x.shape, multiples)):
         raise InputError(f"a tensor of shape {x.shape}, expected [N,C,H,W] that blocks of {blocksize} divide")
 
 
 def depth_to_space_1(x, *, blocksize: int):
+    """DepthToSpace before opset 11: the mode DCR."""
     return depth_to_space(x, blocksize=blocksize)
 
 
 def depth_to_space(x, *, blocksize: int, mode: Literal["DCR", "CRD"] = "DCR"):
+    """DepthToSpace: channels become blocks of blocksize x blocksize positions, in the channel order of `mode`."""
     b = blocksize
     _check_blocks(x, b, (1, b * b, 1, 1))
     batch, channels, height, width = x.shape
@@ -268,10 +291,12 @@ def depth_to_space(x, *, blocksize: int, mode: Literal["DCR", "CRD"] = "DCR"):
 
 
 def space_to_depth_1(x, *, blocksize: int):
+    """SpaceToDepth before opset 28: the mode DCR."""
     return space_to_depth(x, blocksize=blocksize)
 
 
 def space_to_depth(x, *, blocksize: int, mode: Literal["DCR", "CRD"] = "DCR"):
+    """SpaceToDepth: blocks of blocksize x blocksize positions become channels, in the channel order of `mode`."""
     b = blocksize
     _check_blocks(x, b, (1, 1, b, b))
     batch, channels, height, width = x.shape
@@ -281,21 +306,24 @@ def space_to_depth(x, *, blocksize: int, mode: Literal["DCR", "CRD"] = "DCR"):
 
 
 def dropout_7(x, *, ratio: float = 0.5, n_outputs: int):
-    """Inference: nothing is dropped. The mask, of the input's type here, says so with ones."""
+    """Dropout before opset 10: the input, as inference drops nothing, and a mask of ones of the input's type."""
     return (x, np.ones(x.shape, x.dtype)) if n_outputs > 1 else x
 
 
 def dropout_10(x, *, ratio: float = 0.5, n_outputs: int):
+    """Dropout before opset 12: the input, and a mask of True."""
     return (x, np.ones(x.shape, bool)) if n_outputs > 1 else x
 
 
 def dropout(x, ratio=None, training_mode=None, *, seed: int | None = None, n_outputs: int):
+    """Dropout: the input, and a mask of True; UnsupportedError for training with a ratio other than 0."""
     if training_mode is not None and training_mode.any() and (ratio is None or ratio.any()):
         raise UnsupportedError("training_mode true with a ratio other than 0 drops at random, which is not computed")
     return dropout_10(x, n_outputs=n_outputs)
 
 
 def reverse_sequence(x, sequence_lens, *, batch_axis: Flag = 1, time_axis: Flag = 0):
+    """ReverseSequence: the first sequence_lens elements of each row of the batch reversed along time_axis."""
     if x.ndim < 2 or batch_axis == time_axis:
         raise InputError(f"a tensor of shape {x.shape} with batch_axis {batch_axis} and time_axis {time_axis}")
     lengths = integers(sequence_lens, "sequence_lens")
@@ -312,6 +340,7 @@ def reverse_sequence(x, sequence_lens, *, batch_axis: Flag = 1, time_axis: Flag 
 
 
 def trilu(x, k=None, *, upper: Flag = 1):
+    """Trilu: the upper or lower triangle of each matrix, bounded by diagonal k; zeros elsewhere."""
     if x.ndim < 2:
         raise InputError(f"a tensor of shape {x.shape}, expected a matrix or a batch of them")
     n, m = x.shape[-2:]

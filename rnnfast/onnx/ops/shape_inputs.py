@@ -1,10 +1,10 @@
-"""Which inputs decide by their values, not only by their shapes, what shapes an operator's outputs have."""
+"""The inputs whose values, not only their shapes, decide the shapes of an operator's outputs."""
 
 ALL = None
 
-# operator -> positions of its inputs; an operator that is not here has outputs whose shapes follow from shapes.
-# Older forms of an operator, which have an attribute in an input's place, have fewer inputs in the same order.
-# If, Loop and Scan are not here: what their graphs compute and capture decides too.
+# operator -> the indices of such inputs. The output shapes of all other operators follow from the input shapes.
+# Older versions, with an attribute in place of an input, have fewer inputs in the same order.
+# If, Loop and Scan are left out: the values that their graphs compute and capture decide too.
 SHAPE_INPUTS = {
     "Compress": (1,),
     "ConcatFromSequence": ALL,

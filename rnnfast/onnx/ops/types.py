@@ -1,4 +1,4 @@
-"""What an operator's signature can say of an attribute, and the guard against sizes that come from values."""
+"""Annotations of attributes in the signatures of operators, and the limit of sizes that come from values."""
 
 import math
 from typing import Literal

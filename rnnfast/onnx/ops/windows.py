@@ -1,4 +1,6 @@
-"""Where the windows of a convolution or a pooling lie: padding, strides and dilations over any number of axes."""
+"""Windows of convolutions and pooling: padding, strides and dilations over any number of axes (ONNX operator
+specification, Conv and MaxPool).
+"""
 
 import functools
 import math
@@ -15,26 +17,26 @@ AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID", ""]
 
 
 class Windows(NamedTuple):
-    """One entry per spatial axis. Tap k of window o is at input position o * stride + k * dilation - begin."""
+    """Where windows lie, by spatial axis: tap k of window o is at input position o * stride + k * dilation - begin."""
 
     size: tuple  # of the input
     kernel: tuple
     strides: tuple
     dilations: tuple
     begin: tuple  # padding before the input
-    end: tuple  # and behind it
+    end: tuple  # padding after it
     output: tuple  # number of windows
 
     def extent(self, axis):
-        """Input positions that a window spans."""
+        """Return the number of input positions that a window spans."""
         return extent(self.kernel[axis], self.dilations[axis])
 
     def covered(self, axis):
-        """Padded input positions from the first window's start to the last one's end."""
+        """Return the number of padded input positions from the start of the first window to the end of the last."""
         return (self.output[axis] - 1) * self.strides[axis] + self.extent(axis) if self.output[axis] else 0
 
     def taps(self, axis, low, high):
-        """[output]: how many taps of each window are at input positions of [low, high)."""
+        """Return [output]: the number of taps of each window at input positions of [low, high)."""
         starts = np.arange(self.output[axis]) * self.strides[axis] - self.begin[axis]
         dilation = self.dilations[axis]
         first = np.maximum(-((starts - low) // dilation), 0)
@@ -43,11 +45,12 @@ class Windows(NamedTuple):
 
 
 def extent(kernel, dilation):
+    """Return the number of positions that a kernel spans."""
     return (kernel - 1) * dilation + 1
 
 
 def attribute(values, default, rank, least, name):
-    """An attribute with one value per axis, checked."""
+    """Return an attribute with one value per axis, `default` if it is absent; InputError for values below `least`."""
     if values is None:
         return (default,) * rank
     if len(values) != rank:
@@ -58,7 +61,7 @@ def attribute(values, default, rank, least, name):
 
 
 def explicit_pads(pads, auto_pad, rank):
-    """The pads attribute as (begin, end), which auto_pad excludes."""
+    """Return the pads attribute as (begin, end); UnsupportedError for pads together with auto_pad."""
     pads = attribute(pads, 0, 2 * rank, 0, "pads")
     if auto_pad not in ("NOTSET", "") and any(pads):
         raise UnsupportedError(f"pads = {pads} together with auto_pad = {auto_pad}")
@@ -66,14 +69,14 @@ def explicit_pads(pads, auto_pad, rank):
 
 
 def split_padding(total, auto_pad):
-    """Half of `total` on each side; the odd one is at the end for SAME_UPPER, otherwise at the beginning."""
+    """Return half of `total` for each side; an odd one is at the end for SAME_UPPER, otherwise at the beginning."""
     smaller = total // 2
     return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
 
 
 @functools.lru_cache(256)
 def windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
-    """The Windows over an input of spatial shape `size`, from the attributes of Conv and of the pooling operators."""
+    """Return the Windows over an input of spatial shape `size`, from the attributes of Conv or a pooling operator."""
     rank = len(size)
     if rank == 0:
         raise InputError("the input has no spatial axes")
@@ -91,8 +94,8 @@ def windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0
         else:
             room = size[axis] + begin[axis] + end[axis] - span
             count = room // stride + 1
-            # A window that ceil_mode adds has to begin in the input or in the padding before it. The spec's formula
-            # for VALID has no ceil_mode; onnxruntime adds a window there too.
+            # A window that ceil_mode adds must begin in the input or in the padding before it. The specification's
+            # formula for VALID has no ceil_mode, so none is added there, although onnxruntime adds one.
             if ceil_mode and auto_pad != "VALID" and room % stride and count * stride < size[axis] + begin[axis]:
                 count += 1
             if count < 1:
@@ -105,7 +108,7 @@ def windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0
 
 
 def pad(x, windows, fill):
-    """x [N,C,*size] with `fill` around it, cut or extended to exactly what the windows cover."""
+    """Return x [N,C,*size] surrounded by `fill`, cropped or extended to exactly what the windows cover."""
     rank = len(windows.size)
     covered = tuple(windows.covered(axis) for axis in range(rank))
     kept = tuple(min(size, max(0, total - begin)) for size, total, begin in zip(windows.size, covered, windows.begin))
@@ -118,8 +121,8 @@ def pad(x, windows, fill):
     return padded
 
 
-def view(padded, windows):
-    """[N,C,*output,*kernel]: all windows over the result of `pad`, without a copy."""
+def window_view(padded, windows):
+    """Return a view [N,C,*output,*kernel] of all windows over the result of `pad`."""
     rank = len(windows.size)
     if math.prod(windows.output) == 0:
         return np.zeros(padded.shape[:-rank] + windows.output + windows.kernel, padded.dtype)

@@ -1,0 +1,9 @@
+# Types of the extension module _arrays.pyx.
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+def pattern(value: Any) -> Any: ...
+def is_like(value: Any, like: np.ndarray | None) -> bool: ...
+def nbytes_of(shape: Sequence[int], dtype: np.dtype[Any]) -> int: ...

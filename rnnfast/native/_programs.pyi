@@ -1,0 +1,48 @@
+# Types of the extension module _programs.pyx.
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+LIMITS: dict[str, int]
+COMMANDS: dict[str, int]
+
+def address(view: np.ndarray) -> int: ...
+
+class NativeProgram:
+    @property
+    def arena(self) -> int: ...
+    @property
+    def live(self) -> int: ...
+    @property
+    def inputs(self) -> tuple[Any, ...]: ...
+    @property
+    def outputs(self) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]: ...
+    @property
+    def notes(self) -> tuple[Any, ...]: ...
+    @property
+    def checks(self) -> tuple[tuple[int, type[Exception], str, str], ...]: ...
+    @property
+    def n_words(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    def __init__(
+        self,
+        program: Sequence[int],
+        arena: int,
+        live: int,
+        inputs: Iterable[Any],
+        outputs: Iterable[tuple[tuple[int, ...], DTypeLike]],
+        keep: Any,
+        notes: tuple[Any, ...],
+        checks: Iterable[tuple[int, type[Exception], str, str]],
+        threads: int,
+        iterations: int = 0,
+    ) -> None: ...
+    def __call__(self, *args: np.ndarray) -> tuple[np.ndarray, ...]: ...
+    def times(self, *args: np.ndarray, rounds: int = 100) -> list[int]: ...

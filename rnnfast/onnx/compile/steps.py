@@ -1,0 +1,131 @@
+"""Joins the steps of a plan: consecutive steps that have commands become one NativeProgram."""
+
+from typing import NamedTuple
+
+from rnnfast.errors import LimitError, with_location
+from rnnfast.native._programs import LIMITS
+from rnnfast.onnx.compile import (
+    control,
+    convolution,
+    dense,
+    elementwise,
+    indexing,
+    integer,
+    movement,
+    pooling,
+    recurrent_steps,
+    reduction,
+)
+from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
+
+TABLES = (
+    integer.EMIT,
+    movement.EMIT,
+    elementwise.EMIT,
+    dense.EMIT,
+    convolution.EMIT,
+    recurrent_steps.EMIT,
+    reduction.EMIT,
+    indexing.EMIT,
+    pooling.EMIT,
+    control.EMIT,
+)
+# operator -> its emitters, of which the first that can emits the commands of a step
+EMIT = {op_type: [table[op_type] for table in TABLES if op_type in table] for table in TABLES for op_type in table}
+MAX_INPUTS_AND_OUTPUTS = LIMITS["buffers"] - 2  # two buffers are the constants and the arena
+
+
+class Step(NamedTuple):
+    """One callable of a plan: it takes the values of the input slots, and its results go to the output slots.
+
+    large: the output slots whose results may be large. where: the location that errors name. node: the node of the
+    graph, None for several. operands, results: the Operands of the inputs and outputs, empty if the step cannot become
+    native.
+    """
+
+    run: object
+    input_slots: tuple
+    output_slots: tuple
+    large: tuple
+    where: str
+    node: object = None
+    operands: tuple = ()
+    results: tuple = ()
+
+
+def compiled(steps, kept, target):
+    """Return the Steps with consecutive native ones joined. kept: the slots that are read after the last step."""
+    joined, waiting = [], []
+    builder = Builder(target)
+    needed = _needed_from(steps, kept)
+    for i, step in enumerate(steps):
+        builder.node = step.node
+        if _emit_step(builder, step):
+            waiting.append(step)
+            continue
+        joined += _join(builder, waiting, needed[i], step)
+        joined.append(step)
+        builder, waiting = Builder(target), []
+    return joined + _join(builder, waiting, set(kept))
+
+
+def _emit_step(builder, step):
+    """Emit the commands of a step; return False if it has none."""
+    if not step.results or step.node.domain or step.node.op_type not in EMIT:
+        return False
+    if any(o is not None and o.dtype not in DTYPES for o in step.operands + step.results):
+        return False
+    try:
+        return any(emit(builder, step.node, step.operands, step.results) for emit in EMIT[step.node.op_type])
+    except NotNative:
+        return False
+
+
+def _needed_from(steps, kept):
+    """Return for each step the set of slots that it, a later step or the end of the plan reads."""
+    needed, sets = set(kept), []
+    for step in reversed(steps):
+        needed = needed | set(step.input_slots)
+        sets.append(needed)
+    return sets[::-1]
+
+
+def _join(builder, steps, needed, not_native=None):
+    """Return one Step that runs the builder's commands in place of these steps, or the steps themselves.
+
+    The steps stay where there are no commands to run or the limits of a program do not allow one; they vanish where
+    nothing needs their results. not_native: the step after them, whose inputs may be views in the program.
+    """
+    readers = steps if not_native is None else [*steps, not_native]
+    slots = {
+        id(operand): slot
+        for step in readers
+        for operand, slot in zip(step.operands, step.input_slots)
+        if operand is not None
+    }
+    outputs = {}
+    for step in steps:
+        for operand, slot in zip(step.results, step.output_slots):
+            if slot in needed and operand is not None:
+                outputs[slot] = operand
+    if not outputs:
+        builder.forget()
+        return []
+    where = steps[0].where if len(steps) == 1 else f"{steps[0].where} to {steps[-1].where}"
+    try:
+        for operand in outputs.values():
+            builder.view(operand)
+        fits = len(outputs) + len(builder.inputs) <= MAX_INPUTS_AND_OUTPUTS and all(
+            len(o.shape) <= LIMITS["rank"] for o in outputs.values()
+        )
+        program = builder.program(list(outputs.values())) if builder.commands and fits else None
+    except NotNative:
+        program = None
+    except LimitError as e:
+        raise with_location(e, where) from e
+    if program is None:
+        builder.forget()
+        return steps
+    inputs = tuple(slots[id(operand)] for operand in builder.inputs)
+    large = tuple(slot for step in steps for slot in step.large if slot in outputs)
+    return [Step(program, inputs, tuple(outputs), large, where)]

@@ -1,0 +1,94 @@
+"""`rnnfast bench` and `rnnfast profile` on the user's models."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner
+
+from rnnfast.cli import main
+from rnnfast.native.threads import limit
+from tests.paths import MODELS
+
+
+def rnnfast(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def test_bench_of_a_file():
+    pytest.importorskip("onnxruntime")
+    result = rnnfast(
+        "bench", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--against", "onnxruntime", "--rounds", 2, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["inputs"] == {"tokens": [2, 5], "lengths": [2]} and facts["threads"] == 1
+    assert facts["results"].keys() == {"rnnfast", "onnxruntime"}
+    assert facts["results"]["rnnfast"]["relative"] == [1, 1, 1] and facts["results"]["onnxruntime"]["seconds"][1] > 0
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--rounds", 2, "--threads", 2)
+    assert result.exit_code == 0 and f"threads: {min(2, limit())}" in result.stdout
+    assert "state [1, 1, 32]" in result.stdout and "rnnfast" in result.stdout
+
+
+def test_bench_refuses_what_is_wrong(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(
+        sys.modules["rnnfast.cli.bench"], "_onnxruntime", lambda *_: lambda: {"gains": np.zeros((1, 22))}
+    )
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--against", "onnxruntime", "--rounds", 1)
+    assert result.exit_code == 1 and "WRONG" in result.stdout
+
+
+def test_bench_of_a_file_without_steps():
+    result = rnnfast("bench", MODELS / "denoiser.onnx", "--steps", 3)
+    assert result.exit_code == 2 and "--steps" in result.stderr and "batch" in result.stderr
+
+
+def test_profile_of_a_file():
+    result = rnnfast("profile", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--runs", 3, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    nodes = {node["op_type"]: node for node in facts["steps"]}
+    assert nodes["MatMul"]["step"] == "product" and nodes["MatMul"]["shape"][-1] > 1
+    assert facts["nodes_in_file"] >= facts["nodes_after_folding"] >= len(nodes)
+    assert nodes["LSTM"]["calls"] == 1 and nodes["LSTM"]["bytes"] > nodes["Softmax"]["bytes"] > 0
+    assert (
+        sum(node["flops"] for node in facts["steps"])
+        == json.loads(
+            rnnfast("bench", MODELS / "tagger.onnx", "--batch", 2, "--steps", 5, "--rounds", 1, "--json").stdout
+        )["flops"]
+    )
+    assert sum(node["share"] for node in facts["steps"]) == pytest.approx(1)
+    times = [node["seconds"] for node in facts["steps"]]
+    assert times == sorted(times, reverse=True) and facts["seconds"][1] > 0
+    assert facts["threads"] == 1
+    result = rnnfast("profile", MODELS / "tagger.onnx", "--runs", 2, "--threads", 2)
+    assert result.exit_code == 0 and "LSTM" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "body, op_type, calls, flops",
+    [
+        ("e = Tanh(a)", "Loop", 1, 4 * 3),  # one command
+        ("t = Tanh(a)  e = Concat<axis = 0>(t, one)", "Tanh", 4, 3 + 4 + 5 + 6),  # shapes change: step by step
+    ],
+)
+def test_profile_counts_iterations(tmp_path, body, op_type, calls, flops):
+    import onnx
+
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    agraph (float[n] x) => (float[m] y) {
+        true = Constant<value = bool {1}>()  four = Constant<value_int = 4>()  one = Constant<value_floats = [1.0]>()
+        y = Loop(four, true, x) <body = b (int64 i, bool c, float[n] a) => (bool d, float[k] e) {
+            d = Identity(c)  BODY }>
+    }"""
+    onnx.save(onnx.parser.parse_model(text.replace("BODY", body)), tmp_path / "loop.onnx")
+    result = rnnfast("profile", tmp_path / "loop.onnx", "--dim", "n=3", "--runs", 3, "--json")
+    assert result.exit_code == 0, result.output
+    rows = [row for row in json.loads(result.stdout)["steps"] if row["op_type"] == op_type and row["flops"]]
+    assert sum(row["calls"] for row in rows) == calls and sum(row["flops"] for row in rows) == flops

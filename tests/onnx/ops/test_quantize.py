@@ -1,0 +1,79 @@
+"""Quantisers and integer products against exact integer arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rnnfast.errors import InputError
+from tests.onnx.ops.helpers import assert_like_onnxruntime, floats, run
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_quantize_rounds_ties_to_even_and_saturates(dtype):
+    info = np.iinfo(dtype)
+    zero = np.array(info.min + 13, dtype)
+    x = np.float32([0, 0.25, 0.75, 1.25, -0.25, -0.75, 1e-40, 1e30, -1e30, math.inf, -math.inf])
+    y = run("QuantizeLinear", [x, np.array(0.5, np.float32), zero], opset=21)
+    steps = [0, 0, 2, 2, 0, -2, 0]
+    assert y.dtype == dtype
+    assert y.tolist() == [max(info.min, int(zero) + s) for s in steps] + [info.max, info.min] * 2
+
+
+def test_quantize_by_axis_and_by_block():
+    rng = np.random.default_rng(12)
+    x = floats(rng, 3, 5, 4) * 10
+    scale, zero = np.abs(floats(rng, 5)) + 0.1, rng.integers(-9, 9, 5).astype(np.int8)
+    y = run("QuantizeLinear", [x, scale, zero], opset=13, axis=-2)
+    for i in range(5):
+        expected = np.clip(np.rint(x[:, i] / scale[i]) + zero[i], -128, 127)
+        np.testing.assert_array_equal(y[:, i], expected)
+    back = run("DequantizeLinear", [y, scale, zero], opset=13, axis=1)
+    np.testing.assert_array_equal(back, (y.astype(np.float32) - zero[:, None]) * scale[:, None])
+    scale, zero = np.abs(floats(rng, 3, 3, 4)) + 0.1, rng.integers(0, 99, (3, 3, 4)).astype(np.uint8)
+    y = run("QuantizeLinear", [x, scale, zero], opset=21, axis=1, block_size=2)
+    for i in range(5):
+        np.testing.assert_array_equal(y[:, i], np.clip(np.rint(x[:, i] / scale[:, i // 2]) + zero[:, i // 2], 0, 255))
+    back = run("DequantizeLinear", [y, scale, zero], opset=21, axis=1, block_size=2)
+    for i in range(5):
+        np.testing.assert_array_equal(back[:, i], (y[:, i].astype(np.float32) - zero[:, i // 2]) * scale[:, i // 2])
+
+
+def test_quantizers_of_zeros_denormals_and_nan():
+    zeros, zero = np.zeros(3, np.float32), np.zeros((), np.float32)
+    assert run("QuantizeLinear", [zeros, zero]).tolist() == [0, 0, 0]
+    y, scale, point = run("DynamicQuantizeLinear", [zeros])
+    assert y.tolist() == [0, 0, 0] and scale == 1 and point == 0
+    y, scale, point = run("DynamicQuantizeLinear", [np.float32([1e-40, -1e-41, 0])])
+    assert y[0] == 255 and y[1] == 0 and y[2] == point
+    for op_type, inputs in [
+        ("QuantizeLinear", [np.float32([math.nan]), np.ones((), np.float32)]),
+        ("DynamicQuantizeLinear", [np.float32([math.nan])]),
+    ]:
+        with pytest.raises(InputError, match="NaN"):
+            run(op_type, inputs)
+
+
+def test_integer_products():
+    rng = np.random.default_rng(13)
+    a = rng.integers(0, 256, (2, 3, 7)).astype(np.uint8)
+    b = rng.integers(-128, 128, (7, 5)).astype(np.int8)
+    rows, columns = np.uint8([3, 250, 9]), np.int8([1, -9, 0, 100, -128])
+    wide = (a.astype(np.int64) - rows[:, None]) @ (b.astype(np.int64) - columns)
+    y = run("MatMulInteger", [a, b, rows, columns])
+    assert y.dtype == np.int32
+    np.testing.assert_array_equal(y, wide)
+    scales = [np.array(s, np.float32) for s in (0.02, 0.03, 0.7)]
+    points = [np.array(7, np.uint8), np.array(-3, np.int8), np.array(101, np.uint8)]
+
+    def arguments(b):
+        return [a, scales[0], points[0], b, scales[1], points[1], scales[2], points[2]]
+
+    exact = (a.astype(np.int64) - 7) @ (b.astype(np.int64) + 3) * (0.02 * 0.03 / 0.7) + 101
+    np.testing.assert_array_equal(run("QLinearMatMul", arguments(b)), np.clip(np.rint(exact), 0, 255))
+    # Without VNNI onnxruntime adds pairs of products in 16 bits and saturates, so that it is no oracle for all of int8.
+    assert_like_onnxruntime("QLinearMatMul", arguments(b // 2))
+    x, w = rng.integers(0, 256, (2, 4, 9)).astype(np.uint8), rng.integers(-128, 128, (6, 2, 3)).astype(np.int8)
+    exact = run("Conv", [x.astype(np.float64) - 77, w.astype(np.float64)], group=2, pads=(1, 2), strides=(2,))
+    y = run("ConvInteger", [x, w, np.array(77, np.uint8)], group=2, pads=(1, 2), strides=(2,))
+    np.testing.assert_array_equal(y, exact)
