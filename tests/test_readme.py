@@ -1,4 +1,7 @@
-"""Every command and every output in README.md, and what it says of the operators."""
+"""Every command and every output in README.md, and what moved from it to the pages in docs.
+
+tests/docs runs what the other pages show, and follows the links of all.
+"""
 
 import doctest
 import os
@@ -14,31 +17,36 @@ from rnnfast.onnx.ops import MODULES, table
 from tests.paths import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
-# (command, what it prints) of each "$ command" in the console blocks; test_service.py runs those of the service
+# (command, what it prints) of each "$ command" in the console blocks
 COMMANDS = [
     (command, output)
     for block in re.findall(r"```console\n(.*?)```", TEXT, re.S)
     for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
-    if not command.startswith("python models/vad_")
 ]
 SILERO = ROOT / "build" / "silero_vad" / "data" / "silero_vad.onnx"
 
 
 def comparable(text):
-    """Without what differs from machine to machine: numbers with a point or an exponent, and the width of columns."""
+    """The lines of a text without what differs from machine to machine.
+
+    That is numbers with a point or an exponent, and the width of columns.
+    """
     text = re.sub(r"-?\d+\.\d+(e[-+]\d+)?|\d+e[-+]\d+|\b\d+(?= times faster)|(?<= )0(?= +ok)", "N", text)
     return [re.sub(r"[─-]{4,}", "-", re.sub(r" +", " ", line)).strip() for line in text.strip().splitlines()]
 
 
 def test_python(monkeypatch):
+    """The examples, which run from the top of a checkout."""
     monkeypatch.chdir(ROOT)
     failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert failed == 0 and attempted > 15
 
 
 def test_a_layer_in_autograd():
+    """The class of docs/howto/autograd.md gives torch's own gradients of an LSTM, its input's too."""
     torch = pytest.importorskip("torch")
-    block = next(block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "autograd.Function" in block)
+    page = (ROOT / "docs" / "howto" / "autograd.md").read_text()
+    block = next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "autograd.Function" in block)
     names = {}
     exec(block, names)
     other = torch.nn.LSTM(5, 7)
@@ -56,6 +64,7 @@ def test_a_layer_in_autograd():
 
 @pytest.mark.parametrize("command, output", COMMANDS, ids=[command for command, _ in COMMANDS])
 def test_command(command, output, tmp_path):
+    """A command prints what the README shows, and nothing on standard error."""
     command, _, kept = command.partition(" | grep ")
     if command == "make demo":
         if not SILERO.exists():
@@ -79,7 +88,9 @@ def test_command(command, output, tmp_path):
 
 
 def test_operators():
-    groups = dict(re.findall(r"^\| (\w+) \| ([\w., ]+) \|$", TEXT.partition("## Operators")[2], re.M))
+    """The table in docs/operators.md has every operator of the code, and no other."""
+    page = (ROOT / "docs" / "operators.md").read_text()
+    groups = dict(re.findall(r"^\| (\w+) \| ([\w., ]+) \|$", page, re.M))
     del groups["group"]
     assert sorted(groups) == sorted(MODULES)
     listed = [name for names in groups.values() for name in names.split(", ")]
