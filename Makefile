@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SILERO := build/silero_vad/data/silero_vad.onnx
-NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*/*.pyx rnnfast/*/*.pxd rnnfast/kernels/*)
+NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*/*.pyx rnnfast/*/*.pxd rnnfast/kernels/*.[ch])
+CORES := $(shell nproc 2>/dev/null || echo 1)
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
-.PHONY: demo test slow bench models sanitize clean
+.PHONY: demo test slow lint docs bench models sanitize clean
 
 demo: $(VENV)/installed $(SILERO)
 	$(BIN)/python models/vad_demo.py $(SILERO)
@@ -13,9 +14,22 @@ demo: $(VENV)/installed $(SILERO)
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-# What takes long or fetches the packages of others.
+# Tests that take long, or fetch the packages of others.
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint rnnfast
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-logo --no-cache
+	RNNFAST_STRICT=1 $(BIN)/python setup.py --name
+
+# The documentation as a site, in build/site.
+docs: $(VENV)/docs
+	$(BIN)/python docs/build.py
 
 # rnnfast next to other engines, which are fetched; build/bench.json, .md and charts. Up to an hour on a quiet machine.
 bench: $(VENV)/bench
@@ -30,7 +44,7 @@ models: $(VENV)/models
 sanitize: $(VENV)/installed
 	rm -f rnnfast/*/*.so $(VENV)/installed
 	RNNFAST_CFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
-		$(BIN)/pip install -q -e '.[test]'
+		$(BIN)/pip install -q --no-deps -e .
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest; \
 		status=$$?; rm -f rnnfast/*/*.so; exit $$status
@@ -38,23 +52,33 @@ sanitize: $(VENV)/installed
 clean:
 	rm -rf $(VENV) build dist site *.egg-info rnnfast/*/*.so rnnfast/*/_*.c
 
-$(BIN)/python:
+# pip comes last into a virtual environment: a venv that failed half-way is made again.
+$(BIN)/pip:
+	@echo "== virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 10) and sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
-# In place: Python files are used as they stand, the rest is compiled.
-$(VENV)/installed: $(NATIVE) | $(BIN)/python
-	$(BIN)/pip install -q -e '.[test]'
+# In place: Python files are used as they stand, the rest is compiled. The second pip finds the package installed and
+# adds only what `test` needs.
+$(VENV)/installed: $(NATIVE) | $(BIN)/pip
+	@echo "== building rnnfast with $(CORES) cores: about 2 minutes with 2, 3 with 1; the build's tools come from PyPI"
+	$(BIN)/pip install --no-deps -e .
+	@echo "== fetching NumPy, onnx and what the command, the plots and the tests need from PyPI: about 80 MB"
+	$(BIN)/pip install -q 'rnnfast[test]'
+	touch $@
+
+$(VENV)/lint $(VENV)/docs $(VENV)/models: $(VENV)/%: $(VENV)/installed
+	@echo "== fetching what \`make $*\` needs from PyPI"
+	$(BIN)/pip install -q 'rnnfast[$*]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/installed
-	$(BIN)/pip install -q -e '.[bench,plot]'
+	@echo "== fetching other engines from PyPI"
+	$(BIN)/pip install -q 'rnnfast[bench,plot]'
 	touch $@
 
-$(VENV)/models: $(VENV)/installed
-	$(BIN)/pip install -q -e '.[models]'
-	touch $@
-
-$(SILERO): | $(BIN)/python
+$(SILERO): | $(BIN)/pip
+	@echo "== fetching Silero VAD from PyPI: silero-vad 6.2.3, 11 MB"
 	$(BIN)/pip download -q --no-deps --only-binary :all: -d build silero-vad==6.2.3
 	$(BIN)/python -m zipfile -e build/silero_vad-6.2.3-*.whl build
 	touch $@
