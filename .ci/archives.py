@@ -52,7 +52,7 @@ def run_example():
     block = re.search(r"```python\n(>>>.*?)```", pathlib.Path("README.md").read_text(), re.S)[1]
     test = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
     failed, attempted = doctest.DocTestRunner().run(test)
-    assert attempted > 5 and not failed
+    assert attempted >= 4 and not failed
     print(f"{attempted} lines of the first example ran on {rnnfast.__file__}")
 
 

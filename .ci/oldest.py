@@ -32,4 +32,4 @@ if __name__ == "__main__":
         *pyproject["project"]["dependencies"],
         *requirements(pyproject["project"], "test"),
     }
-    print("\n".join(sorted(requirement.replace(">=", "==") for requirement in needed)))
+    print("\n".join(sorted(requirement.replace(">=", "==", 1) for requirement in needed)))

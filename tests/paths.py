@@ -12,4 +12,5 @@ FIXTURES = ROOT / "tests" / "fixtures"
 """Small files that tests read."""
 
 SHARED = ROOT.parent / "shared"
-"""Real models of other people and test suites of other engines, where they are to be had; see tests/published.py."""
+"""Published models of other people and test suites of other engines, which are not part of the repository; tests that
+need them are skipped where the folder is absent, see CONTRIBUTING.md."""

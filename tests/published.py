@@ -1,10 +1,14 @@
-"""Real models and data of other people and suites of other engines, which lie in ../shared where they are to be had."""
+"""Published models of other people and test suites of other engines.
+
+They are not part of the repository. Where a folder `shared` lies beside the checkout, tests compare with them; else the
+tests are skipped, saying why.
+"""
 
 import pytest
 
 from tests.paths import SHARED
 
-ABSENT = "real models and data lie in ../shared, which is not here"
+ABSENT = "real models and data lie in a folder `shared` beside the checkout, which is absent"
 
 
 def published_models():
@@ -16,7 +20,7 @@ def published_models():
 
 
 def published_path(name):
-    """The path of a file or folder of ../shared; the running test is skipped where it is absent."""
+    """The path of a file or folder in `shared`, see above; the running test is skipped where it is absent."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(ABSENT if not SHARED.is_dir() else f"{name} is not in ../shared")

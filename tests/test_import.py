@@ -1,4 +1,4 @@
-"""What `import rnnfast` brings: little, and the same names for programs and for type checkers."""
+"""Importing rnnfast loads little, and programs and type checkers see the same names."""
 
 import ast
 import importlib

@@ -279,7 +279,7 @@ cdef struct States:
 
 
 cdef States advanced(States s, Py_ssize_t h, Py_ssize_t c) noexcept nogil:
-    """Return the states so many floats further on."""
+    """Return the pointers to the states, moved on by so many floats of h and of c."""
     if s.h0 != NULL:
         s.h0 += h
     if s.c0 != NULL:
@@ -499,7 +499,7 @@ cdef void run_item(void *argument, int item, int items) noexcept nogil:
 
 
 cdef int share_out(Layer *layer, int threads) except -1:
-    """Choose how the work is divided. Returns how many of the threads are worth using."""
+    """Set parts, workspace and brief; return how many of the threads are worth using."""
     cdef Direction *d = layer.directions[0]
     cdef Batch b = layer.b
     cdef Workspace w

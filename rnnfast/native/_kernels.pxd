@@ -137,8 +137,8 @@ cdef void team_close(team *t) noexcept nogil
 cdef enum:
     BLOCK = 16                  # columns of a block, VL of vec.h
     ITEMS = 4                   # parts of a product for each thread, so that one that arrives late still gets a share
-    SHARED_COST = 50000         # least nanoseconds of work that threads share if they are awake
-    BRIEF_COST = 150000         # least nanoseconds of work for which threads are woken, which may take 60000
+    SHARED_COST = 50000         # nanoseconds; work below this is never shared
+    BRIEF_COST = 150000         # nanoseconds; work below this wakes no threads for itself: that may take 60000
 
 cdef const kernels *active      # the kernels of the instruction set in use
 

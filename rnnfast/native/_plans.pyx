@@ -46,7 +46,7 @@ def separate(list outputs, list args):
 
 
 cdef object own(value, set taken):
-    """Return one output like that; `taken` has the ids of arrays that are in use."""
+    """Return the value, copied unless it owns its memory and is not in use. `taken` has the ids of arrays in use."""
     if type(value) is list:
         return [own(v, taken) for v in value]
     if value is None:
@@ -65,8 +65,8 @@ cdef class Plan:
     Args:
         args: Inputs of the types and shapes that it takes.
         initial_values: The values before a run: the inputs, the call's Budget, then the others; None if not yet known.
-        steps: For each step (callable, slots of its inputs, slots of its outputs, those of these that may be large,
-            slots of values that no later step needs, where it stands in the file).
+        steps: For each step (callable, slots of its inputs, slots of its outputs, the output slots that may hold large
+            values, slots of values that no later step needs, where it stands in the file).
         outputs: The slots of the outputs.
         budget: Makes the Budget of a call from its arguments; None if no step needs one.
         folded: The FoldingBudget of the constants in initial_values, which it gives back when the plan is deleted.
@@ -136,7 +136,7 @@ cdef class Plan:
         return True
 
     cpdef list shared(self, list args, budget=None):
-        """Run the steps. The outputs may share memory with arguments and with each other."""
+        """Run the steps; outputs may alias arguments and each other."""
         cdef list values = args + self.rest
         cdef tuple step, inputs, outputs, large, released
         cdef Py_ssize_t i

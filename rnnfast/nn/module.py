@@ -205,7 +205,7 @@ class Module:
         return predict(self, x, **options)
 
     def _checked(self, dy, saved):
-        """Return dy as an array, zeros for None."""
+        """Return dy as an array; zeros if it is None."""
         if not isinstance(saved, Saved):
             raise InputTypeError(f"saved: got a {type(saved).__name__}, expected what forward(training=True) returned")
         if dy is None:
@@ -248,7 +248,7 @@ class Module:
     def call_into(self, x: Any, out: FloatArray) -> None:
         """Write the result of a call to `out`.
 
-        `out` must be a C-contiguous float32 array of the result's shape that shares no memory with x.
+        `out` must be a C-contiguous array of the shape and dtype of the result that shares no memory with x.
         """
         np.copyto(out, self.call_in_sequence(x, None))
 
@@ -312,7 +312,8 @@ class Module:
         return self.__dict__ | {"loaded_weights": self.state_dict()}
 
     def __setstate__(self, state):
-        state = _renamed(state)
+        if "loaded_weights" not in state:
+            state = _renamed(state)
         self.__dict__.update(state)
         if "threads" in state:  # threads=None means this process's default, not the pickling one's
             self._use_threads(state["threads"])
@@ -412,7 +413,8 @@ class Container(Module):
         return self.__dict__.copy()
 
     def __setstate__(self, state):
-        state = _renamed(state)
+        if {"threads", "_threads"} <= state.keys() and "thread_count" not in state:  # an older version's
+            state = {"thread_count" if name == "_threads" else name: value for name, value in state.items()}
         self.__dict__.update(state)
         if "thread_count" in state:  # threads=None means this process's default, not the pickling one's
             self._use_threads(state["threads"])
@@ -594,7 +596,7 @@ class Sequential(Container):
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a pickled layer under their present names."""
+    """The attributes of a layer that an older version pickled, under their present names."""
     return {_OLD_NAMES.get(name, name): value for name, value in state.items() if name not in _DERIVED}
 
 

@@ -82,7 +82,7 @@ class Budget:
             self._grow(row.nbytes)
 
     def drop_rows(self, rows: Sequence[np.ndarray]) -> None:
-        """Count these rows of `keep_row`, which are all of one size, no longer."""
+        """Stop counting these equally large rows, which `keep_row` had counted."""
         if rows and rows[0].nbytes < COUNTED_BYTES:
             nbytes = len(rows) * rows[0].nbytes
             self.row_bytes -= nbytes

@@ -97,7 +97,7 @@ def live(nodes: Sequence[Node], outputs: Iterable[Value]) -> list[Node]:
 
 
 def _lowered(node: Node, constants: Mapping[str, Any], lower: Lower, folding_budget: FoldingBudget) -> Node:
-    """The node with its graphs folded if it has any, else with `run` set."""
+    """The node with its subgraphs folded; a node without subgraphs gets its `run`."""
     if node.graphs:
         graphs = {}
         for name, graph in node.graphs.items():

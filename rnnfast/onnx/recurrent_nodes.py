@@ -26,7 +26,7 @@ CELL_KINDS = {
     "GRU": CellKind(3, ("Sigmoid", "Tanh")),
     "LSTM": CellKind(4, ("Sigmoid", "Tanh", "Tanh")),
 }
-# Attribute `direction` -> for each direction whether it runs from the last frame to the first
+# Attribute `direction` -> for each direction whether it runs from the last step to the first
 REVERSED = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
@@ -76,7 +76,7 @@ class RecurrentAttributes(NamedTuple):
     def check_call(
         self, X, W, R, B=None, sequence_lens=None, initial_h=None, initial_c=None, P=None
     ) -> tuple[int, int]:
-        """Check all inputs of one call except the shapes of weights; return the numbers of frames and of rows."""
+        """Check all inputs of one call except the shapes of weights; return the numbers of steps and of rows."""
         for name, array in (("W", W), ("R", R), ("B", B), ("initial_h", initial_h), ("initial_c", initial_c), ("P", P)):
             if array is not None and array.dtype != X.dtype:
                 raise InputTypeError(f"{name} is {array.dtype}, but X is {X.dtype}")
@@ -149,7 +149,10 @@ def _activations(
     alphas: Sequence[float] | None,
     betas: Sequence[float] | None,
 ) -> tuple[tuple[tuple[str, float, float], ...], ...]:
-    """The (name, alpha, beta) triples of each direction. Only activations that take an alpha or beta use one up."""
+    """Return the (name, alpha, beta) triples of each direction.
+
+    The values of `alphas` and `betas` go, in order, to the activations that take one.
+    """
     standard = CELL_KINDS[kind].activations
     if names is None or kind == "RNN" and tuple(names) == ("Tanh", "Tanh"):
         # ("Tanh", "Tanh") is the default that ONNX gives for RNN, even with one direction

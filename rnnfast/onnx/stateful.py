@@ -43,7 +43,11 @@ def with_state_inputs(
 
 
 class _StateInputBuilder:
-    """Rewrites nodes; `initial` has the initial value of each state input so far, for one sequence."""
+    """Rewrites recurrent nodes to nodes whose states are inputs and outputs of the graph, and function calls to calls
+    that hand these on.
+
+    initial: the initial value of each state input so far, for one sequence.
+    """
 
     def __init__(self, calls: Mapping[int, list[Any]], batch: str) -> None:
         self.calls, self.batch = calls, batch

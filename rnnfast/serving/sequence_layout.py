@@ -144,8 +144,10 @@ def _is_lengths(type_):
 
 
 def _note(calls, rounded, n, node, inputs, outputs):
-    """Note the inputs of a recurrent node, which must run over n frames of one sequence, and the names of floats from
-    which a node makes integers or booleans."""
+    """Note the inputs of a recurrent node, which must run over n frames of one sequence.
+
+    Also note the names of floats from which a node makes integers or booleans.
+    """
     if not all(map(_is_floating, outputs)):
         rounded.update((name, None) for name, value in zip(node.inputs, inputs) if _is_floating(value))
     if is_recurrent(node):

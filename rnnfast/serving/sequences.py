@@ -52,7 +52,10 @@ class Sequences:
         return min(len(sequence.x) - sequence.taken, SEQUENCE_FRAMES)
 
     def batches(self, active):
-        """Lists of sequences whose next frames run together; the last list runs first."""
+        """Lists of sequences whose next frames run together.
+
+        The last list runs first, because the Batcher's `_in_halves` takes its parts from the end.
+        """
         return list(grouped(active, lambda s: (s.x.shape[1:], s.x.dtype)).values())
 
     def run(self, states, parts):

@@ -124,7 +124,7 @@ cdef struct PoolStep:
     Py_ssize_t n_chunks, lane_bytes
     Py_ssize_t next             # the chunk that is to be taken next
     char *lanes                 # the workspaces of the threads, `lane_bytes` each
-    Py_ssize_t failed           # 0, or 1 + c + n_chunks * lane for a chunk c that met a value out of range
+    Py_ssize_t failed           # 0, or 1 + c + n_chunks * lane for any one chunk c that met a value out of range
     int backwards
 
 
@@ -248,8 +248,8 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
 cdef class BatchedProgram:
     """A NativeProgram for `size` streams, and how the values of streams lie in its buffers.
 
-    Buffers are numbers among the program's inputs and then its outputs; -1 is none. An axis of -1 means that the whole
-    array belongs to the only stream.
+    A buffer is given by its number, which counts the program's inputs and then its outputs, without the constants and
+    the arena; -1 is none. An axis of -1 means that the whole array belongs to the only stream.
 
     Args:
         frames: (buffer, axis of the streams) of each input that is new at each step.
@@ -345,7 +345,10 @@ cdef class StateTable:
             state[1 - self.turn[slots], slots] = value
 
     def commit(self, cnp.ndarray slots):
-        """Let the states that were written last take effect, for the streams in these slots [n] intp."""
+        """Let the states that were written last take effect, for the streams in these slots [n] intp.
+
+        This flips which of the two arrays of each state a stream reads next, whether or not the other was written.
+        """
         cdef const Py_ssize_t *slot = <const Py_ssize_t *>cnp.PyArray_DATA(slots)
         cdef unsigned char *turn = <unsigned char *>cnp.PyArray_DATA(self.turn)
         cdef Py_ssize_t i

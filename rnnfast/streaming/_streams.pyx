@@ -26,8 +26,8 @@ cdef extern from "numpy/arrayobject.h":
 cdef class StreamRunner:
     """A NativeProgram run frame by frame, with memory of its own. Each state has two arrays, read and written in turn.
 
-    Buffers are numbers among the program's inputs and then its outputs; -1 is an input that no command reads. The
-    caller makes sure that one thread at a time is here.
+    A buffer is given by its number, which counts the program's inputs and then its outputs, without the constants and
+    the arena; -1 is an input that no command reads. The caller makes sure that one thread at a time is here.
 
     Args:
         frames: (name, buffer, array like the value, the only value that it may have or None) of each input of a frame.
@@ -47,7 +47,8 @@ cdef class StreamRunner:
     cdef int read_buffers[MAX_BUFFERS]
     cdef int written_buffers[MAX_BUFFERS]
     cdef char *data[2][MAX_BUFFERS]
-    cdef int n_buffers, n_frames, n_results, n_states, turn
+    cdef int n_buffers, n_frames, n_results, n_states
+    cdef public int turn                # which array of each state is read next; to set it back undoes the last step
 
     def __init__(self, NativeProgram program, tuple frames, tuple fixed, tuple states, tuple results):
         cdef int i
@@ -89,10 +90,6 @@ cdef class StreamRunner:
         """Set the states to these arrays, which have the right types and shapes."""
         for pair, value in zip(self.state_arrays, states):
             np.copyto(pair[self.turn], value)
-
-    def undo_step(self):
-        """Take back the last step: the states before it are in the arrays that it read."""
-        self.turn = 1 - self.turn
 
     def shapes(self):
         """Return (shape, dtype) of each result of one frame."""

@@ -9,7 +9,7 @@ from rnnfast.streaming._pools import BatchedProgram, StateTable, stacked, thread
 from rnnfast.streaming.batch_axes import repeated, search, trace_call
 from rnnfast.streaming.pool import batch_sizes
 
-# The most streams that one plan takes.
+# The most streams that one native program takes.
 LARGEST_BATCH = 64
 
 

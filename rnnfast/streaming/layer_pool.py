@@ -13,7 +13,7 @@ from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_o
 from rnnfast.streaming.layer_stream import step_program
 from rnnfast.streaming.pool import Pool, batch_sizes
 
-# The most streams that one plan takes.
+# The most streams that one native program takes.
 LARGEST_BATCH = 256
 
 

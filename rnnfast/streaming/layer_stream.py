@@ -37,8 +37,13 @@ class LayerStream(Handle):
         self._parts = [LayerState(member) if is_recurrent(member) else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, LayerState)]
         self._only = self._parts[0] if len(self._parts) == 1 and self._states else None
+        # A layer of a user may keep what it is given, or override a call: no array is lent to it for the next step.
+        self._can_be_ready = self._is_sequential and all(
+            isinstance(part, LayerState) or type(part).__module__.startswith("rnnfast.nn.") for part in self._parts
+        )
         self._pattern = None  # an array like each step's x, once that is settled
         self._between = None  # arrays for the outputs of all parts but the last, once a step was taken
+        self._result_form = None  # shape and dtype of a step's result, likewise
         self._initial_states = self._validate_state(state)
         self._load(self._initial_states)
 
@@ -47,7 +52,8 @@ class LayerStream(Handle):
 
         Args:
             x: float32 [B, input_size], or [input_size] without a batch.
-            out: A contiguous array for the result, which shares no memory with x. With it a step allocates nothing.
+            out: A contiguous array for the result, which shares no memory with x. With it no step but the first
+                allocates results. A step that raises may have written to it.
 
         Returns:
             The output, float32 [B, output_size] or [output_size]; `out` if that is given.
@@ -119,7 +125,7 @@ class LayerStream(Handle):
 
     # ------------------------------------------------------------------------------------------ state
     def _release(self):
-        self._pattern = self._between = None
+        self._pattern = self._between = self._result_form = None
         for part in self._states:
             part.release()
 
@@ -135,47 +141,50 @@ class LayerStream(Handle):
         ]
 
     def _load(self, states):
+        """Set the states of all recurrent layers; None sets zeros, of the current batch if there is one."""
         for part, values in zip(self._states, states):
-            part.load(values)
+            part.load(part.zeros() if values is None and self._pattern is not None else values)
 
     # ------------------------------------------------------------------------------------------ steps
     def _ready_step(self, x, out):
-        """A step of a Sequential for which all is ready: it allocates nothing but the result. None for any other."""
+        """Take a step of a Sequential without allocating anything but the result.
+
+        Return None, with the states as before, if the step needs conversions or anything else that `_advance` does.
+        """
         pattern = self._pattern
         if self._between is None or type(x) is not np.ndarray or x.shape != pattern.shape or x.dtype != pattern.dtype:
             return None
-        last = self._between[-1]
+        for state in self._states:
+            if not state.is_ready():
+                return None
         if out is None:
-            out = np.empty(last.shape, last.dtype)
+            out = np.empty(*self._result_form)
         elif (
             type(out) is not np.ndarray
             or not out.flags.carray
-            or (out.shape, out.dtype) != (last.shape, last.dtype)
+            or (out.shape, out.dtype) != self._result_form
             or np.may_share_memory(x, out)
         ):
             return None
-        y, advanced = x, []
+        turns = [state.runner.turn for state in self._states]
+        done = False
         try:
-            for part, target in zip(self._parts, (*self._between[:-1], out)):
-                if isinstance(part, LayerState):
-                    if part.ready_step(y, target) is None:
-                        break
-                    advanced.append(part)
-                else:
+            y = x
+            for part, target in zip(self._parts, (*self._between, out)):
+                if not isinstance(part, LayerState):
                     part.call_into(y, target)
+                elif part.ready_step(y, target) is None:
+                    return None
                 y = target
-            else:
-                return out
-        except BaseException:
-            for part in advanced:
-                part.undo_step()
-            raise
-        for part in advanced:
-            part.undo_step()
-        return None
+            done = True
+            return out
+        finally:
+            if not done:
+                for state, turn in zip(self._states, turns):
+                    state.runner.turn = turn
 
     def _advance(self, x, out, many):
-        """One step, or `many` of them, with every check; if it fails, the states are as before."""
+        """Take one step, or `many` of them, with every check; if it fails, leave the states as before."""
         self._check_open()
         frame, pattern = x.shape[1:] if many else x.shape, self._pattern
         wrong = pattern is not None and (frame, x.dtype) != (pattern.shape, pattern.dtype)
@@ -184,12 +193,15 @@ class LayerStream(Handle):
             raise InputError(f"{self._label}: x is {describe_array(x)}, expected {expected}")
         if out is not None:
             check_out(self._label, out, x)
-        before, outputs = [part.current_state() for part in self._states], []
+        before, forms = [part.current_state() for part in self._states], []
+        prepares = self._can_be_ready and self._between is None and not many
         try:
             y = x
             for part in self._parts:
                 y = part(y) if not isinstance(part, LayerState) else part.run(y) if many else part.step(y)
-                outputs.append(y)
+                if prepares:
+                    forms.append((y.shape, y.dtype))
+            between = [np.empty(*form) for form in forms[:-1]]
             if out is not None:
                 check_out_form(self._label, out, y)
                 np.copyto(out, y)
@@ -199,15 +211,15 @@ class LayerStream(Handle):
             raise
         if pattern is None and (not many or len(x)):
             self._pattern = np.broadcast_to(np.empty((), x.dtype), frame)
-        if outputs and not many and self._between is None and self._is_sequential:
-            self._between = [np.empty(output.shape, output.dtype) for output in outputs]
+        if forms:
+            self._between, self._result_form = between, forms[-1]
         return y if out is None else out
 
 
 class LayerState:
     """A recurrent layer of a stream and its states: arrays, or the states of a StreamRunner for single steps."""
 
-    __slots__ = ("layer", "signature", "widths", "runner", "arrays", "weights")
+    __slots__ = ("layer", "signature", "widths", "runner", "arrays", "weights", "shapes")
 
     def __init__(self, layer):
         self.layer, self.signature = layer, LayerSignature(layer)
@@ -216,7 +228,7 @@ class LayerState:
 
     def release(self):
         """Forget the states and the runner."""
-        self.runner = self.arrays = self.weights = None
+        self.runner = self.arrays = self.weights = self.shapes = None
 
     # ------------------------------------------------------------------------------------------ state
     def current_state(self):
@@ -229,30 +241,35 @@ class LayerState:
         return None if values is None else self.signature.as_call([value.copy() for value in values])
 
     def load(self, values):
-        """Set the states; None sets zeros."""
-        if self.runner is not None and values is not None:
+        """Set the states; None sets zeros of a batch that is not known yet."""
+        if self.runner is not None and values is not None and [value.shape for value in values] == self.shapes:
             self.runner.load(values)
         else:
             self.runner, self.arrays = None, values
 
+    def zeros(self):
+        """Zeros like the current states; None if there are none."""
+        values = self.current_state()
+        return None if values is None else [np.zeros_like(value) for value in values]
+
     def validate_state(self, state, settled):
-        """The list of states of a caller; `settled`: they must have the batch of the current ones."""
+        """Return the caller's states as a list, checked; if `settled`, they must have the batch of the current ones."""
         values = self.signature.validate_state(state)
         if settled:
             self.signature.check_batch(values, self.current_state()[0].shape[1:-1])
         return values
 
     # ------------------------------------------------------------------------------------------ steps
+    def is_ready(self):
+        """Return whether there is a runner with the current weights."""
+        return self.runner is not None and self.weights is self.layer.loaded_weights
+
     def ready_step(self, x, out):
-        """A step of a value that needs no conversion, on a runner with the current weights; None for any other."""
+        """Take a step on the runner; return None, and do nothing, if x needs conversion or there is no runner."""
         if self.runner is None or self.weights is not self.layer.loaded_weights:
             return None
         results = self.runner.step({"x": x}, out)
         return None if results is None else results[0]
-
-    def undo_step(self):
-        """Take back the last `ready_step`."""
-        self.runner.undo_step()
 
     def step(self, x):
         """One step, with every check."""
@@ -281,7 +298,7 @@ class LayerState:
         values = self.current_state() or [np.zeros(shape, np.float32) for shape in shapes]
         self.signature.check_batch(values, x.shape[:-1])
         weights = self.layer.current_weights()
-        self.runner, self.arrays, self.weights = None, values, weights
+        self.runner, self.arrays, self.weights, self.shapes = None, values, weights, shapes
         if x.size and not weights[1][0][0].blas:
             program = step_program(self.layer, weights[1], x.shape)
             count = len(values)

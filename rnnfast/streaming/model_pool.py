@@ -20,7 +20,7 @@ from rnnfast.streaming.pool import Pool
 MAX_GROUPS = 16
 
 
-def all_or_nothing(step):
+def unsettle_on_failure(step):
     """If the first step of a FixedInputGroup fails, let another frame settle its shapes."""
 
     @functools.wraps(step)
@@ -136,7 +136,7 @@ class ModelPool(Pool):
         group.table.commit(slots)
         return out if out is not None else self._signature.pack(results)
 
-    @all_or_nothing
+    @unsettle_on_failure
     def _checked_step(self, slots, feed, out):
         """A step whose values may need conversion, or whose streams differ in their fixed inputs."""
         parts = []
@@ -167,7 +167,7 @@ class ModelPool(Pool):
             group.table.commit(group_slots)
         return out if out is not None else self._signature.pack(results)
 
-    @all_or_nothing
+    @unsettle_on_failure
     def _run(self, slots, feed, lengths):
         """Step frame by frame those streams that have a frame left; if one fails, restore the states of all."""
         before, results = [], None
@@ -202,7 +202,7 @@ class ModelPool(Pool):
     def frame_pattern(self):
         return self._fixed_groups[0].frame_pattern if len(self._fixed_groups) == 1 else None
 
-    @all_or_nothing
+    @unsettle_on_failure
     def _step_frames(self, slots, frames):
         results = [None] * len(frames)
         parts = []

@@ -20,9 +20,10 @@ from rnnfast.streaming.state_pairs import find_state_pairs
 
 
 class Bindings(NamedTuple):
-    """A plan that is one native program, and the buffers of it that inputs and outputs are.
+    """A plan that is one native program, and the buffer of each input and output.
 
-    Buffers count the program's inputs first and then its outputs.
+    A buffer is given by its number, which counts the program's inputs and then its outputs, without the constants and
+    the arena.
     """
 
     program: NativeProgram
@@ -149,7 +150,7 @@ class ModelSignature:
         """The initial states, all zero, for a frame.
 
         An open dimension has the size of an input's dimension of the same name. If there is none, it is the batch: the
-        first axis of the first input that has one.
+        first axis of the first input of the frame whose first axis is open in the file.
         """
         sizes, batch = {}, None
         for name, value in (self.fixed | values).items():

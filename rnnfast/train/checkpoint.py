@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file, from which training resumes and gives the same bits as without interruption.
 
-The tensors are "net.<name>", the weights; "optimizer.<slot>", the optimizer's arrays; "best", the flat weights of the
+The tensors are "net.<name>", the weights; "optimizer.<name>", the optimizer's arrays; "best", the flat weights of the
 best epoch; and "state.<i>", the state that the next chunk of truncated back-propagation begins with. The metadata
 "rnnfast.train" is JSON: the position in training, the random generator, the sums of the current epoch, the history, and
 the settings that must be the same to resume.

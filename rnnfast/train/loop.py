@@ -275,7 +275,7 @@ class Run:
             self.rng.bit_generator.state = now
 
     def steps(self):
-        """Do the rest of the epoch, and yield after each step."""
+        """Run the remaining steps of the epoch, one each time that the generator is advanced."""
         while self.steps_done < self.steps_per_epoch:
             position, chunk_number = divmod(self.steps_done, len(self.starts))
             span = slice(position * self.batch_size, (position + 1) * self.batch_size)

@@ -31,7 +31,7 @@ BLOCK = 1 << 15
 
 
 class Optimizer:
-    """The base class of optimizers; subclasses define `slots` and `_update`.
+    """The base class of optimizers; subclasses define `slots`, the names of their arrays, and `_update`.
 
     Args:
         learning_rate: A number, or a callable of the number of steps done, such as those of `rnnfast.train`.
@@ -109,7 +109,7 @@ class Optimizer:
             self._update(rate, v, g, *(array[part] for array in memory))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state: "steps" and, after the first step, a copy of each slot's array."""
+        """Return the state: "steps" and, after the first step, a copy of each array by its name."""
         arrays = {} if self._memory is None else dict(zip(self.slots, (a.copy() for a in self._memory), strict=True))
         return {"steps": self.steps, **arrays}
 
@@ -142,7 +142,7 @@ class Optimizer:
         g += np.float32(self.weight_decay) * v
 
     def _update(self, rate: float, v: FloatArray, g: FloatArray, *args: Any, **kwargs: Any) -> None:
-        """Update a block of values; the arguments after g are the blocks of the slots' arrays."""
+        """Update a block of values; the arguments after g are the blocks of the optimizer's arrays."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

@@ -173,3 +173,60 @@ def test_a_step_of_a_sequential_that_fails_is_taken_back(monkeypatch):
                 stream.step(x[3], out=out)
     assert bits(stream.state[0]) == bits(before[0])
     assert bits([stream.step(x[3], out=out)]) == bits([net.stream(before).step(x[3])])
+
+
+class Doubled(nn.Linear):
+    """A user's layer that overrides the call alone."""
+
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Tap(nn.Module):
+    """A user's layer that keeps what it is given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x):
+        self.seen.append(x)
+        return x
+
+
+def test_layers_of_a_user_are_called_once_a_step_with_arrays_of_their_own():
+    tap, x = Tap(), random(5, 6, 3, 33)
+    net = nn.Sequential(nn.LSTM(33, 50, rng=1), tap, Doubled(50, 70, rng=2))
+    stream, out = net.stream(), np.empty((3, 70), np.float32)
+    steps = [stream.step(frame, out=out).copy() for frame in x]
+    assert len(tap.seen) == 6
+    seen = [array.copy() for array in tap.seen]
+    assert bits(steps) == bits(list(net(x)))
+    assert bits(tap.seen[:6]) == bits(seen) == bits(list(tap.seen[6]))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_states_are_zeros_of_the_batch_after_none(name):
+    """Setting None after a step sets zeros, which can be read and replaced."""
+    layer, x = LAYERS[name](), random(3, 4, 2, 5)
+    stream = layer.stream()
+    first = stream.step(x[0]).copy()
+    after = stream.state
+    stream.state = None
+    assert all(not array.any() and array.shape[1] == 2 for array in flat(stream.state))
+    assert bits([stream.step(x[0])]) == bits([first])
+    assert bits(flat(stream.state)) == bits(flat(after))
+    stream.state = None
+    stream.state = after
+    assert bits(flat(stream.state)) == bits(flat(after))
+
+
+def test_a_first_step_that_fails_leaves_the_batch_open(monkeypatch):
+    net, x = nn.Sequential(nn.GRU(33, 50, rng=1), nn.Linear(50, 70, rng=2)), random(5, 6, 1, 33)
+    stream = net.stream(net.layers[0](x)[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "__call__", lambda self, x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream.step(x[0])
+    stream.state = (np.ones((1, 4, 50), np.float32),)
+    assert stream.state[0].shape == (1, 4, 50)
+    assert stream.step(random(6, 4, 33)).shape == (4, 70)

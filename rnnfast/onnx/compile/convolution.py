@@ -287,8 +287,10 @@ def _set_output(builder, emitter, operand, out):
 
 
 def emit_conv(builder, node, inputs, outputs):
-    """Emit a convolution; False if its weights are not constant float32, BLAS multiplies, there are too many groups, or
-    without elements.
+    """Emit a convolution.
+
+    Return False if its weights are not constant float32, if BLAS multiplies, if there are too many groups, or if a
+    tensor is empty.
     """
     constants = _constant_weights(inputs)
     if constants is None or builder.target.blas or outputs[0].dtype != np.float32:
@@ -379,10 +381,11 @@ def emit_conv_transpose(builder, node, inputs, outputs):
 
 
 def _remainder(stride, kernel, dilation, begin, output, r):
-    """Return (the first output, the number of outputs, q of the first one, {tap: its distance}) for the outputs o with
-    the remainder r.
+    """Describe the outputs o for which o + begin = q * stride + r with an integer q: those with the remainder r.
 
-    For these, o + begin = q * stride + r, and the input of a tap is at q - distance.
+    A tap of the kernel reads their input q - distance, where the distance depends on the tap alone.
+
+    Returns (the first such output, the number of them, q of the first one, {tap: distance}).
     """
     start = (r - begin) % stride
     taps = {k: (k * dilation - r) // stride for k in range(kernel) if (k * dilation - r) % stride == 0}

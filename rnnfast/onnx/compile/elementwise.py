@@ -102,7 +102,7 @@ def _are_float32(*operands):
 
 
 def emit_unary(builder, node, inputs, outputs):
-    """Define a function of one argument that has an instruction; False if it is not float32."""
+    """Set the expression of a function of one argument that has an instruction; False if it is not float32."""
     if not _are_float32(*inputs):
         return False
     define(builder, outputs[0], lambda x: Instruction(UNARY[node.op_type], (x,)), inputs)
@@ -110,7 +110,7 @@ def emit_unary(builder, node, inputs, outputs):
 
 
 def emit_function(builder, node, inputs, outputs):
-    """Define an activation or transcendental function, with its alpha and beta; False if it is not float32."""
+    """Set the expression of an activation or transcendental function; False if it is not float32."""
     if not _are_float32(*inputs):
         return False
     alpha, beta = DEFAULTS.get(node.op_type, (0.0, 0.0))
@@ -121,7 +121,7 @@ def emit_function(builder, node, inputs, outputs):
 
 
 def emit_binary(builder, node, inputs, outputs):
-    """Define an arithmetic operator; False for other types than float32 and for the broadcasting before opset 7."""
+    """Set the expression of an arithmetic operator; False if it is not float32 or broadcasts as before opset 7."""
     if (
         not _are_float32(*inputs)
         or {"axis", "broadcast"} & node.attributes.keys()
@@ -133,7 +133,7 @@ def emit_binary(builder, node, inputs, outputs):
 
 
 def emit_variadic(builder, node, inputs, outputs):
-    """Define Sum, Min or Max; False for other types than float32 or more than 8 inputs."""
+    """Set the expression of Sum, Min or Max; False for types other than float32 and for more than 8 inputs."""
     if not _are_float32(*inputs) or len(inputs) > 8:
         return False
 
@@ -147,7 +147,7 @@ def emit_variadic(builder, node, inputs, outputs):
 
 
 def emit_comparison(builder, node, inputs, outputs):
-    """Define a comparison; False for other types than float32 and for the broadcasting before opset 7."""
+    """Set the expression of a comparison; False if it is not of float32 or broadcasts as before opset 7."""
     if not _are_float32(*inputs) or {"axis", "broadcast"} & node.attributes.keys():
         return False
     code, swapped = COMPARISONS[node.op_type]
@@ -156,7 +156,7 @@ def emit_comparison(builder, node, inputs, outputs):
 
 
 def emit_logic(builder, node, inputs, outputs):
-    """Define And or Or; False for other types than bool and for the broadcasting before opset 7."""
+    """Set the expression of And or Or; False if it is not of bool or broadcasts as before opset 7."""
     if any(o.dtype != np.bool_ for o in inputs) or {"axis", "broadcast"} & node.attributes.keys():
         return False
     define(builder, outputs[0], lambda x, y: Instruction(LOGIC[node.op_type], (x, y)), inputs)
@@ -164,13 +164,13 @@ def emit_logic(builder, node, inputs, outputs):
 
 
 def emit_not(builder, node, inputs, outputs):
-    """Define Not."""
+    """Set the expression of Not."""
     define(builder, outputs[0], lambda x: Instruction(NOT, (x,)), inputs)
     return True
 
 
 def emit_where(builder, node, inputs, outputs):
-    """Define Where; False if it does not choose between float32 values."""
+    """Set the expression of Where; False if it does not choose between float32 values."""
     if not _are_float32(*inputs[1:]):
         return False
     define(builder, outputs[0], lambda c, x, y: Instruction(WHERE, (c, x, y)), inputs)
@@ -178,7 +178,7 @@ def emit_where(builder, node, inputs, outputs):
 
 
 def emit_pow(builder, node, inputs, outputs):
-    """Define Pow by a constant 2, 1 or 1/2; False for another exponent, type or a result that is broadcast."""
+    """Set the expression of Pow by a constant 2, 1 or 1/2; False for others, other types and broadcast results."""
     exponent = inputs[1].known
     if not _are_float32(inputs[0]) or exponent is None or exponent.size != 1 or outputs[0].shape != inputs[0].shape:
         return False
@@ -190,7 +190,7 @@ def emit_pow(builder, node, inputs, outputs):
 
 
 def emit_clip(builder, node, inputs, outputs):
-    """Define Clip by constant bounds; False if a bound is computed or the input is not float32."""
+    """Set the expression of Clip by constant bounds; False if a bound is computed or the input is not float32."""
     if not _are_float32(inputs[0]):
         return False
     bounds = [node.attributes.get("min", -FLOAT32_MAX), node.attributes.get("max", FLOAT32_MAX)]
@@ -210,7 +210,7 @@ def emit_clip(builder, node, inputs, outputs):
 
 
 def emit_cast(builder, node, inputs, outputs):
-    """Define a cast to float32 or from bool, by a view if the type stays the same; False for all other casts."""
+    """Set the expression of a cast to float32 or from bool, or a view if the type stays; False for other casts."""
     source, target = inputs[0].dtype, outputs[0].dtype
     if source == target:
         builder.set(outputs[0], builder.view(inputs[0]))

@@ -67,7 +67,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 REGISTERS = 24  # of program.h
 MAX_INPUTS = 12  # of an expression, so that instructions have registers too
 MAX_INSTRUCTIONS = 32
-MIN_FUSED_BYTES = 1 << 17  # a convolution's outputs from this size on get functions of them line by line
+MIN_FUSED_BYTES = 1 << 17  # bytes of outputs: from this size on, elementwise functions are fused into a convolution
 
 
 class Instruction:
@@ -146,8 +146,8 @@ def _is_last_use(builder, operand, instructions):
 
 
 def _fusable_lines(builder, out, views):
-    """Return the number of lines of the last command, a convolution, if the expression can be computed line by line
-    with it; otherwise None.
+    """Return how many lines `out` has if it can be computed line by line with the convolution that is the last command,
+    else None.
     """
     if builder.last_convolution is None:
         return None
@@ -171,8 +171,10 @@ def _new_like(builder, out, views):
 
 
 def _emit(builder, out, views, instructions, lines=None):
-    """Emit an elementwise command; or, for the lines of out [1, C, lines, W], one command that computes each line after
-    that of the convolution that is the last command, which it replaces.
+    """Emit an elementwise command.
+
+    With `lines`, the number of lines of out [1, C, lines, W], replace the last command, a convolution, by one that also
+    computes this expression after each line.
 
     Raises NotNative if there are too many axes.
     """

@@ -115,7 +115,7 @@ def _emit_gather(builder, view, index, status, axis):
 
 def emit_scatter_nd(builder, node, inputs, outputs):
     """Emit a copy of the data, unless it can be overwritten, then a copy of the updates if they make a block, or else a
-    gather command that scatters; False if the indices are not constant, for reductions, or without elements.
+    gather command that scatters. Return False if the indices are not constant, for reductions, or if a tensor is empty.
     """
     shape, indices = inputs[0].shape, inputs[1].known
     if node.attributes.get("reduction", "none") != "none" or indices is None or 0 in shape or indices.size == 0:

@@ -12,7 +12,7 @@ RESHAPES = ("Reshape", "Flatten")
 def emit_view(builder, node, inputs, outputs):
     """Set the views that the operator's NumPy function returns; a reshape emits a copy where it must.
 
-    False if the other inputs are not constant, if another operator would copy, or without elements.
+    Return False if the other inputs are not constant, if another operator would copy, or if a tensor is empty.
     """
     others = [None if v is None else v.known for v in inputs[1:]]
     if any(v is not None and known is None for v, known in zip(inputs[1:], others)):
