@@ -15,8 +15,7 @@ def test_session_has_onnxruntime_names(tmp_path):
     options.inter_op_num_threads = options.intra_op_num_threads = 1
     options.graph_optimization_level = rnnfast.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = rnnfast.InferenceSession(str(path), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    import onnxruntime as ort
-
+    ort = pytest.importorskip("onnxruntime")
     theirs = ort.InferenceSession(GRU, providers=["CPUExecutionProvider"])
     for ours, other in ((session.get_inputs(), theirs.get_inputs()), (session.get_outputs(), theirs.get_outputs())):
         assert [(a.name, a.type, a.shape) for a in ours] == [(a.name, a.type, a.shape) for a in other]
@@ -36,8 +35,7 @@ def test_session_has_onnxruntime_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["SessionOptions", "RunOptions"])
 def test_options_have_onnxruntime_fields(name):
-    import onnxruntime as ort
-
+    ort = pytest.importorskip("onnxruntime")
     theirs = {n for n in dir(getattr(ort, name)()) if not n.startswith("_")}
     # what belongs to other devices, to custom operators or to other files' weights
     device = {

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
@@ -33,6 +34,14 @@ EXCLUDED = {
         RANDOM_DROPOUT,
     ),
     "test_if_opt": "makes an empty optional from a type attribute",
+}
+# Cases whose expected values older onnx packages have wrong -> the first version that has them right.
+CORRECTED = {
+    "test_l2normalization_axis_0": (1, 21),  # nan instead of 0
+    **dict.fromkeys(  # products beyond int8 that wrap around instead of saturating
+        (f"test_qlinearmatmul_{rank}_int8_{scale}" for rank in ("2D", "3D") for scale in ("float16", "float32")),
+        (1, 22),
+    ),
 }
 # Attention written out in operators of half precision, each of which rounds: another order of sums moves a result by
 # one or two units in the last place, which is more than the package's tolerance of 1e-3.
@@ -88,6 +97,8 @@ def assert_equal(got, want, rtol, atol):
 
 @pytest.mark.parametrize("name", CASES)
 def test_node_case(name):
+    if tuple(map(int, onnx.__version__.split(".")[:2])) < CORRECTED.get(name, (0, 0)):
+        pytest.skip(f"onnx {onnx.__version__} expects wrong values")
     case = CASES[name]
     model = rnnfast.load(case.model.SerializeToString())
     for inputs, outputs in case.data_sets:
