@@ -23,6 +23,7 @@ lint: $(VENV)/lint
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint rnnfast
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_types.py
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo --no-cache
 	RNNFAST_STRICT=1 $(BIN)/python setup.py --name
