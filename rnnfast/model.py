@@ -46,18 +46,20 @@ def load(
     matmul: Literal["packed", "blas"] | None = None,
     threads: int | None = None,
     plans: int = PLANS,
+    external_data: bool = True,
 ) -> Model:
     """Read, check and prepare an ONNX model.
 
     Args:
         source: The path of an ONNX file, or the file's bytes. Tensors stored as external data are read from inside
-            the file's folder only, so a model given as bytes cannot have any.
+            the file's folder only, so a model given as bytes cannot have any. See SECURITY.md for links.
         matmul: How matrix products are computed: `"packed"` by rnnfast's own kernels, `"blas"` by SciPy's BLAS.
             None is "packed" where there are kernels tuned for this CPU, else "blas" if SciPy is installed.
         threads: The most threads that one call may use. None uses the environment variable `RNNFAST_NUM_THREADS`, or
             one thread if it is not set. The number of threads does not change the results.
         plans: How many plans the model keeps. There is one plan for each set of input types and shapes, and of values
             of small integer inputs that decide control flow or shapes. The least recently used plan is dropped.
+        external_data: False refuses a model whose tensors are stored in other files; no file but its own is opened.
 
     Returns:
         The model, ready to be called.
@@ -66,10 +68,10 @@ def load(
         ModelError: The source cannot be read or is not a correct ONNX model.
         UnsupportedError: The graph needs something that rnnfast does not compute.
         LimitError: The graph has too many nodes or is nested too deeply.
-        InputError: `matmul`, `threads` or `plans` has a value that is not allowed.
+        InputError: `matmul`, `threads`, `plans` or `external_data` has a value that is not allowed.
         InputTypeError: `threads` is not an integer.
     """
-    return Model(source, matmul=matmul, threads=threads, plans=plans)
+    return Model(source, matmul=matmul, threads=threads, plans=plans, external_data=external_data)
 
 
 class Model:
@@ -102,14 +104,17 @@ class Model:
         matmul: Literal["packed", "blas"] | None = None,
         threads: int | None = None,
         plans: int = PLANS,
+        external_data: bool = True,
     ) -> None:
         if matmul not in (None, *MATMULS):
             raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, MATMULS))}")
         if type(plans) is not int or plans < 1:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
+        if type(external_data) is not bool:
+            raise InputError(f"external_data is {external_data!r}, expected True or False")
         self.matmul, self.threads, self._max_plans = matmul, check_threads(threads), plans
         self._target = Target(self.threads, (matmul or default_matmul()) == "blas")
-        graph, self.source = read(source)
+        graph, self.source = read(source, external_data=external_data)
         self._set_graph(graph)
         self._set_planned(self.build())
 

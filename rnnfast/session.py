@@ -176,6 +176,7 @@ class InferenceSession:
         sess_options: Options; None for the defaults.
         providers: Accepted, with no effect: rnnfast runs on the CPU.
         provider_options: Accepted, with no effect.
+        external_data: Whether tensors may be stored in other files; rnnfast's own, see `rnnfast.load`.
         **kwargs: Accepted, with no effect.
 
     Raises:
@@ -195,6 +196,8 @@ class InferenceSession:
         sess_options: SessionOptions | None = None,
         providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
         provider_options: Sequence[dict[Any, Any]] | None = None,
+        *,
+        external_data: bool = True,
         **kwargs: Any,
     ) -> None:
         self._options = sess_options if sess_options is not None else SessionOptions()
@@ -204,6 +207,7 @@ class InferenceSession:
             path_or_bytes,
             matmul=getattr(self._options, "matmul", None),
             threads=None if type(threads) is int and threads == 0 else threads,
+            external_data=external_data,
         )
         self._names = [v.name for v in self.model.outputs]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from sys import intern
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError
 from rnnfast.onnx import binding, control_checks, recurrent_nodes, tensors
+from rnnfast.onnx.model_folder import ModelFolder
 
 MIN_IR_VERSION = 3
 # The depth of graphs within graphs (branches, loop bodies, functions), and the number of nodes in all of them: a small
@@ -136,49 +137,64 @@ class Source:
 
 
 def read(
-    source: str | os.PathLike[str] | bytes, problems: list[UnsupportedError] | None = None
+    source: str | os.PathLike[str] | bytes, problems: list[UnsupportedError] | None = None, external_data: bool = True
 ) -> tuple[Graph, Source]:
     """Read and check a model, given as a path or as the bytes of a file.
 
     Raises ModelError, UnsupportedError or LimitError. If `problems` is a list, the UnsupportedErrors of nodes are
-    appended to it instead, and these nodes have no function.
+    appended to it instead, and these nodes have no function. With external_data=False no file but the model's is read.
     """
-    proto, label, folder = _load(source)
+    label = "<bytes>"
+    with contextlib.ExitStack() as cleanup:
+        try:
+            folder = None
+            if isinstance(source, (str, os.PathLike)):
+                path = os.fsdecode(source)
+                label = os.path.basename(path)
+                folder = cleanup.enter_context(_folder(path))
+                data = _contents(folder)
+            elif isinstance(source, (bytes, bytearray, memoryview)):
+                data = bytes(source)
+            else:
+                raise ModelError(f"expected a path or the bytes of an ONNX model, got {type(source).__name__}")
+            return _Reader(_parsed(data, label), label, folder if external_data else None, problems).read()
+        except Error:
+            raise
+        except RecursionError:
+            raise LimitError(f"{label}: graphs are nested too deep") from None
+        except MemoryError as e:
+            raise LimitError(f"{label}: no memory to read it: {e}") from e
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as e:
+            raise ModelError(f"{label}: cannot be read: {type(e).__name__}: {e}") from e
+
+
+def _folder(path: str) -> ModelFolder:
+    """Open a model file and its folder."""
     try:
-        return _Reader(proto, label, folder, problems).read()
-    except Error:
-        raise
-    except RecursionError:
-        raise LimitError(f"{label}: graphs are nested too deep") from None
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, MemoryError) as e:
-        raise ModelError(f"{label}: cannot be read: {type(e).__name__}: {e}") from e
+        return ModelFolder(path)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
 
 
-def _load(source: str | os.PathLike[str] | bytes) -> tuple[Any, str, str | None]:
-    """Parse the ModelProto and return it, its name for messages, and the folder of its external data."""
+def _contents(folder: ModelFolder) -> bytes:
+    """The bytes of a model file."""
+    try:
+        size = os.fstat(folder.model.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise ModelError(f"{folder.path}: cannot be read: {size} bytes, a model has {MAX_FILE_BYTES} at most")
+        return folder.model.read(size)
+    except OSError as e:
+        raise ModelError(f"{folder.path}: cannot be read: {e}") from e
+
+
+def _parsed(data: bytes, label: str) -> Any:
+    """The ModelProto that the bytes of a file are."""
     import onnx
 
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data, label, folder = bytes(source), "<bytes>", None
-    elif isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        label, folder = os.path.basename(path), os.path.dirname(os.path.abspath(path))
-        try:
-            info = os.stat(path)  # before it is opened, because opening a pipe waits for a writer
-            if not stat.S_ISREG(info.st_mode):
-                raise ModelError(f"{path}: cannot be read: not a regular file")
-            if info.st_size > MAX_FILE_BYTES:
-                raise ModelError(f"{path}: cannot be read: {info.st_size} bytes, a model has {MAX_FILE_BYTES} at most")
-            with open(path, "rb") as file:
-                data = file.read()
-        except ModelError:
-            raise
-        except (OSError, ValueError) as e:
-            raise ModelError(f"{path}: cannot be read: {e}") from e
-    else:
-        raise ModelError(f"expected a path or the bytes of an ONNX model, got {type(source).__name__}")
     try:
-        return onnx.ModelProto.FromString(data), label, folder
+        return onnx.ModelProto.FromString(data)
+    except MemoryError:
+        raise
     except Exception as e:
         raise ModelError(f"{label}: not an ONNX model, or truncated: {e}") from e
 
@@ -197,7 +213,9 @@ class _Scope:
 class _Reader:
     """Checks a ModelProto and makes its Graph."""
 
-    def __init__(self, proto: Any, label: str, folder: str | None, problems: list[UnsupportedError] | None) -> None:
+    def __init__(
+        self, proto: Any, label: str, folder: ModelFolder | None, problems: list[UnsupportedError] | None
+    ) -> None:
         self.proto, self.label, self.folder, self.problems = proto, label, folder, problems
         self.functions: dict[tuple[str, str, str], Any] = {}  # (domain, name, overload) -> FunctionProto
         self.n_nodes = 0

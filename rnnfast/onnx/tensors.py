@@ -8,14 +8,17 @@ from __future__ import annotations
 import functools
 import math
 import os
-import stat
+import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import ModelError, UnsupportedError
+from rnnfast.errors import Error, ModelError, UnsupportedError
 from rnnfast.onnx.ops.types import check_size
+
+if TYPE_CHECKING:
+    from rnnfast.onnx.model_folder import ModelFolder
 
 # TensorProto.DataType -> (name in type strings, name in NumPy or ml_dtypes, field that holds the values, bits of an
 # element in raw data)
@@ -76,7 +79,7 @@ def type_name(dtype: np.dtype) -> str:
     return next((row[0] for row in ELEMENT_TYPES.values() if row[1] == dtype.name), dtype.name)
 
 
-def decode(tensor: Any, where: str, folder: str | None = None) -> np.ndarray:
+def decode(tensor: Any, where: str, folder: ModelFolder | None = None) -> np.ndarray:
     """Decode a TensorProto to a read-only array. External data are read from inside `folder` only."""
     where = f"{where}: tensor {tensor.name!r}" if tensor.name else where
     try:
@@ -146,49 +149,41 @@ def _text(value: bytes, where: str) -> str:
         raise ModelError(f"{where}: a string that is not UTF-8") from None
 
 
-def _external(tensor: Any, where: str, folder: str | None, nbytes: int) -> bytes:
+def _external(tensor: Any, where: str, folder: ModelFolder | None, nbytes: int) -> bytes:
     """The bytes of a tensor in another file, which must be inside the model's folder."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    where = f"{where}: external data {location!r}"
+    entries: dict[str, str] = {}
+    for entry in tensor.external_data:
+        if entries.setdefault(entry.key, entry.value) != entry.value:
+            raise ModelError(f"{where}: external data has two values of {entry.key!r}")
+    where = f"{where}: external data {entries.get('location', '')!r}"
     if folder is None:
-        raise ModelError(f"{where}: a model given as bytes has no folder to read it from")
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", nbytes))
-    except ValueError:
-        raise ModelError(f"{where}: offset or length is no integer") from None
+        raise ModelError(f"{where}: not read: the model is given as bytes and has no folder, or external_data is False")
+    offset, length = (
+        _integer(entries.get(key, default), key, where) for key, default in (("offset", 0), ("length", nbytes))
+    )
     if offset < 0 or length != nbytes:
         raise ModelError(f"{where}: offset {offset} and length {length}, the tensor has {nbytes} bytes")
     try:
-        path = _inside(folder, location, where)
-        with open(path, "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise ModelError(f"{where}: not a regular file")
-            if offset + nbytes > info.st_size:
-                raise ModelError(f"{where}: bytes {offset} to {offset + nbytes} asked for, it has {info.st_size}")
+        with folder.open_data(entries.get("location", "")) as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset + nbytes > size:
+                raise ModelError(f"bytes {offset} to {offset + nbytes} asked for, it has {size}")
             file.seek(offset)
             return file.read(nbytes)
+    except Error as e:
+        raise type(e)(f"{where}: {e}") from None
     except (OSError, ValueError) as e:
-        if isinstance(e, ModelError):
-            raise
         raise ModelError(f"{where}: {e}") from None
 
 
-def _inside(folder: str, location: str, where: str) -> str:
-    """The real path of `location`, which must be inside `folder`: neither ".." nor a symbolic link may leave it."""
-    if not location or os.path.isabs(location) or ".." in location.replace("\\", "/").split("/"):
-        raise ModelError(f"{where}: not a path inside the model's folder")
-    root = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(root, location))
-    if os.path.commonpath([root, path]) != root:
-        raise ModelError(f"{where}: outside the model's folder")
-    if not os.path.isfile(path):
-        raise ModelError(f"{where}: no such file in the model's folder")
-    return path
+def _integer(value: str | int, key: str, where: str) -> int:
+    """The value of an entry that is an integer in decimal digits."""
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,20}", value):
+        raise ModelError(f"{where}: {key} is no integer: {value[:40]!r}")
+    return int(value)
 
 
-def decode_sparse(sparse: Any, where: str, folder: str | None = None) -> np.ndarray:
+def decode_sparse(sparse: Any, where: str, folder: ModelFolder | None = None) -> np.ndarray:
     """Decode a SparseTensorProto to a dense read-only array."""
     values, indices = decode(sparse.values, where, folder), decode(sparse.indices, where, folder)
     shape = tuple(sparse.dims)

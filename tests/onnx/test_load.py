@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
@@ -288,67 +287,6 @@ def test_sparse_initializer(linear):
     model.graph.sparse_initializer[0].dims[0] = 2**40
     with pytest.raises(LimitError):
         load(model)
-
-
-# ------------------------------------------------------------------------------------------------ external data
-def external(path, location, **entries):
-    """A model x + w in the folder of `path`, w in the file `location`."""
-
-    def change(tensor):
-        onnx.external_data_helper.set_external_data(tensor, location, **entries)
-        tensor.ClearField("raw_data")
-
-    model = weights(change)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-W = np.arange(6, dtype=np.float32)
-
-
-def test_external_data(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "w.bin").write_bytes(b"1234" + W.tobytes() + b"rest")
-    model = rnnfast.load(external(tmp_path / "m.onnx", "sub/w.bin", offset=4, length=24))
-    np.testing.assert_array_equal(model(x=np.zeros((2, 3), np.float32)).y, W.reshape(2, 3))
-
-
-def test_external_data_stays_in_its_folder(tmp_path):
-    folder, outside = tmp_path / "model", tmp_path / "outside.bin"
-    folder.mkdir()
-    outside.write_bytes(W.tobytes())
-    os.symlink(outside, folder / "link.bin")
-    os.symlink(tmp_path, folder / "folder")
-    os.mkfifo(folder / "pipe")
-    for location in (
-        "../outside.bin",
-        str(outside),
-        "link.bin",
-        "folder/outside.bin",
-        "sub/../../outside.bin",
-        "",
-        ".",
-        "none.bin",
-        "pipe",
-        "..\\outside.bin",
-        "a\0b",
-        "/dev/zero",
-    ):
-        with pytest.raises(ModelError, match="external data"):
-            rnnfast.load(external(folder / "m.onnx", location))
-
-
-@pytest.mark.parametrize("entries", [{"length": 20}, {"offset": 1, "length": 24}, {"offset": 2**62, "length": 24}])
-def test_external_data_sizes(tmp_path, entries):
-    (tmp_path / "w.bin").write_bytes(W.tobytes())
-    with pytest.raises(ModelError, match="external data 'w.bin'"):
-        rnnfast.load(external(tmp_path / "m.onnx", "w.bin", **entries))
-
-
-def test_external_data_of_bytes(tmp_path):
-    (tmp_path / "w.bin").write_bytes(W.tobytes())
-    with pytest.raises(ModelError, match="no folder"):
-        rnnfast.load(external(tmp_path / "m.onnx", "w.bin").read_bytes())
 
 
 # ------------------------------------------------------------------------------------------------ nesting
