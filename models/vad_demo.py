@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import rnnfast
-from rnnfast.cli.values import read_wav
+from rnnfast.cli.input_files import read_wav
 
 FOLDER = pathlib.Path(__file__).parent
 SAMPLE_RATE = 16000

@@ -19,7 +19,7 @@ from picows import WSCloseCode, WSListener, WSMsgType, ws_connect
 from vad_demo import CHUNK, FOLDER, SAMPLE_RATE, chunks
 
 import rnnfast
-from rnnfast.cli.values import read_wav
+from rnnfast.cli.input_files import read_wav
 
 PLACES = 16  # places of the speech at which microphones begin
 PERIOD = CHUNK / SAMPLE_RATE  # seconds from frame to frame

@@ -7,11 +7,25 @@ was expected, and where: the file, node, attribute or input.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Return the text with each character that does not print as an escape sequence, such as `\\x1b`.
+
+    Names from files may hold control characters that steer a terminal, line ends that forge lines of a log, and
+    characters that turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Error(Exception):
-    """The base class of every error that rnnfast raises."""
+    """The base class of every error that rnnfast raises. Its text is printable, whatever names it has from a file."""
 
     located = False
     """True if the message already begins with the location; `with_location` then returns the error as it is."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ModelError(Error, ValueError):

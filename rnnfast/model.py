@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rnnfast.errors import InputError
+from rnnfast.errors import InputError, printable
 from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.native._kernels import MATMULS, default_matmul
 from rnnfast.native.threads import check as check_threads
@@ -430,4 +430,4 @@ class Model:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)
         outputs = ", ".join(f"{v.name}: {v.type}" for v in self.outputs)
-        return f"<rnnfast.Model {self.source.label} ({inputs}) -> ({outputs})>"
+        return printable(f"<rnnfast.Model {self.source.label} ({inputs}) -> ({outputs})>")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast.cli.values import read_wav
+from rnnfast.cli.input_files import read_wav
 from tests.paths import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]

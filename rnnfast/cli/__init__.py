@@ -6,6 +6,9 @@ difference; 2 if a file, an input or the usage is wrong.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from typing import Any
 
 try:
@@ -20,18 +23,52 @@ from rnnfast.cli.check import check
 from rnnfast.cli.info import info
 from rnnfast.cli.profile import profile
 from rnnfast.cli.run import run
-from rnnfast.errors import Error
+from rnnfast.errors import Error, printable
 
 
 class Commands(click.Group):
-    """A group whose commands report rnnfast's errors in one line of stderr."""
+    """A group whose commands report whatever fails in one line of stderr, with exit status 2."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        reconfigure = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:  # None where stdout is closed
+            reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks, such as é in ASCII
+        try:
+            return super().main(*args, **extra)
+        except Exception as e:  # help and version are printed before a command is invoked
+            _report(e)
+            sys.exit(2)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except Error as e:
-            click.echo(f"rnnfast: {' '.join(str(e).split())}", err=True)
+            try:
+                return super().invoke(ctx)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except click.UsageError as e:
+            e.message = printable(e.message)
+            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as e:
+            _report(e)
             ctx.exit(2)
+
+
+def _report(error: Exception) -> None:
+    """Print one line about an error."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, Error):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    with contextlib.suppress(OSError):  # stderr may be closed too
+        click.echo(f"rnnfast: {printable(text)}", err=True)
+    # What cannot be written to stdout would fail again when the interpreter ends.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,9 +11,9 @@ import click
 import numpy as np
 
 import rnnfast
-from rnnfast.cli.check import TOLERANCE, difference, draw
+from rnnfast.cli.check import TOLERANCE, arrays, difference, draw, largest
 from rnnfast.cli.progress import track
-from rnnfast.cli.tables import console, table
+from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import InputError, UnsupportedError
@@ -94,13 +93,12 @@ def bench(
         calls: dict[str, Callable[[], Mapping[str, Any]]] = {"rnnfast": functools.partial(model, feed)}
         if peers:
             calls["onnxruntime"] = _onnxruntime(file, model, feed, threads)
-        expected = list(model.reference(feed).values())
-        numbers = [a for a in expected if not (isinstance(a, np.ndarray) and a.dtype.kind == "O")]
-        largest = max([1.0, *(float(np.max(np.abs(a), initial=0)) for a in numbers)])
+        expected = _flat(model.reference(feed))
+        scale = max([1.0, *map(largest, expected)])
         results: dict[str, dict[str, Any]] = {
-            name: {"error": difference(list(call().values()), expected)} for name, call in calls.items()
+            name: {"error": difference(_flat(call()), expected)} for name, call in calls.items()
         }
-        good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * largest}
+        good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * scale}
         progress = functools.partial(track, description=file)
         timed = (
             interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, WARMUP if threads > 1 else 0, progress) if good else {}
@@ -118,11 +116,16 @@ def bench(
         "results": results,
     }
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         _print(facts)
     if len(timed) < len(calls):
         click.get_current_context().exit(1)
+
+
+def _flat(outputs: Mapping[str, Any]) -> list[np.ndarray]:
+    """The arrays of all outputs, those of sequences one after another."""
+    return [array for value in outputs.values() for array in arrays(value)]
 
 
 def inputs_of(
@@ -168,9 +171,9 @@ def _onnxruntime(file: str, model: Model, feed: Mapping[str, Any], threads: int)
 
 def _print(facts: dict[str, Any]) -> None:
     """Print the facts as a line and a table."""
-    screen = console()
+    screen = Screen()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
-    screen.print(f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}")
+    screen.line(f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}")
     columns = {"": "left"} | dict.fromkeys(
         ("microseconds", "quartiles", "times rnnfast's", "GFLOP/s", "calls", "to reference"), "right"
     )

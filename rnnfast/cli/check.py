@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 import numpy as np
 
-from rnnfast.cli.tables import console, table
+from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.model import Model, load
 
@@ -52,17 +51,14 @@ def check(file: str, given: Sequence[str], dims: Sequence[str], seed: int, toler
     ]
     passed = all(row["passed"] for row in rows)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "file": file,
-                    "tolerance": tolerance,
-                    "onnxruntime": absent or "compared",
-                    "outputs": list(map(_strict, rows)),
-                    "passed": passed,
-                },
-                indent=2,
-            )
+        print_json(
+            {
+                "file": file,
+                "tolerance": tolerance,
+                "onnxruntime": absent or "compared",
+                "outputs": list(map(_strict, rows)),
+                "passed": passed,
+            }
         )
     else:
         _print(rows, tolerance, absent)
@@ -94,21 +90,21 @@ def onnxruntime_outputs(file: str, model: Model, feed: Mapping[str, Any]) -> tup
 
 def _row(name: str, ours: Any, theirs: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
     """The facts of one output: its shapes, its largest value, and its difference to each peer that has outputs."""
-    arrays, reference = _arrays(ours), _arrays(theirs["reference"])
-    largest = float(np.max([_largest(a) for a in reference], initial=0))
-    row: dict[str, Any] = {"name": name, "shapes": [list(a.shape) for a in arrays], "largest": largest}
-    row |= {peer: None if other is None else difference(arrays, _arrays(other)) for peer, other in theirs.items()}
-    limit = tolerance * max(1, largest)
+    own, reference = arrays(ours), arrays(theirs["reference"])
+    scale = max([0.0, *map(largest, reference)])
+    row: dict[str, Any] = {"name": name, "shapes": [list(a.shape) for a in own], "largest": scale}
+    row |= {peer: None if other is None else difference(own, arrays(other)) for peer, other in theirs.items()}
+    limit = tolerance * max(1, scale)
     row["passed"] = all(row[peer] <= limit for peer in theirs if row[peer] is not None)  # NaN compares false
     return row
 
 
-def _arrays(value: Any) -> list[np.ndarray]:
+def arrays(value: Any) -> list[np.ndarray]:
     """The arrays of an output, which is an array, a sequence or an absent optional."""
     return [np.asarray(v) for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
-def _largest(array: np.ndarray) -> float:
+def largest(array: np.ndarray) -> float:
     """The largest finite absolute value of an array; 0 for strings."""
     if array.dtype.kind == "O":
         return 0.0
@@ -149,7 +145,7 @@ def _print(rows: Sequence[dict[str, Any]], tolerance: float, absent: str | None)
         "to onnxruntime": "right",
         "": "left",
     }
-    screen = console()
+    screen = Screen()
     screen.print(
         table(
             f"largest difference, tolerance {tolerance:g}",
@@ -167,4 +163,4 @@ def _print(rows: Sequence[dict[str, Any]], tolerance: float, absent: str | None)
         )
     )
     if absent:
-        screen.print(f"onnxruntime: {absent}")
+        screen.line(f"onnxruntime: {absent}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 import numpy as np
 
-from rnnfast.cli.tables import console, table
+from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import UnsupportedError
 from rnnfast.model import load
@@ -37,7 +36,7 @@ def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) ->
         "file": file,
         "ir_version": source.ir_version,
         "opsets": {domain or "ai.onnx": version for domain, version in source.opsets.items()},
-        "producer": " ".join(filter(None, map(source.metadata.get, ("producer_name", "producer_version")))),
+        "producer": source.producer,
         "inputs": [_value(v, graph.constants) for v in graph.inputs],
         "outputs": [_value(v, {}) for v in graph.outputs],
         "operators": dict(sorted(operators(graph).items())),
@@ -55,7 +54,7 @@ def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) ->
             summary = model.summary(feed)
             facts["layers"] = [layer._asdict() for layer in summary.layers]
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         _print(facts, summary)
     if facts["unsupported"]:
@@ -106,16 +105,17 @@ def parameters(graph: Graph) -> int:
 
 def _print(facts: dict[str, Any], summary: Summary | None) -> None:
     """Print the facts, and the summary or else the number of parameters."""
-    screen = console()
+    screen = Screen()
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
     made_by = f", made by {facts['producer']}" if facts["producer"] else ""
-    screen.print(f"{facts['file']}: opset {opsets}, IR version {facts['ir_version']}{made_by}")
+    screen.line(f"{facts['file']}: opset {opsets}, IR version {facts['ir_version']}{made_by}")
     for title in ("inputs", "outputs"):
         screen.print(table(title, dict.fromkeys(("name", "type", "shape"), "left"), map(_cells, facts[title])))
-    screen.print("operators: " + ", ".join(f"{name} {count}" for name, count in facts["operators"].items()))
-    screen.print(f"parameters: {facts['parameters']:,}" if summary is None else f"\n{summary}")
+    screen.line("operators: " + ", ".join(f"{name} {count}" for name, count in facts["operators"].items()))
+    for line in (f"parameters: {facts['parameters']:,}",) if summary is None else ("", *str(summary).split("\n")):
+        screen.line(line)
     for problem in facts["unsupported"]:
-        screen.print(f"not supported: {problem}")
+        screen.line(f"not supported: {problem}")
 
 
 def _cells(value: dict[str, Any]) -> tuple[str, str, str]:

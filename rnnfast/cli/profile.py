@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from rnnfast.cli.bench import inputs_of, measuring_options
 from rnnfast.cli.progress import track
-from rnnfast.cli.tables import console, table
+from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import pinned, quartiles
 from rnnfast.model import load
 from rnnfast.native._programs import NativeProgram
@@ -74,7 +73,7 @@ def profile(
         "steps": sorted(rows, key=lambda row: -row["seconds"]),
     }
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         _print(facts)
 
@@ -194,15 +193,15 @@ def _nbytes(values: Iterable[Any]) -> int:
 
 def _print(facts: dict[str, Any]) -> None:
     """Print the facts as two lines and a table of the steps."""
-    screen = console()
+    screen = Screen()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
     lower, median, upper = (seconds * 1e6 for seconds in facts["seconds"])
-    screen.print(
+    screen.line(
         f"{facts['file']}: {shapes}; a call {median:.4g} us (quartiles {lower:.4g} to {upper:.4g}, "
         f"{facts['runs']} calls), its steps {facts['seconds_in_steps'] * 1e6:.4g} us"
     )
     python = sum(row["step"] == "numpy" for row in facts["steps"])
-    screen.print(
+    screen.line(
         f"{facts['nodes_in_file']} nodes in the file, {facts['nodes_after_folding']} that do not depend on "
         f"constants alone, {len(facts['steps'])} steps, {python} of them NumPy's"
     )

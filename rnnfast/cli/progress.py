@@ -8,6 +8,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rnnfast.errors import printable
+
 T = TypeVar("T")
 
 
@@ -16,4 +18,4 @@ def track(steps: Sequence[T], description: str) -> Iterator[T]:
     screen = Console(stderr=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        yield from progress.track(steps, description=description)
+        yield from progress.track(steps, description=printable(description))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import pathlib
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
 
+from rnnfast.atomic_write import write_files
 from rnnfast.cli.values import input_option, read_inputs
-from rnnfast.errors import InputError
+from rnnfast.errors import InputError, printable
 from rnnfast.model import load
 
 
@@ -40,7 +40,7 @@ def run(file: str, given: Sequence[str], threads: int | None, folder: pathlib.Pa
     arrays = _by_file_name(model(read_inputs(given, model)))
     _write(arrays, folder)
     for name, array in arrays.items():
-        click.echo(f"{folder / name}  {array.dtype} {list(array.shape)}")
+        click.echo(printable(f"{folder / name}  {array.dtype} {list(array.shape)}"))
 
 
 def _by_file_name(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -67,16 +67,14 @@ def _storable(array: np.ndarray) -> np.ndarray:
 
 
 def _write(arrays: Mapping[str, np.ndarray], folder: pathlib.Path) -> None:
-    """Write all files or none: they are written under temporary names and renamed when all are complete."""
+    """Write all files or none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in arrays:
-            if (folder / name).is_dir():
-                raise IsADirectoryError(f"{name} is a folder")
-        with tempfile.TemporaryDirectory(prefix=".rnnfast-", dir=folder) as staging:
-            for name, array in arrays.items():
-                np.save(os.path.join(staging, name), array)
-            for name in arrays:
-                os.replace(os.path.join(staging, name), folder / name)
     except OSError as e:
-        raise InputError(f"{folder}: cannot be written: {e}") from e
+        raise InputError(f"{folder}: cannot be made: {e.strerror or e}") from e
+    write_files({folder / name: functools.partial(_save, array) for name, array in arrays.items()})
+
+
+def _save(array: np.ndarray, file: BinaryIO) -> None:
+    """Write an array to an opened file."""
+    np.lib.format.write_array(file, array, allow_pickle=False)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
-import wave
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import click
 import numpy as np
 
+from rnnfast.cli.input_files import read_npy, read_npz, read_wav
 from rnnfast.errors import InputError
 from rnnfast.model import Model
 from rnnfast.onnx.graph import Value
@@ -35,18 +35,31 @@ def input_option(command: Any) -> Any:
 
 def read_inputs(given: Iterable[str], model: Model) -> dict[str, Any]:
     """The inputs that the texts of -i give: arrays and numbers by name."""
-    ranks = {v.name: len(v.type.shape) for v in model.inputs if v.type.shape is not None}
+    ranks = {v.name: None if v.type.shape is None else len(v.type.shape) for v in model.inputs}
     feed: dict[str, Any] = {}
     for text in given:
-        name, _, value = text.rpartition("=")
-        entries = {name: _value(value, text)} if name else _archive(value)
+        name, value = _split(text, ranks)
+        entries = read_npz(value) if name is None else {name: _value(value, text)}
         for name, entry in entries.items():
             if name in feed:
                 raise InputError(f"input {name!r} is given twice")
             if text.lower().endswith(".wav"):
-                entry = entry.reshape((1,) * (ranks.get(name, 1) - 1) + (-1,))
+                entry = entry.reshape((1,) * ((ranks.get(name) or 1) - 1) + (-1,))
             feed[name] = entry
     return feed
+
+
+def _split(text: str, names: Collection[str]) -> tuple[str | None, str]:
+    """Split NAME=VALUE, where both may have a "="; the name is None if the text is the path of an archive."""
+    equals = [match.start() for match in re.finditer("=", text)]
+    for i in reversed(equals):  # of several names that fit, the longest
+        if text[:i] in names:
+            return text[:i], text[i + 1 :]
+    if text.lower().endswith(".npz") and not (equals and "/" not in text[: equals[0]] and not os.path.exists(text)):
+        return None, text
+    if not equals:
+        raise InputError(f"{text!r}: expected NAME=VALUE, or a .npz file")
+    return text[: equals[0]], text[equals[0] + 1 :]
 
 
 def _value(text: str, given: str) -> Any:
@@ -55,7 +68,7 @@ def _value(text: str, given: str) -> Any:
     if suffix == ".npz":
         raise InputError(f"{given!r}: a .npz file gives inputs by its own names: -i {text}")
     if suffix == ".npy":
-        return _loaded(text)
+        return read_npy(text)
     if suffix == ".wav":
         return read_wav(text)
     if text in ("true", "false"):
@@ -66,45 +79,6 @@ def _value(text: str, given: str) -> Any:
         except ValueError:
             pass
     raise InputError(f"{given!r}: expected a number, true, false or a file of {', '.join(FILES)}")
-
-
-def _archive(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file by name."""
-    if not path.lower().endswith(".npz"):
-        raise InputError(f"{path!r}: expected NAME=VALUE, or a .npz file")
-    return _loaded(path)
-
-
-def _loaded(path: str) -> Any:
-    """The array of a .npy file, or the arrays of a .npz file by name. Pickled objects are refused."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.lower().endswith(".npz") != isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("its contents are not of the type that its name says")
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path}: {e}") from e
-
-
-def read_wav(path: Any) -> np.ndarray:
-    """The samples of a mono PCM file as float32 in [-1, 1]."""
-    try:
-        with wave.open(path) as file:
-            channels, width = file.getnchannels(), file.getsampwidth()
-            raw = np.frombuffer(file.readframes(file.getnframes()), np.uint8)
-    except (OSError, EOFError, wave.Error) as e:
-        raise InputError(f"{path}: {e or 'truncated'}") from e
-    if channels != 1:
-        raise InputError(f"{path}: {channels} channels, expected 1")
-    samples: np.ndarray = raw[: len(raw) // width * width].reshape(-1, width)
-    if width == 1:  # samples of one byte are unsigned
-        samples = samples ^ 0x80
-    whole = np.zeros((len(samples), 4), np.uint8)  # little-endian int32 with the sample in the highest bytes
-    whole[:, 4 - width :] = samples
-    return (whole.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
 
 
 def dim_option(default: int) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error
+from rnnfast.errors import Error, printable
 from rnnfast.onnx.graph import Graph, Node, Type
 from rnnfast.onnx.ops.numeric import is_floating
 from rnnfast.onnx.recurrent_nodes import CELL_KINDS
@@ -56,8 +56,8 @@ class Summary(NamedTuple):
         header = ("layer", "operator", "output shape", "parameters", "flops", "bytes")
         rows = [
             (
-                l.name or "-",
-                l.op_type,
+                printable(l.name) or "-",
+                printable(l.op_type),
                 "?" if l.shape is None else "x".join(map(str, l.shape)) or "scalar",
                 f"{l.parameters:,}",
                 "?" if l.flops is None else f"{l.flops:,}",
@@ -72,10 +72,12 @@ class Summary(NamedTuple):
         lines[1:1] = ["-" * len(lines[0])]
         lines += [lines[1], _line(total, widths)]
         if self.others:
-            counts = ", ".join(f"{count} {op}" for op, count in sorted(self.others.items()))
+            counts = ", ".join(f"{count} {printable(op)}" for op, count in sorted(self.others.items()))
             lines.append(f"without parameters: {counts}")
         if self.problem:
-            lines.append(f"shapes end where zeros as input do not run; give inputs to see all ({self.problem})")
+            lines.append(
+                f"shapes end where zeros as input do not run; give inputs to see all ({printable(self.problem)})"
+            )
         return "\n".join(line.rstrip() for line in lines)
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from rnnfast.cli import main
 from rnnfast.cli.check import difference
-from rnnfast.cli.values import read_wav
+from rnnfast.cli.input_files import read_wav
 from tests.paths import MODELS
 
 AT_16K = ("-i", "rate=16000", "--dim", "samples=512")

@@ -37,6 +37,8 @@ Flag = Literal[0, 1]
 
 
 MAX_TENSOR_BYTES = 2**31
+MAX_RANK = 64
+"""NumPy's own limit."""
 
 
 def check_size(shape, dtype):
@@ -44,6 +46,8 @@ def check_size(shape, dtype):
 
     A dimension of 0 counts as 1: a tensor of shape (0, 2**60) needs no memory, but loops over its axes must end too.
     """
+    if len(shape) > MAX_RANK:
+        raise LimitError(f"a tensor of {len(shape)} axes, more than the limit of {MAX_RANK}")
     size = math.prod(max(int(n), 1) for n in shape) * np.dtype(dtype).itemsize
     if size > MAX_TENSOR_BYTES:
         raise LimitError(
