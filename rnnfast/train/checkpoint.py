@@ -19,12 +19,17 @@ import numpy as np
 from rnnfast.atomic_write import write_whole
 from rnnfast.errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
 from rnnfast.nn.checks import check_size
+from rnnfast.regular_files import open_regular
 from rnnfast.train.history import History
 
 if TYPE_CHECKING:
     from rnnfast.nn.module import Module
 
 KEY, VERSION = "rnnfast.train", 1
+MAX_NUMBER = 2**53
+"""The largest number of steps that a float counts exactly."""
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON of a stranger raises."""
 
 
 def check(path):
@@ -110,6 +115,8 @@ def restore(path, run):
         steps, run.steps_done, run.weight = (
             check_size(meta[name], name, 0) for name in ("steps", "steps_done", "weight")
         )
+        if max(steps, run.steps_done, run.weight) > MAX_NUMBER:
+            raise ValueError(f"a number of steps is over {MAX_NUMBER}")
         run.order_state, run.best = meta["order"], tensors.get("best")
         run.sums = {name: float(meta["sums"][name]) for name in run.sums}
         run.history = _history(meta)
@@ -120,7 +127,7 @@ def restore(path, run):
         )
     except ModelError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise ModelError(f"{path}: is no whole checkpoint ({type(error).__name__}: {error})") from error
     for name, view in run.parameters.views(run.parameters.values).items():
         view[...] = weights[name]
@@ -145,7 +152,7 @@ def load_checkpoint(path: str | os.PathLike[str], net: Module) -> History:
     tensors, meta = _read(check(path))
     try:
         history = _history(meta)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise ModelError(f"{path}: its history is none ({type(error).__name__}: {error})") from error
     net.load_state_dict(_with_prefix(tensors, "net."))
     return history
@@ -156,12 +163,13 @@ def _read(path):
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()  # else safe_open waits for the writer of a FIFO
         with safe_open(path, "numpy") as file:
             meta = json.loads((file.metadata() or {})[KEY])
             if meta["version"] != VERSION:
                 raise ValueError(f"version {meta['version']}, expected {VERSION}")
             return {name: file.get_tensor(name) for name in file.keys()}, meta
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise ModelError(f"{path}: is no checkpoint ({type(error).__name__}: {error})") from error
 
 
