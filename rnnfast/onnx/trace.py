@@ -16,6 +16,7 @@ import numpy as np
 from rnnfast.errors import ModelError, with_location
 from rnnfast.native._arrays import pattern
 from rnnfast.native._plans import Plan, Plans, separate
+from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner
 from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand, Target
@@ -66,13 +67,14 @@ class PlannedGraph:
         self.folding_budget, self.record, self.meter, self.specialises = folding_budget, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
         self.plans = Plans(names, plans)
+        self.transcript: Transcript | None = None  # of the next trace, if one is wanted
 
     def __call__(self, args: list[Any], budget: Budget | None = None) -> list[Any]:
         """Run on arguments in the order of `names`; the outputs may share memory with them and with each other."""
         plan = self.plans.find(args)
         if plan is not None:
             return plan.shared(args, budget)
-        plan, outputs = trace(self, args, budget or Budget(args))
+        plan, outputs = trace(self, args, budget or Budget(args), self.transcript)
         self.plans.add(plan, args)
         if not plan.compiled and outputs is not None:
             return outputs
@@ -84,7 +86,7 @@ class PlannedGraph:
         plan = self.plans.find(args)
         if plan is None:
             with np.errstate(all="ignore"):
-                plan, _ = trace(self, args, Budget(args))
+                plan, _ = trace(self, args, Budget(args), self.transcript)
             self.plans.add(plan, args)
         return plan
 
@@ -104,11 +106,12 @@ class _Value:
     integer inputs that it depends on besides constants and shapes; None if it depends on more than these.
     """
 
-    __slots__ = ("data", "known", "fixed_shape", "slot", "operand", "from_inputs")
+    __slots__ = ("data", "known", "fixed_shape", "slot", "operand", "from_inputs", "traced")
 
     def __init__(self, data: Any, known: bool, fixed_shape: bool) -> None:
         self.data, self.known, self.fixed_shape = data, known, fixed_shape
         self.slot: int | None = None
+        self.traced: Any = None  # what a Transcript keeps of it
         self.from_inputs: frozenset[int] | None = frozenset() if known else None
         self.operand = Operand(data, known) if fixed_shape and isinstance(data, np.ndarray) else None
 
@@ -137,18 +140,20 @@ class _NeedsResults(Exception):
     """A shape or a branch depends on results that were not computed, so the trace starts again and computes all."""
 
 
-def trace(planned: PlannedGraph, args: list[Any], budget: Budget) -> tuple[Plan, list[Any] | None]:
+def trace(
+    planned: PlannedGraph, args: list[Any], budget: Budget, transcript: Transcript | None = None
+) -> tuple[Plan, list[Any] | None]:
     """Make the plan of a planned graph for arguments like these, and return it with the outputs.
 
     The plan takes any values of these types and shapes, except that pinned inputs must have the values they have here.
     Where plans are native, costly results are not computed as long as nothing but their shapes is needed; the outputs
-    are None then.
+    are None then. `transcript` notes what happens, if it is given.
     """
     pinned: frozenset[int] = frozenset()
     computes_all = planned.target is None
     while True:
         specialises = planned.specialises and planned.plans.specialised(args) < MAX_SPECIALISED
-        tracer = _Tracer(planned, args, budget, pinned, specialises, computes_all)
+        tracer = _Tracer(planned, args, budget, pinned, specialises, computes_all, transcript)
         try:
             return _traced(planned, tracer)
         except _MustPin as e:
@@ -163,7 +168,11 @@ def _traced(planned: PlannedGraph, tracer: _Tracer) -> tuple[Plan, list[Any] | N
     """One attempt of `trace`."""
     scope = _Scope(None, {name: _Value(array, True, True) for name, array in planned.known.items()})
     scope.update(zip(planned.names, tracer.inputs))
+    if tracer.transcript is not None:
+        tracer.transcript.begin(scope)
     outputs = tracer.graph(planned.graph, scope)
+    if tracer.transcript is not None:
+        tracer.transcript.end(outputs)
     for declared, value in zip(planned.graph.outputs, outputs):
         _check_type(value.data, declared.type, f"{planned.where}: output {declared.name!r}")
     return tracer.plan(outputs), None if tracer.skipped else [value.data for value in outputs]
@@ -207,7 +216,9 @@ class _Tracer:
         pinned: frozenset[int],
         specialises: bool,
         computes_all: bool,
+        transcript: Transcript | None,
     ) -> None:
+        self.transcript = transcript
         self.initial_values: list[Any] = []
         self.steps: list[Step] = []
         self.budget = budget
@@ -301,6 +312,8 @@ class _Tracer:
             outputs = self.call(node, inputs)
         elif node.function is if_ and inputs[0].known:
             branch = "then_branch" if condition(inputs[0].data) else "else_branch"
+            if self.transcript is not None:
+                self.transcript.note(node, inputs)
             outputs = self.graph(node.attributes[branch], _Scope(scope))
         elif node.graphs:
             if node.function is if_:
@@ -310,6 +323,8 @@ class _Tracer:
             outputs = inputs
         else:
             outputs = self.operator(node, inputs)
+            if self.transcript is not None:
+                self.transcript.note(node, inputs, outputs)
         scope.update(zip(node.outputs, outputs))
 
     def call(self, node: Node, inputs: list[_Value]) -> list[_Value]:
@@ -348,13 +363,18 @@ class _Tracer:
             )
             for key, graph in node.graphs.items()
         }
+        bodies = {key: Transcript() for key in planned_graphs} if self.transcript is not None else {}
+        for key, body in bodies.items():
+            planned_graphs[key].transcript = body
         values = inputs + [scope[name] for name in names]
         run, like = Control(node, len(inputs), planned_graphs), None
         if self.target is not None and self.record is None and all(v.fixed_shape for v in values):
             like = run.results([v.data for v in values], [v.known for v in values])
         if like is None and node.op_type == "Loop" and len(node.outputs) > len(inputs) - 2:
             self._pin_inputs_of(inputs[0])  # the number of iterations is the length of the scan outputs
-        return self.execute(
+        for planned in planned_graphs.values():
+            planned.transcript = None
+        outputs = self.execute(
             node.altered(run=run),
             run,
             [self.budget_input, *values],
@@ -362,6 +382,9 @@ class _Tracer:
             like is not None,
             like,
         )
+        if self.transcript is not None:
+            self.transcript.note(node, inputs, outputs, {name: scope[name] for name in captures}, bodies)
+        return outputs
 
     def operator(self, node: Node, inputs: list[_Value]) -> list[_Value]:
         """Trace any other operator."""

@@ -1,7 +1,8 @@
 """Which axis of each input, state and output of a model is the batch of streams.
 
-The graph is traced for two sizes of the batch, and the shapes are compared. Then three streams run together, each of
-them runs alone, and the bits are compared.
+The axis is proven: it is followed through the graph, node by node, from the inputs to the outputs, and no node lets
+rows meet. After that three streams run together and each of them alone, and the bits are compared, because NumPy's
+functions may round otherwise for another shape.
 """
 
 import itertools
@@ -9,12 +10,23 @@ import itertools
 import numpy as np
 
 from rnnfast.errors import Error, InputError, UnsupportedError
+from rnnfast.onnx.axes.propagation import propagate
+from rnnfast.onnx.axes.transcript import Transcript
+from rnnfast.onnx.axes.values import Meeting, Rows
 from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.trace import trace
 
 # The largest number of choices of batch axes that are tried.
 MAX_CHOICES = 64
 BY_ONE = "pool(batch=False) runs streams one by one"
+
+
+class NotApart(UnsupportedError):
+    """The rows along some axes are no streams of their own. `step` is the number of nodes that kept them apart."""
+
+    def __init__(self, message, step):
+        super().__init__(message)
+        self.step = step
 
 
 def search(signature, frames, rows, given):
@@ -40,6 +52,7 @@ def search(signature, frames, rows, given):
         axes = dict(zip(frames, choice))
         frame = {name: np.expand_dims(value, axes[name]) if rows else value for name, value in frames.items()}
         states = dict(zip(signature.states, given or signature.zero_states(frame)))
+        sample, transcript, call = signature.fixed | frame | states, Transcript(), None
         of_states = [candidates(signature, name, value, False) for name, value in states.items()]
         of_fixed = [
             [None, *candidates(signature, name, value, False, False)] for name, value in signature.fixed.items()
@@ -49,16 +62,20 @@ def search(signature, frames, rows, given):
             if count > MAX_CHOICES:
                 break
             chosen = axes | dict(zip([*states, *signature.fixed], others))
-            sample = signature.fixed | frame | states
+            if call is None:
+                try:
+                    call = trace_call(signature.model, sample, transcript)
+                except Error as e:
+                    wrong = wrong or e
+                    break
             try:
-                call = trace_call(signature.model, sample)
+                proven = prove_axes(signature, sample, chosen, call[2], transcript)
+                compare_bits(signature, sample, proven)
+                return proven, sample, call
+            except NotApart as e:
+                reason = max(reason or e, e, key=lambda error: error.step)
             except Error as e:
-                wrong = wrong or e
-                continue
-            try:
-                return verify_axes(signature, sample, chosen, call[2]), sample, call
-            except Error as e:
-                reason = reason or e
+                reason = NotApart(str(e), len(transcript.events))
     if reason is None:  # No stream takes this frame.
         raise wrong
     raise UnsupportedError(f"{signature.label}: no axis of the inputs is a batch of streams: {reason}; {BY_ONE}")
@@ -108,7 +125,7 @@ def may_be_batch(declared, shape, axis):
     )
 
 
-def verify_axes(signature, sample, axes, forms):
+def prove_axes(signature, sample, axes, forms, transcript):
     """The axes of inputs and outputs, if rows along them are streams that do not depend on each other.
 
     Args:
@@ -116,32 +133,46 @@ def verify_axes(signature, sample, axes, forms):
         sample: The values of a call for one stream.
         axes: {input: axis or None}.
         forms: (shape, dtype) of each output for one stream, by name.
+        transcript: The Transcript of that call.
 
     Raises:
-        UnsupportedError: Shapes or bits tell otherwise.
+        NotApart: A node lets them meet, or an output has no axis of them.
     """
-    two, three = (trace_call(signature.model, repeated(sample, axes, n))[2] for n in (2, 3))
-    axes = dict(axes)
-    for name, (shape, _) in two.items():
-        after = three[name][0]
-        found = [i for i, (m, n) in enumerate(zip(shape, after)) if (m, n) == (2, 3)]
-        if (
-            len(shape) != len(after)
-            or len(found) != 1
-            or any(m != n for i, (m, n) in enumerate(zip(shape, after)) if i not in found)
-        ):
-            raise UnsupportedError(
-                f"output {name!r} has shape {list(shape)} for two streams and {list(after)} for three"
-            )
-        axes[name] = found[0]
+    axes = output_axes(signature.model, axes, transcript)
     for name, output in signature.states.items():
         if axes[output] != axes[name] or forms[output][0] != sample[name].shape:
-            raise UnsupportedError(
-                f"output {output!r} has shape {list(forms[output][0])}, the state {name!r} that it "
-                f"becomes {list(sample[name].shape)}"
+            raise NotApart(
+                f"output {output!r} has shape {list(forms[output][0])} with the streams along axis {axes[output]}, the "
+                f"state {name!r} that it becomes {list(sample[name].shape)} along axis {axes[name]}",
+                len(transcript.events),
             )
-    compare_bits(signature, sample, axes)
     return axes
+
+
+def output_axes(model, axes, transcript):
+    """{name: axis} of inputs and outputs, for the axes of the rows in each input (None: the same for all).
+
+    Raises:
+        NotApart: A node lets rows meet, or an output has no axis of them.
+    """
+    label, axes = model.source.label, dict(axes)
+    given = {name: None if axis is None else Rows(axis) for name, axis in axes.items()}
+    outputs = propagate(transcript, given)
+    meetings = [value.meeting for value in outputs if value.meeting is not None]
+    if meetings:
+        first = min(meetings, key=lambda meeting: meeting.step)
+        raise NotApart(without_label(label, first), first.step)
+    for output, value in zip(model.outputs, outputs):
+        if value.rows is None or not value.rows.plain:
+            where = "is the same for any number of rows" if value.rows is None else "has the rows within an axis"
+            raise NotApart(f"output {output.name!r} {where}", len(transcript.events))
+        axes[output.name] = value.rows.axis
+    return axes
+
+
+def without_label(label, meeting: Meeting):
+    """A meeting in words, without the name of the file, which the message has already."""
+    return str(meeting).removeprefix(f"{label}: ")
 
 
 def compare_bits(signature, sample, axes):
@@ -163,11 +194,11 @@ def compare_bits(signature, sample, axes):
                 raise UnsupportedError(f"output {output.name!r} of a stream depends on the others of its batch")
 
 
-def trace_call(model, feed):
-    """(planned graph, plan, {output: (shape, dtype)}) of a call."""
+def trace_call(model, feed, transcript=None):
+    """(planned graph, plan, {output: (shape, dtype)}) of a call; `transcript` notes its trace."""
     planned, args = model.prepare(feed)
     with np.errstate(all="ignore"):
-        plan, outputs = trace(planned, args, Budget(args))
+        plan, outputs = trace(planned, args, Budget(args), transcript)
     values = plan.results or outputs or plan.run(args)
     if not all(isinstance(value, np.ndarray) for value in values):
         raise UnsupportedError("an output is no array")

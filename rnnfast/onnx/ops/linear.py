@@ -56,7 +56,7 @@ def gemm_1(a, b, c, *, alpha: float = 1.0, beta: float = 1.0, broadcast: Flag = 
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 
-def _labels(equation, shapes):
+def labels_of(equation, shapes):
     """Parse an equation; return the labels of the axes of each operand and of the output, and the sizes by label.
 
     A label is a letter, or a negative number for an axis under the ellipsis, counted from its end. Raises InputError if
@@ -153,7 +153,7 @@ def einsum(*xs, equation: str):
     right, and each label is added up as soon as no later operand has it.
     """
     check_numbers(xs[0])
-    terms, output, sizes = _labels(equation.replace(" ", ""), [x.shape for x in xs])
+    terms, output, sizes = labels_of(equation.replace(" ", ""), [x.shape for x in xs])
     check_size([sizes[label] for label in output], xs[0].dtype)
     y, labels = xs[0], terms[0]
     for i, (x, term) in enumerate(zip(xs[1:], terms[1:]), 1):

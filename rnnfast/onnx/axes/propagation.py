@@ -1,0 +1,170 @@
+"""Follows rows through a transcript, from the inputs that have them to the outputs, by one rule for each operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnfast.onnx.axes import control, sizes
+from rnnfast.onnx.axes.rules import RULES, SIZE_INPUTS, Follower, Frames
+from rnnfast.onnx.axes.transcript import Event, Traced, Transcript
+from rnnfast.onnx.axes.values import Linear, Meeting, Meets, Rows, Value
+
+
+def propagate(
+    transcript: Transcript, inputs: Mapping[str, Rows | Value | None], n: int = 1, frames: Frames | None = None
+) -> list[Value]:
+    """Follow rows through a graph.
+
+    transcript: of a trace with n rows. inputs: where the rows lie in each input; None where the input is the same for
+    all rows. frames: how the rows are frames of sequences; None if they are the rows of a batch.
+
+    Returns the Value of each output, with a `meeting` where rows met on the way to it.
+    """
+    taken = {}
+    for name, traced in transcript.inputs.items():
+        given = inputs.get(name)
+        if isinstance(given, Value):
+            taken[name] = given
+        elif given is None:
+            taken[name] = Value(traced.shape, data=traced.data, fixed=traced.fixed)
+        else:
+            taken[name] = Value(traced.shape, given)
+    return Propagation(n, frames).graph(transcript, taken)
+
+
+class Propagation(Follower):
+    """One propagation. n: the number of rows in the trace. frames: as `propagate` takes it."""
+
+    def __init__(self, n: int, frames: Frames | None) -> None:
+        super().__init__(n, frames)
+        self.step = 0
+
+    def graph(self, transcript: Transcript, inputs: Mapping[str, Value]) -> list[Value]:
+        """The outputs of a graph or body, for the values of its inputs and captures."""
+        found = {id(traced): inputs[name] for name, traced in transcript.inputs.items()}
+        decisions: list[Meeting] = []
+        for event in transcript.events:
+            self.step += 1
+            values = [None if traced is None else _value(found, traced) for traced in event.inputs]
+            if not event.outputs:
+                decisions += self._decided(event, values)
+                continue
+            captures = {name: _value(found, traced) for name, traced in event.captures.items()}
+            for traced, value in zip(event.outputs, self.outputs(event, values, captures)):
+                # An output that is one of the inputs, as of Identity, has its value already.
+                found.setdefault(id(traced), value)
+        assert transcript.outputs is not None
+        outputs = [_value(found, traced) for traced in transcript.outputs]
+        if decisions:  # another number of rows, or another row, takes another way through the graph
+            return [Value(value.shape, meeting=decisions[0]) for value in outputs]
+        return outputs
+
+    def _decided(self, event: Event, values: Sequence[Value | None]) -> list[Meeting]:
+        """The meeting at an If whose branch was chosen in the trace, unless all rows choose it."""
+        condition = values[0]
+        assert condition is not None
+        if condition.meeting is not None:
+            return [condition.meeting]
+        if condition.shared:
+            return []
+        reason = "the number of rows" if condition.sizes is not None else "the value of one row"
+        return [Meeting(event.node.where, f"it decides for all rows by {reason}", self.step)]
+
+    def outputs(
+        self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value] | None = None
+    ) -> list[Value]:
+        """The outputs of a node."""
+        taken = [*values, *(captures or {}).values()]
+        for value in taken:
+            if value is not None and value.meeting is not None:
+                return [Value(traced.shape, meeting=value.meeting) for traced in event.outputs]
+        try:
+            return self._outputs(event, values, captures or {})
+        except Meets as e:
+            meeting = Meeting(event.node.where, str(e), self.step)
+            return [Value(traced.shape, meeting=meeting) for traced in event.outputs]
+
+    def _outputs(self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value]) -> list[Value]:
+        node = event.node
+        rule = None if node.domain else RULES.get(node.op_type)
+        given = [value for value in (*values, *captures.values()) if value is not None]
+        if rule is None and not event.bodies:
+            raise Meets("no rule says what this operator does with rows")
+        if all(value.shared for value in given):
+            lengths = node.op_type in KEEPS_VALUES and bool(given) and given[0].lengths
+            return [self._shared(traced, lengths) for traced in event.outputs]
+        if event.bodies:
+            return control.follow(self, event, values, captures)
+        if node.op_type in ("Shape", "Size") and event.outputs[0].data is not None:
+            (value,) = given
+            if value.rows is not None:
+                return [self._numbers(event.outputs[0], sizes.of_shape(node, value))]
+            return [self._shared(event.outputs[0], False)]
+        if any(value.last for value in given):
+            return self._last(event, given)
+        assert rule is not None
+        if any(value.sizes is not None for value in given):
+            own = SIZE_INPUTS.get(node.op_type, ())
+            if any(v is not None and v.sizes is not None and i not in own for i, v in enumerate(values)):
+                data = [None if traced is None else traced.data for traced in event.inputs]
+                results = sizes.compute(node, list(values), data)
+                return [self._numbers(traced, result) for traced, result in zip(event.outputs, results)]
+        results = rule(self, event, *values)
+        results = results if isinstance(results, list) else [results] * len(event.outputs)
+        named = [*map(bool, node.outputs), *[False] * (len(event.outputs) - len(node.outputs))]
+        return [
+            self._checked(traced, result) if wanted else Value(traced.shape)
+            for traced, result, wanted in zip(event.outputs, results, named)
+        ]
+
+    def _shared(self, traced: Traced, lengths: bool) -> Value:
+        """A value that is computed from shared values alone."""
+        if self.frames is not None and traced.shape is not None and not traced.fixed:
+            raise Meets("its shape depends on values")
+        return Value(traced.shape, data=traced.data, fixed=traced.fixed, lengths=lengths)
+
+    def _last(self, event: Event, given: Sequence[Value]) -> list[Value]:
+        """Values that are computed from that of the last frame and from shared ones."""
+        if not all(value.last or value.shared for value in given):
+            raise Meets("it combines frames with what follows from the last one")
+        if not all(traced.fixed and traced.shape is not None for traced in event.outputs):
+            raise Meets("its shape depends on values")
+        return [Value(traced.shape, last=True) for traced in event.outputs]
+
+    def _numbers(self, traced: Traced, numbers: Any) -> Value:
+        """A value of numbers computed from n, which are checked with those of the trace; a shared one if all of them
+        are the same for each n.
+        """
+        numbers = np.asarray(numbers, object)
+        plain = [x.at(self.n) if isinstance(x, Linear) else x for x in numbers.ravel()]
+        if traced.data is None or numbers.shape != traced.shape or plain != traced.data.ravel().tolist():
+            raise Meets("it computes with the number of rows")
+        if any(isinstance(x, Linear) for x in numbers.ravel()):
+            return Value(traced.shape, sizes=numbers)
+        return Value(traced.shape, data=traced.data)
+
+    def _checked(self, traced: Traced, result: Any) -> Value:
+        """The Value of a rule's result: Rows, a Value, or None for a shared value."""
+        if isinstance(result, Value):
+            return result
+        if result is None:
+            return self._shared(traced, False)
+        if traced.shape is None or traced.shape[result.axis] != self.n * result.outer * result.inner:
+            raise Meets(f"its result has shape {list(traced.shape or ())}, in which rows are not where they should be")
+        return Value(traced.shape, result)
+
+
+# Operators that hand on the lengths of sequences, perhaps as another type or shape.
+KEEPS_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+
+
+def _value(found: dict[int, Value], traced: Traced) -> Value:
+    """The Value of what was traced; what is known and was made by no node is a constant."""
+    value = found.get(id(traced))
+    if value is None:
+        assert traced.data is not None or traced.shape is None
+        value = found[id(traced)] = Value(traced.shape, data=traced.data, fixed=traced.fixed)
+    return value
