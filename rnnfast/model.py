@@ -349,8 +349,8 @@ class Model:
 
         Args:
             state: Initial states by the names of their inputs, as `stream.state` gives them; None for zeros.
-            states: The state pairs as a mapping from state input to state output. It is needed where names and shapes
-                do not show the pairs, or show wrong ones.
+            states: The state pairs as a mapping from state input to state output. It is needed where names do not
+                show the pairs, or show wrong ones; {} says that there are no states.
             **fixed: Inputs that are the same for each frame.
 
         Returns:

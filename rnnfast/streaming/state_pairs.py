@@ -1,23 +1,21 @@
-"""Which inputs of a model are states, and which outputs they come back as: from names, else from shapes.
+"""Which inputs of a model are states, and which outputs they come back as: names say it, or the caller does.
 
-By name, an input and an output pair if their words are the same, apart from the words that say which side they are on
+An input and an output pair if their words are the same, apart from the words that say which side they are on
 (`h_in` and `h_out`, `state` and `new_state`, `conv_cache` and `conv_cache_out`) and apart from an ending (`h0` and
-`hn`, `c` and `cn`, `hidden_1` and `hidden_2`).
-
-By shape, where no names pair, the first input is a frame and the first output a result. Each of the other inputs then
-has one partner at most of its type and shape. The two of a pair always have the same type and shapes that fit.
+`hn`, `c` and `cn`, `hidden_1` and `hidden_2`). The two of a pair always have the same type and shapes that fit. That
+shapes fit makes no pair: a speaker may go in and an embedding of the same shape come out.
 """
 
 import collections.abc
 import re
 
 from rnnfast.errors import InputError, InputTypeError
+from rnnfast.streaming.state_flow import idle_state
 
 INPUT_WORDS = {"in", "input", "init", "initial", "prev", "previous", "past", "old", "last"}
 OUTPUT_WORDS = {"out", "output", "new", "next", "cur", "current", "updated", "present", "final", "n"}
 # Endings of the last word: (the input's, the output's).
 ENDINGS = (("", ""), ("", "n"), ("0", "n"), ("0", ""), ("x", "y"))
-HOW = "name the pairs: stream(states={'input': 'output'})"
 
 
 def find_state_pairs(model, given=None):
@@ -38,13 +36,18 @@ def find_state_pairs(model, given=None):
     found = _by_names(inputs, outputs, _bases) or _by_names(inputs, outputs, _unnumbered)
     if found and (len(found) == len(inputs) or len(found) == len(outputs)) and inputs:
         found = [pair for pair in found if pair != (inputs[0].name, outputs[0].name)]
-    found = found or _by_shapes(inputs[1:], outputs[1:])
     if not found:
+        raise InputError(f"{model.source.label}: which inputs are states is not clear: {_candidates(inputs, outputs)}")
+    pairs = dict(found)
+    idle = idle_state(model.folded, pairs)
+    if idle is not None:
+        name, why = idle
+        others = {i: o for i, o in found if i != name} or pairs
         raise InputError(
-            f"{model.source.label}: which inputs are states is not clear from names and shapes; "
-            f"{_candidates(inputs, outputs)}; {HOW}"
+            f"{model.source.label}: input {name!r} and output {pairs[name]!r} have the names of a state, but {why}; give "
+            f"it when the stream is opened, stream({name}=...), or say which inputs are states: stream(states={others})"
         )
-    return dict(found)
+    return pairs
 
 
 def _by_names(inputs, outputs, bases):
@@ -56,21 +59,6 @@ def _by_names(inputs, outputs, bases):
         if types_match(i.type, o.type) and _same(bases(i.name, INPUT_WORDS), bases(o.name, OUTPUT_WORDS))
     ]
     return _unique(partners)
-
-
-def _by_shapes(inputs, outputs):
-    """(input, output) names that pair by shape; none at all where one has several partners."""
-    partners = [
-        (i.name, o.name)
-        for i in inputs
-        for o in outputs
-        if types_match(i.type, o.type)
-        and i.type.shape
-        and o.type.shape
-        and any(type(n) is int and n > 1 for n in i.type.shape)
-    ]
-    unique = _unique(partners)
-    return unique if len(unique) == len(partners) else []
 
 
 def _unique(partners):
@@ -121,13 +109,19 @@ def types_match(a, b):
 
 
 def _candidates(inputs, outputs):
-    """For the error message: which outputs each input could come back as."""
-    lines = []
-    for i in inputs:
-        partners = [repr(o.name) for o in outputs if types_match(i.type, o.type)]
-        if partners:
-            lines.append(f"{i.name!r} fits {' or '.join(partners)}")
-    return ", ".join(lines) or "no output has the type and shape of an input"
+    """For the error message: which outputs each input could come back as, and what to write then."""
+    partners = {i.name: [o.name for o in outputs if types_match(i.type, o.type)] for i in inputs}
+    partners = {name: fitting for name, fitting in partners.items() if fitting}
+    if not partners:
+        return "no output has the type and shape of an input; states={} says that there is none"
+    fits = ", ".join(f"{name!r} fits {' or '.join(map(repr, fitting))}" for name, fitting in partners.items())
+    # The first input is mostly the frame, and the first output the result.
+    name = [*partners][-1]
+    example = {name: partners[name][-1]} if name != inputs[0].name else {"input": "output"}
+    return (
+        f"no names pair an input with an output, and shapes alone make no state; {fits}; "
+        f"name the pairs if there are states, stream(states={example}), and give states={{}} if there are none"
+    )
 
 
 def _check_given(model, given):

@@ -8,6 +8,7 @@ import pytest
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.onnx.graph import Type
 from rnnfast.streaming.state_pairs import find_state_pairs
+from tests import graphs
 
 
 def described(values):
@@ -17,12 +18,15 @@ def described(values):
 
 
 def found(inputs, outputs, given=None):
-    inputs = described(inputs)
+    inputs, outputs = described(inputs), described(outputs)
+    names, results = [v.name for v in inputs], [v.name for v in outputs]
+    mix = SimpleNamespace(op_type="Mix", domain="", function=found, inputs=names, needs={*names}, outputs=results)
     model = SimpleNamespace(
         inputs=inputs,
-        outputs=described(outputs),
+        outputs=outputs,
         required_inputs=[v.name for v in inputs],
         source=SimpleNamespace(label="m.onnx"),
+        folded=SimpleNamespace(nodes=(mix,), outputs=outputs, constants={}),
     )
     return find_state_pairs(model, given)
 
@@ -63,19 +67,39 @@ def test_pairs_leave_a_frame_and_a_result():
     assert found(inputs, outputs) == {"h_in": "h_out"}
 
 
-def test_pairs_by_shapes():
-    other = (F, (1, 2, 3))
-    same = ("y", F, ("b", 5))
-    assert found([FRAME, ("p", *STATE)], [same, ("q", *STATE)]) == {"p": "q"}
-    assert found([FRAME, ("p", *STATE), ("r", *other)], [same, ("q", *other), ("t", *STATE)]) == {"p": "t", "r": "q"}
-    for inputs, outputs in (
-        ([FRAME], [same]),
-        ([FRAME, ("p", "int64", (1, "b", 8))], [same, ("q", *STATE)]),
-        ([FRAME, ("p", *STATE), ("r", *STATE)], [same, ("q", *STATE), ("t", *STATE)]),
-        ([FRAME, ("p", *STATE)], [same, ("q", F, (2, "b", 8))]),
-    ):
-        with pytest.raises(InputError, match="m.onnx: which inputs are states is not clear.*states="):
-            found(inputs, outputs)
+OTHER = (F, (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs, message",
+    [
+        ([FRAME], [RESULT], "no output has the type and shape of an input; states={}"),
+        ([FRAME, ("p", *STATE)], [RESULT, ("q", *STATE)], r"'p' fits 'q'; .*stream\(states={'p': 'q'}\)"),
+        (
+            [FRAME, ("speaker", F, (1, 256))],
+            [("y", F, ("b", 5)), ("embedding", F, (1, 256))],
+            r"shapes alone make no state; 'x' fits 'y'.*'speaker' fits 'embedding'.*states={'speaker': 'embedding'}",
+        ),
+        ([("p", *STATE), FRAME], [("q", *STATE), RESULT], r"'p' fits 'q'; name the pairs.*{'input': 'output'}"),
+        (
+            [FRAME, ("p", *STATE), ("r", *OTHER)],
+            [RESULT, ("q", *OTHER), ("t", *STATE)],
+            r"'p' fits 't', 'r' fits 'q'.*stream\(states={'r': 'q'}\)",
+        ),
+        (
+            [FRAME, ("p", *STATE), ("r", *STATE)],
+            [RESULT, ("q", *STATE), ("t", *STATE)],
+            "'p' fits 'q' or 't', 'r' fits 'q' or 't'",
+        ),
+        ([FRAME, ("mask", *STATE)], [RESULT, ("attention", *STATE)], "'mask' fits 'attention'"),
+        ([FRAME, ("h", *STATE)], [RESULT, ("embedding", *STATE)], "'h' fits 'embedding'"),
+        ([FRAME, ("p", "int64", (1, "b", 8))], [RESULT, ("q", *STATE)], "no output has the type and shape"),
+        ([FRAME, ("p", *STATE)], [RESULT, ("q", F, (2, "b", 8))], "no output has the type and shape"),
+    ],
+)
+def test_shapes_make_no_pairs(inputs, outputs, message):
+    with pytest.raises(InputError, match=f"m.onnx: which inputs are states is not clear.*{message}"):
+        found(inputs, outputs)
 
 
 def test_pairs_that_are_named():
@@ -86,3 +110,70 @@ def test_pairs_that_are_named():
             found(inputs, outputs, given)
     with pytest.raises(InputTypeError, match="states is list"):
         found(inputs, outputs, ["h"])
+
+
+# ------------------------------------------------------------------------------------------------ idle states
+UNCHANGED = "the output 's_out' is the input unchanged"
+UNUSED = "no output depends on its values"
+IDLE = {
+    "identity": ("s_out = Identity (s)", UNCHANGED),
+    "two identities": ("t = Identity (s)  s_out = Identity (t)", UNCHANGED),
+    "another shape and back": (
+        "t = Unsqueeze (s, zero)  u = Squeeze (t, zero)  f = Reshape (u, flat)  s_out = Reshape (f, shape)",
+        UNCHANGED,
+    ),
+    "transposed twice": ("t = Transpose <perm = [1,0]> (s)  s_out = Transpose <perm = [1,0]> (t)", UNCHANGED),
+    "plus zero times one": ("t = Add (s, nought)  u = Mul (t, one)  s_out = Dropout (u)", UNCHANGED),
+    "through a function": ("s_out = local.same (s)", UNCHANGED),
+    "through the branch that is taken": (
+        "s_out = If (yes) <then_branch = t () => (float[1,4] u) { u = Identity (s) },"
+        " else_branch = e () => (float[1,4] v) { v = Neg (s) }>",
+        UNCHANGED,
+    ),
+    "unchanged, and used": ("y2 = Mul (x, s)  s_out = Identity (s)", UNCHANGED),
+    "never used": ("s_out = Neg (x)", UNUSED),
+    "used by what nothing needs": ("t = Neg (s)  s_out = Abs (x)", UNUSED),
+    "only its shape is used": ("n = Shape (s)  s_out = Expand (x, n)", UNUSED),
+    "used in the branch that is not taken": (
+        "s_out = If (yes) <then_branch = t () => (float[1,4] u) { u = Identity (x) },"
+        " else_branch = e () => (float[1,4] v) { v = Neg (s) }>",
+        UNUSED,
+    ),
+}
+LIVE = {
+    "a sum": "s_out = Add (s, x)",
+    "reversed": "t = Transpose <perm = [1,0]> (s)  u = Reshape (t, shape)  s_out = Add (u, x)",
+    "the last frame, which the next one sees": "y2 = Sub (x, s)  s_out = Identity (x)",
+    "in a branch": (
+        "m = ReduceMax <keepdims = 0> (x)  c = Greater (m, nought)  "
+        "s_out = If (c) <then_branch = t () => (float[1,4] u) { u = Identity (s) },"
+        " else_branch = e () => (float[1,4] v) { v = Identity (x) }>"
+    ),
+    "through a function": "s_out = local.more (s)",
+}
+SAME = """<domain: "local", opset_import: ["" : 17]> same (a) => (c) { c = Identity (a) }
+    <domain: "local", opset_import: ["" : 17]> more (a) => (c) { c = Neg (a) }"""
+
+
+def with_state(body):
+    y2 = ", float[1,4] y2" if "y2" in body else ""
+    text = f"g (float[1,4] x, float[1,4] s) => (float[1,4] y, float[1,4] s_out{y2}) {{ y = Tanh (x)  {body} }}{SAME}"
+    constants = {"zero": [0], "flat": [-1], "shape": [1, 4], "nought": np.float32(0), "one": np.float32(1)}
+    return graphs.load(graphs.parse(text, **constants, yes=np.array(True)))
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_states_that_are_none(name):
+    body, why = IDLE[name]
+    model = with_state(body)
+    with pytest.raises(InputError, match=rf"'s' and output 's_out' have the names of a state, but {why}; .*states="):
+        model.stream()
+    with pytest.raises(InputError, match=why):
+        model.pool(2)
+    assert model.stream(states={"s": "s_out"}).states == {"s": "s_out"}
+    assert model.stream(states={}, s=[[1.0] * 4]).step(x=[[2.0] * 4]).keys() >= {"y", "s_out"}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_states_that_are_used(name):
+    assert with_state(LIVE[name]).stream().states == {"s": "s_out"}

@@ -65,7 +65,7 @@ def emit_pad(builder, node, inputs, outputs):
     begin, end = [0] * rank, [0] * rank
     for i, axis in enumerate(padded_axes):
         begin[axis], end[axis] = int(pads[i]), int(pads[len(padded_axes) + i])
-    if min(begin + end) < 0 or mode not in ("constant", "reflect", "edge") or 0 in inputs[0].shape:
+    if min(begin + end, default=0) < 0 or mode not in ("constant", "reflect", "edge") or 0 in inputs[0].shape:
         return False
     size = inputs[0].shape
     if mode == "reflect" and any(max(pair) >= n for *pair, n in zip(begin, end, size)):
