@@ -1,9 +1,9 @@
 """Whole sequences of models that have no states among their inputs and outputs.
 
 Where all recurrent nodes run forwards and the rest works frame by frame, the recurrent states become inputs and
-outputs, and all sequences that are there run some frames at a time. Else, where the model takes lengths, sequences of
-similar length run in one padded batch. Either way must give the bits of the model called with one sequence, which is
-tried on random sequences first.
+outputs, and all sequences that are there run some frames at a time. Else, where the model takes lengths and no frame
+depends on the padding behind it, sequences of similar length run in one padded batch. Either is proven by following the
+frames, and then the rows of the batch, through the graph; after that it is tried on random sequences.
 """
 
 import dataclasses
@@ -12,17 +12,24 @@ import numpy as np
 
 from rnnfast.errors import Error, InputError, UnsupportedError
 from rnnfast.named_values import Outputs
+from rnnfast.onnx import graph as graphs
+from rnnfast.onnx.axes.propagation import propagate
+from rnnfast.onnx.axes.rules import Frames
+from rnnfast.onnx.axes.transcript import Transcript
+from rnnfast.onnx.axes.values import Rows, Value
 from rnnfast.onnx.folding import live
-from rnnfast.onnx.graph import Value
 from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.stateful import LENGTHS, with_state_inputs
-from rnnfast.serving.sequence_layout import changed_axis, layout_of
+from rnnfast.serving.sequence_layout import layout_of
 from rnnfast.serving.sequences import ActiveSequence, Sequences, grouped, padded
+from rnnfast.streaming.batch_axes import output_axes, trace_call, without_label
 from rnnfast.streaming.fixed_input_group import LARGEST_BATCH
 from rnnfast.streaming.pool import size_for
 
 # The plans of a model with states: for numbers of frames and of sequences.
 PLANS = 64
+# Frames of the sequences that are followed through the graph: more than one, and few.
+TRACED_FRAMES = 4
 # The most frames in one padded batch of several sequences, zeros included: while it runs, others wait.
 MAX_FRAMES = 2**14
 # Seconds for each of its frames that a sequence waits for shorter ones that came later.
@@ -60,7 +67,7 @@ class ModelSequences(Sequences):
     """
 
     def __init__(self, layout, model):
-        """Try random sequences together.
+        """Prove that sequences and frames stay apart, then try random sequences together.
 
         Args:
             layout: The Layout, with trials.
@@ -73,28 +80,45 @@ class ModelSequences(Sequences):
         self.time, type_ = _behind(layout.time, layout.batch), layout.input.type
         shape = [n for axis, n in enumerate(type_.shape) if axis != layout.batch]
         self.type = dataclasses.replace(type_, shape=tuple(shape))
-        x = layout.trials[0].x[0, :4]
-        one, two = (self.model(self.feed([self.open()] * n, np.stack([x] * n), [len(x)] * n)) for n in (1, 2))
-        self.outputs = {}
-        for name, time in layout.times.items():
-            batch = changed_axis(name, one[name], two[name], (1, 2))
-            if batch is None:
-                raise UnsupportedError(f"output {name!r} has no axis of sequences")
-            self.outputs[name] = batch, time, one[name].shape
+        self._prove(layout.trials[0].x[0, :TRACED_FRAMES])
         found = self.together([x for trial in layout.trials for x in (trial.x[0, ::-1], trial.x[0], trial.x[0, ::-1])])
         for trial, result in zip(layout.trials, found[1::3]):
             for name, value in trial.outputs.items():
                 expected = np.take(value, 0, self.outputs[name][0])
                 if result[name].shape != expected.shape or result[name].tobytes() != expected.tobytes():
-                    raise UnsupportedError(
-                        f"{'tensor' if name in layout.rounded else 'output'} {name!r} is another "
-                        "than for the whole sequence alone"
-                    )
-        if layout.rounded:
-            for name in layout.rounded:
-                del self.outputs[name]
-            outputs = tuple(v for v in model.outputs if v.name not in layout.rounded)
-            self.model = model.altered(dataclasses.replace(model.folded, outputs=outputs))
+                    raise UnsupportedError(f"output {name!r} is another than for the whole sequence alone")
+
+    def _prove(self, x):
+        """Set `outputs`, from a trace of the model with two sequences x; UnsupportedError if they cannot be proven."""
+        of_model = {v.name for v in self.layout.model.outputs}
+        label, name, transcript = self.model.source.label, self.layout.input.name, Transcript()
+        feed = self.feed([self.open()] * 2, np.stack([x] * 2), [len(x)] * 2)
+        forms = trace_call(self.model, feed, transcript)[2]
+        frames = {name: Rows(self.layout.time)} | self.same_for_frames(feed)
+        of_frames = dict(zip(forms, propagate(transcript, frames, len(x), Frames(self.padded))))
+        for output, value in of_frames.items():
+            if value.meeting is not None:
+                raise UnsupportedError(without_label(label, value.meeting))
+            if value.sizes is not None or value.rows is not None and not value.rows.plain:
+                raise UnsupportedError(f"output {output!r} has the frames within an axis, or their number")
+        batch = output_axes(self.model, {name: self.layout.batch} | self.axes_of_rows(), transcript, 2)
+        self.outputs = {
+            output: (batch[output], value.rows and value.rows.axis, forms[output][0])
+            for output, value in of_frames.items()
+            if output in of_model
+        }
+        self.proven(of_frames)
+
+    def axes_of_rows(self):
+        """{input: axis of the sequences} of the inputs besides that of the sequences."""
+        raise NotImplementedError
+
+    def same_for_frames(self, feed):
+        """{input: Value} of inputs of which more is known than that they are the same for all frames."""
+        return {}
+
+    def proven(self, of_frames):
+        """Take the Value of each output, for frames."""
 
     def together(self, xs):
         """The results of some sequences, run as the Batcher runs them."""
@@ -161,9 +185,12 @@ class FrameByFrame(ModelSequences):
     A sequence's state is the list of these states.
 
     Attributes:
+        padded: Whether a call has whole sequences, with padding behind them.
         exact: Whether the sequences of a batch must run the same number of frames, as where the graph cuts out the last
             frame for all.
     """
+
+    padded = False
 
     def __init__(self, layout):
         model, batch = layout.model, "batch"
@@ -179,13 +206,14 @@ class FrameByFrame(ModelSequences):
             if v.name in states
         ]
         self.initial = [initial[name].reshape(-1) for name, *_ in self.states]
-        model = model.altered(graph, PLANS)
-        try:
-            self.exact = False
-            super().__init__(layout, model)
-        except Error:
-            self.exact = True
-            super().__init__(layout, model)
+        self.exact = False
+        super().__init__(layout, model.altered(graph, PLANS))
+
+    def axes_of_rows(self):
+        return {LENGTHS: 0} | {name: shape.index(-1) for name, _, shape in self.states}
+
+    def proven(self, of_frames):
+        self.exact = any(value.last == "frame" for value in of_frames.values())
 
     def open(self):
         return list(self.initial)
@@ -216,11 +244,20 @@ class FrameByFrame(ModelSequences):
 class Padded(ModelSequences):
     """Runs sequences of similar length in one call, with their lengths."""
 
+    padded = True
+
     def __init__(self, layout):
         if layout.lengths is None:
             raise UnsupportedError("no input of integers [batch] takes the lengths of sequences")
         inputs = _opened(layout.input, layout.batch), _opened(layout.lengths, 0)
         super().__init__(layout, layout.model.altered(dataclasses.replace(layout.model.folded, inputs=inputs)))
+
+    def axes_of_rows(self):
+        return {self.layout.lengths.name: 0}
+
+    def same_for_frames(self, feed):
+        name = self.layout.lengths.name
+        return {name: Value(feed[name].shape, lengths=True)}
 
     def frames(self, sequence):
         return len(sequence.x)
@@ -240,7 +277,7 @@ class Padded(ModelSequences):
 def _opened(value, axis):
     """The input with an open dimension for sequences along an axis."""
     shape = (*value.type.shape[:axis], "batch", *value.type.shape[axis + 1 :])
-    return Value(value.name, dataclasses.replace(value.type, shape=shape))
+    return graphs.Value(value.name, dataclasses.replace(value.type, shape=shape))
 
 
 def _behind(axis, dropped):

@@ -10,8 +10,7 @@ import numpy as np
 
 from rnnfast.errors import Error, LimitError, UnsupportedError
 from rnnfast.onnx.budget import MAX_RUN_BYTES
-from rnnfast.onnx.graph import Type, Value
-from rnnfast.onnx.ops.numeric import is_floating
+from rnnfast.onnx.graph import Value
 from rnnfast.onnx.stateful import is_recurrent
 from rnnfast.serving.sequences import SEQUENCE_FRAMES
 
@@ -33,11 +32,8 @@ class Layout(NamedTuple):
         model: The Model that the trials called.
         input: The input that holds the sequences along axis `batch`, and their frames along axis `time`.
         lengths: The input that holds their lengths, or None.
-        times: {output: its axis of frames, or None}.
         trials: The Trials.
         calls: {id of each recurrent node: its inputs in each of the trials}.
-        rounded: The names of tensors of floats from which integers and booleans are made, which may agree by chance;
-            the tensors themselves are outputs of `model` for the trials.
     """
 
     model: object
@@ -45,10 +41,8 @@ class Layout(NamedTuple):
     lengths: Value | None
     time: int
     batch: int
-    times: dict | None = None
     trials: list | None = None
     calls: dict | None = None
-    rounded: tuple = ()
 
     def feed(self, x):
         """The input of a call, by name, for x [sequences, frames, ...]."""
@@ -66,27 +60,17 @@ class Layout(NamedTuple):
         Raises:
             UnsupportedError: A recurrent node does not run over the frames of the sequences.
         """
-        xs, calls, rounded = [self.random(n) for n in TRIAL_FRAMES], {}, {}
+        xs, calls = [self.random(n) for n in TRIAL_FRAMES], {}
         feeds = [self.feed_with_lengths(x, [n]) for x, n in zip(xs, TRIAL_FRAMES)]
         for n, feed in zip(TRIAL_FRAMES, feeds):
-            self.model.record(feed, functools.partial(_note, calls, rounded, n))
+            self.model.record(feed, functools.partial(_note, calls, n))
         if not calls:
             raise UnsupportedError("no recurrent node depends on the frames")
         graph = self.model.folded
-        made = {name for node in graph.nodes for name in node.outputs} - {v.name for v in graph.outputs}
-        rounded = tuple(name for name in rounded if name in made)
-        graph = dataclasses.replace(
-            graph,
-            inputs=tuple(v for v in graph.inputs if v.name in feeds[0]),
-            outputs=(*graph.outputs, *(Value(name, Type("tensor")) for name in rounded)),
-        )
+        graph = dataclasses.replace(graph, inputs=tuple(v for v in graph.inputs if v.name in feeds[0]))
         model = self.model.altered(graph)
         trials = [Trial(x, model(feed)) for x, feed in zip(xs, feeds)]
-        times = {
-            name: changed_axis(name, *(trial.outputs[name] for trial in trials), TRIAL_FRAMES)
-            for name in trials[0].outputs
-        }
-        return self._replace(model=model, times=times, trials=trials, calls=calls, rounded=rounded)
+        return self._replace(model=model, trials=trials, calls=calls)
 
     def random(self, n):
         """A random sequence x [1, n, ...]."""
@@ -143,31 +127,10 @@ def _is_lengths(type_):
     )
 
 
-def _note(calls, rounded, n, node, inputs, outputs):
-    """Note the inputs of a recurrent node, which must run over n frames of one sequence.
-
-    Also note the names of floats from which a node makes integers or booleans.
-    """
-    if not all(map(_is_floating, outputs)):
-        rounded.update((name, None) for name, value in zip(node.inputs, inputs) if _is_floating(value))
+def _note(calls, n, node, inputs, outputs):
+    """Note the inputs of a recurrent node, which must run over n frames of one sequence."""
     if is_recurrent(node):
         received = inputs[0].shape[:2]
         if received != ((1, n) if node.attributes.get("layout") else (n, 1)):
             raise UnsupportedError(f"X has shape {list(inputs[0].shape)} for one sequence of {n} frames")
         calls.setdefault(id(node), []).append(inputs)
-
-
-def _is_floating(value):
-    return isinstance(value, np.ndarray) and is_floating(value.dtype)
-
-
-def changed_axis(name, a, b, sizes):
-    """The axis of an output that has these sizes in two calls; None if the shapes are the same."""
-    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-        raise UnsupportedError(f"output {name!r} is no array")
-    axes = [axis for axis, pair in enumerate(zip(a.shape, b.shape)) if pair[0] != pair[1]]
-    if a.ndim != b.ndim or len(axes) > 1 or axes and (a.shape[axes[0]], b.shape[axes[0]]) != sizes:
-        raise UnsupportedError(
-            f"output {name!r} has shape {list(a.shape)} for {sizes[0]}, {list(b.shape)} for {sizes[1]}"
-        )
-    return axes[0] if axes else None

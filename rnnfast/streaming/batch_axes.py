@@ -149,15 +149,15 @@ def prove_axes(signature, sample, axes, forms, transcript):
     return axes
 
 
-def output_axes(model, axes, transcript):
-    """{name: axis} of inputs and outputs, for the axes of the rows in each input (None: the same for all).
+def output_axes(model, axes, transcript, n=1):
+    """{name: axis} of inputs and outputs, for the axes of the n rows in each input (None: the same for all).
 
     Raises:
         NotApart: A node lets rows meet, or an output has no axis of them.
     """
     label, axes = model.source.label, dict(axes)
     given = {name: None if axis is None else Rows(axis) for name, axis in axes.items()}
-    outputs = propagate(transcript, given)
+    outputs = propagate(transcript, given, n)
     meetings = [value.meeting for value in outputs if value.meeting is not None]
     if meetings:
         first = min(meetings, key=lambda meeting: meeting.step)

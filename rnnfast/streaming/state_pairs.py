@@ -44,8 +44,8 @@ def find_state_pairs(model, given=None):
         name, why = idle
         others = {i: o for i, o in found if i != name} or pairs
         raise InputError(
-            f"{model.source.label}: input {name!r} and output {pairs[name]!r} have the names of a state, but {why}; give "
-            f"it when the stream is opened, stream({name}=...), or say which inputs are states: stream(states={others})"
+            f"{model.source.label}: input {name!r} and output {pairs[name]!r} have the names of a state, but {why}; "
+            f"give it when the stream is opened, stream({name}=...), or say which are states: stream(states={others})"
         )
     return pairs
 

@@ -70,7 +70,6 @@ PUBLISHED = {
     "g2p_id_lstm__encoder_model": ((28,), 0, "FrameByFrame"),
     "converted_RTNeural__gru_torch": ((1,), 1, "FrameByFrame"),
     "converted_RTNeural__lstm_torch": ((1,), 1, "FrameByFrame"),
-    "pythainlp_thai2rom__thai2rom_encoder": ((), 0, "Padded"),
 }
 
 

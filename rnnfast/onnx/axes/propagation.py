@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class Propagation(Follower):
         if condition.shared:
             return []
         reason = "the number of rows" if condition.sizes is not None else "the value of one row"
-        return [Meeting(event.node.where, f"it decides for all rows by {reason}", self.step)]
+        return [self._meeting(event, f"it decides for all rows by {reason}")]
 
     def outputs(
         self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value] | None = None
@@ -84,8 +85,14 @@ class Propagation(Follower):
         try:
             return self._outputs(event, values, captures or {})
         except Meets as e:
-            meeting = Meeting(event.node.where, str(e), self.step)
+            meeting = self._meeting(event, str(e))
             return [Value(traced.shape, meeting=meeting) for traced in event.outputs]
+
+    def _meeting(self, event: Event, reason: str) -> Meeting:
+        """The meeting at a node; frames of sequences are called that."""
+        if self.frames is not None:
+            reason = re.sub(r"\brow(s?)\b", r"frame\1", reason)
+        return Meeting(event.node.where, reason, self.step)
 
     def _outputs(self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value]) -> list[Value]:
         node = event.node
@@ -132,7 +139,8 @@ class Propagation(Follower):
             raise Meets("it combines frames with what follows from the last one")
         if not all(traced.fixed and traced.shape is not None for traced in event.outputs):
             raise Meets("its shape depends on values")
-        return [Value(traced.shape, last=True) for traced in event.outputs]
+        last = "frame" if any(value.last == "frame" for value in given) else "state"
+        return [Value(traced.shape, last=last) for traced in event.outputs]
 
     def _numbers(self, traced: Traced, numbers: Any) -> Value:
         """A value of numbers computed from n, which are checked with those of the trace; a shared one if all of them

@@ -53,7 +53,8 @@ class Value:
     """One value of a graph. It is the same for all rows and each n, unless it has one of these:
 
     rows: where the rows lie in it. sizes: an array of objects, integers and Linears, if it consists of numbers
-    computed from n. last: it depends on the frames up to the last one of a sequence, and has no axis of frames.
+    computed from n. last: "state" or "frame" if it depends on the frames up to the last one and has no axis of frames:
+    on the last states of recurrent nodes alone, or on the last frame of the call.
     members: the values of a sequence that was made of such values. meeting: where rows met on the way to it.
 
     shape: that of the trace; None for a sequence or absent value. data: the value, if it is known and the same for all
@@ -63,7 +64,7 @@ class Value:
     shape: tuple[int, ...] | None = None
     rows: Rows | None = None
     sizes: Any = None
-    last: bool = False
+    last: str | None = None
     members: tuple[Value, ...] | None = None
     meeting: Meeting | None = None
     data: Any = None
@@ -73,7 +74,7 @@ class Value:
     @property
     def shared(self) -> bool:
         """Whether it is the same for all rows and each n."""
-        return self.rows is None and self.sizes is None and not self.last and self.members is None
+        return self.rows is None and self.sizes is None and self.last is None and self.members is None
 
     @property
     def ndim(self) -> int:

@@ -18,7 +18,7 @@ def gather(follower: Follower, event: Event, x: Value, indices: Value) -> Any:
             raise Meets("it selects by the number of rows")
         return indices.rows.moved(axis + indices.rows.axis)
     if x.rows.axis == axis and x.rows.plain and follower.frames and not follower.causal and _last_frame(indices):
-        return Value(event.outputs[0].shape, last=True)
+        return Value(event.outputs[0].shape, last="frame")
     if indices.rows is not None or indices.sizes is not None:
         raise Meets(CROSSED)
     rows = apart_from(x, [axis], "it selects")

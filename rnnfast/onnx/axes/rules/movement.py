@@ -200,7 +200,7 @@ def slice_(follower: Follower, event: Event, x: Value, *inputs: Value | None) ->
         if rows is not None and axis == rows.axis:
             whole = _is(step, 1) and _is(start, 0) and _reaches(end, Linear(rows.outer * rows.inner))
             if not whole and follower.frames and not follower.causal and rows.plain and _is_last(start, end, step):
-                return Value(event.outputs[0].shape, last=True)
+                return Value(event.outputs[0].shape, last="frame")
             if not whole:
                 raise Meets(f"it selects some of the rows, along axis {axis}")
         elif any(isinstance(m, Linear) for m in (start, end, step)):

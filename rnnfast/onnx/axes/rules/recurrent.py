@@ -47,11 +47,12 @@ def _frames(
     check_shared([lengths], "its sequence_lens")
     forward, ends = direction == "forward", lengths is not None and lengths.lengths
     if not (forward or frames.padded and ends):
-        raise Meets(f"it runs {'backwards' if direction == 'reverse' else 'forwards and backwards'} over the frames")
+        how = "backwards" if direction == "reverse" else "forwards and backwards"
+        raise Meets(f"it runs {how} over the frames, {'without their lengths' if frames.padded else 'which go on'}")
     Y = X.rows.moved(1 if layout else 0)
     shapes = [traced.shape for traced in event.outputs[1:]]
     if not frames.padded:
-        return [Y, *(Value(shape, last=True) for shape in shapes)]
+        return [Y, *(Value(shape, last="state") for shape in shapes)]
     if ends:
         return [Y, *(Value(shape) for shape in shapes)]
     if any(event.node.outputs[1:]):
