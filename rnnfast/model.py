@@ -15,7 +15,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, printable
 from rnnfast.named_values import Outputs, merge_inputs
-from rnnfast.native._kernels import MATMULS, default_matmul
+from rnnfast.native._kernels import check_matmul, default_matmul
 from rnnfast.native.threads import check as check_threads
 from rnnfast.onnx import lowering
 from rnnfast.onnx.compile import Step
@@ -66,7 +66,8 @@ def load(
 
     Raises:
         ModelError: The source cannot be read or is not a correct ONNX model.
-        UnsupportedError: The graph needs something that rnnfast does not compute.
+        UnsupportedError: The graph needs something that rnnfast does not compute, or `matmul` is "blas" and SciPy is
+            not installed.
         LimitError: The graph has too many nodes or is nested too deeply.
         InputError: `matmul`, `threads`, `plans` or `external_data` has a value that is not allowed.
         InputTypeError: `threads` is not an integer.
@@ -106,13 +107,11 @@ class Model:
         plans: int = PLANS,
         external_data: bool = True,
     ) -> None:
-        if matmul not in (None, *MATMULS):
-            raise InputError(f"matmul is {matmul!r}, expected None or one of {', '.join(map(repr, MATMULS))}")
         if type(plans) is not int or plans < 1:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
         if type(external_data) is not bool:
             raise InputError(f"external_data is {external_data!r}, expected True or False")
-        self.matmul, self.threads, self._max_plans = matmul, check_threads(threads), plans
+        self.matmul, self.threads, self._max_plans = check_matmul(matmul), check_threads(threads), plans
         self._target = Target(self.threads, (matmul or default_matmul()) == "blas")
         graph, self.source = read(source, external_data=external_data)
         self._set_graph(graph)
@@ -195,7 +194,10 @@ class Model:
         Raises:
             Error: As a call does.
         """
-        planned, args = self.prepare(self.merge_inputs(feed, inputs), True)
+        feed = self.merge_inputs(feed, inputs)
+        planned, args = self.prepare(feed)
+        planned.plan(args)  # the reference refuses what a call refuses: mixed types are all float64 in it
+        planned, args = self.prepare(feed, True)
         return Outputs(zip(self._output_names, planned.run(args)))
 
     def merge_inputs(self, feed: Mapping[str, Any] | None, inputs: dict[str, Any]) -> dict[str, Any]:

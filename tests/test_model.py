@@ -426,7 +426,7 @@ def test_matmul_engines_agree():
     packed, blas = (rnnfast.load(GRU, matmul=m)(feed).y for m in ("packed", "blas"))
     np.testing.assert_allclose(packed, blas, rtol=0, atol=1e-6)
     for model in (GRU, parse("g (float[n] x) => (float[n] y) { y = Neg (x) }")):
-        with pytest.raises(InputError, match="matmul is 'fast', expected None or one of 'packed', 'blas'"):
+        with pytest.raises(InputError, match="matmul: 'fast' is none of None, 'packed', 'blas'"):
             rnnfast.load(model, matmul="fast")
 
 

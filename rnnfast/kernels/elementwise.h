@@ -26,10 +26,23 @@ INLINE vf truth(vm m) { return v_select(m, v_set1(1.0f), v_zero()); }
 INLINE vf least(vf a, vf b) { return v_select(v_eq(a, a), v_min(a, b), a); }
 INLINE vf greatest(vf a, vf b) { return v_select(v_eq(a, a), v_max(a, b), a); }
 
+/* Whether an instruction sees denormals as they are, because its result depends on the side of a limit on which a value
+ * lies. In all others, which are arithmetic, a denormal counts as zero. */
+static int sees_denormals(ptrdiff_t code)
+{
+    switch (code) {
+    case E_NEG: case E_FLOOR: case E_CEIL: case E_SIGN: case E_MIN: case E_MAX: case E_LT: case E_LE: case E_EQ:
+        return 1;
+    }
+    return 0;
+}
+
 /* to[n] = the instruction of a[n], b[n], c[n]; `to` may be any of them. */
 static void apply(const instruction *q, const float *a, const float *b, const float *c, float *to, ptrdiff_t n)
 {
     const vf zero = v_zero(), one = v_set1(1.0f);
+    const int exact = sees_denormals(q->code);
+    const unsigned mode = exact ? v_keep_denormals() : 0;
 #define CASE(code, result)                                                                                           \
     case code:                                                                                                       \
         for (ptrdiff_t i = 0; i < n; i += VL) {                                                                      \
@@ -66,6 +79,8 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
     default:
         unary_kernel((activation){ (int)q->code, (float)q->alpha, (float)q->beta }, a, to, (size_t)n);
     }
+    if (exact)
+        v_restore_mode(mode);
 #undef CASE
 #undef Y
 }

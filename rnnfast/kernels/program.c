@@ -189,7 +189,8 @@ void rnnfast_copy(const command *c, const context *x)
 
 static int64_t index_at(const gather_command *m, const void *index, ptrdiff_t i)
 {
-    return m->index_item == 4 ? ((const int32_t *)index)[i] : ((const int64_t *)index)[i];
+    /* volatile: an index is read once, as another thread may write an input */
+    return m->index_item == 4 ? ((const volatile int32_t *)index)[i] : ((const volatile int64_t *)index)[i];
 }
 
 void rnnfast_gather(const command *c, const context *x)
@@ -284,7 +285,7 @@ static int64_t order_key(const order_command *m, const char *p)
         memcpy(&bits, p, sizeof bits);
         if (value != value)
             return m->nan_first || m->largest ? INT64_MIN : INT64_MAX;
-        key = value == 0 ? 0 : bits < 0 ? bits ^ INT32_MAX : bits;
+        key = bits == INT32_MIN ? 0 : bits < 0 ? bits ^ INT32_MAX : bits;      /* -0 is 0, but a denormal is not */
     } else
         key = integer_at(m->item, p);
     return m->largest ? ~key : key;

@@ -188,13 +188,18 @@ INLINE vf v_split(vf x, vf *m) { V_LANES(vf, v_split_lane(x.v[i], &m->v[i])); }
 
 #endif
 
-/* Turn on flush-to-zero and denormals-are-zero for the calling thread. Returns the previous mode for v_restore_mode. */
+/* Turn flush-to-zero and denormals-are-zero on or off for the calling thread. Both return the previous mode for
+ * v_restore_mode. No access to memory moves across a change of the mode. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
-INLINE unsigned v_flush_denormals(void) { unsigned mode = _mm_getcsr(); _mm_setcsr(mode | 0x8040); return mode; }
-INLINE void v_restore_mode(unsigned mode) { _mm_setcsr(mode); }
+#define V_SET_MODE(mode) __asm__ volatile("" : : : "memory"); _mm_setcsr(mode); __asm__ volatile("" : : : "memory")
+INLINE unsigned v_flush_denormals(void) { unsigned mode = _mm_getcsr(); V_SET_MODE(mode | 0x8040); return mode; }
+INLINE unsigned v_keep_denormals(void) { unsigned mode = _mm_getcsr(); V_SET_MODE(mode & ~0x8040u); return mode; }
+INLINE void v_restore_mode(unsigned mode) { V_SET_MODE(mode); }
+#undef V_SET_MODE
 #else
 INLINE unsigned v_flush_denormals(void) { return 0; }
+INLINE unsigned v_keep_denormals(void) { return 0; }
 INLINE void v_restore_mode(unsigned mode) { (void)mode; }
 #endif
 

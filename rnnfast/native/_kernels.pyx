@@ -1,5 +1,6 @@
 """The C kernels for Python, in float32: instruction sets, threads, memory, elementwise functions, packed matrices."""
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+from libc.limits cimport INT_MAX
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
@@ -7,10 +8,11 @@ from posix.stdlib cimport posix_memalign
 cimport numpy as cnp
 
 import os
+from importlib.util import find_spec
 
 import numpy as np
 
-from rnnfast.errors import IsaError, LimitError
+from rnnfast.errors import InputError, IsaError, LimitError, UnsupportedError
 
 cnp.import_array()
 
@@ -65,10 +67,21 @@ set_isa(os.environ.get("RNNFAST_ISA") or isas()[0])
 
 def default_matmul():
     """Return 'packed', or 'blas' on a processor without a tuned kernel if SciPy is installed."""
-    if isas() != ("generic",):
-        return "packed"
-    from importlib.util import find_spec
-    return "blas" if find_spec("scipy") else "packed"
+    return "blas" if isas() == ("generic",) and find_spec("scipy") else "packed"
+
+
+def check_matmul(matmul):
+    """Return the argument `matmul`: a key of MATMULS, or None for the default.
+
+    Raises:
+        InputError: It is something else.
+        UnsupportedError: It is 'blas', and SciPy is not installed.
+    """
+    if matmul is not None and (type(matmul) is not str or matmul not in MATMULS):
+        raise InputError(f"matmul: {matmul!r} is none of None, {', '.join(map(repr, MATMULS))}")
+    if matmul == "blas" and find_spec("scipy") is None:
+        raise UnsupportedError("matmul: 'blas' needs SciPy, which is not installed")
+    return matmul
 
 
 cdef bint use_blas(matmul) except -1:
@@ -245,12 +258,12 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
         return
     for i in range(rows):
         memcpy(c + i * ldc, w.m.bias, n * sizeof(float))
-    if k and (lda >= k or rows == 1):
-        gemm(a, max(lda, k), w.m.w, columns, c, ldc, rows, k, n, 1.0)
+    if k and lda >= k and max(lda, ldc, rows) <= INT_MAX:
+        gemm(a, lda, w.m.w, columns, c, ldc, rows, k, n, 1.0)
     elif k:
-        # BLAS takes no matrix whose rows overlap or run backwards.
+        # BLAS takes no matrix whose rows overlap, run backwards or lie farther apart than an int can say.
         for i in range(rows):
-            gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, ldc, 1, k, n, 1.0)
+            gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, n, 1, k, n, 1.0)
 
 
 cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t stride_n, float *out) noexcept nogil:
@@ -303,6 +316,8 @@ cdef class Matrix:
         self.w.m.units = self.N // gates
         self.w.m.blocks = gates * blocks_of(self.w.m.units)
         self.w.m.panel = 3 if gates == 3 else 4
+        if self.w.blas and max(self.K, self.w.m.blocks * BLOCK) > INT_MAX:
+            raise LimitError(f"weight has shape {weight.shape}: BLAS counts in int, which ends at {INT_MAX}")
         self.weight = AlignedFloats(self.K * self.w.m.blocks * BLOCK)
         self.bias = AlignedFloats(self.w.m.blocks * BLOCK)
         memset(self.bias.p, 0, self.bias.size * sizeof(float))
@@ -350,7 +365,8 @@ cdef class Matrix:
         result is written to `out` if it is given, which must not overlap x.
 
         Raises:
-            ValueError: x has another last axis, or `out` is not a C-contiguous float32 array of the result's shape.
+            ValueError: x has another last axis, or `out` is not a C-contiguous, aligned and writeable float32 array of
+                the result's shape.
         """
         x = readable(x)
         if x.ndim == 0 or x.shape[-1] != self.K:
@@ -360,8 +376,8 @@ cdef class Matrix:
             x = readable(x.reshape(-1, self.K) if x.size else np.zeros((int(np.prod(shape[:-1])), self.K), np.float32))
         if out is None:
             out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise ValueError(f"out must be a C-contiguous float32 array of shape {shape}")
+        elif not is_float32(out) or not cnp.PyArray_ISCARRAY(out) or out.shape != shape:
+            raise ValueError(f"out must be a C-contiguous, aligned and writeable float32 array of shape {shape}")
         cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0)
         cdef Multiply m
         cdef unsigned mode

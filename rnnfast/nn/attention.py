@@ -8,16 +8,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels
-from rnnfast.nn.checks import (
-    as_generator,
-    as_input,
-    check_choice,
-    check_flag,
-    check_lengths,
-    check_matmul,
-    check_shape,
-    check_size,
-)
+from rnnfast.nn.checks import as_generator, as_input, check_choice, check_flag, check_lengths, check_shape, check_size
 from rnnfast.nn.linear import Linear
 from rnnfast.nn.module import Container, Saved, SummaryRow, joined
 
@@ -73,7 +64,7 @@ class Attention(Container):
     ) -> None:
         self.query_size, self.memory_size = check_size(query_size, "query_size"), check_size(memory_size, "memory_size")
         self.score = check_choice(score, "score", SCORES)
-        self.matmul = check_matmul(matmul)
+        self.matmul = _kernels.check_matmul(matmul)
         self._use_threads(threads)
         rng = None if rng is None else as_generator(rng)
         options: dict[str, Any] = {"bias": False, "matmul": matmul, "threads": threads, "rng": rng}

@@ -6,13 +6,11 @@ import contextlib
 import math
 import numbers
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedError
-from rnnfast.native import _kernels
+from rnnfast.errors import InputError, InputTypeError, LimitError
 
 T = TypeVar("T")
 
@@ -80,14 +78,6 @@ def check_flag(value: Any, name: str) -> bool:
     return bool(check_choice(value, name, (False, True)))
 
 
-def check_matmul(value: T) -> T:
-    """Return the name of a kernel for matrix products, which must be available, or None for the default."""
-    check_choice(value, "matmul", (None, *_kernels.MATMULS))
-    if value == "blas" and find_spec("scipy") is None:
-        raise UnsupportedError("matmul: 'blas' needs SciPy, which is not installed")
-    return value
-
-
 def check_weights(owner: Any, shapes: Iterable[tuple[int, ...]]) -> None:
     """Refuse weights over MAX_WEIGHT_BYTES before they are allocated; `owner` is the layer or the weight's name."""
     size = 4 * sum(map(math.prod, shapes))
@@ -122,6 +112,7 @@ def check_lengths(lengths: Any, steps: int, rows: int) -> np.ndarray | None:
     if array.dtype.kind not in "iu" and array.size:  # NumPy reads [] as float64
         raise InputTypeError(f"lengths: dtype is {array.dtype}, expected integers")
     check_shape(array, (rows,), "lengths", "one for each row")
+    array = np.array(array)  # read once: what is checked is what is used
     wrong = np.flatnonzero((array < 0) | (array > steps))
     if wrong.size:
         row = wrong[0]

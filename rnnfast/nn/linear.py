@@ -8,7 +8,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels
-from rnnfast.nn.checks import as_array, as_input, check_flag, check_matmul, check_size, check_weights
+from rnnfast.nn.checks import as_array, as_input, check_flag, check_size, check_weights
 from rnnfast.nn.module import Module, SummaryRow
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Linear(Module):
         self.in_features = check_size(in_features, "in_features")
         self.out_features = check_size(out_features, "out_features")
         self.bias = check_flag(bias, "bias")
-        self.matmul = check_matmul(matmul)
+        self.matmul = _kernels.check_matmul(matmul)
         self._use_threads(threads)
         check_weights(self, self.shapes().values())
         self._initialize(rng)
@@ -181,18 +181,19 @@ class Embedding(Module):
         np.take(self._packed, self._validated(x).astype(np.intp, copy=False), axis=0, out=out, mode="clip")
 
     def _validated(self, x):
-        """Return x as an array of valid indices."""
+        """Return x as a new array of valid indices, which no other thread can change behind the check."""
         x = as_array(x, "x")
         if x.dtype.kind not in "iu":
             raise InputTypeError(f"x: dtype is {x.dtype}, expected integers")
+        x = np.array(x)
         if x.size and (x.min() < 0 or x.max() >= self.num_embeddings):
             where = np.argwhere((x < 0) | (x >= self.num_embeddings))[0].tolist()
             raise InputError(f"x: {x[tuple(where)]} at {where}, expected 0 to {self.num_embeddings - 1}")
         return x
 
     def _forward(self, x, rng):
-        x = as_array(x, "x")
-        return self(x), x
+        x = self._validated(x)
+        return self._packed[x], x
 
     def _backward(self, dy, x):
         """Compute dW[k], the sum of dy where x is k; it is zero for padding_idx, as in torch."""

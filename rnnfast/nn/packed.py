@@ -204,7 +204,7 @@ def _integers(value, name):
     array = as_array(value, name)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputTypeError(f"{name}: got {array.dtype} of shape {list(array.shape)}, expected one axis of integers")
-    return array.astype(np.int64, copy=False)
+    return np.array(array, np.int64)  # a copy: what is checked is what is used
 
 
 def _inverse(indices, rows, name):

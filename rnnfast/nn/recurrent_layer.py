@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
-from rnnfast.native import _backward, _engine
+from rnnfast.native import _backward, _engine, _kernels
 from rnnfast.native.cell_activations import as_activation, as_tuple, resolve
 from rnnfast.nn import convert, packed
 from rnnfast.nn.checks import (
@@ -18,7 +18,6 @@ from rnnfast.nn.checks import (
     check_choice,
     check_flag,
     check_lengths,
-    check_matmul,
     check_number,
     check_shape,
     check_size,
@@ -143,7 +142,7 @@ class RecurrentLayer(Module):
         self.reverse = check_flag(reverse, "reverse")
         self.return_sequences = check_flag(return_sequences, "return_sequences")
         self.clip = None if clip is None else check_number(clip, "clip", 0.0, math.inf)
-        self.matmul = check_matmul(matmul)
+        self.matmul = _kernels.check_matmul(matmul)
         self._use_threads(threads)
         if self.clip == 0:
             raise InputError(f"clip: {clip!r}, expected more than 0")

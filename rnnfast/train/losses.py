@@ -33,6 +33,7 @@ def check_mask(mask, shape):
         raise InputError(
             f"mask: shape is {list(mask.shape)}, expected {list(shape)}, that of the target, or its first axes"
         )
+    mask = np.array(mask)  # a copy: NumPy counts a mask before it uses it, and another thread may write the caller's
     mask = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
     count = int(mask.sum())
     if not count:
@@ -75,7 +76,7 @@ class CrossEntropy:
             InputError: A shape or class does not fit, or no element counts.
             InputTypeError: A dtype does not fit.
         """
-        return self._loss(as_input(y, "y"), as_array(target, "target"), mask)
+        return self._loss(as_input(y, "y"), np.array(as_array(target, "target")), mask)
 
     def _loss(self, y, target, mask):
         if y.ndim == 0 or y.shape[-1] == 0:

@@ -9,7 +9,7 @@ import pytest
 
 from rnnfast import nn
 from rnnfast.errors import Error, InputTypeError, LimitError, ModelError, UnsupportedError
-from rnnfast.nn import checks
+from rnnfast.native import _kernels
 from tests.nn.helpers import GATES, VARIANTS, uniform
 
 
@@ -218,7 +218,7 @@ def test_initial_weights_without_memory(monkeypatch):
 
 
 def test_blas_without_scipy_is_refused_by_the_constructor(monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(_kernels, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match="matmul: 'blas' needs SciPy"):
         nn.Linear(5, 7, matmul="blas")
 
