@@ -9,7 +9,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from rnnfast.errors import ModelError, UnsupportedError
+import numpy as np
+
+from rnnfast.errors import InputTypeError, ModelError, UnsupportedError
 from rnnfast.onnx import ops, tensors
 from rnnfast.onnx.ops.types import Dtype, Floats, Ints, Strs, Subgraph, Tensor
 
@@ -119,6 +121,32 @@ def most_outputs(domain: str, op_type: str, opset: int) -> int | None:
         return defs.get_schema(op_type, opset, domain).max_output
     except defs.SchemaError:
         return None
+
+
+@functools.lru_cache(1024)
+def inputs_of_one_type(domain: str, op_type: str, opset: int, count: int) -> tuple[tuple[int, ...], ...]:
+    """The groups of indices, among the first `count` inputs, of those that ONNX says have one type, such as T."""
+    from onnx import defs
+
+    try:
+        formal = defs.get_schema(op_type, opset, domain).inputs
+    except defs.SchemaError:
+        return ()
+    groups: dict[str, list[int]] = {}
+    for i in range(count if formal else 0):
+        parameter = formal[min(i, len(formal) - 1)]
+        if parameter.is_homogeneous:
+            groups.setdefault(parameter.type_str, []).append(i)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def check_types(groups: Sequence[Sequence[int]], inputs: Sequence[Any]) -> None:
+    """Raise InputTypeError if inputs of a group are arrays of different types."""
+    for group in groups:
+        types = [inputs[i].dtype for i in group if isinstance(inputs[i], np.ndarray)]
+        if any(dtype != types[0] for dtype in types):
+            shown = " and ".join(f"{i} ({inputs[i].dtype})" for i in group if isinstance(inputs[i], np.ndarray))
+            raise InputTypeError(f"inputs {shown} are to have one type")
 
 
 def find(domain: str, op_type: str, opset: int, where: str) -> Callable[..., Any]:

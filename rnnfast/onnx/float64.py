@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnfast.errors import UnsupportedError
 from rnnfast.onnx.graph import Graph, Node, Type
 
 
@@ -41,6 +42,8 @@ def _type(type_: Type) -> Type:
 
 def _node(node: Node) -> Node:
     """The node with widened attributes and results."""
+    if node.op_type == "BitCast":
+        raise UnsupportedError(f"{node.where}: the bits of float32 have no float64 reference")
     attributes = {name: widen(value) for name, value in node.attributes.items()}
     function = node.function
     if function is not None and not node.graphs:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, with_location
+from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import owners
 from rnnfast.onnx.graph import Graph, Node, Value
 
@@ -131,6 +132,7 @@ def _results(
     inputs = [constants.get(name) for name in node.inputs]
     assert node.run is not None
     try:
+        check_types(node.one_type, inputs)
         results = node.run(*inputs)
     except Exception as e:
         if nested:

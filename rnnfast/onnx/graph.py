@@ -74,6 +74,7 @@ class Node:
     function: Callable[..., Any] | None  # the NumPy function, which takes `attributes` as keyword arguments
     attributes: dict[str, Any]
     run: Callable[..., Any] | None = None  # the callable that runs it, set when the graph is folded
+    one_type: tuple[tuple[int, ...], ...] = ()  # groups of inputs, by index, that must have one type
     graphs: dict[str, Graph] = dataclasses.field(init=False)  # the graphs among the attributes: branches and bodies
     needs: set[str] = dataclasses.field(init=False)  # the names that it reads, with those that its graphs capture
 
@@ -100,6 +101,7 @@ class Node:
             function or self.function,
             attributes or self.attributes,
             run,
+            self.one_type,
         )
 
 
@@ -333,16 +335,20 @@ class _Reader:
         own_function = self.functions.get((domain, proto.op_type, proto.overload))
         function: Callable[..., Any] | None = None
         bound: dict[str, Any] = {}
+        one_type: tuple[tuple[int, ...], ...] = ()
         try:
             if own_function is not None:
                 bound["body"] = self.function_body(own_function, attributes, inputs, proto, scope, where)
             else:
                 function, bound = self.operator(proto, domain, inputs, attributes, scope, where)
+                one_type = binding.inputs_of_one_type(domain, proto.op_type, scope.opsets[domain], len(inputs))
         except UnsupportedError as e:
             if self.problems is None:
                 raise
             self.problems.append(e)
-        return Node(where, proto.name, domain, proto.op_type, inputs, tuple(proto.output), function, bound)
+        return Node(
+            where, proto.name, domain, proto.op_type, inputs, tuple(proto.output), function, bound, None, one_type
+        )
 
     def operator(
         self, proto: Any, domain: str, inputs: tuple[str, ...], attributes: dict[str, Any], scope: _Scope, where: str
@@ -372,6 +378,11 @@ class _Reader:
             if name in attributes:
                 raise ModelError(f"{where}: attribute {name!r} is given twice")
             if attribute.ref_attr_name:
+                if not scope.calls:
+                    raise ModelError(
+                        f"{where}: attribute {name!r} refers to {attribute.ref_attr_name!r} of a function, "
+                        f"but the node is in none"
+                    )
                 referred = scope.references.get(attribute.ref_attr_name)
                 if referred is None:
                     continue

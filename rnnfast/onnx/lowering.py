@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 import rnnfast.native._kernels as _kernels
-from rnnfast.errors import InputError
 from rnnfast.onnx import recurrent_nodes
 from rnnfast.onnx.graph import Node
+from rnnfast.onnx.ops.convolution import check_bias, check_kernel
 from rnnfast.onnx.ops.linear import gemm_1
-from rnnfast.onnx.ops.types import check_size
 from rnnfast.onnx.ops.windows import Windows, pad, windows_for
 
 # ONNX operator -> the kernel, for the functions whose bits differ between processors if NumPy computes them.
@@ -44,14 +43,19 @@ def lower_reference(node: Node, constants: list[Any]) -> Callable[..., Any] | No
 
 
 def _for_float32(native: Callable[..., Any], node: Node) -> Any:
-    """A callable that runs `native` if all inputs are float32, else the operator's NumPy function."""
+    """A callable that runs `native` if all inputs are float32, else the operator's NumPy function.
+
+    `native` gets inputs that the operator's shape rule has checked.
+    """
     assert node.function is not None
     fallback = functools.partial(node.function, **node.attributes)
+    check = functools.partial(node.function.shapes, **node.attributes)  # type: ignore[attr-defined]
 
     def run(*inputs):
         for x in inputs:
             if x is not None and x.dtype != np.float32:
                 return fallback(*inputs)
+        check(*inputs)
         return native(*inputs)
 
     return run
@@ -76,8 +80,6 @@ def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads:
     def run(a, b):
         if packed is not None:
             return packed.multiply(a, None, threads)
-        if a.ndim == 0 or b.ndim == 0:
-            raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected no scalars")
         if b.ndim == 1:
             return run(a, b[:, None])[..., 0]
         if a.ndim == 1:
@@ -94,7 +96,6 @@ def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads:
 def _multiply_stacks(a: np.ndarray, b: np.ndarray, matmul: str | None, threads: int) -> np.ndarray:
     """Multiply matrices [..., M, K] by [..., K, N], with the leading axes broadcast."""
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    check_size((*stack, a.shape[-2], b.shape[-1]), a.dtype)
     y = np.empty((*stack, a.shape[-2], b.shape[-1]), np.float32)
     a, b = np.broadcast_to(a, stack + a.shape[-2:]), np.broadcast_to(b, stack + b.shape[-2:])
     for i in np.ndindex(*stack):
@@ -127,15 +128,11 @@ def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: i
     packed = pack(b, c) if _is_weight(b, 2) and (not has_c or c is not None and c.dtype == np.float32) else None
 
     def run(a, b, c=None):
-        if a.ndim != 2 or b.ndim != 2:
-            raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected matrices")
         matrix, added = packed or pack(b, c)
         y = matrix.multiply(a.T if settings["transA"] else a, None, threads)
         y = y if alpha == 1 else alpha * y
         if added is None:
             return y
-        if np.broadcast_shapes(y.shape, added.shape) != y.shape:
-            raise InputError(f"C of shape {added.shape} does not broadcast to the product's shape {y.shape}")
         return y + (added if beta == 1 else beta * added)
 
     lowered = _for_float32(run, node)
@@ -153,7 +150,8 @@ def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: i
 
     def pack(w, bias):
         """The packed matrices of the groups."""
-        _check_kernel(w, bias, kernel_shape, group)
+        check_kernel(w, kernel_shape, group)
+        check_bias(bias, w.shape[0])
         rows = w.reshape(group, w.shape[0] // group, math.prod(w.shape[1:]))
         biases = [None] * group if bias is None else bias.reshape(group, -1)
         return [_kernels.Matrix(part.T, part_bias, matmul=matmul) for part, part_bias in zip(rows, biases)]
@@ -165,19 +163,9 @@ def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: i
 
     def run(x, w, bias=None):
         matrices = packed or pack(w, bias)
-        if x.ndim != w.ndim or x.shape[1] != w.shape[1] * group:
-            raise InputError(f"X and W have shapes {x.shape} and {w.shape} for group = {group}")
         return _convolve(x, windows_for(x.shape[2:], w.shape[2:], **settings), matrices, w.shape[0] // group, threads)
 
     return _for_float32(run, node)
-
-
-def _check_kernel(w: np.ndarray, bias: np.ndarray | None, kernel_shape: tuple[int, ...] | None, group: int) -> None:
-    """Raise InputError if the weights do not fit each other and the attributes."""
-    if w.ndim < 3 or group < 1 or w.shape[0] % group or kernel_shape is not None and kernel_shape != w.shape[2:]:
-        raise InputError(f"W has shape {w.shape}, with group = {group} and kernel_shape = {kernel_shape}")
-    if bias is not None and bias.shape != w.shape[:1]:
-        raise InputError(f"the bias has shape {bias.shape}, expected {w.shape[:1]}")
 
 
 def _convolve(x: np.ndarray, windows: Windows, matrices: Sequence[Any], outputs: int, threads: int) -> np.ndarray:

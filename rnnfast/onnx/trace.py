@@ -17,6 +17,7 @@ from rnnfast.errors import ModelError, with_location
 from rnnfast.native._arrays import pattern
 from rnnfast.native._plans import Plan, Plans, separate
 from rnnfast.onnx.axes.transcript import Transcript
+from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner
 from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand, Target
@@ -388,6 +389,7 @@ class _Tracer:
 
     def operator(self, node: Node, inputs: list[_Value]) -> list[_Value]:
         """Trace any other operator."""
+        check_types(node.one_type, [v.data for v in inputs])
         shape_only = node.op_type in SHAPE_ONLY and inputs[0].fixed_shape
         places = SHAPE_INPUTS.get(node.op_type, ())
         deciding = inputs if places is ALL else [inputs[i] for i in places if i < len(inputs)]

@@ -7,7 +7,16 @@ import numpy as np
 
 from rnnfast.errors import InputError
 from rnnfast.onnx.ops.elementwise import erf
-from rnnfast.onnx.ops.numeric import axis_index, check_broadcasts_to, check_numbers, floating, numeric, per_channel
+from rnnfast.onnx.ops.numeric import (
+    axis_index,
+    check_broadcasts_to,
+    check_numbers,
+    floating,
+    numeric,
+    per_channel,
+    shaped,
+    unchanged,
+)
 
 # The specification's defaults as float32 numbers: 0.01, 0.2, and alpha and gamma of Selu.
 LEAKY_ALPHA = 0.009999999776482582
@@ -28,12 +37,14 @@ def _softplus(x):
 
 
 @floating
+@shaped(unchanged)
 def sigmoid(x):
     """Sigmoid: 1 / (1 + exp(-x))."""
     return _sigmoid(x).astype(x.dtype)
 
 
 @numeric
+@shaped(unchanged)
 def relu(x):
     """Relu: max(0, x)."""
     check_numbers(x)
@@ -41,6 +52,7 @@ def relu(x):
 
 
 @floating
+@shaped(unchanged)
 def leaky_relu(x, *, alpha: float = LEAKY_ALPHA):
     """LeakyRelu: alpha * x for x < 0, otherwise x."""
     return np.where(x < 0, alpha * x, x)
@@ -50,7 +62,7 @@ def leaky_relu(x, *, alpha: float = LEAKY_ALPHA):
 def prelu(x, slope):
     """PRelu: slope * x for x < 0, otherwise x; slope broadcasts to x, but x is not broadcast."""
     check_numbers(x)
-    check_broadcasts_to(slope, x, "slope")
+    check_broadcasts_to(slope, x.shape, "slope")
     return np.where(x < 0, slope * x, x)
 
 
@@ -60,6 +72,7 @@ def prelu_1(x, slope):
 
 
 @floating
+@shaped(unchanged)
 def elu(x, *, alpha: float = 1.0):
     """Elu: alpha * (exp(x) - 1) for x < 0, otherwise x."""
     return np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x)
@@ -90,6 +103,7 @@ def hard_swish(x):
 
 
 @floating
+@shaped(unchanged)
 def softplus(x):
     """Softplus: log(1 + exp(x))."""
     return _softplus(x)
@@ -144,12 +158,25 @@ def shrink(x, *, bias: float = 0.0, lambd: float = 0.5):
     return np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, 0)).astype(x.dtype)
 
 
+def _last_axis(x, *, axis):
+    """Shape rule of the operators that normalize along one axis."""
+    axis_index(axis, x)
+    return (x.shape,)
+
+
+def _trailing_axes(x, *, axis):
+    """Shape rule of the operators that normalize over all axes from `axis` on."""
+    if not -x.ndim <= axis <= x.ndim:
+        raise InputError(f"axis {axis} is out of range for a tensor of {x.ndim} dimensions")
+    return (x.shape,)
+
+
 def _over_last_axis(function):
     """Return the operator from opset 13 on (Softmax-13), which normalizes along one axis."""
 
     @floating
+    @shaped(_last_axis)
     def operator(x, *, axis: int = -1):
-        axis = axis_index(axis, x)
         if x.size == 0:
             return x
         return np.moveaxis(function(np.ascontiguousarray(np.moveaxis(x, axis, -1))), -1, axis)
@@ -162,10 +189,9 @@ def _over_trailing_axes(function):
     """Return the operator before opset 13 (Softmax-11), which normalizes over all axes from `axis` on."""
 
     @floating
+    @shaped(_trailing_axes)
     def operator(x, *, axis: int = 1):
         outer = math.prod(x.shape[: axis + x.ndim if axis < 0 else axis])
-        if not -x.ndim <= axis <= x.ndim:
-            raise InputError(f"axis {axis} is out of range for a tensor of {x.ndim} dimensions")
         if x.size == 0:
             return x
         return function(np.ascontiguousarray(x).reshape(outer, -1)).reshape(x.shape)

@@ -41,12 +41,14 @@ def integer(x, name):
 
 
 def check_indices(indices, size):
-    """Return indices into an axis of `size` elements as int64, counted from its front; InputError if one is out of
-    range.
+    """Return indices into an axis of `size` elements as a new int64 array, counted from the axis's front.
+
+    They are read once, and the copy is checked: another thread may write the caller's array at the same time. Raises
+    InputError if one is out of range.
     """
     if indices.dtype.kind != "i":
         raise InputTypeError(f"indices are of type {indices.dtype}, expected int32 or int64")
-    indices = indices.astype(np.int64, copy=False)
+    indices = np.array(indices, np.int64)
     if indices.size:
         low, high = int(indices.min()), int(indices.max())
         if low < -size or high >= size:

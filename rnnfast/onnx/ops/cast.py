@@ -30,13 +30,25 @@ def limits(dtype):
     return info.min, info.max
 
 
-def _to_integer(x, dtype):
-    """Convert to an integer type: values are truncated toward zero, and higher bits are dropped, as ONNX asks of
-    integers.
+def _truncated(x):
+    """Truncate floating-point numbers toward zero to int64; NaN and numbers that int64 cannot hold become -2^63.
+
+    ONNX leaves these open, and processors differ: this is what x86 does.
     """
-    if x.dtype == np.uint64 or dtype == np.uint64 and is_floating(x.dtype):
+    x = x.astype(np.float32) if x.dtype.kind == "V" or x.dtype.itemsize < 4 else x
+    return np.where((x >= -(2.0**63)) & (x < 2.0**63), x, x.dtype.type(-(2.0**63))).astype(np.int64)
+
+
+def _to_integer(x, dtype):
+    """Convert to an integer type: values are truncated toward zero to int64, or to uint64 if that is the type, and
+    higher bits are dropped, as ONNX asks of integers.
+    """
+    if x.dtype == np.uint64:
         return x.astype(dtype)
-    wide = x.astype(np.float32 if x.dtype.kind == "V" and is_floating(x.dtype) else x.dtype).astype(np.int64)
+    wide = _truncated(x) if is_floating(x.dtype) else x.astype(np.int64)
+    if dtype == np.uint64 and is_floating(x.dtype):
+        large = (x >= 2.0**63) & (x < 2.0**64)
+        return np.where(large, np.where(large, x, 0).astype(np.uint64), wide.astype(np.uint64))
     if dtype.kind in "iu":
         return wide.astype(dtype)
     bits = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}[dtype.name]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.onnx.ops.numeric import floating, per_channel, quiet, same_dtype
+from rnnfast.onnx.ops.numeric import floating, per_channel, quiet, same_dtype, shaped
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Ints, check_size
 from rnnfast.onnx.ops.windows import (
@@ -23,17 +23,24 @@ from rnnfast.onnx.ops.windows import (
 COLUMN_BYTES = 2**25
 
 
-def _check(x, w, kernel_shape, channels, group):
-    """Raise InputError unless x, which must have so many channels, and w [M, C / group, *kernel] fit each other."""
-    if x.ndim < 3 or w.ndim != x.ndim:
-        raise InputError(f"X and W have shapes {x.shape} and {w.shape}, expected one rank of at least 3")
+def check_kernel(w, kernel_shape, group):
+    """Raise InputError unless w [M, C / group, *kernel] fits the attributes."""
+    if w.ndim < 3:
+        raise InputError(f"W has shape {w.shape}, expected a rank of at least 3")
     if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
         raise InputError(f"kernel_shape = {tuple(kernel_shape)}, but W has shape {w.shape}")
-    if group < 1 or w.shape[0] % group or x.shape[1] != channels:
+    if group < 1 or w.shape[0] % group:
+        raise InputError(f"W of shape {w.shape} does not fit group = {group}")
+
+
+def _check(x, w, kernel_shape, channels, group):
+    """Raise InputError unless x, which must have so many channels, and w [M, C / group, *kernel] fit each other."""
+    check_kernel(w, kernel_shape, group)
+    if x.ndim != w.ndim or x.shape[1] != channels:
         raise InputError(f"X of shape {x.shape} and W of shape {w.shape} do not fit group = {group}")
 
 
-def _check_bias(bias, channels):
+def check_bias(bias, channels):
     """Raise InputError unless the bias is absent or has one element per output channel."""
     if bias is not None and bias.shape != (channels,):
         raise InputError(f"the bias has shape {bias.shape}, expected ({channels},)")
@@ -69,7 +76,17 @@ def _correlate(x, w, windows, group):
     return y
 
 
+def _convolved(x, w, bias=None, *, kernel_shape, group, **attributes):
+    """Shape rule of Conv."""
+    windows = _windows(x, w, kernel_shape, group, **attributes)
+    check_bias(bias, w.shape[0])
+    shape = (x.shape[0], w.shape[0], *windows.output)
+    check_size(shape, x.dtype)
+    return (shape,)
+
+
 @floating
+@shaped(_convolved)
 def conv(
     x,
     w,
@@ -84,7 +101,6 @@ def conv(
 ):
     """Conv: y[n,m,o] = bias[m] + sum over c,k of w[m,c,k] x[n,c,o * stride + k * dilation - begin]."""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
-    _check_bias(bias, w.shape[0])
     y = _correlate(x, w, windows, group)
     if bias is not None:
         y += per_channel(bias, y)
@@ -144,7 +160,7 @@ def qlinear_conv(
 ):
     """QLinearConv: the quantized convolution of quantized x by w; bias is int32 of scale x_scale * w_scale."""
     windows = _windows(x, w, kernel_shape, group, auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
-    _check_bias(bias, w.shape[0])
+    check_bias(bias, w.shape[0])
     y = _integer_correlate(x, x_zero_point, w, w_zero_point, windows, group)
     if bias is not None:
         y += per_channel(bias, y)
@@ -211,7 +227,7 @@ def conv_transpose(
     _check(x, w, kernel_shape, w.shape[0], group)
     samples, channels, *size = x.shape
     kernel, outputs = w.shape[2:], w.shape[1] * group
-    _check_bias(bias, outputs)
+    check_bias(bias, outputs)
     strides, dilations, begin, output = transposed_windows_for(
         size,
         kernel,

@@ -12,7 +12,7 @@ import numpy as np
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.onnx.ops.cast import limits
 from rnnfast.onnx.ops.numeric import (
-    check_broadcast,
+    broadcast,
     check_broadcasts_to,
     check_numbers,
     floating,
@@ -20,6 +20,8 @@ from rnnfast.onnx.ops.numeric import (
     numeric,
     quiet,
     same_dtype,
+    shaped,
+    unchanged,
     widen,
 )
 from rnnfast.onnx.ops.types import Flag
@@ -34,6 +36,7 @@ def _unary(ufunc, decorate=floating):
     """Return the operator that applies a NumPy function to each element of a tensor of numbers."""
 
     @decorate
+    @shaped(unchanged)
     def operator(x):
         check_numbers(x)
         return ufunc(x)
@@ -46,9 +49,9 @@ def _arithmetic(ufunc):
     """Return the operator that applies a NumPy function to two tensors of numbers, elementwise."""
 
     @numeric
+    @shaped(broadcast)
     def operator(a, b):
         check_numbers(a)
-        check_broadcast(a, b)
         return ufunc(a, b)
 
     operator.__name__ = ufunc.__name__
@@ -59,9 +62,9 @@ def _variadic(ufunc):
     """Return the operator that combines any number of tensors by a NumPy function, elementwise from left to right."""
 
     @numeric
+    @shaped(broadcast)
     def operator(*xs):
         check_numbers(xs[0])
-        check_broadcast(*xs)
         return functools.reduce(ufunc, xs)
 
     operator.__name__ = ufunc.__name__
@@ -69,9 +72,9 @@ def _variadic(ufunc):
 
 
 @numeric
+@shaped(broadcast)
 def equal(a, b):
     """Equal: a == b for numbers, bools or strings."""
-    check_broadcast(a, b)
     return np.equal(a, b)
 
 
@@ -79,10 +82,10 @@ def _logical(ufunc):
     """Return the operator that applies a NumPy function to two bool tensors, elementwise."""
 
     @quiet
+    @shaped(broadcast)
     def operator(a, b):
         if a.dtype != bool or b.dtype != bool:
             raise InputTypeError(f"inputs of types {a.dtype} and {b.dtype}, expected bool")
-        check_broadcast(a, b)
         return ufunc(a, b)
 
     operator.__name__ = ufunc.__name__
@@ -93,29 +96,41 @@ def _bitwise(ufunc):
     """Return the operator that applies a NumPy function to two integer tensors, elementwise."""
 
     @numeric
+    @shaped(broadcast)
     def operator(a, b):
         if a.dtype.kind not in "iu":
             raise InputTypeError(f"inputs of type {a.dtype}, expected an integer type")
-        check_broadcast(a, b)
         return ufunc(a, b)
 
     operator.__name__ = ufunc.__name__
     return operator
 
 
-def _limited_broadcast(operator):
-    """Return the operator before opset 7: with broadcast = 1, the shape of B is a run of A's axes that begins at
-    `axis`.
-    """
+def _aligned(a, b, axis):
+    """Return B with axes of length 1 behind its own, so that its first one meets the axis `axis` of A."""
+    start = a.ndim - b.ndim if axis is None else axis + a.ndim if axis < 0 else axis
+    if not 0 <= start <= a.ndim - b.ndim:
+        raise InputError(f"B of shape {b.shape} at axis {axis} does not lie in A of shape {a.shape}")
+    return b.reshape(b.shape + (1,) * (a.ndim - start - b.ndim))
 
+
+def _limited(a, b, *, axis, broadcast):
+    """Shape rule of the operators before opset 7: with broadcast = 1, the shape of B is a run of A's axes that begins
+    at `axis`; without it, the shapes are equal.
+    """
+    if broadcast:
+        check_broadcasts_to(_aligned(a, b, axis), a.shape, "B")
+    elif a.shape != b.shape:
+        raise InputError(f"inputs of shapes {a.shape} and {b.shape} without broadcast = 1")
+    return (a.shape,)
+
+
+def _limited_broadcast(operator):
+    """Return the operator before opset 7."""
+
+    @shaped(_limited)
     def limited(a, b, *, axis: int | None = None, broadcast: Flag = 0):
-        if broadcast:
-            start = a.ndim - b.ndim if axis is None else axis + a.ndim if axis < 0 else axis
-            b = b.reshape(b.shape + (1,) * (a.ndim - start - b.ndim))
-        elif a.shape != b.shape:
-            raise InputError(f"inputs of shapes {a.shape} and {b.shape} without broadcast = 1")
-        check_broadcasts_to(b, a, "B")
-        return operator(a, b)
+        return operator(a, _aligned(a, b, axis) if broadcast else b)
 
     limited.__name__ = operator.__name__
     return limited
@@ -141,15 +156,16 @@ def bitwise_not(x):
 
 
 @numeric
+@shaped(broadcast)
 def bit_shift(x, y, *, direction: Literal["LEFT", "RIGHT"]):
     """BitShift: x shifted by y bits to the left or right."""
     if x.dtype.kind not in "iu":
         raise InputTypeError(f"inputs of type {x.dtype}, expected an integer type")
-    check_broadcast(x, y)
     return np.left_shift(x, y) if direction == "LEFT" else np.right_shift(x, y)
 
 
 @numeric
+@shaped(unchanged)
 def erf(x):
     """Erf: 2 / sqrt(pi) * integral of exp(-t^2) dt from 0 to x.
 
@@ -160,19 +176,19 @@ def erf(x):
 
 
 @numeric
+@shaped(broadcast)
 def mean(*xs):
     """Mean: the elementwise mean of the inputs."""
     check_numbers(xs[0])
-    check_broadcast(*xs)
     total = functools.reduce(np.add, xs)
     return np.divide(total, np.asarray(len(xs), total.dtype))
 
 
 @numeric
+@shaped(broadcast)
 def divide(a, b):
     """Div: a / b; the quotient of integers is truncated toward zero, as in C."""
     check_numbers(a)
-    check_broadcast(a, b)
     if is_floating(a.dtype):
         return np.true_divide(a, b)
     if not b.all():
@@ -183,10 +199,10 @@ def divide(a, b):
 
 
 @numeric
+@shaped(broadcast)
 def mod(a, b, *, fmod: Flag = 0):
     """Mod: the remainder of a / b, which has the sign of b, or with fmod = 1 that of a."""
     check_numbers(a)
-    check_broadcast(a, b)
     if not is_floating(a.dtype) and not b.all():
         raise InputError("integer remainder of a division by zero")
     return np.fmod(a, b) if fmod else np.mod(a, b)
@@ -205,9 +221,9 @@ def _integer_power(x, exponent):
 
 
 @quiet
+@shaped(broadcast)
 def power(x, y):
     """Pow: x to the power y, in the type of x; an integer result is truncated toward zero."""
-    check_broadcast(x, y)
     if y.size == 1 and y.ndim <= x.ndim and is_floating(x.dtype) and y.item() == 2:
         x32 = widen(x)
         return np.asarray(x32 * x32).astype(x.dtype)
@@ -242,12 +258,12 @@ def clip(x, low=None, high=None):
 
 
 @quiet
+@shaped(broadcast)
 def where(condition, x, y):
     """Where: x where the condition is true, otherwise y."""
     if condition.dtype != bool:
         raise InputTypeError(f"condition of type {condition.dtype}, expected bool")
     same_dtype((x, y))
-    check_broadcast(x, condition, y)
     return np.where(condition, x, y)
 
 

@@ -170,7 +170,7 @@ def one_hot(indices, depth, values, *, axis: int = -1):
     depth = int(depth)
     axis = check_axis(axis, indices.ndim + 1)
     check_size((*indices.shape, depth), values.dtype)
-    flat = indices.reshape(-1)
+    flat = np.array(indices).reshape(-1)  # what is checked is what is used, even if another thread writes indices
     if is_floating(flat.dtype):
         flat = np.trunc(flat.astype(np.float64))
     hot = np.flatnonzero((flat >= -depth) & (flat < depth))
@@ -200,7 +200,7 @@ def _top_k(x, k, axis, largest):
     n = x.shape[axis]
     if not 0 <= k <= n:
         raise InputError(f"K is {k}, expected 0 to {n}, the size of axis {axis}")
-    rows = np.moveaxis(x, axis, -1)
+    rows = np.array(np.moveaxis(x, axis, -1))  # a copy: NumPy's sorts need keys that no other thread changes
     keys = widen(rows)
     if largest:
         order = n - 1 - np.argsort(keys[..., ::-1], kind="stable")[..., ::-1]
@@ -214,6 +214,7 @@ def non_zero(x):
     """NonZero: the indices of the elements that are not 0, [rank, count]; [0, count] for a scalar."""
     if x.ndim == 0:
         return np.zeros((0, int(bool(x))), np.int64)
+    x = np.array(x)  # NumPy counts first and then writes so many indices: no other thread may change x meanwhile
     return np.stack(np.nonzero(x)).astype(np.int64, copy=False)
 
 
@@ -224,7 +225,7 @@ def unique(x, *, axis: int | None = None, sorted: Flag = 1):
     """
     if axis is not None:
         axis = check_axis(axis, x.ndim)
-    keys = widen(x)
+    keys = np.array(widen(x))  # a copy: NumPy's sorts need keys that no other thread changes
     y, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True, axis=axis)
     inverse = inverse.reshape(-1)
     if not sorted:
@@ -242,7 +243,7 @@ def compress(x, condition, *, axis: int | None = None):
     if axis is None:
         x, axis = x.reshape(-1), 0
     axis = check_axis(axis, x.ndim)
-    indices = check_indices(np.flatnonzero(condition), x.shape[axis])
+    indices = check_indices(np.flatnonzero(np.array(condition)), x.shape[axis])
     check_size((*x.shape[:axis], indices.size, *x.shape[axis + 1 :]), x.dtype)
     return x.take(indices, axis)
 

@@ -13,6 +13,7 @@ from rnnfast.onnx.ops.numeric import (
     numeric,
     quiet,
     same_dtype,
+    shaped,
 )
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Flag, check_size
@@ -21,21 +22,46 @@ from rnnfast.onnx.ops.types import Flag, check_size
 PRODUCTS = 2**18
 
 
+def _product(a, b):
+    """Shape rule of MatMul."""
+    rows, inner = a.shape[-2:-1], b.shape[-2:-1] or b.shape
+    if a.ndim == 0 or b.ndim == 0 or a.shape[-1:] != inner:
+        raise InputError(f"A and B have shapes {a.shape} and {b.shape}, which do not multiply")
+    try:
+        stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise InputError(f"A and B have shapes {a.shape} and {b.shape}, whose stacks do not broadcast") from None
+    shape = (*stack, *rows, *(b.shape[-1:] if b.ndim > 1 else ()))
+    check_size(shape, a.dtype)
+    return (shape,)
+
+
 @numeric
+@shaped(_product)
 def matmul(a, b):
     """MatMul: the matrix product, as numpy.matmul."""
     check_numbers(a)
-    if a.ndim > 2 or b.ndim > 2:
-        check_size(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + (*a.shape[-2:-1], *b.shape[-1:]), a.dtype)
     return np.matmul(a, b)
 
 
+def _affine(a, b, c=None, *, beta, transA, transB, **attributes):
+    """Shape rule of Gemm."""
+    if a.ndim != 2 or b.ndim != 2:
+        raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected matrices")
+    shape = a.shape[-1 if transA else 0], b.shape[0 if transB else -1]
+    if a.shape[0 if transA else -1] != b.shape[-1 if transB else 0]:
+        raise InputError(f"A' and B' of shapes {a.shape} and {b.shape} do not multiply")
+    check_size(shape, a.dtype)
+    if c is not None and beta != 0:
+        check_broadcasts_to(c, shape, "C")
+    return (shape,)
+
+
 @numeric
+@shaped(_affine)
 def gemm(a, b, c=None, *, alpha: float = 1.0, beta: float = 1.0, transA: Flag = 0, transB: Flag = 0):
     """Gemm: alpha * A' B' + beta * C, with A and B transposed as asked and C broadcast; C is not read if beta is 0."""
     check_numbers(a)
-    if a.ndim != 2 or b.ndim != 2:
-        raise InputError(f"A and B have shapes {a.shape} and {b.shape}, expected matrices")
     if not is_floating(a.dtype) and not (alpha.is_integer() and beta.is_integer()):
         raise UnsupportedError(f"alpha = {alpha}, beta = {beta} of a product of {a.dtype}")
     alpha, beta = a.dtype.type(alpha), a.dtype.type(beta)
@@ -44,15 +70,20 @@ def gemm(a, b, c=None, *, alpha: float = 1.0, beta: float = 1.0, transA: Flag = 
         y = alpha * y
     if c is None or beta == 0:
         return y
-    check_broadcasts_to(c, y, "C")
     return y + (c if beta == 1 else beta * c)
 
 
-def gemm_1(a, b, c, *, alpha: float = 1.0, beta: float = 1.0, broadcast: Flag = 0, transA: Flag = 0, transB: Flag = 0):
-    """Gemm before opset 7: C is broadcast only if `broadcast` is set."""
-    shape = a.shape[-1 if transA else 0], b.shape[0 if transB else -1]
+def _affine_1(a, b, c, *, broadcast, **attributes):
+    """Shape rule of Gemm before opset 7."""
+    (shape,) = _affine(a, b, c, **attributes)
     if not broadcast and c.shape != shape:
         raise InputError(f"C has shape {c.shape}, expected {shape} without broadcast = 1")
+    return (shape,)
+
+
+@shaped(_affine_1)
+def gemm_1(a, b, c, *, alpha: float = 1.0, beta: float = 1.0, broadcast: Flag = 0, transA: Flag = 0, transB: Flag = 0):
+    """Gemm before opset 7: C is broadcast only if `broadcast` is set."""
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
 
 

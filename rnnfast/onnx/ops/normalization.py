@@ -161,7 +161,7 @@ def _scaled(y, x, scale, bias=None):
     """Return y * scale + bias, which broadcast to x, in the type of scale."""
     for name, parameter in (("scale", scale), ("bias", bias)):
         if parameter is not None:
-            check_broadcasts_to(parameter, x, name)
+            check_broadcasts_to(parameter, x.shape, name)
     y = y.reshape(x.shape) * widen(scale)
     return (y if bias is None else y + widen(bias)).astype(scale.dtype)
 

@@ -1,6 +1,7 @@
 """Shared by all arithmetic operators: element types, half precision, NumPy's warnings and axes."""
 
 import functools
+import inspect
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -80,23 +81,60 @@ def quiet(function):
     return operator
 
 
+def shaped(rule):
+    """Decorate an operator with its shape rule, which checks it apart from computing it.
+
+    `rule` takes the inputs and all attributes of the operator, raises an error if they do not fit, and returns the
+    shapes of the results. The operator applies it first. Native forms and traces that do not compute the results apply
+    it too: it is the operator's attribute `shapes`.
+    """
+
+    def decorate(function):
+        parameters = inspect.signature(function).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+        def shapes(*inputs, **attributes):
+            return rule(*inputs, **(defaults | attributes))
+
+        @functools.wraps(function)
+        def operator(*inputs, **attributes):
+            shapes(*inputs, **attributes)
+            return function(*inputs, **attributes)
+
+        operator.shapes = shapes
+        return operator
+
+    return decorate
+
+
+def unchanged(x, **attributes):
+    """Shape rule: the result has the shape of the first input."""
+    return (x.shape,)
+
+
+def broadcast(*inputs, **attributes):
+    """Shape rule: the inputs broadcast to a tensor within the size limit."""
+    first = inputs[0].shape
+    if all(x.shape == first for x in inputs):
+        return (first,)
+    try:
+        shape = np.broadcast_shapes(*(x.shape for x in inputs))
+    except ValueError:
+        raise InputError(f"inputs of shapes {', '.join(str(x.shape) for x in inputs)} do not broadcast") from None
+    check_size(shape, inputs[0].dtype)
+    return (shape,)
+
+
 def check_numbers(x):
     """Raise InputTypeError for bools and strings, for which NumPy would compute something too."""
     if x.dtype.kind not in "iuf" and not is_floating(x.dtype):
         raise InputTypeError(f"input of type {x.dtype}, expected numbers")
 
 
-def check_broadcast(*inputs):
-    """Raise an error unless the shapes broadcast to a tensor within the size limit."""
-    first = inputs[0]
-    if any(x.shape != first.shape for x in inputs[1:]):
-        check_size(np.broadcast_shapes(*(x.shape for x in inputs)), first.dtype)
-
-
-def check_broadcasts_to(parameter, x, name):
-    """Raise InputError unless `parameter` broadcasts to the shape of x (unidirectional broadcasting of ONNX)."""
-    if parameter.ndim > x.ndim or any(n not in (1, m) for n, m in zip(parameter.shape[::-1], x.shape[::-1])):
-        raise InputError(f"{name} of shape {parameter.shape} does not broadcast to shape {x.shape}")
+def check_broadcasts_to(parameter, shape, name):
+    """Raise InputError unless `parameter` broadcasts to the shape (unidirectional broadcasting of ONNX)."""
+    if parameter.ndim > len(shape) or any(n not in (1, m) for n, m in zip(parameter.shape[::-1], shape[::-1])):
+        raise InputError(f"{name} of shape {parameter.shape} does not broadcast to shape {shape}")
 
 
 def axis_index(axis, x):

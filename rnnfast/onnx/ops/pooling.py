@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from rnnfast.errors import InputError, LimitError, UnsupportedError
-from rnnfast.onnx.ops.numeric import flatten_axes, floating, is_floating, numeric
+from rnnfast.onnx.ops.numeric import flatten_axes, floating, is_floating, numeric, shaped
 from rnnfast.onnx.ops.types import Flag, Ints, check_size
 from rnnfast.onnx.ops.windows import AutoPad, windows_for
 
@@ -29,6 +29,7 @@ def windows_of(x, kernel_shape, auto_pad, **attributes):
         _check_reach(windows, axis)
     check_size((*x.shape[:2], *windows.output), x.dtype)
     for axis, size in enumerate(windows.size):
+        _check_work((*x.shape[:2], *windows.output[: axis + 1], *windows.size[axis + 1 :]), windows, axis)
         check_size((windows.output[axis],), np.int64)
         if not windows.taps(axis, 0, size).all():
             raise _no_input_error(windows, axis)
@@ -104,7 +105,6 @@ def _combine_taps(combine, x, windows, start):
         lead = (slice(None),) * (2 + axis)
         shape = (*x.shape[: 2 + axis], windows.output[axis], *x.shape[3 + axis :])
         check_size(shape, x.dtype)
-        _check_work(shape, windows, axis)
         y = np.full(shape, start, x.dtype)
         for outputs, inputs in _overlaps(windows, axis):
             windows_part = y[(*lead, outputs)]
@@ -125,7 +125,6 @@ def _indices(x, windows, column_major):
         lead = (slice(None),) * (2 + axis)
         shape = (*x.shape[: 2 + axis], windows.output[axis], *x.shape[3 + axis :])
         check_size(shape, np.int64)
-        _check_work(shape, windows, axis)
         y, found = np.zeros(shape, x.dtype), np.full(shape, -1)
         for outputs, inputs in _overlaps(windows, axis):
             largest, index, taps = y[(*lead, outputs)], found[(*lead, outputs)], x[(*lead, inputs)]
@@ -137,7 +136,13 @@ def _indices(x, windows, column_major):
     return image * math.prod(windows.size) + where
 
 
+def _pooled(x, **attributes):
+    """Shape rule of MaxPool, whose two results have one shape, and of AveragePool."""
+    return ((*x.shape[:2], *windows_of_node(x, attributes).output),)
+
+
 @numeric
+@shaped(_pooled)
 def max_pool(
     x,
     *,
@@ -172,6 +177,7 @@ def _tap_counts(windows, include_pad):
 
 
 @floating
+@shaped(_pooled)
 def average_pool(
     x,
     *,

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import numpy as np
+
 from rnnfast import reference
 from rnnfast.onnx.ops.numeric import quiet
 from rnnfast.onnx.ops.types import Flag, Floats, Strs
@@ -43,6 +45,7 @@ def rnn(
         hidden_size=hidden_size,
         layout=layout,
     )
+    sequence_lens = None if sequence_lens is None else np.array(sequence_lens)  # read once: another thread may write it
     node.check_weights(W, R, B)
     node.check_call(X, W, R, B, sequence_lens, initial_h, None, None)
     return _rounded(
@@ -92,6 +95,7 @@ def gru(
         layout=layout,
         linear_before_reset=linear_before_reset,
     )
+    sequence_lens = None if sequence_lens is None else np.array(sequence_lens)  # read once: another thread may write it
     node.check_weights(W, R, B)
     node.check_call(X, W, R, B, sequence_lens, initial_h, None, None)
     return _rounded(
@@ -144,6 +148,7 @@ def lstm(
         layout=layout,
         input_forget=input_forget,
     )
+    sequence_lens = None if sequence_lens is None else np.array(sequence_lens)
     node.check_weights(W, R, B, P)
     node.check_call(X, W, R, B, sequence_lens, initial_h, initial_c, P)
     return _rounded(
