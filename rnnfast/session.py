@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 PROVIDERS = ["CPUExecutionProvider"]
+# Keywords of an InferenceSession: those of Model, and those that onnxruntime reads.
+KEYWORDS = {p.name for p in inspect.signature(Model).parameters.values() if p.kind is p.KEYWORD_ONLY}
+WITHOUT_EFFECT = {"disabled_optimizers", "enable_fallback", "read_config_from_model"}
 
 
 class GraphOptimizationLevel(enum.IntEnum):
@@ -176,15 +180,15 @@ class InferenceSession:
         sess_options: Options; None for the defaults.
         providers: Accepted, with no effect: rnnfast runs on the CPU.
         provider_options: Accepted, with no effect.
-        external_data: Whether tensors may be stored in other files; rnnfast's own, see `rnnfast.load`.
-        **kwargs: Accepted, with no effect.
+        **kwargs: The keywords of `rnnfast.load`, such as `threads` and `matmul`; and onnxruntime's own
+            `disabled_optimizers`, `enable_fallback` and `read_config_from_model`, which have no effect.
 
     Raises:
         ModelError: The source cannot be read or is not a correct ONNX model.
         UnsupportedError: The graph needs something that rnnfast does not compute.
         LimitError: The graph has too many nodes or is nested too deeply.
-        InputError: An option has a value that is not allowed.
-        InputTypeError: `sess_options.intra_op_num_threads` is not an integer.
+        InputError: An option has a value that is not allowed, or `sess_options` and a keyword give different ones.
+        InputTypeError: A keyword is neither rnnfast's nor onnxruntime's, or the number of threads is not an integer.
 
     Attributes:
         model: The Model that runs.
@@ -196,19 +200,24 @@ class InferenceSession:
         sess_options: SessionOptions | None = None,
         providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
         provider_options: Sequence[dict[Any, Any]] | None = None,
-        *,
-        external_data: bool = True,
         **kwargs: Any,
     ) -> None:
         self._options = sess_options if sess_options is not None else SessionOptions()
+        settings = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
+        unknown = sorted(settings.keys() - KEYWORDS)
+        if unknown:
+            known = ", ".join(sorted(KEYWORDS | WITHOUT_EFFECT))
+            raise InputTypeError(f"InferenceSession has no argument {unknown[0]!r}: its keywords are {known}")
         # onnxruntime's own SessionOptions are accepted too; they have no `matmul`.
         threads = getattr(self._options, "intra_op_num_threads", 0)
-        self.model = Model(
-            path_or_bytes,
-            matmul=getattr(self._options, "matmul", None),
-            threads=None if type(threads) is int and threads == 0 else threads,
-            external_data=external_data,
-        )
+        options = {
+            "matmul": getattr(self._options, "matmul", None),
+            "threads": None if type(threads) is int and threads == 0 else threads,
+        }
+        for name, value in options.items():
+            if value is not None and settings.setdefault(name, value) != value:
+                raise InputError(f"{name} is {settings[name]!r}, but {value!r} in sess_options")
+        self.model = Model(path_or_bytes, **settings)
         self._names = [v.name for v in self.model.outputs]
 
     def run(
