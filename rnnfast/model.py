@@ -30,6 +30,7 @@ from rnnfast.onnx.trace import PlannedGraph, Recorder
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from rnnfast.streaming.model_axes import BatchAxes
     from rnnfast.streaming.model_stream import Stream
     from rnnfast.streaming.pool import Pool
 
@@ -428,6 +429,29 @@ class Model:
             InputTypeError: An input that was given has a wrong type.
         """
         return summarise(self, self.merge_inputs(feed, inputs))
+
+    def batch_axes(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> BatchAxes:
+        """Find the axes along which the rows of a batch lie, and prove that no row depends on another.
+
+        The rows are followed through the graph, node by node, for any number of them; a pool needs the same proof.
+
+        Args:
+            feed: Inputs by name, as for a call. An input that is not given is zeros, with length 1 along each
+                dimension that the file leaves open. Axes may depend on the values of small integer inputs.
+            **inputs: Further inputs by name.
+
+        Returns:
+            The axis of the rows in each input and output; where several choices are proven, the first. If there is
+            none, its `problem` names the node at which rows meet.
+
+        Raises:
+            InputError: An input that was given is unknown, or has a wrong shape or a value that does not fit.
+            InputTypeError: An input that was given has a wrong type.
+        """
+        from rnnfast.streaming.model_axes import batch_axes
+        from rnnfast.streaming.state_pairs import named_pairs
+
+        return batch_axes(self, self.merge_inputs(feed, inputs), named_pairs(self))
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)

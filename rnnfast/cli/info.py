@@ -12,9 +12,13 @@ import numpy as np
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import UnsupportedError
-from rnnfast.model import load
+from rnnfast.model import Model, load
 from rnnfast.onnx.graph import Graph, Value, read
 from rnnfast.onnx.summary import Summary
+from rnnfast.serving.model_sequences import sequence_axes
+from rnnfast.streaming.model_axes import BatchAxes
+from rnnfast.streaming.state_flow import idle_state
+from rnnfast.streaming.state_pairs import named_pairs
 
 DEFAULT_SIZE = 1
 
@@ -53,12 +57,27 @@ def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) ->
             feed = fill(read_inputs(given, model), model, Sizes(dims, DEFAULT_SIZE), np.zeros)
             summary = model.summary(feed)
             facts["layers"] = [layer._asdict() for layer in summary.layers]
+            facts |= _rows(model, feed)
     if as_json:
         print_json(facts)
     else:
         _print(facts, summary)
     if facts["unsupported"]:
         click.get_current_context().exit(1)
+
+
+def _rows(model: Model, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """The state pairs, the axes of rows, and how whole sequences share batches, or why there is no such thing."""
+    pairs = named_pairs(model)
+    idle = idle_state(model.folded, pairs)
+    facts: dict[str, Any] = {
+        "states": pairs,
+        "idle_state": None if idle is None else f"{idle[0]}: {idle[1]}",
+        "batch_axes": model.batch_axes(feed)._asdict(),
+    }
+    if not pairs:
+        facts["sequences"] = sequence_axes(model)
+    return facts
 
 
 def _value(value: Value, constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,8 +133,27 @@ def _print(facts: dict[str, Any], summary: Summary | None) -> None:
     screen.line("operators: " + ", ".join(f"{name} {count}" for name, count in facts["operators"].items()))
     for line in (f"parameters: {facts['parameters']:,}",) if summary is None else ("", *str(summary).split("\n")):
         screen.line(line)
+    if "batch_axes" in facts:
+        _print_rows(screen, facts)
     for problem in facts["unsupported"]:
         screen.line(f"not supported: {problem}")
+
+
+def _print_rows(screen: Screen, facts: dict[str, Any]) -> None:
+    """Print what `_rows` found."""
+    pairs = ", ".join(f"{name} -> {output}" for name, output in facts["states"].items())
+    screen.line(f"states: {pairs or 'none by their names'}")
+    if facts["idle_state"] is not None:
+        screen.line(f"not a state: {facts['idle_state']}")
+    screen.line(str(BatchAxes(**facts["batch_axes"])))
+    sequences = facts.get("sequences")
+    if sequences is not None:
+        frames = ", ".join(
+            f"{name} {'of the whole' if axis is None else f'axis {axis}'}" for name, axis in sequences["frames"].items()
+        )
+        screen.line(
+            f"whole sequences {sequences['way']}: {frames}" if frames else f"no whole sequences: {sequences['problem']}"
+        )
 
 
 def _cells(value: dict[str, Any]) -> tuple[str, str, str]:

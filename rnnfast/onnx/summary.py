@@ -94,8 +94,8 @@ def summarise(model: Any, feed: Mapping[str, Any]) -> Summary:
         if id(node) not in recorded:
             recorded[id(node)] = getattr(outputs[0], "shape", None), flops(node.op_type, inputs, outputs)
 
-    zeros = {v.name: _zeros(v.type) for v in model.inputs if v.name in model.required_inputs}
-    args = model.prepare(zeros | {name: feed[name] for name in feed})[1]
+    absent = {v.name: zeros(v.type) for v in model.inputs if v.name in model.required_inputs}
+    args = model.prepare(absent | {name: feed[name] for name in feed})[1]
     planned = model.build(frozenset(name for name in feed if name in model.graph.constants), record=record)
     try:
         planned(args)
@@ -108,7 +108,7 @@ def summarise(model: Any, feed: Mapping[str, Any]) -> Summary:
     return Summary(tuple(layers), others, sum(count for _, count in recorded.values()), problem)
 
 
-def _zeros(type_: Type) -> Any:
+def zeros(type_: Type) -> Any:
     """An input of zeros, with length 1 along open dimensions: an empty sequence, or an absent optional."""
     if type_.kind != "tensor":
         return None if type_.kind == "optional" else []

@@ -58,6 +58,21 @@ def sequences_of(model, unclear):
     )
 
 
+def sequence_axes(model):
+    """How a Batcher runs whole sequences of a model without states, as `rnnfast info` shows it.
+
+    Returns:
+        {"way": "frame by frame" or "padded", "frames": {name: axis of the frames or None} of the input and the outputs,
+        "problem": None}; or None, {} and why they cannot share batches.
+    """
+    try:
+        found = sequences_of(model, InputError("no names pair states"))
+    except Error as e:
+        return {"way": None, "frames": {}, "problem": str(e).removeprefix(f"{model.source.label}: ")}
+    frames = {found.layout.input.name: found.layout.time} | {name: time for name, (_, time, _) in found.outputs.items()}
+    return {"way": "padded" if found.padded else "frame by frame", "frames": frames, "problem": None}
+
+
 class ModelSequences(Sequences):
     """Sequences that are rows of calls of a model. The result of a part is {output: array} without the batch axis.
 

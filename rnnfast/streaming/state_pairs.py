@@ -31,23 +31,33 @@ def find_state_pairs(model, given=None):
     """
     if given is not None:
         return _check_given(model, given)
-    required = set(model.required_inputs)
-    inputs, outputs = [v for v in model.inputs if v.name in required], list(model.outputs)
-    found = _by_names(inputs, outputs, _bases) or _by_names(inputs, outputs, _unnumbered)
-    if found and (len(found) == len(inputs) or len(found) == len(outputs)) and inputs:
-        found = [pair for pair in found if pair != (inputs[0].name, outputs[0].name)]
-    if not found:
-        raise InputError(f"{model.source.label}: which inputs are states is not clear: {_candidates(inputs, outputs)}")
-    pairs = dict(found)
+    pairs = named_pairs(model)
+    if not pairs:
+        raise InputError(f"{model.source.label}: which inputs are states is not clear: {_candidates(model)}")
     idle = idle_state(model.folded, pairs)
     if idle is not None:
         name, why = idle
-        others = {i: o for i, o in found if i != name} or pairs
+        others = {i: o for i, o in pairs.items() if i != name} or pairs
         raise InputError(
             f"{model.source.label}: input {name!r} and output {pairs[name]!r} have the names of a state, but {why}; "
             f"give it when the stream is opened, stream({name}=...), or say which are states: stream(states={others})"
         )
     return pairs
+
+
+def named_pairs(model):
+    """{state input: state output} of a model whose names pair, in the order of its inputs."""
+    inputs, outputs = _required(model), list(model.outputs)
+    found = _by_names(inputs, outputs, _bases) or _by_names(inputs, outputs, _unnumbered)
+    if found and (len(found) == len(inputs) or len(found) == len(outputs)):
+        found = [pair for pair in found if pair != (inputs[0].name, outputs[0].name)]
+    return dict(found)
+
+
+def _required(model):
+    """The inputs that every call gives."""
+    required = set(model.required_inputs)
+    return [v for v in model.inputs if v.name in required]
 
 
 def _by_names(inputs, outputs, bases):
@@ -108,8 +118,9 @@ def types_match(a, b):
     )
 
 
-def _candidates(inputs, outputs):
+def _candidates(model):
     """For the error message: which outputs each input could come back as, and what to write then."""
+    inputs, outputs = _required(model), model.outputs
     partners = {i.name: [o.name for o in outputs if types_match(i.type, o.type)] for i in inputs}
     partners = {name: fitting for name, fitting in partners.items() if fitting}
     if not partners:

@@ -85,6 +85,28 @@ def test_info_for_programs():
     assert facts["parameters"] == sum(layer["parameters"] for layer in facts["layers"])
 
 
+def test_info_shows_what_is_proven(tmp_path):
+    assert "batch axes: audio axis 0, rate the same for all -> probability axis 0" in " ".join(
+        rnnfast("info", MODELS / "detector.onnx", *AT_16K).stdout.split()
+    )
+    facts = json.loads(rnnfast("info", MODELS / "tagger.onnx", "--json").stdout)
+    assert facts["states"] == {} and facts["idle_state"] is None
+    assert facts["batch_axes"] == {"inputs": {"tokens": 0, "lengths": 0}, "outputs": {"tags": 0}, "problem": None}
+    assert facts["sequences"] == {"way": "padded", "frames": {"tokens": 1, "tags": 1}, "problem": None}
+    facts = json.loads(rnnfast("info", MODELS / "denoiser.onnx", "--json").stdout)
+    assert facts["states"] == {"state": "new_state"} and "sequences" not in facts
+    file = saved(
+        "agraph (float[b,3] x, float[b,3] h) => (float[b,3] y, float[b,3] h_out) "
+        "{ m = ReduceMax <axes = [0]> (x)  y = Sub (x, m)  h_out = Identity (h) }",
+        tmp_path,
+    )
+    text = " ".join(rnnfast("info", file).stdout.split())
+    assert "states: h -> h_out not a state: h: the output 'h_out' is the input unchanged" in text
+    assert "no batch axis: node #0 (ReduceMax): it reduces the tensor along axis 0, along which the rows lie" in text
+    facts = json.loads(rnnfast("info", file, "--json").stdout)
+    assert facts["batch_axes"]["problem"].startswith("node #0 (ReduceMax)") and not facts["batch_axes"]["inputs"]
+
+
 def test_info_of_inputs_that_cannot_be_filled(tmp_path):
     file = saved(
         "agraph (seq(float[n]) parts, float x) => (float y, int64 n) { n = SequenceLength(parts)  y = Relu(x) }",
