@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rnnfast.onnx.axes.transcript import Event, Transcript
+from rnnfast.onnx.axes.transcript import Event, Traced, Transcript
 from rnnfast.onnx.axes.values import Meets, Rows, Value
 
 
@@ -62,8 +62,8 @@ def _loop(propagation: Any, event: Event, values: Sequence[Value | None], captur
     _check_same(outputs[0], "the condition of its body")
     after = outputs[1 : 1 + len(before)]
     _check_carried(before, after)
-    rows = [_stacked(value, 0) for value in outputs[1 + len(before) :]]
-    return [*before, *rows]
+    slices = zip(outputs[1 + len(before) :], event.outputs[len(before) :])
+    return [*before, *(_stacked(value, 0, traced) for value, traced in slices)]
 
 
 def _carried(value: Value | None) -> Value:
@@ -79,15 +79,15 @@ def _check_carried(before: Sequence[Value], after: Sequence[Value]) -> None:
             raise Meets("a state that it carries has the rows along another axis, or none, after an iteration")
 
 
-def _stacked(value: Value, axis: int) -> Value:
-    """The slices of all iterations along a new axis, whose length the trace does not tell here."""
-    if value.shape is None:
+def _stacked(value: Value, axis: int, traced: Traced) -> Value:
+    """The slices of all iterations along a new axis."""
+    if traced.shape is None:
         raise Meets("it collects values that are no tensors")
-    axis %= len(value.shape) + 1
+    axis %= len(traced.shape)
     rows = value.rows
     if rows is not None and rows.axis >= axis:
         rows = rows.moved(rows.axis + 1)
-    return Value((*value.shape[:axis], 0, *value.shape[axis:]), rows, last=value.last, fixed=value.fixed)
+    return Value(traced.shape, rows, last=value.last, fixed=traced.fixed)
 
 
 def _scan(propagation: Any, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value]) -> list[Value]:
@@ -98,9 +98,9 @@ def _scan(propagation: Any, event: Event, values: Sequence[Value | None], captur
     slices = [_slice(_carried(value), axis) for value, axis in zip(values[count:], axes)]
     outputs = _run(propagation, event, "body", [*states, *slices], captures)
     _check_carried(states, outputs[:count])
-    scanned = outputs[count:]
-    output_axes = attributes.get("scan_output_axes") or (0,) * len(scanned)
-    return [*states, *(_stacked(value, axis) for value, axis in zip(scanned, output_axes))]
+    output_axes = attributes.get("scan_output_axes") or (0,) * (len(outputs) - count)
+    scanned = zip(outputs[count:], output_axes, event.outputs[count:])
+    return [*states, *(_stacked(value, axis, traced) for value, axis, traced in scanned)]
 
 
 def _slice(value: Value, axis: int) -> Value:

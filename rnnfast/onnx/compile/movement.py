@@ -54,7 +54,7 @@ def emit_concat(builder, node, inputs, outputs):
 def emit_pad(builder, node, inputs, outputs):
     """Emit copies of the fill value and the input; or of the input, and then along each axis of its margins.
 
-    False for other modes, negative pads, parameters that are not constant, or without elements.
+    False for other modes, negative pads, parameters that are not constant, without elements, and for scalars.
     """
     given = [None if v is None else v.known for v in inputs[1:]] + [None] * 3
     if any(v is not None and known is None for v, known in zip(inputs[1:], given)):
@@ -65,7 +65,7 @@ def emit_pad(builder, node, inputs, outputs):
     begin, end = [0] * rank, [0] * rank
     for i, axis in enumerate(padded_axes):
         begin[axis], end[axis] = int(pads[i]), int(pads[len(padded_axes) + i])
-    if min(begin + end, default=0) < 0 or mode not in ("constant", "reflect", "edge") or 0 in inputs[0].shape:
+    if rank == 0 or min(begin + end) < 0 or mode not in ("constant", "reflect", "edge") or 0 in inputs[0].shape:
         return False
     size = inputs[0].shape
     if mode == "reflect" and any(max(pair) >= n for *pair, n in zip(begin, end, size)):

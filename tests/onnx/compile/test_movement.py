@@ -130,3 +130,12 @@ def test_gather_of_one_item_of_a_vector(dtype, of):
         )
     )
     compare(model, x=np.arange(5).astype(of))
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_padding_of_a_scalar(mode):
+    """There is no axis to pad: the scalar itself."""
+    text = f'g (float x) => (z) {{ y = Tanh (x)  p = Pad <mode = "{mode}"> (y, pads)  z = Neg (p) }}'
+    model = load(parse(text, pads=np.zeros(0, np.int64)))
+    for _ in range(2):
+        np.testing.assert_allclose(model(x=2.0).z, -np.tanh(2), rtol=1e-6)

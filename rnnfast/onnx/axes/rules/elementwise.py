@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rnnfast.onnx.axes.rules.follower import Follower, aligned, check_shared
+from rnnfast.onnx.axes.rules.follower import Follower, aligned, check_shared, rows_in
 from rnnfast.onnx.axes.transcript import Event
 from rnnfast.onnx.axes.values import Meets, Rows, Value
 
@@ -23,7 +23,7 @@ BROADCASTING = (
 def same(follower: Follower, event: Event, x: Value, *others: Value | None) -> Any:
     """All outputs have the shape of the first input, and its rows."""
     check_shared(others, "its other inputs")
-    return x.rows
+    return rows_in(x)
 
 
 def broadcast(follower: Follower, event: Event, *values: Value | None) -> Rows | None:
@@ -43,6 +43,7 @@ def power(follower: Follower, event: Event, x: Value, y: Value) -> Rows | None:
 
 
 def prelu(follower: Follower, event: Event, x: Value, slope: Value) -> Rows | None:
+    rows_in(x)
     if slope.shape != () and slope.ndim != x.ndim and slope.ndim == 1 and not slope.rows and x.rows:
         if event.node.function.__name__ == "prelu_1" and slope.shape != (1,):  # type: ignore[union-attr]
             if x.rows.axis == 1:

@@ -31,10 +31,6 @@ class Follower:
         return self.frames is not None and self.frames.padded
 
 
-def rows_of(value: Value | None) -> Rows | None:
-    return None if value is None else value.rows
-
-
 def check_shared(values: Iterable[Value | None], what: str) -> None:
     """Raise Meets if any of these inputs has rows."""
     for value in values:
@@ -84,11 +80,16 @@ def aligned(values: Sequence[Value | None], rank: int) -> Rows | None:
     return rows
 
 
-def apart_from(value: Value | None, axes: Iterable[int], does: str) -> Rows | None:
-    """The rows of a value, which must not be along these axes. `does` says what the node does along them."""
+def rows_in(value: Value | None) -> Rows:
+    """The rows of an input; Meets if it has none, while another input has."""
     if value is None or value.rows is None:
         raise Meets("an input that is the same for all rows meets one that is not")
-    axes = [axis % value.ndim for axis in axes]
-    if value.rows.axis in axes:
-        raise Meets(f"{does} along axis {value.rows.axis}, along which the rows lie")
     return value.rows
+
+
+def apart_from(value: Value | None, axes: Iterable[int], does: str) -> Rows:
+    """The rows of a value, which must not be along these axes. `does` says what the node does along them."""
+    rows = rows_in(value)
+    if rows.axis in [axis % value.ndim for axis in axes]:  # type: ignore[union-attr]
+        raise Meets(f"{does} along axis {rows.axis}, along which the rows lie")
+    return rows

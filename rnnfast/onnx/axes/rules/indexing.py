@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnfast.onnx.axes.rules.follower import Follower, apart_from, check_shared
+from rnnfast.onnx.axes.rules.follower import Follower, apart_from, check_shared, rows_in
 from rnnfast.onnx.axes.transcript import Event
 from rnnfast.onnx.axes.values import Linear, Meets, Rows, Value
 
@@ -22,7 +22,6 @@ def gather(follower: Follower, event: Event, x: Value, indices: Value) -> Any:
     if indices.rows is not None or indices.sizes is not None:
         raise Meets(CROSSED)
     rows = apart_from(x, [axis], "it selects")
-    assert rows is not None
     return rows if rows.axis < axis else rows.moved(rows.axis + indices.ndim - 1)
 
 
@@ -70,7 +69,6 @@ def scatter_nd(follower: Follower, event: Event, x: Value, indices: Value, updat
     check_shared([indices], "the indices")
     depth = indices.shape[-1]  # type: ignore[index]
     rows = apart_from(x, range(depth), "it writes")
-    assert rows is not None
     if updates.rows != rows.moved(indices.ndim - 1 + rows.axis - depth):
         raise Meets(CROSSED)
     return rows
@@ -79,8 +77,8 @@ def scatter_nd(follower: Follower, event: Event, x: Value, indices: Value, updat
 def one_hot(follower: Follower, event: Event, indices: Value, depth: Value, values: Value) -> Rows | None:
     check_shared([depth, values], "the depths or values")
     axis = event.node.attributes.get("axis", -1) % (indices.ndim + 1)
-    assert indices.rows is not None
-    return indices.rows.moved(indices.rows.axis + (axis <= indices.rows.axis))
+    rows = rows_in(indices)
+    return rows.moved(rows.axis + (axis <= rows.axis))
 
 
 def compress(follower: Follower, event: Event, x: Value, condition: Value) -> Rows | None:

@@ -42,8 +42,9 @@ def gemm(follower: Follower, event: Event, a: Value, b: Value, c: Value | None =
     )
     if c is None:
         return y
-    if attributes.get("broadcast") == 0:
+    if y is None:
         check_shared([c], "the matrices C")
+        return y
     return aligned([Value(event.outputs[0].shape, y), c], 2)
 
 

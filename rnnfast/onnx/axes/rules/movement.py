@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rnnfast.onnx.axes.rules.follower import Follower, apart_from, check_shared, integers
+from rnnfast.onnx.axes.rules.follower import Follower, apart_from, check_shared, integers, rows_in
 from rnnfast.onnx.axes.sizes import shape_of
 from rnnfast.onnx.axes.transcript import Event
 from rnnfast.onnx.axes.values import Linear, Meets, Rows, Value, objects
@@ -68,8 +68,8 @@ def flatten(follower: Follower, event: Event, x: Value) -> Rows | None:
 
 
 def squeeze(follower: Follower, event: Event, x: Value, axes: Value | None = None) -> Rows | None:
-    rows, shape = x.rows, x.shape
-    assert rows is not None and shape is not None
+    rows, shape = rows_in(x), x.shape
+    assert shape is not None
     dropped = event.node.attributes.get("axes") if axes is None else integers(axes, "its axes")
     if dropped is None:
         if rows.plain:
@@ -83,16 +83,15 @@ def squeeze(follower: Follower, event: Event, x: Value, axes: Value | None = Non
 
 def unsqueeze(follower: Follower, event: Event, x: Value, axes: Value | None = None) -> Rows | None:
     added = event.node.attributes.get("axes") if axes is None else integers(axes, "its axes")
-    assert added is not None and x.rows is not None
+    assert added is not None
     rank = x.ndim + len(added)
     added = {axis % rank for axis in added}
-    return x.rows.moved([axis for axis in range(rank) if axis not in added][x.rows.axis])
+    return rows_in(x).moved([axis for axis in range(rank) if axis not in added][rows_in(x).axis])
 
 
 def transpose(follower: Follower, event: Event, x: Value) -> Rows | None:
     order = event.node.attributes.get("perm") or range(x.ndim)[::-1]
-    assert x.rows is not None
-    return x.rows.moved(list(order).index(x.rows.axis))
+    return rows_in(x).moved(list(order).index(rows_in(x).axis))
 
 
 def concat(follower: Follower, event: Event, *values: Value) -> Rows | None:
@@ -229,7 +228,6 @@ def reverse_sequence(follower: Follower, event: Event, x: Value, lengths: Value)
     if x.rows is not None and x.rows.axis == time and follower.causal and lengths.lengths:
         return x.rows
     rows = apart_from(x, [time], "it reverses the order")
-    assert rows is not None
     if rows.axis != batch:
         check_shared([lengths], "the lengths")
     elif lengths.rows != rows.moved(0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rnnfast.onnx import ops
-from rnnfast.onnx.axes.rules.follower import Follower, aligned, apart_from, check_shared, integers
+from rnnfast.onnx.axes.rules.follower import Follower, aligned, apart_from, check_shared, integers, rows_in
 from rnnfast.onnx.axes.transcript import Event
 from rnnfast.onnx.axes.values import Meets, Rows, Value
 
@@ -20,7 +20,6 @@ def reduce(follower: Follower, event: Event, x: Value, axes: Value | None = None
 
 def _reduced(x: Value, over: Any, keepdims: int, does: str) -> Rows | None:
     rows = apart_from(x, over, does)
-    assert rows is not None
     return rows if keepdims else rows.moved(rows.axis - sum(axis % x.ndim < rows.axis for axis in over))
 
 
@@ -38,14 +37,10 @@ def top_k(follower: Follower, event: Event, x: Value, k: Value | None = None) ->
 def running(follower: Follower, event: Event, x: Value, axis: Value) -> Rows | None:
     """CumSum and CumProd."""
     axes = integers(axis, "its axis")
-    assert axes is not None and x.rows is not None
-    if (
-        follower.causal
-        and axes[0] % x.ndim == x.rows.axis
-        and x.rows.plain
-        and not event.node.attributes.get("reverse")
-    ):
-        return x.rows
+    assert axes is not None
+    rows, reverse = rows_in(x), event.node.attributes.get("reverse")
+    if follower.causal and axes[0] % x.ndim == rows.axis and rows.plain and not reverse:
+        return rows
     return apart_from(x, axes, "it adds up elements")
 
 

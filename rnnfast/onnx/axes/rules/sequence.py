@@ -71,7 +71,7 @@ def split(follower: Follower, event: Event, x: Value, sizes: Value | None = None
     axis, keepdims = event.node.attributes.get("axis", 0) % x.ndim, event.node.attributes.get("keepdims", 1)
     check_shared([sizes], "the sizes of its parts")
     rows, shape = apart_from(x, [axis], "it cuts the tensor"), x.shape
-    assert rows is not None and shape is not None
+    assert shape is not None
     given = integers(sizes, "the sizes of its parts")
     if given is None or sizes is None or sizes.ndim == 0:
         size = 1 if given is None else given[0]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from rnnfast.onnx.axes.rules.follower import Follower, check_shared
+from rnnfast.onnx.axes.rules.follower import Follower, check_shared, rows_in
 from rnnfast.onnx.axes.transcript import Event
 from rnnfast.onnx.axes.values import Meets, Rows, Value
 
 
 def conv(follower: Follower, event: Event, x: Value, w: Value, *others: Value | None) -> Rows | None:
     check_shared((w, *others), "the weights")
-    assert x.rows is not None
-    return _convolved(follower, event, x.rows, w.shape[2:])  # type: ignore[index]
+    return _convolved(follower, event, rows_in(x), w.shape[2:])  # type: ignore[index]
 
 
 def qlinear_conv(follower: Follower, event: Event, x: Value, x_s, x_z, w: Value, *others: Value | None) -> Rows | None:
     check_shared((x_s, x_z, w, *others), "the weights, scales or zero points")
-    assert x.rows is not None
-    return _convolved(follower, event, x.rows, w.shape[2:])  # type: ignore[index]
+    return _convolved(follower, event, rows_in(x), w.shape[2:])  # type: ignore[index]
 
 
 def _convolved(follower: Follower, event: Event, rows: Rows, kernel: tuple[int, ...]) -> Rows:
@@ -49,26 +47,24 @@ def _of_places(follower: Follower, event: Event, rows: Rows, kernel: tuple[int, 
 
 def conv_transpose(follower: Follower, event: Event, x: Value, w: Value, bias: Value | None = None) -> Rows | None:
     check_shared((w, bias), "the weights")
-    assert x.rows is not None
-    if x.rows.axis:
-        raise Meets(f"its windows go over several rows along axis {x.rows.axis}")
-    return x.rows
+    rows = rows_in(x)
+    if rows.axis:
+        raise Meets(f"its windows go over several rows along axis {rows.axis}")
+    return rows
 
 
 def pool(follower: Follower, event: Event, x: Value) -> Any:
-    assert x.rows is not None
+    rows = rows_in(x)
     if any(event.node.outputs[1:]):
         raise Meets("it counts the elements of all rows for the output Indices")
-    if x.rows.axis < 2:
-        return x.rows
-    return _of_places(follower, event, x.rows, event.node.attributes["kernel_shape"])
+    return rows if rows.axis < 2 else _of_places(follower, event, rows, event.node.attributes["kernel_shape"])
 
 
 def global_pool(follower: Follower, event: Event, x: Value) -> Rows | None:
-    assert x.rows is not None
-    if x.rows.axis > 1:
-        raise Meets(f"it pools over axis {x.rows.axis}, along which the rows lie")
-    return x.rows
+    rows = rows_in(x)
+    if rows.axis > 1:
+        raise Meets(f"it pools over axis {rows.axis}, along which the rows lie")
+    return rows
 
 
 RULES = {
