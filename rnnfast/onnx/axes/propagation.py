@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,10 +31,21 @@ def propagate(
         if isinstance(given, Value):
             taken[name] = given
         elif given is None:
-            taken[name] = Value(traced.shape, data=traced.data, fixed=traced.fixed)
+            taken[name] = traced.constant()
         else:
             taken[name] = Value(traced.shape, given)
     return Propagation(n, frames).graph(transcript, taken)
+
+
+NONE: Mapping[str, Value] = {}
+
+
+class _Found(dict[Traced, Value]):
+    """The Value of what was traced; what is known and was made by no node is a constant."""
+
+    def __missing__(self, traced: Traced) -> Value:
+        assert traced.data is not None or traced.shape is None
+        return traced.constant()
 
 
 class Propagation(Follower):
@@ -45,20 +57,20 @@ class Propagation(Follower):
 
     def graph(self, transcript: Transcript, inputs: Mapping[str, Value]) -> list[Value]:
         """The outputs of a graph or body, for the values of its inputs and captures."""
-        found = {id(traced): inputs[name] for name, traced in transcript.inputs.items()}
+        found = _Found({traced: inputs[name] for name, traced in transcript.inputs.items()})
         decisions: list[Meeting] = []
         for event in transcript.events:
             self.step += 1
-            values = [None if traced is None else _value(found, traced) for traced in event.inputs]
+            values = [None if traced is None else found[traced] for traced in event.inputs]
             if not event.outputs:
                 decisions += self._decided(event, values)
                 continue
-            captures = {name: _value(found, traced) for name, traced in event.captures.items()}
+            captures = {name: found[traced] for name, traced in event.captures.items()} if event.captures else NONE
             for traced, value in zip(event.outputs, self.outputs(event, values, captures)):
                 # An output that is one of the inputs, as of Identity, has its value already.
-                found.setdefault(id(traced), value)
+                found.setdefault(traced, value)
         assert transcript.outputs is not None
-        outputs = [_value(found, traced) for traced in transcript.outputs]
+        outputs = [found[traced] for traced in transcript.outputs]
         if decisions:  # another number of rows, or another row, takes another way through the graph
             return [Value(value.shape, meeting=decisions[0]) for value in outputs]
         return outputs
@@ -75,15 +87,15 @@ class Propagation(Follower):
         return [self._meeting(event, f"it decides for all rows by {reason}")]
 
     def outputs(
-        self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value] | None = None
+        self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value] = NONE
     ) -> list[Value]:
         """The outputs of a node."""
-        taken = [*values, *(captures or {}).values()]
-        for value in taken:
-            if value is not None and value.meeting is not None:
+        others = [value for value in (*values, *captures.values()) if value is not None and not value.shared]
+        for value in others:
+            if value.meeting is not None:
                 return [Value(traced.shape, meeting=value.meeting) for traced in event.outputs]
         try:
-            return self._outputs(event, values, captures or {})
+            return self._outputs(event, values, captures, others)
         except Meets as e:
             meeting = self._meeting(event, str(e))
             return [Value(traced.shape, meeting=meeting) for traced in event.outputs]
@@ -94,52 +106,58 @@ class Propagation(Follower):
             reason = re.sub(r"\brow(s?)\b", r"frame\1", reason)
         return Meeting(event.node.where, reason, self.step)
 
-    def _outputs(self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value]) -> list[Value]:
+    def _outputs(
+        self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value], others: Sequence[Value]
+    ) -> list[Value]:
+        """The outputs of a node. `others` are the inputs and captures that are not shared."""
         node = event.node
         rule = None if node.domain else RULES.get(node.op_type)
-        given = [value for value in (*values, *captures.values()) if value is not None]
         if rule is None and not event.bodies:
             raise Meets("no rule says what this operator does with rows")
-        if all(value.shared for value in given):
-            lengths = node.op_type in KEEPS_VALUES and bool(given) and given[0].lengths
+        if not others:
+            lengths = node.op_type in KEEPS_VALUES and values[0] is not None and values[0].lengths
             return [self._shared(traced, lengths) for traced in event.outputs]
         if event.bodies:
             return control.follow(self, event, values, captures)
         if node.op_type in ("Shape", "Size") and event.outputs[0].data is not None:
-            (value,) = given
-            if value.rows is not None:
-                return [self._numbers(event.outputs[0], sizes.of_shape(node, value))]
+            if others[0].rows is not None:
+                return [self._numbers(event.outputs[0], sizes.of_shape(node, others[0]))]
             return [self._shared(event.outputs[0], False)]
-        if any(value.last for value in given):
-            return self._last(event, given)
+        if self.frames is not None and any(value.last is not None for value in others):
+            return self._last(event, others)
         assert rule is not None
-        if any(value.sizes is not None for value in given):
+        if any(value.sizes is not None for value in others):
             own = SIZE_INPUTS.get(node.op_type, ())
             if any(v is not None and v.sizes is not None and i not in own for i, v in enumerate(values)):
                 data = [None if traced is None else traced.data for traced in event.inputs]
                 results = sizes.compute(node, list(values), data)
                 return [self._numbers(traced, result) for traced, result in zip(event.outputs, results)]
         results = rule(self, event, *values)
-        results = results if isinstance(results, list) else [results] * len(event.outputs)
-        named = [*map(bool, node.outputs), *[False] * (len(event.outputs) - len(node.outputs))]
+        if not isinstance(results, list):
+            if len(event.outputs) == 1:
+                return [self._checked(event.outputs[0], results)]
+            results = [results] * len(event.outputs)
+        names = itertools.chain(node.outputs, itertools.repeat(""))
         return [
-            self._checked(traced, result) if wanted else Value(traced.shape)
-            for traced, result, wanted in zip(event.outputs, results, named)
+            self._checked(traced, result) if name else traced.constant()
+            for traced, result, name in zip(event.outputs, results, names)
         ]
 
     def _shared(self, traced: Traced, lengths: bool) -> Value:
         """A value that is computed from shared values alone."""
         if self.frames is not None and traced.shape is not None and not traced.fixed:
             raise Meets("its shape depends on values")
-        return Value(traced.shape, data=traced.data, fixed=traced.fixed, lengths=lengths)
+        if lengths:
+            return Value(traced.shape, data=traced.data, fixed=traced.fixed, lengths=True)
+        return traced.constant()
 
-    def _last(self, event: Event, given: Sequence[Value]) -> list[Value]:
+    def _last(self, event: Event, others: Sequence[Value]) -> list[Value]:
         """Values that are computed from that of the last frame and from shared ones."""
-        if not all(value.last or value.shared for value in given):
+        if not all(value.last for value in others):
             raise Meets("it combines frames with what follows from the last one")
         if not all(traced.fixed and traced.shape is not None for traced in event.outputs):
             raise Meets("its shape depends on values")
-        last = "frame" if any(value.last == "frame" for value in given) else "state"
+        last = "frame" if any(value.last == "frame" for value in others) else "state"
         return [Value(traced.shape, last=last) for traced in event.outputs]
 
     def _numbers(self, traced: Traced, numbers: Any) -> Value:
@@ -167,12 +185,3 @@ class Propagation(Follower):
 
 # Operators that hand on the lengths of sequences, perhaps as another type or shape.
 KEEPS_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
-
-
-def _value(found: dict[int, Value], traced: Traced) -> Value:
-    """The Value of what was traced; what is known and was made by no node is a constant."""
-    value = found.get(id(traced))
-    if value is None:
-        assert traced.data is not None or traced.shape is None
-        value = found[id(traced)] = Value(traced.shape, data=traced.data, fixed=traced.fixed)
-    return value

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rnnfast.onnx.axes.values import Value
+
 if TYPE_CHECKING:
     from rnnfast.onnx.graph import Node
 
@@ -18,11 +20,18 @@ class Traced:
     and input shapes alone; else None. fixed: whether its shape depends on these alone.
     """
 
-    __slots__ = ("shape", "data", "fixed")
+    __slots__ = ("shape", "data", "fixed", "_constant")
 
     def __init__(self, data: Any, known: bool, fixed: bool) -> None:
         self.shape: tuple[int, ...] | None = data.shape if isinstance(data, np.ndarray) else None
         self.data, self.fixed = data if known else None, fixed
+        self._constant: Value | None = None
+
+    def constant(self) -> Value:
+        """Its Value if it is the same for all rows."""
+        if self._constant is None:
+            self._constant = Value(self.shape, data=self.data, fixed=self.fixed)
+        return self._constant
 
 
 class Event(NamedTuple):
@@ -72,10 +81,10 @@ class Transcript:
         self.events.append(
             Event(
                 node,
-                [None if value.data is None else self.traced(value) for value in inputs],
+                [None if value.data is None else value.traced or self.traced(value) for value in inputs],
                 [self.traced(value) for value in outputs],
-                {name: self.traced(value) for name, value in (captures or {}).items()},
-                dict(bodies or {}),
+                {name: self.traced(value) for name, value in captures.items()} if captures else {},
+                dict(bodies) if bodies else {},
             )
         )
 

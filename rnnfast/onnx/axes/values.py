@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
     def moved(self, axis: int) -> Rows:
         """The same rows along another axis."""
-        return self._replace(axis=axis)
+        return Rows(axis, self.outer, self.inner)
 
     @property
     def plain(self) -> bool:
@@ -48,33 +48,35 @@ class Meeting:
         return f"{self.where}: {self.reason}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a graph. It is the same for all rows and each n, unless it has one of these:
+    """One value of a graph. It is the same for all rows and each n (`shared`), unless it has one of these:
 
     rows: where the rows lie in it. sizes: an array of objects, integers and Linears, if it consists of numbers
     computed from n. last: "state" or "frame" if it depends on the frames up to the last one and has no axis of frames:
-    on the last states of recurrent nodes alone, or on the last frame of the call.
-    members: the values of a sequence that was made of such values. meeting: where rows met on the way to it.
+    on the last states of recurrent nodes alone, or on the last frame of the call. members: the values of a sequence
+    that was made of such values. meeting: where rows met on the way to it.
 
     shape: that of the trace; None for a sequence or absent value. data: the value, if it is known and the same for all
     rows and each n. fixed: whether the shape depends on no input's value. lengths: it has the lengths of the sequences.
     """
 
-    shape: tuple[int, ...] | None = None
-    rows: Rows | None = None
-    sizes: Any = None
-    last: str | None = None
-    members: tuple[Value, ...] | None = None
-    meeting: Meeting | None = None
-    data: Any = None
-    fixed: bool = True
-    lengths: bool = False
+    __slots__ = ("shape", "rows", "sizes", "last", "members", "meeting", "data", "fixed", "lengths", "shared")
 
-    @property
-    def shared(self) -> bool:
-        """Whether it is the same for all rows and each n."""
-        return self.rows is None and self.sizes is None and self.last is None and self.members is None
+    def __init__(
+        self,
+        shape: tuple[int, ...] | None = None,
+        rows: Rows | None = None,
+        sizes: Any = None,
+        last: str | None = None,
+        members: tuple[Value, ...] | None = None,
+        meeting: Meeting | None = None,
+        data: Any = None,
+        fixed: bool = True,
+        lengths: bool = False,
+    ) -> None:
+        self.shape, self.rows, self.sizes, self.last, self.members = shape, rows, sizes, last, members
+        self.meeting, self.data, self.fixed, self.lengths = meeting, data, fixed, lengths
+        self.shared = rows is sizes is last is members is meeting is None
 
     @property
     def ndim(self) -> int:

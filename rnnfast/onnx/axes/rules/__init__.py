@@ -23,6 +23,7 @@ from rnnfast.onnx.axes.rules import (
 )
 from rnnfast.onnx.axes.rules.follower import Follower, Frames
 from rnnfast.onnx.axes.rules.movement import SIZE_INPUTS
+from rnnfast.onnx.axes.values import Meets
 
 __all__ = ["RULES", "SIZE_INPUTS", "Follower", "Frames"]
 
@@ -34,7 +35,8 @@ def _no_inputs(follower: Follower, event: Any) -> None:
 
 
 def _dimensions(follower: Follower, event: Any, x: Any) -> None:
-    """Shape and Size of numbers that are computed from the number of rows; `sizes` computes those of rows."""
+    """Shape and Size where the trace does not know the result; where it does, `sizes` computes it."""
+    raise Meets("the shape of its input depends on values")
 
 
 RULES: dict[str, Callable[..., Any]] = {"Constant": _no_inputs, "Shape": _dimensions, "Size": _dimensions}
