@@ -449,9 +449,8 @@ class Model:
             InputTypeError: An input that was given has a wrong type.
         """
         from rnnfast.streaming.model_axes import batch_axes
-        from rnnfast.streaming.state_pairs import named_pairs
 
-        return batch_axes(self, self.merge_inputs(feed, inputs), named_pairs(self))
+        return batch_axes(self, self.merge_inputs(feed, inputs))
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)

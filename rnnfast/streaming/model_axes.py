@@ -12,6 +12,7 @@ from rnnfast.errors import Error
 from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.summary import zeros
 from rnnfast.streaming.batch_axes import MAX_CHOICES, NotApart, output_axes, trace_call
+from rnnfast.streaming.state_pairs import named_pairs
 
 
 class BatchAxes(NamedTuple):
@@ -38,11 +39,12 @@ class BatchAxes(NamedTuple):
         return f"batch axes: {inputs} -> {outputs}"
 
 
-def batch_axes(model: Any, feed: Mapping[str, Any], states: Mapping[str, str]) -> BatchAxes:
+def batch_axes(model: Any, feed: Mapping[str, Any]) -> BatchAxes:
     """Find the BatchAxes of a Model for a call with `feed`; required inputs that it lacks are zeros.
 
-    states: the state pairs, of which input and output must have the rows along the same axis.
+    A state must have the rows along the same axis as the output that it comes back as.
     """
+    states = named_pairs(model)
     given = {v.name: zeros(v.type) for v in model.inputs if v.name in model.required_inputs}
     planned, args = model.prepare(given | dict(feed))
     sample, transcript, label = dict(zip(planned.names, args)), Transcript(), f"{model.source.label}: "

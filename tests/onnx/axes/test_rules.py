@@ -117,7 +117,7 @@ APART = {
     "an embedding": ("z = Gather (c, k)", {"c": random(13, 3, 5)}, Rows(0)),
     "gather of each row": ("z = Gather <axis = 2> (x, i)", {"i": [[0, 2]]}, Rows(0)),
     "gather elements": ("i = ArgMax <axis = 2> (x)  z = GatherElements <axis = 2> (x, i)", {}, Rows(0)),
-    "gather nd": ("u = Unsqueeze (k, one)  z = GatherND <batch_dims = 1> (x, u)", {"one": [1]}, Rows(0)),
+    "gather by tuples": ("u = Unsqueeze (k, one)  z = GatherND <batch_dims = 1> (x, u)", {"one": [1]}, Rows(0)),
     "scatter": (
         "i = ArgMax <axis = 1> (x)  m = ReduceMin <axes = [1]> (x)  z = ScatterElements <axis = 1> (x, i, m)",
         {},
