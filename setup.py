@@ -39,11 +39,18 @@ EXTENSIONS = {
     "rnnfast.native._programs": ["program.c"],
     "rnnfast.native._plans": [],
     "rnnfast.native._blas": [],
+    "rnnfast.native._locks": [],
     "rnnfast.streaming._pools": [],
     "rnnfast.streaming._streams": [],
     "rnnfast.serving._requests": [],
 }
-DIRECTIVES = {"language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True}
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+    "freethreading_compatible": True,
+}
 
 
 def cythonized(extensions, **options):

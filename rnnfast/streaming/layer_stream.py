@@ -62,13 +62,7 @@ class LayerStream(Handle):
             InputError: The shape of x is not that of the first step, or `out` does not fit.
             InputTypeError: x or `out` has another type.
         """
-        if not self._busy.acquire(False):
-            self._enter()
-        try:
-            y = self._only.ready_step(x, out) if self._only is not None else self._ready_step(x, out)
-            return self._advance(as_array(x, "x"), out, False) if y is None else y
-        finally:
-            self._busy.release()
+        return self._lock.call(self._step, x, out)
 
     def run(self, x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Take many time steps, which lie along the leading axis, whatever `batch_first` is.
@@ -84,20 +78,11 @@ class LayerStream(Handle):
             InputError: The shape of a step is not that of the first one, or `out` does not fit.
             InputTypeError: x or `out` has another type.
         """
-        self._enter()
-        try:
-            return self._advance(as_array(x, "x"), out, True)
-        finally:
-            self._busy.release()
+        return self._lock.call(self._advance, x, out, True)
 
     def reset(self) -> None:
         """Begin anew with the initial state that was given, else with zeros. The next step may have another batch."""
-        self._enter()
-        try:
-            self._release()
-            self._load(self._initial_states)
-        finally:
-            self._busy.release()
+        self._lock.renew(self._restart)
 
     @property
     def state(self) -> Any:
@@ -106,28 +91,33 @@ class LayerStream(Handle):
         It has no batch axis if x has none. For a Sequential it is a tuple of the states of its recurrent layers. It is
         None before the first step if no initial state was given. Setting it copies; None sets zeros.
         """
-        self._enter()
-        try:
-            states = [part.copied_state() for part in self._states]
-            if any(state is None for state in states):
-                return None
-            return tuple(states) if self._is_sequential else states[0]
-        finally:
-            self._busy.release()
+        return self._lock.call(self._copied_state)
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._enter()
-        try:
-            self._load(self._validate_state(state))
-        finally:
-            self._busy.release()
+        self._lock.call(self._replace_state, state)
 
     # ------------------------------------------------------------------------------------------ state
     def _release(self):
         self._pattern = self._between = self._result_form = None
         for part in self._states:
             part.release()
+
+    def _restart(self):
+        """Begin anew with the initial state."""
+        self._release()
+        self._load(self._initial_states)
+
+    def _copied_state(self):
+        """A copy of the state, as a call has it; None before it is known."""
+        states = [part.copied_state() for part in self._states]
+        if any(state is None for state in states):
+            return None
+        return tuple(states) if self._is_sequential else states[0]
+
+    def _replace_state(self, state):
+        """Set the state to a copy of this one; None sets zeros."""
+        self._load(self._validate_state(state))
 
     def _validate_state(self, state):
         """For each recurrent layer the list of its states, or None for zeros."""
@@ -146,6 +136,11 @@ class LayerStream(Handle):
             part.load(part.zeros() if values is None and self._pattern is not None else values)
 
     # ------------------------------------------------------------------------------------------ steps
+    def _step(self, x, out):
+        """Take one step, as `step` takes it."""
+        y = self._only.ready_step(x, out) if self._only is not None else self._ready_step(x, out)
+        return self._advance(x, out, False) if y is None else y
+
     def _ready_step(self, x, out):
         """Take a step of a Sequential without allocating anything but the result.
 
@@ -185,7 +180,7 @@ class LayerStream(Handle):
 
     def _advance(self, x, out, many):
         """Take one step, or `many` of them, with every check; if it fails, leave the states as before."""
-        self._check_open()
+        x = as_array(x, "x")
         frame, pattern = x.shape[1:] if many else x.shape, self._pattern
         wrong = pattern is not None and (frame, x.dtype) != (pattern.shape, pattern.dtype)
         if many and x.ndim == 0 or wrong:

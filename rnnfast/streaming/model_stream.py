@@ -78,16 +78,7 @@ class Stream(Handle):
             InputError: Names, shapes or values do not fit.
             InputTypeError: A dtype does not fit, or a value is no array.
         """
-        if not self._busy.acquire(False):
-            self._enter()
-        try:
-            if self._runner is not None and (feed is None or not inputs):
-                results = self._runner.step(inputs if feed is None else feed, out)
-                if results is not None:
-                    return out if out is not None else self._signature.pack(results)
-            return self._checked_step(self._model.merge_inputs(feed, inputs), out)
-        finally:
-            self._busy.release()
+        return self._lock.call(self._step, feed, out, inputs)
 
     def run(
         self, feed: Mapping[str, ArrayLike] | None = None, /, *, out: Any = None, **inputs: ArrayLike
@@ -108,20 +99,11 @@ class Stream(Handle):
             InputTypeError: A dtype does not fit, or a value is no array.
             LimitError: The results need more memory than one call may take.
         """
-        self._enter()
-        try:
-            return self._run(self._model.merge_inputs(feed, inputs), out)
-        finally:
-            self._busy.release()
+        return self._lock.call(self._run, feed, out, inputs)
 
     def reset(self) -> None:
         """Begin anew with the initial state that was given, else with zeros. The next frame may have another shape."""
-        self._enter()
-        try:
-            self._release()
-            self._values = self._initial_states
-        finally:
-            self._busy.release()
+        self._lock.renew(self._restart)
 
     @property
     def state(self) -> dict[str, NDArray[Any]] | None:
@@ -129,36 +111,14 @@ class Stream(Handle):
 
         It is None before the first frame where that is to settle a shape. Setting it copies; None sets zeros.
         """
-        self._enter()
-        try:
-            values = self._current_states()
-            if values is None and self._signature.has_fixed_states():
-                values = self._signature.zero_states({})
-            return None if values is None else {name: np.array(v) for name, v in zip(self.states, values)}
-        finally:
-            self._busy.release()
+        return self._lock.call(self._copied_state)
 
     @state.setter
     def state(self, state: Mapping[str, ArrayLike] | None) -> None:
-        self._enter()
-        try:
-            values = None if state is None else self._signature.validate_state(state)
-            if values is None and self._settled is not None:
-                values = [np.zeros_like(v) for v in self._current_states()]
-            if self._settled is not None:
-                current: list[NDArray[Any]] = self._current_states()
-                for name, value, now in zip(self.states, values or (), current):
-                    if value.shape != now.shape:
-                        raise InputError(f"{self._label}: state {name!r} has shape {value.shape}, expected {now.shape}")
-            if self._runner is not None:
-                self._runner.load(values)
-            else:
-                self._values = values
-        finally:
-            self._busy.release()
+        self._lock.call(self._load, state)
 
     def __repr__(self) -> str:
-        state = " closed" if self._closed else ""
+        state = " closed" if self.closed else ""
         return f"<rnnfast.Stream{state} of {self._label} ({', '.join(self.inputs)}) -> ({', '.join(self.outputs)})>"
 
     # ------------------------------------------------------------------------------------------ state
@@ -166,21 +126,58 @@ class Stream(Handle):
         """Forget the states, the plan and the settled shapes, as before the first frame."""
         self._runner = self._planned = self._settled = self._values = None
 
+    def _restart(self):
+        """Begin anew with the initial state."""
+        self._release()
+        self._values = self._initial_states
+
+    def _copied_state(self):
+        """A copy of the states by the names of their inputs; None before the first frame settles their shapes."""
+        values = self._current_states()
+        if values is None and self._signature.has_fixed_states():
+            values = self._signature.zero_states({})
+        return None if values is None else {name: np.array(v) for name, v in zip(self.states, values)}
+
+    def _load(self, state):
+        """Set the states to a copy of these, by the names of their inputs; None sets zeros."""
+        values = None if state is None else self._signature.validate_state(state)
+        if values is None and self._settled is not None:
+            values = [np.zeros_like(v) for v in self._current_states()]
+        if self._settled is not None:
+            current: list[NDArray[Any]] = self._current_states()
+            for name, value, now in zip(self.states, values or (), current):
+                if value.shape != now.shape:
+                    raise InputError(f"{self._label}: state {name!r} has shape {value.shape}, expected {now.shape}")
+        if self._runner is not None:
+            self._runner.load(values)
+        else:
+            self._values = values
+
     def _current_states(self):
         """The states in the order of `states`; None before they are known."""
         return self._values if self._runner is None else self._runner.state()
 
     def _commit(self, values, runner, planned, states):
-        """Keep what a frame settled, and the states where no runner has them."""
-        self._settled = self._settled or {name: form(value) for name, value in values.items()}
-        self._planned = planned
-        self._runner, self._values = runner, None if runner is not None else states
+        """Keep what a frame settled, and the states where no runner has them: all at once, or nothing."""
+        vars(self).update(  # No signal handler runs in the midst of it.
+            _settled=self._settled or {name: form(value) for name, value in values.items()},
+            _planned=planned,
+            _runner=runner,
+            _values=None if runner is not None else states,
+        )
 
     # ------------------------------------------------------------------------------------------ running
+    def _step(self, feed, out, inputs):
+        """One frame, as `step` takes it."""
+        if self._runner is not None and (feed is None or not inputs):
+            results = self._runner.step(inputs if feed is None else feed, out)
+            if results is not None:
+                return out if out is not None else self._signature.pack(results)
+        return self._checked_step(self._model.merge_inputs(feed, inputs), out)
+
     def _checked_step(self, feed, out):
         """One frame of values that may need conversion, or of a stream whose plan is not native."""
         signature = self._signature
-        self._check_open()
         signature.check_names(feed, self._settled)
         values = {name: signature.validate_input(name, value) for name, value in feed.items()}
         signature.check_form(values, self._settled)
@@ -202,8 +199,9 @@ class Stream(Handle):
         self._commit(values, runner, planned, states)
         return out if out is not None else signature.pack(results)
 
-    def _run(self, feed, out):
-        signature = self._signature
+    def _run(self, feed, out, inputs):
+        """Many frames, as `run` takes them."""
+        feed, signature = self._model.merge_inputs(feed, inputs), self._signature
         signature.check_names(feed, self._settled)
         framed = [name for name, value in feed.items() if signature.has_frame_axis(name, value, self._settled)]
         values = {name: signature.validate_input(name, value, name in framed) for name, value in feed.items()}

@@ -1,11 +1,12 @@
 """Streams compared with calls of their model, and how closed and busy streams refuse use."""
 
 import pickle
+import threading
 
 import numpy as np
 import pytest
 
-from rnnfast.errors import InputError
+from rnnfast.errors import ClosedError, InputError
 from tests.cases import bits
 
 N = 6
@@ -83,18 +84,22 @@ def check_closed(stream, step, frames):
     stream.close()
     assert stream.closed
     for use in closed_uses(stream, step, frames):
-        with pytest.raises(InputError, match="closed"):
+        with pytest.raises(ClosedError, match="closed"):
             use()
 
 
 def check_busy(stream, step, frames):
-    """Check that a stream refuses every use, `close` too, as if another thread were in a step."""
+    """Check that a stream refuses every use, `close` too, while another thread is in a call."""
     stream.step(step)
     before = pickle.dumps(stream.state)
-    stream._busy.acquire()
+    entered, go = threading.Event(), threading.Event()
+    thread = threading.Thread(target=stream._lock.call, args=(lambda: entered.set() or go.wait(20),))
+    thread.start()
+    assert entered.wait(20)
     for use in [*closed_uses(stream, step, frames), stream.close]:
         with pytest.raises(InputError, match="in use by another thread"):
             use()
-    stream._busy.release()
+    go.set()
+    thread.join()
     assert pickle.dumps(stream.state) == before
     stream.step(step)
