@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError, raise_if_from_handler
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -68,6 +68,7 @@ def _errors_of(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # a null character in a path is a ValueError
+        raise_if_from_handler(error)
         text = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be written: {text}") from error
 

@@ -6,6 +6,10 @@ was expected, and where: the file, node, attribute or input.
 
 from __future__ import annotations
 
+import functools
+import signal
+from typing import Any
+
 
 def printable(text: str) -> str:
     """Return the text with each character that does not print as an escape sequence, such as `\\x1b`.
@@ -73,7 +77,11 @@ def with_location(error: BaseException, where: str) -> Error:
 
     An error that already has a location is returned as it is, so that the innermost location stands. A foreign
     exception becomes LimitError (memory, recursion), InputTypeError (TypeError) or InputError (anything else).
+
+    Raises:
+        BaseException: The error itself, if it is a signal handler's.
     """
+    raise_if_from_handler(error)
     if isinstance(error, Error):
         if error.located:
             return error
@@ -90,3 +98,34 @@ def with_location(error: BaseException, where: str) -> Error:
     new = kind(f"{where}: {text}")
     new.located = True
     return new
+
+
+def raise_if_from_handler(error: BaseException) -> None:
+    """Raise an error on if a signal handler raised it (an alarm, say): it is not about what was being computed.
+
+    Python calls a handler in the midst of any Python code, so its error arrives like one of that code. Its traceback
+    tells: a handler is a function that was called with the frame that it interrupted, or one that is installed now.
+    """
+    handlers = None
+    entry = error.__traceback__
+    while entry is not None:
+        frame = entry.tb_frame
+        if frame.f_back is not None and any(
+            value is frame.f_back or type(value) is tuple and any(member is frame.f_back for member in value)
+            for value in frame.f_locals.values()
+        ):
+            raise error
+        if handlers is None:
+            handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+        if frame.f_code in handlers:
+            raise error
+        entry = entry.tb_next
+
+
+def _code(handler: Any) -> Any:
+    """The code of a Python function, method or callable object; None of anything else."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    return getattr(handler, "__code__", None)

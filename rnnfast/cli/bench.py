@@ -16,7 +16,7 @@ from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
-from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.errors import InputError, UnsupportedError, raise_if_from_handler
 from rnnfast.model import Model, load
 from rnnfast.native.threads import limit
 
@@ -165,6 +165,7 @@ def _onnxruntime(file: str, model: Model, feed: Mapping[str, Any], threads: int)
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         session.run(names, feed)
     except Exception as e:  # onnxruntime raises a dozen classes that have no base of their own
+        raise_if_from_handler(e)
         raise UnsupportedError(f"--against onnxruntime: refused: {e}") from e
     return lambda: dict(zip(names, session.run(names, feed)))
 

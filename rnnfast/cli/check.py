@@ -11,6 +11,7 @@ import numpy as np
 
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.errors import raise_if_from_handler
 from rnnfast.model import Model, load
 
 # The largest difference allowed, relative to the output's largest value or absolute if that is below 1. float32 rounds
@@ -85,6 +86,7 @@ def onnxruntime_outputs(file: str, model: Model, feed: Mapping[str, Any]) -> tup
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return dict(zip((o.name for o in session.get_outputs()), session.run(None, feed))), None
     except Exception as e:  # onnxruntime raises a dozen classes that have no base of their own
+        raise_if_from_handler(e)
         return None, f"refused: {' '.join(str(e).split())}"
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.errors import InputError, InputTypeError, LimitError, raise_if_from_handler
 
 T = TypeVar("T")
 
@@ -26,6 +26,7 @@ def as_array(value: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:  # foreign array types may raise anything
+        raise_if_from_handler(error)
         raise InputTypeError(f"{name}: cannot be read as an array ({type(value).__name__}: {error})") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnfast.errors import raise_if_from_handler
 from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.control import condition, if_, loop, scan_9, scan_settings
@@ -47,7 +48,8 @@ class Control:
             return None
         try:
             plans, results = rule(self, arrays[: self.n_inputs], known, arrays[self.n_inputs :])
-        except Exception:
+        except Exception as e:
+            raise_if_from_handler(e)
             return None  # a graph that never runs may be wrong; one that does raises when it runs
         self.plans = plans if results is not None else None
         return results

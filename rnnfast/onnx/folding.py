@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError, with_location
+from rnnfast.errors import (
+    InputError,
+    InputTypeError,
+    ModelError,
+    UnsupportedError,
+    raise_if_from_handler,
+    with_location,
+)
 from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import owners
 from rnnfast.onnx.graph import Graph, Node, Value
@@ -135,6 +142,7 @@ def _results(
         check_types(node.one_type, inputs)
         results = node.run(*inputs)
     except Exception as e:
+        raise_if_from_handler(e)
         if nested:
             return None  # a branch that never runs may be wrong
         raise _at_load(e, node) from e

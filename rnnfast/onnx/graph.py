@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError
+from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError, raise_if_from_handler
 from rnnfast.onnx import binding, control_checks, recurrent_nodes, tensors
 from rnnfast.onnx.model_folder import ModelFolder
 
@@ -167,6 +167,7 @@ def read(
         except MemoryError as e:
             raise LimitError(f"{label}: no memory to read it: {e}") from e
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as e:
+            raise_if_from_handler(e)
             raise ModelError(f"{label}: cannot be read: {type(e).__name__}: {e}") from e
 
 
@@ -175,6 +176,7 @@ def _folder(path: str) -> ModelFolder:
     try:
         return ModelFolder(path)
     except (OSError, ValueError) as e:
+        raise_if_from_handler(e)
         raise ModelError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
 
 
@@ -186,6 +188,7 @@ def _contents(folder: ModelFolder) -> bytes:
             raise ModelError(f"{folder.path}: cannot be read: {size} bytes, a model has {MAX_FILE_BYTES} at most")
         return folder.model.read(size)
     except OSError as e:
+        raise_if_from_handler(e)
         raise ModelError(f"{folder.path}: cannot be read: {e}") from e
 
 
@@ -198,6 +201,7 @@ def _parsed(data: bytes, label: str) -> Any:
     except MemoryError:
         raise
     except Exception as e:
+        raise_if_from_handler(e)
         raise ModelError(f"{label}: not an ONNX model, or truncated: {e}") from e
 
 

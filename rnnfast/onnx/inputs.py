@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError, raise_if_from_handler
 from rnnfast.onnx.graph import Type
 from rnnfast.onnx.tensors import type_name
 
@@ -41,8 +41,10 @@ def _as_array(value: Any, where: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except (ValueError, OverflowError) as e:
+        raise_if_from_handler(e)
         raise InputError(f"{where} is no array: {e}") from e
     except Exception as e:  # foreign array types raise whatever they like
+        raise_if_from_handler(e)
         raise InputTypeError(
             f"{where} is {type(value).__name__}, which cannot be read as an array: {type(e).__name__}: {e}"
         ) from e

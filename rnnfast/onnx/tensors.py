@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import Error, ModelError, UnsupportedError
+from rnnfast.errors import Error, ModelError, UnsupportedError, raise_if_from_handler
 from rnnfast.onnx.ops.types import check_size
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def _external(tensor: Any, where: str, folder: ModelFolder | None, nbytes: int) 
     except Error as e:
         raise type(e)(f"{where}: {e}") from None
     except (OSError, ValueError) as e:
+        raise_if_from_handler(e)
         raise ModelError(f"{where}: {e}") from None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import ModelError, with_location
+from rnnfast.errors import ModelError, raise_if_from_handler, with_location
 from rnnfast.native._arrays import pattern
 from rnnfast.native._plans import Plan, Plans, separate
 from rnnfast.onnx.axes.transcript import Transcript
@@ -159,7 +159,8 @@ def trace(
             return _traced(planned, tracer)
         except _MustPin as e:
             pinned |= e.inputs
-        except Exception:
+        except Exception as e:
+            raise_if_from_handler(e)
             if not tracer.skipped:
                 raise
             computes_all = True  # it may have failed on the zeros in place of results that were not computed

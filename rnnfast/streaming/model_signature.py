@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.errors import InputError, InputTypeError, LimitError, raise_if_from_handler
 from rnnfast.named_values import Outputs
 from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx.inputs import validate
@@ -124,7 +124,8 @@ class ModelSignature:
             rank = len(settled[name][0])
         try:
             return np.ndim(value) != (0 if rank is None else rank)
-        except Exception:  # The value is no array; validating it says so.
+        except Exception as e:  # The value is no array; validating it says so.
+            raise_if_from_handler(e)
             return False
 
     # ------------------------------------------------------------------------------------------ states

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast.atomic_write import write_whole
-from rnnfast.errors import DivergedError, InputError, InputTypeError, ModelError, UnsupportedError
+from rnnfast.errors import (
+    DivergedError,
+    InputError,
+    InputTypeError,
+    ModelError,
+    UnsupportedError,
+    raise_if_from_handler,
+)
 from rnnfast.nn.checks import check_size
 from rnnfast.regular_files import open_regular
 from rnnfast.train.history import History
@@ -128,6 +135,7 @@ def restore(path, run):
     except ModelError:
         raise
     except MALFORMED as error:
+        raise_if_from_handler(error)
         raise ModelError(f"{path}: is no whole checkpoint ({type(error).__name__}: {error})") from error
     for name, view in run.parameters.views(run.parameters.values).items():
         view[...] = weights[name]
@@ -153,6 +161,7 @@ def load_checkpoint(path: str | os.PathLike[str], net: Module) -> History:
     try:
         history = _history(meta)
     except MALFORMED as error:
+        raise_if_from_handler(error)
         raise ModelError(f"{path}: its history is none ({type(error).__name__}: {error})") from error
     net.load_state_dict(_with_prefix(tensors, "net."))
     return history
@@ -170,6 +179,7 @@ def _read(path):
                 raise ValueError(f"version {meta['version']}, expected {VERSION}")
             return {name: file.get_tensor(name) for name in file.keys()}, meta
     except (OSError, SafetensorError, *MALFORMED) as error:
+        raise_if_from_handler(error)
         raise ModelError(f"{path}: is no checkpoint ({type(error).__name__}: {error})") from error
 
 
