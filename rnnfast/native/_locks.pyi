@@ -5,6 +5,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+def is_inside() -> bool: ...
 def note_fork() -> None: ...
 
 class Lock:

@@ -31,6 +31,11 @@ cdef long forks = 0             # of this process and its ancestors
 cdef unsigned long survivor = 0     # the thread that called the last of them
 
 
+def is_inside():
+    """Return whether this thread is in a call of an object with a Lock: it is a finalizer then, or user code there."""
+    return locks_held > 0
+
+
 def note_fork():
     """Count a fork, in the child."""
     global forks, survivor
@@ -53,13 +58,6 @@ cdef class Lock:
         closed: Whether `close` was called.
         interrupted: Whether the process was forked while a thread that the child does not have was in a call.
     """
-    cdef str label, what
-    cdef bint waits
-    cdef object acquire, release        # of a threading.Lock
-    cdef unsigned long owner            # the thread that holds it; 0 is none
-    cdef long forks                     # how many there had been when it was used last
-    cdef readonly bint closed
-    cdef public bint interrupted
 
     def __init__(self, str label, str what, bint waits):
         self.label, self.what, self.waits = label, what, waits
@@ -116,7 +114,7 @@ cdef class Lock:
             finally:
                 self.leave()
 
-    def is_mine(self):
+    cpdef bint is_mine(self):
         """Return whether a call of this thread is using the object."""
         return load(&self.owner) == PyThread_get_thread_ident()
 

@@ -2,13 +2,14 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
+cimport cython
 cimport numpy as cnp
 
 import math
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError, raise_if_from_handler
 
 from rnnfast.native._kernels cimport *
 from rnnfast.native._arrays cimport *
@@ -21,67 +22,127 @@ cdef class Slots:
     """The open streams of a pool, and the slots that they have in its state table.
 
     A stream's id is its slot plus `capacity` times the number of streams that had the slot before, so that no id comes
-    back. The caller makes sure that one thread at a time is here.
+    back. Any thread may be here at any time, a finalizer in the midst of a step too. Therefore a stream that is closed
+    keeps its slot until the pool calls `free`, between two steps.
+
+    Attributes:
+        count: How many streams are open.
+        closed: How many closed ones have a slot still.
     """
-    cdef readonly Py_ssize_t capacity, count
-    cdef Py_ssize_t stamp
+    cdef readonly Py_ssize_t capacity, count, closed
+    cdef Py_ssize_t stamp, n_free
     cdef str label
     cdef Py_ssize_t[::1] ids            # slot -> the id of its stream, or of the next stream that takes it
-    cdef Py_ssize_t[::1] free           # the first capacity - count of these slots are free
+    cdef Py_ssize_t[::1] free_slots     # the first n_free of these are free
+    cdef Py_ssize_t[::1] closed_slots   # the first `closed` of these are those of closed streams
     cdef Py_ssize_t[::1] stamps         # slot -> the number of the last lookup that found it
-    cdef unsigned char[::1] taken
+    cdef unsigned char[::1] taken       # slot -> whether its stream is open
 
     def __init__(self, Py_ssize_t capacity, label):
         self.capacity, self.count, self.stamp, self.label = capacity, 0, 0, label
+        self.n_free, self.closed = capacity, 0
         self.ids = np.arange(capacity)
-        self.free = np.arange(capacity - 1, -1, -1)
+        self.free_slots, self.closed_slots = np.arange(capacity - 1, -1, -1), np.empty(capacity, np.intp)
         self.stamps, self.taken = np.zeros(capacity, np.intp), np.zeros(capacity, np.uint8)
 
-    def open(self):
-        """Open a stream and return its id; None where all slots are taken."""
-        if self.count == self.capacity:
-            return None
-        self.count += 1
-        cdef Py_ssize_t slot = self.free[self.capacity - self.count]
-        self.taken[slot] = True
-        return self.ids[slot]
+    def open(self, begin, *args):
+        """Open a stream: call begin(slot, *args) and return its id; None where all slots are taken.
 
-    def close(self, Py_ssize_t slot):
-        self.taken[slot] = False
-        self.ids[slot] += self.capacity
-        self.free[self.capacity - self.count] = slot
-        self.count -= 1
+        If `begin` raises, the slot is free again.
+        """
+        cdef Py_ssize_t slot
+        with cython.critical_section(self):
+            if not self.n_free:
+                return None
+            self.n_free -= 1
+            slot = self.free_slots[self.n_free]
+        try:
+            begin(slot, *args)
+        except BaseException:
+            self.give_back(slot)
+            raise
+        with cython.critical_section(self):
+            self.taken[slot] = True
+            self.count += 1
+            return self.ids[slot]
+
+    cdef int give_back(self, Py_ssize_t slot) except -1:
+        with cython.critical_section(self):
+            self.free_slots[self.n_free] = slot
+            self.n_free += 1
+        return 0
+
+    def close(self, ids):
+        """Close these streams, [n] intp; raise unless all are open and different."""
+        cdef cnp.ndarray found = np.empty(len(ids), np.intp)
+        cdef const Py_ssize_t *slots = <const Py_ssize_t *>cnp.PyArray_DATA(found)
+        cdef Py_ssize_t i
+        with cython.critical_section(self):
+            self.look_up(ids, found)
+            for i in range(cnp.PyArray_SIZE(found)):
+                self.taken[slots[i]] = False
+                self.ids[slots[i]] += self.capacity
+                self.closed_slots[self.closed] = slots[i]
+                self.closed += 1
+                self.count -= 1
+
+    def closed_slot(self):
+        """Return the slot of a closed stream."""
+        return self.closed_slots[self.closed - 1]
+
+    def free(self, Py_ssize_t slot):
+        """Free the slot of a closed stream."""
+        cdef Py_ssize_t i
+        with cython.critical_section(self):
+            for i in range(self.closed):
+                if self.closed_slots[i] == slot:
+                    self.closed -= 1
+                    self.closed_slots[i] = self.closed_slots[self.closed]
+                    self.give_back(slot)
+                    return
 
     def opened(self):
         """Return the ids of the open streams, an array [n]."""
-        return np.asarray(self.ids)[np.asarray(self.taken, bool)]
+        taken = np.array(self.taken, bool)
+        return np.array(self.ids)[taken]
 
-    def find(self, ids):
-        """Return the slots of these streams, [n] intp; raise InputError unless all are open and different."""
+    def as_ids(self, ids):
+        """Return a caller's ids as an array [n] intp, which is its own, or raise InputTypeError."""
         cdef cnp.ndarray array
         try:
             array = np.asarray(ids)
         except ValueError as e:
+            raise_if_from_handler(e)
             raise InputTypeError(f"{self.label}: stream ids are no array: {e}") from e
         if array.ndim != 1 or array.dtype.kind not in "iu" and array.size:
             raise InputTypeError(f"{self.label}: stream ids are {array.dtype} of shape {list(np.shape(array))}, "
                                  "expected integers [n]")
-        array = array.astype(np.intp)
-        cdef cnp.ndarray found = np.empty(array.size, np.intp)
-        cdef Py_ssize_t *id_of = <Py_ssize_t *>cnp.PyArray_DATA(array)
+        return array.astype(np.intp)
+
+    def find(self, ids):
+        """Return the slots of these streams, given as [n] intp; raise unless all are open and different."""
+        found = np.empty(len(ids), np.intp)
+        with cython.critical_section(self):
+            self.look_up(ids, found)
+        return found
+
+    cdef int look_up(self, cnp.ndarray ids, cnp.ndarray found) except -1:
+        """Write the slots of these streams to `found`; both are [n] intp and contiguous."""
+        cdef const Py_ssize_t *id_of = <const Py_ssize_t *>cnp.PyArray_DATA(ids)
         cdef Py_ssize_t *slots = <Py_ssize_t *>cnp.PyArray_DATA(found)
         cdef Py_ssize_t i, slot
         self.stamp += 1
-        for i in range(array.size):
+        for i in range(cnp.PyArray_SIZE(found)):
             slot = id_of[i] % self.capacity if id_of[i] >= 0 else 0
             if self.ids[slot] != id_of[i] or not self.taken[slot]:
-                closed = 0 <= id_of[i] < self.ids[slot]
-                raise InputError(f"{self.label}: stream {id_of[i]} {'is closed' if closed else 'was never opened'}")
+                if 0 <= id_of[i] < self.ids[slot]:
+                    raise ClosedError(f"{self.label}: stream {id_of[i]} is closed")
+                raise InputError(f"{self.label}: stream {id_of[i]} was never opened")
             if self.stamps[slot] == self.stamp:
                 raise InputError(f"{self.label}: stream {id_of[i]} is given twice")
             self.stamps[slot] = self.stamp
             slots[i] = slot
-        return found
+        return 0
 
 
 cdef struct BatchBinding:
@@ -344,7 +405,7 @@ cdef class StateTable:
         for state, value in zip(self.states, values):
             state[1 - self.turn[slots], slots] = value
 
-    def commit(self, cnp.ndarray slots):
+    cdef void commit(self, cnp.ndarray slots) noexcept:
         """Let the states that were written last take effect, for the streams in these slots [n] intp.
 
         This flips which of the two arrays of each state a stream reads next, whether or not the other was written.
@@ -356,9 +417,9 @@ cdef class StateTable:
             turn[slot[i]] ^= 1
 
     def load(self, Py_ssize_t slot, values):
-        """Set the states of a stream to these arrays; None sets zeros."""
+        """Write new states of a stream, None for zeros; they take effect at `commit`."""
         for i, state in enumerate(self.states):
-            state[:, slot] = 0 if values is None else values[i]
+            state[1 - self.turn[slot], slot] = 0 if values is None else values[i]
 
     def step(self, cnp.ndarray slots, list frames, list results, list chunks, int threads):
         """Advance the streams in these slots; the new states wait for `commit`.
@@ -411,6 +472,13 @@ cdef class StateTable:
         if s.failed:
             batch = chunks[(s.failed - 1) % s.n_chunks][0]
             batch.program.check(s.lanes + (s.failed - 1) // s.n_chunks * most)
+
+
+def commit(list parts):
+    """Commit the states of streams in several tables: (StateTable, slots) of each. No signal parts them."""
+    cdef tuple part
+    for part in parts:
+        (<StateTable>part[0]).commit(<cnp.ndarray>part[1])
 
 
 def threads_for(int threads, flops):

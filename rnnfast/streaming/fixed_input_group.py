@@ -5,7 +5,7 @@ import numpy as np
 from rnnfast.errors import InputError
 from rnnfast.named_values import merge_inputs
 from rnnfast.onnx.tensors import type_name
-from rnnfast.streaming._pools import BatchedProgram, StateTable, stacked, threads_for
+from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for
 from rnnfast.streaming.batch_axes import repeated, search, trace_call
 from rnnfast.streaming.pool import batch_sizes
 
@@ -18,7 +18,6 @@ class FixedInputGroup:
 
     Attributes:
         signature: The ModelSignature, with the fixed inputs.
-        count: The number of open streams.
         table: The StateTable of the whole pool's slots; None before the first frame settles the shapes.
         frame_pattern: An array of the type and shape of a frame, if a frame is one array and the shapes are settled.
     """
@@ -28,7 +27,7 @@ class FixedInputGroup:
         self.signature, self.model, self.label = signature, signature.model, signature.label
         self.max_streams, self.batched = max_streams, batched
         self.inputs, self.single_input = signature.inputs, signature.single_input
-        self.table, self.count, self.programs, self.flops = None, 0, {}, 0
+        self.table, self.programs, self.flops = None, {}, 0
         self.frame_pattern = None
 
     def has_fixed(self, fixed):
@@ -42,14 +41,14 @@ class FixedInputGroup:
         )
 
     # ------------------------------------------------------------------------------------------ states
-    def validate_state(self, state, given):
-        """The initial states of a stream, each as a stream alone has it.
+    def check_states(self, values, given):
+        """Raise InputError where the initial states of a stream have other shapes than those of the others.
 
         Args:
-            state: The caller's mapping.
-            given: The initial states of another stream, whose shapes these must have, or None.
+            values: The states, each as a stream alone has it.
+            given: The initial states of another stream, or None.
         """
-        values, shapes = self.signature.validate_state(state), [value.shape for value in given or ()]
+        shapes = [value.shape for value in given or ()]
         if self.table is not None:
             shapes = [
                 self.shape_alone(name, shape) for name, (shape, _) in zip(self.signature.states, self.state_forms)
@@ -57,14 +56,17 @@ class FixedInputGroup:
         for name, value, shape in zip(self.signature.states, values, shapes):
             if value.shape != shape:
                 raise InputError(f"{self.label}: state {name!r} has shape {value.shape}, expected {shape}")
-        return values
 
     def load(self, slot, values):
         """Set the states of a stream; None sets zeros."""
+        self._load(self.table, slot, values)
+
+    def _load(self, table, slot, values):
         rows = None
         if values is not None:
             rows = [value.reshape(shape) for value, (shape, _) in zip(values, self.state_forms)]
-        self.table.load(slot, rows)
+        table.load(slot, rows)
+        commit([(table, np.array([slot]))])
 
     def state(self, slot):
         """Copies of the states of a stream, each as a stream alone has it."""
@@ -160,14 +162,15 @@ class FixedInputGroup:
         return arrays
 
     # ------------------------------------------------------------------------------------------ batch axes
-    def settle(self, frame, rows, given):
+    def settle(self, frame, rows, initial):
         """Find the batch axes from the first frame of a stream.
 
         Args:
             frame: The frame, by name, without its batch axis if `rows`, else with it.
             rows: Whether the frame lacks its batch axis.
-            given: The initial states of a stream, or None.
+            initial: {slot: initial states} of the streams that do not begin with zeros.
         """
+        given = next(iter(initial.values()), None)
         found = search(self.signature, frame, rows, given) if self.batched else self._without_batch(frame, given)
         self.axes, self.sample, (planned, plan, forms) = found
         self.forms = {name: (self._row_shape(name, value.shape), value.dtype) for name, value in self.sample.items()}
@@ -178,10 +181,13 @@ class FixedInputGroup:
         ]
         self.state_forms = [self.forms[name] for name in self.signature.states]
         self.largest_batch = LARGEST_BATCH if self.batched else 1
-        self.table = StateTable(self.max_streams, self.state_forms)
+        table = StateTable(self.max_streams, self.state_forms)
+        for slot, values in initial.items():
+            self._load(table, slot, values)
         self.programs[1] = self._batched_program(plan, planned.names, self.sample, 1)
         if self.single_input:
             self.frame_pattern = self.sample[self.single_input]
+        self.table = table  # Last, so that a group is settled or not, whenever a fork or a signal comes.
 
     def unsettle(self):
         """Forget what the first frame settled, so that another one may settle it."""

@@ -8,7 +8,7 @@ from rnnfast.errors import InputError
 from rnnfast.named_values import merge_inputs
 from rnnfast.nn.checks import as_array, as_input
 from rnnfast.nn.module import is_recurrent
-from rnnfast.streaming._pools import BatchedProgram, StateTable, stacked, threads_for
+from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for
 from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
 from rnnfast.streaming.layer_stream import step_program
 from rnnfast.streaming.pool import Pool, batch_sizes
@@ -43,12 +43,18 @@ class LayerPool(Pool):
             ],
         )
 
-    def _begin(self, slot):
+    def _begin(self, slot, state):
+        if state is not None:
+            self._initial_states[slot] = state
         self._restart(slot)
 
     def _restart(self, slot):
         for part, state in zip(self._states, self._initial_states.get(slot, [None] * len(self._states))):
             part.table.load(slot, state)
+        self._commit(np.array([slot]))
+
+    def _commit(self, slots):
+        commit([(part.table, slots) for part in self._states])
 
     def _state(self, slot):
         states = [part.signature.as_call(part.table.get(slot)) for part in self._states]
@@ -56,6 +62,9 @@ class LayerPool(Pool):
 
     def _single_input(self, slots):
         return "x"
+
+    def _converted(self, slots, feed):
+        return {name: as_array(value, name) for name, value in feed.items()}
 
     # ------------------------------------------------------------------------------------------ steps
     def _step(self, slots, feed, out):
@@ -72,8 +81,7 @@ class LayerPool(Pool):
             y = part.step(slots, y, out if last else None) if isinstance(part, LayerStates) else part(y)
         if out is not None:
             check_out_form(self.label, out, y)
-        for part in self._states:
-            part.table.commit(slots)
+        self._commit(slots)
         self._settle(x.shape[1:], x.dtype)
         if out is None or y is out:
             return y
@@ -85,8 +93,7 @@ class LayerPool(Pool):
         y = x.swapaxes(0, 1)
         for part in self._parts:
             y = part.run(slots, y, lengths) if isinstance(part, LayerStates) else part(y)
-        for part in self._states:
-            part.table.commit(slots[lengths > 0])
+        self._commit(slots[lengths > 0])
         self._settle(x.shape[2:], x.dtype)
         y = np.ascontiguousarray(y.swapaxes(0, 1))
         y[np.arange(y.shape[1]) >= lengths[:, None]] = 0

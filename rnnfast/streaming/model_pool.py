@@ -12,6 +12,7 @@ import numpy as np
 from rnnfast.errors import InputError, LimitError
 from rnnfast.named_values import Outputs
 from rnnfast.nn.checks import check_flag
+from rnnfast.streaming._pools import commit
 from rnnfast.streaming.fixed_input_group import FixedInputGroup
 from rnnfast.streaming.model_signature import ModelSignature
 from rnnfast.streaming.pool import Pool
@@ -54,17 +55,17 @@ class ModelPool(Pool):
         self._group_of_slot = np.zeros(max_streams, np.intp)  # slot -> index of its FixedInputGroup
 
     # ------------------------------------------------------------------------------------------ groups
-    def _group_index(self, fixed):
-        """The index of the FixedInputGroup of streams with these values of fixed inputs; a new one if there is none."""
-        if not fixed:
+    def _group_index(self, signature):
+        """The index of the FixedInputGroup with the fixed inputs of a ModelSignature; a new one if there is none."""
+        if signature is self._signature:
             return 0
-        signature = ModelSignature(self._model, self.states, self._signature.fixed | fixed)
         for index, group in enumerate(self._fixed_groups):
             if group.has_fixed(signature.fixed):
                 return index
         new = FixedInputGroup(signature, self.max_streams, self._batched)
-        for index, group in enumerate(self._fixed_groups):
-            if index and not group.count:
+        used = self._group_of_slot[self._slots.opened() % self.max_streams]
+        for index in range(1, len(self._fixed_groups)):
+            if index not in used:
                 self._fixed_groups[index] = new
                 return index
         if len(self._fixed_groups) == MAX_GROUPS:
@@ -87,30 +88,29 @@ class ModelPool(Pool):
         return [(self._fixed_groups[index], np.flatnonzero(indices == index)) for index in np.unique(indices)]
 
     def _given_states(self, group):
-        """The initial states of one stream of a group that has some, else None: all of them have these shapes."""
-        return next((states for slot, states in self._initial_states.items() if self._group(slot) is group), None)
+        """{slot: initial states} of the streams of a group that do not begin with zeros; all have the same shapes."""
+        return {slot: states for slot, states in self._initial_states.items() if self._group(slot) is group}
 
     def _settle(self, group, frame, rows):
         """Settle the shapes and batch axes of a group from the first frame of one of its streams."""
         if group.table is None:
             group.settle(frame, rows, self._given_states(group))
-            for slot, states in self._initial_states.items():
-                if self._group(slot) is group:
-                    group.load(slot, states)
 
     # ------------------------------------------------------------------------------------------ streams
     def _validate_opening(self, state, fixed):
-        index = self._group_index(fixed)
-        group = self._fixed_groups[index]
-        return None if state is None else group.validate_state(state, self._given_states(group)), index
+        signature = self._signature
+        if fixed:
+            signature = ModelSignature(self._model, self.states, signature.fixed | fixed)
+        return None if state is None else signature.validate_state(state), signature
 
-    def _begin(self, slot, index):
+    def _begin(self, slot, state, signature):
+        index = self._group_index(signature)
+        group = self._fixed_groups[index]
+        if state is not None:
+            group.check_states(state, next(iter(self._given_states(group).values()), None))
+            self._initial_states[slot] = state
         self._group_of_slot[slot] = index
         self._restart(slot)
-        self._fixed_groups[index].count += 1
-
-    def _end(self, slot):
-        self._group(slot).count -= 1
 
     def _restart(self, slot):
         group = self._group(slot)
@@ -121,6 +121,15 @@ class ModelPool(Pool):
         group = self._group(slot)
         values = self._initial_states.get(slot) if group.table is None else group.state(slot)
         return None if values is None else {name: np.array(v) for name, v in zip(self.states, values)}
+
+    def _converted(self, slots, feed):
+        signature = (self._group(slots[0]) if len(slots) else self._fixed_groups[0]).signature
+        return {
+            name: signature.validate_rows(name, value, len(slots))
+            if name in signature.inputs and type(value) is not np.ndarray
+            else value
+            for name, value in feed.items()
+        }
 
     def _single_input(self, slots):
         return (self._group(slots[0]) if len(slots) else self._fixed_groups[0]).single_input
@@ -133,7 +142,7 @@ class ModelPool(Pool):
             return self._checked_step(slots, feed, out)
         results = self._signature.result_arrays(out, group.result_forms(len(slots)), arrays)
         group.advance(slots, arrays, results)
-        group.table.commit(slots)
+        commit([(group.table, slots)])
         return out if out is not None else self._signature.pack(results)
 
     @unsettle_on_failure
@@ -163,8 +172,7 @@ class ModelPool(Pool):
             else:
                 for result, of_group in zip(results, group.new_results(group_slots, arrays)):
                     result[members] = of_group
-        for group, _, group_slots, _ in parts:
-            group.table.commit(group_slots)
+        commit([(group.table, group_slots) for group, _, group_slots, _ in parts])
         return out if out is not None else self._signature.pack(results)
 
     @unsettle_on_failure
@@ -189,7 +197,7 @@ class ModelPool(Pool):
         except BaseException:
             for table, group_slots, states in before:
                 table.put(group_slots, states)
-                table.commit(group_slots)
+            commit([(table, group_slots) for table, group_slots, _ in before])
             raise
         if results is None:
             raise InputError(f"{self.label}: a run of no frames")
@@ -222,8 +230,7 @@ class ModelPool(Pool):
             rows = rows[0] if len(rows) == 1 else [Outputs(zip(self.outputs, values)) for values in zip(*rows)]
             for member, result in zip(members, rows):
                 results[member] = result
-        for group, _, group_slots, _ in parts:
-            group.table.commit(group_slots)
+        commit([(group.table, group_slots) for group, _, group_slots, _ in parts])
         return results
 
     def __repr__(self):

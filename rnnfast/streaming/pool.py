@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from rnnfast.errors import InputError, LimitError
+from rnnfast.errors import InputError, InputTypeError, LimitError
 from rnnfast.named_values import merge_inputs
 from rnnfast.native._arrays import is_like
+from rnnfast.native._locks import Lock
 from rnnfast.nn.checks import as_array, check_lengths
 from rnnfast.streaming._pools import Slots
 
@@ -68,22 +68,22 @@ class Pool:
         if type(max_streams) is not int or not 1 <= max_streams <= MAX_STREAMS:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
         self.max_streams, self.label = max_streams, label
-        self._slots, self._lock = Slots(max_streams, label), threading.Lock()
-        self._initial_states: dict[
-            int, Any
-        ] = {}  # slot -> the states that its stream was opened with, where they are not zeros
+        self._slots, self._lock = Slots(max_streams, label), Lock(label, "pool", True)
+        # slot -> the states that its stream was opened with, where they are not zeros
+        self._initial_states: dict[int, Any] = {}
+        self._running: NDArray[np.intp] | None = None  # the slots of the step or run that began last
+        self._forked: set[int] = set()  # those of a call that the parent of this process was in
 
     # ------------------------------------------------------------------------------------------ left to subclasses
+    # A method whose name begins with _begin, _restart, _state, _step or _run has the lock: it calls nothing of a user's
+    # but layers of the user's own.
     def _validate_opening(self, state, fixed):
         """(validated initial states or None, further arguments of `_begin`...) of a stream that is to be opened."""
         raise NotImplementedError
 
-    def _begin(self, slot, *arguments):
+    def _begin(self, slot, state, *arguments):
         """Set up the stream in a slot."""
         raise NotImplementedError
-
-    def _end(self, slot):
-        """Give up what belongs to the stream in a slot."""
 
     def _restart(self, slot):
         """Give the stream in a slot its initial states."""
@@ -95,6 +95,10 @@ class Pool:
 
     def _single_input(self, slots):
         """The name of the only input of the streams in these slots; None where there are several."""
+        raise NotImplementedError
+
+    def _converted(self, slots, feed):
+        """The feed with arrays in place of other values; `_step` raises what else is wrong with it."""
         raise NotImplementedError
 
     def _step(self, slots, feed, out):
@@ -129,45 +133,71 @@ class Pool:
             InputError: A state or a fixed input does not fit.
             InputTypeError: A state or a fixed input has another type.
         """
-        with self._lock:
-            state, *arguments = self._validate_opening(state, fixed)
-            stream = self._slots.open()
-            if stream is None:
-                raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
-            slot = stream % self.max_streams
-            if state is not None:
-                self._initial_states[slot] = state
-            try:
-                self._begin(slot, *arguments)
-            except BaseException:
-                self._free(slot)
-                raise
-            return stream
+        opening = self._validate_opening(state, fixed)
+        stream = self._lock.call(self._open, opening)
+        if stream is None:
+            raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
+        return stream
+
+    def _open(self, opening):
+        self._tidy()
+        return self._slots.open(self._begin_anew, *opening)
+
+    def _begin_anew(self, slot, *opening):
+        try:
+            self._begin(slot, *opening)
+        except BaseException:
+            self._initial_states.pop(slot, None)
+            raise
+
+    def _tidy(self):
+        """Free the slots of closed streams, and note what a fork interrupted."""
+        if self._lock.interrupted:
+            self._forked.update(() if self._running is None else self._running.tolist())
+            self._lock.interrupted = False
+        while self._slots.closed:
+            slot = self._slots.closed_slot()
+            self._initial_states.pop(slot, None)
+            self._forked.discard(slot)
+            self._slots.free(slot)
+
+    def _find(self, ids):
+        """The slots of these streams, which are open; InputError where a fork interrupted a call of one."""
+        if self._slots.closed or self._lock.interrupted:
+            self._tidy()
+        slots = self._slots.find(ids)
+        if self._forked:
+            for stream, slot in zip(ids.tolist(), slots.tolist()):
+                if slot in self._forked:
+                    raise InputError(
+                        f"{self.label}: stream {stream} was in a call of another thread when the process was forked: "
+                        "reset it, or open another"
+                    )
+        return slots
 
     def close(self, stream: int) -> None:
-        """End a stream and free its slot.
+        """End a stream and free its slot. It never waits; a step that is running ends as if the stream were open.
 
         Raises:
-            InputError: The stream is not open.
+            ClosedError: The stream is closed already.
+            InputError: It was never opened.
         """
-        with self._lock:
-            (slot,) = self._slots.find([stream]).tolist()
-            self._end(slot)
-            self._free(slot)
-
-    def _free(self, slot):
-        self._initial_states.pop(slot, None)
-        self._slots.close(slot)
+        self._slots.close(self._slots.as_ids([stream]))
 
     def reset(self, stream: int) -> None:
         """Let a stream begin anew, with the state that it was opened with.
 
         Raises:
-            InputError: The stream is not open.
+            ClosedError: The stream is closed.
+            InputError: It was never opened.
         """
-        with self._lock:
-            (slot,) = self._slots.find([stream]).tolist()
-            self._restart(slot)
+        self._lock.call(self._reset, self._slots.as_ids([stream]))
+
+    def _reset(self, ids):
+        self._tidy()
+        (slot,) = self._slots.find(ids).tolist()
+        self._restart(slot)
+        self._forked.discard(slot)
 
     def state(self, stream: int) -> Any:
         """A copy of a stream's state, in the form that a stream alone has it.
@@ -175,17 +205,19 @@ class Pool:
         It is None before the first step where that step settles the shape.
 
         Raises:
-            InputError: The stream is not open.
+            ClosedError: The stream is closed.
+            InputError: It was never opened.
         """
-        with self._lock:
-            (slot,) = self._slots.find([stream]).tolist()
-            return self._state(slot)
+        return self._lock.call(self._copied_state, self._slots.as_ids([stream]))
+
+    def _copied_state(self, ids):
+        (slot,) = self._find(ids).tolist()
+        return self._state(slot)
 
     @property
     def streams(self) -> NDArray[np.intp]:
         """The ids of the open streams, an array [n]."""
-        with self._lock:
-            return self._slots.opened()
+        return self._slots.opened()
 
     def __len__(self) -> int:
         return self._slots.count
@@ -213,16 +245,26 @@ class Pool:
         if isinstance(streams, collections.abc.Mapping):
             if feed is not None or inputs or out is not None:
                 raise InputError(f"{self.label}: step takes a mapping of frames by stream alone, or ids and arrays")
-            with self._lock:
-                slots, pattern = self._slots.find(list(streams)), self.frame_pattern
-                frames = [
-                    frame if is_like(frame, pattern) else self.validate(stream, frame)
-                    for stream, frame in streams.items()
-                ]
-                return dict(zip(streams, self._step_frames(slots, frames)))
-        with self._lock:
-            slots = self._slots.find(streams)
-            return self._step(slots, merge_inputs(self.label, feed, inputs, self._single_input(slots)), out)
+            ids, pattern = self._slots.as_ids(list(streams)), self.frame_pattern
+            self._slots.find(ids)  # so that a stream that is not open is the first error
+            frames = [
+                frame if is_like(frame, pattern) else self.validate(stream, frame)
+                for stream, frame in zip(ids.tolist(), streams.values())
+            ]
+            return dict(zip(streams, self.step_validated(ids, frames)))
+        ids = self._slots.as_ids(streams)
+        arrays = dict(out) if isinstance(out, collections.abc.Mapping) else out
+        results = self._lock.call(self._step_ids, ids, self._arrays(ids, feed, inputs), arrays)
+        return results if out is None else out
+
+    def _arrays(self, ids, feed, inputs):
+        """The arrays of a call by the inputs' names."""
+        slots = self._slots.find(ids)
+        return self._converted(slots, merge_inputs(self.label, feed, inputs, self._single_input(slots)))
+
+    def _step_ids(self, ids, feed, out):
+        self._running = slots = self._find(ids)
+        return self._step(slots, feed, out)
 
     def run(self, streams: Any, feed: Any = None, /, *, lengths: ArrayLike | None = None, **inputs: ArrayLike) -> Any:
         """Take many frames of each of some streams: the same as that many steps.
@@ -240,20 +282,22 @@ class Pool:
             InputError: As for `step`; or the inputs have different numbers of streams or frames.
             InputTypeError: As for `step`.
         """
-        with self._lock:
-            slots = self._slots.find(streams)
-            feed = merge_inputs(self.label, feed, inputs, self._single_input(slots))
-            feed = {name: as_array(value, name) for name, value in feed.items()}
-            shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
-            for name, shape in shapes.items():
-                if len(shape) < 2 or shape[0] != len(slots) or shape != next(iter(shapes.values())):
-                    raise InputError(
-                        f"{self.label}: input {name!r} begins with the axes {list(shape)}, expected "
-                        f"[{len(slots)}, frames]"
-                    )
-            steps = next(iter(shapes.values()), (0, 0))[1]
-            lengths = check_lengths(lengths, steps, len(slots))
-            return self._run(slots, feed, np.full(len(slots), steps) if lengths is None else lengths)
+        ids = self._slots.as_ids(streams)
+        feed = merge_inputs(self.label, feed, inputs, self._single_input(self._slots.find(ids)))
+        feed = {name: as_array(value, name) for name, value in feed.items()}
+        shapes = {name: np.shape(value)[:2] for name, value in feed.items()}
+        for name, shape in shapes.items():
+            if len(shape) < 2 or shape[0] != len(ids) or shape != next(iter(shapes.values())):
+                raise InputError(
+                    f"{self.label}: input {name!r} begins with the axes {list(shape)}, expected [{len(ids)}, frames]"
+                )
+        steps = next(iter(shapes.values()), (0, 0))[1]
+        lengths = check_lengths(lengths, steps, len(ids))
+        return self._lock.call(self._run_ids, ids, feed, np.full(len(ids), steps) if lengths is None else lengths)
+
+    def _run_ids(self, ids, feed, lengths):
+        self._running = slots = self._find(ids)
+        return self._run(slots, feed, lengths)
 
     def validate_sequence(self, sequence: ArrayLike) -> NDArray[Any]:
         """Check the frames [T, ...] of one stream of a pool that has one input and one result.
@@ -274,5 +318,14 @@ class Pool:
 
     def step_validated(self, streams: Any, frames: list[Any]) -> list[Any]:
         """Take one frame of each of these streams, as `validate` returned them; return the list of their results."""
-        with self._lock:
-            return self._step_frames(self._slots.find(streams), frames)
+        return self._lock.call(self._step_ids_validated, self._slots.as_ids(streams), frames)
+
+    def _step_ids_validated(self, ids, frames):
+        self._running = slots = self._find(ids)
+        return self._step_frames(slots, frames)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputTypeError(
+            f"{self.label}: a pool cannot be pickled or copied: pickle the `state` of its streams and the model or "
+            "layer, and give each state to `open` of a new pool"
+        )

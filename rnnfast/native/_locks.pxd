@@ -1,0 +1,19 @@
+"""Declarations of the module _locks.pyx."""
+
+
+cdef class Lock:
+    cdef str label, what
+    cdef bint waits
+    cdef object acquire, release        # of a threading.Lock
+    cdef unsigned long owner            # the thread that holds it; 0 is none
+    cdef long forks                     # how many there had been when it was used last
+    cdef readonly bint closed
+    cdef public bint interrupted
+
+    cpdef bint is_mine(self)
+    cdef int enter(self) except -1
+    cdef int refuse(self, int found) except -1
+    cdef int take(self, bint wait) except -1
+    cdef int leave(self) except -1
+    cdef int after_fork(self) except -1
+    cdef int forget(self) except -1
