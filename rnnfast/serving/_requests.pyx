@@ -1,21 +1,25 @@
 """The requests of a Batcher: they go from callers, in any thread or event loop, to batches, and their answers go back.
 
-All of this holds the GIL, and no line here gives it up, so that plain lists and counters need no lock.
+All of this holds the GIL, or a critical section where there is none, so that plain lists and counters need no lock.
+Callers may be finalizers in the midst of anything here, so nothing here waits but the thread for work, and `frames` for
+the batch that runs.
 """
 cimport cython
 from libc.math cimport INFINITY
 
 import collections
 import concurrent.futures
-import threading
+import queue
 from asyncio import get_running_loop
 from time import monotonic
 
 from rnnfast.errors import ClosedError, DeadlineError, InputError, Overloaded
 
 from rnnfast.native._arrays cimport is_like
+from rnnfast.native._locks cimport Lock
 
-MAX_SECONDS = 1e9
+MAX_SECONDS = 1e9           # A clock's sum with more loses its fractions.
+MAX_SLEEP = 1e6             # Some systems wait for no longer; the thread then looks and sleeps again.
 
 
 cdef class OpenStream:
@@ -23,22 +27,20 @@ cdef class OpenStream:
 
     Attributes:
         id: The id of the stream in the pool.
-        on_close, loop: A function that is called with the id when the stream is closed for idleness, and the event loop
-            that it is called in, or None.
         waiting: The deque of its Requests that no batch has taken.
         last: When its last frame came, in seconds of the monotonic clock.
         due: When its first waiting frame is to run; infinity if none waits.
         frames: How many frames its state has taken.
         closed: Why it was closed; None while it is open.
     """
-    cdef readonly object id, on_close, loop
+    cdef readonly object id
     cdef readonly object waiting
     cdef readonly double last, due
     cdef public Py_ssize_t frames
     cdef public str closed
 
-    def __init__(self, id, on_close, loop):
-        self.id, self.last, self.on_close, self.loop = id, monotonic(), on_close, loop
+    def __init__(self, id):
+        self.id, self.last = id, monotonic()
         self.frames, self.waiting, self.due, self.closed = 0, collections.deque(), INFINITY, None
 
 
@@ -69,11 +71,17 @@ cdef class Request:
 
 
 cdef class RequestQueue:
-    """The waiting requests of a Batcher: callers put them in the inbox, and the Batcher's thread takes them out."""
+    """The waiting requests of a Batcher: callers put them in the inbox, and the Batcher's thread takes them out.
+
+    `_start` of a subclass starts the thread.
+    """
     cdef readonly dict _streams         # id -> OpenStream
     cdef readonly object _sequences     # the deque of waiting Requests of whole sequences
     cdef public bint _draining, _ended
-    cdef readonly object _counters, _wake
+    cdef readonly object _counters
+    cdef object wake                    # a SimpleQueue with an item for each call of `_wake_up` since the last sleep
+    cdef readonly Lock computing                 # held while a batch is taken, run, and counted
+    cdef public object _thread          # None where it is to be started, as after a fork
     cdef list inbox
     cdef dict ready                     # OpenStream -> None: the streams with a waiting frame, in the order of these
     cdef Py_ssize_t held                # the number of requests that have left the inbox and are in no batch yet
@@ -86,39 +94,33 @@ cdef class RequestQueue:
     def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
         self._streams, self._sequences, self._counters = {}, collections.deque(), collections.Counter()
-        self._wake, self.wake_at = threading.Event(), 0
+        self.computing, self._thread = Lock(self.label, "batcher", True), None
+        self._empty()
+
+    def _empty(self):
+        """Forget all requests."""
+        self.wake, self.wake_at = queue.SimpleQueue(), 0
         self.inbox, self.ready, self.held = [], {}, 0
+        self._sequences.clear()
+
+    def _inbox(self):
+        """Return the requests of the inbox."""
+        return list(self.inbox)
+
+    def _wake_up(self):
+        """Wake the thread if it sleeps, from anywhere."""
+        self.wake.put(None)
 
     # ------------------------------------------------------------------------------------------ callers
     def step(self, stream, frame, timeout=None):
-        """Take a frame, from asyncio.
-
-        A frame that is cancelled or fails before a batch takes it leaves its stream as it was; `frames` tells.
-
-        Args:
-            stream: The id that `open` returned.
-            frame: The frame, in the form that a stream's `step` takes it.
-            timeout: Seconds after which a frame that no batch has taken fails; None waits as long as it takes.
-
-        Returns:
-            An awaitable of the result, in the form that a stream's `step` returns it.
-
-        Raises:
-            Overloaded: Too many frames wait already.
-            ClosedError: The stream or the batcher is closed.
-            InputError: The frame does not fit.
-            DeadlineError: (when awaited) The timeout passed.
-        """
+        """See `Batcher.step`."""
         loop = get_running_loop()
         future = loop.create_future()
         self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout)
         return future
 
     def submit(self, stream, frame, timeout=None):
-        """Take a frame, from any thread: like `step`, but returns a concurrent.futures.Future.
-
-        The Future's callbacks run in the batcher's thread; they must not wait for another result.
-        """
+        """See `Batcher.submit`."""
         future = concurrent.futures.Future()
         self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout)
         return future
@@ -127,12 +129,17 @@ cdef class RequestQueue:
         return frame if is_like(frame, self._pool.frame_pattern) else self._pool.validate(stream, frame)
 
     def frames(self, stream):
-        """Return how many frames a stream's state has taken, which tells what became of a cancelled request."""
-        return self._find_open(stream).frames
+        """See `Batcher.frames`."""
+        cdef OpenStream open_stream = self._find_open(stream)
+        if self.computing.is_mine():        # A finalizer asks, in the midst of a batch.
+            return open_stream.frames
+        return self.computing.call(getattr, open_stream, "frames")
 
     cpdef OpenStream _find_open(self, stream):
         open_stream = self._streams.get(stream)
         if open_stream is None:
+            if self._ended:
+                self._check_open()
             raise ClosedError(f"{self.label}: stream {stream!r} is not open{self._pool.why_no_streams}")
         return open_stream
 
@@ -147,18 +154,24 @@ cdef class RequestQueue:
         if len(self.inbox) + self.held >= self.limit:
             self._counters["overloaded"] += 1
             raise Overloaded(f"{self.label}: {self.queued()} frames wait already, no more than {self.limit} may")
-        if open_stream is not None:
-            open_stream.last = now
-        self.inbox.append(Request(open_stream, value, future, loop, now, now if hurried else due, deadline))
-        if 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried):
-            self.wake_at = 0        # Waking the thread once is enough.
-            self._wake.set()
+        request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline)
+        with cython.critical_section(self):
+            if open_stream is not None:
+                open_stream.last = now
+            self.inbox.append(request)
+            wakes = 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried)
+            if wakes:
+                self.wake_at = 0        # Waking the thread once is enough.
+        if wakes:
+            self._wake_up()
         if self._ended:         # The thread ended after the check above.
             self._sweep()
 
     cpdef _check_open(self):
         if self._draining:
             raise ClosedError(f"{self.label}: the batcher is closed")
+        if self._thread is None:
+            self._start()
 
     def queued(self):
         """Return how many requests wait."""
@@ -168,9 +181,10 @@ cdef class RequestQueue:
     def _sort(self):
         """Move requests from the inbox to their streams."""
         cdef Request request
-        cdef list requests = self.inbox
-        self.inbox = []
-        self.held += len(requests)
+        cdef list requests, empty = []
+        with cython.critical_section(self):
+            requests, self.inbox = self.inbox, empty
+            self.held += len(requests)
         for request in requests:
             if request.open_stream is None:
                 self._sequences.append(request)
@@ -193,10 +207,16 @@ cdef class RequestQueue:
 
     def _sleep_until(self, Py_ssize_t count, seconds):
         """Sleep until so many requests are in the inbox, or for so many seconds if that is not None."""
-        self._wake.clear()
-        self.wake_at = count
-        if len(self.inbox) < count and not self._draining and not self._hurried():
-            self._wake.wait(seconds)
+        while not self.wake.empty():
+            self.wake.get()
+        with cython.critical_section(self):
+            self.wake_at = count
+            sleeps = len(self.inbox) < count and not self._draining and not self._hurried()
+        if sleeps:
+            try:
+                self.wake.get(True, None if seconds is None else min(seconds, MAX_SLEEP))
+            except queue.Empty:
+                pass
         self.wake_at = 0
 
     cdef bint _hurried(self):
@@ -206,12 +226,15 @@ cdef class RequestQueue:
                 return True
         return False
 
-    def _take(self, Py_ssize_t most):
-        """Take the next request of each of at most `most` streams out of the queue."""
+    def _take(self, Py_ssize_t most, list outcomes):
+        """Take the next request of each of at most `most` streams out of the queue.
+
+        What callers of others are to be told is appended to `outcomes`.
+        """
         cdef OpenStream open_stream
         cdef Request request
         cdef double now = monotonic()
-        cdef list batch = [], seen = [], outcomes = []
+        cdef list batch = [], seen = []
         for open_stream in self.ready:
             if len(batch) == most:
                 break
@@ -229,14 +252,16 @@ cdef class RequestQueue:
                 self.ready[open_stream] = None
             for request in open_stream.waiting:
                 open_stream.due = min(open_stream.due, request.due)
-        tell(outcomes)
         return batch
 
     def _run_frames(self, list requests):
-        """Step the pool with these requests' frames; return their results."""
+        """Step the pool with these requests' frames and count them; return their results."""
         cdef Request request
         ids = [request.open_stream.id for request in requests]
-        return self._pool.step_validated(ids, [request.value for request in requests])
+        results = self._pool.step_validated(ids, [request.value for request in requests])
+        for request in requests:
+            request.open_stream.frames += 1
+        return results
 
     def _answer(self, list requests, list results):
         """Give each request its result."""
@@ -244,7 +269,6 @@ cdef class RequestQueue:
         cdef Py_ssize_t i
         cdef dict of_loops = {}
         for i, request in enumerate(requests):
-            request.open_stream.frames += 1
             if request.loop is None:
                 settle([request.future], [results[i]])
                 continue
@@ -292,14 +316,18 @@ cdef class RequestQueue:
 
     def _sweep(self, why=""):
         """Refuse the requests of the inbox after the thread has ended; whoever takes a request out answers it."""
-        cdef list requests = self.inbox
-        self.inbox = []
+        cdef list requests, empty = []
+        with cython.critical_section(self):
+            requests, self.inbox = self.inbox, empty
         self._refuse_all(requests, why)
 
     def _refuse_all(self, requests, why):
-        """Answer all of these requests with ClosedError."""
+        """Answer all of these requests with ClosedError, whatever a callback of one raises."""
         for request in requests:
-            tell([(request, None, ClosedError(f"{self.label}: the batcher ended{why}: nothing was taken"))])
+            try:
+                tell([(request, None, ClosedError(f"{self.label}: the batcher ended{why}: nothing was taken"))])
+            except BaseException:
+                pass
 
 
 def tell(list outcomes):

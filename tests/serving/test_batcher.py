@@ -342,7 +342,7 @@ def test_defect(monkeypatch):
     batcher = rnnfast.Batcher(layer().pool(3), max_batch=2, max_wait=10)
     a, b, x = batcher.open(), batcher.open(), frames(12, 2)
     waiting = batcher.submit(a, x[0])
-    monkeypatch.setattr(batcher, "_take", None)
+    monkeypatch.setattr(batcher._worker, "_take", None)
     other = batcher.submit(b, x[1])
     for future in (waiting, other):
         with pytest.raises(ClosedError, match="the batcher ended: TypeError"):

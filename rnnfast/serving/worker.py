@@ -1,0 +1,370 @@
+"""The thread of a Batcher: it runs frames in batches and whole sequences, and answers those who wait.
+
+It knows its Batcher by a weak reference alone, so that a Batcher that is dropped can end it.
+"""
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+
+from rnnfast.errors import ClosedError, LimitError
+from rnnfast.native._locks import Lock, is_inside
+from rnnfast.serving._requests import OpenStream, RequestQueue, tell
+from rnnfast.serving.sequences import ActiveSequence
+
+# Seconds: the upper bounds of the histograms of times. Those of sizes are powers of two.
+TIMES = tuple(1e-4 * 2**i for i in range(18))
+SIZES = tuple(2**i for i in range(17))
+# Seconds between two looks of waiting sequences for a free stream, and between two looks for late ones among them.
+PLACE_SECONDS = 0.005
+# The least seconds between two looks for idle streams.
+LEAST_LOOK = 0.001
+# The most seconds that the end of the interpreter waits for a batch.
+EXIT_SECONDS = 10.0
+
+
+class Histogram:
+    """How often values occurred, by upper bounds; `counts` has one more entry for values beyond the last bound."""
+
+    def __init__(self, bounds):
+        self.bounds, self.sum = bounds, 0.0
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+
+    def add(self, values):
+        """Count some values."""
+        self._counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
+        self.sum += float(np.sum(values))
+
+    def numbers(self):
+        """The histogram as plain numbers."""
+        counts = self._counts.tolist()
+        return {"bounds": list(self.bounds), "counts": counts, "sum": self.sum, "count": sum(counts)}
+
+
+class Worker(RequestQueue):
+    """The queue of a Batcher and the thread that takes out of it; Batcher documents the arguments.
+
+    Attributes:
+        told: Called with the id of a stream that was closed for idleness, or None.
+    """
+
+    def __init__(self, pool, runner, max_batch, max_wait, max_queue, idle):
+        super().__init__(pool, max_queue, max_wait)
+        self.runner, self.told = runner, None
+        self._max_batch, self._idle = max_batch, idle
+        self._abandoned = False
+        self._starting = Lock(pool.label, "batcher", True)
+        self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
+        self._reset()
+        self._start()
+        _WORKERS.add(self)
+
+    def _reset(self):
+        """Set what belongs to the thread as if it had not begun."""
+        self._active: list[ActiveSequence] = []
+        self._taken: list[Any] = []  # the batch that runs
+        self._looked_through = 0.0  # when it last looked for late ones among the waiting sequences
+        self._looked = time.monotonic()  # when it last looked for idle streams
+
+    # ------------------------------------------------------------------------------------------ life
+    def _start(self):
+        """Start the thread, unless another call did."""
+        self._starting.call(self._start_once)
+
+    def _start_once(self):
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="rnnfast-batcher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as e:
+                raise LimitError(f"{self._pool.label}: no thread for a batcher: {e}") from e
+            self._thread = thread
+
+    def finish(self):
+        """Let the thread end when the queue is empty; from anywhere, finalizers too."""
+        self._draining = True
+        self._wake_up()
+
+    def abandon(self):
+        """Let the thread end after the batch that runs, and refuse what waits."""
+        self._abandoned = True
+        self.finish()
+
+    def join(self):
+        """Wait until the thread has ended; where there is none, end without it.
+
+        The thread itself, a finalizer in the midst of a step, which the thread may wait for, and an interpreter that
+        ends, in which it stands still, do not wait.
+        """
+        thread = self._thread
+        if thread is None:
+            self._end_all(None)
+        elif thread is not threading.current_thread() and not is_inside() and not sys.is_finalizing():
+            thread.join()
+
+    def after_fork(self):
+        """In the child of a fork, where there is no thread: refuse the parent's requests, and begin with none."""
+        waiting = [*self._all(), *self._taken, *(sequence.request for sequence in self._active)]
+        for sequence in self._active:
+            self.runner.close(sequence.state)
+        inbox = self._inbox()
+        self._empty()
+        self._reset()
+        self._thread, self._ended = None, self._draining
+        for request in [*waiting, *inbox]:
+            if request.loop is None and not request.future.done():
+                # Another thread may have held this lock, which nobody would free.
+                request.future._condition._at_fork_reinit()
+                self._refuse_all([request], " in this process, as it was forked")
+
+    def open(self, state, fixed):
+        """Open a stream and return its id."""
+        self._check_open()
+        stream = self._pool.open(state, **fixed)
+        self._streams[stream] = open_stream = OpenStream(stream)
+        if self._draining:
+            self.end(open_stream, "was closed")
+            self._check_open()
+        return stream
+
+    def end(self, open_stream, why):
+        """Close a stream; return False if that was done before."""
+        if self._streams.pop(open_stream.id, None) is None:
+            return False  # Another thread was first.
+        open_stream.closed = why
+        self._pool.close(open_stream.id)
+        self._wake_up()
+        return True
+
+    # ------------------------------------------------------------------------------------------ the thread
+    def _work(self):
+        """The thread: run batches and sequences until nothing is left and no more comes."""
+        error = None
+        try:
+            while not self._abandoned and (not self._draining or self.queued() or self._active):
+                self._sort()
+                if self._idle is not None:
+                    self._close_idle()
+                left = self._to_wait()
+                if left == 0:
+                    self._step()
+                if not self._advance() and left != 0:
+                    self._sleep(left)
+        except BaseException as e:  # There is no memory, or a defect: let nobody wait for ever.
+            error = e
+        self._end_all(error)
+
+    def _end_all(self, error):
+        """Refuse what waits, close all streams, and accept nothing any more."""
+        self._draining = self._ended = True
+        why = "" if error is None else f": {type(error).__name__}: {error}"
+        self._refuse_all([*self._all(), *self._taken, *(sequence.request for sequence in self._active)], why)
+        self._sweep(why)
+        for sequence in self._active:
+            self.runner.close(sequence.state)
+        self._reset()
+        for open_stream in list(self._streams.values()):
+            self.end(open_stream, "was closed")
+
+    def _full(self):
+        """The number of waiting frames that make a batch."""
+        return max(min(self._max_batch, len(self._streams)), 1)
+
+    def _to_wait(self):
+        """Seconds until a batch is to run; None if that depends on a frame that has not come yet."""
+        if self._ready() >= self._full() or self._draining and self._ready():
+            return 0
+        due = self._due()
+        return None if due is None else max(due - time.monotonic(), 0)
+
+    def _sleep(self, left):
+        """Sleep until there may be work, `left` seconds at most if that is not None."""
+        limits = [] if left is None else [left]
+        if self._idle is not None:
+            limits.append(max(self._idle / 4, LEAST_LOOK))
+        if self._sequences:  # They wait for a free stream, which nothing announces.
+            limits.append(PLACE_SECONDS)
+        self._sleep_until(self._full() - self._ready() if self._ready() else 1, min(limits, default=None))
+
+    def _step(self):
+        """Run a batch; if it fails, run its halves, until each frame has its result or its error."""
+        outcomes, begun = [], time.monotonic()
+        parts = self.computing.call(self._run_batch, outcomes, begun)
+        tell(outcomes)
+        for part, results, error in parts:
+            if error:
+                open_stream = part[0].open_stream
+                error = self._closed(open_stream) if open_stream.closed else error
+            self._batch_sizes.add([len(part)])
+            self._counters["failed" if error else "frames"] += len(part)
+            if error:
+                tell([(part[0], None, error)])
+            else:
+                self._answer(part, results)
+        self._taken = []
+        if parts:
+            self._compute_times.add([time.monotonic() - begun])
+
+    def _run_batch(self, outcomes, begun):
+        """Take a batch and run it: a list of (requests, results, error), as `_in_halves` gives them."""
+        self._taken = batch = self._take(self._max_batch, outcomes)
+        if not batch:
+            return []
+        self._queue_times.add([begun - request.arrived for request in batch])
+        return list(_in_halves([batch], self._run_frames))
+
+    def _advance(self):
+        """Run some frames of each active sequence; return False if there is none."""
+        if not self._sequences and not self._active:
+            return False
+        now, outcomes = time.monotonic(), []
+        self._begin_sequences(now, outcomes)
+        for s in list(self._active):
+            if self._is_over(s.request, 0 if s.taken else now, outcomes):  # The deadline holds until it begins.
+                self._leave(s)
+        tell(outcomes)
+        if not self._active:
+            return False
+        for part, results, error in _in_halves(self.runner.batches(self._active), self._run_sequences):
+            outcomes = []
+            if error:
+                self._counters["failed"] += 1
+                self._finish(part[0], error, outcomes)
+            else:
+                self._batch_sizes.add([len(part)])
+                for s, result in zip(part, results):
+                    frames = self.runner.frames(s)
+                    self._counters["frames"] += frames
+                    s.results.append(result)
+                    s.taken += frames
+                    if s.taken == len(s.x):
+                        self._finish(s, None, outcomes)
+            tell(outcomes)
+        self._compute_times.add([time.monotonic() - now])
+        return True
+
+    def _begin_sequences(self, now, outcomes):
+        """Let waiting sequences begin, in order, while there are streams for them."""
+        begun = []
+        while self._sequences and len(self._active) < self._max_batch:
+            state = self.runner.open()
+            if state is None:
+                break
+            request = self._next_sequence()
+            if self._is_over(request, now, outcomes) or not request.begin():
+                self.runner.close(state)
+            else:
+                self._active.append(ActiveSequence(request, request.arrived, request.value, state))
+                begun.append(now - request.arrived)
+        if begun:
+            self._queue_times.add(begun)
+        refused = self._draining and not self._active
+        if refused or now - self._looked_through >= PLACE_SECONDS:
+            self._looked_through = now
+            for _ in range(len(self._sequences)):
+                request = self._next_sequence()
+                if self._is_over(request, now, outcomes):
+                    continue
+                if refused:
+                    why = "the batcher is closed, and all streams of the pool are open: nothing was taken"
+                    outcomes.append((request, None, ClosedError(f"{self._pool.label}: {why}")))
+                else:
+                    self._put_back(request)
+
+    def _run_sequences(self, part):
+        """The results of the next frames of each sequence."""
+        frames = [s.x[s.taken : s.taken + self.runner.frames(s)] for s in part]
+        return self.runner.run([s.state for s in part], frames)
+
+    def _finish(self, sequence, error, outcomes):
+        """End an active sequence and note its result or error."""
+        result = None
+        if error is None:
+            try:
+                result = self.runner.joined(sequence.results)
+            except MemoryError as e:
+                error = e
+        self._leave(sequence)
+        outcomes.append((sequence.request, result, error))
+
+    def _leave(self, sequence):
+        """Free what an active sequence holds."""
+        self._active.remove(sequence)
+        self.runner.close(sequence.state)
+
+    def _close_idle(self):
+        """Close the streams that had no frames for `idle` seconds, and tell their owners."""
+        now = time.monotonic()
+        if now - self._looked < self._idle / 4:
+            return
+        self._looked = now
+        for open_stream in list(self._streams.values()):
+            if now - open_stream.last > self._idle and not open_stream.waiting and self.end(open_stream, "was idle"):
+                self._counters["idle"] += 1
+                if self.told is not None:
+                    self.told(open_stream.id)
+
+    # ------------------------------------------------------------------------------------------ the whole
+    def stats(self):
+        """The numbers that `Batcher.stats` documents."""
+        sizes = self._batch_sizes.numbers()
+        return {
+            "streams": len(self._streams),
+            "queued": self.queued(),
+            **{
+                name: self._counters[name]
+                for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")
+            },
+            "batches": sizes["count"],
+            "mean_batch": sizes["sum"] / max(sizes["count"], 1),
+            "batch_sizes": sizes,
+            "queue_seconds": self._queue_times.numbers(),
+            "compute_seconds": self._compute_times.numbers(),
+        }
+
+
+def _in_halves(parts, run):
+    """Yield (part, run(part), None) for each part.
+
+    A part that fails is cut in halves, which run instead. A part of one member that fails gives (part, None, error).
+    """
+    while parts:
+        part = parts.pop()
+        try:
+            results = run(part)
+        except Exception as e:
+            if len(part) == 1:
+                yield part, None, e
+            else:
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+        else:
+            yield part, results, None
+
+
+# All that live, for a fork and for the end of the interpreter.
+_WORKERS = weakref.WeakSet()
+
+
+def _after_fork_in_child():
+    for worker in list(_WORKERS):
+        worker.after_fork()
+
+
+def _at_exit():
+    """Let nobody wait for a thread that the end of the interpreter stops."""
+    for worker in list(_WORKERS):
+        worker.abandon()
+    for worker in list(_WORKERS):
+        if worker._thread is not None:
+            worker._thread.join(EXIT_SECONDS)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
