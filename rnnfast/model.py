@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import collections
-import copy
 import dataclasses
 import functools
 import os
-import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rnnfast.errors import InputError, printable
+from rnnfast.errors import InputError, UnsupportedError, printable
 from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.native._kernels import check_matmul, default_matmul
 from rnnfast.native.threads import check as check_threads
@@ -22,7 +19,7 @@ from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.float64 import widen
 from rnnfast.onnx.folding import fold
-from rnnfast.onnx.graph import Graph, Value, read
+from rnnfast.onnx.graph import Graph, Source, Value, read
 from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.summary import Summary, summarise
 from rnnfast.onnx.trace import PlannedGraph, Recorder
@@ -112,19 +109,41 @@ class Model:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
         if type(external_data) is not bool:
             raise InputError(f"external_data is {external_data!r}, expected True or False")
-        self.matmul, self.threads, self._max_plans = check_matmul(matmul), check_threads(threads), plans
+        self._prepare(*read(source, external_data=external_data), matmul, threads, plans)
+
+    def _prepare(
+        self, graph: Graph, source: Source, matmul: Literal["packed", "blas"] | None, threads: int | None, plans: int
+    ) -> None:
+        """Fold and pack a graph; the other arguments are those of a pickle."""
+        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans)
+        self.source, self.matmul, self._max_plans = source, check_matmul(matmul), plans
+        self.threads = check_threads(threads)
         self._target = Target(self.threads, (matmul or default_matmul()) == "blas")
-        graph, self.source = read(source, external_data=external_data)
         self._set_graph(graph)
         self._set_planned(self.build())
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """The checked graph and the settings: the copy folds and packs anew, needs no file, and shares nothing.
+
+        threads=None means the default of the process that unpickles.
+
+        Raises:
+            UnsupportedError: `altered` made the model, whose graph has packed weights.
+        """
+        if self._pickled is None:
+            raise UnsupportedError(f"{self.source.label}: an altered model cannot be pickled or copied")
+        return self._pickled
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._prepare(*state)
 
     def _set_graph(self, graph: Graph) -> None:
         self.graph, self.inputs, self.outputs = graph, graph.inputs, graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
         self._output_names = [v.name for v in self.outputs]
-        self._other_planned: collections.OrderedDict[tuple[frozenset[str], bool], PlannedGraph]
-        self._other_planned = collections.OrderedDict()
-        self._lock = threading.Lock()
+        # Key -> planned graph, the last used first. The tuple is replaced, never changed, so that no call holds a lock:
+        # if a thread thereby discards the graph of another, it is built again.
+        self._other_planned: tuple[tuple[tuple[frozenset[str], bool], PlannedGraph], ...] = ()
 
     def _set_planned(self, planned: PlannedGraph) -> None:
         self.planned = planned
@@ -247,15 +266,12 @@ class Model:
         if not overridden and not reference:
             return self.planned
         key = overridden, reference
-        with self._lock:
-            if key in self._other_planned:
-                self._other_planned.move_to_end(key)
-                return self._other_planned[key]
-        planned = self.build(overridden, reference)  # without the lock: other threads' calls need not wait
-        with self._lock:
-            planned = self._other_planned.setdefault(key, planned)
-            while len(self._other_planned) > MAX_PLANNED_GRAPHS:
-                self._other_planned.popitem(last=False)
+        kept = self._other_planned
+        planned = next((planned for other, planned in kept if other == key), None)
+        if planned is None:
+            planned, kept = self.build(overridden, reference), self._other_planned
+        others = [pair for pair in kept if pair[0] != key]
+        self._other_planned = ((key, planned), *others[: MAX_PLANNED_GRAPHS - 1])
         return planned
 
     # -------------------------------------------------------------------------------------- other graphs
@@ -311,7 +327,9 @@ class Model:
         Returns:
             The new model. All its inputs are required.
         """
-        model = copy.copy(self)
+        model = object.__new__(type(self))
+        vars(model).update(vars(self))
+        model._pickled = None
         model._max_plans = plans or self._max_plans
         model._set_graph(graph)
         model._set_planned(

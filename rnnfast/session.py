@@ -220,6 +220,13 @@ class InferenceSession:
         self.model = Model(path_or_bytes, **settings)
         self._names = [v.name for v in self.model.outputs]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The model, pickled as a Model is, and the options as rnnfast's own, as onnxruntime's cannot be pickled."""
+        options = SessionOptions()
+        for name in vars(options):
+            setattr(options, name, getattr(self._options, name, getattr(options, name)))
+        return vars(self) | {"_options": options}
+
     def run(
         self,
         output_names: Sequence[str] | None,

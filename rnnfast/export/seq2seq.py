@@ -7,7 +7,7 @@ import os
 import numpy as np
 from onnx import TensorProto
 
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError, raise_if_from_handler
 from rnnfast.export.layers import Graph, Value, swap
 
 LOWEST = np.finfo(np.float32).min
@@ -22,6 +22,7 @@ def export_seq2seq(net, folder):
     except TypeError:
         raise InputTypeError(f"path: {folder!r} is no path") from None
     except OSError as error:
+        raise_if_from_handler(error)
         raise InputError(f"{folder} is no folder, nor can it be made one: {error.strerror}") from error
     for name, graph in graphs.items():
         graph.finish(f"{name} of {net!r}", os.path.join(folder, f"{name}.onnx"))

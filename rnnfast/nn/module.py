@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from rnnfast.streaming.layer_pool import LayerPool
     from rnnfast.streaming.layer_stream import LayerStream
     from rnnfast.train.history import History
-
-_INITIALIZING = threading.Lock()
 
 _OLD_NAMES = {
     "_weights": "loaded_weights",
@@ -288,13 +285,14 @@ class Module:
         return (self.loaded_weights or self.current_weights())[1]
 
     def current_weights(self, rng: Seed = None) -> Any:
-        """Return `loaded_weights`; the initial ones are drawn first if there are none yet, by one thread only."""
+        """Return `loaded_weights`; the initial ones are drawn first if there are none yet.
+
+        Of threads that draw them at the same time one has its weights kept, and all return these.
+        """
         if self.loaded_weights is None:
-            with _INITIALIZING:
-                if self.loaded_weights is None:
-                    with within_memory(self):
-                        parameters = self._draw(as_generator(rng))
-                    self.loaded_weights = self.prepare_weights(parameters)
+            with within_memory(self):
+                parameters = self._draw(as_generator(rng))
+            vars(self).setdefault("loaded_weights", self.prepare_weights(parameters))
         return self.loaded_weights
 
     def prepare_weights(self, parameters: Weights) -> Any:
@@ -306,8 +304,7 @@ class Module:
 
     def replace_weights(self, prepared: Any) -> None:
         """Let calls use the weights that `prepare_weights` returned."""
-        with _INITIALIZING:  # else a first call under way could overwrite them by initial weights
-            self.loaded_weights = prepared
+        self.loaded_weights = prepared
 
     def __getstate__(self):
         return self.__dict__ | {"loaded_weights": dict(self.current_weights()[0])}

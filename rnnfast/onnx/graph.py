@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError, raise_if_from_handler
-from rnnfast.onnx import binding, control_checks, recurrent_nodes, tensors
+from rnnfast.onnx import binding, control_checks, ops, recurrent_nodes, tensors
 from rnnfast.onnx.model_folder import ModelFolder
 
 MIN_IR_VERSION = 3
@@ -83,6 +83,13 @@ class Node:
         self.needs = set(self.inputs).union(*(graph.captures for graph in self.graphs.values()))
         self.needs.discard("")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the function as the opset that introduced it; `run`, which folding sets, is left out."""
+        variants = ops.table().get((self.domain.replace("ai.onnx", ""), self.op_type), {})
+        function = next((since for since, variant in variants.items() if variant is self.function), self.function)
+        facts = (self.where, self.name, self.domain, self.op_type, self.inputs, self.outputs)
+        return _unpickled_node, (*facts, function, self.attributes)
+
     def altered(
         self,
         *,
@@ -115,6 +122,39 @@ class Graph:
     constants: dict[str, Any]  # read-only arrays by name: the initializers, and once folded also computed constants
     nodes: tuple[Node, ...]
     captures: frozenset[str]  # the names that it takes from the graphs around it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled_graph, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def _unpickled_node(
+    where: str,
+    name: str,
+    domain: str,
+    op_type: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    function: Any,
+    attributes: dict[str, Any],
+) -> Node:
+    """The Node of a pickle."""
+    if isinstance(function, int):
+        function = ops.lookup(domain, op_type, function)
+    _make_read_only(attributes)
+    return Node(where, name, domain, op_type, inputs, outputs, function, attributes)
+
+
+def _unpickled_graph(name: str, inputs: Any, outputs: Any, constants: dict[str, Any], *rest: Any) -> Graph:
+    """The Graph of a pickle."""
+    _make_read_only(constants)
+    return Graph(name, inputs, outputs, constants, *rest)
+
+
+def _make_read_only(values: dict[str, Any]) -> None:
+    """Make arrays read-only again, which a pickle does not keep: then no call hands them out, but copies of them."""
+    for value in values.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

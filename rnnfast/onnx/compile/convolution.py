@@ -121,9 +121,10 @@ def _bytes_of(view):
 def _cached(run, key, sources, make):
     """Return make(), computed once for all plans of a node as long as the arrays `sources` are the same."""
     cache = run.__dict__.setdefault("plan_cache", {})
-    if key not in cache or any(old is not new for old, new in zip(cache[key][0], sources)):
-        cache[key] = sources, make()
-    return cache[key][1]
+    found = cache.get(key)
+    if found is None or any(old is not new for old, new in zip(found[0], sources)):
+        found = cache[key] = sources, make()
+    return found[1]
 
 
 class _ConvolutionEmitter:
