@@ -33,6 +33,8 @@ isas = [row for row in ISAS if row[1] is None or platform.machine() in row[1]]
 # Extension module -> the C files that are linked with it.
 EXTENSIONS = {
     "rnnfast.native._kernels": ["dispatch.c", "pool.c"],
+    "rnnfast.native._arenas": [],
+    "rnnfast.native._interrupts": [],
     "rnnfast.native._engine": [],
     "rnnfast.native._backward": [],
     "rnnfast.native._arrays": [],

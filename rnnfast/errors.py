@@ -49,7 +49,7 @@ class InputTypeError(Error, TypeError):
 
 
 class LimitError(Error, MemoryError):
-    """The work exceeds a limit: memory, loop iterations or nesting."""
+    """The work exceeds a limit: memory, loop iterations, nesting or seconds."""
 
 
 class ClosedError(InputError):
@@ -62,6 +62,10 @@ class Overloaded(Error, RuntimeError):
 
 class DeadlineError(Error, TimeoutError):
     """The frame was still waiting at its deadline; it was not processed."""
+
+
+class TerminatedError(Error, RuntimeError):
+    """Another thread ended the run by the terminate flag of its RunOptions."""
 
 
 class DivergedError(Error, ArithmeticError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,9 +13,11 @@ import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError, printable
 from rnnfast.named_values import Outputs, merge_inputs
+from rnnfast.native._arenas import Arenas
 from rnnfast.native._kernels import check_matmul, default_matmul
 from rnnfast.native.threads import check as check_threads
 from rnnfast.onnx import lowering
+from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.float64 import widen
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 MAX_PLANNED_GRAPHS = 4
 # Default number of plans that a model keeps, one for each set of input types and shapes.
 PLANS = 16
+# Default number of bytes of work memory that a model keeps for later calls.
+SPARE_BYTES = 2**26
 
 
 def load(
@@ -45,6 +50,7 @@ def load(
     threads: int | None = None,
     plans: int = PLANS,
     external_data: bool = True,
+    spare_bytes: int = SPARE_BYTES,
 ) -> Model:
     """Read, check and prepare an ONNX model.
 
@@ -58,6 +64,8 @@ def load(
         plans: How many plans the model keeps. There is one plan for each set of input types and shapes, and of values
             of small integer inputs that decide control flow or shapes. The least recently used plan is dropped.
         external_data: False refuses a model whose tensors are stored in other files; no file but its own is opened.
+        spare_bytes: How much work memory the model keeps for later calls. All plans, streams, pools and threads share
+            it. If calls in progress need more, that is given back to the system when they end.
 
     Returns:
         The model, ready to be called.
@@ -67,10 +75,12 @@ def load(
         UnsupportedError: The graph needs something that rnnfast does not compute, or `matmul` is "blas" and SciPy is
             not installed.
         LimitError: The graph has too many nodes or is nested too deeply.
-        InputError: `matmul`, `threads`, `plans` or `external_data` has a value that is not allowed.
+        InputError: `matmul`, `threads`, `plans`, `external_data` or `spare_bytes` has a value that is not allowed.
         InputTypeError: `threads` is not an integer.
     """
-    return Model(source, matmul=matmul, threads=threads, plans=plans, external_data=external_data)
+    return Model(
+        source, matmul=matmul, threads=threads, plans=plans, external_data=external_data, spare_bytes=spare_bytes
+    )
 
 
 class Model:
@@ -104,21 +114,30 @@ class Model:
         threads: int | None = None,
         plans: int = PLANS,
         external_data: bool = True,
+        spare_bytes: int = SPARE_BYTES,
     ) -> None:
         if type(plans) is not int or plans < 1:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
         if type(external_data) is not bool:
             raise InputError(f"external_data is {external_data!r}, expected True or False")
-        self._prepare(*read(source, external_data=external_data), matmul, threads, plans)
+        if type(spare_bytes) is not int or not 0 <= spare_bytes <= sys.maxsize:
+            raise InputError(f"spare_bytes is {spare_bytes!r}, expected an int of at least 0")
+        self._prepare(*read(source, external_data=external_data), matmul, threads, plans, spare_bytes)
 
     def _prepare(
-        self, graph: Graph, source: Source, matmul: Literal["packed", "blas"] | None, threads: int | None, plans: int
+        self,
+        graph: Graph,
+        source: Source,
+        matmul: Literal["packed", "blas"] | None,
+        threads: int | None,
+        plans: int,
+        spare_bytes: int,
     ) -> None:
         """Fold and pack a graph; the other arguments are those of a pickle."""
-        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans)
+        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans, spare_bytes)
         self.source, self.matmul, self._max_plans = source, check_matmul(matmul), plans
         self.threads = check_threads(threads)
-        self._target = Target(self.threads, (matmul or default_matmul()) == "blas")
+        self._target = Target(self.threads, (matmul or default_matmul()) == "blas", Arenas(spare_bytes))
         self._set_graph(graph)
         self._set_planned(self.build())
 
@@ -413,7 +432,7 @@ class Model:
 
     # --------------------------------------------------------------------------------------------- facts
     def memory(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> int | None:
-        """Return the bytes that a call with such inputs takes for its results, besides the weights.
+        """Return the bytes that a call with such inputs takes for its results, or those that the model holds now.
 
         The plan of the call is made and kept, as by a first call. Memory that NumPy functions take inside steps that
         are not native is not counted; `rnnfast profile` shows such steps.
@@ -423,13 +442,39 @@ class Model:
             **inputs: Further inputs by name.
 
         Returns:
-            The bytes of all results, intermediate ones included; None if a shape depends on values.
+            With inputs, the bytes of all results of the call, intermediate ones included; None if a shape depends on
+            values. They are part of what the model holds while the call runs, except for the outputs, which are the
+            caller's. Without inputs, the bytes that the model holds now besides the weights: work memory and plans.
 
         Raises:
             Error: As a call does.
         """
+        if feed is None and not inputs:
+            return self._held()
         planned, args = self.prepare(self.merge_inputs(feed, inputs))
         return planned.plan(args).nbytes
+
+    def _held(self) -> int:
+        """The bytes of the work memory, in use or kept for later calls, and of the plans, without the weights."""
+        with self._lock:
+            graphs = [self.planned, *self._other_planned.values()]
+        weights = {id(owner(value)) for graph in (self.graph, self.folded) for value in graph.constants.values()}
+        held: dict[int, Any] = {}
+        for planned in graphs:
+            for plan in planned.plans.kept:
+                for value in plan.held():
+                    value = owner(value) if isinstance(value, np.ndarray) else value
+                    held[id(value)] = value
+        return self._target.arenas.held + sum(
+            getattr(value, "nbytes", 0) for key, value in held.items() if key not in weights
+        )
+
+    def trim(self) -> None:
+        """Give back all work memory that the model keeps for later calls; the next call takes what it needs anew.
+
+        Plans are kept. Calls in progress are not disturbed.
+        """
+        self._target.arenas.trim()
 
     def summary(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Summary:
         """List the layers with their output shapes, parameters, floating-point operations and bytes.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.model import Model
+from rnnfast.native._interrupts import Flag, within
 from rnnfast.onnx.graph import Graph, Source, Value
 
 if TYPE_CHECKING:
@@ -117,15 +118,28 @@ class SessionOptions:
 
 
 class RunOptions:
-    """onnxruntime's run options. They are accepted and stored, and have no effect."""
+    """onnxruntime's run options. All but `terminate` are accepted and stored, and have no effect.
+
+    Attributes:
+        terminate: True ends a run with these options, also one in progress on another thread, and each later one. The
+            run raises TerminatedError within some 50 ms; a NumPy function that it is in is not interrupted.
+    """
 
     def __init__(self) -> None:
+        self._terminate = Flag()
         self.log_severity_level = -1
         self.log_verbosity_level = 0
         self.logid = ""
         self.only_execute_path_to_fetches = False
-        self.terminate = False
         self.training_mode = False
+
+    @property
+    def terminate(self) -> bool:
+        return bool(self._terminate)
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        self._terminate.set(value)
 
     def add_run_config_entry(self, key: str, value: str) -> None:
         """Accept a configuration entry, which has no effect.
@@ -238,7 +252,7 @@ class InferenceSession:
         Args:
             output_names: A list of the names of the outputs to return; None or an empty list for all of them.
             input_feed: Inputs by name. Arrays must have the dtype and fit the shape that the file declares.
-            run_options: Accepted, with no effect.
+            run_options: Options; None for the defaults. Setting its `terminate` ends the run.
 
         Returns:
             The outputs in the order of `output_names`, or of the file: new arrays that share no memory with the
@@ -249,19 +263,30 @@ class InferenceSession:
                 output of a given name.
             InputTypeError: An input has a wrong type, or `output_names` is not a list of str.
             LimitError: The call takes too many loop iterations or too much memory; see `Model.__call__`.
+            TerminatedError: `run_options.terminate` was set before or during the run.
         """
         if output_names is None:
-            return self.model.run(input_feed)
+            return self._run_all(input_feed, run_options)
         if not isinstance(output_names, (list, tuple)) or not all(type(name) is str for name in output_names):
             raise InputTypeError(f"output names are {type(output_names).__name__}, expected a list of str or None")
         for name in output_names:
             if name not in self._names:
                 raise InputError(f"there is no output {name!r}, only {self._names}")
-        outputs = self.model.run(input_feed)
+        outputs = self._run_all(input_feed, run_options)
         if not output_names or output_names == self._names:
             return outputs
         by_name = dict(zip(self._names, outputs))
         return [by_name[name] for name in output_names]
+
+    def _run_all(self, input_feed: Mapping[str, ArrayLike], run_options: RunOptions | None) -> list[Any]:
+        """Run the model with all outputs, until the `terminate` of the options is set."""
+        if run_options is None:
+            return self.model.run(input_feed)
+        flag = getattr(run_options, "_terminate", None)
+        if not isinstance(flag, Flag):  # onnxruntime's own options: what they say now
+            flag = Flag()
+            flag.set(getattr(run_options, "terminate", False))
+        return within(None, flag, self.model.run, input_feed)
 
     def get_inputs(self) -> list[NodeArg]:
         """Return the inputs that every call must give: those without an initializer.

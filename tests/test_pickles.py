@@ -1,4 +1,4 @@
-"""Models, sessions, layers and optimizers go to other processes; what has a thread or a state of its own says why not."""
+"""Models, sessions, layers and optimizers go to other processes; what has a thread or a state of its own refuses."""
 
 import concurrent.futures
 import copy

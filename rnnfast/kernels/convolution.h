@@ -142,11 +142,11 @@ static void runs_of_lines(const convolution_command *m, panels part, const float
 /* Compute part `part` of `parts`: some of the lines or, where there are few lines, some positions of each. If `then` is
  * not NULL, it is an elementwise_command whose first axis is the lines; it is run on each line while that is in the
  * cache. */
-static void convolution_kernel(const command *head, const command *then, const context *context, int part, int parts)
+static void convolution_kernel(const command *head, const command *then, const context *call, int part, int parts)
 {
     const convolution_command *m = (const convolution_command *)head;
-    const float *x = address_of(context, m->x);
-    float *out = address_of(context, m->out);
+    const float *x = address_of(call, m->x);
+    float *out = address_of(call, m->out);
     const ptrdiff_t lines = m->shape[0] * m->shape[1], end = (m->w->blocks + m->w->panel - 1) / m->w->panel;
     ptrdiff_t first_line = 0, last_line = lines, first = 0, last = m->shape[2];
     if (last < FEW_POSITIONS && m->shape[1] > last && !then) {
@@ -164,6 +164,8 @@ static void convolution_kernel(const command *head, const command *then, const c
         first = last * part / parts;
         last = last * (part + 1) / parts;
     }
+    context quiet = *call;           /* other threads than the caller's may be here, which counts this work */
+    quiet.watch = NULL;
     const int stay = m->w->blocks * VL * m->w->k * (ptrdiff_t)sizeof(float) <= INNER_CACHE;
     for (ptrdiff_t p = 0; p < end; p += stay ? end : 1) {
         const panels some = { p, stay ? end : p + 1, 0 };
@@ -174,7 +176,7 @@ static void convolution_kernel(const command *head, const command *then, const c
             runs_line(m, &q, some, first, last, x + i * m->x_stride[0] + j * m->x_stride[1],
                       out + i * m->out_stride[0] + j * m->out_stride[1]);
             if (then && some.last == end)
-                elementwise_part((const elementwise_command *)then, context, line, line + 1);
+                elementwise_part((const elementwise_command *)then, &quiet, line, line + 1);
         }
     }
 }

@@ -59,6 +59,8 @@ static void depthwise_kernel(const command *head, const context *context)
             LINE(POSITIONS)
             LINE(1)
 #undef LINE
+            if (spend(context, m->shape[2] * m->channels * (end - tap) / 16))
+                return;
         }
 }
 

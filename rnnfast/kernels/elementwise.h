@@ -128,9 +128,13 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
 #undef STORE
 }
 
+enum { TILE_COST = 32 };        /* of a tile and an instruction, as interrupt.h counts */
+
 /* Run the instructions on one line of the innermost axis. registers[i] is memory for the values of register i, but
- * inputs that are contiguous floats are read in place, and the last instruction writes directly to such an output. */
-static void line(const elementwise_command *m, float (*registers)[TILE], const char *const *in, char *out)
+ * inputs that are contiguous floats are read in place, and the last instruction writes directly to such an output. Returns whether
+ * the call was stopped. */
+static int line(const elementwise_command *m, const context *x, float (*registers)[TILE], const char *const *in,
+                char *out)
 {
     const ptrdiff_t axis = m->axes - 1, n = m->shape[axis];
     const instruction *q = (const instruction *)(m->in + m->inputs), *end = q + m->instructions;
@@ -153,23 +157,26 @@ static void line(const elementwise_command *m, float (*registers)[TILE], const c
         }
         if (!direct)
             stored(&m->out, out + at * m->out.stride[axis], m->out.stride[axis], size, value[end[-1].to]);
+        if (spend(x, TILE_COST * m->instructions))
+            return 1;
     }
+    return 0;
 }
 
-/* Run the instructions on all lines of the axes from `axis` on. */
-static void lines(const elementwise_command *m, ptrdiff_t axis, float (*registers)[TILE], const char *const *in,
-                  char *out)
+/* Run the instructions on all lines of the axes from `axis` on. Returns whether the call was stopped. */
+static int lines(const elementwise_command *m, const context *x, ptrdiff_t axis, float (*registers)[TILE],
+                 const char *const *in, char *out)
 {
-    if (axis >= AXES - 1 || axis == m->axes - 1) {
-        line(m, registers, in, out);
-        return;
-    }
+    if (axis >= AXES - 1 || axis == m->axes - 1)
+        return line(m, x, registers, in, out);
     const char *of_item[REGISTERS];
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             of_item[j] = in[j] + i * m->in[j].stride[axis];
-        lines(m, axis + 1, registers, of_item, out + i * m->out.stride[axis]);
+        if (lines(m, x, axis + 1, registers, of_item, out + i * m->out.stride[axis]))
+            return 1;
     }
+    return 0;
 }
 
 /* Run the command for first <= i < last of its first axis; it has at least two axes. */
@@ -180,7 +187,8 @@ static void elementwise_part(const elementwise_command *m, const context *x, ptr
     for (ptrdiff_t i = first; i < last; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             in[j] = (const char *)address_of(x, m->in[j].p) + i * m->in[j].stride[0];
-        lines(m, 1, registers, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]);
+        if (lines(m, x, 1, registers, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]))
+            return;
     }
 }
 
@@ -191,7 +199,7 @@ static void elementwise_kernel(const command *c, const context *x)
     const char *in[REGISTERS];
     for (ptrdiff_t j = 0; j < m->inputs; j++)
         in[j] = address_of(x, m->in[j].p);
-    lines(m, 0, registers, in, address_of(x, m->out.p));
+    lines(m, x, 0, registers, in, address_of(x, m->out.p));
 }
 
 #endif

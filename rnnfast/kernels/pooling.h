@@ -79,6 +79,8 @@ static void pool_kernel(const command *head, const context *context)
                     pool_window(m, from, to, 0, bottom - top, right - left,
                                 (float)(counted_taps(&m->of[0], i) * counted_taps(&m->of[1], j)));
             }
+            if (spend(context, m->of[1].outputs * m->channels * m->of[0].kernel * m->of[1].kernel / 16))
+                return;
         }
 }
 

@@ -12,8 +12,11 @@
 
 void rnnfast_execute(const ptrdiff_t *program, ptrdiff_t words, const context *x)
 {
-    for (const ptrdiff_t *p = program; p < program + words; p += ((const command *)p)->words)
+    for (const ptrdiff_t *p = program; p < program + words; p += ((const command *)p)->words) {
         ((const command *)p)->run((const command *)p, x);
+        if (rnnfast_spend(x->watch, COMMAND_COST))
+            return;
+    }
 }
 
 static int64_t nanoseconds(void)
@@ -99,7 +102,7 @@ void rnnfast_loop(const command *c, const context *x)
         inner.iteration = i;
         inner.backwards = x->backwards ^ (int)(i & 1);
         m->body.run(&m->body, &inner);
-        if (noted(&m->body, x))
+        if (noted(&m->body, x) || rnnfast_spend(x->watch, COMMAND_COST))
             break;
         going = m->next.buffer < 0 || *(const uint8_t *)address_of(x, m->next);
     }
@@ -143,12 +146,13 @@ enum { SQUARE = 16 };
         }                                                                                                            \
     break;
 
-/* Copy the last two axes, of which the last is contiguous in `to` and the one before it in `from`. */
-static void transpose(const copy_command *m, ptrdiff_t axis, char *to, const char *from)
+/* Copy the last two axes, of which the last is contiguous in `to` and the one before it in `from`. Returns whether the
+ * call was stopped. */
+static int transpose(const copy_command *m, const context *x, ptrdiff_t axis, char *to, const char *from)
 {
     const ptrdiff_t rows = m->shape[axis], columns = m->shape[axis + 1];
     const ptrdiff_t a = m->to_stride[axis], b = m->from_stride[axis + 1];
-    for (ptrdiff_t i0 = 0; i0 < rows; i0 += SQUARE)
+    for (ptrdiff_t i0 = 0; i0 < rows; i0 += SQUARE) {
         for (ptrdiff_t j0 = 0; j0 < columns; j0 += SQUARE) {
             const ptrdiff_t i1 = rows - i0 < SQUARE ? rows : i0 + SQUARE;
             const ptrdiff_t j1 = columns - j0 < SQUARE ? columns : j0 + SQUARE;
@@ -164,27 +168,40 @@ static void transpose(const copy_command *m, ptrdiff_t axis, char *to, const cha
             case 8: SQUARE_LOOP(uint64_t)
             }
         }
+        if (spend(x, SQUARE * columns))
+            return 1;
+    }
+    return 0;
 }
 
-/* Copy the axes from `axis` on. */
-static void copy_axes(const copy_command *m, ptrdiff_t axis, char *to, const char *from)
+enum { COPIED = 1 << 20 };      /* items of one line that are copied before the work is counted */
+
+/* Copy the axes from `axis` on. Returns whether the call was stopped. */
+static int copy_axes(const copy_command *m, const context *x, ptrdiff_t axis, char *to, const char *from)
 {
     if (axis >= AXES - 1 || axis == m->axes - 1) {
-        copy_items(to, m->to_stride[axis], from, m->from_stride[axis], m->shape[axis], m->item);
-        return;
+        const ptrdiff_t to_stride = m->to_stride[axis], from_stride = m->from_stride[axis];
+        for (ptrdiff_t left = m->shape[axis]; left > 0; left -= COPIED, to += COPIED * to_stride,
+                       from += COPIED * from_stride) {
+            const ptrdiff_t n = left < COPIED ? left : COPIED;
+            copy_items(to, to_stride, from, from_stride, n, m->item);
+            if (spend(x, n / 4))
+                return 1;
+        }
+        return 0;
     }
-    if (axis == m->axes - 2 && m->from_stride[axis] == m->item && m->to_stride[axis + 1] == m->item) {
-        transpose(m, axis, to, from);
-        return;
-    }
+    if (axis == m->axes - 2 && m->from_stride[axis] == m->item && m->to_stride[axis + 1] == m->item)
+        return transpose(m, x, axis, to, from);
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
-        copy_axes(m, axis + 1, to + i * m->to_stride[axis], from + i * m->from_stride[axis]);
+        if (copy_axes(m, x, axis + 1, to + i * m->to_stride[axis], from + i * m->from_stride[axis]))
+            return 1;
+    return 0;
 }
 
 void rnnfast_copy(const command *c, const context *x)
 {
     const copy_command *m = (const copy_command *)c;
-    copy_axes(m, 0, address_of(x, m->to), address_of(x, m->from));
+    copy_axes(m, x, 0, address_of(x, m->to), address_of(x, m->from));
 }
 
 static int64_t index_at(const gather_command *m, const void *index, ptrdiff_t i)
@@ -214,6 +231,8 @@ void rnnfast_gather(const command *c, const context *x)
         else
             for (ptrdiff_t o = 0; o < m->outer; o++)
                 memcpy(q + o * m->to_outer, p + o * m->from_outer, (size_t)m->bytes);
+        if (spend(x, m->outer * (4 + m->bytes / 16)))
+            return;
     }
     status[0] = low < -m->limit || high >= m->limit;
     status[1] = low < -m->limit ? low : high;
@@ -255,7 +274,9 @@ static int64_t integer_result(ptrdiff_t code, int64_t a, int64_t b)
     return a;
 }
 
-static void integer_axes(const integer_command *m, ptrdiff_t axis, char *to, const char *a, const char *b)
+/* Compute the axes from `axis` on. Returns whether the call was stopped. */
+static int integer_axes(const integer_command *m, const context *x, ptrdiff_t axis, char *to, const char *a,
+                        const char *b)
 {
     const int last = axis >= AXES - 1 || axis == m->axes - 1;
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
@@ -263,15 +284,18 @@ static void integer_axes(const integer_command *m, ptrdiff_t axis, char *to, con
         const char *a_i = a + i * m->a_stride[axis], *b_i = b + i * m->b_stride[axis];
         if (last)
             integer_to(m->to_item, to_i, integer_result(m->code, integer_at(m->item, a_i), integer_at(m->item, b_i)));
-        else
-            integer_axes(m, axis + 1, to_i, a_i, b_i);
+        else if (integer_axes(m, x, axis + 1, to_i, a_i, b_i))
+            return 1;
+        if (last && i % TILE == TILE - 1 && spend(x, 4 * TILE))
+            return 1;
     }
+    return last && spend(x, m->shape[axis] % TILE * 4);
 }
 
 void rnnfast_integer(const command *c, const context *x)
 {
     const integer_command *m = (const integer_command *)c;
-    integer_axes(m, 0, address_of(x, m->to), address_of(x, m->a), address_of(x, m->b));
+    integer_axes(m, x, 0, address_of(x, m->to), address_of(x, m->a), address_of(x, m->b));
 }
 
 /* Return an integer that sorts as the item does: items with larger keys come later. */
@@ -295,16 +319,25 @@ typedef struct {
     int64_t key, place;
 } ordered;
 
+enum { ORDER_COST = 4, MERGED = 1 << 16 };    /* of an item; items that are merged before the work is counted */
+
 /* Sort n items by key, equal ones by place, with merges between `from` and `to`. Returns the one that holds the
- * result. */
-static const ordered *merge_sorted(ordered *from, ordered *to, ptrdiff_t n)
+ * result, or NULL if the call was stopped. */
+static const ordered *merge_sorted(const context *x, ordered *from, ordered *to, ptrdiff_t n)
 {
     for (ptrdiff_t run = 1; run < n; run *= 2) {
         for (ptrdiff_t start = 0; start < n; start += 2 * run) {
             const ptrdiff_t middle = start + run < n ? start + run : n, end = middle + run < n ? middle + run : n;
-            for (ptrdiff_t i = start, j = middle, at = start; at < end; at++)
-                to[at] = j >= end || (i < middle && from[i].key <= from[j].key) ? from[i++] : from[j++];
+            for (ptrdiff_t i = start, j = middle, at = start; at < end;) {
+                const ptrdiff_t pause = end - at < MERGED ? end : at + MERGED;
+                for (; at < pause; at++)
+                    to[at] = j >= end || (i < middle && from[i].key <= from[j].key) ? from[i++] : from[j++];
+                if (run >= MERGED && spend(x, ORDER_COST * MERGED))
+                    return NULL;
+            }
         }
+        if (run < MERGED && spend(x, ORDER_COST * n))
+            return NULL;
         ordered *other = from;
         from = to;
         to = other;
@@ -312,8 +345,9 @@ static const ordered *merge_sorted(ordered *from, ordered *to, ptrdiff_t n)
     return from;
 }
 
-/* Find the first k items of one row. */
-static void order_row(const order_command *m, const char *x, char *values, char *places, ordered *memory)
+/* Find the first k items of one row. Returns whether the call was stopped. */
+static int order_row(const order_command *m, const context *context, const char *x, char *values, char *places,
+                     ordered *memory)
 {
     const ordered *first = memory;
     for (ptrdiff_t i = 0; i < m->n; i++) {
@@ -324,32 +358,36 @@ static void order_row(const order_command *m, const char *x, char *values, char 
             *memory = item;
     }
     if (m->k > 1)
-        first = merge_sorted(memory, memory + m->n, m->n);
+        first = merge_sorted(context, memory, memory + m->n, m->n);
+    if (!first)
+        return 1;
     const ptrdiff_t bytes = m->item == INTEGER_INT64 ? 8 : m->item == ORDER_FLOAT32 || m->item == INTEGER_INT32 ? 4 : 1;
     for (ptrdiff_t i = 0; i < m->k; i++) {
         *(int64_t *)(places + i * m->places_stride) = first[i].place;
         if (m->values.buffer >= 0)
             memcpy(values + i * m->values_stride, x + first[i].place * m->x_stride, (size_t)bytes);
     }
+    return spend(context, ORDER_COST * m->n);
 }
 
-static void order_axes(const order_command *m, ptrdiff_t axis, const char *x, char *values, char *places,
-                       ordered *memory)
+/* Find them in all rows of the axes from `axis` on. Returns whether the call was stopped. */
+static int order_axes(const order_command *m, const context *context, ptrdiff_t axis, const char *x, char *values,
+                      char *places, ordered *memory)
 {
-    if (axis >= AXES || axis == m->axes) {
-        order_row(m, x, values, places, memory);
-        return;
-    }
+    if (axis >= AXES || axis == m->axes)
+        return order_row(m, context, x, values, places, memory);
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
-        order_axes(m, axis + 1, x + i * m->x_outer[axis], values + i * m->values_outer[axis],
-                   places + i * m->places_outer[axis], memory);
+        if (order_axes(m, context, axis + 1, x + i * m->x_outer[axis], values + i * m->values_outer[axis],
+                       places + i * m->places_outer[axis], memory))
+            return 1;
+    return 0;
 }
 
 void rnnfast_order(const command *c, const context *x)
 {
     const order_command *m = (const order_command *)c;
     char *places = address_of(x, m->places);
-    order_axes(m, 0, address_of(x, m->x), m->values.buffer < 0 ? places : address_of(x, m->values), places,
+    order_axes(m, x, 0, address_of(x, m->x), m->values.buffer < 0 ? places : address_of(x, m->values), places,
                address_of(x, m->memory));
 }
 

@@ -8,6 +8,8 @@
 #ifndef RNNFAST_PROGRAM_H
 #define RNNFAST_PROGRAM_H
 
+#include "interrupt.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,6 +34,7 @@ typedef struct context {
     int backwards;              /* the order of panels: alternates from call to call and changes no result */
     ptrdiff_t iteration;        /* that of the innermost loop around the command */
     int64_t *iterations;        /* how many more iterations all loops of the call may take together */
+    watch *watch;               /* counts the work of the thread; NULL where its caller counts */
 } context;
 
 /* The head of every command. */
@@ -39,6 +42,12 @@ typedef struct command {
     void (*run)(const struct command *, const context *);
     ptrdiff_t words;            /* length of the whole command, with these two */
 } command;
+
+/* Count work of a command. Returns whether the call was stopped; the command then returns. */
+static inline int spend(const context *x, int64_t cost)
+{
+    return x->watch && rnnfast_spend(x->watch, cost);
+}
 
 /* Return the address of a value. */
 static inline void *address_of(const context *c, location p)
@@ -264,7 +273,7 @@ typedef struct {
 void rnnfast_depthwise(const command *c, const context *x);
 void rnnfast_elementwise(const command *c, const context *x);
 void rnnfast_copy(const command *c, const context *x);
-/* Run a program of so many words. */
+/* Run a program of so many words, or its beginning if the call is stopped. */
 void rnnfast_execute(const ptrdiff_t *program, ptrdiff_t words, const context *x);
 /* The same, and lower least[i] to the nanoseconds that command i took, if these are fewer. */
 void rnnfast_execute_timed(const ptrdiff_t *program, ptrdiff_t words, const context *x, int64_t *least);

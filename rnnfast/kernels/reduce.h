@@ -116,47 +116,54 @@ INLINE vf of_columns(int kind, const reduce_command *m, const float *x, const in
     return partial[0];
 }
 
-/* Compute one line of outputs along the innermost kept axis. */
-INLINE void reduce_line(int kind, const reduce_command *m, const float *x, float *out)
+/* Compute one line of outputs along the innermost kept axis. Returns whether the call was stopped. */
+INLINE int reduce_line(int kind, const reduce_command *m, const context *context, const float *x, float *out)
 {
     const ptrdiff_t axis = m->axes - 1, n = m->shape[axis], x_stride = m->x_stride[axis], stride = m->out_stride[axis];
     if (m->across) {
         ptrdiff_t i = 0;
-        for (; i + VL <= n; i += VL)
+        for (; i + VL <= n; i += VL) {
             v_store(out + i, finished(m, of_columns(kind, m, x + i, 1, VL)));
+            if (spend(context, m->lines * m->columns))
+                return 1;
+        }
         if (i < n)
             v_store_n(out + i, finished(m, of_columns(kind, m, x + i, 0, (size_t)(n - i))), (size_t)(n - i));
-        return;
+        return spend(context, m->lines * m->columns);
     }
     float t[VL];
     for (ptrdiff_t i = 0; i < n; i++) {
         v_store(t, finished(m, v_set1(of_row(kind, x + i * x_stride, m->columns))));
         out[i * stride] = t[0];
+        if (spend(context, m->columns / 16))
+            return 1;
     }
+    return 0;
 }
 
-/* Compute the outputs of the kept axes from `axis` on. */
-static void reduce_axes(const reduce_command *m, ptrdiff_t axis, const float *x, float *out)
+/* Compute the outputs of the kept axes from `axis` on. Returns whether the call was stopped. */
+static int reduce_axes(const reduce_command *m, const context *context, ptrdiff_t axis, const float *x, float *out)
 {
     if (axis < AXES - 1 && axis < m->axes - 1) {
         for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
-            reduce_axes(m, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]);
-        return;
+            if (reduce_axes(m, context, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]))
+                return 1;
+        return 0;
     }
     switch (m->kind) {
-    case REDUCE_SUM: reduce_line(REDUCE_SUM, m, x, out); break;
-    case REDUCE_L1: reduce_line(REDUCE_L1, m, x, out); break;
-    case REDUCE_SQUARES: reduce_line(REDUCE_SQUARES, m, x, out); break;
-    case REDUCE_PRODUCT: reduce_line(REDUCE_PRODUCT, m, x, out); break;
-    case REDUCE_MAX: reduce_line(REDUCE_MAX, m, x, out); break;
-    case REDUCE_MIN: reduce_line(REDUCE_MIN, m, x, out); break;
+    case REDUCE_SUM: return reduce_line(REDUCE_SUM, m, context, x, out);
+    case REDUCE_L1: return reduce_line(REDUCE_L1, m, context, x, out);
+    case REDUCE_SQUARES: return reduce_line(REDUCE_SQUARES, m, context, x, out);
+    case REDUCE_PRODUCT: return reduce_line(REDUCE_PRODUCT, m, context, x, out);
+    case REDUCE_MAX: return reduce_line(REDUCE_MAX, m, context, x, out);
+    default: return reduce_line(REDUCE_MIN, m, context, x, out);
     }
 }
 
 static void reduce_kernel(const command *c, const context *x)
 {
     const reduce_command *m = (const reduce_command *)c;
-    reduce_axes(m, 0, address_of(x, m->x), address_of(x, m->out));
+    reduce_axes(m, x, 0, address_of(x, m->x), address_of(x, m->out));
 }
 
 /* out = e / sum(e) with e = exp(x - max(x)) for n floats; out may be x. */
@@ -193,25 +200,27 @@ static void standardize_row(const float *x, float *out, ptrdiff_t n, float epsil
         put(out + i, v_mul(take(out + i, n - i), inverse), n - i);
 }
 
-/* Run the function on all rows of the axes from `axis` on. */
-static void rows_axes(const rows_command *m, ptrdiff_t axis, const float *x, float *out)
+/* Run the function on all rows of the axes from `axis` on. Returns whether the call was stopped. */
+static int rows_axes(const rows_command *m, const context *context, ptrdiff_t axis, const float *x, float *out)
 {
     if (axis < AXES && axis < m->axes) {
         for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
-            rows_axes(m, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]);
-        return;
+            if (rows_axes(m, context, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]))
+                return 1;
+        return 0;
     }
     switch (m->kind) {
     case ROWS_SOFTMAX: softmax_row(x, out, m->n); break;
     case ROWS_LOG_SOFTMAX: log_softmax_row(x, out, m->n); break;
     case ROWS_STANDARDIZE: standardize_row(x, out, m->n, (float)m->epsilon); break;
     }
+    return spend(context, m->n);
 }
 
 static void rows_kernel(const command *c, const context *x)
 {
     const rows_command *m = (const rows_command *)c;
-    rows_axes(m, 0, address_of(x, m->x), address_of(x, m->out));
+    rows_axes(m, x, 0, address_of(x, m->x), address_of(x, m->out));
 }
 
 #endif

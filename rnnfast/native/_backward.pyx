@@ -10,6 +10,7 @@ threads.
 For each step of a row, forward records these vectors of H floats, beside references to x, y and the initial states:
     LSTM  i o f g c          GRU  z r n and W_hn h + b_hn; z r n with linear_before_reset=0          RNN  nothing
 """
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -18,7 +19,9 @@ import numpy as np
 
 from rnnfast.native import _engine
 
+from rnnfast.native._arenas cimport block, memory_of
 from rnnfast.native._engine cimport *
+from rnnfast.native._interrupts cimport begin, finish
 from rnnfast.native._kernels cimport *
 
 cnp.import_array()
@@ -79,6 +82,7 @@ cdef struct Job:
     const Py_ssize_t *lens
     bint reverse
     team *crew
+    interrupt *call
     int threads
     bint by_rows                # threads divide the rows, otherwise the panels of each step
     # the current chunk
@@ -203,8 +207,11 @@ cdef inline panels shared(const matrix *m, const Job *j, bint backwards, int par
 
 
 cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
-    """Do part `part` of `parts` of each step of a chunk, from the last step to the first."""
+    """Do part `part` of `parts` of each step of a chunk, from the last step to the first. Without other threads this
+    returns between two steps if the call is stopped.
+    """
     cdef Job *j = <Job *>argument
+    cdef watch own = watch_of(j.call)
     cdef Py_ssize_t s, low, high, n, known, at, rows = j.rows
     cdef const float *after = j.after
     for s in range(j.last - 1, j.first - 1, -1):
@@ -220,6 +227,8 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
             back_rows(j, at, j.before + rows, max(known, low), high, NULL, s & 1, part, parts)
         after = j.dg + at * j.ldg
         wait(j, part, parts)
+        if j.crew == NULL and spend(&own, <int64_t>(<double>n * j.G * j.H * j.O / 64)):
+            return
 
 
 # ---------------------------------------------------------------------------------------------- products of a chunk
@@ -284,8 +293,10 @@ cdef void weights_part(const Job *j, float *w, Py_ssize_t n, const float *a, flo
 
 
 cdef void products_part(void *argument, int part, int parts) noexcept nogil:
-    """Do one part of the products of a chunk: the gradients of the weights and of x."""
+    """Do one part of the products of a chunk, the gradients of the weights and of x, unless the call was stopped."""
     cdef Job *j = <Job *>argument
+    if look_at(j.call):
+        return
     cdef Py_ssize_t first = j.rows * part // parts, last = j.rows * (part + 1) // parts, i, k
     cdef Py_ssize_t of_r = j.G if j.into == 0 and j.candidate == NULL else 2, rest = (j.G - of_r) * j.H
     cdef const float *dg = j.dg + first * j.ldg + j.into
@@ -317,8 +328,13 @@ cdef void products_part(void *argument, int part, int parts) noexcept nogil:
 
 # ---------------------------------------------------------------------------------------------- directions
 cdef void run_job(Job *j) noexcept nogil:
-    """Go back through one direction over the whole batch."""
+    """Go back through one direction over the whole batch. If the call is stopped, this returns between two parts of a
+    chunk, and what it has written means nothing.
+    """
     cdef Py_ssize_t i, row, t, total = 0, s
+    cdef double cost = <double>j.G * j.H / 64                   # of a row and a weight of each output
+    cdef watch own = watch_of(j.call)
+    cdef int part, parts = max(1, <int>(max(j.room, j.B) * cost * (2 * j.K + j.O) / PIECE_COST))
     cdef bint gru = j.kind == BACK_GRU or j.kind == BACK_GRU_RESET_FIRST
     cdef step_back last
     memset(j.zeros, 0, j.widest * sizeof(float))
@@ -349,11 +365,14 @@ cdef void run_job(Job *j) noexcept nogil:
         if j.crew == NULL:
             steps_part(j, 0, 1)
             prepare_part(j, 0, 1)
-            products_part(j, 0, 1)
+            for part in range(parts):
+                products_part(j, part, parts)
         else:
             team_split(j.crew, steps_part, j)
             team_each(j.crew, ITEMS * j.threads, prepare_part, j)
-            team_each(j.crew, ITEMS * j.threads, products_part, j)
+            team_each(j.crew, max(parts, ITEMS * j.threads), products_part, j)
+        if spend(&own, <int64_t>(j.rows * cost * (2 * j.K + 2 * j.O))):
+            return
         memcpy(j.after, j.dg + (0 if j.order != NULL else place_of(j, j.first) * j.ldg),
                count(j, j.first) * j.ldg * sizeof(float))
         j.last = j.first
@@ -450,6 +469,7 @@ cdef class Tape:
         cdef Job *j
         cdef unsigned mode
         cdef team crew
+        cdef interrupt call
         cdef Gradient g
         cdef bint lstm = q.kind == "LSTM", gru = q.kind == "GRU", apart
         T, B, I = self.x.shape
@@ -513,9 +533,11 @@ cdef class Tape:
             j.threads = threads
             j.by_rows = lens is None and B >= SHARED_ROWS * threads and q.d.r.m.k * columns <= SHARED_FLOATS
         size = lay_out(&jobs.each[D - 1], NULL)
-        cdef AlignedFloats memory = borrow(D * size)
+        cdef block *memory = workspaces.borrow(D * size * sizeof(float))
         for i in range(D):
-            lay_out(&jobs.each[i], memory.p + i * size)
+            lay_out(&jobs.each[i], <float *>memory_of(memory) + i * size)
+            jobs.each[i].call = &call
+        begin(&call, 0)
         with nogil:
             mode = active.flush_denormals()
             team_open(&crew, threads, False)
@@ -530,7 +552,8 @@ cdef class Tape:
                     jobs.each[0].dx[i] += jobs.each[1].dx[i]
             team_close(&crew)
             active.restore_mode(mode)
-        give_back(memory)
+        workspaces.give_back(memory)
+        finish(&call)
         return dx, dh0, dc0, self.named(dw, dr, db, dv)
 
     cdef list named(self, dw, dr, db, dv):

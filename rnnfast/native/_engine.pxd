@@ -1,4 +1,5 @@
 # The parts of the engine that _backward.pyx uses too.
+from rnnfast.native._arenas cimport Arenas
 from rnnfast.native._kernels cimport *
 
 cdef enum:
@@ -29,7 +30,6 @@ cdef class Cell:
     cdef readonly Py_ssize_t input_size, hidden_size, output_size
     cdef public object gradient
 
-cdef AlignedFloats borrow(Py_ssize_t size)
-cdef void give_back(AlignedFloats memory)
+cdef Arenas workspaces
 cdef Py_ssize_t carve(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil
 cdef tuple sort_lengths(sequence_lens, Py_ssize_t T, Py_ssize_t B)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rnnfast.native._arenas import Arenas
 from rnnfast.native._backward import Gradient
 
 _Float32 = NDArray[np.float32]
 
 GATES: dict[str, int]
+WORKSPACES: Arenas
 
 class Cell:
     gradient: Gradient | None
@@ -46,6 +48,14 @@ class Cell:
 
 class Prepared:
     command: int
+    @property
+    def cells(self) -> tuple[Cell, ...]: ...
+    @property
+    def strides(self) -> tuple[int, int, int, int, int]: ...
+    @property
+    def T(self) -> int: ...
+    @property
+    def B(self) -> int: ...
     @property
     def workspace(self) -> int: ...
     @property

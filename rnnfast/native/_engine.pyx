@@ -14,13 +14,14 @@ import numpy as np
 
 from rnnfast.native._kernels import ACTIVATIONS
 
+from rnnfast.native._arenas cimport Arenas, block, memory_of
+from rnnfast.native._interrupts cimport begin, finish
 from rnnfast.native._kernels cimport *
 
 cnp.import_array()
 
 cdef enum:
-    SPARE_BUFFERS = 4           # most workspaces kept for later calls, each of at most SPARE_FLOATS floats
-    SPARE_FLOATS = 1 << 20
+    SPARE_BYTES = 1 << 26       # of the workspaces of all layers
     TALL_STEP = 64              # least rows of a step that make a tall product of their own: LSTM H256 T50 B128 0.92
     PHASE_COST = 700            # least nanoseconds of a step per thread that shares it: waiting for others takes 200
     LONG_PHASE = 40000          # nanoseconds of the steps of a phase, after which threads that arrive late join
@@ -32,24 +33,9 @@ cdef enum:
     PROJECTION_INPUTS = 131072
 
 
-# ---------------------------------------------------------------------------------------------- memory
-cdef list spare = []
-
-
-cdef AlignedFloats borrow(Py_ssize_t size):
-    """Return a workspace of at least `size` floats: one that an earlier call gave back, if it is large enough."""
-    cdef AlignedFloats memory
-    if spare:
-        memory = spare.pop()
-        if memory.size >= size:
-            return memory
-    return AlignedFloats(size)
-
-
-cdef void give_back(AlignedFloats memory):
-    """Keep a workspace for later calls, unless it is large or there are enough."""
-    if memory.size <= SPARE_FLOATS and len(spare) < SPARE_BUFFERS:
-        spare.append(memory)
+# The workspaces of all calls of layers.
+cdef Arenas workspaces = Arenas(SPARE_BYTES)
+WORKSPACES = workspaces
 
 
 # ---------------------------------------------------------------------------------------------- cells
@@ -186,7 +172,7 @@ cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexce
     if d.project != NULL:
         s.h_out, s.ldo = w.unprojected, d.H
     if d.r.blas:
-        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, 0, 1)
+        product(d.r, s.h, s.ldh, w.hr, columns, s.rows, columns, False, 0, 1, NULL)
         s.hr = w.hr
     if d.q.kind != CELL_GRU_RESET_FIRST:
         active.cell_step(&d.q, s, own.r)
@@ -195,11 +181,11 @@ cdef void run_step(const Direction *d, step *s, Workspace *w, Share *own) noexce
         wait(own)
         s.h, s.ldh = s.rh, d.padded
         if d.r.blas:
-            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, 0, 1)
+            product(d.r_candidate, s.rh, d.padded, w.hr, d.padded, s.rows, d.padded, False, 0, 1, NULL)
         active.gru_output(&d.q, s, own.r_candidate, h_prev, ldh_prev)
     if d.project != NULL:
         wait(own)
-        product(d.project, w.unprojected, d.H, h, ldo, s.rows, d.O, own.r.backwards, own.part, own.parts)
+        product(d.project, w.unprojected, d.H, h, ldo, s.rows, d.O, own.r.backwards, own.part, own.parts, NULL)
     wait(own)
 
 
@@ -297,6 +283,7 @@ cdef struct Run:
     Workspace *w
     const float *h0
     team *crew
+    interrupt *call
     bint backwards              # the order of the panels at the first step
     Py_ssize_t chunk, steps     # the chunk, whose inputs are projected at once: its first step, how many it has
     Py_ssize_t before           # ragged: rows of all steps before the chunk
@@ -323,17 +310,17 @@ cdef void project_input(const weights *m, Run *r, float *xg, int part, int parts
     if b.order != NULL:
         for s in range(r.chunk, r.chunk + steps):
             rows += b.counts[s]
-        product(m, r.w.packed, I, xg, n, rows, n, r.backwards, part, parts)
+        product(m, r.w.packed, I, xg, n, rows, n, r.backwards, part, parts, r.call)
     elif b.B == 1:
-        product(m, x, b.x_t, xg, n, steps, n, r.backwards, part, parts)
+        product(m, x, b.x_t, xg, n, steps, n, r.backwards, part, parts, r.call)
     elif b.x_t == b.B * b.x_b:
-        product(m, x, b.x_b, xg, n, steps * b.B, n, r.backwards, part, parts)
+        product(m, x, b.x_b, xg, n, steps * b.B, n, r.backwards, part, parts, r.call)
     elif steps < b.B:
         for s in range(steps):
-            product(m, x + s * b.x_t, b.x_b, xg + s * b.B * n, n, b.B, n, s & 1, part, parts)
+            product(m, x + s * b.x_t, b.x_b, xg + s * b.B * n, n, b.B, n, s & 1, part, parts, r.call)
     else:
         for i in range(b.B):
-            product(m, x + i * b.x_b, b.x_t, xg + i * n, b.B * n, steps, n, i & 1, part, parts)
+            product(m, x + i * b.x_b, b.x_t, xg + i * n, b.B * n, steps, n, i & 1, part, parts, r.call)
 
 
 cdef void pack_input(Run *r) noexcept nogil:
@@ -405,14 +392,18 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
 
 
 cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *states, bint backwards,
-                        team *crew, int threads) noexcept nogil:
-    """Run one direction over the whole batch: writes y and the last output and cell state of each row."""
-    cdef Py_ssize_t O = d.O, H = d.H, i, row, t, steps, phase = b.T
+                        team *crew, int threads, interrupt *call) noexcept nogil:
+    """Run one direction over the whole batch: writes y and the last output and cell state of each row.
+
+    If the call is stopped, this returns between two phases, and what it has written means nothing.
+    """
+    cdef Py_ssize_t O = d.O, H = d.H, i, row, t, steps, phase
+    cdef double cost = step_cost(d, b.B) + (product_cost(d.x, b.B) if in_one_pass(d, b) else 0)
     cdef Run r
-    r.d, r.b, r.w, r.h0, r.crew = d, b, w, states.h0, crew
+    cdef watch own = watch_of(call)
+    r.d, r.b, r.w, r.h0, r.crew, r.call = d, b, w, states.h0, crew, call
     r.backwards = backwards
-    if crew != NULL:
-        phase = max(1, <Py_ssize_t>(LONG_PHASE / step_cost(d, b.B)))
+    phase = max(1, <Py_ssize_t>((PIECE_COST if crew == NULL else LONG_PHASE) / cost))
     memset(w.zeros, 0, O * sizeof(float))
     for i in range(b.B):
         row = i if b.order == NULL else b.order[i]
@@ -439,6 +430,8 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *stat
                 steps_part(&r, 0, 1)
             else:
                 team_split(crew, steps_part, &r)
+            if spend(&own, <int64_t>((r.last - r.first) * cost)):
+                return
             r.first = r.last
         if b.order != NULL:
             for i in range(r.chunk, r.chunk + r.steps):
@@ -479,6 +472,7 @@ cdef struct Layer:
     team *crew                  # the threads that share the steps, or NULL
     int threads
     bint brief                  # an argument of team_open
+    interrupt *call
 
 
 cdef void run_item(void *argument, int item, int items) noexcept nogil:
@@ -495,7 +489,7 @@ cdef void run_item(void *argument, int item, int items) noexcept nogil:
     b.reverse = layer.reverse[i]
     b.saved = NULL if layer.saved[i] == NULL else layer.saved[i] + first * b.width
     lay_out(d, &b, &w, layer.memory + item * layer.workspace)
-    run_direction(d, &b, &w, &states, layer.backwards, layer.crew, layer.threads)
+    run_direction(d, &b, &w, &states, layer.backwards, layer.crew, layer.threads, layer.call)
 
 
 cdef int share_out(Layer *layer, int threads) except -1:
@@ -558,17 +552,19 @@ cdef void run_items(Layer *layer) noexcept nogil:
 cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
     """Run a layer on up to so many threads. `layer` has its cells, the first of which is q, and its arrays."""
     cdef unsigned mode
+    cdef interrupt call
     layer.backwards = q.turns & 1
     q.turns += 1
     layer.threads = share_out(layer, threads)
-    cdef AlignedFloats memory = borrow(layer.D * layer.parts * layer.workspace)
-    layer.memory = memory.p
+    cdef block *memory = workspaces.borrow(layer.D * layer.parts * layer.workspace * sizeof(float))
+    begin(&call, 0)
+    layer.memory, layer.call = <float *>memory_of(memory), &call
     with nogil:
         mode = active.flush_denormals()
         run_items(layer)
         active.restore_mode(mode)
-    give_back(memory)
-    return 0
+    workspaces.give_back(memory)
+    return finish(&call)
 
 
 cdef struct recurrent_command:
@@ -633,7 +629,9 @@ cdef void run_recurrent(const command *head, const context *x) noexcept nogil:
     layer.states.h0, layer.states.c0 = placed(x, m.h0), placed(x, m.c0)
     layer.states.h, layer.states.c = placed(x, m.h), placed(x, m.c)
     layer.backwards = x.backwards
+    layer.call = x.watch.call
     run_items(&layer)
+    x.watch.left -= <int64_t>(layer.D * layer.b.T * step_cost(layer.directions[0], layer.b.B))
 
 
 cdef class Prepared:
@@ -644,13 +642,13 @@ cdef class Prepared:
     """
     command = <size_t>&run_recurrent
     cdef Layer layer
-    cdef tuple cells
-    cdef readonly Py_ssize_t workspace
+    cdef readonly tuple cells, strides
+    cdef readonly Py_ssize_t workspace, T, B
 
     def __init__(self, tuple cells, tuple reverse, T, B, strides, int threads, bint ragged=False):
         cdef Workspace w
         cdef Py_ssize_t size
-        self.cells = cells
+        self.cells, self.strides, self.T, self.B = cells, tuple(strides), T, B
         cells_of(&self.layer, cells, reverse)
         self.layer.b.T, self.layer.b.B = T, B
         self.layer.b.order = self.layer.b.counts = self.layer.b.lens = self.layer.b.starts = NULL

@@ -3,6 +3,8 @@ from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
+from rnnfast.native._interrupts cimport interrupt, look_at, spend, watch, watch_of
+
 cdef extern from "kernels.h" nogil:
     int ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_AFFINE, ACT_LEAKY_RELU, ACT_THRESHOLDED_RELU, ACT_SCALED_TANH
     int ACT_HARD_SIGMOID, ACT_ELU, ACT_SOFTSIGN, ACT_SOFTPLUS, ACT_EXP, ACT_EXPM1, ACT_LOG, ACT_LOG1P, ACT_ERF
@@ -113,6 +115,7 @@ cdef extern from "program.h" nogil:
         int threads, backwards
         Py_ssize_t iteration
         int64_t *iterations
+        watch *watch
 
     ctypedef struct command:
         void (*run)(const command *, const context *) noexcept nogil
@@ -139,6 +142,7 @@ cdef enum:
     ITEMS = 4                   # parts of a product for each thread, so that one that arrives late still gets a share
     SHARED_COST = 50000         # nanoseconds; work below this is never shared
     BRIEF_COST = 150000         # nanoseconds; work below this wakes no threads for itself: that may take 60000
+    PIECE_COST = 2000000        # nanoseconds; longer work is done in pieces, between which a call may be stopped
 
 cdef const kernels *active      # the kernels of the instruction set in use
 
@@ -151,7 +155,9 @@ cdef struct weights:
     bint blas                   # w holds rows of all columns for BLAS instead of panels
 
 cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
-                  Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil
+                  Py_ssize_t n, bint backwards, int part, int parts, interrupt *call) noexcept nogil
+cdef void multiply_panels(const matrix *w, panels share, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc,
+                          Py_ssize_t rows, Py_ssize_t n, interrupt *call) noexcept nogil
 cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t stride_n, float *out) noexcept nogil
 cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil
 

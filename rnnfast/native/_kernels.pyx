@@ -14,6 +14,8 @@ import numpy as np
 
 from rnnfast.errors import InputError, IsaError, LimitError, UnsupportedError
 
+from rnnfast.native._interrupts cimport begin, finish
+
 cnp.import_array()
 
 ctypedef void (*gemm_function)(const float *, int, const float *, int, float *, int, int, int, int,
@@ -237,11 +239,12 @@ def adam(const float[::1] gradients, float[::1] values, float[::1] means, float[
 
 # ---------------------------------------------------------------------------------------------- matrices
 cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc, Py_ssize_t rows,
-                  Py_ssize_t n, bint backwards, int part, int parts) noexcept nogil:
+                  Py_ssize_t n, bint backwards, int part, int parts, interrupt *call) noexcept nogil:
     """Compute part `part` of `parts` of c[rows, n] = bias + a[rows, k] . w, with columns in packed order.
 
     The caller has set the floating-point mode. c does not alias a. A part is a share of the panels, or of the rows
-    where there are too few panels. BLAS has threads of its own and is called for the whole product.
+    where there are too few panels. BLAS has threads of its own and is called for the whole product. A long product ends
+    early if `call` is not NULL and is stopped.
     """
     cdef Py_ssize_t i, k = w.m.k, columns = w.m.blocks * BLOCK, first
     if parts > 1 and columns < 2 * parts * w.m.panel * BLOCK and rows >= parts:
@@ -254,7 +257,7 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
     if not w.blas:
         share = share_of(&w.m, part, parts)
         share.backwards = backwards
-        active.matmul(&w.m, share, a, lda, c, ldc, rows, n)
+        multiply_panels(&w.m, share, a, lda, c, ldc, rows, n, call)
         return
     for i in range(rows):
         memcpy(c + i * ldc, w.m.bias, n * sizeof(float))
@@ -264,6 +267,42 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
         # BLAS takes no matrix whose rows overlap, run backwards or lie farther apart than an int can say.
         for i in range(rows):
             gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, n, 1, k, n, 1.0)
+
+
+cdef void multiply_panels(const matrix *w, panels share, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc,
+                          Py_ssize_t rows, Py_ssize_t n, interrupt *call) noexcept nogil:
+    """Compute some panels of c[rows, n] = bias + a[rows, k] . w, in pieces if that takes long and `call` is not NULL.
+
+    A piece is a few panels or, where a single one takes long, some rows of it: its weights then stay in the cache.
+    """
+    cdef double cost = <double>rows * w.k * w.panel * BLOCK / 64            # of a panel
+    cdef Py_ssize_t left = share.last - share.first, some, at, count
+    cdef panels piece
+    cdef watch own
+    if call == NULL or cost * left < PIECE_COST:
+        active.matmul(w, share, a, lda, c, ldc, rows, n)
+        return
+    own = watch_of(call)
+    some = max(1, <Py_ssize_t>(PIECE_COST / cost))
+    count = max(1, <Py_ssize_t>(rows * min(1.0, PIECE_COST / cost)))
+    piece = share
+    while left > 0:
+        some = min(some, left)
+        if share.backwards:
+            piece.first = piece.last - some
+        else:
+            piece.last = piece.first + some
+        at = 0
+        while at < rows:
+            active.matmul(w, piece, a + at * lda, lda, c + at * ldc, ldc, min(count, rows - at), n)
+            if spend(&own, PIECE_COST):
+                return
+            at += count
+        if share.backwards:
+            piece.last = piece.first
+        else:
+            piece.first = piece.last
+        left -= some
 
 
 cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t stride_n, float *out) noexcept nogil:
@@ -282,6 +321,7 @@ cdef struct Multiply:
     const float *x
     float *y
     Py_ssize_t lda, N, rows
+    interrupt *call
 
 
 cdef void multiply_part(void *argument, int part, int parts) noexcept nogil:
@@ -290,7 +330,8 @@ cdef void multiply_part(void *argument, int part, int parts) noexcept nogil:
     cdef Py_ssize_t done, rows
     for done in range(0, m.rows, 1 << 20):      # BLAS counts rows in int
         rows = min(m.rows - done, 1 << 20)
-        product(m.w, m.x + done * m.lda, m.lda, m.y + done * m.N, m.N, rows, m.N, False, part, parts)
+        product(m.w, m.x + done * m.lda, m.lda, m.y + done * m.N, m.N, rows, m.N, False,
+                part, parts, m.call)
 
 
 cdef class Matrix:
@@ -380,15 +421,18 @@ cdef class Matrix:
             raise ValueError(f"out must be a C-contiguous, aligned and writeable float32 array of shape {shape}")
         cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0)
         cdef Multiply m
+        cdef interrupt call
         cdef unsigned mode
         cdef team crew
         m.w, m.x, m.y = &self.w, <const float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(out)
         m.lda, m.N, m.rows = cnp.PyArray_STRIDE(x, 0) // 4, self.N, rows
+        m.call = &call
         cdef double cost = product_cost(&self.w, rows)
         if self.w.blas or cost < SHARED_COST and not forced:
             threads = 1
         threads = useful_threads(threads)
         if rows and self.N:
+            begin(&call, 0)
             with nogil:
                 mode = active.flush_denormals()
                 if threads == 1:
@@ -399,4 +443,5 @@ cdef class Matrix:
                     team_each(&crew, ITEMS * threads, multiply_part, &m)
                     team_close(&crew)
                 active.restore_mode(mode)
+            finish(&call)
         return out

@@ -8,11 +8,13 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnfast.errors import with_location
+from rnnfast.errors import Error, with_location
 from rnnfast.native._arrays import pattern
 from rnnfast.native._engine import recurrent
+from rnnfast.native._interrupts import within
 
 from rnnfast.native._arrays cimport nbytes_of, same_type, same_values
+from rnnfast.native._interrupts cimport check
 from rnnfast.native._programs cimport NativeProgram
 
 cnp.import_array()
@@ -73,6 +75,7 @@ cdef class Plan:
         pinned: Which inputs it takes only with the values that they have in `args`.
         unmetered_steps: The steps before any of them got a meter.
         results: Arrays like the outputs if their types and shapes follow from those of the inputs, otherwise None.
+        seconds: After how many seconds a run is stopped; None for never.
     """
     cdef tuple inputs
     cdef readonly tuple pinned
@@ -83,10 +86,12 @@ cdef class Plan:
     cdef readonly bint native, fresh, compiled
     cdef NativeProgram whole    # the only step, if that is a native program on arguments; otherwise None
     cdef tuple order            # which of its results are the outputs
+    cdef object seconds
 
     def __init__(self, args, list initial_values, tuple steps, tuple outputs, budget, folded, pinned, unmetered_steps,
-                 results):
+                 results, seconds=None):
         self.inputs, self.unmetered_steps, self.results = tuple(map(pattern, args)), unmetered_steps, results
+        self.seconds = seconds
         self.pinned = tuple([(i, np.array(args[i])) for i in pinned])
         self.rest = initial_values[len(args):]
         self.initial_values, self.steps, self.outputs = initial_values, steps, outputs
@@ -114,6 +119,14 @@ cdef class Plan:
             else:
                 return None
         return total
+
+    def held(self):
+        """Return the objects that hold its memory besides arenas: arrays and packed weights."""
+        objects = [value for value in self.initial_values if type(value) is cnp.ndarray]
+        for step in self.unmetered_steps:
+            if type(step.run) is NativeProgram:
+                objects += (<NativeProgram>step.run).held()
+        return objects
 
     cdef bint fits(self, list args) except -1:
         """Return whether the arguments have the types and shapes that it takes."""
@@ -143,10 +156,11 @@ cdef class Plan:
         if budget is None and self.budget is not None:
             budget = self.budget(args)
         values[len(args)] = budget
-        where = ""
+        run, where = None, ""
         try:
             for step in self.steps:
                 run, inputs, outputs, large, released, where = step
+                check()
                 result = run(*gathered(values, inputs))
                 if type(result) is tuple:
                     for i in range(min(len(outputs), len(<tuple>result))):
@@ -159,6 +173,8 @@ cdef class Plan:
                 for i in range(len(released)):
                     values[slot(released, i)] = None
         except Exception as e:
+            if type(run) in (NativeProgram, RecurrentStep) and not isinstance(e, (Error, MemoryError)):
+                raise           # by the handler of a signal
             raise with_location(e, where) from e
         return [values[slot(self.outputs, i)] for i in range(len(self.outputs))]
 
@@ -170,15 +186,21 @@ cdef class Plan:
         if self.whole is not None and self.fresh:
             try:
                 results = self.whole.run(gathered(args, (<tuple>self.steps[0])[1]))
-            except Exception as e:
+            except (Error, MemoryError) as e:       # others come from the handlers of signals
                 raise with_location(e, (<tuple>self.steps[0])[5]) from e
             return [results[slot(self.order, i)] for i in range(len(self.order))]
-        if self.native:
-            outputs = self.shared(args)
+        if self.seconds is not None:
+            outputs = within(self.seconds, None, self.unwarned, args)
         else:
-            with np.errstate(all="ignore"):
-                outputs = self.shared(args)
+            outputs = self.unwarned(args)
         return outputs if self.fresh else separate(outputs, args)
+
+    cpdef list unwarned(self, list args):
+        """Run the steps as `shared` does, without NumPy's warnings."""
+        if self.native:
+            return self.shared(args)
+        with np.errstate(all="ignore"):
+            return self.shared(args)
 
 
 cdef inline Py_ssize_t slot(tuple slots, Py_ssize_t i) except -1:

@@ -2,6 +2,8 @@ from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
+from rnnfast.native._arenas cimport Arenas, block, memory_of
+from rnnfast.native._interrupts cimport begin, finish, interrupt, stopped, watch_of
 from rnnfast.native._kernels cimport *
 
 cdef extern from "program.h" nogil:
@@ -18,8 +20,9 @@ cdef class NativeProgram:
     cdef readonly Py_ssize_t n_words
     cdef Py_ssize_t n_noted
     cdef int64_t iterations
-    cdef object keep
-    cdef list spare
+    cdef readonly object keep
+    cdef Arenas arenas
+    cdef double seconds
     cdef int turn
     cdef readonly int threads
     cdef Py_ssize_t n_outputs
@@ -28,12 +31,11 @@ cdef class NativeProgram:
     cdef cnp.npy_intp[MAX_BUFFERS * MAX_RANK] shapes
 
     cdef tuple run(self, tuple args)
-    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, AlignedFloats memory, tuple args)
+    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, interrupt *call, char *arena,
+                       tuple args)
     cdef object new_output(self, Py_ssize_t i)
     cdef bint failed(self, const char *arena) noexcept nogil
     cdef int check(self, const char *arena) except -1
-    cdef AlignedFloats borrow(self)
-    cdef void give_back(self, AlignedFloats memory)
 
 # rnnfast_execute for other extension modules, which are not linked with program.c.
 cdef void execute(const Py_ssize_t *words, Py_ssize_t n_words, const context *x) noexcept nogil

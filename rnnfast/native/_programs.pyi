@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from rnnfast.native._arenas import Arenas
+
 LIMITS: dict[str, int]
 COMMANDS: dict[str, int]
 
@@ -28,6 +30,10 @@ class NativeProgram:
     @property
     def threads(self) -> int: ...
     @property
+    def code(self) -> np.ndarray: ...
+    @property
+    def keep(self) -> Any: ...
+    @property
     def nbytes(self) -> int: ...
     @property
     def address(self) -> int: ...
@@ -42,7 +48,10 @@ class NativeProgram:
         notes: tuple[Any, ...],
         checks: Iterable[tuple[int, type[Exception], str, str]],
         threads: int,
-        iterations: int = 0,
+        iterations: int,
+        arenas: Arenas,
+        seconds: float | None = None,
     ) -> None: ...
+    def held(self) -> list[Any]: ...
     def __call__(self, *args: np.ndarray) -> tuple[np.ndarray, ...]: ...
     def times(self, *args: np.ndarray, rounds: int = 100) -> list[int]: ...

@@ -5,6 +5,8 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 cimport numpy as cnp
 
+import os
+
 import numpy as np
 
 from rnnfast.errors import LimitError, with_location
@@ -32,7 +34,6 @@ cdef extern from "program.h" nogil:
     void rnnfast_execute_timed(const Py_ssize_t *, Py_ssize_t, const context *, int64_t *)
 
 cdef enum:
-    SPARE_ARENAS = 8            # most arenas that each program keeps for later calls
     ROW_AXES = 3
 
 
@@ -62,7 +63,9 @@ cdef void product_part(void *argument, int part, int parts) noexcept nogil:
     for i in range(m.rows[0]):
         for j in range(m.rows[1]):
             product(m.w, p.a + i * m.lda[0] + j * m.lda[1], m.lda[2], p.c + i * m.ldc[0] + j * m.ldc[1], m.ldc[2],
-                    m.rows[2], m.n, p.x.backwards ^ (j & 1), part, parts)
+                    m.rows[2], m.n, p.x.backwards ^ (j & 1), part, parts, p.x.watch.call)
+            if stopped(p.x.watch.call):
+                return
 
 
 cdef void run_product(const command *c, const context *x) noexcept nogil:
@@ -78,6 +81,7 @@ cdef void run_product(const command *c, const context *x) noexcept nogil:
         team_close(&crew)
     else:
         product_part(&p, 0, 1)
+    x.watch.left -= m.cost
 
 
 cdef struct multiply_command:
@@ -100,6 +104,7 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
     cdef float *packed = <float *>address_of(x, m.packed)
     cdef matrix w
     cdef Py_ssize_t i, j, k
+    cdef int64_t cost = <int64_t>(<double>m.rows * m.k * m.n / 64)
     w.w, w.bias = packed, <const float *>address_of(x, m.zeros)
     w.k, w.units, w.gates, w.panel, w.blocks = m.k, m.n, 1, 4, blocks_of(m.n)
     for i in range(m.shape[0]):
@@ -109,8 +114,10 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
                 if one != last:
                     pack(&w, one, m.stride_k, m.stride_n, packed)
                     last = one
-                x.isa.matmul(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda,
-                             c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n)
+                multiply_panels(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda,
+                                c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n, x.watch.call)
+                if spend(x.watch, cost):
+                    return
 
 
 cdef extern from "program.h" nogil:
@@ -129,19 +136,23 @@ cdef struct Convolution:
 
 
 cdef void convolution_part(void *argument, int part, int parts) noexcept nogil:
-    """Do one part of a convolution_command."""
+    """Do one part of a convolution_command, unless the call was stopped."""
     cdef Convolution *p = <Convolution *>argument
+    if parts > 1 and look_at(p.x.watch.call):
+        return
     p.x.isa.convolution(p.c, p.then, p.x, part, parts)
 
 
 cdef void convolve(const command *c, const command *then, const context *x) noexcept nogil:
     """Run a convolution_command and, if `then` is not NULL, the elementwise_command that reads its outputs."""
     cdef const convolution_command *m = <const convolution_command *>c
-    cdef int parts = ITEMS * x.threads
+    cdef int parts = ITEMS * x.threads, part
     cdef Convolution p
     cdef team crew
     p.c, p.then, p.x = c, then, x
     if x.threads > 1 and (m.cost >= SHARED_COST or forced):
+        if m.cost // PIECE_COST > parts:
+            parts = min(m.cost // PIECE_COST, max(parts, m.shape[0] * m.shape[1] // 2))
         if m.shape[0] * m.shape[1] < 2 * parts:         # parts are not whole lines
             p.then = NULL
         team_open(&crew, x.threads, m.cost < BRIEF_COST)
@@ -149,8 +160,13 @@ cdef void convolve(const command *c, const command *then, const context *x) noex
         team_close(&crew)
         if p.then != then:
             x.isa.elementwise(then, x)
-    else:
+    elif m.cost < 2 * PIECE_COST:
         convolution_part(&p, 0, 1)
+    else:                                               # parts that are whole lines, if there are so many
+        parts = min(m.cost // PIECE_COST, max(1, m.shape[0] * m.shape[1] // 2) if then != NULL else 1 << 20)
+        for part in range(parts):
+            convolution_part(&p, part, parts)
+    x.watch.left -= m.cost
 
 
 cdef void run_convolution(const command *c, const context *x) noexcept nogil:
@@ -212,8 +228,11 @@ cdef class NativeProgram:
             the error, a message with a place for the value, where it stands in the file).
         threads: The most threads to use.
         iterations: How many iterations its loops may take together in a run.
+        arenas: Where runs borrow their arena.
+        seconds: After how many seconds a run is stopped; None for never.
     """
-    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations=0):
+    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations, Arenas arenas,
+                 seconds=None):
         cdef Py_ssize_t i, j, at = 0
         cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
         self.arrays, self.n_words, self.n_noted = (code, noted), code.size, noted.size
@@ -222,7 +241,7 @@ cdef class NativeProgram:
         self.checks, self.threads, self.iterations = tuple(checks), threads, iterations
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
-        self.spare = []
+        self.arenas, self.seconds = arenas, 0 if seconds is None else seconds
         if 2 + len(self.inputs) + len(self.outputs) > MAX_BUFFERS:
             raise LimitError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs of a native step")
         self.n_outputs = len(self.outputs)
@@ -231,6 +250,9 @@ cdef class NativeProgram:
             for j in range(len(shape)):
                 self.shapes[at] = shape[j]
                 at += 1
+        if os.environ.get("RNNFAST_VERIFY") == "1":
+            from rnnfast.native.verify import verify
+            verify(self)
 
     def __call__(self, *args):
         return self.run(args)
@@ -241,29 +263,47 @@ cdef class NativeProgram:
         return self.arena + sum([nbytes_of(shape, dtype) for shape, dtype in self.outputs])
 
     @property
+    def code(self):
+        """A copy of the program's words, [n_words] intp."""
+        return self.arrays[0].copy()
+
+    @property
     def address(self):
         """The address of the program's words."""
         return <size_t>self.words
+
+    def held(self):
+        """Return the objects that hold its memory besides the arena: its words, constants, and what they point to."""
+        objects = [self.arrays[0]]
+        for kept in self.keep:
+            objects += kept.held() if type(kept) is NativeProgram else [kept]
+        return objects
 
     def times(self, *args, Py_ssize_t rounds=100):
         """Return the least nanoseconds that each command took in so many whole runs, in the order of `notes`."""
         cdef context x
         cdef char *buffers[MAX_BUFFERS]
         cdef int64_t iterations
-        cdef AlignedFloats memory = self.borrow()
+        cdef interrupt call
+        cdef block *memory
         cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
         cdef int64_t *of_command = <int64_t *>cnp.PyArray_DATA(least)
         cdef Py_ssize_t _round
         cdef unsigned mode
         args = tuple([np.require(value, requirements=("C", "A")) for value in args])
-        _results = self.prepare(&x, buffers, &iterations, memory, args)     # keeps the outputs alive
-        with nogil:
-            mode = active.flush_denormals()
-            for _round in range(rounds):
-                iterations = self.iterations
-                rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
-            active.restore_mode(mode)
-        self.give_back(memory)
+        memory = self.arenas.borrow(self.arena)
+        try:
+            # The results keep the outputs alive.
+            _results = self.prepare(&x, buffers, &iterations, &call, memory_of(memory), args)
+            with nogil:
+                mode = active.flush_denormals()
+                for _round in range(rounds):
+                    iterations = self.iterations
+                    rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
+                active.restore_mode(mode)
+            finish(&call)
+        finally:
+            self.arenas.give_back(memory)
         return least.tolist()
 
     cdef tuple run(self, tuple args):
@@ -273,27 +313,33 @@ cdef class NativeProgram:
         cdef Py_ssize_t i
         cdef unsigned mode
         cdef int64_t iterations = self.iterations
-        cdef AlignedFloats memory
+        cdef interrupt call
+        cdef block *memory
+        cdef tuple results
         for i in range(len(args)):
             if not cnp.PyArray_ISCARRAY_RO(args[i]):
                 args = tuple([np.require(value, requirements=("C", "A")) for value in args])
                 break
-        memory = self.borrow()
-        cdef tuple results = self.prepare(&x, buffers, &iterations, memory, args)
-        with nogil:
-            mode = active.flush_denormals()
-            rnnfast_execute(self.words, self.n_words, &x)
-            active.restore_mode(mode)
-        if self.checks:
-            self.check(<const char *>memory.p)
-        self.give_back(memory)
+        memory = self.arenas.borrow(self.arena)
+        try:
+            results = self.prepare(&x, buffers, &iterations, &call, memory_of(memory), args)
+            with nogil:
+                mode = active.flush_denormals()
+                rnnfast_execute(self.words, self.n_words, &x)
+                active.restore_mode(mode)
+            finish(&call)
+            if self.n_noted:
+                self.check(memory_of(memory))
+        finally:
+            self.arenas.give_back(memory)
         return results
 
-    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, AlignedFloats memory, tuple args):
-        """Return new outputs, and set x, buffers and iterations for a run on the arena `memory`."""
+    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, interrupt *call, char *arena,
+                       tuple args):
+        """Return new outputs, begin the call, and set x, buffers and iterations for a run on this arena."""
         cdef Py_ssize_t i, n = len(args)
         cdef tuple results = PyTuple_New(self.n_outputs)
-        buffers[0], buffers[1] = NULL, <char *>memory.p
+        buffers[0], buffers[1] = NULL, arena
         for i in range(n):
             buffers[2 + i] = <char *>cnp.PyArray_DATA(args[i])
         for i in range(self.n_outputs):
@@ -305,6 +351,8 @@ cdef class NativeProgram:
         x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
         x.backwards = self.turn
         self.turn ^= 1
+        begin(call, self.seconds)
+        x.watch = &call.watch
         return results
 
     cdef object new_output(self, Py_ssize_t i):
@@ -328,14 +376,3 @@ cdef class NativeProgram:
             if status[0]:
                 raise with_location(error(message.format(status[1])), where)
         return 0
-
-    cdef AlignedFloats borrow(self):
-        """Return an arena: one that an earlier call gave back, or a new one."""
-        if self.spare:
-            return self.spare.pop()
-        return AlignedFloats((self.arena + 3) // 4)
-
-    cdef void give_back(self, AlignedFloats memory):
-        """Keep an arena for later calls, unless there are enough."""
-        if len(self.spare) < SPARE_ARENAS:
-            self.spare.append(memory)

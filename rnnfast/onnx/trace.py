@@ -15,6 +15,7 @@ import numpy as np
 
 from rnnfast.errors import ModelError, raise_if_from_handler, with_location
 from rnnfast.native._arrays import pattern
+from rnnfast.native._interrupts import check, within
 from rnnfast.native._plans import Plan, Plans, separate
 from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.binding import check_types
@@ -94,7 +95,7 @@ class PlannedGraph:
     def run(self, args: list[Any]) -> list[Any]:
         """Run on arguments in the order of `names`; the outputs share no memory with them or with each other."""
         with np.errstate(all="ignore"):
-            outputs = self(args)
+            outputs = within(self.target.seconds if self.target else None, None, self, args)
         return separate(outputs, args)
 
 
@@ -290,6 +291,7 @@ class _Tracer:
             tuple(sorted(self.pinned)),
             tuple(native),
             tuple([pattern(v.data) for v in outputs]) if fixed_shapes else None,
+            self.target.seconds if self.target else None,
         )
 
     def graph(self, graph: Graph, scope: _Scope) -> list[_Value]:
@@ -297,6 +299,7 @@ class _Tracer:
         for name, array in graph.constants.items():
             scope[name] = _Value(array, True, True)
         for node, last_used in zip(graph.nodes, _last_uses(graph)):
+            check()
             try:
                 self.node(node, scope)
             except _MustPin:

@@ -187,6 +187,7 @@ cdef struct PoolStep:
     char *lanes                 # the workspaces of the threads, `lane_bytes` each
     Py_ssize_t failed           # 0, or 1 + c + n_chunks * lane for any one chunk c that met a value out of range
     int backwards
+    interrupt *call
 
 
 cdef inline void gather_row(const BatchBinding *p, char *batch, Py_ssize_t size, Py_ssize_t row,
@@ -224,8 +225,8 @@ cdef bint adjacent(const PoolStep *s, const Chunk *c) noexcept nogil:
     return True
 
 
-cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane) noexcept nogil:
-    """Run a chunk; return False if it met a value that is out of range."""
+cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane, watch *own) noexcept nogil:
+    """Run a chunk; return False if it met a value that is out of range or the call was stopped."""
     cdef const BatchLayout *layout = c.layout
     cdef const BatchBinding *p
     cdef char *buffers[MAX_BUFFERS]
@@ -269,8 +270,10 @@ cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane) noexcept nogi
         if direct(p, s.result_strides[i], c):
             buffers[p.buffer] = s.results[i] + c.first * s.result_strides[i]
     x.buffers, x.isa, x.threads, x.backwards = buffers, active, 1, s.backwards
-    x.iteration, x.iterations = 0, &iterations
+    x.iteration, x.iterations, x.watch = 0, &iterations, own
     execute(layout.words, layout.n_words, &x)
+    if stopped(s.call):
+        return False
     for i in range(layout.n_noted):
         if (<const int64_t *>(lane + layout.noted[i]))[0]:
             return False
@@ -299,8 +302,9 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
     """Take and run chunks until there are none left."""
     cdef PoolStep *s = <PoolStep *>argument
     cdef Py_ssize_t c = take(&s.next)
+    cdef watch own = watch_of(s.call)
     while c < s.n_chunks:
-        if not run_chunk(s, &s.chunks[c], s.lanes + item * s.lane_bytes):
+        if not run_chunk(s, &s.chunks[c], s.lanes + item * s.lane_bytes, &own):
             s.failed = 1 + c + item * s.n_chunks
             return
         c = take(&s.next)
@@ -380,7 +384,6 @@ cdef class StateTable:
     cdef readonly list states           # of each state [2, capacity, ...]
     cdef cnp.ndarray turn               # [capacity]: which of the two each stream reads next
     cdef char *data[MAX_BUFFERS]
-    cdef AlignedFloats memory
     cdef int backwards
 
     def __init__(self, Py_ssize_t capacity, forms):
@@ -431,6 +434,7 @@ cdef class StateTable:
             chunks: (BatchedProgram, first, count) of the parts of the streams.
         """
         cdef PoolStep s
+        cdef interrupt call
         cdef team crew
         cdef unsigned mode
         cdef Py_ssize_t i, most = 0
@@ -457,9 +461,14 @@ cdef class StateTable:
         items = max(threads, 1)
         s.lane_bytes, s.backwards = most, self.backwards
         self.backwards ^= 1
-        if self.memory is None or self.memory.size * <Py_ssize_t>sizeof(float) < items * most:
-            self.memory = AlignedFloats((items * most + 3) // 4)
-        s.lanes = <char *>self.memory.p
+        if not s.n_chunks:
+            return
+        batch = chunks[0][0]
+        cdef Arenas arenas = batch.program.arenas
+        cdef block *memory = arenas.borrow(items * most)
+        s.lanes = memory_of(memory)
+        begin(&call, batch.program.seconds)
+        s.call = &call
         with nogil:
             mode = active.flush_denormals()
             if threads > 1:
@@ -469,9 +478,13 @@ cdef class StateTable:
             else:
                 run_lane(&s, 0, 1)
             active.restore_mode(mode)
-        if s.failed:
-            batch = chunks[(s.failed - 1) % s.n_chunks][0]
-            batch.program.check(s.lanes + (s.failed - 1) // s.n_chunks * most)
+        try:
+            finish(&call)
+            if s.failed:
+                batch = chunks[(s.failed - 1) % s.n_chunks][0]
+                batch.program.check(s.lanes + (s.failed - 1) // s.n_chunks * most)
+        finally:
+            arenas.give_back(memory)
 
 
 def commit(list parts):

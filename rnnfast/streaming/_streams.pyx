@@ -24,7 +24,7 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef class StreamRunner:
-    """A NativeProgram run frame by frame, with memory of its own. Each state has two arrays, read and written in turn.
+    """A NativeProgram run frame by frame. Each state has two arrays, read and written in turn.
 
     A buffer is given by its number, which counts the program's inputs and then its outputs, without the constants and
     the arena; -1 is an input that no command reads. The caller makes sure that one thread at a time is here.
@@ -40,7 +40,6 @@ cdef class StreamRunner:
     cdef readonly list scalars          # of each frame input: None, or (the last int given, the array that it became)
     cdef tuple likes, result_likes, held
     cdef list state_arrays              # of each state, the pair of its arrays; `turn` is the one read next
-    cdef AlignedFloats memory
     cdef char *base[MAX_BUFFERS]
     cdef int frame_buffers[MAX_BUFFERS]
     cdef int result_buffers[MAX_BUFFERS]
@@ -54,10 +53,10 @@ cdef class StreamRunner:
         cdef int i
         if max(len(frames), len(states), len(results)) > MAX_BUFFERS:
             raise LimitError(f"{len(frames)} inputs, {len(states)} states and {len(results)} outputs of a stream")
-        self.program, self.memory, self.turn = program, AlignedFloats((program.arena + 3) // 4), 0
+        self.program, self.turn = program, 0
         self.n_buffers = 2 + len(program.inputs) + len(program.outputs)
         self.n_frames, self.n_results, self.n_states = len(frames), len(results), len(states)
-        self.base[0], self.base[1] = NULL, <char *>self.memory.p
+        self.base[0] = self.base[1] = NULL
         self.names = tuple([name for name, *_ in frames])
         self.likes = tuple([pattern(like) for _, _, like, _ in frames])
         self.pins = tuple([pin for *_, pin in frames])
@@ -222,12 +221,16 @@ cdef class StreamRunner:
         cdef Py_ssize_t n_words = self.program.n_words, _frame
         cdef context x
         cdef int64_t iterations
+        cdef interrupt call
         cdef unsigned mode
         cdef int i, turn = self.turn
         cdef bint failed = False, checked = self.program.n_noted > 0
-        before = self.state() if checked and n > 1 else None
-        x.buffers, x.isa, x.iteration, x.iterations = buffers, active, 0, &iterations
+        before = self.state() if n > 1 else None
         x.threads = useful_threads(self.program.threads)
+        cdef block *memory = self.program.arenas.borrow(self.program.arena)
+        buffers[1] = memory_of(memory)
+        begin(&call, self.program.seconds)
+        x.buffers, x.isa, x.iteration, x.iterations, x.watch = buffers, active, 0, &iterations, &call.watch
         with nogil:
             mode = active.flush_denormals()
             for _frame in range(n):
@@ -238,7 +241,7 @@ cdef class StreamRunner:
                 x.backwards = self.turn
                 iterations = self.program.iterations
                 execute(words, n_words, &x)
-                if checked and self.program.failed(<const char *>self.memory.p):
+                if stopped(&call) or checked and self.program.failed(buffers[1]):
                     failed = True
                     break
                 self.turn = 1 - self.turn
@@ -246,11 +249,15 @@ cdef class StreamRunner:
                     for i in range(2, self.n_buffers):
                         buffers[i] += strides[i]
             active.restore_mode(mode)
-        if failed:
-            self.turn = turn
-            if before is not None:
-                self.load(before)
-            self.program.check(<const char *>self.memory.p)
+        try:
+            if failed:
+                self.turn = turn
+                if before is not None:
+                    self.load(before)
+                finish(&call)
+                self.program.check(buffers[1])
+        finally:
+            self.program.arenas.give_back(memory)
         return 0
 
 

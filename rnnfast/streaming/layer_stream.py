@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast.errors import InputError
-from rnnfast.native._engine import Prepared
+from rnnfast.native._engine import WORKSPACES, Prepared
 from rnnfast.native._programs import COMMANDS, NativeProgram
 from rnnfast.nn.checks import as_array
 from rnnfast.nn.module import is_recurrent
@@ -346,10 +346,12 @@ def step_program(layer, stack, shape):
         arena,
         [(shape, float32), *states],
         [((*shape[:-1], inner), float32), *states],
-        [keep, stack],
+        [*keep, stack],
         (),
         (),
         layer.thread_count,
+        0,
+        WORKSPACES,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, LimitError
 from rnnfast.native import _programs
+from rnnfast.native._arenas import Arenas
 from rnnfast.native._programs import address
 from rnnfast.onnx import budget
 from rnnfast.onnx.budget import owner
@@ -54,10 +55,14 @@ class CommandNote(NamedTuple):
 
 
 class Target(NamedTuple):
-    """How a program will run: on how many threads at most, and whether BLAS multiplies matrices outside of programs."""
+    """How programs will run: on how many threads at most, whether BLAS multiplies matrices outside of programs, where
+    they borrow their arenas, and after how many seconds a call is stopped (None: never).
+    """
 
     threads: int
     blas: bool
+    arenas: Arenas
+    seconds: float | None = None
 
 
 class Operand:
@@ -306,6 +311,8 @@ class Builder:
             checks,
             self.target.threads,
             budget.MAX_ITERATIONS,
+            self.target.arenas,
+            self.target.seconds,
         )
 
     def _location_of(self, view):
