@@ -182,29 +182,29 @@ def bind(
 ) -> dict[str, Any]:
     """Check a node's attributes and convert them to the keyword arguments of its operator function.
 
-    `attributes` maps names to AttributeProtos; `context` decodes those that are tensors or graphs.
+    `attributes` maps names to AttributeProtos; `context` converts them, and decodes those that are tensors or graphs.
     """
     expected = operator_signature(function)
     bound: dict[str, Any] = {"n_outputs": n_outputs} if expected.n_outputs else {}
     for name, proto in attributes.items():
         if name not in expected.attributes:
             raise UnsupportedError(f"{where}: attribute {name!r} = {_shown(proto)} is not supported")
-        bound[name] = _value(expected.attributes[name], proto, context, where)
+        bound[name] = _value(expected.attributes[name], name, proto, context, where)
     for name, attribute in expected.attributes.items():
         if attribute.required and name not in bound:
             raise ModelError(f"{where}: attribute {name!r} is missing")
     return bound
 
 
-def _value(attribute: Attribute, proto: Any, context: Any, where: str) -> Any:
+def _value(attribute: Attribute, name: str, proto: Any, context: Any, where: str) -> Any:
     """The keyword argument for one AttributeProto, checked against its declaration."""
-    name, onnx_type = proto.name, ATTRIBUTE_TYPES.get(proto.type, f"type {proto.type}")
+    onnx_type = ATTRIBUTE_TYPES.get(proto.type, f"type {proto.type}")
     if onnx_type != attribute.onnx_type:
         raise ModelError(
             f"{where}: attribute {name!r} = {_shown(proto)} is {onnx_type}, expected {attribute.onnx_type}"
         )
     try:
-        value = attribute.convert(proto, context)
+        value = context.converted(attribute.convert, proto)
     except UnicodeDecodeError:
         raise ModelError(f"{where}: attribute {name!r} = {_shown(proto)} is not UTF-8") from None
     except UnsupportedError as e:

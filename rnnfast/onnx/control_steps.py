@@ -56,7 +56,7 @@ class Control:
 
     def _if(self, inputs, known, captured):
         """(plans, results) of an If; the results are None unless both branches give the same types and shapes."""
-        plans = {name: planned.plan(captured) for name, planned in self.planned_graphs.items()}
+        plans = {name: _plan(planned, captured) for name, planned in self.planned_graphs.items()}
         one, other = (plan.results for plan in plans.values())
         return plans, one if _is_one(inputs[0], np.bool_) and _alike(one, other) else None
 
@@ -64,7 +64,7 @@ class Control:
         """(plans, results) of a Loop; both are None if a shape changes, or the number of rows is not known."""
         values = [*inputs, *[None] * (2 - len(inputs))]
         trips, going, carried = values[0], values[1], values[2:]
-        plan = self.planned_graphs["body"].plan([ITERATION, GOING, *carried, *captured])
+        plan = _plan(self.planned_graphs["body"], [ITERATION, GOING, *carried, *captured])
         n = 1 + len(carried)
         if trips is None and going is None or plan.results is None or not _alike(plan.results[1:n], carried):
             return None, None
@@ -84,7 +84,7 @@ class Control:
         lengths = {len(x) for x in scan.inputs}
         if len(lengths) != 1 or lengths == {0}:
             return None, None
-        plan, n = body.plan([*scan.states, *(x[0, ...] for x in scan.inputs), *captured]), len(scan.states)
+        plan, n = _plan(body, [*scan.states, *(x[0, ...] for x in scan.inputs), *captured]), len(scan.states)
         if plan.results is None or not _alike(plan.results[:n], scan.states):
             return None, None
         rows = (_stacked(row, *lengths, axis) for row, axis in zip(plan.results[n:], scan.output_axes))
@@ -92,6 +92,15 @@ class Control:
 
 
 RULES: dict[Any, Callable[..., Any]] = {if_: Control._if, loop: Control._loop, scan_9: Control._scan}
+
+
+def _plan(planned: Any, args: list[Any]) -> Any:
+    """The plan of a planned graph, which no longer predicts if that fails."""
+    try:
+        return planned.plan(args)
+    except Exception:
+        planned.predicts = False
+        raise
 
 
 def _alike(some: Sequence[Any] | None, others: Sequence[Any] | None) -> bool:

@@ -8,7 +8,7 @@ import heapq
 import os
 from collections.abc import Callable, Iterable, Sequence
 from sys import intern
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,8 @@ MIN_IR_VERSION = 3
 # file could ask for any number of both.
 MAX_DEPTH = 24
 MAX_NODES = 100_000
+# Characters of a node's name or operator in messages; each node has such a text, and a name may have a megabyte.
+MAX_SHOWN = 200
 # Protocol buffers cannot be larger; models with larger weights have them in external data.
 MAX_FILE_BYTES = 2**31
 
@@ -251,9 +253,22 @@ class _Scope:
 
     opsets: dict[str, int]
     references: dict[str, Any]  # inside a function: the AttributeProtos of the call, by name
-    around: frozenset[str]  # the names that are defined
+    around: tuple[set[str], ...]  # the names that are defined: those of each graph around the node, the innermost first
     depth: int  # of graphs within graphs
     calls: tuple[tuple[str, str, str], ...]  # the keys of the functions that are being called
+
+    def defines(self, name: str) -> bool:
+        """Return whether a graph around the node defines the name."""
+        return any(name in names for names in self.around)
+
+
+class _Body(NamedTuple):
+    """The graph of a function, which other calls of it with the same attributes copy."""
+
+    graph: Graph
+    kept: Any  # the objects whose ids are in the body's key
+    n_nodes: int  # those of graphs within it and of the functions that it calls included
+    depth: int  # of graphs within graphs, 1 if there are none
 
 
 class _Reader:
@@ -264,6 +279,12 @@ class _Reader:
     ) -> None:
         self.proto, self.label, self.folder, self.problems = proto, label, folder, problems
         self.functions: dict[tuple[str, str, str], Any] = {}  # (domain, name, overload) -> FunctionProto
+        # the same key -> (default attributes by name, names of all attributes, opsets) of the function
+        self.signatures: dict[tuple[str, str, str], tuple[dict[str, Any], set[str], dict[str, int]]] = {}
+        self.bodies: dict[Any, _Body] = {}
+        # (id of an AttributeProto inside a function, its conversion, the id of the scope of a graph) -> (the value, the
+        # nodes in it, the objects whose ids are in the key)
+        self.converted: dict[tuple[int, Any, int | None], tuple[Any, int, Any]] = {}
         self.n_nodes = 0
 
     def read(self) -> tuple[Graph, Source]:
@@ -286,7 +307,7 @@ class _Reader:
             if key in self.functions:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
-        graph = self.graph(proto.graph, _Scope(opsets, {}, frozenset(), 0, ()))
+        graph = self.graph(proto.graph, _Scope(opsets, {}, (), 0, ()))
         metadata = {p.key: p.value for p in proto.metadata_props}
         producer = f"{proto.producer_name} {proto.producer_version}".strip()
         return graph, Source(self.label, proto.ir_version, opsets, producer, proto.doc_string, metadata)
@@ -352,31 +373,36 @@ class _Reader:
             if output in defined:
                 raise ModelError(f"{where}: tensor {output!r} is defined twice")
             defined.add(output)
-        inner = dataclasses.replace(scope, around=scope.around | defined, depth=scope.depth + 1)
+        inner = dataclasses.replace(scope, around=(defined, *scope.around), depth=scope.depth + 1)
         nodes = [self.node(proto, i, inner) for i, proto in enumerate(protos)]
         for value in outputs:
-            if value.name not in inner.around:
+            if not inner.defines(value.name):
                 raise ModelError(f"{where}: output {value.name!r} is produced by no node")
         nodes = _sorted(nodes, set(produced), where)
         used = {v.name for v in outputs}.union(*(node.needs for node in nodes))
         return Graph(name, inputs, outputs, constants, tuple(nodes), frozenset(used - defined))
 
     # ------------------------------------------------------------------------------------------- nodes
-    def node(self, proto: Any, index: int, scope: _Scope) -> Node:
-        """Read a NodeProto, the node number `index` of its graph."""
-        self.n_nodes += 1
+    def count_nodes(self, count: int) -> None:
+        """Count nodes; raise LimitError if there are too many."""
+        self.n_nodes += count
         if self.n_nodes > MAX_NODES:
             raise LimitError(f"{self.label}: more than {MAX_NODES} nodes")
-        where = f"{self.label}: node {repr(proto.name) if proto.name else f'#{index}'} ({proto.op_type})"
-        domain = _domain(proto.domain)
-        inputs = tuple(proto.input)
+
+    def node(self, proto: Any, index: int, scope: _Scope) -> Node:
+        """Read a NodeProto, the node number `index` of its graph."""
+        self.count_nodes(1)
+        # Interned, because the nodes of a function are read again and again.
+        name, domain, op_type = intern(proto.name), intern(_domain(proto.domain)), intern(proto.op_type)
+        where = f"{self.label}: node {repr(_short(name)) if name else f'#{index}'} ({_short(op_type)})"
+        inputs = tuple(map(intern, proto.input))
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        for name in inputs:
-            if name and name not in scope.around:
-                raise ModelError(f"{where}: input {name!r} is produced by no node and is no input or initializer")
+        for value in inputs:
+            if value and not scope.defines(value):
+                raise ModelError(f"{where}: input {value!r} is produced by no node and is no input or initializer")
         attributes = self.attributes(proto, scope, where)
-        own_function = self.functions.get((domain, proto.op_type, proto.overload))
+        own_function = self.functions.get((domain, op_type, proto.overload))
         function: Callable[..., Any] | None = None
         bound: dict[str, Any] = {}
         one_type: tuple[tuple[int, ...], ...] = ()
@@ -390,9 +416,8 @@ class _Reader:
             if self.problems is None:
                 raise
             self.problems.append(e)
-        return Node(
-            where, proto.name, domain, proto.op_type, inputs, tuple(proto.output), function, bound, None, one_type
-        )
+        outputs = tuple(map(intern, proto.output))
+        return Node(where, name, domain, op_type, inputs, outputs, function, bound, None, one_type)
 
     def operator(
         self, proto: Any, domain: str, inputs: tuple[str, ...], attributes: dict[str, Any], scope: _Scope, where: str
@@ -430,9 +455,7 @@ class _Reader:
                 referred = scope.references.get(attribute.ref_attr_name)
                 if referred is None:
                     continue
-                attribute = type(referred)()
-                attribute.CopyFrom(referred)
-                attribute.name = name
+                attribute = referred
             attributes[name] = attribute
         return attributes
 
@@ -445,8 +468,12 @@ class _Reader:
             raise ModelError(f"{where}: the function calls itself")
         if scope.depth > MAX_DEPTH:
             raise LimitError(f"{where}: functions are nested deeper than {MAX_DEPTH}")
-        defaults = {a.name: a for a in function.attribute_proto}
-        unknown = sorted(attributes.keys() - set(function.attribute) - defaults.keys())
+        if key not in self.signatures:
+            defaults = {a.name: a for a in function.attribute_proto}
+            opsets = self.opsets(function.opset_import, where)
+            self.signatures[key] = defaults, {*function.attribute, *defaults}, opsets
+        defaults, names, opsets = self.signatures[key]
+        unknown = sorted(attributes.keys() - names)
         if unknown:
             raise ModelError(f"{where}: attribute {unknown[0]!r} is none of the function's")
         if len(inputs) > len(function.input) or len(call.output) > len(function.output):
@@ -454,10 +481,18 @@ class _Reader:
                 f"{where}: {len(inputs)} inputs and {len(call.output)} outputs, the function has "
                 f"{len(function.input)} and {len(function.output)}"
             )
-        opsets = self.opsets(function.opset_import, where) or scope.opsets
-        inner = _Scope(opsets, defaults | attributes, frozenset(), scope.depth, (*scope.calls, key))
+        opsets = opsets or scope.opsets
+        body_key = key, id(opsets), _attributes_key(attributes, bool(scope.calls))
+        body = self.bodies.get(body_key)
+        if body is not None:
+            if scope.depth + body.depth - 1 > MAX_DEPTH:
+                raise LimitError(f"{where}: functions are nested deeper than {MAX_DEPTH}")
+            self.count_nodes(body.n_nodes)
+            return copied(body.graph)
+        before = self.n_nodes
+        inner = _Scope(opsets, defaults | attributes, (), scope.depth, (*scope.calls, key))
         anything = Type("tensor")
-        return self.checked_graph(
+        graph = self.checked_graph(
             function.name,
             tuple(Value(n, anything) for n in function.input),
             tuple(Value(n, anything) for n in function.output),
@@ -466,6 +501,8 @@ class _Reader:
             inner,
             where,
         )
+        self.bodies[body_key] = _Body(graph, (attributes, opsets), self.n_nodes - before, _depth(graph))
+        return graph
 
 
 class _Context:
@@ -474,11 +511,59 @@ class _Context:
     def __init__(self, reader: _Reader, scope: _Scope, where: str) -> None:
         self.reader, self.scope, self.where = reader, scope, where
 
+    def converted(self, convert: Callable[[Any, Any], Any], proto: Any) -> Any:
+        """The value of an AttributeProto; inside functions, which are read again and again, it is converted once."""
+        if not self.scope.calls:
+            return convert(proto, self)
+        # a graph reads names around it, so that it is the same for the nodes of one graph only
+        key = id(proto), convert, id(self.scope) if proto.HasField("g") else None
+        if key not in self.reader.converted:
+            before = self.reader.n_nodes
+            value = convert(proto, self)
+            self.reader.converted[key] = value, self.reader.n_nodes - before, (proto, self.scope)
+            return value
+        value, n_nodes, _ = self.reader.converted[key]
+        self.reader.count_nodes(n_nodes)
+        return copied(value) if isinstance(value, Graph) else value
+
     def tensor(self, proto: Any) -> np.ndarray:
         return tensors.decode(proto, self.where, self.reader.folder)
 
     def subgraph(self, proto: Any) -> Graph:
         return self.reader.graph(proto, self.scope)
+
+
+def copied(graph: Graph) -> Graph:
+    """A graph with nodes of its own, as whoever notes facts of nodes knows them by their ids; all else is shared."""
+    return dataclasses.replace(
+        graph,
+        nodes=tuple(
+            [
+                node.altered(attributes=node.attributes | {name: copied(inner) for name, inner in node.graphs.items()})
+                if node.graphs
+                else node.altered()
+                for node in graph.nodes
+            ]
+        ),
+    )
+
+
+def _depth(graph: Graph) -> int:
+    """The depth of graphs within graphs, 1 if there are none."""
+    return 1 + max((_depth(inner) for node in graph.nodes for inner in node.graphs.values()), default=0)
+
+
+def _attributes_key(attributes: dict[str, Any], inside: bool) -> tuple[Any, ...]:
+    """The attributes of a call as a key. Those of calls inside functions, which are read again, go by their ids."""
+    return tuple(
+        (name, id(proto) if inside else proto.SerializeToString(deterministic=True))
+        for name, proto in sorted(attributes.items())
+    )
+
+
+def _short(name: str) -> str:
+    """A name for messages, cut to MAX_SHOWN characters."""
+    return name if len(name) <= MAX_SHOWN else name[: MAX_SHOWN - 3] + "..."
 
 
 def _domain(domain: str) -> str:
@@ -535,6 +620,6 @@ def _sorted(nodes: Sequence[Node], produced: set[str], where: str) -> list[Node]
             if missing[j] == 0:
                 heapq.heappush(ready, j)
     if len(order) < len(nodes):
-        stuck = [nodes[i].where.split(": ", 1)[1] for i, count in enumerate(missing) if count]
-        raise ModelError(f"{where}: a cycle through {', '.join(stuck[:3])}")
+        stuck = [nodes[i].where for i, count in enumerate(missing) if count][:3]
+        raise ModelError(f"{where}: a cycle through {', '.join(name.split(': ', 1)[1] for name in stuck)}")
     return order

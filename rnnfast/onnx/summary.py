@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ def summarise(model: Any, feed: Mapping[str, Any]) -> Summary:
         problem = str(e)
     layers: list[LayerSummary] = []
     others: dict[str, int] = {}
-    _collect(planned.graph, {}, recorded, layers, others)
+    _collect(planned.graph, collections.ChainMap(), recorded, layers, others)
     return Summary(tuple(layers), others, sum(count for _, count in recorded.values()), problem)
 
 
@@ -117,18 +118,19 @@ def zeros(type_: Type) -> Any:
 
 def _collect(
     graph: Graph,
-    known: dict[str, Any],
+    known: collections.ChainMap[str, Any],
     recorded: Mapping[int, tuple[tuple[int, ...] | None, int]],
     layers: list[LayerSummary],
     others: dict[str, int],
 ) -> None:
     """Add the nodes of a graph and of the graphs within to `layers` and `others`; `known` has constants by name."""
-    known = known | graph.constants
+    known = collections.ChainMap(graph.constants, *known.maps)
     for node in graph.nodes:
         for inner in node.graphs.values():
             outside = known
             if node.function is None:
-                outside = {v.name: known[actual] for v, actual in zip(inner.inputs, node.inputs) if actual in known}
+                pairs = zip(inner.inputs, node.inputs)
+                outside = collections.ChainMap({v.name: known[actual] for v, actual in pairs if actual in known})
             _collect(inner, outside, recorded, layers, others)
         weights = _weights(node, known)
         shape, count = recorded.get(id(node), (None, None))

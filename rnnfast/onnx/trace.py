@@ -36,6 +36,9 @@ SHAPE_ONLY = {"Shape", "Size", "EyeLike"}
 # such plans for one set of input shapes; a plan made after these leaves the values to the run.
 MAX_VALUES = 8
 MAX_SPECIALISED = 4
+# A plan may depend on the values of so many inputs. A trace starts again so often at most to pin more of them.
+MAX_PINNED = 64
+MAX_PINNINGS = 16
 
 # Called with each step that is traced: (node, input values, output values)
 Recorder = Callable[[Node, list[Any], tuple[Any, ...]], Any]
@@ -49,7 +52,9 @@ class PlannedGraph:
     that a graph around this one knows, by name. folding_budget: that of the plan around it. record: called with each
     step that is traced. meter: called with each Step of a plan; returns the callable that runs in its place. target:
     the Target of native steps; None for no native steps. plans: the number of plans kept. specialises: whether a plan
-    may depend on the values of small integer inputs that decide control flow or shapes.
+    may depend on the values of small integer inputs that decide control flow or shapes. predicts: whether a trace tries
+    to do without the results of costly steps and of graphs within; it no longer does once that has failed, because
+    graphs within graphs would double the attempts at each level.
     """
 
     def __init__(
@@ -64,7 +69,9 @@ class PlannedGraph:
         target: Target | None = None,
         plans: int = 16,
         specialises: bool = False,
+        predicts: bool = True,
     ) -> None:
+        self.predicts = predicts and target is not None
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
         self.folding_budget, self.record, self.meter, self.specialises = folding_budget, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
@@ -152,19 +159,30 @@ def trace(
     are None then. `transcript` notes what happens, if it is given.
     """
     pinned: frozenset[int] = frozenset()
-    computes_all = planned.target is None
+    predicts, pinnings = planned.predicts, 0
+    computes_all = not predicts
+    planned_graphs: dict[int, dict[str, PlannedGraph]] = {}
     while True:
-        specialises = planned.specialises and planned.plans.specialised(args) < MAX_SPECIALISED
-        tracer = _Tracer(planned, args, budget, pinned, specialises, computes_all, transcript)
+        specialises = (
+            planned.specialises and pinnings < MAX_PINNINGS and planned.plans.specialised(args) < MAX_SPECIALISED
+        )
+        tracer = _Tracer(
+            planned, args, budget, pinned, specialises, predicts, computes_all, planned_graphs, transcript
+        )
         try:
             return _traced(planned, tracer)
         except _MustPin as e:
             pinned |= e.inputs
+            pinnings += 1
+            planned_graphs.clear()
+        except _NeedsResults:
+            computes_all = True
         except Exception as e:
             raise_if_from_handler(e)
             if not tracer.skipped:
                 raise
-            computes_all = True  # it may have failed on the zeros in place of results that were not computed
+            # it may have failed on the zeros in place of results that were not computed
+            predicts, computes_all = False, True
 
 
 def _traced(planned: PlannedGraph, tracer: _Tracer) -> tuple[Plan, list[Any] | None]:
@@ -208,7 +226,8 @@ class _Tracer:
     """Runs nodes on real values and notes the steps that a plan needs.
 
     pinned: indices of the inputs whose values the plan is made for. specialises: whether more inputs may be pinned.
-    computes_all: whether costly results are computed too; `skipped` says whether any was not.
+    predicts: as of a PlannedGraph. computes_all: whether costly results are computed too; `skipped` says whether any
+    was not. planned_graphs: those of the nodes with graphs, by their ids, which the attempts of one trace share.
     """
 
     def __init__(
@@ -218,10 +237,12 @@ class _Tracer:
         budget: Budget,
         pinned: frozenset[int],
         specialises: bool,
+        predicts: bool,
         computes_all: bool,
+        planned_graphs: dict[int, dict[str, PlannedGraph]],
         transcript: Transcript | None,
     ) -> None:
-        self.transcript = transcript
+        self.predicts, self.planned_graphs, self.transcript = predicts, planned_graphs, transcript
         self.initial_values: list[Any] = []
         self.steps: list[Step] = []
         self.budget = budget
@@ -354,26 +375,13 @@ class _Tracer:
         captures = sorted({name for graph in node.graphs.values() for name in graph.captures})
         known = {name: scope[name].data for name in captures if scope[name].known}
         names = [name for name in captures if name not in known]
-        planned_graphs = {
-            key: PlannedGraph(
-                graph,
-                [v.name for v in graph.inputs] + names,
-                node.where,
-                known,
-                self.folding_budget,
-                self.record,
-                self.meter,
-                self.target,
-                self.max_plans,
-            )
-            for key, graph in node.graphs.items()
-        }
+        values = inputs + [scope[name] for name in names]
+        planned_graphs = self._planned_graphs(node, names, known)
         bodies = {key: Transcript() for key in planned_graphs} if self.transcript is not None else {}
         for key, body in bodies.items():
             planned_graphs[key].transcript = body
-        values = inputs + [scope[name] for name in names]
         run, like = Control(node, len(inputs), planned_graphs), None
-        if self.target is not None and self.record is None and all(v.fixed_shape for v in values):
+        if self.predicts and self.record is None and all(v.fixed_shape for v in values):
             like = run.results([v.data for v in values], [v.known for v in values])
         if like is None and node.op_type == "Loop" and len(node.outputs) > len(inputs) - 2:
             self._pin_inputs_of(inputs[0])  # the number of iterations is the length of the scan outputs
@@ -390,6 +398,37 @@ class _Tracer:
         if self.transcript is not None:
             self.transcript.note(node, inputs, outputs, {name: scope[name] for name in captures}, bodies)
         return outputs
+
+    def _planned_graphs(self, node: Node, names: list[str], known: dict[str, Any]) -> dict[str, PlannedGraph]:
+        """The planned graphs of a node, perhaps those of an earlier attempt of the trace.
+
+        names: the values that they capture. known: those that they know.
+        """
+        # A transcript notes what a trace does, which a kept plan would not do again.
+        made = self.planned_graphs.get(id(node), {}) if self.transcript is None else {}
+        for planned in made.values():
+            if planned.known.keys() != known.keys():
+                made = {}
+                break
+            planned.folding_budget = self.folding_budget
+            planned.predicts &= self.predicts
+        if not made:
+            made = self.planned_graphs[id(node)] = {
+                key: PlannedGraph(
+                    graph,
+                    [v.name for v in graph.inputs] + names,
+                    node.where,
+                    known,
+                    self.folding_budget,
+                    self.record,
+                    self.meter,
+                    self.target,
+                    self.max_plans,
+                    predicts=self.predicts,
+                )
+                for key, graph in node.graphs.items()
+            }
+        return made
 
     def operator(self, node: Node, inputs: list[_Value]) -> list[_Value]:
         """Trace any other operator."""
@@ -438,8 +477,9 @@ class _Tracer:
         outputs = [self.new_value(value, fixed_shape) for value in results]
         sources = [v.from_inputs for v in inputs if v.from_inputs is not None]
         if not node.graphs and len(sources) == len(inputs):
+            from_inputs: frozenset[int] = frozenset().union(*sources)
             for output in outputs:
-                output.from_inputs = frozenset().union(*sources)
+                output.from_inputs = from_inputs if len(from_inputs) <= MAX_PINNED else None
         large = tuple(v.slot for v in outputs if not fixed_shape or _is_large(v.data))
         may_be_native = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
         operands = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if may_be_native else ()

@@ -5,11 +5,9 @@ A view is a NumPy array whose memory is never touched. A command needs only its 
 the allocation, and NumPy computes these for slices, transpositions, splits and the like.
 """
 
-import bisect
-import itertools
+import array
 import math
 import mmap
-import operator
 import struct
 from typing import NamedTuple
 
@@ -21,11 +19,10 @@ from rnnfast.native._arenas import Arenas
 from rnnfast.native._programs import address
 from rnnfast.onnx import budget
 from rnnfast.onnx.budget import owner
+from rnnfast.onnx.compile import arena
 
 ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
 AXES = _programs.LIMITS["axes"]
-CACHE_LINE = 64  # bytes; each allocation begins at a cache line
-SLACK = 64  # bytes that a kernel may read past the end of an allocation
 MAPPED_BYTES = 1 << 20  # larger views are mapped, so that they take addresses but no memory
 DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
 
@@ -94,9 +91,6 @@ class Allocation:
         self.address = address(array)
 
 
-_start_of = operator.itemgetter(1)
-
-
 def broadcast(view, shape):
     """Return the view broadcast to a shape; the view itself if it has that shape."""
     return view if view.shape == shape else np.broadcast_to(view, shape)
@@ -113,6 +107,7 @@ class Builder:
         self.folds = {}  # id of an Operand -> function(scale, shift): its commands give scale * it + shift
         self.last_convolution = None  # (Operand, its view as [N, H, W, C]) if the last command is its convolution
         self._seen = []  # Operands that got a view or an expression here
+        self._showing = {}  # id of an owning array -> the Operands that got a view of it, perhaps another one since
         self.node = None  # the node to which the next commands belong
         self._nodes = {}  # id of an Operand with an expression -> the node of the expression
         self._checks = []  # (view of a status, class of the error, its message, where it says that it happened)
@@ -155,6 +150,7 @@ class Builder:
         """Give the operand its view in this program."""
         operand.view = view
         self._seen.append(operand)
+        self._showing.setdefault(id(owner(view)), []).append(operand)
 
     def set_expression(self, operand, expression):
         """Give the operand an expression, which is emitted when a view of it is first wanted, perhaps never."""
@@ -169,7 +165,7 @@ class Builder:
 
     def operands_of(self, view):
         """Return the ids of the Operands that have this very view."""
-        return {id(operand) for operand in self._seen if operand.view is view}
+        return {id(operand) for operand in self._showing[id(owner(view))] if operand.view is view}
 
     def allocation_of(self, view):
         """Return the Allocation that a view shows."""
@@ -186,7 +182,7 @@ class Builder:
             allocation.kind == ARENA
             and operand.view.flags.c_contiguous
             and operand.view.nbytes == base.nbytes
-            and all(o is operand or o.view is None or owner(o.view) is not base for o in self._seen)
+            and all(o is operand or o.view is None or owner(o.view) is not base for o in self._showing[id(base)])
         )
 
     def contiguous(self, view):
@@ -274,8 +270,8 @@ class Builder:
         self._checks = [check for check in self._checks if self.allocation_of(check[0]).first is not None]
         for status, *_ in self._checks:
             self.allocation_of(status).last = len(self.commands)
-        size, live = self._assign_offsets()
-        program = []
+        size, live = arena.place([a for a in self._allocations.values() if a.kind == ARENA and a.first is not None])
+        program = array.array("q")
         for name, words in self.commands:
             values = []
             for word in words:
@@ -289,7 +285,7 @@ class Builder:
                     values += struct.unpack("q", struct.pack("d", word))
                 else:
                     values.append(int(word))
-            program += (_programs.COMMANDS[name], 2 + len(values), *values)
+            program.extend((_programs.COMMANDS[name], 2 + len(values), *values))
         keep = [a.array for a in self._allocations.values() if a.kind == CONSTANT] + self.keep
         shapes = [(operand.shape, operand.dtype) for operand in outputs]
         inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
@@ -322,30 +318,6 @@ class Builder:
             return 0, address(view)
         offset = address(view) - allocation.address
         return (1, allocation.index + offset) if allocation.kind == ARENA else (allocation.index, offset)
-
-    def _assign_offsets(self):
-        """Give each allocation in the arena the lowest offset that is free while it is in use, larger ones first.
-
-        Returns the size of the arena and the most bytes in use at one command.
-        """
-        placed, size = [], 0  # placed: (Allocation, start, end), by start
-        live = [a for a in self._allocations.values() if a.kind == ARENA and a.first is not None]
-        for allocation in sorted(live, key=lambda a: -a.array.nbytes):
-            nbytes = (allocation.array.nbytes + SLACK + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
-            offset = 0
-            for other, start, end in placed:
-                if other.first <= allocation.last and allocation.first <= other.last:
-                    if start - offset >= nbytes:
-                        break
-                    offset = max(offset, end)
-            allocation.index = offset
-            bisect.insort(placed, (allocation, offset, offset + nbytes), key=_start_of)
-            size = max(size, offset + nbytes)
-        changes = [0] * (len(self.commands) + 2)
-        for allocation, start, end in placed:
-            changes[allocation.first] += end - start
-            changes[allocation.last + 1] -= end - start
-        return size, max(itertools.accumulate(changes))
 
 
 def _distinct_bytes(view):

@@ -57,16 +57,16 @@ def compiled(steps, kept, target):
     """Return the Steps with consecutive native ones joined. kept: the slots that are read after the last step."""
     joined, waiting = [], []
     builder = Builder(target)
-    needed = _needed_from(steps, kept)
+    last_reader = _last_readers(steps, kept)
     for i, step in enumerate(steps):
         builder.node = step.node
         if _emit_step(builder, step):
             waiting.append(step)
             continue
-        joined += _join(builder, waiting, needed[i], step)
+        joined += _join(builder, waiting, last_reader, i, step)
         joined.append(step)
         builder, waiting = Builder(target), []
-    return joined + _join(builder, waiting, set(kept))
+    return joined + _join(builder, waiting, last_reader, len(steps))
 
 
 def _emit_step(builder, step):
@@ -81,20 +81,18 @@ def _emit_step(builder, step):
         return False
 
 
-def _needed_from(steps, kept):
-    """Return for each step the set of slots that it, a later step or the end of the plan reads."""
-    needed, sets = set(kept), []
-    for step in reversed(steps):
-        needed = needed | set(step.input_slots)
-        sets.append(needed)
-    return sets[::-1]
+def _last_readers(steps, kept):
+    """Return for each slot the index of the last step that reads it; the end of the plan counts as a step."""
+    last = {slot: i for i, step in enumerate(steps) for slot in step.input_slots}
+    return last | dict.fromkeys(kept, len(steps))
 
 
-def _join(builder, steps, needed, not_native=None):
+def _join(builder, steps, last_reader, end, not_native=None):
     """Return one Step that runs the builder's commands in place of these steps, or the steps themselves.
 
     The steps stay where there are no commands to run or the limits of a program do not allow one; they vanish where
-    nothing needs their results. not_native: the step after them, whose inputs may be views in the program.
+    nothing needs their results. last_reader: of each slot, as the index of a step. end: the index of the step after
+    them. not_native: that step, whose inputs may be views in the program.
     """
     readers = steps if not_native is None else [*steps, not_native]
     slots = {
@@ -106,7 +104,7 @@ def _join(builder, steps, needed, not_native=None):
     outputs = {}
     for step in steps:
         for operand, slot in zip(step.results, step.output_slots):
-            if slot in needed and operand is not None:
+            if last_reader.get(slot, -1) >= end and operand is not None:
                 outputs[slot] = operand
     if not outputs:
         builder.forget()
