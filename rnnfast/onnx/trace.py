@@ -166,9 +166,7 @@ def trace(
         specialises = (
             planned.specialises and pinnings < MAX_PINNINGS and planned.plans.specialised(args) < MAX_SPECIALISED
         )
-        tracer = _Tracer(
-            planned, args, budget, pinned, specialises, predicts, computes_all, planned_graphs, transcript
-        )
+        tracer = _Tracer(planned, args, budget, pinned, specialises, predicts, computes_all, planned_graphs, transcript)
         try:
             return _traced(planned, tracer)
         except _MustPin as e:
