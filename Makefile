@@ -4,9 +4,10 @@ BIN := $(VENV)/bin
 SILERO := build/silero_vad/data/silero_vad.onnx
 NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*/*.pyx rnnfast/*/*.pxd rnnfast/kernels/*.[ch])
 CORES := $(shell nproc 2>/dev/null || echo 1)
+SANITIZED := pytest
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
-.PHONY: demo test slow lint docs bench models sanitize clean
+.PHONY: demo test slow lint docs bench models sanitize fuzz clean
 
 demo: $(VENV)/installed $(SILERO)
 	$(BIN)/python models/vad_demo.py $(SILERO)
@@ -41,14 +42,21 @@ models: $(VENV)/models
 	@for page in $(filter-out models/README.md,$(wildcard models/*.md)); do \
 		echo "$${page%.md}"; $(BIN)/python "$${page%.md}.py" || exit; done
 
-# The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards.
+# The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards. Another module
+# runs on that build by `make sanitize SANITIZED="tests.fuzz --seconds 600"`.
 sanitize: $(VENV)/installed
 	rm -f rnnfast/*/*.so $(VENV)/installed
 	RNNFAST_CFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" \
 		$(BIN)/pip install -q --no-deps -e .
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1 $(BIN)/python -m pytest; \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1 \
+		$(BIN)/python -m $(SANITIZED); \
 		status=$$?; rm -f rnnfast/*/*.so; exit $$status
+
+# Random graphs and changed files, compared with the reference; findings are in build/fuzz.
+fuzz: SECONDS := 600
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info rnnfast/*/*.so rnnfast/*/_*.c

@@ -54,7 +54,7 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
     switch (q->code) {
     CASE(E_SQRT, v_sqrt(x))
     CASE(E_ABS, v_abs(x))
-    CASE(E_NEG, v_mul(x, v_set1(-1.0f)))
+    CASE(E_NEG, v_neg(x))
     CASE(E_FLOOR, v_floor(x))
     CASE(E_CEIL, v_ceil(x))
     CASE(E_ROUND, v_round(x))

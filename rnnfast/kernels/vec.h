@@ -60,6 +60,9 @@ INLINE vf v_and_bits(vf a, uint32_t bits) {
 INLINE vf v_or(vf a, vf b) {
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
+INLINE vf v_xor(vf a, vf b) {
+    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 /* 2^n for x = POW2_BIAS + n with an integer n in [-127, 128]; 0 for n = -127, infinity for n = 128. */
 INLINE vf v_pow2(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 /* For a normal x = 2^k m with m in [sqrt(1/2), sqrt(2)), return k and set m. For any other x, k and m are finite but
@@ -127,6 +130,7 @@ INLINE vf v_and_bits(vf x, uint32_t bits) {
     return V_BOTH(vf, _mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m));
 }
 INLINE vf v_or(vf x, vf y) { return V_BOTH(vf, _mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)); }
+INLINE vf v_xor(vf x, vf y) { return V_BOTH(vf, _mm256_xor_ps(x.a, y.a), _mm256_xor_ps(x.b, y.b)); }
 
 INLINE __m256 v_pow2_half(__m256 x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23)); }
 INLINE vf v_pow2(vf x) { return V_BOTH(vf, v_pow2_half(x.a), v_pow2_half(x.b)); }
@@ -176,6 +180,7 @@ INLINE vf v_round(vf x) { V_LANES(vf, rintf(x.v[i])); }
 INLINE vf v_select(vm m, vf x, vf y) { V_LANES(vf, m.v[i] ? x.v[i] : y.v[i]); }
 INLINE vf v_and_bits(vf x, uint32_t bits) { V_LANES(vf, v_float(v_bits(x.v[i]) & bits)); }
 INLINE vf v_or(vf x, vf y) { V_LANES(vf, v_float(v_bits(x.v[i]) | v_bits(y.v[i]))); }
+INLINE vf v_xor(vf x, vf y) { V_LANES(vf, v_float(v_bits(x.v[i]) ^ v_bits(y.v[i]))); }
 INLINE vf v_pow2(vf x) { V_LANES(vf, v_float(v_bits(x.v[i]) << 23)); }
 INLINE float v_split_lane(float x, float *m) {
     const uint32_t u = v_bits(x) - SQRT_HALF_BITS;
@@ -228,6 +233,7 @@ INLINE void v_prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
 
 INLINE vf v_zero(void) { return v_set1(0.0f); }
 INLINE vf v_abs(vf x) { return v_and_bits(x, 0x7fffffffu); }
+INLINE vf v_neg(vf x) { return v_xor(x, v_set1(-0.0f)); }   /* a product with -1 would turn denormals into zero */
 INLINE vf v_sign(vf x) { return v_and_bits(x, 0x80000000u); }                     /* only the sign bit */
 INLINE vf v_copysign(vf magnitude, vf sign) { return v_or(v_abs(magnitude), v_sign(sign)); }
 

@@ -1,0 +1,73 @@
+"""What the fuzzer ever found stays mended, and a short run of it finds nothing."""
+
+import pathlib
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.fuzz.cases import case_of, findings
+from tests.fuzz.mutations import feed_of
+
+CORPUS = sorted((pathlib.Path(__file__).parent / "corpus").glob("*.onnx"))
+CASES, IN_ONE_TEST = 240, 40
+
+
+def feed_beside(path):
+    """The inputs that belong to a file of the corpus: those beside it, or random ones of the declared types."""
+    if path.with_suffix(".npz").exists():
+        with np.load(path.with_suffix(".npz")) as file:
+            return dict(file)
+    try:
+        return feed_of(onnx.load(path, load_external_data=False), np.random.default_rng(0))
+    except Exception:  # Whatever protobuf raises: the file is no model, and none of its inputs matters.
+        return {}
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_the_corpus_holds(path):
+    assert findings(path.read_bytes(), feed_beside(path)) == []
+
+
+@pytest.mark.parametrize("first", range(0, CASES, IN_ONE_TEST))
+def test_random_cases_hold(first):
+    for seed in range(first, first + IN_ONE_TEST):
+        assert findings(*case_of(seed)) == [], f"python -m tests.fuzz --seed {seed}"
+
+
+def test_a_case_follows_from_its_seed():
+    for seed in (5, 6):
+        (data, feed), (same, fed) = case_of(seed), case_of(seed)
+        assert data == same
+        assert feed.keys() == fed.keys() and all(a.tobytes() == fed[name].tobytes() for name, a in feed.items())
+
+
+def test_findings_are_found(monkeypatch):
+    """The checks see another exception, other values, other bits and another refusal."""
+    from rnnfast.model import Model
+    from rnnfast.native import _kernels
+
+    data, feed = case_of(next(seed for seed in range(1, 100, 3) if not findings(*case_of(seed))))
+    whole = Model.run
+
+    def kinds(run):
+        monkeypatch.setattr(Model, "run", run)
+        return {finding.kind for finding in findings(data, feed)}
+
+    def raises(self, feed):
+        raise KeyError("lost")
+
+    def wrong(self, feed):
+        return [value + 1 if value.dtype.kind == "f" else ~value for value in whole(self, feed)]
+
+    def refuses(self, feed):
+        from rnnfast.errors import InputError
+
+        raise InputError("no")
+
+    assert kinds(raises) == {"exception"}
+    assert kinds(refuses) == {"refusal"}
+    assert "values" in kinds(wrong)
+    if len(_kernels.isas()) > 1:
+        usual = _kernels.get_isa()
+        assert "bits" in kinds(lambda self, feed: (whole if _kernels.get_isa() == usual else wrong)(self, feed))
