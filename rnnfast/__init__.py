@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rnnfast import plot as plot
     from rnnfast import reference as reference
     from rnnfast import train as train
+    from rnnfast.limits import Limits as Limits
     from rnnfast.model import Model as Model
     from rnnfast.model import load as load
     from rnnfast.native._kernels import get_isa as get_isa
@@ -47,6 +48,7 @@ _LAZY = {
         "rnnfast.session",
     ),
     "Batcher": "rnnfast.serving.batcher",
+    "Limits": "rnnfast.limits",
     "Pool": "rnnfast.streaming.pool",
     "Stream": "rnnfast.streaming.model_stream",
     **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError, printable
+from rnnfast.limits import Limits, check_limits
 from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.native._arenas import Arenas
 from rnnfast.native._kernels import check_matmul, default_matmul
@@ -21,7 +22,7 @@ from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.float64 import widen
-from rnnfast.onnx.folding import fold
+from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold
 from rnnfast.onnx.graph import Graph, Source, Value, read
 from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.summary import Summary, summarise
@@ -51,6 +52,7 @@ def load(
     plans: int = PLANS,
     external_data: bool = True,
     spare_bytes: int = SPARE_BYTES,
+    limits: Limits | None = None,
 ) -> Model:
     """Read, check and prepare an ONNX model.
 
@@ -66,6 +68,7 @@ def load(
         external_data: False refuses a model whose tensors are stored in other files; no file but its own is opened.
         spare_bytes: How much work memory the model keeps for later calls. All plans, streams, pools and threads share
             it. If calls in progress need more, that is given back to the system when they end.
+        limits: What the file and each call may take; None for the defaults of `rnnfast.Limits`.
 
     Returns:
         The model, ready to be called.
@@ -74,12 +77,18 @@ def load(
         ModelError: The source cannot be read or is not a correct ONNX model.
         UnsupportedError: The graph needs something that rnnfast does not compute, or `matmul` is "blas" and SciPy is
             not installed.
-        LimitError: The graph has too many nodes or is nested too deeply.
+        LimitError: The file takes more than the limits allow, or is nested too deeply.
         InputError: `matmul`, `threads`, `plans`, `external_data` or `spare_bytes` has a value that is not allowed.
-        InputTypeError: `threads` is not an integer.
+        InputTypeError: `threads` is not an integer, or `limits` is no `rnnfast.Limits`.
     """
     return Model(
-        source, matmul=matmul, threads=threads, plans=plans, external_data=external_data, spare_bytes=spare_bytes
+        source,
+        matmul=matmul,
+        threads=threads,
+        plans=plans,
+        external_data=external_data,
+        spare_bytes=spare_bytes,
+        limits=limits,
     )
 
 
@@ -115,6 +124,7 @@ class Model:
         plans: int = PLANS,
         external_data: bool = True,
         spare_bytes: int = SPARE_BYTES,
+        limits: Limits | None = None,
     ) -> None:
         if type(plans) is not int or plans < 1:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
@@ -122,7 +132,9 @@ class Model:
             raise InputError(f"external_data is {external_data!r}, expected True or False")
         if type(spare_bytes) is not int or not 0 <= spare_bytes <= sys.maxsize:
             raise InputError(f"spare_bytes is {spare_bytes!r}, expected an int of at least 0")
-        self._prepare(*read(source, external_data=external_data), matmul, threads, plans, spare_bytes)
+        limits = check_limits(limits)
+        graph, file = read(source, external_data=external_data, limits=limits)
+        self._prepare(graph, file, matmul, threads, plans, spare_bytes, limits)
 
     def _prepare(
         self,
@@ -132,12 +144,13 @@ class Model:
         threads: int | None,
         plans: int,
         spare_bytes: int,
+        limits: Limits,
     ) -> None:
         """Fold and pack a graph; the other arguments are those of a pickle."""
-        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans, spare_bytes)
+        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans, spare_bytes, limits)
         self.source, self.matmul, self._max_plans = source, check_matmul(matmul), plans
-        self.threads = check_threads(threads)
-        self._target = Target(self.threads, (matmul or default_matmul()) == "blas", Arenas(spare_bytes))
+        self.threads, self.limits = check_threads(threads), limits
+        self._target = Target(self.threads, (matmul or default_matmul()) == "blas", Arenas(spare_bytes), limits)
         self._set_graph(graph)
         self._set_planned(self.build())
 
@@ -193,8 +206,8 @@ class Model:
         Raises:
             InputError: An input is missing or unknown, or has a wrong shape or a value that does not fit.
             InputTypeError: An input has a wrong type.
-            LimitError: The loops of the call take more than a million iterations together, or its intermediate results
-                need more than 4 GiB at one time.
+            LimitError: The call takes more than the limits allow (see `rnnfast.Limits`), or its loops take more than a
+                million iterations together.
             ModelError: An output does not have the type that the file declares.
             UnsupportedError: An operator does not compute an output that the graph uses.
         """
@@ -316,9 +329,10 @@ class Model:
         graph = dataclasses.replace(self.graph, constants=constants)
         with np.errstate(all="ignore"):
             if reference:
-                graph = fold(widen(graph), lowering.lower_reference)
+                graph, lower = widen(graph), lowering.lower_reference
             else:
-                graph = fold(graph, functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads))
+                lower = functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads)
+            graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
         names = [v.name for v in self.inputs if v.name not in constants]
         return PlannedGraph(
             graph,
@@ -329,6 +343,7 @@ class Model:
             target=None if reference else self._target,
             plans=self._max_plans,
             specialises=True,
+            limits=self.limits,
         )
 
     @property
@@ -359,6 +374,7 @@ class Model:
                 target=self._target,
                 plans=model._max_plans,
                 specialises=True,
+                limits=self.limits,
             )
         )
         return model
@@ -375,7 +391,9 @@ class Model:
             Error: As a call does.
         """
         planned, args = self.prepare(feed)
-        PlannedGraph(planned.graph, planned.names, self.source.label, record=record, specialises=True)(args)
+        PlannedGraph(
+            planned.graph, planned.names, self.source.label, record=record, specialises=True, limits=self.limits
+        )(args)
 
     # ------------------------------------------------------------------------------------------- streams
     def stream(

@@ -200,7 +200,7 @@ class InferenceSession:
     Raises:
         ModelError: The source cannot be read or is not a correct ONNX model.
         UnsupportedError: The graph needs something that rnnfast does not compute.
-        LimitError: The graph has too many nodes or is nested too deeply.
+        LimitError: The file takes more than the limits allow, or is nested too deeply.
         InputError: An option has a value that is not allowed, or `sess_options` and a keyword give different ones.
         InputTypeError: A keyword is neither rnnfast's nor onnxruntime's, or the number of threads is not an integer.
 
@@ -262,7 +262,7 @@ class InferenceSession:
             InputError: An input is missing or unknown, has a wrong shape or a value that does not fit, or there is no
                 output of a given name.
             InputTypeError: An input has a wrong type, or `output_names` is not a list of str.
-            LimitError: The call takes too many loop iterations or too much memory; see `Model.__call__`.
+            LimitError: The call takes more than the limits allow; see `Model.__call__`.
             TerminatedError: `run_options.terminate` was set before or during the run.
         """
         if output_names is None:

@@ -75,6 +75,7 @@ cdef class Plan:
         pinned: Which inputs it takes only with the values that they have in `args`.
         unmetered_steps: The steps before any of them got a meter.
         results: Arrays like the outputs if their types and shapes follow from those of the inputs, otherwise None.
+        work: The work of a run, without that of steps that take the Budget of the call.
         seconds: After how many seconds a run is stopped; None for never.
     """
     cdef tuple inputs
@@ -83,13 +84,15 @@ cdef class Plan:
     cdef list rest
     cdef readonly tuple steps, outputs, unmetered_steps, results
     cdef object budget, folded
+    cdef readonly object work
     cdef readonly bint native, fresh, compiled
     cdef NativeProgram whole    # the only step, if that is a native program on arguments; otherwise None
     cdef tuple order            # which of its results are the outputs
     cdef object seconds
 
     def __init__(self, args, list initial_values, tuple steps, tuple outputs, budget, folded, pinned, unmetered_steps,
-                 results, seconds=None):
+                 results, work, seconds=None):
+        self.work = work
         self.inputs, self.unmetered_steps, self.results = tuple(map(pattern, args)), unmetered_steps, results
         self.seconds = seconds
         self.pinned = tuple([(i, np.array(args[i])) for i in pinned])

@@ -1,20 +1,24 @@
-"""Limits of one call of a model, all graphs within it together: loop iterations and memory."""
+"""Limits of one call of a model, all graphs within it together: loop iterations, work and memory."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rnnfast.errors import LimitError
+from rnnfast.limits import Limits
+from rnnfast.onnx.ops.types import MAX_TENSOR_BYTES, room
+from rnnfast.onnx.work import NUMPY_NUMBER, numbers_of, work_of
+
+if TYPE_CHECKING:
+    from rnnfast.onnx.graph import Node
 
 # Iterations of all Loops and Scans of a call together: without a limit a condition that never turns false, or loops
 # within loops, would hang.
 MAX_ITERATIONS = 1_000_000
-# Bytes of all intermediate results that a call holds at one time.
-MAX_RUN_BYTES = 2**32
 # Results smaller than this are not counted, because a file has a limited number of nodes. Rows of scan outputs always
 # are, because a loop has many iterations.
 COUNTED_BYTES = 2**16
@@ -39,15 +43,17 @@ def owners(value: Any) -> dict[int, np.ndarray]:
 
 
 class Budget:
-    """Counts the loop iterations and the bytes of one call.
+    """Counts the loop iterations, the work and the bytes of one call.
 
-    The memory of the call's arguments `args` belongs to the caller and is not counted.
+    The memory of the call's arguments `args` belongs to the caller and is not counted. work: what the call takes in any
+    case.
     """
 
-    __slots__ = ("args", "iterations", "nbytes", "row_bytes", "counted")
+    __slots__ = ("args", "limits", "iterations", "work", "nbytes", "row_bytes", "counted")
 
-    def __init__(self, args: list[Any]) -> None:
-        self.args, self.iterations, self.nbytes, self.row_bytes = args, 0, 0, 0
+    def __init__(self, args: list[Any], limits: Limits = Limits(), work: int = 0) -> None:
+        self.args, self.limits, self.work = args, limits, work
+        self.iterations, self.nbytes, self.row_bytes = 0, 0, 0
         # id of an array -> weak reference to it; dead ones are removed when the limit seems to be reached
         self.counted: dict[int, weakref.ref[np.ndarray]] = {}
 
@@ -56,6 +62,29 @@ class Budget:
         self.iterations += 1
         if self.iterations > MAX_ITERATIONS:
             raise LimitError(f"the loops of one call take more than {MAX_ITERATIONS} iterations")
+
+    def spend(self, work: int) -> None:
+        """Count work before it is done; raise LimitError if the call then takes too much."""
+        self.limits.check("work", self.work + work, "the work of the call is")
+        self.work += work
+
+    def run(
+        self, node: Node, run: Callable[..., Any], inputs: Sequence[Any], constant: Sequence[bool]
+    ) -> tuple[Any, ...]:
+        """Run a node and count its work. `constant` says which inputs are the same at each run.
+
+        Raises LimitError before it runs if the limits do not allow it, as far as the shapes of the inputs say it.
+        """
+        allowed = self.limits.bytes_of_a_call
+        left = MAX_TENSOR_BYTES if allowed is None else max(1, allowed - self.nbytes)
+        if node.op_type == "Reshape":  # its result has no more bytes than its input, and mostly is a view of it
+            left = max(left, inputs[0].nbytes)
+        with room(left, "limits.bytes_of_a_call"):
+            self.spend(work_of(node, inputs, constant, (), is_lowered(node)))
+            results = run(*inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        self.work += NUMPY_NUMBER * sum(map(numbers_of, results))
+        return results
 
     def count(self, value: Any) -> None:
         """Count a result for as long as its memory lives; raise LimitError if the call then holds too much.
@@ -90,9 +119,28 @@ class Budget:
 
     def _grow(self, nbytes: int) -> None:
         self.nbytes += nbytes
-        if self.nbytes > MAX_RUN_BYTES:
+        allowed = self.limits.bytes_of_a_call
+        if allowed is not None and self.nbytes > allowed:
             living = [array for array in (reference() for reference in self.counted.values()) if array is not None]
             self.counted = {id(array): weakref.ref(array) for array in living}
             self.nbytes = self.row_bytes + sum(array.nbytes for array in living)
-            if self.nbytes > MAX_RUN_BYTES:
-                raise LimitError(f"the intermediate results of one call need more than {MAX_RUN_BYTES} bytes")
+            self.limits.check("bytes_of_a_call", self.nbytes, "the bytes of the call's results are")
+
+
+class Counted:
+    """The step of a node whose work depends on values: it takes the Budget of the call before the node's inputs."""
+
+    def __init__(self, node: Node, run: Callable[..., Any], constant: Sequence[bool]) -> None:
+        self.node, self.run, self.constant = node, run, constant
+
+    def __call__(self, budget: Budget, *inputs: Any) -> tuple[Any, ...]:
+        return budget.run(self.node, self.run, inputs, self.constant)
+
+
+def is_lowered(node: Node) -> bool:
+    """Return whether a kernel runs the products of a node where no native command does."""
+    return node.op_type in LOWERED and not node.domain
+
+
+# Operators with a product that have a lowering.
+LOWERED = frozenset(("MatMul", "Gemm", "Conv", "RNN", "GRU", "LSTM"))

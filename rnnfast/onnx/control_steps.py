@@ -14,6 +14,7 @@ from rnnfast.errors import raise_if_from_handler
 from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.control import condition, if_, loop, scan_9, scan_settings
+from rnnfast.onnx.work import NATIVE_CALL
 
 # Sample arguments of a Loop's body: the iteration number and the condition.
 ITERATION, GOING = np.array(0, np.int64), np.array(True)
@@ -53,6 +54,26 @@ class Control:
             return None  # a graph that never runs may be wrong; one that does raises when it runs
         self.plans = plans if results is not None else None
         return results
+
+    def work(self, inputs: list[Any], known: list[bool]) -> int:
+        """The work of the node as a native command, without that of loops whose trip counts are not known.
+
+        `inputs` and `known` are those of the step, of which the first is the Budget of the call.
+        """
+        if self.plans is None:
+            return 0
+        work = max(plan.work for plan in self.plans.values())
+        if self.function is if_:
+            return work
+        if self.function is loop:
+            trips = inputs[1].item() if self.n_inputs and inputs[1] is not None and known[1] else 0
+        else:
+            trips = len(
+                scan_settings(
+                    inputs[1 : 1 + self.n_inputs], len(self.planned_graphs["body"].outputs), **self.attributes
+                ).inputs[0]
+            )
+        return max(0, trips) * (work + NATIVE_CALL)
 
     def _if(self, inputs, known, captured):
         """(plans, results) of an If; the results are None unless both branches give the same types and shapes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,14 +14,17 @@ import numpy as np
 from rnnfast.errors import (
     InputError,
     InputTypeError,
+    LimitError,
     ModelError,
     UnsupportedError,
     raise_if_from_handler,
     with_location,
 )
+from rnnfast.limits import Limits
 from rnnfast.onnx.binding import check_types
-from rnnfast.onnx.budget import owners
+from rnnfast.onnx.budget import Budget, owners
 from rnnfast.onnx.graph import Graph, Node, Value
+from rnnfast.onnx.ops.types import room
 
 # Operators whose outputs may be absent optional values.
 OPTIONAL = {"Identity", "If", "Loop", "Optional", "OptionalGetElement", "OptionalHasElement"}
@@ -29,10 +33,42 @@ MAX_FOLDED_BYTES = 2**24
 # Bytes that a model keeps of results that depend on constants alone: MAX_FOLDED_BYTES, and so many times the bytes of
 # the constants themselves (weights of one byte become floats of four).
 FOLDED_RATIO = 4
+# Tensors of so many bytes are always computed, as steps on the way to smaller ones.
+MIN_ROOM = 2**25
 
-# lower(node, constants) returns a native callable for the node, or None. `constants` has an array for each input that
-# is constant, else None.
-Lower = Callable[[Node, list[Any]], Callable[..., Any] | None]
+# lower(node, constants, load_budget) returns a native callable for the node, or None. `constants` has an array for each
+# input that is constant, else None. The LoadBudget counts the weights that are packed.
+Lower = Callable[[Node, list[Any], Any], Callable[..., Any] | None]
+
+
+class _NoRoom(LimitError):
+    """A result is larger than what is kept of results, so that it is left to the calls."""
+
+
+class LoadBudget:
+    """Counts the bytes and the work of loading one model. nbytes: those that were counted before."""
+
+    def __init__(self, limits: Limits, nbytes: int = 0) -> None:
+        self.limits, self.nbytes = limits, nbytes
+        self.budget = Budget([], dataclasses.replace(limits, bytes_of_a_call=None, seconds=None))
+        self._packed: dict[Any, tuple[Any, Any]] = {}
+
+    def take(self, nbytes: int) -> None:
+        """Count bytes before they are allocated; raise LimitError if there are too many."""
+        self.limits.check("bytes_at_load", self.nbytes + nbytes, "the bytes of constants and packed weights are")
+        self.nbytes += nbytes
+
+    def left(self) -> int:
+        """The bytes that may still be taken."""
+        return sys.maxsize if self.limits.bytes_at_load is None else self.limits.bytes_at_load - self.nbytes
+
+    def packed(self, settings: Any, arrays: Sequence[Any], pack: Callable[[], Any]) -> Any:
+        """The result of `pack`, which packs these arrays (None: absent) in a way that `settings` says, once for all."""
+        key = settings, *map(id, arrays)
+        if key not in self._packed:
+            self.take(sum(array.nbytes for array in arrays if array is not None))
+            self._packed[key] = pack(), arrays  # kept, because their ids are in the key
+        return self._packed[key][0]
 
 
 class FoldingBudget:
@@ -47,6 +83,10 @@ class FoldingBudget:
         taken = owners(inputs).keys()
         return self._take(sum(array.nbytes for key, array in owners(results).items() if key not in taken))
 
+    def left(self) -> int:
+        """The bytes that it still keeps."""
+        return min(self.limit - self.nbytes, self.limit if self.parent is None else self.parent.left())
+
     def _take(self, nbytes: int) -> bool:
         with self._lock:
             if self.nbytes + nbytes > self.limit or self.parent is not None and not self.parent._take(nbytes):
@@ -60,19 +100,24 @@ class FoldingBudget:
 
 
 def fold(
-    graph: Graph, lower: Lower, known: Mapping[str, Any] | None = None, folding_budget: FoldingBudget | None = None
+    graph: Graph,
+    lower: Lower,
+    known: Mapping[str, Any] | None = None,
+    folding_budget: FoldingBudget | None = None,
+    load_budget: LoadBudget | None = None,
 ) -> Graph:
     """Return the graph with constant results computed, dead nodes dropped and every node's `run` set.
 
     `known` has the constants among the inputs and captures of a graph within another one.
     """
     nested, known = known is not None, known or {}
-    folding_budget = folding_budget or FoldingBudget(MAX_FOLDED_BYTES + FOLDED_RATIO * _constant_bytes(graph))
+    load_budget = load_budget or LoadBudget(Limits(), constant_bytes(graph))
+    folding_budget = folding_budget or FoldingBudget(MAX_FOLDED_BYTES + FOLDED_RATIO * load_budget.nbytes)
     constants = {**known, **graph.constants}
     nodes: list[Node] = []
     for node in live(graph.nodes, graph.outputs):
-        node = _lowered(node, constants, lower, folding_budget)
-        results = _results(node, constants, nested, folding_budget) if node.run is not None else None
+        node = _lowered(node, constants, lower, folding_budget, load_budget)
+        results = _results(node, constants, nested, folding_budget, load_budget) if node.run is not None else None
         if results is None:
             nodes.append(node)
         else:
@@ -84,14 +129,21 @@ def fold(
     return dataclasses.replace(graph, constants=constants, nodes=tuple(nodes), captures=frozenset(used - defined))
 
 
-def _constant_bytes(graph: Graph) -> int:
+def constant_bytes(graph: Graph) -> int:
     """Total bytes of initializers and of the tensors of Constant nodes, in a graph and the graphs within it."""
-    count = sum(array.nbytes for array in graph.constants.values())
+    arrays: dict[int, Any] = {}
+    _collect_constants(graph, arrays)
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _collect_constants(graph: Graph, arrays: dict[int, Any]) -> None:
+    """Add the constants of a graph and of the graphs within it to `arrays`, by their ids."""
+    arrays |= {id(array): array for array in graph.constants.values()}
     for node in graph.nodes:
-        count += sum(map(_constant_bytes, node.graphs.values()))
+        for inner in node.graphs.values():
+            _collect_constants(inner, arrays)
         if node.op_type == "Constant":
-            count += sum(v.nbytes for v in node.attributes.values() if isinstance(v, np.ndarray))
-    return count
+            arrays |= {id(v): v for v in node.attributes.values() if isinstance(v, np.ndarray)}
 
 
 def live(nodes: Sequence[Node], outputs: Iterable[Value]) -> list[Node]:
@@ -104,7 +156,9 @@ def live(nodes: Sequence[Node], outputs: Iterable[Value]) -> list[Node]:
     return live[::-1]
 
 
-def _lowered(node: Node, constants: Mapping[str, Any], lower: Lower, folding_budget: FoldingBudget) -> Node:
+def _lowered(
+    node: Node, constants: Mapping[str, Any], lower: Lower, folding_budget: FoldingBudget, load_budget: LoadBudget
+) -> Node:
     """The node with its subgraphs folded; a node without subgraphs gets its `run`."""
     if node.graphs:
         graphs = {}
@@ -114,10 +168,10 @@ def _lowered(node: Node, constants: Mapping[str, Any], lower: Lower, folding_bud
                 known = {v.name: constants[actual] for v, actual in pairs if actual in constants}
             else:
                 known = {capture: constants[capture] for capture in graph.captures if capture in constants}
-            graphs[name] = fold(graph, lower, known, folding_budget)
+            graphs[name] = fold(graph, lower, known, folding_budget, load_budget)
         return node.altered(attributes=node.attributes | graphs)
     try:
-        run = lower(node, [constants.get(name) for name in node.inputs])
+        run = lower(node, [constants.get(name) for name in node.inputs], load_budget)
     except Exception as e:
         raise _at_load(e, node) from e
     assert node.function is not None
@@ -131,7 +185,7 @@ def _at_load(error: Exception, node: Node) -> Exception:
 
 
 def _results(
-    node: Node, constants: Mapping[str, Any], nested: bool, folding_budget: FoldingBudget
+    node: Node, constants: Mapping[str, Any], nested: bool, folding_budget: FoldingBudget, load_budget: LoadBudget
 ) -> dict[str, Any] | None:
     """The results of a node by name if all its inputs are constant and there is room, else None."""
     if not all(name in constants or not name for name in node.inputs):
@@ -140,15 +194,16 @@ def _results(
     assert node.run is not None
     try:
         check_types(node.one_type, inputs)
-        results = node.run(*inputs)
+        with room(max(MIN_ROOM, min(folding_budget.left(), load_budget.left())), "folding", _NoRoom):
+            results = load_budget.budget.run(node, node.run, inputs, (False,) * len(inputs))
     except Exception as e:
         raise_if_from_handler(e)
-        if nested:
+        if nested or isinstance(e, _NoRoom):
             return None  # a branch that never runs may be wrong
         raise _at_load(e, node) from e
-    results = results if isinstance(results, tuple) else (results,)
     if not folding_budget.keeps(results, inputs):
         return None
+    load_budget.take(sum(array.nbytes for key, array in owners(results).items() if key not in owners(inputs)))
     check_outputs(node, results)
     protect(results)
     return {name: value for name, value in zip(node.outputs, results) if name}

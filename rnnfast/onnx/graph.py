@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError, raise_if_from_handler
+from rnnfast.limits import Limits
 from rnnfast.onnx import binding, control_checks, ops, recurrent_nodes, tensors
 from rnnfast.onnx.model_folder import ModelFolder
 
 MIN_IR_VERSION = 3
-# The depth of graphs within graphs (branches, loop bodies, functions), and the number of nodes in all of them: a small
-# file could ask for any number of both.
+# The depth of graphs within graphs (branches, loop bodies, functions): a small file could ask for any.
 MAX_DEPTH = 24
-MAX_NODES = 100_000
 # Characters of a node's name or operator in messages; each node has such a text, and a name may have a megabyte.
 MAX_SHOWN = 200
 # Protocol buffers cannot be larger; models with larger weights have them in external data.
@@ -181,7 +180,10 @@ class Source:
 
 
 def read(
-    source: str | os.PathLike[str] | bytes, problems: list[UnsupportedError] | None = None, external_data: bool = True
+    source: str | os.PathLike[str] | bytes,
+    problems: list[UnsupportedError] | None = None,
+    external_data: bool = True,
+    limits: Limits = Limits(),
 ) -> tuple[Graph, Source]:
     """Read and check a model, given as a path or as the bytes of a file.
 
@@ -201,7 +203,7 @@ def read(
                 data = bytes(source)
             else:
                 raise ModelError(f"expected a path or the bytes of an ONNX model, got {type(source).__name__}")
-            return _Reader(_parsed(data, label), label, folder if external_data else None, problems).read()
+            return _Reader(_parsed(data, label), label, folder if external_data else None, problems, limits).read()
         except Error:
             raise
         except RecursionError:
@@ -275,8 +277,14 @@ class _Reader:
     """Checks a ModelProto and makes its Graph."""
 
     def __init__(
-        self, proto: Any, label: str, folder: ModelFolder | None, problems: list[UnsupportedError] | None
+        self,
+        proto: Any,
+        label: str,
+        folder: ModelFolder | None,
+        problems: list[UnsupportedError] | None,
+        limits: Limits,
     ) -> None:
+        self.limits, self.nbytes = limits, 0
         self.proto, self.label, self.folder, self.problems = proto, label, folder, problems
         self.functions: dict[tuple[str, str, str], Any] = {}  # (domain, name, overload) -> FunctionProto
         # the same key -> (default attributes by name, names of all attributes, opsets) of the function
@@ -350,7 +358,7 @@ class _Reader:
         for name, tensor, decode in dense + sparse:
             if name in constants or not name:
                 raise ModelError(f"{where}: initializer {name!r} is {'given twice' if name else 'without a name'}")
-            constants[name] = decode(tensor, where, self.folder)
+            constants[name] = decode(tensor, where, self.folder, self.count_bytes)
         return constants
 
     def checked_graph(
@@ -386,8 +394,12 @@ class _Reader:
     def count_nodes(self, count: int) -> None:
         """Count nodes; raise LimitError if there are too many."""
         self.n_nodes += count
-        if self.n_nodes > MAX_NODES:
-            raise LimitError(f"{self.label}: more than {MAX_NODES} nodes")
+        self.limits.check("nodes", self.n_nodes, f"{self.label}: the nodes are at least")
+
+    def count_bytes(self, nbytes: int, where: str) -> None:
+        """Count bytes of constants before they are decoded; raise LimitError if there are too many."""
+        self.nbytes += nbytes
+        self.limits.check("bytes_at_load", self.nbytes, f"{where}: the bytes of constants are")
 
     def node(self, proto: Any, index: int, scope: _Scope) -> Node:
         """Read a NodeProto, the node number `index` of its graph."""
@@ -527,7 +539,7 @@ class _Context:
         return copied(value) if isinstance(value, Graph) else value
 
     def tensor(self, proto: Any) -> np.ndarray:
-        return tensors.decode(proto, self.where, self.reader.folder)
+        return tensors.decode(proto, self.where, self.reader.folder, self.reader.count_bytes)
 
     def subgraph(self, proto: Any) -> Graph:
         return self.reader.graph(proto, self.scope)

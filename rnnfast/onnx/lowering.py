@@ -1,9 +1,9 @@
 """Lowerings: native callables made at load for nodes of some operators.
 
-`LOWERINGS[op_type](node, constants, matmul, threads)` returns a callable, or None. `constants` has an array for each
-input that is constant at load, else None. The callable computes float32 and leaves other types to the operator's
-NumPy function. If it has a method `for_shapes` and all input shapes of a plan are known, the plan runs the callable
-that `for_shapes` returns for its inputs instead.
+`LOWERINGS[op_type](node, constants, matmul, threads, load_budget)` returns a callable, or None. `constants` has an
+array for each input that is constant at load, else None. The LoadBudget counts the weights that are packed. The
+callable computes float32 and leaves other types to the operator's NumPy function. If it has a method `for_shapes` and
+all input shapes of a plan are known, the plan runs the callable that `for_shapes` returns for its inputs instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 import rnnfast.native._kernels as _kernels
 from rnnfast.onnx import recurrent_nodes
+from rnnfast.onnx.folding import LoadBudget
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.convolution import check_bias, check_kernel
 from rnnfast.onnx.ops.linear import gemm_1
@@ -28,14 +29,16 @@ UNARY = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Soft
 WINDOW_FLOATS = 2**17
 
 
-def lower(node: Node, constants: list[Any], matmul: str | None = None, threads: int = 1) -> Callable[..., Any] | None:
+def lower(
+    node: Node, constants: list[Any], load_budget: LoadBudget, matmul: str | None = None, threads: int = 1
+) -> Callable[..., Any] | None:
     """The native callable of a node, or None."""
     if node.domain or node.op_type not in LOWERINGS:
         return None
-    return LOWERINGS[node.op_type](node, constants, matmul, threads)
+    return LOWERINGS[node.op_type](node, constants, matmul, threads, load_budget)
 
 
-def lower_reference(node: Node, constants: list[Any]) -> Callable[..., Any] | None:
+def lower_reference(node: Node, constants: list[Any], load_budget: LoadBudget) -> Callable[..., Any] | None:
     """The callable of a node in the float64 reference, which must drop the same constant states as the lowering."""
     if not node.domain and node.op_type in recurrent_nodes.CELL_KINDS:
         return recurrent_nodes.lower(node, constants, native=False)
@@ -66,16 +69,18 @@ def _is_weight(array: np.ndarray | None, rank: int) -> bool:
     return array is not None and array.dtype == np.float32 and array.ndim == rank
 
 
-def _lower_unary(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+def _lower_unary(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     return _for_float32(functools.partial(_kernels.unary, UNARY[node.op_type]), node)
 
 
-def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     """A product whose B is packed once if it is a constant matrix, else at each call.
 
     Native steps read the attributes `packed` and `threads` of the callable.
     """
-    packed = _kernels.Matrix(constants[1], matmul=matmul) if _is_weight(constants[1], 2) else None
+    packed = None
+    if _is_weight(constants[1], 2):
+        packed = load_budget.packed("MatMul", constants[1:2], lambda: _kernels.Matrix(constants[1], matmul=matmul))
 
     def run(a, b):
         if packed is not None:
@@ -103,7 +108,7 @@ def _multiply_stacks(a: np.ndarray, b: np.ndarray, matmul: str | None, threads: 
     return y
 
 
-def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     """A Gemm whose B and C are packed once if they are constant, else at each call.
 
     A C that is a bias row is packed with B: the sums of the products start from it.
@@ -125,7 +130,9 @@ def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: i
 
     b, c = (*constants, None)[1:3]
     has_c = len(node.inputs) > 2 and node.inputs[2] != ""
-    packed = pack(b, c) if _is_weight(b, 2) and (not has_c or c is not None and c.dtype == np.float32) else None
+    packed = None
+    if _is_weight(b, 2) and (not has_c or c is not None and c.dtype == np.float32):
+        packed = load_budget.packed(("Gemm", alpha, beta, settings["transB"]), (b, c), lambda: pack(b, c))
 
     def run(a, b, c=None):
         matrix, added = packed or pack(b, c)
@@ -140,7 +147,7 @@ def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: i
     return lowered
 
 
-def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: int) -> Any:
+def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     """A convolution whose kernel is packed once if it is constant, else at each call.
 
     Each group has one packed matrix, by which the rows of windows are multiplied.
@@ -159,7 +166,9 @@ def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: i
     w, bias = (*constants, None)[1:3]
     has_bias = len(node.inputs) > 2 and node.inputs[2] != ""
     constant = w is not None and w.dtype == np.float32 and (not has_bias or _is_weight(bias, 1))
-    packed = pack(w, bias) if constant else None
+    packed = None
+    if constant:
+        packed = load_budget.packed(("Conv", group, kernel_shape), (w, bias), lambda: pack(w, bias))
 
     def run(x, w, bias=None):
         matrices = packed or pack(w, bias)

@@ -168,7 +168,12 @@ def _activations(
 
 # ------------------------------------------------------------------------------------------------ lowering
 def lower(
-    node: Any, constants: list[Any], matmul: str | None = None, threads: int = 1, native: bool = True
+    node: Any,
+    constants: list[Any],
+    matmul: str | None = None,
+    threads: int = 1,
+    load_budget: Any = None,
+    native: bool = True,
 ) -> Callable[..., Any]:
     """The callable of a recurrent node.
 
@@ -186,7 +191,7 @@ def lower(
     cells = None
     if all(array is not None or not given[i] for i, array in ((1, W), (2, R), (3, B), (7, P))):
         if W.dtype == np.float32:
-            cells = _cells(attributes, W, R, B, P, matmul)
+            cells = load_budget.packed(attributes, (W, R, B, P), lambda: _cells(attributes, W, R, B, P, matmul))
     return _Lowered(attributes, cells, dropped, fallback, matmul, threads)
 
 

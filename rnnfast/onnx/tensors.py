@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,8 +80,13 @@ def type_name(dtype: np.dtype) -> str:
     return next((row[0] for row in ELEMENT_TYPES.values() if row[1] == dtype.name), dtype.name)
 
 
-def decode(tensor: Any, where: str, folder: ModelFolder | None = None) -> np.ndarray:
-    """Decode a TensorProto to a read-only array. External data are read from inside `folder` only."""
+def decode(
+    tensor: Any, where: str, folder: ModelFolder | None = None, count: Callable[[int, str], None] | None = None
+) -> np.ndarray:
+    """Decode a TensorProto to a read-only array. External data are read from inside `folder` only.
+
+    count: called with the bytes and the location, and before data of other files are read; it may raise.
+    """
     where = f"{where}: tensor {tensor.name!r}" if tensor.name else where
     try:
         dtype = numpy_dtype(tensor.data_type)
@@ -92,11 +98,15 @@ def decode(tensor: Any, where: str, folder: ModelFolder | None = None) -> np.nda
     if tensor.HasField("segment"):
         raise UnsupportedError(f"{where}: segmented tensors are not supported")
     if tensor.data_location == EXTERNAL:
+        if count is not None:
+            count(_nbytes(tensor, shape), where)
         array = _from_bytes(_external(tensor, where, folder, _nbytes(tensor, shape)), tensor, dtype, shape, where)
     elif tensor.HasField("raw_data"):
         array = _from_bytes(tensor.raw_data, tensor, dtype, shape, where)
     else:
         array = _from_fields(tensor, shape, where)
+    if count is not None and tensor.data_location != EXTERNAL:  # no more than the file has
+        count(array.nbytes, where)
     array.flags.writeable = False
     return array
 
@@ -184,9 +194,11 @@ def _integer(value: str | int, key: str, where: str) -> int:
     return int(value)
 
 
-def decode_sparse(sparse: Any, where: str, folder: ModelFolder | None = None) -> np.ndarray:
+def decode_sparse(
+    sparse: Any, where: str, folder: ModelFolder | None = None, count: Callable[[int, str], None] | None = None
+) -> np.ndarray:
     """Decode a SparseTensorProto to a dense read-only array."""
-    values, indices = decode(sparse.values, where, folder), decode(sparse.indices, where, folder)
+    values, indices = decode(sparse.values, where, folder, count), decode(sparse.indices, where, folder, count)
     shape = tuple(sparse.dims)
     if min(shape, default=0) < 0 or values.ndim != 1 or indices.dtype != np.int64:
         raise ModelError(
@@ -194,6 +206,8 @@ def decode_sparse(sparse: Any, where: str, folder: ModelFolder | None = None) ->
             f"indices of type {indices.dtype}"
         )
     check_size(shape, values.dtype)
+    if count is not None:
+        count(math.prod(shape) * values.dtype.itemsize, where)
     if indices.shape == (len(values), len(shape)):
         places, limit = indices.T, np.array(shape)[:, None]  # one coordinate for each axis
     elif indices.shape == (len(values),):

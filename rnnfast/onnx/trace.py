@@ -8,18 +8,20 @@ as later calls do, so that all of them give the same bits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import ModelError, raise_if_from_handler, with_location
+from rnnfast.errors import LimitError, ModelError, raise_if_from_handler, with_location
+from rnnfast.limits import Limits
 from rnnfast.native._arrays import pattern
 from rnnfast.native._interrupts import check, within
 from rnnfast.native._plans import Plan, Plans, separate
 from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.binding import check_types
-from rnnfast.onnx.budget import COUNTED_BYTES, Budget, owner
+from rnnfast.onnx.budget import COUNTED_BYTES, Budget, Counted, is_lowered, owner
 from rnnfast.onnx.compile import Step, compiled
 from rnnfast.onnx.compile.builder import Operand, Target
 from rnnfast.onnx.control_steps import Control
@@ -29,6 +31,7 @@ from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
 from rnnfast.onnx.tensors import type_name
+from rnnfast.onnx.work import work_of
 
 # Operators whose results depend on the shape of their first input alone.
 SHAPE_ONLY = {"Shape", "Size", "EyeLike"}
@@ -54,7 +57,7 @@ class PlannedGraph:
     the Target of native steps; None for no native steps. plans: the number of plans kept. specialises: whether a plan
     may depend on the values of small integer inputs that decide control flow or shapes. predicts: whether a trace tries
     to do without the results of costly steps and of graphs within; it no longer does once that has failed, because
-    graphs within graphs would double the attempts at each level.
+    graphs within graphs would double the attempts at each level. limits: those of a call.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class PlannedGraph:
         plans: int = 16,
         specialises: bool = False,
         predicts: bool = True,
+        limits: Limits = Limits(),
     ) -> None:
+        self.limits = limits
         self.predicts = predicts and target is not None
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
         self.folding_budget, self.record, self.meter, self.specialises = folding_budget, record, meter, specialises
@@ -82,11 +87,15 @@ class PlannedGraph:
         """Run on arguments in the order of `names`; the outputs may share memory with them and with each other."""
         plan = self.plans.find(args)
         if plan is not None:
+            if budget is not None:  # the work of the whole call's plan was counted when that was made
+                budget.spend(plan.work)
             return plan.shared(args, budget)
-        plan, outputs = trace(self, args, budget or Budget(args), self.transcript)
+        plan, outputs = trace(self, args, budget or Budget(args, self.limits), self.transcript)
         self.plans.add(plan, args)
         if not plan.compiled and outputs is not None:
             return outputs
+        if budget is not None:
+            budget.spend(plan.work)
         del outputs  # native steps may differ in the last bits, so the plan computes the outputs of the first call too
         return plan.shared(args, budget)
 
@@ -95,14 +104,14 @@ class PlannedGraph:
         plan = self.plans.find(args)
         if plan is None:
             with np.errstate(all="ignore"):
-                plan, _ = trace(self, args, Budget(args), self.transcript)
+                plan, _ = trace(self, args, Budget(args, self.limits), self.transcript)
             self.plans.add(plan, args)
         return plan
 
     def run(self, args: list[Any]) -> list[Any]:
         """Run on arguments in the order of `names`; the outputs share no memory with them or with each other."""
         with np.errstate(all="ignore"):
-            outputs = within(self.target.seconds if self.target else None, None, self, args)
+            outputs = within(self.limits.seconds, None, self, args)
         return separate(outputs, args)
 
 
@@ -168,7 +177,8 @@ def trace(
         )
         tracer = _Tracer(planned, args, budget, pinned, specialises, predicts, computes_all, planned_graphs, transcript)
         try:
-            return _traced(planned, tracer)
+            outputs = _traced(planned, tracer)
+            break
         except _MustPin as e:
             pinned |= e.inputs
             pinnings += 1
@@ -181,10 +191,11 @@ def trace(
                 raise
             # it may have failed on the zeros in place of results that were not computed
             predicts, computes_all = False, True
+    return tracer.plan(outputs), None if tracer.skipped else [value.data for value in outputs]
 
 
-def _traced(planned: PlannedGraph, tracer: _Tracer) -> tuple[Plan, list[Any] | None]:
-    """One attempt of `trace`."""
+def _traced(planned: PlannedGraph, tracer: _Tracer) -> list[_Value]:
+    """Trace the graph of a planned graph and return the values of its outputs."""
     scope = _Scope(None, {name: _Value(array, True, True) for name, array in planned.known.items()})
     scope.update(zip(planned.names, tracer.inputs))
     if tracer.transcript is not None:
@@ -194,7 +205,7 @@ def _traced(planned: PlannedGraph, tracer: _Tracer) -> tuple[Plan, list[Any] | N
         tracer.transcript.end(outputs)
     for declared, value in zip(planned.graph.outputs, outputs):
         _check_type(value.data, declared.type, f"{planned.where}: output {declared.name!r}")
-    return tracer.plan(outputs), None if tracer.skipped else [value.data for value in outputs]
+    return outputs
 
 
 def _check_type(value: Any, declared: Type, where: str) -> None:
@@ -245,7 +256,7 @@ class _Tracer:
         self.steps: list[Step] = []
         self.budget = budget
         self.record, self.meter, self.target = planned.record, planned.meter, planned.target
-        self.max_plans = planned.plans.most
+        self.max_plans, self.limits = planned.plans.most, planned.limits
         self.pinned, self.specialises, self.computes_all, self.skipped = pinned, specialises, computes_all, False
         self.folding_budget = FoldingBudget(MAX_FOLDED_BYTES, planned.folding_budget)
         self.absent = _Value(None, True, True)
@@ -298,6 +309,13 @@ class _Tracer:
             needed.update(step.input_slots)
             run = self.meter(step) if self.meter else step.run
             steps.append((run, step.input_slots, step.output_slots, step.large, tuple(released), step.where))
+        work = sum([step.work[1] for step in native])
+        if self.limits.work is not None and work > self.limits.work:
+            costliest = max(native, key=lambda step: step.work[1])
+            try:
+                self.limits.check("work", work, "the work of the call is")
+            except LimitError as e:
+                raise with_location(e, costliest.where) from None
         counts = any(large or self.budget_input.slot in inputs for _, inputs, _, large, *_ in steps)
         fixed_shapes = all(v.fixed_shape and isinstance(v.data, np.ndarray) for v in outputs)
         return Plan(
@@ -305,12 +323,13 @@ class _Tracer:
             self.initial_values,
             tuple(steps[::-1]),
             slots,
-            Budget if counts else None,
+            functools.partial(Budget, limits=self.limits, work=work) if counts else None,
             self.folding_budget,
             tuple(sorted(self.pinned)),
             tuple(native),
             tuple([pattern(v.data) for v in outputs]) if fixed_shapes else None,
-            self.target.seconds if self.target else None,
+            work,
+            self.limits.seconds,
         )
 
     def graph(self, graph: Graph, scope: _Scope) -> list[_Value]:
@@ -423,6 +442,7 @@ class _Tracer:
                     self.target,
                     self.max_plans,
                     predicts=self.predicts,
+                    limits=self.limits,
                 )
                 for key, graph in node.graphs.items()
             }
@@ -462,9 +482,14 @@ class _Tracer:
         if not (self.computes_all or folds) and fixed_shape:
             results = like or like_results(node, run, data)
         if results is None:
-            results = run(*data)
-            results = results if isinstance(results, tuple) else (results,)
+            if node.graphs:  # they count what they do
+                results = run(*data)
+                results = results if isinstance(results, tuple) else (results,)
+            else:
+                results = self.budget.run(node, run, data, [v.known for v in inputs])
         else:
+            for value in results:
+                self.limits.check("bytes_of_a_call", value.nbytes, "the bytes of a result are")
             self.skipped = True
         check_outputs(node, results)
         if folds and self.folding_budget.keeps(results, [v.data for v in inputs if v is not self.budget_input]):
@@ -480,16 +505,25 @@ class _Tracer:
                 output.from_inputs = from_inputs if len(from_inputs) <= MAX_PINNED else None
         large = tuple(v.slot for v in outputs if not fixed_shape or _is_large(v.data))
         may_be_native = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
-        operands = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if may_be_native else ()
+        operands = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if may_be_native else ((), ())
+        work, taken = (0, 0), inputs
+        if node.graphs:
+            work = run.work([v.data for v in inputs], [v.known for v in inputs]), 0
+        elif fixed_shape:
+            constant = [v.known for v in inputs]
+            work = tuple([work_of(node, data, constant, results, native) for native in (True, is_lowered(node))])
+        else:
+            run, taken = Counted(node, run, [v.known for v in inputs]), [self.budget_input, *inputs]
         self.steps.append(
             Step(
                 run,
-                tuple(map(self.assign_slot, inputs)),
+                tuple(map(self.assign_slot, taken)),
                 tuple(v.slot for v in outputs),
                 large,
                 node.where,
                 node,
                 *operands,
+                work,
             )
         )
         if self.record is not None:

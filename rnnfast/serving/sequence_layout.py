@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error, LimitError, UnsupportedError
-from rnnfast.onnx.budget import MAX_RUN_BYTES
+from rnnfast.errors import Error, UnsupportedError
 from rnnfast.onnx.graph import Value
 from rnnfast.onnx.stateful import is_recurrent
 from rnnfast.serving.sequences import SEQUENCE_FRAMES
@@ -76,8 +75,8 @@ class Layout(NamedTuple):
         """A random sequence x [1, n, ...]."""
         shape, dtype, rng = self.input.type.shape, self.input.type.dtype, np.random.default_rng(n)
         shape = (1, n, *(m for axis, m in enumerate(shape) if axis not in (self.time, self.batch)))
-        if math.prod(shape) * 8 > MAX_RUN_BYTES:
-            raise LimitError(f"random sequences of shape {list(shape[1:])} need more than {MAX_RUN_BYTES} bytes")
+        nbytes = math.prod(shape) * 8
+        self.model.limits.check("bytes_of_a_call", nbytes, f"the bytes of a random sequence {list(shape[1:])} are")
         return (rng.integers(0, 2, shape) if dtype.kind in "iub" else rng.standard_normal(shape)).astype(dtype)
 
 

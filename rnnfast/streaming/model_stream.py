@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast.errors import InputError, LimitError
-from rnnfast.onnx.budget import MAX_RUN_BYTES
 from rnnfast.streaming._streams import StreamRunner
 from rnnfast.streaming.handle import Handle
 from rnnfast.streaming.model_signature import ModelSignature, form
@@ -245,10 +244,10 @@ class Stream(Handle):
     def _stacked_forms(self, forms, n):
         """(shape, dtype) of the results of n frames; LimitError if they are too large."""
         stacked = [((n, *shape), dtype) for shape, dtype in forms]
-        if sum(math.prod(shape) * dtype.itemsize for shape, dtype in stacked) > MAX_RUN_BYTES:
-            raise LimitError(
-                f"{self._label}: results of {n} frames need more than {MAX_RUN_BYTES} bytes: give fewer at a time"
-            )
+        nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in stacked)
+        self._model.limits.check(
+            "bytes_of_a_call", nbytes, f"{self._label}: give fewer frames at a time: the bytes of {n} results are"
+        )
         return stacked
 
     def _run_by_calls(self, planned, values, framed, n, first, states, out):

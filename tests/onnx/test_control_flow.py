@@ -253,21 +253,21 @@ def test_rows_keep_nothing_but_themselves():
     assert ys[:, 0].tolist() == list(range(50))
 
 
-def test_limit_of_rows_is_that_of_the_call(monkeypatch):
+def test_limit_of_rows_is_that_of_the_call():
     """Small rows count together, of all outputs."""
-    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 30_000)
     model = rnnfast.load(
         parse(
             """g (int64 n, float[k] x) => (float[t,k] a, float[t,k] b) {
         a, b = Loop (n, on) <body = c (int64 i, bool going) => (bool more, float[k] p, float[k] q) {
             more = Identity (going)  p = Neg (x)  q = Abs (x) }> }""",
             on=np.array(True),
-        )
+        ),
+        limits=rnnfast.Limits(bytes_of_a_call=30_000),
     )
     x = random(0, 400)
     for _ in range(3):
         assert model(n=9, x=x).a.shape == (9, 400)
-        with pytest.raises(LimitError, match="Loop.*30000 bytes"):
+        with pytest.raises(LimitError, match="Loop.*bytes_of_a_call = 30,000"):
             model(n=10, x=x)
 
 

@@ -139,21 +139,21 @@ WIDE = """g (float[n] x, float[m] z) => (float[k] y) {
     a = Neg (x)  b = Abs (x)  c = Neg (a)  d = Compress <axis = 0> (c, keep)  e = Abs (d)  y = Sum (a, b, d, e) }"""
 
 
-def test_limit_of_the_memory_of_a_call(monkeypatch):
+def test_limit_of_the_memory_of_a_call():
     """Four results of 1 MiB live at a time; arguments and views are not counted."""
-    model = rnnfast.load(parse(WIDE, keep=np.ones(2**18, bool)))
     feed = {"x": np.zeros(2**18, np.float32), "z": np.zeros(0, np.float32)}
     for limit, passes in ((2**22 + 2**21, True), (3 * 2**20, False)):
-        monkeypatch.setattr(budget, "MAX_RUN_BYTES", limit)
+        limits = rnnfast.Limits(bytes_of_a_call=limit)
+        model = rnnfast.load(parse(WIDE, keep=np.ones(2**18, bool)), limits=limits)
         for _ in range(2):
             if passes:
                 model(feed)
             else:
-                with pytest.raises(LimitError, match=rf"<bytes>: node.*more than {limit} bytes"):
+                with pytest.raises(LimitError, match=rf"<bytes>: node.*limits.bytes_of_a_call = {limit:,}"):
                     model(feed)
-    monkeypatch.setattr(budget, "MAX_RUN_BYTES", 2**20)
     views = rnnfast.load(
-        parse("g (float[n] x) => (float[a,b] y) { v = Reshape (x, s)  y = Transpose (v) }", s=np.array([2, -1]))
+        parse("g (float[n] x) => (float[a,b] y) { v = Reshape (x, s)  y = Transpose (v) }", s=np.array([2, -1])),
+        limits=rnnfast.Limits(bytes_of_a_call=2**20),
     )
     assert views(x=np.zeros(2**20, np.float32)).y.shape == (2**19, 2)
 

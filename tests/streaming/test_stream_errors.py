@@ -107,7 +107,7 @@ def test_memory_is_limited(denoiser, way):
 
 
 def test_copies_of_frames_are_limited(denoiser, monkeypatch):
-    monkeypatch.setattr("rnnfast.streaming.model_stream.MAX_RUN_BYTES", 2**80)
+    monkeypatch.setattr(denoiser, "limits", rnnfast.Limits(bytes_of_a_call=None))
     with pytest.raises(LimitError, match="no memory for contiguous frames"):
         denoiser.stream().run(bands=np.broadcast_to(np.float32(0), (2**40, 1, 22)))
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import InputError, LimitError
+from rnnfast.errors import InputError
+from rnnfast.limits import Limits
 from rnnfast.native import _programs
 from rnnfast.native._arenas import Arenas
 from rnnfast.native._programs import address
@@ -53,13 +54,41 @@ class CommandNote(NamedTuple):
 
 class Target(NamedTuple):
     """How programs will run: on how many threads at most, whether BLAS multiplies matrices outside of programs, where
-    they borrow their arenas, and after how many seconds a call is stopped (None: never).
+    they borrow their arenas, and the limits of a call.
     """
 
     threads: int
     blas: bool
     arenas: Arenas
-    seconds: float | None = None
+    limits: Limits = Limits()
+
+
+class Loops(NamedTuple):
+    """The iterations of the loops of a program, for the number that a run may take.
+
+    known: those of loops whose trip counts are known. work: that of an iteration, the most of all other loops; 0 if
+    there are none. each: the most iterations of known loops within an iteration of another one, and itself.
+    """
+
+    known: int = 0
+    work: int = 0
+    each: int = 0
+
+    def within(self, trips, work):
+        """Return the Loops of a loop with so many trips (None: not known), whose body has these Loops and this work."""
+        if trips is None:
+            return Loops(0, max(self.work, work), max(self.each, 1 + self.known))
+        return Loops(min(trips * (1 + self.known), 2**62), self.work, self.each)
+
+    def beside(self, other):
+        """Return the Loops of both."""
+        return Loops(self.known + other.known, max(self.work, other.work), max(self.each, other.each))
+
+    def most(self, limits):
+        """Return how many iterations a run may take."""
+        if not self.work or limits.work is None:
+            return budget.MAX_ITERATIONS
+        return min(budget.MAX_ITERATIONS, self.known + max(1, limits.work // self.work) * self.each)
 
 
 class Operand:
@@ -110,6 +139,7 @@ class Builder:
         self._showing = {}  # id of an owning array -> the Operands that got a view of it, perhaps another one since
         self.node = None  # the node to which the next commands belong
         self._nodes = {}  # id of an Operand with an expression -> the node of the expression
+        self.loops = Loops()  # those of the commands
         self._checks = []  # (view of a status, class of the error, its message, where it says that it happened)
 
     # ------------------------------------------------------------------------------------------ values
@@ -292,10 +322,7 @@ class Builder:
         checks = [(self.allocation_of(status).index, *rest) for status, *rest in self._checks]
         self.forget()
         nbytes = size + sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
-        if nbytes > budget.MAX_RUN_BYTES:
-            raise LimitError(
-                f"the results of one call need {nbytes} bytes, more than the limit of {budget.MAX_RUN_BYTES} bytes"
-            )
+        self.target.limits.check("bytes_of_a_call", nbytes, "the bytes of the call's results are")
         return _programs.NativeProgram(
             program,
             size,
@@ -306,9 +333,9 @@ class Builder:
             tuple(self.notes),
             checks,
             self.target.threads,
-            budget.MAX_ITERATIONS,
+            self.loops.most(self.target.limits),
             self.target.arenas,
-            self.target.seconds,
+            self.target.limits.seconds,
         )
 
     def _location_of(self, view):

@@ -5,8 +5,9 @@ import numpy as np
 from rnnfast.errors import LimitError
 from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx import budget
-from rnnfast.onnx.compile.builder import NotNative
+from rnnfast.onnx.compile.builder import Loops, NotNative
 from rnnfast.onnx.ops.control import scan_settings
+from rnnfast.onnx.work import NATIVE_CALL
 
 
 class LoopView:
@@ -67,13 +68,22 @@ def _is_native(control):
     )
 
 
-def _emit_loop_command(builder, plan, iterations, trips, going, next_, index, sources, targets, final_moves):
+def _loops_of(plan):
+    """Return the Loops of a plan of at most one native program."""
+    return plan.unmetered_steps[0].loops if plan.unmetered_steps else Loops()
+
+
+def _emit_loop_command(builder, plan, known, trips, going, next_, index, sources, targets, final_moves):
     """Emit a loop command that calls a plan's program; the run raises LimitError beyond MAX_ITERATIONS.
 
-    iterations: their number as far as it is known, for the note. trips, going: views of the trip count and of the first
+    known: the most iterations, None if that is not known. trips, going: views of the trip count and of the first
     condition, None if absent; next_: the view of the condition that the body computes; index: that of the iteration.
     """
-    status = builder.status(f"the loops of one call take more than {budget.MAX_ITERATIONS} iterations", LimitError)
+    builder.loops = builder.loops.beside(_loops_of(plan).within(known, plan.work + NATIVE_CALL))
+    message = f"the loops of one call take more than {budget.MAX_ITERATIONS} iterations"
+    if builder.target.limits.work is not None:
+        message += f", or more work than limits.work = {builder.target.limits.work:,}"
+    status = builder.status(message, LimitError)
     builder.copy(status, builder.constant(np.zeros(2, np.int64)))
     call, flops, nbytes = _call_words(builder, plan, sources, targets, final_moves)
     builder.emit(
@@ -85,8 +95,8 @@ def _emit_loop_command(builder, plan, iterations, trips, going, next_, index, so
         status,
         *call,
         out=(final_moves[0][0] if final_moves else targets[-1]).view,
-        flops=flops * iterations,
-        weights=nbytes * iterations,
+        flops=flops * (1 if known is None else known),
+        weights=nbytes * (1 if known is None else known),
     )
 
 
@@ -126,6 +136,8 @@ def emit_if(builder, node, inputs, outputs):
     sources, targets = _captured_views(builder, inputs[2:]), [LoopView(view) for view in views]
     calls = [_call_words(builder, control.plans[name], sources, targets) for name in ("then_branch", "else_branch")]
     _, flops, nbytes = max(calls, key=lambda call: call[1])
+    for plan in control.plans.values():
+        builder.loops = builder.loops.beside(_loops_of(plan))
     condition = builder.contiguous(builder.view(inputs[1]))
     builder.emit("branch", condition, *calls[0][0], *calls[1][0], out=views[0], flops=flops, weights=nbytes)
     for operand, view in zip(outputs, views):
@@ -144,7 +156,7 @@ def emit_loop(builder, node, inputs, outputs):
     index, truth = builder.new((), np.int64), builder.new((), np.bool_)
     scan_outputs = [_scan_output(builder, o, 0, False) for o in outputs[len(initial) :]]
     true = LoopView(builder.constant(np.array(True)))
-    iterations = 1 if trips is None or trips.known is None else trips.known.item()
+    known = None if trips is None or trips.known is None else max(0, trips.known.item())
     trips, going = (
         None if operand is None else builder.contiguous(builder.view(operand)) for operand in (trips, going)
     )
@@ -152,7 +164,7 @@ def emit_loop(builder, node, inputs, outputs):
     _emit_loop_command(
         builder,
         plan,
-        iterations,
+        known,
         trips,
         going,
         None if going is None else truth,

@@ -16,7 +16,7 @@ from rnnfast.onnx.compile import (
     recurrent_steps,
     reduction,
 )
-from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
+from rnnfast.onnx.compile.builder import DTYPES, Builder, Loops, NotNative
 
 TABLES = (
     integer.EMIT,
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
     large: the output slots whose results may be large. where: the location that errors name. node: the node of the
     graph, None for several. operands, results: the Operands of the inputs and outputs, empty if the step cannot become
-    native.
+    native. work: that of the step as native commands and as it is. loops: the Loops of a native program.
     """
 
     run: object
@@ -51,6 +51,8 @@ class Step(NamedTuple):
     node: object = None
     operands: tuple = ()
     results: tuple = ()
+    work: tuple = (0, 0)
+    loops: Loops = Loops()
 
 
 def compiled(steps, kept, target):
@@ -126,4 +128,5 @@ def _join(builder, steps, last_reader, end, not_native=None):
         return steps
     inputs = tuple(slots[id(operand)] for operand in builder.inputs)
     large = tuple(slot for step in steps for slot in step.large if slot in outputs)
-    return [Step(program, inputs, tuple(outputs), large, where)]
+    work = sum([step.work[0] for step in steps])
+    return [Step(program, inputs, tuple(outputs), large, where, work=(work, work), loops=builder.loops)]

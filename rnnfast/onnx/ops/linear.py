@@ -93,6 +93,7 @@ def labels_of(equation, shapes):
     A label is a letter, or a negative number for an axis under the ellipsis, counted from its end. Raises InputError if
     the equation does not fit the shapes.
     """
+    equation = equation.replace(" ", "")
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
     if len(terms) != len(shapes):
@@ -184,7 +185,7 @@ def einsum(*xs, equation: str):
     right, and each label is added up as soon as no later operand has it.
     """
     check_numbers(xs[0])
-    terms, output, sizes = labels_of(equation.replace(" ", ""), [x.shape for x in xs])
+    terms, output, sizes = labels_of(equation, [x.shape for x in xs])
     check_size([sizes[label] for label in output], xs[0].dtype)
     y, labels = xs[0], terms[0]
     for i, (x, term) in enumerate(zip(xs[1:], terms[1:]), 1):

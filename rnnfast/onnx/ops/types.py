@@ -1,6 +1,8 @@
 """Annotations of attributes in the signatures of operators, and the limit of sizes that come from values."""
 
+import contextlib
 import math
+import threading
 from typing import Literal
 
 import numpy as np
@@ -41,6 +43,30 @@ MAX_RANK = 64
 """NumPy's own limit."""
 
 
+class _Room(threading.local):
+    """The bytes that a tensor may have in this thread now, and the limit that leaves so much."""
+
+    nbytes, limit, error = MAX_TENSOR_BYTES, None, LimitError
+
+
+_room = _Room()
+
+
+@contextlib.contextmanager
+def room(nbytes, limit, error=LimitError):
+    """Let `check_size` refuse tensors of more bytes than these in the block.
+
+    limit: the limit that leaves so much. error: what it then raises, a kind of LimitError.
+    """
+    before = _room.nbytes, _room.limit, _room.error
+    if nbytes < _room.nbytes:
+        _room.nbytes, _room.limit, _room.error = nbytes, limit, error
+    try:
+        yield
+    finally:
+        _room.nbytes, _room.limit, _room.error = before
+
+
 def check_size(shape, dtype):
     """Raise LimitError before a tensor of `shape` is allocated whose size comes from values, not from inputs.
 
@@ -48,9 +74,11 @@ def check_size(shape, dtype):
     """
     if len(shape) > MAX_RANK:
         raise LimitError(f"a tensor of {len(shape)} axes, more than the limit of {MAX_RANK}")
-    size = math.prod(max(int(n), 1) for n in shape) * np.dtype(dtype).itemsize
-    if size > MAX_TENSOR_BYTES:
-        raise LimitError(
+    size = math.prod([n if n > 1 else 1 for n in map(int, shape)]) * np.dtype(dtype).itemsize
+    if size > _room.nbytes:
+        left = "" if _room.limit is None else f" that {_room.limit} leaves"
+        error = LimitError if size > MAX_TENSOR_BYTES else _room.error
+        raise error(
             f"a tensor of shape {tuple(int(n) for n in shape)} needs {size} bytes, "
-            f"more than the limit of {MAX_TENSOR_BYTES}"
+            f"more than the limit of {_room.nbytes}{left}"
         )
