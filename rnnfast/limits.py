@@ -23,7 +23,7 @@ class Limits:
         bytes_of_a_call: The bytes of all results that a call holds at one time, intermediate ones included.
         work: The multiply-adds of a call, and of what is computed at load. Everything else counts in multiply-adds that
             take about as long: a number that a native command reads or writes counts 64, one of a NumPy function 1024,
-            and the call of a NumPy function 2**19. It is known before a call runs, except where values decide about the
+            and the call of a NumPy function 2**21. It is known before a call runs, except where values decide about the
             iterations of a loop or the sizes of tensors; these count when they are known.
         seconds: The seconds of a call, after which it is stopped.
 

@@ -1,4 +1,4 @@
-"""Files of a few bytes that ask for hours or for all memory are refused, at load or at the call, before they take it."""
+"""Files of a few bytes that ask for hours or for all memory are refused before they take it, at load or at the call."""
 
 import dataclasses
 import gc
@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
 from rnnfast import Limits
-from rnnfast.errors import Error, InputError, InputTypeError, LimitError
+from rnnfast.errors import InputError, InputTypeError, LimitError
 from tests.graphs import parse
 
 ONE = {"x": np.ones((1, 1), np.float32)}
 # The seconds of processor time, and the bytes by which the process may have grown, after which a refusal is no refusal.
-SECONDS, BYTES = 20, 2**31
+SECONDS, BYTES = 40, 2**31
 
 
 # ------------------------------------------------------------------------------------------ the settings
@@ -281,7 +281,7 @@ ATTACKS = {
     "folded products": lambda: constant(
         "".join(f"p{i + 1} = MatMul (p{i}, p{i})  " for i in range(2000)) + "z = Neg (p2000)", p0=weights(1500, 1500)
     ),
-    "folded expand": lambda: constant("e = Expand (o, s)  z = ReduceSum (e)", o=np.float32(1), s=np.array([2**28])),
+    "folded expand": lambda: constant("e = Expand (o, s)  z = ReduceSum (e)", o=np.float32(1), s=np.array([2**29 - 1])),
     "many folded expands": lambda: constant(
         "".join(f"e{i} = Expand (o, s)  r{i} = ReduceSum (e{i})  " for i in range(300))
         + f"z = Sum ({', '.join(f'r{i}' for i in range(300))})",
@@ -331,8 +331,7 @@ def test_attacks_are_refused(name):
     data = ATTACKS[name]()
     gc.collect()
     before, start = resident(), time.process_time()
-    with pytest.raises(Error) as caught:
+    with pytest.raises(LimitError):
         rnnfast.load(data)(ONE)
     seconds = time.process_time() - start
-    assert isinstance(caught.value, LimitError), caught.value
     assert seconds < SECONDS and resident() - before < BYTES

@@ -299,6 +299,9 @@ class _Tracer:
             steps.append(step)
             for operand in step.operands or map(made.get, step.input_slots):
                 _count_use(operand)
+        self._check_work(
+            [(min(step.work), step.where) for step in steps]
+        )  # at least; compiling takes time and addresses
         native = compiled(steps[::-1], slots, self.target) if self.target else steps[::-1]
         needed, steps = set(slots), []
         for step in reversed(native):
@@ -309,13 +312,7 @@ class _Tracer:
             needed.update(step.input_slots)
             run = self.meter(step) if self.meter else step.run
             steps.append((run, step.input_slots, step.output_slots, step.large, tuple(released), step.where))
-        work = sum([step.work[1] for step in native])
-        if self.limits.work is not None and work > self.limits.work:
-            costliest = max(native, key=lambda step: step.work[1])
-            try:
-                self.limits.check("work", work, "the work of the call is")
-            except LimitError as e:
-                raise with_location(e, costliest.where) from None
+        work = self._check_work([(step.work[1], step.where) for step in native])
         counts = any(large or self.budget_input.slot in inputs for _, inputs, _, large, *_ in steps)
         fixed_shapes = all(v.fixed_shape and isinstance(v.data, np.ndarray) for v in outputs)
         return Plan(
@@ -331,6 +328,15 @@ class _Tracer:
             work,
             self.limits.seconds,
         )
+
+    def _check_work(self, works: list[tuple[int, str]]) -> int:
+        """The sum of pairs (work, where); LimitError at the costliest if it is more than the limit."""
+        total = sum([work for work, _ in works])
+        try:
+            self.limits.check("work", total, "the work of the call is")
+        except LimitError as e:
+            raise with_location(e, max(works)[1]) from None
+        return total
 
     def graph(self, graph: Graph, scope: _Scope) -> list[_Value]:
         """Trace a graph and return the values of its outputs; others leave the scope after their last use."""

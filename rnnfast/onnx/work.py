@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 # The work of a number that is read or written, and of a call, in multiply-adds of a large native product. On the
 # AVX-512 machine that this was measured on, these are 1e11 a second, numbers of native commands 1e9 to 5e9, numbers of
-# NumPy functions 5e7 to 1e9, and calls of NumPy functions 1e5 to 3e5.
+# NumPy functions 5e7 to 1e9, and calls of NumPy functions 3e4 to 3e5.
 NATIVE_NUMBER, NUMPY_NUMBER = 64, 1024
-NATIVE_CALL, NUMPY_CALL = 2**10, 2**19
-# Products that read weights for a few rows wait for memory; those in NumPy are not done by BLAS.
-FEW_ROWS, SLOW_PRODUCT, NUMPY_PRODUCT = 8, 4, 64
+NATIVE_CALL, NUMPY_CALL = 2**10, 2**21
+# Products that read weights for a few rows wait for memory; weights that a run computes are packed in it; those in
+# NumPy are not done by BLAS.
+FEW_ROWS, SLOW_PRODUCT, PACKED_PRODUCT, NUMPY_PRODUCT = 8, 4, 2, 64
 
 # Operators that do not read all of their first input: they return views of it, or a part of it.
 PARTIAL = frozenset(
@@ -62,7 +63,12 @@ def work_of(node: Node, inputs: Sequence[Any], constant: Sequence[bool], results
     read = [x for x, same in zip(inputs, constant) if not same]
     if node.op_type in PARTIAL and not node.domain and inputs and not constant[0]:
         read = read[1:]
-    return product_of(node, inputs, native) + call + number * sum(map(numbers_of, (*read, *results)))
+    packs = len(inputs) > 1 and not constant[1]
+    return (
+        product_of(node, inputs, native) * (PACKED_PRODUCT if packs else 1)
+        + call
+        + number * sum(map(numbers_of, (*read, *results)))
+    )
 
 
 def product_of(node: Node, inputs: Sequence[Any], native: bool) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import InputError
+from rnnfast.errors import InputError, LimitError
 from rnnfast.limits import Limits
 from rnnfast.native import _programs
 from rnnfast.native._arenas import Arenas
@@ -146,7 +146,10 @@ class Builder:
     def new(self, shape, dtype=np.float32):
         """Return a C-contiguous view of a new allocation in the arena."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        array = np.ndarray(shape, dtype, mmap.mmap(-1, nbytes)) if nbytes > MAPPED_BYTES else np.empty(shape, dtype)
+        try:
+            array = np.ndarray(shape, dtype, mmap.mmap(-1, nbytes)) if nbytes > MAPPED_BYTES else np.empty(shape, dtype)
+        except OSError as e:
+            raise LimitError(f"no addresses for a result of {nbytes} bytes: {e}") from e
         self._allocations[id(array)] = Allocation(ARENA, array)
         return array
 

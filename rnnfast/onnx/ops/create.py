@@ -76,8 +76,11 @@ def range_11(start, limit, delta):
             # Computed in float64 for inputs of any type, as in onnxruntime.
             count = math.ceil(min(max((end - first) / step, 0), 2**62))
         check_size((count,), np.float64)
+        values = np.arange(count, dtype=np.int64 if dtype.kind == "i" else np.float64)
         # Integer products may wrap around; adding the start wraps them back into range.
-        return (np.arange(count) * step + first).astype(dtype)
+        values *= step
+        values += first
+        return values.astype(dtype, copy=False)
 
 
 def range_27(start, limit, delta, *, stash_type: Literal[1] = 1):
