@@ -229,7 +229,9 @@ class InferenceSession:
             "threads": None if type(threads) is int and threads == 0 else threads,
         }
         for name, value in options.items():
-            if value is not None and settings.setdefault(name, value) != value:
+            if settings.get(name) is None:
+                settings[name] = value
+            elif value not in (None, settings[name]):
                 raise InputError(f"{name} is {settings[name]!r}, but {value!r} in sess_options")
         self.model = Model(path_or_bytes, **settings)
         self._names = [v.name for v in self.model.outputs]

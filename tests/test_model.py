@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.native import _kernels, _plans, _programs
 from tests.graphs import load, model_of, parse, random
 from tests.model_graphs import GRU, H, X
@@ -418,6 +418,15 @@ def test_wrong_threads(wrong, error):
         options.intra_op_num_threads = wrong
         with pytest.raises(error, match="threads"):
             rnnfast.InferenceSession(GRU, options)
+
+
+def test_blas_without_scipy_is_refused_at_load(monkeypatch):
+    monkeypatch.setattr(_kernels, "find_spec", lambda name: None)
+    for make in (rnnfast.load, rnnfast.InferenceSession):
+        with pytest.raises(UnsupportedError, match="matmul: 'blas' needs SciPy"):
+            make(GRU, matmul="blas")
+    for matmul in (None, "packed"):
+        rnnfast.load(GRU, matmul=matmul)
 
 
 def test_matmul_engines_agree():

@@ -57,3 +57,49 @@ def test_options_have_onnxruntime_fields(name):
         "get_run_config_entry",
     }
     assert theirs - device <= set(dir(getattr(rnnfast, name)()))
+
+
+def test_keywords_are_those_of_load_and_of_onnxruntime():
+    feed = {"x": X, "h": H}
+    expected = rnnfast.InferenceSession(GRU).run(None, feed)
+    for keywords in (
+        {"threads": 2},
+        {"matmul": "packed"},
+        {"plans": 3},
+        {"threads": 2, "matmul": "packed", "plans": 3},
+        {"disabled_optimizers": ["ConstantFolding"], "enable_fallback": 0, "read_config_from_model": 1},
+        {"provider_options": [{}], "providers": ["CPUExecutionProvider"]},
+    ):
+        session = rnnfast.InferenceSession(GRU, **keywords)
+        assert session.model.threads == keywords.get("threads", session.model.threads)
+        assert session.model.matmul == keywords.get("matmul")
+        assert session.model.planned.plans.most == keywords.get("plans", 16)
+        for a, b in zip(session.run(None, feed), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["thread", "num_threads", "session_options", "provider", "Threads", "matmuls", "path"])
+def test_unknown_keywords_are_refused(name):
+    with pytest.raises(InputTypeError, match=f"no argument {name!r}: its keywords are .*matmul.*plans.*threads"):
+        rnnfast.InferenceSession(GRU, **{name: 1})
+    with pytest.raises(TypeError):
+        rnnfast.InferenceSession(GRU, **{name: 1, "threads": 2})
+
+
+def test_keywords_are_checked_as_by_load():
+    for keywords, error in (
+        ({"threads": 0}, InputError),
+        ({"threads": "2"}, InputTypeError),
+        ({"matmul": "mkl"}, InputError),
+        ({"plans": 0}, InputError),
+    ):
+        with pytest.raises(error):
+            rnnfast.InferenceSession(GRU, **keywords)
+    options = rnnfast.SessionOptions()
+    options.intra_op_num_threads = 2
+    assert rnnfast.InferenceSession(GRU, options, threads=2).model.threads == 2
+    with pytest.raises(InputError, match="threads is 3, but 2 in sess_options"):
+        rnnfast.InferenceSession(GRU, options, threads=3)
+    options.matmul = "packed"
+    with pytest.raises(InputError, match="matmul is 'blas', but 'packed' in sess_options"):
+        rnnfast.InferenceSession(GRU, options, matmul="blas")

@@ -7,7 +7,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import rnnfast
-from rnnfast.errors import LimitError, ModelError, UnsupportedError
+from rnnfast.errors import InputError, LimitError, ModelError, UnsupportedError
 from tests.graphs import load, model_of, one_node, parse, random
 
 X = ("x", TensorProto.FLOAT, ["n"])
@@ -358,3 +358,80 @@ def test_fixed_shapes_that_do_not_fit_are_found_at_load():
     text = "g (float[2,3] x) => (float[2,5] y) { z = MatMul(v, w)  y = MatMul(x, z) }"
     with pytest.raises(ModelError, match="MatMul"):
         rnnfast.load(parse(text, v=random(0, 3, 4), w=random(1, 5, 5)))
+
+
+# ------------------------------------------------------------------------------------------------ references
+def referring(node, name="alpha", with_value=True):
+    """The node with its attribute `name` (or a new float one) referring to `outer` of a function."""
+    attribute = next((a for a in node.attribute if a.name == name), None) or node.attribute.add(name=name, type=1)
+    if not with_value:
+        for field in ("f", "i", "s", "ints", "floats"):
+            attribute.ClearField(field)
+    attribute.ref_attr_name = "outer"
+    return node
+
+
+@pytest.mark.parametrize("with_value", [True, False])
+@pytest.mark.parametrize(
+    "op, attributes",
+    [
+        ("LeakyRelu", {"alpha": 0.5}),
+        ("Elu", {"alpha": 2.0}),
+        ("Transpose", {"perm": [0]}),
+        ("Softmax", {"axis": 0}),
+        ("Flatten", {"axis": 1}),
+        ("HardSigmoid", {"beta": 0.3}),
+        ("Cast", {"to": 1}),
+    ],
+)
+def test_references_outside_of_a_function_are_refused(op, attributes, with_value):
+    node = referring(helper.make_node(op, ["x"], ["y"], name="r", **attributes), next(iter(attributes)), with_value)
+    with pytest.raises(
+        ModelError, match="node 'r'.*attribute .* refers to 'outer' of a function, but the node is in none"
+    ):
+        load(model_of([node], [X], [Y]))
+
+
+def test_references_in_a_branch_of_the_main_graph_are_refused():
+    def branch(name):
+        node = referring(helper.make_node("LeakyRelu", ["x"], [name], alpha=0.5))
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("a"), else_branch=branch("b"))
+    with pytest.raises(ModelError, match="refers to 'outer'"):
+        load(model_of([node], [X, ("c", TensorProto.BOOL, [])], [Y]))
+
+
+def test_references_in_a_function_and_its_branches_are_resolved():
+    def branch(name):
+        node = referring(helper.make_node("LeakyRelu", ["a"], [name], alpha=0.5))
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    body = [
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True))),
+        helper.make_node("If", ["c"], ["b"], then_branch=branch("t"), else_branch=branch("e")),
+    ]
+    for attributes, slope in (({}, 0.01), ({"outer": 0.25}, 0.25)):
+        f = helper.make_function("local", "f", ["a"], ["b"], body, [helper.make_opsetid("", 17)], ["outer"])
+        model = model_of([helper.make_node("f", ["x"], ["y"], domain="local", **attributes)], [X], [Y])
+        model.functions.append(f)
+        model.opset_import.append(helper.make_opsetid("local", 1))
+        np.testing.assert_allclose(load(model)(x=np.array([-8, 8], np.float32)).y, [-8 * slope, 8], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ old files
+@pytest.mark.parametrize("ir_version", [3, 4, 8])
+def test_initializers_that_are_no_inputs_are_constants(ir_version):
+    """IR 3 asks for all initializers among the inputs, but quantisers write others; these cannot be overridden."""
+    w = {"w": np.array([2, 3], np.float32)}
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    x = np.array([1, 1], np.float32)
+    for listed in (False, True):
+        inputs = [X, ("w", TensorProto.FLOAT, [2])] if listed else [X]
+        model = load(model_of([node], inputs, [Y], w, opset=8, ir_version=ir_version))
+        assert model.required_inputs == ["x"] and model(x=x).y.tolist() == model.reference(x=x).y.tolist() == [3, 4]
+        if listed:
+            assert model(x=x, w=x).y.tolist() == model.reference(x=x, w=x).y.tolist() == [2, 2]
+        else:
+            with pytest.raises(InputError, match="no input 'w'"):
+                model(x=x, w=x)
