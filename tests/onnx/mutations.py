@@ -246,7 +246,7 @@ def outcome(call, *args):
 
 
 def disagreement(model, feed):
-    """What differs between the native way, the NumPy functions and the reference; None if nothing does.
+    """Return what differs between the native way, the NumPy functions and the reference; None if nothing does.
 
     All accept a call or refuse it with the same class of error. Values agree to TOLERANCE, except where some
     intermediate result overflows in one order of operations and not in another: the float64 result is then finite.
@@ -269,7 +269,7 @@ TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}  # of sums of up to 10,000 float32 in t
 
 
 def agree(x, y, exact=None):
-    """Whether the native value x and that of NumPy, y, are the same."""
+    """Return whether the native value x and that of NumPy, y, are the same."""
     if x is None or y is None or isinstance(x, list):
         return x is y if not isinstance(x, list) else len(x) == len(y) and all(map(agree, x, y))
     if x.dtype != y.dtype or x.shape != y.shape:

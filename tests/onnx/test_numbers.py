@@ -77,7 +77,7 @@ def test_denormals_are_true_and_have_an_order(isa):
 
 @pytest.mark.parametrize("op", ["Add", "Mul", "Sub"])
 def test_denormals_count_as_zero_in_arithmetic(isa, op):
-    """Of what a native step computes, no result is off by more than the smallest normal number."""
+    """No result of a native step is off by more than the smallest normal number."""
     a, b = padded(DENORMALS), padded(np.full_like(ZEROS, 1e-39))
     compiled, numpy = results(op, a, b)
     np.testing.assert_allclose(compiled, numpy, rtol=0, atol=np.finfo(np.float32).tiny)
