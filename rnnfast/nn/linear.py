@@ -192,12 +192,12 @@ class Embedding(Module):
         return x
 
     def _forward(self, x, rng):
-        x = self._validated(x)
-        return self._packed[x], x
+        x = as_array(x, "x")
+        return self(x), x
 
     def _backward(self, dy, x):
         """Compute dW[k], the sum of dy where x is k; it is zero for padding_idx, as in torch."""
-        size, x = self.embedding_dim, x.reshape(-1, 1).astype(np.int64)
+        size, x = self.embedding_dim, self._validated(x).reshape(-1, 1).astype(np.int64)
         indices = (x * size + np.arange(size)).ravel()
         dweight = np.bincount(indices, dy.ravel(), self.num_embeddings * size).astype(np.float32)
         dweight = dweight.reshape(self.num_embeddings, size)

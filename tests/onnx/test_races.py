@@ -10,6 +10,7 @@ from onnx import helper
 
 import rnnfast
 from rnnfast import nn
+from rnnfast.errors import InputError
 from rnnfast.train import losses
 from tests.onnx.mutations import Case, by_numpy, native, reference
 
@@ -135,9 +136,12 @@ def test_indices_of_layers_and_losses(dtype):
     survives(lambda: nn.pack_padded_sequence(values, lengths, batch_first=True), lengths, *wild)
 
 
-def test_backward_uses_the_indices_of_forward():
+def test_backward_checks_the_indices_again():
     embedding, x = nn.Embedding(5, 2, rng=0), np.array([[1, 4, 1]])
     y, _, saved = embedding.forward(x, training=True)
     x[...] = 99
+    with pytest.raises(InputError, match="x: 99 at"):
+        embedding.backward(np.ones_like(y), None, saved)
+    x[...] = 1, 4, 1
     _, _, gradients = embedding.backward(np.ones_like(y), None, saved)
     assert gradients["weight"][:, 0].tolist() == [0, 2, 0, 0, 1]
