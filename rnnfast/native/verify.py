@@ -125,18 +125,27 @@ class Verifier:
         elif start < 0 or end > self.sizes[buffer]:
             raise words.fail(f"bytes {start} to {end} are outside of buffer {buffer}, which has {self.sizes[buffer]}")
 
-    def view(self, words: Words, place: Location, shape: Sequence[int], strides: Sequence[int], item: int) -> None:
-        """Check a view whose strides are in bytes, with `item` contiguous bytes at each place."""
+    def view(
+        self, words: Words, place: Location, shape: Sequence[int], strides: Sequence[int], item: int, out: bool = False
+    ) -> None:
+        """Check a view whose strides are in bytes, with `item` contiguous bytes at each place.
+
+        A view that is written, `out`, has a place of its own for each element.
+        """
         if 0 in shape:
             return
+        if out and any(n > 1 and stride == 0 for n, stride in zip(shape, strides)):
+            raise words.fail("an output that overlaps itself")
         ends = [(n - 1) * stride for n, stride in zip(shape, strides)]
         low, high = sum(e for e in ends if e < 0), sum(e for e in ends if e > 0)
         self.reach(words, place, low, high + item, min(item, 8) if item & (item - 1) == 0 else 1)
 
-    def floats(self, words: Words, place: Location, shape: Sequence[int], strides: Sequence[int], n: int = 1) -> None:
+    def floats(
+        self, words: Words, place: Location, shape: Sequence[int], strides: Sequence[int], n: int = 1, out: bool = False
+    ) -> None:
         """Check a view of float32 whose strides are in floats, with n contiguous ones at each place."""
         if n > 0 and 0 not in shape:
-            self.view(words, place, [*shape, n], [*(4 * s for s in strides), 4], 4)
+            self.view(words, place, [*shape, n], [*(4 * s for s in strides), 4], 4, out)
 
     def pointer(self, words: Words, kind: Any) -> Any:
         """The object that the next word points to, which the program keeps alive."""
@@ -158,7 +167,7 @@ class Verifier:
 def _copy(v: Verifier, w: Words) -> None:
     to, source, item = w.location(), w.location(), w.one_of((1, 2, 4, 8))
     shape, strides = w.axes(2)
-    v.view(w, to, shape, strides[0], item)
+    v.view(w, to, shape, strides[0], item, True)
     v.view(w, source, shape, strides[1], item)
 
 
@@ -168,9 +177,7 @@ def _elementwise(v: Verifier, w: Words) -> list[int]:
     for i in range(1 + inputs):
         place, item = w.location(), ITEMS[w.one_of(range(len(ITEMS)))]
         strides = w.several(AXES)[: len(shape)]
-        v.view(w, place, shape, strides, item)
-        if i == 0 and any(n > 1 and stride == 0 for n, stride in zip(shape, strides)):
-            raise w.fail("an output that overlaps itself")
+        v.view(w, place, shape, strides, item, i == 0)
     loaded = set(range(inputs))
     for _ in range(instructions):
         w.count()
@@ -201,7 +208,7 @@ def _depthwise(v: Verifier, w: Words) -> None:
     channels, taps = w.count(), w.count()
     shape, (x_strides, out_strides) = w.axes(2, 3)
     step, lines = w.take(), w.count()
-    v.floats(w, out, shape, out_strides, channels)
+    v.floats(w, out, shape, out_strides, channels, True)
     v.floats(w, weights, [taps], [channels], channels)
     v.floats(w, bias, [], [], channels)
     _runs(v, w, x, shape, x_strides, step, lines, taps, channels)
@@ -213,7 +220,7 @@ def _reduce(v: Verifier, w: Words) -> None:
     across = w.one_of(SWITCHES)
     shape, (x_strides, out_strides) = w.axes(2)
     lines, columns, line_stride, column_stride = w.count(), w.count(), w.take(), w.take()
-    v.floats(w, out, shape, out_strides)
+    v.floats(w, out, shape, out_strides, 1, True)
     if across:
         if shape[-1] > 1 and (x_strides[-1] != 1 or out_strides[-1] != 1):
             raise w.fail("the last kept axis is not contiguous")
@@ -232,7 +239,7 @@ def _rows(v: Verifier, w: Words) -> None:
     axes = w.count(0, AXES)
     shape, x_strides, out_strides = (w.several(AXES)[:axes] for _ in range(3))
     v.floats(w, x, shape, x_strides, n)
-    v.floats(w, out, shape, out_strides, n)
+    v.floats(w, out, shape, out_strides, n, True)
 
 
 def _pool(v: Verifier, w: Words) -> None:
@@ -240,18 +247,21 @@ def _pool(v: Verifier, w: Words) -> None:
     w.one_of(SWITCHES)
     samples, channels = w.count(), w.count()
     x_strides, out_strides = w.several(3), w.several(3)
-    size, outputs = [], []
+    size, outputs, windows = [], [], []
     for _ in range(2):
         n, count, kernel, stride, dilation, begin, _low, _high = w.several(8)
+        windows.append((n, count, kernel, stride, dilation, begin))
         if min(n, count, kernel, stride, dilation) < 1:
             raise w.fail("a window without elements")
-        taps = np.arange(count)[:, None] * stride - begin + np.arange(kernel) * dilation
-        if not np.all(np.any((taps >= 0) & (taps < n), 1)):
-            raise w.fail("a window that has no tap inside the input")
         size.append(n)
         outputs.append(count)
     v.floats(w, x, [samples, *size], x_strides, channels)
-    v.floats(w, out, [samples, *outputs], out_strides, channels)
+    v.floats(w, out, [samples, *outputs], out_strides, channels, True)
+    for n, count, kernel, stride, dilation, begin in windows:
+        start = np.arange(count) * stride - begin
+        first = -(np.minimum(start, 0) // dilation)
+        if not np.all((first < kernel) & (start + first * dilation < n)):
+            raise w.fail("a window that has no tap inside the input")
 
 
 def _gather(v: Verifier, w: Words) -> None:
@@ -272,8 +282,8 @@ def _integer(v: Verifier, w: Words) -> None:
     w.one_of(range(7))
     to_item, item = (INTEGERS[w.one_of(range(len(INTEGERS)))] for _ in range(2))
     shape, strides = w.axes(3)
-    for place, of_view, nbytes in zip(places, strides, (to_item, item, item)):
-        v.view(w, place, shape, of_view, nbytes)
+    for i, (place, of_view, nbytes) in enumerate(zip(places, strides, (to_item, item, item))):
+        v.view(w, place, shape, of_view, nbytes, i == 0)
 
 
 def _order(v: Verifier, w: Words) -> None:
@@ -364,7 +374,7 @@ def _convolution(v: Verifier, w: Words) -> list[int]:
     step, lines, _cost, length, runs = w.take(), w.count(), w.count(), w.count(), w.count()
     if length * runs != matrix.K:
         raise w.fail(f"{runs} runs of {length} for weights of {matrix.K} rows")
-    v.floats(w, out, shape, out_strides, n)
+    v.floats(w, out, shape, out_strides, n, True)
     _runs(v, w, x, shape, x_strides, step, lines, runs, length)
     return shape
 
@@ -386,7 +396,7 @@ def _product(v: Verifier, w: Words) -> None:
     shape, (a_strides, c_strides) = w.axes(2, 3)
     w.count()
     v.floats(w, a, shape, a_strides, matrix.K)
-    v.floats(w, c, shape, c_strides, n)
+    v.floats(w, c, shape, c_strides, n, True)
 
 
 def _multiply(v: Verifier, w: Words) -> None:
@@ -397,7 +407,7 @@ def _multiply(v: Verifier, w: Words) -> None:
     columns = (n + BLOCK - 1) // BLOCK * BLOCK
     v.floats(w, a, [*shape, rows], [*of_a, lda], k)
     v.floats(w, b, [*shape, k, n], [*of_b, stride_k, stride_n])
-    v.floats(w, c, [*shape, rows], [*of_c, ldc], n)
+    v.floats(w, c, [*shape, rows], [*of_c, ldc], n, True)
     v.floats(w, packed, [], [], k * columns)
     v.floats(w, zeros, [], [], columns)
 
