@@ -282,7 +282,7 @@ def test_a_step_of_a_pool_keeps_its_states(alarm):
     )
     pool = model.pool(400, states={"h": "last"})
     streams = [pool.open() for _ in range(400)]
-    x = random(400, 1, 1, 8)
+    x = random(400, 1, 8)
     pool.step(streams, x=x)
     before = pool.state(streams[7])["h"].copy()
     alarm(0.05)
