@@ -474,8 +474,7 @@ class Model:
 
     def _held(self) -> int:
         """The bytes of the work memory, in use or kept for later calls, and of the plans, without the weights."""
-        with self._lock:
-            graphs = [self.planned, *self._other_planned.values()]
+        graphs = [self.planned, *(planned for _, planned in self._other_planned)]
         weights = {id(owner(value)) for graph in (self.graph, self.folded) for value in graph.constants.values()}
         held: dict[int, Any] = {}
         for planned in graphs:

@@ -151,9 +151,8 @@ def test_settings_that_are_refused(value):
 
 
 def test_sessions_have_the_setting():
-    options = rnnfast.SessionOptions()
-    options.spare_bytes = 12345
-    assert arenas_of(rnnfast.InferenceSession(parse(GRAPH, W=W, V=V), options).model).most == 12345
+    session = rnnfast.InferenceSession(parse(GRAPH, W=W, V=V), spare_bytes=12345)
+    assert arenas_of(session.model).most == 12345
 
 
 SERVICE = """
