@@ -1,4 +1,4 @@
-"""Models, sessions, layers and optimizers go to other processes; what has a thread or a state of its own refuses."""
+"""Models, sessions, layers and optimizers pickle; what has a thread or a state of its own says why it does not."""
 
 import concurrent.futures
 import copy

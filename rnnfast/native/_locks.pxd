@@ -4,6 +4,7 @@
 cdef class Lock:
     cdef str label, what
     cdef bint waits
+    cdef bint counts                    # whether it is one of `locks_held`
     cdef object acquire, release        # of a threading.Lock
     cdef unsigned long owner            # the thread that holds it; 0 is none
     cdef long forks                     # how many there had been when it was used last

@@ -16,7 +16,7 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    static _Thread_local int locks_held;        /* by this thread */
+    static _Thread_local int locks_held;        /* by this thread, of those that others wait for */
     #define LOAD(p) __atomic_load_n(p, __ATOMIC_RELAXED)
     #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELAXED)
     """
@@ -32,7 +32,7 @@ cdef unsigned long survivor = 0     # the thread that called the last of them
 
 
 def is_inside():
-    """Return whether this thread is in a call of an object with a Lock: it is a finalizer then, or user code there."""
+    """Return whether this thread has a lock that others wait for: its caller is a finalizer then, or a user's layer."""
     return locks_held > 0
 
 
@@ -53,14 +53,15 @@ cdef class Lock:
         label: The name of the model or layer, which begins every error message.
         what: What is used: "stream" or "pool".
         waits: Whether a call waits for those of other threads; else it is refused.
+        outer: Whether a call that has this lock may wait for another one. Then no call that has another waits for this.
 
     Attributes:
         closed: Whether `close` was called.
         interrupted: Whether the process was forked while a thread that the child does not have was in a call.
     """
 
-    def __init__(self, str label, str what, bint waits):
-        self.label, self.what, self.waits = label, what, waits
+    def __init__(self, str label, str what, bint waits, bint outer=False):
+        self.label, self.what, self.waits, self.counts = label, what, waits, waits and not outer
         self.closed = self.interrupted = False
         self.forget()
 
@@ -147,13 +148,13 @@ cdef class Lock:
                 return OTHERS
             self.acquire()          # It raises what a signal handler raises, and is not taken then.
         store(&self.owner, thread)
-        locks_held += 1
+        locks_held += self.counts
         return TAKEN
 
     cdef int leave(self) except -1:
         global locks_held
         store(&self.owner, 0)
-        locks_held -= 1
+        locks_held -= self.counts
         self.release()
         return 0
 

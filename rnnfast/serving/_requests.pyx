@@ -94,7 +94,7 @@ cdef class RequestQueue:
     def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
         self._streams, self._sequences, self._counters = {}, collections.deque(), collections.Counter()
-        self.computing, self._thread = Lock(self.label, "batcher", True), None
+        self.computing, self._thread = Lock(self.label, "batcher", True, True), None
         self._empty()
 
     def _empty(self):

@@ -154,7 +154,7 @@ class Worker(RequestQueue):
                 left = self._to_wait()
                 if left == 0:
                     self._step()
-                if not self._advance() and left != 0:
+                if not self._abandoned and not self._advance() and left != 0:
                     self._sleep(left)
         except BaseException as e:  # There is no memory, or a defect: let nobody wait for ever.
             error = e
