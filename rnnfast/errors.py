@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def printable(text: str) -> str:
@@ -49,7 +52,7 @@ class InputTypeError(Error, TypeError):
 
 
 class LimitError(Error, MemoryError):
-    """The work exceeds a limit: memory, loop iterations, nesting or seconds."""
+    """The work exceeds a limit: memory, loop iterations, nesting or seconds; or the system has no memory for it."""
 
 
 class ClosedError(InputError):
@@ -74,6 +77,24 @@ class DivergedError(Error, ArithmeticError):
 
 class IsaError(Error, ValueError):
     """The requested instruction set does not exist, or this CPU cannot run it."""
+
+
+def no_memory(error: MemoryError) -> MemoryError:
+    """Return a MemoryError of Python or NumPy as a LimitError, and one of rnnfast's as it is."""
+    return error if isinstance(error, Error) else LimitError(f"no memory: {error}".removesuffix(": "))
+
+
+def raises_limit_error(function: Function) -> Function:
+    """Decorate a function whose MemoryErrors are to be LimitErrors."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except MemoryError as error:
+            raise no_memory(error) from error.__cause__
+
+    return wrapped  # type: ignore[return-value]
 
 
 def with_location(error: BaseException, where: str) -> Error:

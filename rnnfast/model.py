@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rnnfast.errors import InputError, UnsupportedError, printable
+from rnnfast.errors import InputError, UnsupportedError, no_memory, printable, raises_limit_error
 from rnnfast.limits import Limits, check_limits
 from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.native._arenas import Arenas
@@ -115,6 +115,7 @@ class Model:
     outputs: tuple[Value, ...]
     planned: PlannedGraph
 
+    @raises_limit_error
     def __init__(
         self,
         source: str | os.PathLike[str] | bytes,
@@ -225,12 +226,16 @@ class Model:
         Raises:
             Error: As a call does.
         """
-        outputs = self._run_kept_plan(feed)
-        if outputs is None:
-            planned, args = self.prepare(self.merge_inputs(feed, {}))
-            outputs = planned.run(args)
-        return outputs
+        try:
+            outputs = self._run_kept_plan(feed)
+            if outputs is None:
+                planned, args = self.prepare(self.merge_inputs(feed, {}))
+                outputs = planned.run(args)
+            return outputs
+        except MemoryError as error:
+            raise no_memory(error) from None
 
+    @raises_limit_error
     def reference(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Outputs:
         """Run the same graph with float64 in place of float32, by NumPy alone.
 
@@ -307,6 +312,7 @@ class Model:
         return planned
 
     # -------------------------------------------------------------------------------------- other graphs
+    @raises_limit_error
     def build(
         self,
         overridden: Collection[str] = frozenset(),
@@ -396,6 +402,7 @@ class Model:
         )(args)
 
     # ------------------------------------------------------------------------------------------- streams
+    @raises_limit_error
     def stream(
         self,
         state: Mapping[str, ArrayLike] | None = None,
@@ -422,6 +429,7 @@ class Model:
 
         return Stream(self, state, states, fixed)
 
+    @raises_limit_error
     def pool(
         self, max_streams: int, *, states: Mapping[str, str] | None = None, batch: bool = True, **fixed: ArrayLike
     ) -> Pool:
@@ -449,6 +457,7 @@ class Model:
         return ModelPool(self, max_streams, states, batch, fixed)
 
     # --------------------------------------------------------------------------------------------- facts
+    @raises_limit_error
     def memory(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> int | None:
         """Return the bytes that a call with such inputs takes for its results, or those that the model holds now.
 
@@ -493,6 +502,7 @@ class Model:
         """
         self._target.arenas.trim()
 
+    @raises_limit_error
     def summary(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Summary:
         """List the layers with their output shapes, parameters, floating-point operations and bytes.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError
+from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError, raises_limit_error
 from rnnfast.native.threads import check as check_threads
 from rnnfast.nn.checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
 from rnnfast.nn.packed import checked, is_packed
@@ -88,6 +88,14 @@ class Module:
     if TYPE_CHECKING:
         __call__: Callable[..., Any]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let the methods that compute raise LimitError where there is no memory, as `run_batch` does by itself."""
+        super().__init_subclass__(**options)
+        for name in ("__init__", "__call__", "forward", "backward", "save"):
+            method = vars(cls).get(name)
+            if method is not None and not (name == "__call__" and hasattr(cls, "run_batch")):
+                setattr(cls, name, raises_limit_error(method))
+
     def shapes(self) -> dict[str, Shape]:
         """Return the shape of each parameter by name, in the order of the state dict."""
         return {}
@@ -127,6 +135,7 @@ class Module:
                 )
         self.replace_weights(self.prepare_weights(parameters))
 
+    @raises_limit_error
     def forward(
         self, x: Any, state: Any = None, *, lengths: ArrayLike | None = None, training: bool = False, rng: Seed = None
     ) -> tuple[Any, Any, Any]:
@@ -158,6 +167,7 @@ class Module:
         not_counted = {id(a) for a in (x, y, *self.current_weights()[0].values())}
         return y, None, Saved(tuple(values), y.shape, sum(v.nbytes for v in values if id(v) not in not_counted))
 
+    @raises_limit_error
     def backward(
         self, dy: Any, dstate: Any, saved: Any, *, dx: bool = True
     ) -> tuple[FloatArray | None, Any, Gradients]:
@@ -220,6 +230,7 @@ class Module:
         """Return dx and the gradients of the parameters by name, from dy and the values of `_forward` after y."""
         raise UnsupportedError(f"{type(self).__name__} has no gradient")
 
+    @raises_limit_error
     def save(
         self, path: str | os.PathLike[str], *, lengths: bool = False, states: bool = False, rank: int | None = None
     ) -> None:

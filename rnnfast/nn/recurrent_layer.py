@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError
+from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError, UnsupportedError, no_memory
 from rnnfast.native import _backward, _engine, _kernels
 from rnnfast.native.cell_activations import as_activation, as_tuple, resolve
 from rnnfast.nn import convert, packed
@@ -410,6 +410,12 @@ class RecurrentLayer(Module):
         Returns:
             y of all time steps, and the tuple of last states.
         """
+        try:
+            return self._run_batch(x, states, lengths, saved, rng)
+        except MemoryError as error:
+            raise no_memory(error) from None
+
+    def _run_batch(self, x, states, lengths, saved, rng):
         weights = self.loaded_weights or self.current_weights()
         stack = weights[1]
         if lengths is None and self.merge == "concat" and saved is None:

@@ -513,3 +513,27 @@ def stacked(list values, cnp.ndarray like):
         memcpy(to, cnp.PyArray_DATA(array), nbytes)
         to += nbytes
     return out
+
+
+def unstacked(cnp.ndarray values, shape):
+    """Return the rows of an array [n, ...] as new arrays of this shape.
+
+    A view of a row would keep the whole batch in memory for as long as somebody keeps that row.
+    """
+    cdef cnp.npy_intp dims[64]
+    cdef Py_ssize_t i, n = len(values), nbytes, ndim = len(shape)
+    cdef int kind = cnp.PyArray_TYPE(values)
+    cdef const char *source
+    cdef cnp.ndarray row
+    if values.dtype.hasobject or ndim > 64 or not cnp.PyArray_ISCARRAY_RO(values):
+        return [np.array(values[i:i + 1].reshape(shape)) for i in range(n)]
+    for i in range(ndim):
+        dims[i] = shape[i]
+    nbytes = cnp.PyArray_NBYTES(values) // n if n else 0
+    source = <const char *>cnp.PyArray_DATA(values)
+    rows = []
+    for i in range(n):
+        row = cnp.PyArray_EMPTY(<int>ndim, dims, kind, 0)
+        memcpy(cnp.PyArray_DATA(row), source + i * nbytes, nbytes)
+        rows.append(row)
+    return rows

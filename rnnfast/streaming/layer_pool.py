@@ -8,7 +8,7 @@ from rnnfast.errors import InputError
 from rnnfast.named_values import merge_inputs
 from rnnfast.nn.checks import as_array, as_input
 from rnnfast.nn.module import is_recurrent
-from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for
+from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for, unstacked
 from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
 from rnnfast.streaming.layer_stream import step_program
 from rnnfast.streaming.pool import Pool, batch_sizes
@@ -69,6 +69,12 @@ class LayerPool(Pool):
     # ------------------------------------------------------------------------------------------ steps
     def _step(self, slots, feed, out):
         x = self._x(feed)
+        y = self._advanced(slots, x, out)
+        self._commit(slots)
+        return y
+
+    def _advanced(self, slots, x, out):
+        """The results of a step, in `out` if that is given; the states wait for a commit."""
         if x.ndim == 0 or len(x) != len(slots):
             raise InputError(
                 f"{self.label}: x has shape {list(x.shape)}, expected {len(slots)} frames along the first axis"
@@ -81,22 +87,26 @@ class LayerPool(Pool):
             y = part.step(slots, y, out if last else None) if isinstance(part, LayerStates) else part(y)
         if out is not None:
             check_out_form(self.label, out, y)
-        self._commit(slots)
         self._settle(x.shape[1:], x.dtype)
         if out is None or y is out:
             return y
         np.copyto(out, y)
         return out
 
+    def _commit(self, slots):
+        """Let the states of a step or run take effect. All that may fail is done before, for want of memory too."""
+        commit([(part.table, slots) for part in self._states])
+
     def _run(self, slots, feed, lengths):
         x = self._x(feed)
         y = x.swapaxes(0, 1)
         for part in self._parts:
             y = part.run(slots, y, lengths) if isinstance(part, LayerStates) else part(y)
-        self._commit(slots[lengths > 0])
-        self._settle(x.shape[2:], x.dtype)
         y = np.ascontiguousarray(y.swapaxes(0, 1))
         y[np.arange(y.shape[1]) >= lengths[:, None]] = 0
+        moved = slots[lengths > 0]
+        self._settle(x.shape[2:], x.dtype)
+        self._commit(moved)
         return y
 
     def _settle(self, shape, dtype):
@@ -126,7 +136,10 @@ class LayerPool(Pool):
         if x is None:
             forms = {describe_array(frame) for frame in frames}
             raise InputError(f"{self.label}: frames are {' and '.join(sorted(forms))}, expected them alike")
-        return list(self._step(slots, {"x": x}, None))
+        y = self._advanced(slots, x, None)
+        results = unstacked(y, y.shape[1:])
+        self._commit(slots)
+        return results
 
     def __repr__(self):
         return f"<rnnfast.nn.Pool of {self.label}: {len(self)} of {self.max_streams} streams open>"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import InputError
+from rnnfast.errors import InputError, no_memory
 from rnnfast.native._engine import WORKSPACES, Prepared
 from rnnfast.native._programs import COMMANDS, NativeProgram
 from rnnfast.nn.checks import as_array
@@ -62,7 +62,10 @@ class LayerStream(Handle):
             InputError: The shape of x is not that of the first step, or `out` does not fit.
             InputTypeError: x or `out` has another type.
         """
-        return self._lock.call(self._step, x, out)
+        try:
+            return self._lock.call(self._step, x, out)
+        except MemoryError as error:
+            raise no_memory(error) from None
 
     def run(self, x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Take many time steps, which lie along the leading axis, whatever `batch_first` is.
@@ -78,7 +81,10 @@ class LayerStream(Handle):
             InputError: The shape of a step is not that of the first one, or `out` does not fit.
             InputTypeError: x or `out` has another type.
         """
-        return self._lock.call(self._advance, x, out, True)
+        try:
+            return self._lock.call(self._advance, x, out, True)
+        except MemoryError as error:
+            raise no_memory(error) from None
 
     def reset(self) -> None:
         """Begin anew with the initial state that was given, else with zeros. The next step may have another batch."""

@@ -12,7 +12,7 @@ import numpy as np
 from rnnfast.errors import InputError, LimitError
 from rnnfast.named_values import Outputs
 from rnnfast.nn.checks import check_flag
-from rnnfast.streaming._pools import commit
+from rnnfast.streaming._pools import commit, unstacked
 from rnnfast.streaming.fixed_input_group import FixedInputGroup
 from rnnfast.streaming.model_signature import ModelSignature
 from rnnfast.streaming.pool import Pool
@@ -142,8 +142,9 @@ class ModelPool(Pool):
             return self._checked_step(slots, feed, out)
         results = self._signature.result_arrays(out, group.result_forms(len(slots)), arrays)
         group.advance(slots, arrays, results)
+        packed = out if out is not None else self._signature.pack(results)
         commit([(group.table, slots)])
-        return out if out is not None else self._signature.pack(results)
+        return packed
 
     @unsettle_on_failure
     def _checked_step(self, slots, feed, out):
@@ -172,8 +173,9 @@ class ModelPool(Pool):
             else:
                 for result, of_group in zip(results, group.new_results(group_slots, arrays)):
                     result[members] = of_group
+        packed = out if out is not None else self._signature.pack(results)
         commit([(group.table, group_slots) for group, _, group_slots, _ in parts])
-        return out if out is not None else self._signature.pack(results)
+        return packed
 
     @unsettle_on_failure
     def _run(self, slots, feed, lengths):
@@ -224,7 +226,7 @@ class ModelPool(Pool):
                 parts.append((group, members, group_slots, group.stack(group_frames)))
         for group, members, group_slots, arrays in parts:
             rows = [
-                list(values.reshape(len(values), *group.shape_alone(name, values.shape[1:])))
+                unstacked(values, group.shape_alone(name, values.shape[1:]))
                 for name, values in zip(self.outputs, group.new_results(group_slots, arrays))
             ]
             rows = rows[0] if len(rows) == 1 else [Outputs(zip(self.outputs, values)) for values in zip(*rows)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import InputError, LimitError
+from rnnfast.errors import InputError, LimitError, no_memory
 from rnnfast.streaming._streams import StreamRunner
 from rnnfast.streaming.handle import Handle
 from rnnfast.streaming.model_signature import ModelSignature, form
@@ -77,7 +77,10 @@ class Stream(Handle):
             InputError: Names, shapes or values do not fit.
             InputTypeError: A dtype does not fit, or a value is no array.
         """
-        return self._lock.call(self._step, feed, out, inputs)
+        try:
+            return self._lock.call(self._step, feed, out, inputs)
+        except MemoryError as error:
+            raise no_memory(error) from None
 
     def run(
         self, feed: Mapping[str, ArrayLike] | None = None, /, *, out: Any = None, **inputs: ArrayLike
@@ -98,7 +101,10 @@ class Stream(Handle):
             InputTypeError: A dtype does not fit, or a value is no array.
             LimitError: The results need more memory than one call may take.
         """
-        return self._lock.call(self._run, feed, out, inputs)
+        try:
+            return self._lock.call(self._run, feed, out, inputs)
+        except MemoryError as error:
+            raise no_memory(error) from None
 
     def reset(self) -> None:
         """Begin anew with the initial state that was given, else with zeros. The next frame may have another shape."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.errors import InputError, InputTypeError, LimitError, raises_limit_error
 from rnnfast.named_values import merge_inputs
 from rnnfast.native._arrays import is_like
 from rnnfast.native._locks import Lock
@@ -118,6 +118,7 @@ class Pool:
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------ streams
+    @raises_limit_error
     def open(self, state: Any = None, **fixed: ArrayLike) -> int:
         """Open a new stream.
 
@@ -199,6 +200,7 @@ class Pool:
         self._restart(slot)
         self._forked.discard(slot)
 
+    @raises_limit_error
     def state(self, stream: int) -> Any:
         """A copy of a stream's state, in the form that a stream alone has it.
 
@@ -223,6 +225,7 @@ class Pool:
         return self._slots.count
 
     # ------------------------------------------------------------------------------------------ steps
+    @raises_limit_error
     def step(self, streams: Any, feed: Any = None, /, *, out: Any = None, **inputs: ArrayLike) -> Any:
         """Take one frame of each of some streams.
 
@@ -266,6 +269,7 @@ class Pool:
         self._running = slots = self._find(ids)
         return self._step(slots, feed, out)
 
+    @raises_limit_error
     def run(self, streams: Any, feed: Any = None, /, *, lengths: ArrayLike | None = None, **inputs: ArrayLike) -> Any:
         """Take many frames of each of some streams: the same as that many steps.
 
@@ -316,6 +320,7 @@ class Pool:
             )
         return x
 
+    @raises_limit_error
     def step_validated(self, streams: Any, frames: list[Any]) -> list[Any]:
         """Take one frame of each of these streams, as `validate` returned them; return the list of their results."""
         return self._lock.call(self._step_ids_validated, self._slots.as_ids(streams), frames)

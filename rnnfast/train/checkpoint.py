@@ -8,6 +8,7 @@ the settings that must be the same to resume.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from rnnfast.errors import (
     ModelError,
     UnsupportedError,
     raise_if_from_handler,
+    raises_limit_error,
 )
 from rnnfast.nn.checks import check_size
 from rnnfast.regular_files import open_regular
@@ -141,6 +143,7 @@ def restore(path, run):
         view[...] = weights[name]
 
 
+@raises_limit_error
 def load_checkpoint(path: str | os.PathLike[str], net: Module) -> History:
     """Load the weights of a checkpoint into a network.
 
@@ -180,6 +183,8 @@ def _read(path):
             return {name: file.get_tensor(name) for name in file.keys()}, meta
     except (OSError, SafetensorError, *MALFORMED) as error:
         raise_if_from_handler(error)
+        if getattr(error, "errno", None) == errno.ENOMEM:  # of mmap
+            raise MemoryError(error) from error
         raise ModelError(f"{path}: is no checkpoint ({type(error).__name__}: {error})") from error
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import DivergedError, Error, InputError, InputTypeError, ModelError, with_location
+from rnnfast.errors import (
+    DivergedError,
+    Error,
+    InputError,
+    InputTypeError,
+    ModelError,
+    raises_limit_error,
+    with_location,
+)
 from rnnfast.nn.checks import as_generator, check_flag, check_number, check_size
 from rnnfast.train import checkpoint as checkpoints
 from rnnfast.train import clipping, progress
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 METRICS: dict[str, Callable[..., Any]] = {"accuracy": accuracy}
 
 
+@raises_limit_error
 def fit(
     net: Module,
     x: Any,
@@ -161,6 +170,7 @@ def fit(
     return history
 
 
+@raises_limit_error
 def evaluate(
     net: Module,
     x: Any,
@@ -203,6 +213,7 @@ def evaluate(
     )
 
 
+@raises_limit_error
 def predict(net: Module, x: Any, *, batch_size: int = 256, lengths: Any = None, verbose: bool = True) -> FloatArray:
     """Compute the outputs of a network for all examples, without dropout.
 
