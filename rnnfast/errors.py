@@ -11,6 +11,20 @@ import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+__all__ = [
+    "ClosedError",
+    "DeadlineError",
+    "DivergedError",
+    "Error",
+    "InputError",
+    "InputTypeError",
+    "IsaError",
+    "LimitError",
+    "ModelError",
+    "Overloaded",
+    "UnsupportedError",
+]
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

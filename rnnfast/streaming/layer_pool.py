@@ -54,6 +54,7 @@ class LayerPool(Pool):
         self._commit(np.array([slot]))
 
     def _commit(self, slots):
+        """Let the states of a step or run take effect. All that may fail is done before, for want of memory too."""
         commit([(part.table, slots) for part in self._states])
 
     def _state(self, slot):
@@ -92,10 +93,6 @@ class LayerPool(Pool):
             return y
         np.copyto(out, y)
         return out
-
-    def _commit(self, slots):
-        """Let the states of a step or run take effect. All that may fail is done before, for want of memory too."""
-        commit([(part.table, slots) for part in self._states])
 
     def _run(self, slots, feed, lengths):
         x = self._x(feed)

@@ -5,6 +5,7 @@ Formulas are those of the ONNX operator specification.
 
 import functools
 import importlib
+from typing import TYPE_CHECKING
 
 MODULES = (
     "elementwise",
@@ -23,6 +24,24 @@ MODULES = (
     "control",
     "recurrent",
 )
+
+
+if TYPE_CHECKING:  # Programs that freeze others read these imports; they do not see those by name in `table`.
+    from rnnfast.onnx.ops import activations as activations
+    from rnnfast.onnx.ops import cast as cast
+    from rnnfast.onnx.ops import control as control
+    from rnnfast.onnx.ops import convolution as convolution
+    from rnnfast.onnx.ops import create as create
+    from rnnfast.onnx.ops import elementwise as elementwise
+    from rnnfast.onnx.ops import indexing as indexing
+    from rnnfast.onnx.ops import linear as linear
+    from rnnfast.onnx.ops import normalization as normalization
+    from rnnfast.onnx.ops import pooling as pooling
+    from rnnfast.onnx.ops import quantize as quantize
+    from rnnfast.onnx.ops import recurrent as recurrent
+    from rnnfast.onnx.ops import reduce as reduce
+    from rnnfast.onnx.ops import sequence as sequence
+    from rnnfast.onnx.ops import shape as shape
 
 
 @functools.cache
