@@ -513,11 +513,12 @@ class _Tracer:
         may_be_native = all(v.operand is not None or v.data is None or v is self.budget_input for v in inputs + outputs)
         operands = (tuple(v.operand for v in inputs), tuple(v.operand for v in outputs)) if may_be_native else ((), ())
         work, taken = (0, 0), inputs
-        if node.graphs:
+        if isinstance(run, Control):
             work = run.work([v.data for v in inputs], [v.known for v in inputs]), 0
         elif fixed_shape:
             constant = [v.known for v in inputs]
-            work = tuple([work_of(node, data, constant, results, native) for native in (True, is_lowered(node))])
+            as_it_is = work_of(node, data, constant, results, is_lowered(node))
+            work = work_of(node, data, constant, results, True), as_it_is
         else:
             run, taken = Counted(node, run, [v.known for v in inputs]), [self.budget_input, *inputs]
         self.steps.append(

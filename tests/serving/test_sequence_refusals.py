@@ -74,7 +74,7 @@ REFUSED = {
     "a large frame": (
         "g (float[t,n,1000000000000] x) => (float[1,n,7] y) { h, y = GRU <hidden_size = 7> (x, w, r, b) }",
         weights(3),
-        "need more than 4294967296 bytes",
+        "more than limits.bytes_of_a_call = 2,147,483,648",
     ),
     "fewer frames": (
         """g (float[t,n,5] x) => (float[1,n,7] y) { z = Slice (x, one, end, zero)

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+import rnnfast
+from rnnfast.onnx.folding import LoadBudget
 from rnnfast.onnx.ops import lookup
 from tests.onnx.ops.helpers import assert_close, assert_like_onnxruntime, floats, run
 from tests.onnx.ops.windows import window_cases
@@ -39,7 +41,9 @@ def test_conv_of_no_channels_is_its_bias():
         op_type="Conv", domain="", inputs=("x", "w", "b"), attributes={}, function=lookup("", "Conv", 20)
     )
     expected = np.broadcast_to(bias[:, None], (2, 3, 4))
-    np.testing.assert_array_equal(lowering.lower(node, [None, w, bias])(x, w, bias), expected)
+    np.testing.assert_array_equal(
+        lowering.lower(node, [None, w, bias], LoadBudget(rnnfast.Limits()))(x, w, bias), expected
+    )
     np.testing.assert_array_equal(run("Conv", [x, w, bias]), expected)
 
 
