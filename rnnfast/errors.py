@@ -106,6 +106,7 @@ def raises_limit_error(function: Function) -> Function:
         try:
             return function(*args, **options)
         except MemoryError as error:
+            raise_if_from_handler(error)
             raise no_memory(error) from error.__cause__
 
     return wrapped  # type: ignore[return-value]

@@ -172,3 +172,31 @@ cdef class Lock:
         lock = threading.Lock()
         self.acquire, self.release, self.owner, self.forks = lock.acquire, lock.release, 0, forks
         return 0
+
+
+cdef class Allowance:
+    """A number of bytes that several threads may take from.
+
+    It is compiled because a signal handler's error would be lost in a finalizer of Python code, and the bytes with it.
+
+    Args:
+        limit: The bytes.
+        parent: The Allowance that all that is taken here is taken from too, until this one is deleted; or None.
+    """
+    cdef readonly object limit, nbytes
+    cdef readonly Allowance parent
+
+    def __init__(self, limit, Allowance parent=None):
+        self.limit, self.parent, self.nbytes = limit, parent, 0
+
+    cpdef bint take(self, nbytes) except -1:
+        """Take some bytes, or give back a negative number of them; return False if so many are not left."""
+        with cython.critical_section(self):
+            if self.nbytes + nbytes > self.limit or self.parent is not None and not self.parent.take(nbytes):
+                return False
+            self.nbytes += nbytes
+        return True
+
+    def __del__(self):
+        if self.parent is not None:
+            self.parent.take(-self.nbytes)

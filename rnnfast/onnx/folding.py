@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from rnnfast.errors import (
     with_location,
 )
 from rnnfast.limits import Limits
+from rnnfast.native._locks import Allowance
 from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import Budget, owners
 from rnnfast.onnx.graph import Graph, Node, Value
@@ -71,32 +71,18 @@ class LoadBudget:
         return self._packed[key][0]
 
 
-class FoldingBudget:
+class FoldingBudget(Allowance):
     """Byte budget for folded results. A nested budget draws on its `parent`, and gives back when it is deleted."""
-
-    def __init__(self, limit: int, parent: FoldingBudget | None = None) -> None:
-        self.limit, self.parent, self.nbytes = limit, parent, 0
-        self._lock = threading.RLock()
 
     def keeps(self, results: Sequence[Any], inputs: Sequence[Any]) -> bool:
         """Reserve room for the results of a node, and return whether there was enough; views of inputs need none."""
         taken = owners(inputs).keys()
-        return self._take(sum(array.nbytes for key, array in owners(results).items() if key not in taken))
+        return self.take(sum(array.nbytes for key, array in owners(results).items() if key not in taken))
 
     def left(self) -> int:
         """The bytes that it still keeps."""
-        return min(self.limit - self.nbytes, self.limit if self.parent is None else self.parent.left())
-
-    def _take(self, nbytes: int) -> bool:
-        with self._lock:
-            if self.nbytes + nbytes > self.limit or self.parent is not None and not self.parent._take(nbytes):
-                return False
-            self.nbytes += nbytes
-            return True
-
-    def __del__(self) -> None:
-        if self.parent is not None:
-            self.parent._take(-self.nbytes)
+        left: int = self.limit - self.nbytes
+        return left if self.parent is None else min(left, self.parent.left())
 
 
 def fold(

@@ -182,7 +182,11 @@ def public_names(module):
         return module.__all__
     tree = ast.parse(inspect.getsource(module))
     names = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
-    return [name for name in names if not name.startswith("_") and name != "with_location"]
+    return [
+        name
+        for name in names
+        if not name.startswith("_") and name not in ("with_location", "printable", "raise_if_from_handler")
+    ]
 
 
 def test_page_style():

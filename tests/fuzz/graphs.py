@@ -326,6 +326,9 @@ class GraphMaker:
 class _Tensors:
     """The context of `binding.bind`, for attributes that are tensors."""
 
+    def converted(self, convert, proto):
+        return convert(proto, self)
+
     @staticmethod
     def tensor(proto):
         return numpy_helper.to_array(proto)

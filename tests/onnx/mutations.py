@@ -226,7 +226,7 @@ def native(model, feed):
 def by_numpy(model, feed):
     """The outputs by the operators' NumPy functions alone, which compute float32 as float32."""
     with np.errstate(all="ignore"):
-        graph = fold(model.graph, lambda node, constants: None)
+        graph = fold(model.graph, lambda node, constants, load_budget: None)
     label = model.source.label
     names = [v.name for v in graph.inputs]
     planned = PlannedGraph(graph, names, label, specialises=True)
