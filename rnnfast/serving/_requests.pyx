@@ -10,6 +10,7 @@ from libc.math cimport INFINITY
 import collections
 import concurrent.futures
 import queue
+import threading
 from asyncio import get_running_loop
 from time import monotonic
 
@@ -20,6 +21,33 @@ from rnnfast.native._locks cimport Lock
 
 MAX_SECONDS = 1e9           # A clock's sum with more loses its fractions.
 MAX_SLEEP = 1e6             # Some systems wait for no longer; the thread then looks and sleeps again.
+
+
+def enter(self):
+    """Threading's Condition.__enter__, compiled."""
+    return self._lock.__enter__()
+
+
+def leave(self, *exception):
+    """Threading's Condition.__exit__, compiled."""
+    return self._lock.__exit__(*exception)
+
+
+class Condition(threading.Condition):
+    """A Condition that no signal leaves locked.
+
+    A handler that raises in the Python code of `Condition.__enter__`, in a caller's `future.done()` say, would leave a
+    Future locked, and the Batcher's thread would wait for ever to set its result.
+    """
+    __enter__ = enter
+    __exit__ = leave
+
+
+def new_future():
+    """Return a new concurrent.futures.Future."""
+    future = concurrent.futures.Future()
+    future._condition.__class__ = Condition
+    return future
 
 
 cdef class OpenStream:
@@ -121,7 +149,7 @@ cdef class RequestQueue:
 
     def submit(self, stream, frame, timeout=None):
         """See `Batcher.submit`."""
-        future = concurrent.futures.Future()
+        future = new_future()
         self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout)
         return future
 

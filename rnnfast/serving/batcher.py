@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.serving._requests import MAX_SECONDS, soon
+from rnnfast.serving._requests import MAX_SECONDS, new_future, soon
 from rnnfast.serving.sequences import Sequences
 from rnnfast.serving.worker import Worker
 from rnnfast.streaming.pool import Pool
@@ -191,7 +191,7 @@ class Batcher:
 
         The Future can be cancelled until the sequence begins.
         """
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future = new_future()
         self._worker._post(None, self._sequence_runner.validate(sequence), future, None, timeout)
         return future
 

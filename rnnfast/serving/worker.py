@@ -348,7 +348,7 @@ def _in_halves(parts, run):
 
 
 # All that live, for a fork and for the end of the interpreter.
-_WORKERS = weakref.WeakSet()
+_WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 def _after_fork_in_child():
