@@ -251,11 +251,13 @@ cdef class StreamRunner:
             active.restore_mode(mode)
         try:
             if failed:
-                self.turn = turn
-                if before is not None:
-                    self.load(before)
-                finish(&call)
-                self.program.check(buffers[1])
+                try:
+                    finish(&call)
+                    self.program.check(buffers[1])
+                finally:
+                    self.turn = turn
+                    if before is not None:
+                        self.load(before)
         finally:
             self.program.arenas.give_back(memory)
         return 0
