@@ -46,13 +46,7 @@ EXTENSIONS = {
     "rnnfast.streaming._streams": [],
     "rnnfast.serving._requests": [],
 }
-DIRECTIVES = {
-    "language_level": 3,
-    "cdivision": True,
-    "initializedcheck": False,
-    "embedsignature": True,
-    "freethreading_compatible": True,
-}
+DIRECTIVES = {"language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True}
 
 
 def cythonized(extensions, **options):

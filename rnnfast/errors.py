@@ -94,7 +94,12 @@ class IsaError(Error, ValueError):
 
 
 def no_memory(error: MemoryError) -> MemoryError:
-    """Return a MemoryError of Python or NumPy as a LimitError, and one of rnnfast's as it is."""
+    """Return a MemoryError of Python or NumPy as a LimitError, and one of rnnfast's as it is.
+
+    Raises:
+        MemoryError: The error itself, if it is a signal handler's.
+    """
+    raise_if_from_handler(error)
     return error if isinstance(error, Error) else LimitError(f"no memory: {error}".removesuffix(": "))
 
 
@@ -106,7 +111,6 @@ def raises_limit_error(function: Function) -> Function:
         try:
             return function(*args, **options)
         except MemoryError as error:
-            raise_if_from_handler(error)
             raise no_memory(error) from error.__cause__
 
     return wrapped  # type: ignore[return-value]

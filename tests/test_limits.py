@@ -16,7 +16,7 @@ from tests.graphs import parse
 
 ONE = {"x": np.ones((1, 1), np.float32)}
 # The seconds of processor time, and the bytes by which the process may have grown, after which a refusal is no refusal.
-SECONDS, BYTES = 40, 2**31
+SECONDS, BYTES = 40, 2**32
 
 
 # ------------------------------------------------------------------------------------------ the settings

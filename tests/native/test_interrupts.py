@@ -47,7 +47,8 @@ def looped(body, **constants):
             last = Loop (trips, , v) <body = b (int64 i, bool c, float[m,n] x) => (bool d, float[m,n] y) {{
                 d = Identity (c)  {body} }}> }}""",
             **constants,
-        )
+        ),
+        limits=rnnfast.Limits(work=None),
     )
     return model
 
