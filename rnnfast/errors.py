@@ -22,6 +22,7 @@ __all__ = [
     "LimitError",
     "ModelError",
     "Overloaded",
+    "TerminatedError",
     "UnsupportedError",
 ]
 
