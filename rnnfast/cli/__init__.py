@@ -47,7 +47,7 @@ class Commands(click.Group):
                 if sys.stdout is not None:
                     sys.stdout.flush()
         except click.UsageError as e:
-            e.message = printable(e.message)
+            e.message = printable(e.message)  # type: ignore[misc]  # its own stubs call it final
             raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

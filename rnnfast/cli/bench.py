@@ -174,7 +174,9 @@ def _print(facts: dict[str, Any]) -> None:
     """Print the facts as a line and a table."""
     screen = Screen()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
-    screen.line(f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}")
+    screen.write_line(
+        f"{facts['file']}: {shapes}; {facts['flops']:,} flops; {facts['isa']}, threads: {facts['threads']}"
+    )
     columns = {"": "left"} | dict.fromkeys(
         ("microseconds", "quartiles", "times rnnfast's", "GFLOP/s", "calls", "to reference"), "right"
     )

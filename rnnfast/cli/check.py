@@ -165,4 +165,4 @@ def _print(rows: Sequence[dict[str, Any]], tolerance: float, absent: str | None)
         )
     )
     if absent:
-        screen.line(f"onnxruntime: {absent}")
+        screen.write_line(f"onnxruntime: {absent}")

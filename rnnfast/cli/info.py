@@ -127,31 +127,31 @@ def _print(facts: dict[str, Any], summary: Summary | None) -> None:
     screen = Screen()
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
     made_by = f", made by {facts['producer']}" if facts["producer"] else ""
-    screen.line(f"{facts['file']}: opset {opsets}, IR version {facts['ir_version']}{made_by}")
+    screen.write_line(f"{facts['file']}: opset {opsets}, IR version {facts['ir_version']}{made_by}")
     for title in ("inputs", "outputs"):
         screen.print(table(title, dict.fromkeys(("name", "type", "shape"), "left"), map(_cells, facts[title])))
-    screen.line("operators: " + ", ".join(f"{name} {count}" for name, count in facts["operators"].items()))
+    screen.write_line("operators: " + ", ".join(f"{name} {count}" for name, count in facts["operators"].items()))
     for line in (f"parameters: {facts['parameters']:,}",) if summary is None else ("", *str(summary).split("\n")):
-        screen.line(line)
+        screen.write_line(line)
     if "batch_axes" in facts:
         _print_rows(screen, facts)
     for problem in facts["unsupported"]:
-        screen.line(f"not supported: {problem}")
+        screen.write_line(f"not supported: {problem}")
 
 
 def _print_rows(screen: Screen, facts: dict[str, Any]) -> None:
     """Print what `_rows` found."""
     pairs = ", ".join(f"{name} -> {output}" for name, output in facts["states"].items())
-    screen.line(f"states: {pairs or 'none by their names'}")
+    screen.write_line(f"states: {pairs or 'none by their names'}")
     if facts["idle_state"] is not None:
-        screen.line(f"not a state: {facts['idle_state']}")
-    screen.line(str(BatchAxes(**facts["batch_axes"])))
+        screen.write_line(f"not a state: {facts['idle_state']}")
+    screen.write_line(str(BatchAxes(**facts["batch_axes"])))
     sequences = facts.get("sequences")
     if sequences is not None:
         frames = ", ".join(
             f"{name} {'of the whole' if axis is None else f'axis {axis}'}" for name, axis in sequences["frames"].items()
         )
-        screen.line(
+        screen.write_line(
             f"whole sequences {sequences['way']}: {frames}" if frames else f"no whole sequences: {sequences['problem']}"
         )
 

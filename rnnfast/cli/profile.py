@@ -196,12 +196,12 @@ def _print(facts: dict[str, Any]) -> None:
     screen = Screen()
     shapes = ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in facts["inputs"].items())
     lower, median, upper = (seconds * 1e6 for seconds in facts["seconds"])
-    screen.line(
+    screen.write_line(
         f"{facts['file']}: {shapes}; a call {median:.4g} us (quartiles {lower:.4g} to {upper:.4g}, "
         f"{facts['runs']} calls), its steps {facts['seconds_in_steps'] * 1e6:.4g} us"
     )
     python = sum(row["step"] == "numpy" for row in facts["steps"])
-    screen.line(
+    screen.write_line(
         f"{facts['nodes_in_file']} nodes in the file, {facts['nodes_after_folding']} that do not depend on "
         f"constants alone, {len(facts['steps'])} steps, {python} of them NumPy's"
     )

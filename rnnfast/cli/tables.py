@@ -34,7 +34,7 @@ class Screen(Console):
         """Leave the report to the command: rich's own ends the process without a word."""
         raise
 
-    def line(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """Print one line."""
         self.print(Text(printable(text)))
 

@@ -2,6 +2,8 @@
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from typing_extensions import Self
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -23,5 +25,7 @@ class Allowance:
     def limit(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def parent(self) -> Self | None: ...
     def __init__(self, limit: int, parent: Allowance | None = None) -> None: ...
     def take(self, nbytes: int) -> bool: ...
