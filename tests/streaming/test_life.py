@@ -157,8 +157,6 @@ def uses():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
-# Hypothesis has a callback in Python's garbage collector, in which an alarm may ring: Python can only report that.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", uses())
 def test_signals(name):
     """The handler's own error comes out, and the next call works."""
