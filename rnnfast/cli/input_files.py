@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import wave
 import zipfile
 from collections.abc import Iterator
@@ -66,6 +67,10 @@ def _array(file: Any, where: str) -> np.ndarray:
     header = int.from_bytes(start[8:10] if start[6] == 1 else start[8:12], "little")
     if header > MAX_HEADER_BYTES:
         raise InputError(f"{where}: its header has {header} bytes, more than {MAX_HEADER_BYTES}")
+    # NumPy before 2.1 takes a negative length for "all that is there".
+    shape = re.search(rb"shape'?\s*:\s*\(([^)]*)\)", start[10:] + file.read(header))
+    if shape and b"-" in shape[1]:
+        raise InputError(f"{where}: its shape is ({shape[1].decode(errors='replace')}), expected lengths of 0 or more")
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
