@@ -11,7 +11,7 @@ from rnnfast.errors import InputError, InputTypeError, LimitError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the file of a model may take at load, and what each call of it may take.
+    """Bounds on what the file of a model takes at load and on what each call of it takes.
 
     A file of a few bytes can ask for any amount of memory and time. The defaults are far above what models take; set
     lower ones for files of strangers, and higher ones where the error of a limit says so. None is no limit.

@@ -1,4 +1,4 @@
-"""What commands print: tables and lines for people to read, JSON for programs.
+"""The output of commands: tables and lines for people to read, JSON for programs.
 
 Names from models are printed as they are where they print at all: they are no markup, and a control character is shown
 as an escape sequence.

@@ -299,9 +299,8 @@ class _Tracer:
             steps.append(step)
             for operand in step.operands or map(made.get, step.input_slots):
                 _count_use(operand)
-        self._check_work(
-            [(min(step.work), step.where) for step in steps]
-        )  # at least; compiling takes time and addresses
+        # The least that it can be, before compiling takes time and addresses.
+        self._check_work([(min(step.work), step.where) for step in steps])
         native = compiled(steps[::-1], slots, self.target) if self.target else steps[::-1]
         needed, steps = set(slots), []
         for step in reversed(native):

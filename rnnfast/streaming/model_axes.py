@@ -1,4 +1,4 @@
-"""What `Model.batch_axes` returns: the axis of the rows in each input and output of a call, proven."""
+"""The result of `Model.batch_axes`: the axis of the rows in each input and output of a call, proven."""
 
 from __future__ import annotations
 

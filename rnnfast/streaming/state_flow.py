@@ -1,4 +1,4 @@
-"""Whether the graph of a model uses and changes its states, as far as the graph alone shows it."""
+"""Tells whether the graph of a model uses and changes its states, as far as the graph alone shows it."""
 
 import numpy as np
 

@@ -38,7 +38,7 @@ KEY, VERSION = "rnnfast.train", 1
 MAX_NUMBER = 2**53
 """The largest number of steps that a float counts exactly."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-"""What reading JSON of a stranger raises."""
+"""The exceptions that reading JSON of a stranger raises."""
 
 
 def check(path):

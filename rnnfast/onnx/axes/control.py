@@ -67,7 +67,7 @@ def _loop(propagation: Any, event: Event, values: Sequence[Value | None], captur
 
 
 def _carried(value: Value | None) -> Value:
-    """What a body takes for a value that is carried from one iteration to the next: its value is not known."""
+    """The Value that a body takes for one that is carried between iterations: its data is not known."""
     if value is None or value.sizes is not None or value.members is not None or value.shape is None:
         raise Meets("it carries the number of rows, or values that are no tensors, from one iteration to the next")
     return Value(value.shape, value.rows, last=value.last, fixed=value.fixed)

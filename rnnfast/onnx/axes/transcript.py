@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Traced:
-    """What is kept of a value that was traced.
+    """The record of a value that was traced.
 
     shape: the shape of an array; None for a sequence or an absent value. data: the value, if it depends on constants
     and input shapes alone; else None. fixed: whether its shape depends on these alone.

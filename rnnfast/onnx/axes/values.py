@@ -1,4 +1,4 @@
-"""What is known of a value besides its shape: where the rows lie in it, or how it is computed from their number.
+"""The knowledge of a value besides its shape: where the rows lie in it, or how it is computed from their number.
 
 Rows stand for the rows of a batch or the frames of sequences; their number is called n here. A trace shows the values
 for one n; what is said here holds for each n of 1 or more.
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the axis has the rows alone."""
+        """True if the axis has the rows alone."""
         return self.outer == self.inner == 1
 
 

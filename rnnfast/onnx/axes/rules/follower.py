@@ -1,4 +1,4 @@
-"""What rules need to know of a propagation, and the questions that most of them ask."""
+"""The facts of a propagation that rules need, and the questions that most of them ask."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Follower:
 
     @property
     def causal(self) -> bool:
-        """Whether a frame may depend on earlier ones of its sequence."""
+        """True if a frame may depend on earlier ones of its sequence."""
         return self.frames is not None and self.frames.padded
 
 

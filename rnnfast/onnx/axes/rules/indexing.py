@@ -26,7 +26,7 @@ def gather(follower: Follower, event: Event, x: Value, indices: Value) -> Any:
 
 
 def _last_frame(indices: Value) -> bool:
-    """Whether the indices are that of the last frame alone."""
+    """Return whether the indices are that of the last frame alone."""
     if indices.sizes is not None:
         return all(isinstance(i, Linear) and (i.slope, i.offset) == (1, -1) for i in indices.sizes.ravel())
     return indices.data is not None and indices.data.size > 0 and bool((indices.data == -1).all())

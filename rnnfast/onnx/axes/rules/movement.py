@@ -210,7 +210,7 @@ def slice_(follower: Follower, event: Event, x: Value, *inputs: Value | None) ->
 
 
 def _reaches(end: Any, size: Linear) -> bool:
-    """Whether the end of a slice is never before that of the axis."""
+    """Return whether the end of a slice is never before that of the axis."""
     if isinstance(end, Linear):
         beyond = end - size
         return beyond >= 0 if not isinstance(beyond, Linear) else beyond.slope > 0 and beyond.at(1) >= 0
@@ -218,7 +218,7 @@ def _reaches(end: Any, size: Linear) -> bool:
 
 
 def _is_last(start: Any, end: Any, step: Any) -> bool:
-    """Whether a slice takes the last frame alone."""
+    """Return whether a slice takes the last frame alone."""
     last = _is(start, -1) or isinstance(start, Linear) and (start.slope, start.offset) == (1, -1)
     return bool(_is(step, 1) and last and _reaches(end, Linear(1)))
 
