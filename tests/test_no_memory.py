@@ -116,19 +116,25 @@ def test_pools_and_streams_of_layers(name, failing):
         def states(pool=pool, ids=ids, stream=stream):
             return [np.concatenate([np.ravel(a) for a in flat(s)]) for s in (*map(pool.state, ids), stream.state)]
 
-        def work(run=run, pool=pool, ids=ids, stream=stream):
-            try:
-                return run(pool, ids, stream)
-            except LimitError:
-                raised.append(True)
-                raise
+        check_kept(failing, lambda run=run, pool=pool, ids=ids, stream=stream: run(pool, ids, stream), states)
 
+
+def check_kept(failing, use, states):
+    """Let each allocation of a use fail, and check that a use that was refused left all states as they were."""
+    raised, before = [], states()
+
+    def work():
+        try:
+            return use()
+        except LimitError:
+            raised.append(True)
+            raise
+
+    for _ in failing(work):
+        if raised:
+            for now, then in zip(states(), before, strict=True):
+                np.testing.assert_array_equal(now, then)
         raised, before = [], states()
-        for _ in failing(work):
-            if raised:
-                for now, then in zip(states(), before, strict=True):
-                    np.testing.assert_array_equal(now, then)
-            raised, before = [], states()
 
 
 def flat(value):
@@ -156,19 +162,7 @@ def test_pools_and_streams_of_models(batch, failing):
         def states(pool=pool, ids=ids, stream=stream):
             return [s["h"].copy() for s in (*map(pool.state, ids), stream.state)]
 
-        def work(run=run, pool=pool, ids=ids, stream=stream):
-            try:
-                return run(pool, ids, stream)
-            except LimitError:
-                raised.append(True)
-                raise
-
-        raised, before = [], states()
-        for _ in failing(work):
-            if raised:
-                for now, then in zip(states(), before, strict=True):
-                    np.testing.assert_array_equal(now, then)
-            raised, before = [], states()
+        check_kept(failing, lambda run=run, pool=pool, ids=ids, stream=stream: run(pool, ids, stream), states)
 
 
 def test_loading_and_calling(failing):

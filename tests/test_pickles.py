@@ -166,7 +166,7 @@ def test_streams_pools_and_batchers_do_not(twin):
 
 
 def test_states_do(tmp_path):
-    """What the message says: the state goes on in another process."""
+    """The message is right: the state goes on in another process."""
     model = rnnfast.load(parse(STATEFUL))
     x = np.random.default_rng(0).standard_normal((4, 1, 3)).astype(np.float32)
     stream, pool = model.stream(), model.pool(2)

@@ -20,7 +20,7 @@ MODEL = "g (float[1] x, float[1] h) => (float[1] y, float[1] hn) { hn = Add (x, 
 
 
 class Alarm(Exception):
-    """What the handlers raise."""
+    """The exception that the handlers raise."""
 
 
 class Slow:

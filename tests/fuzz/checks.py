@@ -1,4 +1,4 @@
-"""What must hold for any file and any inputs: the checks of one case, each with the name of what it finds."""
+"""The promises for any file and any inputs: the checks of one case, each with the name of what it finds."""
 
 import dataclasses
 
@@ -7,9 +7,7 @@ import numpy as np
 import rnnfast
 from rnnfast.errors import Error
 from rnnfast.native import _kernels
-from rnnfast.onnx import lowering
-from rnnfast.onnx.folding import fold
-from rnnfast.onnx.trace import PlannedGraph
+from tests.graphs import by_numpy
 
 # Results in float64 beyond this are not compared: sums of large numbers overflow float32 in one order and not in
 # another, and a recurrence that grows reaches infinity at another step.
@@ -39,14 +37,6 @@ def attempt(call):
         return None, e
 
 
-def by_numpy(model):
-    """Return the planned graph of a model that runs on the operators' NumPy functions in float32 alone."""
-    with np.errstate(all="ignore"):
-        graph = fold(model.graph, lowering.lower_reference)
-    names = [v.name for v in model.inputs if v.name not in model.graph.constants]
-    return PlannedGraph(graph, names, model.source.label, specialises=True)
-
-
 def check(data, feed):
     """Return the Findings of a file (bytes) and a feed by name; raises whatever is not an Error of rnnfast.
 
@@ -59,7 +49,7 @@ def check(data, feed):
         return []
     found = []
     first, refused = attempt(lambda: model.run(feed))
-    by_functions, refused_by_functions = attempt(lambda: by_numpy(model).run(model.prepare(feed)[1]))
+    by_functions, refused_by_functions = attempt(lambda: list(by_numpy(model, feed).values()))
     if (refused is None) != (refused_by_functions is None):
         found.append(Finding("refusal", f"native: {refused}; NumPy: {refused_by_functions}"))
     elif refused and type(refused) is not type(refused_by_functions):

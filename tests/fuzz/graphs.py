@@ -26,15 +26,6 @@ FAVOURED = (
 FAVOUR = 4
 
 
-@functools.lru_cache(4096)
-def schema(op_type, opset):
-    """Return the ONNX schema of an operator at an opset, or None."""
-    try:
-        return defs.get_schema(op_type, opset, "")
-    except defs.SchemaError:
-        return None
-
-
 @functools.cache
 def operator_names():
     """Return the names of the operators of ONNX's own domain that rnnfast has."""
@@ -207,7 +198,7 @@ class GraphMaker:
         if self.chance(0.06) and self.depth() < 2:
             return self.add_control()
         op_type = self.pick(operator_names())
-        if schema(op_type, self.opset) is None:
+        if operators.schema(op_type, self.opset) is None:
             return False
         recipe = operators.RECIPES.get(op_type, operators.by_schema)
         try:

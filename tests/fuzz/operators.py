@@ -22,7 +22,11 @@ WILD_FLOATS = (float("nan"), float("inf"), -1e38, -1.0, 0.0, 1e-40, 3.0, 1e38)
 # ---------------------------------------------------------------------------------------------- any operator
 @functools.lru_cache(4096)
 def schema(op_type, opset):
-    return defs.get_schema(op_type, opset, "")
+    """Return the ONNX schema of an operator at an opset, or None."""
+    try:
+        return defs.get_schema(op_type, opset, "")
+    except defs.SchemaError:
+        return None
 
 
 @functools.lru_cache(4096)

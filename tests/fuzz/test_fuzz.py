@@ -1,4 +1,4 @@
-"""What the fuzzer ever found stays mended, and a short run of it finds nothing."""
+"""All that the fuzzer ever found stays mended, and a short run of it finds nothing."""
 
 import pathlib
 

@@ -19,7 +19,7 @@ SOON = 0.5
 
 
 class Alarm(BaseException):
-    """What the handler of a test's alarm raises."""
+    """The exception that the handler of a test's alarm raises."""
 
 
 @pytest.fixture

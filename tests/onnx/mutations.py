@@ -9,8 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
-from rnnfast.onnx.folding import fold
-from rnnfast.onnx.trace import PlannedGraph
+from tests.graphs import by_numpy
 
 LARGE = 5000  # elements: more than a plan computes of a result that it needs the shape of only
 INTS = (0, 1, 2, 3, 4, 5, 7, 64, -1, -2, -3, -4, -65, 2**31, -(2**31), 2**62)
@@ -221,16 +220,6 @@ def variants(rng, cases, count):
 # ------------------------------------------------------------------------------------------------ ways of computing
 def native(model, feed):
     return model(feed)
-
-
-def by_numpy(model, feed):
-    """The outputs by the operators' NumPy functions alone, which compute float32 as float32."""
-    with np.errstate(all="ignore"):
-        graph = fold(model.graph, lambda node, constants, load_budget: None)
-    label = model.source.label
-    names = [v.name for v in graph.inputs]
-    planned = PlannedGraph(graph, names, label, specialises=True)
-    return dict(zip(model._output_names, planned.run([feed[name] for name in names])))
 
 
 def reference(model, feed):

@@ -5,7 +5,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
-from tests.onnx.mutations import Case, by_numpy, native
+from tests.graphs import by_numpy
+from tests.onnx.mutations import Case, native
 
 DENORMALS = np.array([1e-40, -1e-40, 1.4e-45, -1.4e-45, 0.0, -0.0, 1.2e-38, -1.2e-38, 1.0, -1.0, np.nan], np.float32)
 ZEROS = np.zeros_like(DENORMALS)

@@ -12,7 +12,8 @@ import rnnfast
 from rnnfast import nn
 from rnnfast.errors import InputError
 from rnnfast.train import losses
-from tests.onnx.mutations import Case, by_numpy, native, reference
+from tests.graphs import by_numpy
+from tests.onnx.mutations import Case, native, reference
 
 SECONDS = 0.15
 ROWS = 3000

@@ -124,7 +124,7 @@ def test_stream_closed_by_its_own_step():
 
 # ------------------------------------------------------------------------------------------------- signals
 class Alarm(Exception):
-    """What the handler raises."""
+    """The exception that the handler raises."""
 
 
 def raises(signum, frame):
