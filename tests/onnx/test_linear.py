@@ -248,6 +248,7 @@ def peak(data):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_time_and_memory_grow_with_the_nodes(kind):
     small, large = KINDS[kind](SMALL), KINDS[kind](FACTOR * SMALL)
