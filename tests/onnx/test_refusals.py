@@ -32,8 +32,8 @@ VARIANTS = 10
 
 
 def test_every_operator_has_cases():
-    missing = {op for domain, op in table() if not domain} - BY_OPERATOR.keys()
-    assert missing <= WITHOUT_CASES
+    known = {op for domain, op in table() if not domain and onnx.defs.has(op)}  # by this version of onnx
+    assert known - BY_OPERATOR.keys() <= WITHOUT_CASES
 
 
 @pytest.mark.parametrize("op", sorted(op for op in BY_OPERATOR if ("", op) in table()))
