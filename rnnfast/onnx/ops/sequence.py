@@ -83,7 +83,11 @@ def concat_from_sequence(sequence, *, axis: int, new_axis: Flag = 0):
 
 
 def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
-    """SplitToSequence: parts of the sizes in a vector, or of one size, 1 by default; the last may be smaller."""
+    """SplitToSequence: parts of the sizes in a vector, or of one size, 1 by default; the last may be smaller.
+
+    keepdims=0 drops the axis of parts of one size, if that is 1. ONNX's text says so of the default size only, but
+    torch writes `split` as well and means the same, and onnxruntime follows it.
+    """
     axis = check_axis(axis, x.ndim)
     n = x.shape[axis]
     if split is not None and split.ndim == 1:
@@ -94,7 +98,7 @@ def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
     if -(-n // size) > MAX_PARTS:
         raise LimitError(f"a sequence of {-(-n // size)} tensors, more than the limit of {MAX_PARTS}")
     pieces = list(parts(x, [min(size, n - start) for start in range(0, n, size)], axis))
-    return pieces if keepdims or split is not None else [part.squeeze(axis) for part in pieces]
+    return pieces if keepdims or size > 1 else [part.squeeze(axis) for part in pieces]
 
 
 def optional(element):

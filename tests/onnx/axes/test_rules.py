@@ -135,6 +135,12 @@ APART = {
         {"one": 1},
         Rows(0),
     ),
+    "a sequence of the given size": (
+        "s = SplitToSequence <axis = 1, keepdims = 0> (x, one)  y = SequenceAt (s, one)  l = SequenceErase (s, one)  "
+        "z = ConcatFromSequence <axis = 1, new_axis = 1> (l)",
+        {"one": 1},
+        Rows(0),
+    ),
     "a branch by what is the same for all": (
         "z = If (c) <then_branch = t () => (float[b,3,4] u) { u = Neg (x) },"
         " else_branch = e () => (float[b,3,4] v) { v = Abs (x) }>",

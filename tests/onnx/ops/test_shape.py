@@ -296,7 +296,11 @@ def test_sequences():
     x = np.arange(10.0).reshape(2, 5)
     check(run("SplitToSequence", x, np.array(2), axis=1), [x[:, :2], x[:, 2:4], x[:, 4:]])
     check(run("SplitToSequence", x, ints(1, 4), axis=-1, keepdims=0), [x[:, :1], x[:, 1:]])
+    check(run("SplitToSequence", x, np.array(2), axis=1, keepdims=0), [x[:, :2], x[:, 2:4], x[:, 4:]])
+    check(run("SplitToSequence", x, ints(1, 1), keepdims=0), [x[:1], x[1:]])
     check(run("SplitToSequence", x, keepdims=0), [x[0], x[1]])
+    check(run("SplitToSequence", x, np.array(1), keepdims=0), [x[0], x[1]])  # as torch writes x.unbind(0)
+    check(run("SplitToSequence", x, np.array(1), axis=-1, keepdims=0), list(x.T))
     check(run("SplitToSequence", x[:0]), [])
 
 

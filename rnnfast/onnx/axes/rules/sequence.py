@@ -76,9 +76,9 @@ def split(follower: Follower, event: Event, x: Value, sizes: Value | None = None
     if given is None or sizes is None or sizes.ndim == 0:
         size = 1 if given is None else given[0]
         given = [min(size, shape[axis] - start) for start in range(0, shape[axis], size)]
-    if sizes is None and not keepdims:
-        part = Value((*shape[:axis], *shape[axis + 1 :]), rows.moved(rows.axis - (rows.axis > axis)))
-        return _of([part] * len(given))
+        if size == 1 and not keepdims:
+            part = Value((*shape[:axis], *shape[axis + 1 :]), rows.moved(rows.axis - (rows.axis > axis)))
+            return _of([part] * len(given))
     return _of(Value((*shape[:axis], n, *shape[axis + 1 :]), rows) for n in given)
 
 
