@@ -17,14 +17,32 @@ if TYPE_CHECKING:
     from rnnfast.native._kernels import get_isa as get_isa
     from rnnfast.native._kernels import isas as isas
     from rnnfast.native._kernels import set_isa as set_isa
+    from rnnfast.onnxruntime import capi as capi
+    from rnnfast.onnxruntime.environment import disable_telemetry_events as disable_telemetry_events
+    from rnnfast.onnxruntime.environment import enable_telemetry_events as enable_telemetry_events
+    from rnnfast.onnxruntime.environment import get_all_providers as get_all_providers
+    from rnnfast.onnxruntime.environment import get_available_providers as get_available_providers
+    from rnnfast.onnxruntime.environment import get_build_info as get_build_info
+    from rnnfast.onnxruntime.environment import get_device as get_device
+    from rnnfast.onnxruntime.environment import get_version_string as get_version_string
+    from rnnfast.onnxruntime.environment import preload_dlls as preload_dlls
+    from rnnfast.onnxruntime.environment import set_default_logger_severity as set_default_logger_severity
+    from rnnfast.onnxruntime.environment import set_default_logger_verbosity as set_default_logger_verbosity
+    from rnnfast.onnxruntime.environment import set_seed as set_seed
+    from rnnfast.onnxruntime.io_binding import IOBinding as IOBinding
+    from rnnfast.onnxruntime.module import as_onnxruntime as as_onnxruntime
+    from rnnfast.onnxruntime.options import ExecutionMode as ExecutionMode
+    from rnnfast.onnxruntime.options import ExecutionOrder as ExecutionOrder
+    from rnnfast.onnxruntime.options import GraphOptimizationLevel as GraphOptimizationLevel
+    from rnnfast.onnxruntime.options import RunOptions as RunOptions
+    from rnnfast.onnxruntime.options import SessionOptions as SessionOptions
+    from rnnfast.onnxruntime.session import InferenceSession as InferenceSession
+    from rnnfast.onnxruntime.session import ModelMetadata as ModelMetadata
+    from rnnfast.onnxruntime.session import NodeArg as NodeArg
+    from rnnfast.onnxruntime.values import OrtDevice as OrtDevice
+    from rnnfast.onnxruntime.values import OrtValue as OrtValue
+    from rnnfast.onnxruntime.values import SparseTensor as SparseTensor
     from rnnfast.serving.batcher import Batcher as Batcher
-    from rnnfast.session import ExecutionMode as ExecutionMode
-    from rnnfast.session import GraphOptimizationLevel as GraphOptimizationLevel
-    from rnnfast.session import InferenceSession as InferenceSession
-    from rnnfast.session import RunOptions as RunOptions
-    from rnnfast.session import SessionOptions as SessionOptions
-    from rnnfast.session import get_available_providers as get_available_providers
-    from rnnfast.session import get_device as get_device
     from rnnfast.streaming.model_stream import Stream as Stream
     from rnnfast.streaming.pool import Pool as Pool
 
@@ -37,20 +55,33 @@ _LAZY = {
     **dict.fromkeys(("Model", "load"), "rnnfast.model"),
     **dict.fromkeys(
         (
-            "ExecutionMode",
-            "GraphOptimizationLevel",
-            "InferenceSession",
-            "RunOptions",
-            "SessionOptions",
+            "disable_telemetry_events",
+            "enable_telemetry_events",
+            "get_all_providers",
             "get_available_providers",
+            "get_build_info",
             "get_device",
+            "get_version_string",
+            "preload_dlls",
+            "set_default_logger_severity",
+            "set_default_logger_verbosity",
+            "set_seed",
         ),
-        "rnnfast.session",
+        "rnnfast.onnxruntime.environment",
     ),
+    **dict.fromkeys(("IOBinding",), "rnnfast.onnxruntime.io_binding"),
+    **dict.fromkeys(("as_onnxruntime",), "rnnfast.onnxruntime.module"),
+    **dict.fromkeys(
+        ("ExecutionMode", "ExecutionOrder", "GraphOptimizationLevel", "RunOptions", "SessionOptions"),
+        "rnnfast.onnxruntime.options",
+    ),
+    **dict.fromkeys(("InferenceSession", "ModelMetadata", "NodeArg"), "rnnfast.onnxruntime.session"),
+    **dict.fromkeys(("OrtDevice", "OrtValue", "SparseTensor"), "rnnfast.onnxruntime.values"),
     "Batcher": "rnnfast.serving.batcher",
     "Limits": "rnnfast.limits",
     "Pool": "rnnfast.streaming.pool",
     "Stream": "rnnfast.streaming.model_stream",
+    "capi": "rnnfast.onnxruntime",
     **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),
 }
 __all__ = ["Error", "errors", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,11 +16,14 @@ __all__ = [
     "DeadlineError",
     "DivergedError",
     "Error",
+    "FieldError",
     "InputError",
     "InputTypeError",
     "IsaError",
     "LimitError",
+    "MissingFileError",
     "ModelError",
+    "NotOnnxError",
     "Overloaded",
     "TerminatedError",
     "UnsupportedError",
@@ -40,6 +43,38 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+# ------------------------------------------------------------------------------------------- onnxruntime's
+# The errors of onnxruntime that programs catch by name: rnnfast's own are also these. All of them are in
+# `rnnfast.onnxruntime.capi.onnxruntime_pybind11_state`.
+class Fail(Exception):
+    """onnxruntime's general error: a file that it cannot load, a run that it cannot finish."""
+
+
+class InvalidArgument(Exception):
+    """onnxruntime's error of inputs and outputs."""
+
+
+class InvalidGraph(Exception):
+    """onnxruntime's error of a graph that is not correct."""
+
+
+class InvalidProtobuf(Exception):
+    """onnxruntime's error of a file that is not ONNX."""
+
+
+class NoSuchFile(Exception):
+    """onnxruntime's error of a file that is not there."""
+
+
+class NotImplemented(Exception):
+    """onnxruntime's error of an operator or type that it does not compute."""
+
+
+class RuntimeException(Exception):
+    """onnxruntime's error of a run that fails, and of memory."""
+
+
+# --------------------------------------------------------------------------------------------- the family
 class Error(Exception):
     """The base class of every error that rnnfast raises. Its text is printable, whatever names it has from a file."""
 
@@ -50,23 +85,35 @@ class Error(Exception):
         return printable(super().__str__())
 
 
-class ModelError(Error, ValueError):
+class ModelError(Error, InvalidGraph, Fail, ValueError):
     """The file or graph is invalid: not ONNX, truncated, cyclic, or with missing or misshapen tensors or weights."""
 
 
-class UnsupportedError(Error, NotImplementedError):
+class NotOnnxError(ModelError, InvalidProtobuf):
+    """The bytes are not those of an ONNX file, or they are truncated."""
+
+
+class MissingFileError(ModelError, NoSuchFile, FileNotFoundError):
+    """There is no file of this name."""
+
+
+class UnsupportedError(Error, NotImplemented, NotImplementedError):
     """The request is valid, but rnnfast does not compute this."""
 
 
-class InputError(Error, ValueError):
+class InputError(Error, InvalidArgument, ValueError):
     """An argument's value is wrong: a name, shape, length or range."""
 
 
-class InputTypeError(Error, TypeError):
+class InputTypeError(Error, InvalidArgument, TypeError):
     """An argument's type is wrong: its dtype, or it is not an array at all."""
 
 
-class LimitError(Error, MemoryError):
+class FieldError(InputError, AttributeError):
+    """An object has no field of this name, so that setting it would have no effect."""
+
+
+class LimitError(Error, RuntimeException, MemoryError):
     """The work exceeds a limit: memory, loop iterations, nesting or seconds; or the system has no memory for it."""
 
 
@@ -82,7 +129,7 @@ class DeadlineError(Error, TimeoutError):
     """The frame was still waiting at its deadline; it was not processed."""
 
 
-class TerminatedError(Error, RuntimeError):
+class TerminatedError(Error, Fail, RuntimeError):
     """Another thread ended the run by the terminate flag of its RunOptions."""
 
 

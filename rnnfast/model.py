@@ -95,7 +95,8 @@ def load(
 class Model:
     """One ONNX model, which is read, checked, folded and packed once, when it is loaded.
 
-    `rnnfast.load` makes a Model and documents the arguments. A Model is immutable for its callers, so any number of
+    `rnnfast.load` makes a Model and documents the arguments; `edit` is called with the ModelProto of the file before it
+    is checked, and may change it. A Model is immutable for its callers, so any number of
     threads may call it at the same time.
 
     Attributes:
@@ -126,6 +127,7 @@ class Model:
         external_data: bool = True,
         spare_bytes: int = SPARE_BYTES,
         limits: Limits | None = None,
+        edit: Callable[[Any], None] | None = None,
     ) -> None:
         if type(plans) is not int or plans < 1:
             raise InputError(f"plans is {plans!r}, expected an int of at least 1")
@@ -134,7 +136,7 @@ class Model:
         if type(spare_bytes) is not int or not 0 <= spare_bytes <= sys.maxsize:
             raise InputError(f"spare_bytes is {spare_bytes!r}, expected an int of at least 0")
         limits = check_limits(limits)
-        graph, file = read(source, external_data=external_data, limits=limits)
+        graph, file = read(source, external_data=external_data, limits=limits, edit=edit)
         self._prepare(graph, file, matmul, threads, plans, spare_bytes, limits)
 
     def _prepare(

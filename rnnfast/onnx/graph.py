@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error, LimitError, ModelError, UnsupportedError, raise_if_from_handler
+from rnnfast.errors import (
+    Error,
+    LimitError,
+    MissingFileError,
+    ModelError,
+    NotOnnxError,
+    UnsupportedError,
+    raise_if_from_handler,
+)
 from rnnfast.limits import Limits
 from rnnfast.onnx import binding, control_checks, ops, recurrent_nodes, tensors
 from rnnfast.onnx.model_folder import ModelFolder
@@ -24,6 +32,7 @@ MAX_DEPTH = 24
 MAX_SHOWN = 200
 # Protocol buffers cannot be larger; models with larger weights have them in external data.
 MAX_FILE_BYTES = 2**31
+ORT_FORMAT = b"ORTM"  # bytes 4 to 8 of a file that onnxruntime wrote for itself
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,17 +175,30 @@ class Source:
         label: The name of the file for messages.
         ir_version: The version of the file format.
         opsets: The version of each domain's operators; "" is ONNX's own domain.
-        producer: The name and version of the program that wrote the file.
+        producer_name: The name of the program that wrote the file.
+        producer_version: The version of that program.
+        domain: The domain of the model.
+        model_version: The version of the model.
         doc_string: The model's documentation.
+        graph_doc_string: The graph's documentation.
         metadata: The metadata properties by key.
     """
 
     label: str
     ir_version: int
     opsets: dict[str, int]
-    producer: str
+    producer_name: str
+    producer_version: str
+    domain: str
+    model_version: int
     doc_string: str
+    graph_doc_string: str
     metadata: dict[str, str]
+
+    @property
+    def producer(self) -> str:
+        """The name and version of the program that wrote the file."""
+        return f"{self.producer_name} {self.producer_version}".strip()
 
 
 def read(
@@ -184,8 +206,9 @@ def read(
     problems: list[UnsupportedError] | None = None,
     external_data: bool = True,
     limits: Limits = Limits(),
+    edit: Callable[[Any], None] | None = None,
 ) -> tuple[Graph, Source]:
-    """Read and check a model, given as a path or as the bytes of a file.
+    """Read and check a model, given as a path or as the bytes of a file; `edit` changes the ModelProto before.
 
     Raises ModelError, UnsupportedError or LimitError. If `problems` is a list, the UnsupportedErrors of nodes are
     appended to it instead, and these nodes have no function. With external_data=False no file but the model's is read.
@@ -203,7 +226,10 @@ def read(
                 data = bytes(source)
             else:
                 raise ModelError(f"expected a path or the bytes of an ONNX model, got {type(source).__name__}")
-            return _Reader(_parsed(data, label), label, folder if external_data else None, problems, limits).read()
+            proto = _parsed(data, label)
+            if edit is not None:
+                edit(proto)
+            return _Reader(proto, label, folder if external_data else None, problems, limits).read()
         except Error:
             raise
         except RecursionError:
@@ -221,7 +247,8 @@ def _folder(path: str) -> ModelFolder:
         return ModelFolder(path)
     except (OSError, ValueError) as e:
         raise_if_from_handler(e)
-        raise ModelError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+        kind = MissingFileError if isinstance(e, FileNotFoundError) else ModelError
+        raise kind(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
 
 
 def _contents(folder: ModelFolder) -> bytes:
@@ -240,13 +267,15 @@ def _parsed(data: bytes, label: str) -> Any:
     """The ModelProto that the bytes of a file are."""
     import onnx
 
+    if data[4:8] == ORT_FORMAT:
+        raise UnsupportedError(f"{label}: a file in onnxruntime's own format (.ort), expected an ONNX file")
     try:
         return onnx.ModelProto.FromString(data)
     except MemoryError:
         raise
     except Exception as e:
         raise_if_from_handler(e)
-        raise ModelError(f"{label}: not an ONNX model, or truncated: {e}") from e
+        raise NotOnnxError(f"{label}: not an ONNX model, or truncated: {e}") from e
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -301,7 +330,7 @@ class _Reader:
 
         proto = self.proto
         if not proto.HasField("graph"):
-            raise ModelError(f"{self.label}: not an ONNX model, or truncated: it has no graph")
+            raise NotOnnxError(f"{self.label}: not an ONNX model, or truncated: it has no graph")
         if not MIN_IR_VERSION <= proto.ir_version <= onnx.IR_VERSION:
             raise UnsupportedError(
                 f"{self.label}: IR version {proto.ir_version} is not supported, only "
@@ -316,9 +345,19 @@ class _Reader:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
         graph = self.graph(proto.graph, _Scope(opsets, {}, (), 0, ()))
-        metadata = {p.key: p.value for p in proto.metadata_props}
-        producer = f"{proto.producer_name} {proto.producer_version}".strip()
-        return graph, Source(self.label, proto.ir_version, opsets, producer, proto.doc_string, metadata)
+        source = Source(
+            label=self.label,
+            ir_version=proto.ir_version,
+            opsets=opsets,
+            producer_name=proto.producer_name,
+            producer_version=proto.producer_version,
+            domain=proto.domain,
+            model_version=proto.model_version,
+            doc_string=proto.doc_string,
+            graph_doc_string=proto.graph.doc_string,
+            metadata={p.key: p.value for p in proto.metadata_props},
+        )
+        return graph, source
 
     def opsets(self, imports: Iterable[Any], where: str) -> dict[str, int]:
         """The opset of each domain, checked."""

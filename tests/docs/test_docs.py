@@ -39,7 +39,7 @@ REFERENCES = {f"reference/{name}.md": f"rnnfast.{name}" for name in ("nn", "trai
 REFERENCES["reference/rnnfast.md"] = "rnnfast"
 # Public names that stand in the text of a page, as values without a docstring of their own, or on pages of their own.
 IN_TEXT = {
-    "rnnfast": {"Error", "errors", "nn", "plot", "reference", "train"},
+    "rnnfast": {"Error", "capi", "errors", "nn", "plot", "reference", "train"},
     "rnnfast.reference": {"ACTIVATIONS", "DERIVATIVES"},
 }
 
