@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,10 +23,10 @@ from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.float64 import widen
 from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold
-from rnnfast.onnx.graph import Graph, Source, Value, read
+from rnnfast.onnx.graph import Graph, Source, Type, Value, read
 from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.summary import Summary, summarise
-from rnnfast.onnx.trace import PlannedGraph, Recorder
+from rnnfast.onnx.trace import PLAN_BYTES, PlannedGraph, Recorder
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 # Planned graphs that a model keeps besides its default one: one for each set of initializers that callers override,
 # and the float64 references.
 MAX_PLANNED_GRAPHS = 4
-# Default number of plans that a model keeps, one for each set of input types and shapes.
-PLANS = 16
 # Default number of bytes of work memory that a model keeps for later calls.
 SPARE_BYTES = 2**26
 
@@ -49,7 +47,8 @@ def load(
     *,
     matmul: Literal["packed", "blas"] | None = None,
     threads: int | None = None,
-    plans: int = PLANS,
+    plans: int | None = None,
+    plan_bytes: int = PLAN_BYTES,
     external_data: bool = True,
     spare_bytes: int = SPARE_BYTES,
     limits: Limits | None = None,
@@ -63,8 +62,10 @@ def load(
             None is "packed" where there are kernels tuned for this CPU, else "blas" if SciPy is installed.
         threads: The most threads that one call may use. None uses the environment variable `RNNFAST_NUM_THREADS`, or
             one thread if it is not set. The number of threads does not change the results.
-        plans: How many plans the model keeps. There is one plan for each set of input types and shapes, and of values
-            of small integer inputs that decide control flow or shapes. The least recently used plan is dropped.
+        plans: The most plans that the model keeps; None for as many as `plan_bytes` allows. There is one plan for each
+            set of input types and shapes, and of values of small integer inputs that decide control flow or shapes. The
+            least recently used plan is dropped.
+        plan_bytes: About how many bytes the plans may take. A plan takes some 400 bytes for each node, and 10,000.
         external_data: False refuses a model whose tensors are stored in other files; no file but its own is opened.
         spare_bytes: How much work memory the model keeps for later calls. All plans, streams, pools and threads share
             it. If calls in progress need more, that is given back to the system when they end.
@@ -78,7 +79,8 @@ def load(
         UnsupportedError: The graph needs something that rnnfast does not compute, or `matmul` is "blas" and SciPy is
             not installed.
         LimitError: The file takes more than the limits allow, or is nested too deeply.
-        InputError: `matmul`, `threads`, `plans`, `external_data` or `spare_bytes` has a value that is not allowed.
+        InputError: `matmul`, `threads`, `plans`, `plan_bytes`, `external_data` or `spare_bytes` has a value that is not
+            allowed.
         InputTypeError: `threads` is not an integer, or `limits` is no `rnnfast.Limits`.
     """
     return Model(
@@ -86,6 +88,7 @@ def load(
         matmul=matmul,
         threads=threads,
         plans=plans,
+        plan_bytes=plan_bytes,
         external_data=external_data,
         spare_bytes=spare_bytes,
         limits=limits,
@@ -123,21 +126,24 @@ class Model:
         *,
         matmul: Literal["packed", "blas"] | None = None,
         threads: int | None = None,
-        plans: int = PLANS,
+        plans: int | None = None,
+        plan_bytes: int = PLAN_BYTES,
         external_data: bool = True,
         spare_bytes: int = SPARE_BYTES,
         limits: Limits | None = None,
         edit: Callable[[Any], None] | None = None,
     ) -> None:
-        if type(plans) is not int or plans < 1:
-            raise InputError(f"plans is {plans!r}, expected an int of at least 1")
+        if plans is not None and (type(plans) is not int or plans < 1):
+            raise InputError(f"plans is {plans!r}, expected an int of at least 1, or None")
+        if type(plan_bytes) is not int or not 0 <= plan_bytes <= sys.maxsize:
+            raise InputError(f"plan_bytes is {plan_bytes!r}, expected an int of at least 0")
         if type(external_data) is not bool:
             raise InputError(f"external_data is {external_data!r}, expected True or False")
         if type(spare_bytes) is not int or not 0 <= spare_bytes <= sys.maxsize:
             raise InputError(f"spare_bytes is {spare_bytes!r}, expected an int of at least 0")
         limits = check_limits(limits)
         graph, file = read(source, external_data=external_data, limits=limits, edit=edit)
-        self._prepare(graph, file, matmul, threads, plans, spare_bytes, limits)
+        self._prepare(graph, file, matmul, threads, plans, plan_bytes, spare_bytes, limits)
 
     def _prepare(
         self,
@@ -145,13 +151,15 @@ class Model:
         source: Source,
         matmul: Literal["packed", "blas"] | None,
         threads: int | None,
-        plans: int,
+        plans: int | None,
+        plan_bytes: int,
         spare_bytes: int,
         limits: Limits,
     ) -> None:
         """Fold and pack a graph; the other arguments are those of a pickle."""
-        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans, spare_bytes, limits)
+        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans, plan_bytes, spare_bytes, limits)
         self.source, self.matmul, self._max_plans = source, check_matmul(matmul), plans
+        self._plan_bytes = plan_bytes
         self.threads, self.limits = check_threads(threads), limits
         self._target = Target(self.threads, (matmul or default_matmul()) == "blas", Arenas(spare_bytes), limits)
         self._set_graph(graph)
@@ -350,6 +358,7 @@ class Model:
             meter=meter,
             target=None if reference else self._target,
             plans=self._max_plans,
+            plan_bytes=self._plan_bytes,
             specialises=True,
             limits=self.limits,
         )
@@ -359,12 +368,11 @@ class Model:
         """The graph that runs: what depends on constants alone is computed, and weights are packed."""
         return self.planned.graph
 
-    def altered(self, graph: Graph, plans: int | None = None) -> Model:
+    def altered(self, graph: Graph) -> Model:
         """Make a model of a graph that was derived from this model's folded one.
 
         Args:
             graph: The new graph. It may share nodes with `folded`, and with them their packed weights.
-            plans: How many plans the new model keeps; None for as many as this one.
 
         Returns:
             The new model. All its inputs are required.
@@ -372,7 +380,6 @@ class Model:
         model = object.__new__(type(self))
         vars(model).update(vars(self))
         model._pickled = None
-        model._max_plans = plans or self._max_plans
         model._set_graph(graph)
         model._set_planned(
             PlannedGraph(
@@ -381,6 +388,7 @@ class Model:
                 self.source.label,
                 target=self._target,
                 plans=model._max_plans,
+                plan_bytes=model._plan_bytes,
                 specialises=True,
                 limits=self.limits,
             )
@@ -497,6 +505,35 @@ class Model:
             getattr(value, "nbytes", 0) for key, value in held.items() if key not in weights
         )
 
+    @raises_limit_error
+    def warm(self, shapes: Iterable[Mapping[str, Sequence[int]]], **values: ArrayLike) -> None:
+        """Make the plans of calls before they come, so that the first call of each shape is as fast as later ones.
+
+        Args:
+            shapes: For each plan the shapes of inputs by name. An input that is not among them has the shape that the
+                file declares, with length 1 along each dimension that it leaves open.
+            **values: Inputs that are the same for all of the plans. Small integer inputs that decide control flow or
+                shapes need their values; other inputs are zeros.
+
+        Raises:
+            InputError: An input is unknown, its shape is not one that the file allows, or it is not a tensor and is not
+                among `values`.
+            Error: As a call does.
+        """
+        for given in shapes:
+            feed: dict[str, Any] = dict(values)
+            for name in given:
+                if name not in self._types or name in values:
+                    raise InputError(
+                        f"{self.source.label}: a shape for {name!r}, expected one of "
+                        f"{[name for name in self._types if name not in values]}"
+                    )
+            for name in self.required_inputs:
+                if name not in feed:
+                    feed[name] = _zeros(self._types[name], given.get(name), f"{self.source.label}: input {name!r}")
+            planned, args = self.prepare(feed)
+            planned.plan(args)
+
     def trim(self) -> None:
         """Give back all work memory that the model keeps for later calls; the next call takes what it needs anew.
 
@@ -548,3 +585,18 @@ class Model:
         inputs = ", ".join(f"{v.name}: {v.type}{list(v.type.shape or ())}" for v in self.inputs)
         outputs = ", ".join(f"{v.name}: {v.type}" for v in self.outputs)
         return printable(f"<rnnfast.Model {self.source.label} ({inputs}) -> ({outputs})>")
+
+
+def _zeros(declared: Type, shape: Sequence[int] | None, where: str) -> np.ndarray:
+    """Zeros of a declared type and of this shape; None is the declared shape with length 1 for open dimensions."""
+    if declared.kind != "tensor" or declared.dtype is None or shape is None and declared.shape is None:
+        raise InputError(f"{where} is {declared}: its value is needed")
+    if shape is None:
+        shape = [n if isinstance(n, int) else 1 for n in declared.shape or ()]
+    try:
+        sizes = [int(n) for n in shape]
+    except TypeError as e:
+        raise InputError(f"{where}: a shape of {shape!r}, expected a sequence of int") from e
+    if any(n < 0 for n in sizes):
+        raise InputError(f"{where}: a shape of {sizes}, expected sizes of 0 or more")
+    return np.zeros(sizes, declared.dtype)

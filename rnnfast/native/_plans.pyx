@@ -1,4 +1,5 @@
 """Plans, and the choice of the plan that takes the inputs of a call."""
+cimport cython
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
@@ -61,6 +62,11 @@ cdef object own(value, set taken):
 
 
 # ---------------------------------------------------------------------------------------------- plans
+cdef enum:
+    PLAN_BYTES = 10000          # of a plan besides its values and words, as measured by tracemalloc
+    SLOT_BYTES = 400            # of each value of a plan
+
+
 cdef class Plan:
     """Steps on a list of values, for inputs of one set of types and shapes. Immutable; threads may run it at once.
 
@@ -89,6 +95,7 @@ cdef class Plan:
     cdef NativeProgram whole    # the only step, if that is a native program on arguments; otherwise None
     cdef tuple order            # which of its results are the outputs
     cdef object seconds
+    cdef Py_ssize_t own_bytes
 
     def __init__(self, args, list initial_values, tuple steps, tuple outputs, budget, folded, pinned, unmetered_steps,
                  results, work, seconds=None):
@@ -106,9 +113,18 @@ cdef class Plan:
             if max(steps[0][1], default=0) < len(args) and set(outputs) <= set(steps[0][2]):
                 self.whole = steps[0][0]
                 self.order = tuple([steps[0][2].index(slot) for slot in outputs])
+        self.own_bytes = PLAN_BYTES + SLOT_BYTES * len(initial_values) + (folded.nbytes if folded is not None else 0)
+        for step in steps:
+            if type(step[0]) is NativeProgram:
+                self.own_bytes += (<NativeProgram>step[0]).n_words * sizeof(Py_ssize_t)
         made = {slot for _, _, slots, *_ in native for slot in slots}
         self.native = len(native) == len(steps)
         self.fresh = made.issuperset(outputs) and len(set(outputs)) == len(outputs)
+
+    @property
+    def cost(self):
+        """About how many bytes the plan takes, without weights and arenas: it is what the number of plans depends on."""
+        return self.own_bytes
 
     @property
     def nbytes(self):
@@ -222,40 +238,92 @@ cdef tuple gathered(list values, tuple slots):
     return args
 
 
+cdef tuple shapes_of(list args):
+    """Return what plans are found by: the shapes of the arguments, hashable."""
+    cdef tuple shapes = PyTuple_New(len(args))
+    cdef Py_ssize_t i
+    for i in range(len(args)):
+        value = args[i]
+        if type(value) is list:
+            shape = shapes_of(value)
+        else:
+            shape = None if value is None else np.shape(value) if type(value) is not cnp.ndarray else value.shape
+        Py_INCREF(shape)
+        PyTuple_SET_ITEM(shapes, i, shape)
+    return shapes
+
+
 cdef class Plans:
-    """Up to `most` plans of a graph, the last used first. `names` are those of the inputs, in the order of arguments.
+    """The plans of a graph, of which those least recently used are dropped.
 
-    The tuple `kept` is replaced, never changed. If a thread thereby discards the plan of another, it is traced again.
+    Args:
+        names: The names of the inputs, in the order of arguments.
+        most: How many plans are kept at most; None for any number.
+        most_bytes: How many bytes they may take together; one plan is kept whatever it takes.
     """
-    cdef readonly tuple names, kept
-    cdef readonly Py_ssize_t most
+    cdef readonly tuple names
+    cdef readonly object most
+    cdef readonly Py_ssize_t most_bytes, count, nbytes
+    cdef dict by_shapes         # the shapes of arguments -> a tuple of plans; those used last are at the end
+    cdef Plan last              # the plan that was used last
 
-    def __init__(self, names, most):
-        self.names, self.most, self.kept = tuple(names), most, ()
+    def __init__(self, names, most, Py_ssize_t most_bytes):
+        self.names, self.most, self.most_bytes = tuple(names), most, most_bytes
+        self.by_shapes, self.last, self.count, self.nbytes = {}, None, 0, 0
+
+    @property
+    def kept(self):
+        """A tuple of all plans, the least recently used first."""
+        with cython.critical_section(self):
+            return tuple([plan for plans in self.by_shapes.values() for plan in plans])
 
     cpdef Plan find(self, list args):
         """Return the plan that takes these arguments, or None."""
-        cdef tuple kept = self.kept
         cdef Plan plan
-        cdef Py_ssize_t i
-        for i in range(len(kept)):
-            plan = kept[i]
-            if plan.takes(args):
-                if i:
-                    self.kept = (plan, *kept[:i], *kept[i + 1:])
+        cdef tuple shapes, plans
+        with cython.critical_section(self):
+            plan = self.last
+            if plan is not None and plan.takes(args):
                 return plan
+            shapes = shapes_of(args)
+            plans = self.by_shapes.get(shapes)
+            if plans is None:
+                return None
+            for plan in plans:
+                if plan.takes(args):
+                    del self.by_shapes[shapes]
+                    self.by_shapes[shapes] = plans
+                    self.last = plan
+                    return plan
         return None
 
     def specialised(self, list args):
         """Return how many plans there are for these types and shapes that also depend on values of inputs."""
         cdef Plan plan
-        return len([plan for plan in self.kept if plan.pinned and plan.fits(args)])
+        with cython.critical_section(self):
+            return len([plan for plan in self.by_shapes.get(shapes_of(args), ()) if plan.pinned and plan.fits(args)])
 
     def add(self, Plan plan, list args):
         """Add the plan for these arguments; it replaces plans that take them too."""
         cdef Plan other
-        others = [other for other in self.kept if not other.takes(args)]
-        self.kept = (plan, *others[:self.most - 1])
+        cdef tuple shapes = shapes_of(args), before
+        cdef list dropped = []          # They are freed outside of the section, as that may call finalizers.
+        with cython.critical_section(self):
+            before = self.by_shapes.pop(shapes, ())
+            others = tuple([other for other in before if not other.takes(args)])
+            dropped.append(before)
+            self.by_shapes[shapes] = (plan, *others)
+            self.last = plan
+            self.count += 1 + len(others) - len(before)
+            self.nbytes += plan.cost + sum([other.cost for other in others]) - sum([other.cost for other in before])
+            while self.count > 1 and (self.nbytes > self.most_bytes or self.most is not None and self.count > self.most):
+                shapes = next(iter(self.by_shapes))
+                before = self.by_shapes.pop(shapes)
+                dropped.append(before)
+                other = before[len(before) - 1]
+                self.count, self.nbytes = self.count - 1, self.nbytes - other.cost
+                if len(before) > 1:
+                    self.by_shapes = {shapes: before[:len(before) - 1], **self.by_shapes}
 
     def run(self, feed):
         """Return the outputs as arrays of their own, or None unless `feed` is a dict of arrays that a plan takes."""

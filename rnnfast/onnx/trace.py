@@ -41,6 +41,10 @@ MAX_VALUES = 8
 MAX_SPECIALISED = 4
 # A plan may depend on the values of so many inputs. A trace starts again so often at most to pin more of them.
 MAX_PINNED = 64
+# How many plans each graph of a node keeps, whose calls are those of one call of the model.
+INNER_PLANS = 16
+# About how many bytes the plans of a graph may take.
+PLAN_BYTES = 2**26
 MAX_PINNINGS = 16
 
 # Called with each step that is traced: (node, input values, output values)
@@ -54,7 +58,8 @@ class PlannedGraph:
     names: the inputs that a call gives, in the order of its arguments. where: how errors name the graph. known: arrays
     that a graph around this one knows, by name. folding_budget: that of the plan around it. record: called with each
     step that is traced. meter: called with each Step of a plan; returns the callable that runs in its place. target:
-    the Target of native steps; None for no native steps. plans: the number of plans kept. specialises: whether a plan
+    the Target of native steps; None for no native steps. plans: the most plans that are kept, None for any number.
+    plan_bytes: about how many bytes they may take. specialises: whether a plan
     may depend on the values of small integer inputs that decide control flow or shapes. predicts: whether a trace tries
     to do without the results of costly steps and of graphs within; it no longer does once that has failed, because
     graphs within graphs would double the attempts at each level. limits: those of a call.
@@ -70,7 +75,8 @@ class PlannedGraph:
         record: Recorder | None = None,
         meter: Callable[[Step], Callable[..., Any]] | None = None,
         target: Target | None = None,
-        plans: int = 16,
+        plans: int | None = INNER_PLANS,
+        plan_bytes: int = PLAN_BYTES,
         specialises: bool = False,
         predicts: bool = True,
         limits: Limits = Limits(),
@@ -80,7 +86,7 @@ class PlannedGraph:
         self.graph, self.names, self.where, self.known, self.target = graph, names, where, known or {}, target
         self.folding_budget, self.record, self.meter, self.specialises = folding_budget, record, meter, specialises
         self.outputs = [v.type for v in graph.outputs]
-        self.plans = Plans(names, plans)
+        self.plans = Plans(names, plans, plan_bytes)
         self.transcript: Transcript | None = None  # of the next trace, if one is wanted
 
     def __call__(self, args: list[Any], budget: Budget | None = None) -> list[Any]:
@@ -256,7 +262,8 @@ class _Tracer:
         self.steps: list[Step] = []
         self.budget = budget
         self.record, self.meter, self.target = planned.record, planned.meter, planned.target
-        self.max_plans, self.limits = planned.plans.most, planned.limits
+        self.max_plans = min(planned.plans.most or INNER_PLANS, INNER_PLANS)
+        self.limits = planned.limits
         self.pinned, self.specialises, self.computes_all, self.skipped = pinned, specialises, computes_all, False
         self.folding_budget = FoldingBudget(MAX_FOLDED_BYTES, planned.folding_budget)
         self.absent = _Value(None, True, True)

@@ -26,8 +26,6 @@ from rnnfast.streaming.batch_axes import output_axes, trace_call, without_label
 from rnnfast.streaming.fixed_input_group import LARGEST_BATCH
 from rnnfast.streaming.pool import size_for
 
-# The plans of a model with states: for numbers of frames and of sequences.
-PLANS = 64
 # Frames of the sequences that are followed through the graph: more than one, and few.
 TRACED_FRAMES = 4
 # The most frames in one padded batch of several sequences, zeros included: while it runs, others wait.
@@ -222,7 +220,7 @@ class FrameByFrame(ModelSequences):
         ]
         self.initial = [initial[name].reshape(-1) for name, *_ in self.states]
         self.exact = False
-        super().__init__(layout, model.altered(graph, PLANS))
+        super().__init__(layout, model.altered(graph))
 
     def axes_of_rows(self):
         return {LENGTHS: 0} | {name: shape.index(-1) for name, _, shape in self.states}

@@ -10,7 +10,7 @@ import rnnfast
 from rnnfast.errors import LimitError, ModelError
 from rnnfast.onnx import budget, folding, trace
 from tests.graphs import load, model_of, onnxruntime, parse, random
-from tests.model_graphs import GRU, H, X
+from tests.model_graphs import GRU, H
 
 
 def steps(model, feed):
@@ -97,13 +97,79 @@ def test_unused_nodes_do_not_run():
 
 
 def test_plans_are_bounded():
-    from rnnfast.model import PLANS
+    for settings in ({"plans": 5}, {"plan_bytes": 100_000}, {"plan_bytes": 0}, {"plans": 1}):
+        model = rnnfast.load(GRU, **settings)
+        plans = model.planned.plans
+        for t in range(20):
+            expected = model(x=random(0, t, 2, 4), h=H)
+            assert plans.nbytes == sum(plan.cost for plan in plans.kept) and plans.count == len(plans.kept)
+            assert plans.count == 1 or plans.nbytes <= plans.most_bytes
+            for name, value in model(x=random(0, t, 2, 4), h=H).items():
+                np.testing.assert_array_equal(value, expected[name])
+        assert 1 <= plans.count <= settings.get("plans", 19)
 
-    model = rnnfast.load(GRU)
-    for t in range(3 * PLANS):
+
+def test_the_plans_used_last_are_kept():
+    model = rnnfast.load(GRU, plans=3)
+    for t in (1, 2, 3, 1, 4, 1, 5):
         model(x=random(0, t, 2, 4), h=H)
-    planned, _ = model.prepare({"x": X, "h": H})
-    assert len(planned.plans.kept) == PLANS
+    traced = []
+    model.planned.record = lambda *step: traced.append(step)
+    for t in (1, 5, 4):
+        model(x=random(0, t, 2, 4), h=H)
+    assert not traced
+    model(x=random(0, 2, 2, 4), h=H)
+    assert traced
+
+
+def test_many_shapes_cost_no_plan_twice():
+    """A service whose requests have hundreds of lengths keeps a plan for each."""
+    model, traced = rnnfast.load(GRU), []
+    for t in range(300):
+        model(x=random(0, t, 2, 4), h=H)
+    model.planned.record = lambda *step: traced.append(step)
+    for t in np.random.default_rng(0).permutation(300):
+        model(x=random(0, int(t), 2, 4), h=H)
+    assert model.planned.plans.count == 300 and not traced
+
+
+def test_warm_makes_the_plans_of_later_calls():
+    model, traced = rnnfast.load(GRU), []
+    model.warm({"x": (t, 2, 4), "h": (1, 2, 3)} for t in range(1, 6))
+    model.warm([{"x": [7, 1, 4]}])  # h: its open dimensions have length 1
+    assert model.planned.plans.count == 6
+    model.planned.record = lambda *step: traced.append(step)
+    for t in range(1, 6):
+        model(x=random(0, t, 2, 4), h=H)
+    model(x=random(0, 7, 1, 4), h=random(0, 1, 1, 3))
+    assert not traced
+
+
+@pytest.mark.parametrize(
+    "shapes, values, text",
+    [
+        ({"z": (1,)}, {}, "a shape for 'z', expected one of .'x', 'h'."),
+        ({"h": (1, 1, 3)}, {"h": np.zeros((1, 1, 3), np.float32)}, "a shape for 'h', expected one of .'x'."),
+        ({"x": (1, 1, 5)}, {}, "input 'x'"),
+        ({"x": (-1, 1, 4)}, {}, "input 'x': a shape of .-1, 1, 4."),
+        ({"x": 3}, {}, "input 'x': a shape of 3"),
+    ],
+)
+def test_warm_refuses_shapes_that_no_call_has(shapes, values, text):
+    with pytest.raises(rnnfast.errors.InputError, match=text):
+        rnnfast.load(GRU).warm([shapes], **values)
+
+
+def test_warm_takes_the_values_that_plans_depend_on():
+    text = """g (float[n] x, int64 k) => (float[m] y) {
+        two = Constant <value_int = 2> ()  c = Equal (k, two)
+        y = If (c) <then_branch = t () => (float[m] a) { a = Neg (x) },
+            else_branch = e () => (float[m] b) { b = Abs (x) }> }"""
+    model = rnnfast.load(parse(text))
+    model.warm([{"x": (3,)}, {"x": (4,)}], k=np.array(2))
+    before = model.planned.plans.count
+    np.testing.assert_array_equal(model(x=np.float32([1, 2, 3]), k=np.array(2)).y, [-1, -2, -3])
+    assert before == model.planned.plans.count == 2
 
 
 def test_shapes_may_change_from_call_to_call():
