@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import onnx
 
-HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
+HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>'
 TAGS, TOKENS, EMBEDDING, TAGGER_HIDDEN = 5, 40, 12, 16
 BANDS, DENOISER_HIDDEN = 22, 32
 DETECTOR_HIDDEN = 24
@@ -39,9 +39,9 @@ def name_nodes(graph):
             name_nodes(attribute.g)
 
 
-def model(text, initializers):
+def model(text, initializers, opset=17):
     """Return a checked model of a graph in ONNX's textual form."""
-    parsed = onnx.parser.parse_model(HEADER + text)
+    parsed = onnx.parser.parse_model(HEADER.format(opset=opset) + text)
     name_nodes(parsed.graph)
     parsed.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in initializers.items()
@@ -119,17 +119,17 @@ def detector(rng):
 
 
 def refused(rng):
-    """Return a model that is valid ONNX but has three things that rnnfast does not compute."""
+    """Return a model that is valid ONNX but has two things that rnnfast does not compute."""
     initializers = recurrent(rng, "rnn", 1, 4, 3)
     return model(
         """
-        refused (float[time, batch, 4] x, float[1, 1, height, width] image)
-             => (float[time, 1, batch, 3] y, float[1, 1, h2, w2] larger, float[1, 1, h3, w3] sampled) {
+        refused (float[time, batch, 4] x, uint8[bytes] file)
+             => (float[time, 1, batch, 3] y, uint8[height, width, 3] image) {
             y = RNN<hidden_size = 3, activations = ["Swish"]>(x, rnn_W, rnn_R, rnn_B)
-            larger = Resize<mode = "cubic">(image, , scales)
-            sampled = GridSample(larger, grid)
+            image = ImageDecoder(file)
         }""",
-        initializers | {"scales": np.array([1, 1, 2, 2], np.float32), "grid": np.zeros((1, 3, 3, 2), np.float32)},
+        initializers,
+        opset=20,
     )
 
 

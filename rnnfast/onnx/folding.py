@@ -24,6 +24,7 @@ from rnnfast.native._locks import Allowance
 from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import Budget, owners
 from rnnfast.onnx.graph import Graph, Node, Value
+from rnnfast.onnx.ops.random import draws
 from rnnfast.onnx.ops.types import room
 
 # Operators whose outputs may be absent optional values.
@@ -174,7 +175,7 @@ def _results(
     node: Node, constants: Mapping[str, Any], nested: bool, folding_budget: FoldingBudget, load_budget: LoadBudget
 ) -> dict[str, Any] | None:
     """The results of a node by name if all its inputs are constant and there is room, else None."""
-    if not all(name in constants or not name for name in node.inputs):
+    if not all(name in constants or not name for name in node.inputs) or draws(node.function, node.attributes):
         return None
     inputs = [constants.get(name) for name in node.inputs]
     assert node.run is not None

@@ -28,6 +28,7 @@ from rnnfast.onnx.control_steps import Control
 from rnnfast.onnx.folding import MAX_FOLDED_BYTES, FoldingBudget, check_outputs, protect
 from rnnfast.onnx.graph import Graph, Node, Type
 from rnnfast.onnx.ops.control import condition, if_
+from rnnfast.onnx.ops.random import draws
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
 from rnnfast.onnx.tensors import type_name
@@ -472,7 +473,8 @@ class _Tracer:
         run: Any = node.run
         if hasattr(run, "for_shapes") and all(v.fixed_shape for v in inputs):
             run = run.for_shapes(*[v.data for v in inputs])
-        return self.execute(node, run, inputs, shape_only or all(v.known for v in inputs), fixed_shape)
+        folds = (shape_only or all(v.known for v in inputs)) and not draws(node.function, node.attributes)
+        return self.execute(node, run, inputs, folds, fixed_shape)
 
     def execute(
         self,

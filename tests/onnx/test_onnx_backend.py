@@ -23,7 +23,17 @@ ReduceLogSumExp ReduceSumSquare Einsum If Loop Scan SequenceEmpty SequenceInsert
 SplitToSequence""".split()
 
 RANDOM_DROPOUT = "Dropout in training mode drops at random: the expected numbers are those of NumPy's generator"
+FRACTIONAL_LENGTH = (
+    "align_corners by scales that give a fraction of a length: the expected numbers stretch to that fraction; torch, "
+    "onnxruntime and so rnnfast put the last output on the last input"
+)
+RANDOM_NUMBERS = "random numbers, which are those of another generator"
 EXCLUDED = {
+    **{
+        f"test_bernoulli{kind}{form}": RANDOM_NUMBERS for kind in ("", "_double", "_seed") for form in ("", "_expanded")
+    },
+    "test_resize_downsample_scales_linear_align_corners": FRACTIONAL_LENGTH,
+    "test_resize_downsample_scales_cubic_align_corners": FRACTIONAL_LENGTH,
     **dict.fromkeys(
         (
             "test_training_dropout",
@@ -95,15 +105,18 @@ def assert_equal(got, want, rtol, atol):
             np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=rtol, atol=atol)
 
 
+def run_case(case):
+    model = rnnfast.load(case.model.SerializeToString())
+    for inputs, outputs in case.data_sets:
+        got = model(dict(zip([v.name for v in case.model.graph.input], values(inputs))))
+        assert_equal(list(got.values()), values(outputs), LAST_PLACE.get(case.name, case.rtol), case.atol)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_node_case(name):
     if tuple(map(int, onnx.__version__.split(".")[:2])) < CORRECTED.get(name, (0, 0)):
         pytest.skip(f"onnx {onnx.__version__} expects wrong values")
-    case = CASES[name]
-    model = rnnfast.load(case.model.SerializeToString())
-    for inputs, outputs in case.data_sets:
-        got = model(dict(zip([v.name for v in case.model.graph.input], values(inputs))))
-        assert_equal(list(got.values()), values(outputs), LAST_PLACE.get(name, case.rtol), case.atol)
+    run_case(CASES[name])
 
 
 def test_every_promised_operator_has_a_case():
@@ -113,14 +126,12 @@ def test_every_promised_operator_has_a_case():
     ]  # tests/onnx/ops/test_shape.py tests it
 
 
-def test_excluded_cases_are_refused():
+def test_excluded_cases_are_refused_or_give_other_numbers():
     """A case that would pass must not stand in the list."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         excluded = [case for case in collect_testcases(None) if case.name in EXCLUDED]
     assert len(excluded) == len(EXCLUDED)
     for case in excluded:
-        with pytest.raises(rnnfast.Error):
-            rnnfast.load(case.model.SerializeToString())(
-                dict(zip([v.name for v in case.model.graph.input], values(case.data_sets[0][0])))
-            )
+        with pytest.raises((rnnfast.Error, AssertionError)):
+            run_case(case)

@@ -27,6 +27,7 @@ WITHOUT_CASES = {
     ),
     *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
     *("SplitToSequence", "Constant"),
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
 }
 VARIANTS = 10
 

@@ -23,6 +23,9 @@ MODULES = (
     "create",
     "control",
     "recurrent",
+    "signal",
+    "image",
+    "random",
 )
 
 
@@ -33,15 +36,18 @@ if TYPE_CHECKING:  # Programs that freeze others read these imports; they do not
     from rnnfast.onnx.ops import convolution as convolution
     from rnnfast.onnx.ops import create as create
     from rnnfast.onnx.ops import elementwise as elementwise
+    from rnnfast.onnx.ops import image as image
     from rnnfast.onnx.ops import indexing as indexing
     from rnnfast.onnx.ops import linear as linear
     from rnnfast.onnx.ops import normalization as normalization
     from rnnfast.onnx.ops import pooling as pooling
     from rnnfast.onnx.ops import quantize as quantize
+    from rnnfast.onnx.ops import random as random
     from rnnfast.onnx.ops import recurrent as recurrent
     from rnnfast.onnx.ops import reduce as reduce
     from rnnfast.onnx.ops import sequence as sequence
     from rnnfast.onnx.ops import shape as shape
+    from rnnfast.onnx.ops import signal as signal
 
 
 @functools.cache

@@ -6,10 +6,16 @@ ALL = None
 # Older versions, with an attribute in place of an input, have fewer inputs in the same order.
 # If, Loop and Scan are left out: the values that their graphs compute and capture decide too.
 SHAPE_INPUTS = {
+    "AffineGrid": (1,),
+    "BlackmanWindow": ALL,
     "Compress": (1,),
     "ConcatFromSequence": ALL,
     "ConstantOfShape": (0,),
+    "DFT": (1, 2),
     "Expand": (1,),
+    "HammingWindow": ALL,
+    "HannWindow": ALL,
+    "MelWeightMatrix": (0, 1),
     "NonZero": ALL,
     "OneHot": (1,),
     "Pad": (1, 3),
@@ -25,6 +31,8 @@ SHAPE_INPUTS = {
     "ReduceSum": (1,),
     "ReduceSumSquare": (1,),
     "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "STFT": (1, 3),
     "SequenceAt": ALL,
     "SequenceConstruct": ALL,
     "SequenceErase": ALL,
@@ -37,4 +45,5 @@ SHAPE_INPUTS = {
     "TopK": (1,),
     "Unique": ALL,
     "Unsqueeze": (1,),
+    "Upsample": (1,),
 }
