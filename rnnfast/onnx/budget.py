@@ -10,7 +10,8 @@ import numpy as np
 
 from rnnfast.errors import LimitError
 from rnnfast.limits import Limits
-from rnnfast.onnx.ops.types import MAX_TENSOR_BYTES, room
+from rnnfast.onnx.ops.types import MAX_TENSOR_BYTES, check_size, room
+from rnnfast.onnx.result_shapes import known_results
 from rnnfast.onnx.work import NUMPY_NUMBER, numbers_of, work_of
 
 if TYPE_CHECKING:
@@ -75,16 +76,25 @@ class Budget:
 
         Raises LimitError before it runs if the limits do not allow it, as far as the shapes of the inputs say it.
         """
-        allowed = self.limits.bytes_of_a_call
-        left = MAX_TENSOR_BYTES if allowed is None else max(1, allowed - self.nbytes)
-        if node.op_type == "Reshape":  # its result has no more bytes than its input, and mostly is a view of it
-            left = max(left, inputs[0].nbytes)
-        with room(left, "limits.bytes_of_a_call"):
-            self.spend(work_of(node, inputs, constant, (), is_lowered(node)))
+        # The result of Reshape has no more bytes than its input, and mostly is a view of it.
+        least = inputs[0].nbytes if node.op_type == "Reshape" else 1
+        with room(max(least, self.left()), "limits.bytes_of_a_call", recount=lambda: max(least, self.left(True))):
+            known = known_results(node, inputs)
+            for value in known:
+                check_size(value.shape, value.dtype)
+            self.spend(work_of(node, inputs, constant, known, is_lowered(node)))
             results = run(*inputs)
         results = results if isinstance(results, tuple) else (results,)
-        self.work += NUMPY_NUMBER * sum(map(numbers_of, results))
+        self.work += NUMPY_NUMBER * sum(map(numbers_of, results[len(known) :]))
         return results
+
+    def left(self, recount: bool = False) -> int:
+        """The bytes that a result may have now, at least; with `recount` exactly, which takes longer."""
+        if self.limits.bytes_of_a_call is None:
+            return MAX_TENSOR_BYTES
+        if recount:
+            self._recount()
+        return max(1, self.limits.bytes_of_a_call - self.nbytes)
 
     def count(self, value: Any) -> None:
         """Count a result for as long as its memory lives; raise LimitError if the call then holds too much.
@@ -121,10 +131,14 @@ class Budget:
         self.nbytes += nbytes
         allowed = self.limits.bytes_of_a_call
         if allowed is not None and self.nbytes > allowed:
-            living = [array for array in (reference() for reference in self.counted.values()) if array is not None]
-            self.counted = {id(array): weakref.ref(array) for array in living}
-            self.nbytes = self.row_bytes + sum(array.nbytes for array in living)
+            self._recount()
             self.limits.check("bytes_of_a_call", self.nbytes, "the bytes of the call's results are")
+
+    def _recount(self) -> None:
+        """Count anew, without the arrays that are no more."""
+        living = [array for array in (reference() for reference in self.counted.values()) if array is not None]
+        self.counted = {id(array): weakref.ref(array) for array in living}
+        self.nbytes = self.row_bytes + sum(array.nbytes for array in living)
 
 
 class Counted:

@@ -46,25 +46,28 @@ MAX_RANK = 64
 class _Room(threading.local):
     """The bytes that a tensor may have in this thread now, and the limit that leaves so much."""
 
-    nbytes, limit, error = MAX_TENSOR_BYTES, None, LimitError
+    nbytes, limit, error, recount = MAX_TENSOR_BYTES, None, LimitError, None
 
 
 _room = _Room()
 
 
 @contextlib.contextmanager
-def room(nbytes, limit, error=LimitError):
+def room(nbytes, limit, error=LimitError, recount=None):
     """Let `check_size` refuse tensors of more bytes than these in the block.
 
-    limit: the limit that leaves so much. error: what it then raises, a kind of LimitError.
+    limit: the limit that leaves so much. error: what it then raises, a kind of LimitError. recount: returns how many
+    bytes there are, if `nbytes` is only the least that there may be.
     """
-    before = _room.nbytes, _room.limit, _room.error
+    before = _room.nbytes, _room.limit, _room.error, _room.recount
     if nbytes < _room.nbytes:
+        most = _room.nbytes
         _room.nbytes, _room.limit, _room.error = nbytes, limit, error
+        _room.recount = None if recount is None else lambda: min(most, recount())
     try:
         yield
     finally:
-        _room.nbytes, _room.limit, _room.error = before
+        _room.nbytes, _room.limit, _room.error, _room.recount = before
 
 
 def check_size(shape, dtype):
@@ -75,6 +78,8 @@ def check_size(shape, dtype):
     if len(shape) > MAX_RANK:
         raise LimitError(f"a tensor of {len(shape)} axes, more than the limit of {MAX_RANK}")
     size = math.prod([n if n > 1 else 1 for n in map(int, shape)]) * np.dtype(dtype).itemsize
+    if size > _room.nbytes and _room.recount is not None:
+        _room.nbytes = _room.recount()
     if size > _room.nbytes:
         left = "" if _room.limit is None else f" that {_room.limit} leaves"
         error = LimitError if size > MAX_TENSOR_BYTES else _room.error
