@@ -116,6 +116,43 @@ def test_loops_with_unknown_trips_count_while_they_run():
             model(x=x, m=100_000)
 
 
+INNER = """Loop (inner, , {0}) <body = f (int64 j, bool c2, float[n,n] a2) => (bool k2, float[n,n] o2) {{
+    k2 = Identity (c2)  o2 = MatMul (a2, a2) }}>"""
+OUTER = """Loop (outer, , x) <body = d (int64 i, bool c, float[n,n] a) => (bool k, float[n,n] o) {{
+    k = Identity (c)  {0} }}>"""
+NESTED = {
+    "a native loop in one of NumPy functions": f"y = {OUTER.format('h = Hardmax (a)  o = ' + INNER.format('h'))}",
+    "NumPy functions in both": f"y = {OUTER.format('p = ' + INNER.format('a').replace('o2 = ', 'h = Hardmax (a2)  o2 = ').replace('(a2, a2)', '(h, h)') + '  o = Neg (p)')}",
+    "native loops": f"y = {OUTER.format('o = ' + INNER.format('a'))}",
+    "a native loop with known trips around one": f"y = {OUTER.format('o = ' + INNER.format('a')).replace('outer', 'fifty')}",
+    "one with known trips in another": f"y = {OUTER.format('h = Hardmax (a)  o = ' + INNER.format('h').replace('inner', 'fifty'))}",
+    "a branch": f"t = Greater (outer, inner)  y = {OUTER.format('h = Hardmax (a)  o = If (t) <then_branch = g () => (float[n,n] p) { p = ' + INNER.format('h') + ' }, else_branch = e () => (float[n,n] q) { q = ' + INNER.format('h') + ' }>')}",
+    "a scan": f"s = Expand (x, shape)  y = Scan (x, s) <num_scan_inputs = 1, body = g (float[n,n] a, float[n,n] r) => (float[n,n] o) {{ h = Hardmax (a)  o = {INNER.format('h')} }}>",
+    "one after the other": "  ".join(f"y{i + 1} = {INNER.format(f'y{i}')}" for i in range(50)).replace("(inner, , y0)", "(inner, , x)") + "  y = Neg (y50)",
+    "one after the other, apart": "  ".join(f"h{i} = Hardmax (y{i})  y{i + 1} = {INNER.format(f'h{i}')}" for i in range(50)).replace("(y0)", "(x)") + "  y = Neg (y50)",
+    "functions": f"y = {OUTER.format('o = local.own (a, inner)')}",
+}  # fmt: skip
+OWN = f"""
+<domain: "local", opset_import: ["" : 17]> own (x, inner) => (y) {{ h = Hardmax (x)  y = {INNER.format("h")} }}"""
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_loops_within_loops_share_what_the_call_may_take(name):
+    """Each inner loop stays far below the limit, and 50 of them take more."""
+    text = f"g (float[n,n] x, int64 inner, int64 outer) => (float[n,n] y) {{ {NESTED[name]} }}"
+    data = parse(
+        text + OWN * ("local." in text), fifty=np.array(50), shape=np.array([50, 1, 1]), opset=17
+    )
+    trips = {"NumPy functions in both": 100, "one with known trips in another": 40}.get(name, 2000)
+    model, x = rnnfast.load(data, limits=Limits(work=4 * 10**9)), np.eye(32, dtype=np.float32)
+    for _ in range(2):
+        assert model(x=x, inner=trips // 50, outer=50).y.shape == x.shape
+        if "outer" in NESTED[name] and "known" not in name:
+            assert model(x=x, inner=trips, outer=1).y.shape == x.shape
+        with pytest.raises(LimitError, match=r"limits\.work"):
+            model(x=x, inner=trips, outer=50 if "known trips in" not in name else 2000)
+
+
 def test_a_branch_that_does_not_run_may_be_too_much():
     data = parse(
         """g (float[n,n] x, bool c) => (float[n,n] y) { y = If (c)

@@ -89,15 +89,17 @@ void rnnfast_loop(const command *c, const context *x)
 {
     const loop_command *m = (const loop_command *)c;
     const int64_t trips = m->trips.buffer < 0 ? INT64_MAX : *(const int64_t *)address_of(x, m->trips);
-    int64_t *index = address_of(x, m->index), *status = address_of(x, m->status), left = *x->iterations;
+    int64_t *index = address_of(x, m->index), *status = address_of(x, m->status), left = x->left->iterations;
     bool going = m->going.buffer < 0 || *(const uint8_t *)address_of(x, m->going);
     context inner = *x;
     for (int64_t i = 0; going && i < trips; i++) {
-        if (--*x->iterations < 0) {
+        if (x->left->iterations < 1 || x->left->work < m->work) {
             status[0] = 1;
             status[1] = left;
             break;
         }
+        x->left->iterations--;
+        x->left->work -= m->work;
         *index = i;
         inner.iteration = i;
         inner.backwards = x->backwards ^ (int)(i & 1);

@@ -26,6 +26,12 @@ typedef struct {
     ptrdiff_t buffer, offset;   /* the offset is in bytes */
 } location;
 
+/* What the loops of a call may still take, all of them together. */
+typedef struct {
+    int64_t iterations;
+    int64_t work;               /* of loops whose trip counts are not known before; that of the others was counted then */
+} loop_allowance;
+
 /* The state that all commands of one run share. */
 typedef struct context {
     char *const *buffers;
@@ -33,7 +39,7 @@ typedef struct context {
     int threads;
     int backwards;              /* the order of panels: alternates from call to call and changes no result */
     ptrdiff_t iteration;        /* that of the innermost loop around the command */
-    int64_t *iterations;        /* how many more iterations all loops of the call may take together */
+    loop_allowance *left;
     watch *watch;               /* counts the work of the thread; NULL where its caller counts */
 } context;
 
@@ -235,11 +241,13 @@ typedef struct {
 
 /* Run the call_command that follows repeatedly, until one of its checks reports a failure: at most `trips` (int64)
  * times, while `going` (before the first iteration) and `next` (after each iteration) are true. Each of the three may
- * have buffer -1, which sets no limit. `index` receives the int64 iteration. The status is [whether the loops of the
- * call took too many iterations, how many were left when this loop began]. */
+ * have buffer -1, which sets no limit. `index` receives the int64 iteration. `work` is that of an iteration, 0 if the
+ * trip count was known and so the work was counted before. The status is [whether the loops of the call would take more
+ * than they may, how many iterations were left when this loop began]. */
 typedef struct {
     command head;
     location trips, going, next, index, status;
+    ptrdiff_t work;
     command body;
 } loop_command;
 

@@ -109,12 +109,15 @@ cdef extern from "program.h" nogil:
     ctypedef struct location:
         Py_ssize_t buffer, offset
 
+    ctypedef struct loop_allowance:
+        int64_t iterations, work
+
     ctypedef struct context:
         char **buffers
         const kernels *isa
         int threads, backwards
         Py_ssize_t iteration
-        int64_t *iterations
+        loop_allowance *left
         watch *watch
 
     ctypedef struct command:

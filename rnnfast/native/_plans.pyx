@@ -16,6 +16,7 @@ from rnnfast.native._interrupts import within
 
 from rnnfast.native._arrays cimport nbytes_of, same_type, same_values
 from rnnfast.native._interrupts cimport check
+from rnnfast.native._kernels cimport loop_allowance
 from rnnfast.native._programs cimport NativeProgram
 
 cnp.import_array()
@@ -180,7 +181,10 @@ cdef class Plan:
             for step in self.steps:
                 run, inputs, outputs, large, released, where = step
                 check()
-                result = run(*gathered(values, inputs))
+                if budget is not None and type(run) is NativeProgram and (<NativeProgram>run).loops:
+                    result = counted(<NativeProgram>run, gathered(values, inputs), budget)
+                else:
+                    result = run(*gathered(values, inputs))
                 if type(result) is tuple:
                     for i in range(min(len(outputs), len(<tuple>result))):
                         values[slot(outputs, i)] = (<tuple>result)[i]
@@ -220,6 +224,17 @@ cdef class Plan:
             return self.shared(args)
         with np.errstate(all="ignore"):
             return self.shared(args)
+
+
+cdef tuple counted(NativeProgram program, tuple args, budget):
+    """Run a program with loops as a part of the call whose Budget is given."""
+    cdef loop_allowance left
+    iterations, work = budget.loops_left()
+    left.iterations, left.work = iterations, work
+    try:
+        return program.run_within(args, &left)
+    finally:
+        budget.count_loops(iterations - left.iterations, work - left.work)
 
 
 cdef inline Py_ssize_t slot(tuple slots, Py_ssize_t i) except -1:

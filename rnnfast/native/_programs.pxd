@@ -19,7 +19,7 @@ cdef class NativeProgram:
     cdef const Py_ssize_t *noted                    # where in the arena each check has its status
     cdef readonly Py_ssize_t n_words
     cdef Py_ssize_t n_noted
-    cdef int64_t iterations
+    cdef loop_allowance allowed                     # to the loops of a run that is a call of its own
     cdef readonly object keep
     cdef Arenas arenas
     cdef double seconds
@@ -30,8 +30,11 @@ cdef class NativeProgram:
     cdef int[MAX_BUFFERS] types, axes, first_axis
     cdef cnp.npy_intp[MAX_BUFFERS * MAX_RANK] shapes
 
+    cdef readonly bint loops
+
     cdef tuple run(self, tuple args)
-    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, interrupt *call, char *arena,
+    cdef tuple run_within(self, tuple args, loop_allowance *left)
+    cdef tuple prepare(self, context *x, char **buffers, loop_allowance *left, interrupt *call, char *arena,
                        tuple args)
     cdef object new_output(self, Py_ssize_t i)
     cdef bint failed(self, const char *arena) noexcept nogil

@@ -30,6 +30,8 @@ class NativeProgram:
     @property
     def threads(self) -> int: ...
     @property
+    def loops(self) -> bool: ...
+    @property
     def code(self) -> np.ndarray: ...
     @property
     def keep(self) -> Any: ...
@@ -48,7 +50,9 @@ class NativeProgram:
         notes: tuple[Any, ...],
         checks: Iterable[tuple[int, type[Exception], str, str]],
         threads: int,
+        loops: bool,
         iterations: int,
+        work: int,
         arenas: Arenas,
         seconds: float | None = None,
     ) -> None: ...

@@ -227,18 +227,21 @@ cdef class NativeProgram:
         checks: For each command that may report a value out of range: (where in the arena its status is, the class of
             the error, a message with a place for the value, where it stands in the file).
         threads: The most threads to use.
-        iterations: How many iterations its loops may take together in a run.
+        loops: Whether there are loops.
+        iterations, work: What its loops may take together in a run that is a call of its own: iterations, and the work
+            of those whose trip counts are not known.
         arenas: Where runs borrow their arena.
         seconds: After how many seconds a run is stopped; None for never.
     """
-    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, iterations, Arenas arenas,
-                 seconds=None):
+    def __init__(self, program, arena, live, inputs, outputs, keep, notes, checks, threads, loops, iterations, work,
+                 Arenas arenas, seconds=None):
         cdef Py_ssize_t i, j, at = 0
         cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
         self.arrays, self.n_words, self.n_noted = (code, noted), code.size, noted.size
         self.words, self.noted = <const Py_ssize_t *>cnp.PyArray_DATA(code), <const Py_ssize_t *>cnp.PyArray_DATA(noted)
         self.arena, self.live, self.keep, self.notes = arena, live, keep, notes
-        self.checks, self.threads, self.iterations = tuple(checks), threads, iterations
+        self.checks, self.threads, self.loops = tuple(checks), threads, loops
+        self.allowed.iterations, self.allowed.work = iterations, work
         self.inputs = tuple(inputs)
         self.outputs = tuple([(shape, np.dtype(dtype)) for shape, dtype in outputs])
         self.arenas, self.seconds = arenas, 0 if seconds is None else seconds
@@ -283,7 +286,7 @@ cdef class NativeProgram:
         """Return the least nanoseconds that each command took in so many whole runs, in the order of `notes`."""
         cdef context x
         cdef char *buffers[MAX_BUFFERS]
-        cdef int64_t iterations
+        cdef loop_allowance left
         cdef interrupt call
         cdef block *memory
         cdef cnp.ndarray least = np.full(len(self.notes), INT64_MAX)
@@ -294,11 +297,11 @@ cdef class NativeProgram:
         memory = self.arenas.borrow(self.arena)
         try:
             # The results keep the outputs alive.
-            _results = self.prepare(&x, buffers, &iterations, &call, memory_of(memory), args)
+            _results = self.prepare(&x, buffers, &left, &call, memory_of(memory), args)
             with nogil:
                 mode = active.flush_denormals()
                 for _round in range(rounds):
-                    iterations = self.iterations
+                    left = self.allowed
                     rnnfast_execute_timed(self.words, self.n_words, &x, of_command)
                 active.restore_mode(mode)
             finish(&call)
@@ -307,12 +310,16 @@ cdef class NativeProgram:
         return least.tolist()
 
     cdef tuple run(self, tuple args):
-        """Run the program on arrays of the types and shapes of `inputs`. Returns new arrays."""
+        """Run the program on arrays of the types and shapes of `inputs`, as a call of its own. Returns new arrays."""
+        cdef loop_allowance left = self.allowed
+        return self.run_within(args, &left)
+
+    cdef tuple run_within(self, tuple args, loop_allowance *left):
+        """Run the program as a part of a call whose loops may still take `left`, which counts down."""
         cdef char *buffers[MAX_BUFFERS]
         cdef context x
         cdef Py_ssize_t i
         cdef unsigned mode
-        cdef int64_t iterations = self.iterations
         cdef interrupt call
         cdef block *memory
         cdef tuple results
@@ -322,7 +329,7 @@ cdef class NativeProgram:
                 break
         memory = self.arenas.borrow(self.arena)
         try:
-            results = self.prepare(&x, buffers, &iterations, &call, memory_of(memory), args)
+            results = self.prepare(&x, buffers, left, &call, memory_of(memory), args)
             with nogil:
                 mode = active.flush_denormals()
                 rnnfast_execute(self.words, self.n_words, &x)
@@ -334,9 +341,9 @@ cdef class NativeProgram:
             self.arenas.give_back(memory)
         return results
 
-    cdef tuple prepare(self, context *x, char **buffers, int64_t *iterations, interrupt *call, char *arena,
+    cdef tuple prepare(self, context *x, char **buffers, loop_allowance *left, interrupt *call, char *arena,
                        tuple args):
-        """Return new outputs, begin the call, and set x, buffers and iterations for a run on this arena."""
+        """Return new outputs, begin the call, and set x and buffers for a run on this arena."""
         cdef Py_ssize_t i, n = len(args)
         cdef tuple results = PyTuple_New(self.n_outputs)
         buffers[0], buffers[1] = NULL, arena
@@ -347,7 +354,7 @@ cdef class NativeProgram:
             Py_INCREF(value)
             PyTuple_SET_ITEM(results, i, value)
             buffers[2 + n + i] = <char *>cnp.PyArray_DATA(value)
-        x.buffers, x.isa, x.iteration, x.iterations = buffers, active, 0, iterations
+        x.buffers, x.isa, x.iteration, x.left = buffers, active, 0, left
         x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
         x.backwards = self.turn
         self.turn ^= 1

@@ -362,6 +362,7 @@ def _loop(v: Verifier, w: Words) -> None:
             v.reach(w, place, 0, nbytes, nbytes)
     v.reach(w, index, 0, 8, 8)
     v.reach(w, status, 0, 16, 8)
+    w.count()
     body = w.command()
     _call(v, body, v.known(trips))
     _end(body)

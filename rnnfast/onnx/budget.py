@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Iterations of all Loops and Scans of a call together: without a limit a condition that never turns false, or loops
 # within loops, would hang.
 MAX_ITERATIONS = 1_000_000
+MOST_WORK = 2**62  # where there is no limit
 # Results smaller than this are not counted, because a file has a limited number of nodes. Rows of scan outputs always
 # are, because a loop has many iterations.
 COUNTED_BYTES = 2**16
@@ -63,6 +64,17 @@ class Budget:
         self.iterations += 1
         if self.iterations > MAX_ITERATIONS:
             raise LimitError(f"the loops of one call take more than {MAX_ITERATIONS} iterations")
+
+    def loops_left(self) -> tuple[int, int]:
+        """What the loops of a native program may take: (iterations, work of those whose trip counts are not known)."""
+        allowed = self.limits.work
+        left = MOST_WORK if allowed is None else min(MOST_WORK, max(0, allowed - self.work))
+        return max(0, MAX_ITERATIONS - self.iterations), left
+
+    def count_loops(self, iterations: int, work: int) -> None:
+        """Count what the loops of a native program took of what was left."""
+        self.iterations += iterations
+        self.work += work
 
     def spend(self, work: int) -> None:
         """Count work before it is done; raise LimitError if the call then takes too much."""

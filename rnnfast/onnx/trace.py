@@ -19,6 +19,7 @@ from rnnfast.limits import Limits
 from rnnfast.native._arrays import pattern
 from rnnfast.native._interrupts import check, within
 from rnnfast.native._plans import Plan, Plans, separate
+from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, Counted, is_lowered, owner
@@ -321,6 +322,8 @@ class _Tracer:
             steps.append((run, step.input_slots, step.output_slots, step.large, tuple(released), step.where))
         work = self._check_work([(step.work[1], step.where) for step in native])
         counts = any(large or self.budget_input.slot in inputs for _, inputs, _, large, *_ in steps)
+        # A program that is the whole plan counts its loops itself; more of them share what the call allows.
+        counts |= len(native) > 1 and any(type(step.run) is NativeProgram and step.run.loops for step in native)
         fixed_shapes = all(v.fixed_shape and isinstance(v.data, np.ndarray) for v in outputs)
         return Plan(
             [v.data for v in self.inputs],

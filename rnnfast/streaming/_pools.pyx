@@ -45,15 +45,15 @@ cdef class Slots:
         self.free_slots, self.closed_slots = np.arange(capacity - 1, -1, -1), np.empty(capacity, np.intp)
         self.stamps, self.taken = np.zeros(capacity, np.intp), np.zeros(capacity, np.uint8)
 
-    def open(self, begin, *args):
-        """Open a stream: call begin(slot, *args) and return its id; None where all slots are taken.
+    def open(self, list opened, begin, *args):
+        """Open a stream: call begin(slot, *args) and append its id to `opened`; nothing where all slots are taken.
 
-        If `begin` raises, the slot is free again.
+        If `begin` raises, the slot is free again. A signal's handler that raises later finds the id in `opened`.
         """
         cdef Py_ssize_t slot
         with cython.critical_section(self):
             if not self.n_free:
-                return None
+                return
             self.n_free -= 1
             slot = self.free_slots[self.n_free]
         try:
@@ -62,9 +62,15 @@ cdef class Slots:
             self.give_back(slot)
             raise
         with cython.critical_section(self):
+            opened.append(self.ids[slot])
             self.taken[slot] = True
             self.count += 1
-            return self.ids[slot]
+
+    def take_back(self, list opened):
+        """Close those of these streams that are open."""
+        for stream in opened:
+            if self.taken[stream % self.capacity] and self.ids[stream % self.capacity] == stream:
+                self.close(np.array([stream], np.intp))
 
     cdef int give_back(self, Py_ssize_t slot) except -1:
         with cython.critical_section(self):
@@ -157,7 +163,7 @@ cdef struct BatchLayout:
     const Py_ssize_t *words
     const Py_ssize_t *noted
     Py_ssize_t n_words, n_noted, size, nbytes
-    int64_t iterations
+    loop_allowance allowed
     int n_buffers
     char *base[MAX_BUFFERS]
     BatchBinding frames[MAX_BUFFERS]
@@ -231,7 +237,7 @@ cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane, watch *own) n
     cdef const BatchBinding *p
     cdef char *buffers[MAX_BUFFERS]
     cdef context x
-    cdef int64_t iterations = layout.iterations
+    cdef loop_allowance left = layout.allowed
     cdef Py_ssize_t row, slot, n = layout.size
     cdef int i
     # States that lie together are read and written in place: LSTM H128, 1,024 streams: 0.94 of the time.
@@ -270,7 +276,7 @@ cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane, watch *own) n
         if direct(p, s.result_strides[i], c):
             buffers[p.buffer] = s.results[i] + c.first * s.result_strides[i]
     x.buffers, x.isa, x.threads, x.backwards = buffers, active, 1, s.backwards
-    x.iteration, x.iterations, x.watch = 0, &iterations, own
+    x.iteration, x.left, x.watch = 0, &left, own
     execute(layout.words, layout.n_words, &x)
     if stopped(s.call):
         return False
@@ -333,7 +339,7 @@ cdef class BatchedProgram:
             raise LimitError(f"{len(frames)} inputs, {len(states)} states and {len(results)} outputs of a stream")
         self.program = program
         p.words, p.n_words, p.noted, p.n_noted = program.words, program.n_words, program.noted, program.n_noted
-        p.iterations, p.size = program.iterations, size
+        p.allowed, p.size = program.allowed, size
         p.n_buffers = 2 + len(program.inputs) + len(program.outputs)
         p.nbytes = lines(program.arena)
         p.base[0] = NULL

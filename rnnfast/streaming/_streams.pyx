@@ -220,7 +220,7 @@ cdef class StreamRunner:
         cdef const Py_ssize_t *words = self.program.words
         cdef Py_ssize_t n_words = self.program.n_words, _frame
         cdef context x
-        cdef int64_t iterations
+        cdef loop_allowance left
         cdef interrupt call
         cdef unsigned mode
         cdef int i, turn = self.turn
@@ -230,7 +230,7 @@ cdef class StreamRunner:
         cdef block *memory = self.program.arenas.borrow(self.program.arena)
         buffers[1] = memory_of(memory)
         begin(&call, self.program.seconds)
-        x.buffers, x.isa, x.iteration, x.iterations, x.watch = buffers, active, 0, &iterations, &call.watch
+        x.buffers, x.isa, x.iteration, x.left, x.watch = buffers, active, 0, &left, &call.watch
         with nogil:
             mode = active.flush_denormals()
             for _frame in range(n):
@@ -239,7 +239,7 @@ cdef class StreamRunner:
                         buffers[self.read_buffers[i]] = self.data[self.turn][i]
                     buffers[self.written_buffers[i]] = self.data[1 - self.turn][i]
                 x.backwards = self.turn
-                iterations = self.program.iterations
+                left = self.program.allowed
                 execute(words, n_words, &x)
                 if stopped(&call) or checked and self.program.failed(buffers[1]):
                     failed = True

@@ -356,6 +356,8 @@ def step_program(layer, stack, shape):
         (),
         (),
         layer.thread_count,
+        False,
+        0,
         0,
         WORKSPACES,
     )

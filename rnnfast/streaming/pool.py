@@ -118,9 +118,8 @@ class Pool:
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------ streams
-    @raises_limit_error
     def open(self, state: Any = None, **fixed: ArrayLike) -> int:
-        """Open a new stream.
+        """Open a new stream. Where this raises, by a signal's handler too, no stream is open that was not before.
 
         Args:
             state: Its initial state, in the form that `state(id)` returns; None begins with zeros.
@@ -134,15 +133,27 @@ class Pool:
             InputError: A state or a fixed input does not fit.
             InputTypeError: A state or a fixed input has another type.
         """
-        opening = self._validate_opening(state, fixed)
-        stream = self._lock.call(self._open, opening)
-        if stream is None:
-            raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
-        return stream
+        opened: list[int] = []
+        try:
+            self.open_into(opened, state, fixed)
+            return opened[0]
+        except BaseException:
+            self._slots.take_back(opened)
+            raise
 
-    def _open(self, opening):
+    @raises_limit_error
+    def open_into(self, opened: list[int], state: Any, fixed: dict[str, Any]) -> None:
+        """Open a stream as `open` does, and append its id to `opened`, which has it whatever a signal's handler raises.
+
+        Whoever calls it gives `opened` to `take_back` of the slots where this or what follows raises.
+        """
+        self._lock.call(self._open, opened, self._validate_opening(state, fixed))
+        if not opened:
+            raise LimitError(f"{self.label}: all {self.max_streams} streams are open")
+
+    def _open(self, opened, opening):
         self._tidy()
-        return self._slots.open(self._begin_anew, *opening)
+        self._slots.open(opened, self._begin_anew, *opening)
 
     def _begin_anew(self, slot, *opening):
         try:

@@ -63,34 +63,6 @@ class Target(NamedTuple):
     limits: Limits = Limits()
 
 
-class Loops(NamedTuple):
-    """The iterations of the loops of a program, for the number that a run may take.
-
-    known: those of loops whose trip counts are known. work: that of an iteration, the most of all other loops; 0 if
-    there are none. each: the most iterations of known loops within an iteration of another one, and itself.
-    """
-
-    known: int = 0
-    work: int = 0
-    each: int = 0
-
-    def within(self, trips, work):
-        """Return the Loops of a loop with so many trips (None: not known), whose body has these Loops and this work."""
-        if trips is None:
-            return Loops(0, max(self.work, work), max(self.each, 1 + self.known))
-        return Loops(min(trips * (1 + self.known), 2**62), self.work, self.each)
-
-    def beside(self, other):
-        """Return the Loops of both."""
-        return Loops(self.known + other.known, max(self.work, other.work), max(self.each, other.each))
-
-    def most(self, limits):
-        """Return how many iterations a run may take."""
-        if not self.work or limits.work is None:
-            return budget.MAX_ITERATIONS
-        return min(budget.MAX_ITERATIONS, self.known + max(1, limits.work // self.work) * self.each)
-
-
 class Operand:
     """A value of a graph: its shape and type, its array if it is known at load, and its view or expression while a
     program is built.
@@ -139,7 +111,7 @@ class Builder:
         self._showing = {}  # id of an owning array -> the Operands that got a view of it, perhaps another one since
         self.node = None  # the node to which the next commands belong
         self._nodes = {}  # id of an Operand with an expression -> the node of the expression
-        self.loops = Loops()  # those of the commands
+        self.loops = False  # whether the commands have loops
         self._checks = []  # (view of a status, class of the error, its message, where it says that it happened)
 
     # ------------------------------------------------------------------------------------------ values
@@ -284,9 +256,11 @@ class Builder:
         return view
 
     # ------------------------------------------------------------------------------------------ the program
-    def program(self, outputs):
+    def program(self, outputs, work):
         """Return the NativeProgram that takes the arrays of `inputs` and returns those of the Operands `outputs`, each
-        in memory of its own."""
+        in memory of its own. work: that of a run, without that of loops whose trip counts are not known.
+        """
+        allowed = self.target.limits.work
         taken = set()
         for operand in outputs:
             view = self.view(operand)
@@ -336,7 +310,9 @@ class Builder:
             tuple(self.notes),
             checks,
             self.target.threads,
-            self.loops.most(self.target.limits),
+            self.loops,
+            budget.MAX_ITERATIONS,
+            budget.MOST_WORK if allowed is None else min(budget.MOST_WORK, max(0, allowed - work)),
             self.target.arenas,
             self.target.limits.seconds,
         )

@@ -5,7 +5,7 @@ import numpy as np
 from rnnfast.errors import LimitError
 from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx import budget
-from rnnfast.onnx.compile.builder import Loops, NotNative
+from rnnfast.onnx.compile.builder import NotNative
 from rnnfast.onnx.ops.control import scan_settings
 from rnnfast.onnx.work import NATIVE_CALL
 
@@ -68,18 +68,13 @@ def _is_native(control):
     )
 
 
-def _loops_of(plan):
-    """Return the Loops of a plan of at most one native program."""
-    return plan.unmetered_steps[0].loops if plan.unmetered_steps else Loops()
-
-
 def _emit_loop_command(builder, plan, known, trips, going, next_, index, sources, targets, final_moves):
-    """Emit a loop command that calls a plan's program; the run raises LimitError beyond MAX_ITERATIONS.
+    """Emit a loop command that calls a plan's program; the run raises LimitError beyond what a call may take.
 
     known: the most iterations, None if that is not known. trips, going: views of the trip count and of the first
     condition, None if absent; next_: the view of the condition that the body computes; index: that of the iteration.
     """
-    builder.loops = builder.loops.beside(_loops_of(plan).within(known, plan.work + NATIVE_CALL))
+    builder.loops = True
     message = f"the loops of one call take more than {budget.MAX_ITERATIONS} iterations"
     if builder.target.limits.work is not None:
         message += f", or more work than limits.work = {builder.target.limits.work:,}"
@@ -93,6 +88,7 @@ def _emit_loop_command(builder, plan, known, trips, going, next_, index, sources
         next_,
         index,
         status,
+        0 if known is not None else min(budget.MOST_WORK, plan.work + NATIVE_CALL),
         *call,
         out=(final_moves[0][0] if final_moves else targets[-1]).view,
         flops=flops * (1 if known is None else known),
@@ -136,8 +132,7 @@ def emit_if(builder, node, inputs, outputs):
     sources, targets = _captured_views(builder, inputs[2:]), [LoopView(view) for view in views]
     calls = [_call_words(builder, control.plans[name], sources, targets) for name in ("then_branch", "else_branch")]
     _, flops, nbytes = max(calls, key=lambda call: call[1])
-    for plan in control.plans.values():
-        builder.loops = builder.loops.beside(_loops_of(plan))
+    builder.loops |= any(step.run.loops for plan in control.plans.values() for step in plan.unmetered_steps)
     condition = builder.contiguous(builder.view(inputs[1]))
     builder.emit("branch", condition, *calls[0][0], *calls[1][0], out=views[0], flops=flops, weights=nbytes)
     for operand, view in zip(outputs, views):

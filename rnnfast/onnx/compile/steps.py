@@ -16,7 +16,7 @@ from rnnfast.onnx.compile import (
     recurrent_steps,
     reduction,
 )
-from rnnfast.onnx.compile.builder import DTYPES, Builder, Loops, NotNative
+from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
 
 TABLES = (
     integer.EMIT,
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
     large: the output slots whose results may be large. where: the location that errors name. node: the node of the
     graph, None for several. operands, results: the Operands of the inputs and outputs, empty if the step cannot become
-    native. work: that of the step as native commands and as it is. loops: the Loops of a native program.
+    native. work: that of the step as native commands and as it is.
     """
 
     run: object
@@ -52,7 +52,6 @@ class Step(NamedTuple):
     operands: tuple = ()
     results: tuple = ()
     work: tuple = (0, 0)
-    loops: Loops = Loops()
 
 
 def compiled(steps, kept, target):
@@ -118,7 +117,8 @@ def _join(builder, steps, last_reader, end, not_native=None):
         fits = len(outputs) + len(builder.inputs) <= MAX_INPUTS_AND_OUTPUTS and all(
             len(o.shape) <= LIMITS["rank"] for o in outputs.values()
         )
-        program = builder.program(list(outputs.values())) if builder.commands and fits else None
+        work = sum([step.work[0] for step in steps])
+        program = builder.program(list(outputs.values()), work) if builder.commands and fits else None
     except NotNative:
         program = None
     except LimitError as e:
@@ -128,5 +128,4 @@ def _join(builder, steps, last_reader, end, not_native=None):
         return steps
     inputs = tuple(slots[id(operand)] for operand in builder.inputs)
     large = tuple(slot for step in steps for slot in step.large if slot in outputs)
-    work = sum([step.work[0] for step in steps])
-    return [Step(program, inputs, tuple(outputs), large, where, work=(work, work), loops=builder.loops)]
+    return [Step(program, inputs, tuple(outputs), large, where, work=(work, work))]
