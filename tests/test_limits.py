@@ -116,33 +116,54 @@ def test_loops_with_unknown_trips_count_while_they_run():
             model(x=x, m=100_000)
 
 
-INNER = """Loop (inner, , {0}) <body = f (int64 j, bool c2, float[n,n] a2) => (bool k2, float[n,n] o2) {{
-    k2 = Identity (c2)  o2 = MatMul (a2, a2) }}>"""
-OUTER = """Loop (outer, , x) <body = d (int64 i, bool c, float[n,n] a) => (bool k, float[n,n] o) {{
-    k = Identity (c)  {0} }}>"""
+def inner(x, body="o2 = MatMul (a2, a2)", trips="inner"):
+    """A loop on x that has a native form, unless another body says otherwise."""
+    return (
+        f"Loop ({trips}, , {x}) <body = f (int64 j, bool c2, float[n,n] a2) => (bool k2, float[n,n] o2) {{ "
+        f"k2 = Identity (c2)  {body} }}>"
+    )
+
+
+def outer(nodes, trips="outer"):
+    """A loop whose body makes o from a."""
+    return (
+        f"y = Loop ({trips}, , x) <body = d (int64 i, bool c, float[n,n] a) => (bool k, float[n,n] o) {{ "
+        f"k = Identity (c)  {nodes} }}>"
+    )
+
+
+def chain(step):
+    """50 steps behind each other, each of which makes y1 from y0."""
+    steps = "".join(step.replace("y1", f"y{i + 1}").replace("y0", f"y{i}").replace("h", f"h{i}_") for i in range(50))
+    return f"y0 = Neg (x)  {steps} y = Neg (y50)"
+
+
+BRANCHES = (
+    "h = Hardmax (a)  o = If (t) <then_branch = p () => (float[n,n] p) {{ p = {} }}, "
+    "else_branch = q () => (float[n,n] q) {{ q = {} }}>".format(inner("h"), inner("h"))
+)
 NESTED = {
-    "a native loop in one of NumPy functions": f"y = {OUTER.format('h = Hardmax (a)  o = ' + INNER.format('h'))}",
-    "NumPy functions in both": f"y = {OUTER.format('p = ' + INNER.format('a').replace('o2 = ', 'h = Hardmax (a2)  o2 = ').replace('(a2, a2)', '(h, h)') + '  o = Neg (p)')}",
-    "native loops": f"y = {OUTER.format('o = ' + INNER.format('a'))}",
-    "a native loop with known trips around one": f"y = {OUTER.format('o = ' + INNER.format('a')).replace('outer', 'fifty')}",
-    "one with known trips in another": f"y = {OUTER.format('h = Hardmax (a)  o = ' + INNER.format('h').replace('inner', 'fifty'))}",
-    "a branch": f"t = Greater (outer, inner)  y = {OUTER.format('h = Hardmax (a)  o = If (t) <then_branch = g () => (float[n,n] p) { p = ' + INNER.format('h') + ' }, else_branch = e () => (float[n,n] q) { q = ' + INNER.format('h') + ' }>')}",
-    "a scan": f"s = Expand (x, shape)  y = Scan (x, s) <num_scan_inputs = 1, body = g (float[n,n] a, float[n,n] r) => (float[n,n] o) {{ h = Hardmax (a)  o = {INNER.format('h')} }}>",
-    "one after the other": "  ".join(f"y{i + 1} = {INNER.format(f'y{i}')}" for i in range(50)).replace("(inner, , y0)", "(inner, , x)") + "  y = Neg (y50)",
-    "one after the other, apart": "  ".join(f"h{i} = Hardmax (y{i})  y{i + 1} = {INNER.format(f'h{i}')}" for i in range(50)).replace("(y0)", "(x)") + "  y = Neg (y50)",
-    "functions": f"y = {OUTER.format('o = local.own (a, inner)')}",
-}  # fmt: skip
+    "a native loop in one of NumPy functions": outer(f"h = Hardmax (a)  o = {inner('h')}"),
+    "NumPy functions in both": outer(f"p = {inner('a', 'h = Hardmax (a2)  o2 = MatMul (h, h)')}  o = Neg (p)"),
+    "native loops": outer(f"o = {inner('a')}"),
+    "a native loop with known trips around one": outer(f"o = {inner('a')}", "fifty"),
+    "one with known trips in another": outer(f"h = Hardmax (a)  o = {inner('h', trips='fifty')}"),
+    "a branch": f"t = Greater (outer, inner)  {outer(BRANCHES)}",
+    "a scan": "s = Expand (x, shape)  y = Scan (x, s) <num_scan_inputs = 1, body = d (float[n,n] a, float[n,n] r) => "
+    f"(float[n,n] o) {{ h = Hardmax (a)  o = {inner('h')} }}>",
+    "one after the other": chain(f"y1 = {inner('y0')}  "),
+    "one after the other, apart": chain(f"h = Hardmax (y0)  y1 = {inner('h')}  "),
+    "functions": outer("o = local.own (a, inner)"),
+}
 OWN = f"""
-<domain: "local", opset_import: ["" : 17]> own (x, inner) => (y) {{ h = Hardmax (x)  y = {INNER.format("h")} }}"""
+<domain: "local", opset_import: ["" : 17]> own (x, inner) => (y) {{ h = Hardmax (x)  y = {inner("h")} }}"""
 
 
 @pytest.mark.parametrize("name", NESTED)
 def test_loops_within_loops_share_what_the_call_may_take(name):
     """Each inner loop stays far below the limit, and 50 of them take more."""
     text = f"g (float[n,n] x, int64 inner, int64 outer) => (float[n,n] y) {{ {NESTED[name]} }}"
-    data = parse(
-        text + OWN * ("local." in text), fifty=np.array(50), shape=np.array([50, 1, 1]), opset=17
-    )
+    data = parse(text + OWN * ("local." in text), fifty=np.array(50), shape=np.array([50, 1, 1]), opset=17)
     trips = {"NumPy functions in both": 100, "one with known trips in another": 40}.get(name, 2000)
     model, x = rnnfast.load(data, limits=Limits(work=4 * 10**9)), np.eye(32, dtype=np.float32)
     for _ in range(2):

@@ -41,7 +41,7 @@ def known_results(node: Node, inputs: Sequence[Any]) -> tuple[np.ndarray, ...]:
     if node.domain or not any(isinstance(x, np.ndarray) and x.nbytes >= LOOKED_AT_BYTES for x in inputs):
         return ()
     if hasattr(node.function, "shapes"):
-        shapes = node.function.shapes(*inputs, **node.attributes)
+        shapes = node.function.shapes(*inputs, **node.attributes)  # type: ignore[union-attr]
     elif node.op_type in LIKE_FIRST and inputs and isinstance(inputs[0], np.ndarray):
         shapes = (inputs[0].shape,)
     else:

@@ -139,7 +139,32 @@ cdef class RequestQueue:
         """Wake the thread if it sleeps, from anywhere."""
         self.wake.put(None)
 
+    def _claim(self, thread):
+        """Make this the thread of the queue if there is none; return whether it is."""
+        with cython.critical_section(self):
+            if self._thread is None:
+                self._thread = thread
+            return self._thread is thread
+
     # ------------------------------------------------------------------------------------------ callers
+    def end(self, OpenStream open_stream, str why):
+        """Close a stream; return False if that was done before. No signal parts this."""
+        if self._streams.pop(open_stream.id, None) is None:
+            return False            # Another thread was first.
+        open_stream.closed = why
+        self._pool._slots.take_back([open_stream.id])
+        self._wake_up()
+        return True
+
+    def take_back(self, list opened):
+        """Close those of these streams that are open. No signal parts this."""
+        for stream in opened:
+            open_stream = self._streams.get(stream)
+            if open_stream is not None:
+                self.end(open_stream, "was closed")
+        if opened:
+            self._pool._slots.take_back(opened)
+
     def step(self, stream, frame, timeout=None):
         """See `Batcher.step`."""
         loop = get_running_loop()
@@ -254,24 +279,26 @@ cdef class RequestQueue:
                 return True
         return False
 
-    def _take(self, Py_ssize_t most, list outcomes):
-        """Take the next request of each of at most `most` streams out of the queue.
+    def _take(self, Py_ssize_t most, list batch, list outcomes):
+        """Take the next request of each of at most `most` streams out of the queue and append it to `batch`.
 
         What callers of others are to be told is appended to `outcomes`.
         """
         cdef OpenStream open_stream
         cdef Request request
         cdef double now = monotonic()
-        cdef list batch = [], seen = []
+        cdef list seen = []
         for open_stream in self.ready:
             if len(batch) == most:
                 break
             seen.append(open_stream)
             while open_stream.waiting:
-                request = open_stream.waiting.popleft()
-                self.held -= 1
+                request = open_stream.waiting[0]
                 if not self._is_over(request, now, outcomes) and (request.loop is not None or request.begin()):
                     batch.append(request)
+                open_stream.waiting.popleft()
+                self.held -= 1
+                if batch and batch[len(batch) - 1] is request:
                     break
         for open_stream in seen:
             del self.ready[open_stream]
@@ -280,7 +307,6 @@ cdef class RequestQueue:
                 self.ready[open_stream] = None
             for request in open_stream.waiting:
                 open_stream.due = min(open_stream.due, request.due)
-        return batch
 
     def _run_frames(self, list requests):
         """Step the pool with these requests' frames and count them; return their results."""
@@ -309,9 +335,9 @@ cdef class RequestQueue:
             soon(loop, settle, futures, values)
 
     def _next_sequence(self):
-        """Take out the Request of the sequence that has waited longest."""
+        """Take out the sequence that has waited longest."""
         self.held -= 1
-        return self._sequences.popleft()
+        self._sequences.popleft()
 
     def _put_back(self, Request request):
         """Let a sequence wait on, behind the others."""

@@ -82,10 +82,11 @@ class Batcher:
         this = weakref.ref(self)
         self._worker.told = lambda stream: _tell(this(), stream)
         weakref.finalize(self, self._worker.finish).atexit = False
+        self._worker._start()  # last: if this raises, the finalizer ends the thread
 
     # ------------------------------------------------------------------------------------------ streams
     def open(self, state: Any = None, *, on_close: Callable[[int], object] | None = None, **fixed: ArrayLike) -> int:
-        """Open a new stream.
+        """Open a new stream. Where this raises, by a signal's handler too, no stream is open that was not before.
 
         Args:
             state: As for the pool's `open`.
@@ -101,10 +102,15 @@ class Batcher:
             LimitError: All streams of the pool are open.
             InputError: A state or a fixed input does not fit, or the model has no states and so no streams.
         """
-        stream = self._worker.open(state, fixed)
-        if on_close is not None:
-            self._on_close[stream] = on_close, _running_loop()
-        return stream
+        loop, opened = _running_loop(), list[int]()
+        try:
+            self._worker.open(opened, state, fixed)
+            if on_close is not None:
+                self._on_close[opened[0]] = on_close, loop
+            return opened[0]
+        except BaseException:
+            self._worker.take_back(opened)
+            raise
 
     def close(self, stream: int) -> None:
         """End a stream. Frames of it that no batch has taken fail with ClosedError.
@@ -112,8 +118,9 @@ class Batcher:
         Raises:
             ClosedError: The stream is not open.
         """
-        self._worker.end(self._worker._find_open(stream), "was closed")
+        open_stream = self._worker._find_open(stream)
         self._on_close.pop(stream, None)
+        self._worker.end(open_stream, "was closed")
 
     def state(self, stream: int) -> Any:
         """A copy of a stream's state between two batches, as the pool's `state` returns it.
@@ -275,7 +282,7 @@ class _NoStreams:
     def __init__(self, label, max_streams):
         self.label, self.max_streams = label, max_streams
 
-    def open(self, state=None, **fixed):
+    def open_into(self, opened, state, fixed):
         raise InputError(self.label + self.why_no_streams)
 
     def __repr__(self):

@@ -4,6 +4,7 @@ It knows its Batcher by a weak reference alone, so that a Batcher that is droppe
 """
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 
 from rnnfast.errors import ClosedError, LimitError
 from rnnfast.native._locks import Lock, is_inside
-from rnnfast.serving._requests import OpenStream, RequestQueue, tell
+from rnnfast.serving._requests import OpenStream, RequestQueue, settle, tell
 from rnnfast.serving.sequences import ActiveSequence
 
 # Seconds: the upper bounds of the histograms of times. Those of sizes are powers of two.
@@ -27,6 +28,7 @@ PLACE_SECONDS = 0.005
 LEAST_LOOK = 0.001
 # The most seconds that the end of the interpreter waits for a batch.
 EXIT_SECONDS = 10.0
+FORKED = "the batcher ended in this process, as it was forked: nothing was taken here"
 
 
 class Histogram:
@@ -62,13 +64,14 @@ class Worker(RequestQueue):
         self._starting = Lock(pool.label, "batcher", True)
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
         self._reset()
-        self._start()
         _WORKERS.add(self)
 
     def _reset(self):
         """Set what belongs to the thread as if it had not begun."""
         self._active: list[ActiveSequence] = []
+        # A request that has left the queue is in one of these until it is answered, for a fork to find.
         self._taken: list[Any] = []  # the batch that runs
+        self._outcomes: list[Any] = []  # (request, result, error) of those that are about to be told
         self._looked_through = 0.0  # when it last looked for late ones among the waiting sequences
         self._looked = time.monotonic()  # when it last looked for idle streams
 
@@ -84,7 +87,7 @@ class Worker(RequestQueue):
                 thread.start()
             except RuntimeError as e:
                 raise LimitError(f"{self._pool.label}: no thread for a batcher: {e}") from e
-            self._thread = thread
+            self._claim(thread)
 
     def finish(self):
         """Let the thread end when the queue is empty; from anywhere, finalizers too."""
@@ -110,41 +113,36 @@ class Worker(RequestQueue):
 
     def after_fork(self):
         """In the child of a fork, where there is no thread: refuse the parent's requests, and begin with none."""
-        waiting = [*self._all(), *self._taken, *(sequence.request for sequence in self._active)]
+        waiting = [*self._all(), *self._taken, *(sequence.request for sequence in self._active), *self._inbox()]
+        waiting += [request for request, _, _ in self._outcomes]
         for sequence in self._active:
             self.runner.close(sequence.state)
-        inbox = self._inbox()
         self._empty()
         self._reset()
         self._thread, self._ended = None, self._draining
-        for request in [*waiting, *inbox]:
-            if request.loop is None and not request.future.done():
+        for request in waiting:
+            if request.loop is None:
                 # Another thread may have held this lock, which nobody would free.
                 request.future._condition._at_fork_reinit()
-                self._refuse_all([request], " in this process, as it was forked")
+            with contextlib.suppress(BaseException):  # of a callback, or of a loop that is closed
+                # Directly, for event loops too: no other thread is left, and waking one would wake the parent's.
+                settle([request.future], [None], ClosedError(f"{self._pool.label}: {FORKED}"))
+                request.future.exception()  # Nobody need ask for it.
 
-    def open(self, state, fixed):
-        """Open a stream and return its id."""
+    def open(self, opened, state, fixed):
+        """Open a stream and append its id to `opened`, which its caller gives to `take_back` where this raises."""
         self._check_open()
-        stream = self._pool.open(state, **fixed)
-        self._streams[stream] = open_stream = OpenStream(stream)
+        self._pool.open_into(opened, state, fixed)
+        self._streams[opened[0]] = open_stream = OpenStream(opened[0])
         if self._draining:
             self.end(open_stream, "was closed")
             self._check_open()
-        return stream
-
-    def end(self, open_stream, why):
-        """Close a stream; return False if that was done before."""
-        if self._streams.pop(open_stream.id, None) is None:
-            return False  # Another thread was first.
-        open_stream.closed = why
-        self._pool.close(open_stream.id)
-        self._wake_up()
-        return True
 
     # ------------------------------------------------------------------------------------------ the thread
     def _work(self):
         """The thread: run batches and sequences until nothing is left and no more comes."""
+        if not self._claim(threading.current_thread()):
+            return  # A signal's handler parted the start of this one, and another was started.
         error = None
         try:
             while not self._abandoned and (not self._draining or self.queued() or self._active):
@@ -164,7 +162,8 @@ class Worker(RequestQueue):
         """Refuse what waits, close all streams, and accept nothing any more."""
         self._draining = self._ended = True
         why = "" if error is None else f": {type(error).__name__}: {error}"
-        self._refuse_all([*self._all(), *self._taken, *(sequence.request for sequence in self._active)], why)
+        waiting = [*self._all(), *self._taken, *(sequence.request for sequence in self._active)]
+        self._refuse_all([*waiting, *(request for request, _, _ in self._outcomes)], why)
         self._sweep(why)
         for sequence in self._active:
             self.runner.close(sequence.state)
@@ -194,9 +193,9 @@ class Worker(RequestQueue):
 
     def _step(self):
         """Run a batch; if it fails, run its halves, until each frame has its result or its error."""
-        outcomes, begun = [], time.monotonic()
-        parts = self.computing.call(self._run_batch, outcomes, begun)
-        tell(outcomes)
+        begun = time.monotonic()
+        parts = self.computing.call(self._run_batch, begun)
+        self._tell()
         for part, results, error in parts:
             if error:
                 open_stream = part[0].open_stream
@@ -204,16 +203,23 @@ class Worker(RequestQueue):
             self._batch_sizes.add([len(part)])
             self._counters["failed" if error else "frames"] += len(part)
             if error:
-                tell([(part[0], None, error)])
+                self._outcomes.append((part[0], None, error))
+                self._tell()
             else:
                 self._answer(part, results)
         self._taken = []
         if parts:
             self._compute_times.add([time.monotonic() - begun])
 
-    def _run_batch(self, outcomes, begun):
+    def _tell(self):
+        """Tell callers what is to be told."""
+        tell(self._outcomes)
+        self._outcomes = []
+
+    def _run_batch(self, begun):
         """Take a batch and run it: a list of (requests, results, error), as `_in_halves` gives them."""
-        self._taken = batch = self._take(self._max_batch, outcomes)
+        self._taken = batch = []
+        self._take(self._max_batch, batch, self._outcomes)
         if not batch:
             return []
         self._queue_times.add([begun - request.arrived for request in batch])
@@ -223,19 +229,18 @@ class Worker(RequestQueue):
         """Run some frames of each active sequence; return False if there is none."""
         if not self._sequences and not self._active:
             return False
-        now, outcomes = time.monotonic(), []
-        self._begin_sequences(now, outcomes)
+        now = time.monotonic()
+        self._begin_sequences(now)
         for s in list(self._active):
-            if self._is_over(s.request, 0 if s.taken else now, outcomes):  # The deadline holds until it begins.
+            if self._is_over(s.request, 0 if s.taken else now, self._outcomes):  # The deadline holds until it begins.
                 self._leave(s)
-        tell(outcomes)
+        self._tell()
         if not self._active:
             return False
         for part, results, error in _in_halves(self.runner.batches(self._active), self._run_sequences):
-            outcomes = []
             if error:
                 self._counters["failed"] += 1
-                self._finish(part[0], error, outcomes)
+                self._finish(part[0], error)
             else:
                 self._batch_sizes.add([len(part)])
                 for s, result in zip(part, results):
@@ -244,45 +249,46 @@ class Worker(RequestQueue):
                     s.results.append(result)
                     s.taken += frames
                     if s.taken == len(s.x):
-                        self._finish(s, None, outcomes)
-            tell(outcomes)
+                        self._finish(s, None)
+            self._tell()
         self._compute_times.add([time.monotonic() - now])
         return True
 
-    def _begin_sequences(self, now, outcomes):
+    def _begin_sequences(self, now):
         """Let waiting sequences begin, in order, while there are streams for them."""
         begun = []
         while self._sequences and len(self._active) < self._max_batch:
             state = self.runner.open()
             if state is None:
                 break
-            request = self._next_sequence()
-            if self._is_over(request, now, outcomes) or not request.begin():
+            request = self._sequences[0]
+            if self._is_over(request, now, self._outcomes) or not request.begin():
                 self.runner.close(state)
             else:
                 self._active.append(ActiveSequence(request, request.arrived, request.value, state))
                 begun.append(now - request.arrived)
+            self._next_sequence()
         if begun:
             self._queue_times.add(begun)
         refused = self._draining and not self._active
         if refused or now - self._looked_through >= PLACE_SECONDS:
             self._looked_through = now
             for _ in range(len(self._sequences)):
-                request = self._next_sequence()
-                if self._is_over(request, now, outcomes):
-                    continue
-                if refused:
-                    why = "the batcher is closed, and all streams of the pool are open: nothing was taken"
-                    outcomes.append((request, None, ClosedError(f"{self._pool.label}: {why}")))
-                else:
-                    self._put_back(request)
+                request = self._sequences[0]
+                if not self._is_over(request, now, self._outcomes):
+                    if refused:
+                        why = "the batcher is closed, and all streams of the pool are open: nothing was taken"
+                        self._outcomes.append((request, None, ClosedError(f"{self._pool.label}: {why}")))
+                    else:
+                        self._put_back(request)
+                self._next_sequence()
 
     def _run_sequences(self, part):
         """The results of the next frames of each sequence."""
         frames = [s.x[s.taken : s.taken + self.runner.frames(s)] for s in part]
         return self.runner.run([s.state for s in part], frames)
 
-    def _finish(self, sequence, error, outcomes):
+    def _finish(self, sequence, error):
         """End an active sequence and note its result or error."""
         result = None
         if error is None:
@@ -290,8 +296,8 @@ class Worker(RequestQueue):
                 result = self.runner.joined(sequence.results)
             except MemoryError as e:
                 error = e
+        self._outcomes.append((sequence.request, result, error))
         self._leave(sequence)
-        outcomes.append((sequence.request, result, error))
 
     def _leave(self, sequence):
         """Free what an active sequence holds."""

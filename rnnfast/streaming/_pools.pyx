@@ -67,10 +67,20 @@ cdef class Slots:
             self.count += 1
 
     def take_back(self, list opened):
-        """Close those of these streams that are open."""
+        """Close those of these streams that are open. It calls nothing that looks for signals, as NumPy does."""
+        cdef Py_ssize_t stream, slot
         for stream in opened:
-            if self.taken[stream % self.capacity] and self.ids[stream % self.capacity] == stream:
-                self.close(np.array([stream], np.intp))
+            slot = stream % self.capacity
+            with cython.critical_section(self):
+                if self.taken[slot] and self.ids[slot] == stream:
+                    self.close_slot(slot)
+
+    cdef void close_slot(self, Py_ssize_t slot) noexcept:
+        self.taken[slot] = False
+        self.ids[slot] += self.capacity
+        self.closed_slots[self.closed] = slot
+        self.closed += 1
+        self.count -= 1
 
     cdef int give_back(self, Py_ssize_t slot) except -1:
         with cython.critical_section(self):
@@ -86,11 +96,7 @@ cdef class Slots:
         with cython.critical_section(self):
             self.look_up(ids, found)
             for i in range(cnp.PyArray_SIZE(found)):
-                self.taken[slots[i]] = False
-                self.ids[slots[i]] += self.capacity
-                self.closed_slots[self.closed] = slots[i]
-                self.closed += 1
-                self.count -= 1
+                self.close_slot(slots[i])
 
     def closed_slot(self):
         """Return the slot of a closed stream."""

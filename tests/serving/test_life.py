@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import rnnfast
 from rnnfast import nn
 from rnnfast.errors import ClosedError, DeadlineError, InputError
 from tests.serving.test_batcher import Held, alone, frames, layer, same
+from tests.streaming.test_life import forks, in_fork
 
 
 def until(condition, seconds=20):
@@ -361,3 +363,118 @@ def test_frames_in_a_callback():
     future.result(20)
     batcher.drain()
     assert seen == [1]
+
+
+# ------------------------------------------------------------------------------------------------- forks
+REFUSED = "ClosedError: GRU: the batcher ended in this process, as it was forked: nothing was taken here"
+
+
+def outcome(future):
+    try:
+        return repr(future.result(10))
+    except BaseException as e:
+        return f"{type(e).__name__}: {e}"
+
+
+def goes_on(batcher):
+    """Whether a Batcher serves new frames and sequences."""
+    x = frames(3, 3)
+    stream = batcher.open()
+    y = [batcher.submit(stream, frame).result(10) for frame in x]
+    return same(y, alone(x)) and same(batcher.submit_run(x).result(10), alone(x))
+
+
+@forks
+@pytest.mark.parametrize("drained", [False, True])
+def test_pending_futures_in_a_forked_child(drained, monkeypatch):
+    """Those of the batch that runs, of the frames and sequences behind it, and of those that are over, all at once."""
+    pool = layer().pool(6)
+    held = Held(pool, monkeypatch)
+    batcher, x = rnnfast.Batcher(pool, max_batch=1, max_wait=0), frames(1, 4)
+    a, b = batcher.open(), batcher.open()
+    pending = [batcher.submit(a, x[0])]
+    assert held.entered.wait(20)
+    pending += [batcher.submit(a, x[1]), batcher.submit(b, x[0], timeout=1e-6), batcher.submit_run(x)]
+    pending += [batcher.submit_run(x, timeout=10), batcher.submit(b, x[1])]
+    pending[-1].cancel()
+    told = []
+    pending[1].add_done_callback(lambda future: told.append(outcome(future)))
+    pending[3].add_done_callback(lambda future: sys.exit())
+    if drained:
+        batcher._worker.finish()
+
+    def child():
+        held.go.set()
+        start = time.monotonic()
+        outcomes = [outcome(future) for future in pending]
+        return outcomes, told, time.monotonic() - start < 1, "closed" if drained else goes_on(batcher)
+
+    outcomes, its_told, fast, after = eval(in_fork(child))
+    assert outcomes == [REFUSED] * 5 + ["CancelledError: "]
+    assert (its_told, fast, after) == ([REFUSED], True, "closed" if drained else True)
+    held.go.set()
+    batcher.drain()
+    assert same([pending[0].result(20), pending[1].result(20)], alone(x[:2]))  # The parent's are as they were.
+    assert [outcome(future).split(":")[0] for future in pending[2:3] + pending[5:]] == [
+        "DeadlineError",
+        "CancelledError",
+    ]
+    assert same(pending[3].result(20), alone(x)) and same(pending[4].result(20), alone(x))
+
+
+@forks
+def test_pending_awaits_in_a_forked_child(monkeypatch):
+    """The child's copy of the event loop goes on, and each await raises; the parent's get their results."""
+    pool = layer().pool(6)
+    held = Held(pool, monkeypatch)
+    x = frames(1, 4)
+
+    async def awaited(awaitable):
+        try:
+            return (await awaitable).tolist()
+        except BaseException as e:
+            return f"{type(e).__name__}: {e}"
+
+    async def main():
+        batcher = rnnfast.Batcher(pool, max_batch=1, max_wait=0)
+        a = batcher.open()
+        calls = (batcher.step(a, x[0]), batcher.step(a, x[1]), batcher.run(x))
+        tasks = [asyncio.ensure_future(awaited(call)) for call in calls]
+        while not held.entered.is_set():
+            await asyncio.sleep(0.001)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                text = repr([await task for task in tasks])
+            except BaseException as e:
+                text = repr(e)
+            os.write(write, text.encode()[:4000])
+            os._exit(0)
+        os.close(write)
+        said = await asyncio.to_thread(os.read, read, 4000)
+        os.close(read)
+        os.waitpid(child, 0)
+        assert eval(said) == [REFUSED] * 3
+        held.go.set()
+        first, second, whole = [await asyncio.wait_for(task, 20) for task in tasks]
+        assert same([first, second], alone(x[:2])) and same(whole, alone(x))
+        batcher.drain()
+
+    asyncio.run(main())
+
+
+@forks
+def test_forks_at_any_moment_of_a_busy_batcher():
+    """No Future of the parent is left without an answer in the child, wherever the thread is."""
+    batcher, x = rnnfast.Batcher(layer().pool(8), max_batch=3, max_wait=0), frames(5, 2)
+    streams = [batcher.open() for _ in range(4)]
+    for i in range(60):
+        futures = [batcher.submit(stream, x[0], timeout=1e-4 if i % 3 else None) for stream in streams * 2]
+        futures += [batcher.submit_run(x, timeout=1e-4 if i % 2 else None) for _ in range(4)]
+        time.sleep(i * 2e-5)
+        answered = in_fork(lambda: [outcome(future).split(":")[0] for future in futures].count("TimeoutError"))
+        assert answered == "0"
+        for future in futures:
+            outcome(future)
+    batcher.drain()
