@@ -45,9 +45,12 @@ static void depthwise_kernel(const command *head, const context *context)
             const run *tap = m->tap, *end = m->tap + m->taps;
             runs_of_line(&tap, &end, j * m->step, m->input_lines);
             const float *w = (const float *)address_of(context, m->w) + (tap - m->tap) * m->channels;
+            /* a piece is a multiple of POSITIONS, so that the blocks are those of the whole line */
+            const ptrdiff_t of_position = m->channels * (end - tap) / 16 + 1;
+            const ptrdiff_t most = (PIECE / of_position / POSITIONS + 1) * POSITIONS;
             ptrdiff_t k = 0;
 #define LINE(P)                                                                                                      \
-    for (; k + (P) <= m->shape[2]; k += (P)) {                                                                       \
+    for (; k + (P) <= last; k += (P)) {                                                                              \
         const float *a = from + k * m->x_stride[2];                                                                  \
         float *b = to + k * m->out_stride[2];                                                                        \
         ptrdiff_t c = 0;                                                                                             \
@@ -56,11 +59,14 @@ static void depthwise_kernel(const command *head, const context *context)
         if (c < m->channels)                                                                                         \
             depthwise_block(P, m, tap, end, a + c, w + c, bias + c, b + c, 0, (size_t)(m->channels - c));            \
     }
-            LINE(POSITIONS)
-            LINE(1)
+            do {
+                const ptrdiff_t first = k, last = m->shape[2] - k > most ? k + most : m->shape[2];
+                LINE(POSITIONS)
+                LINE(1)
+                if (spend(context, (last - first) * of_position))
+                    return;
+            } while (k < m->shape[2]);
 #undef LINE
-            if (spend(context, m->shape[2] * m->channels * (end - tap) / 16))
-                return;
         }
 }
 

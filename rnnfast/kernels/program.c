@@ -43,6 +43,20 @@ static char *at_iteration(const context *x, const moving *m)
     return (char *)address_of(x, m->p) + x->iteration * m->stride;
 }
 
+enum { COPIED_BYTES = 1 << 23 };    /* that are copied before the work is counted */
+
+/* memcpy in pieces. Returns whether the call was stopped. */
+static int copy_bytes(const context *x, char *to, const char *from, ptrdiff_t bytes)
+{
+    for (; bytes > COPIED_BYTES; bytes -= COPIED_BYTES, to += COPIED_BYTES, from += COPIED_BYTES) {
+        memcpy(to, from, COPIED_BYTES);
+        if (spend(x, COPIED_BYTES / 16))
+            return 1;
+    }
+    memcpy(to, from, (size_t)bytes);
+    return 0;
+}
+
 void rnnfast_call(const command *c, const context *x)
 {
     const call_command *m = (const call_command *)c;
@@ -62,7 +76,8 @@ void rnnfast_call(const command *c, const context *x)
         }
     }
     for (ptrdiff_t i = 0; i < m->moves; i++)
-        memcpy(at_iteration(x, &moves[i].to), at_iteration(x, &moves[i].from), (size_t)moves[i].bytes);
+        if (copy_bytes(x, at_iteration(x, &moves[i].to), at_iteration(x, &moves[i].from), moves[i].bytes))
+            return;
 }
 
 void rnnfast_branch(const command *c, const context *x)
@@ -155,7 +170,13 @@ static int transpose(const copy_command *m, const context *x, ptrdiff_t axis, ch
     const ptrdiff_t rows = m->shape[axis], columns = m->shape[axis + 1];
     const ptrdiff_t a = m->to_stride[axis], b = m->from_stride[axis + 1];
     for (ptrdiff_t i0 = 0; i0 < rows; i0 += SQUARE) {
+        ptrdiff_t counted = 0;
         for (ptrdiff_t j0 = 0; j0 < columns; j0 += SQUARE) {
+            if (j0 - counted >= PIECE) {
+                if (spend(x, SQUARE * PIECE))
+                    return 1;
+                counted = j0;
+            }
             const ptrdiff_t i1 = rows - i0 < SQUARE ? rows : i0 + SQUARE;
             const ptrdiff_t j1 = columns - j0 < SQUARE ? columns : j0 + SQUARE;
             ptrdiff_t i = i0;
@@ -227,12 +248,18 @@ void rnnfast_gather(const command *c, const context *x)
         at = at < -m->limit || at >= m->limit ? 0 : at < 0 ? at + m->limit : at;
         char *q = to + (m->scatters ? at : i) * m->to_stride;
         const char *p = from + (m->scatters ? i : at) * m->from_stride;
-        if (m->bytes == 4)
-            for (ptrdiff_t o = 0; o < m->outer; o++)
-                memcpy(q + o * m->to_outer, p + o * m->from_outer, 4);
-        else
-            for (ptrdiff_t o = 0; o < m->outer; o++)
-                memcpy(q + o * m->to_outer, p + o * m->from_outer, (size_t)m->bytes);
+        for (ptrdiff_t o = 0; o < m->outer;) {
+            const ptrdiff_t end = piece_end(o, m->outer);
+            if (m->bytes == 4)
+                for (; o < end; o++)
+                    memcpy(q + o * m->to_outer, p + o * m->from_outer, 4);
+            else
+                for (; o < end; o++)
+                    if (copy_bytes(x, q + o * m->to_outer, p + o * m->from_outer, m->bytes))
+                        return;
+            if (end < m->outer && spend(x, PIECE))
+                return;
+        }
         if (spend(x, m->outer * (4 + m->bytes / 16)))
             return;
     }
@@ -358,6 +385,8 @@ static int order_row(const order_command *m, const context *context, const char 
             memory[i] = item;
         else if (i == 0 || item.key < memory->key || (m->higher && item.key == memory->key))
             *memory = item;
+        if (i % PIECE == PIECE - 1 && spend(context, PIECE))
+            return 1;
     }
     if (m->k > 1)
         first = merge_sorted(context, memory, memory + m->n, m->n);
@@ -368,6 +397,8 @@ static int order_row(const order_command *m, const context *context, const char 
         *(int64_t *)(places + i * m->places_stride) = first[i].place;
         if (m->values.buffer >= 0)
             memcpy(values + i * m->values_stride, x + first[i].place * m->x_stride, (size_t)bytes);
+        if (i % PIECE == PIECE - 1 && spend(context, PIECE))
+            return 1;
     }
     return spend(context, ORDER_COST * m->n);
 }

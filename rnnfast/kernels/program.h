@@ -55,6 +55,14 @@ static inline int spend(const context *x, int64_t cost)
     return x->watch && rnnfast_spend(x->watch, cost);
 }
 
+enum { PIECE = 65536 };         /* values that are read, or computed, before their work is counted */
+
+/* Return where the piece that begins at i ends, of n values. */
+static inline ptrdiff_t piece_end(ptrdiff_t i, ptrdiff_t n)
+{
+    return n - i > PIECE ? i + PIECE : n;
+}
+
 /* Return the address of a value. */
 static inline void *address_of(const context *c, location p)
 {

@@ -146,6 +146,9 @@ cdef enum:
     SHARED_COST = 50000         # nanoseconds; work below this is never shared
     BRIEF_COST = 150000         # nanoseconds; work below this wakes no threads for itself: that may take 60000
     PIECE_COST = 2000000        # nanoseconds; longer work is done in pieces, between which a call may be stopped
+    BLAS_COST = 8000000         # nanoseconds of a piece of a product by BLAS, which is a multiple of so many rows
+    BLAS_ROWS = 1024            # fewer take longer: 512 by 2048 weights with 384 rows at a time 1.05 of the time
+    UNARY_PIECE = 1 << 20       # values
 
 cdef const kernels *active      # the kernels of the instruction set in use
 

@@ -204,12 +204,19 @@ def unary(name, x, float alpha=0.0, float beta=0.0, out=None):
         raise ValueError(f"out must be a C-contiguous, aligned and writeable float32 array of shape {x.shape}")
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
     cdef float *target = <float *>cnp.PyArray_DATA(out)
-    cdef size_t n = cnp.PyArray_SIZE(x)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), at = 0
+    cdef interrupt call
     cdef unsigned mode
+    begin(&call, 0)
     with nogil:
         mode = active.flush_denormals()
-        active.unary(act, source, target, n)
+        while at < n:
+            active.unary(act, source + at, target + at, min(n - at, UNARY_PIECE))
+            if n > UNARY_PIECE and spend(&call.watch, UNARY_PIECE):
+                break
+            at += UNARY_PIECE
         active.restore_mode(mode)
+    finish(&call)
     return out
 
 
@@ -246,7 +253,7 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
     where there are too few panels. BLAS has threads of its own and is called for the whole product. A long product ends
     early if `call` is not NULL and is stopped.
     """
-    cdef Py_ssize_t i, k = w.m.k, columns = w.m.blocks * BLOCK, first
+    cdef Py_ssize_t k = w.m.k, columns = w.m.blocks * BLOCK, first
     if parts > 1 and columns < 2 * parts * w.m.panel * BLOCK and rows >= parts:
         first = rows * part // parts
         rows = rows * (part + 1) // parts - first
@@ -259,14 +266,25 @@ cdef void product(const weights *w, const float *a, Py_ssize_t lda, float *c, Py
         share.backwards = backwards
         multiply_panels(&w.m, share, a, lda, c, ldc, rows, n, call)
         return
-    for i in range(rows):
-        memcpy(c + i * ldc, w.m.bias, n * sizeof(float))
-    if k and lda >= k and max(lda, ldc, rows) <= INT_MAX:
-        gemm(a, lda, w.m.w, columns, c, ldc, rows, k, n, 1.0)
-    elif k:
-        # BLAS takes no matrix whose rows overlap, run backwards or lie farther apart than an int can say.
-        for i in range(rows):
-            gemm(a + i * lda, k, w.m.w, columns, c + i * ldc, n, 1, k, n, 1.0)
+    cdef Py_ssize_t count = rows, i = 0, j
+    cdef watch own
+    # BLAS takes no matrix whose rows overlap, run backwards or lie farther apart than an int can say.
+    cdef bint whole = lda >= k and max(lda, ldc) <= INT_MAX
+    if call != NULL:
+        own = watch_of(call)
+        count = max(1, <Py_ssize_t>(BLAS_COST / (1 + <double>k * columns / 64)) // BLAS_ROWS) * BLAS_ROWS
+    while i < rows:
+        # The rest of a product joins its last piece, as BLAS may have other bits for a few rows.
+        count = rows - i if rows - i < 2 * count else count
+        for j in range(i, i + count):
+            memcpy(c + j * ldc, w.m.bias, n * sizeof(float))
+            if k and not whole:
+                gemm(a + j * lda, k, w.m.w, columns, c + j * ldc, n, 1, k, n, 1.0)
+        if k and whole:
+            gemm(a + i * lda, lda, w.m.w, columns, c + i * ldc, ldc, count, k, n, 1.0)
+        if call != NULL and spend(&own, BLAS_COST):
+            return
+        i += count
 
 
 cdef void multiply_panels(const matrix *w, panels share, const float *a, Py_ssize_t lda, float *c, Py_ssize_t ldc,

@@ -35,6 +35,7 @@ cdef extern from "program.h" nogil:
 
 cdef enum:
     ROW_AXES = 3
+    LONG_LINES = 4      # times PIECE_COST: a line of a convolution that takes longer is done in pieces
 
 
 cdef struct product_command:
@@ -103,16 +104,26 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
     cdef float *c = <float *>address_of(x, m.c)
     cdef float *packed = <float *>address_of(x, m.packed)
     cdef matrix w
-    cdef Py_ssize_t i, j, k
+    cdef Py_ssize_t i, j, k, block, blocks
+    cdef matrix some
     cdef int64_t cost = <int64_t>(<double>m.rows * m.k * m.n / 64)
     w.w, w.bias = packed, <const float *>address_of(x, m.zeros)
     w.k, w.units, w.gates, w.panel, w.blocks = m.k, m.n, 1, 4, blocks_of(m.n)
+    blocks = w.panel * max(1, (1 << 16) // max(1, m.k))      # that are packed before the work is counted
     for i in range(m.shape[0]):
         for j in range(m.shape[1]):
             for k in range(m.shape[2]):
                 one = b + i * m.of_b[0] + j * m.of_b[1] + k * m.of_b[2]
                 if one != last:
-                    pack(&w, one, m.stride_k, m.stride_n, packed)
+                    some = w
+                    block = 0
+                    while block < w.blocks:
+                        some.units, some.blocks = m.n - block * BLOCK, min(blocks, w.blocks - block)
+                        pack(&some, one + block * BLOCK * m.stride_n, m.stride_k, m.stride_n,
+                             packed + block * BLOCK * m.k)
+                        if spend(x.watch, some.blocks * m.k * 4):
+                            return
+                        block += blocks
                     last = one
                 multiply_panels(&w, share_of(&w, 0, 1), a + i * m.of_a[0] + j * m.of_a[1] + k * m.of_a[2], m.lda,
                                 c + i * m.of_c[0] + j * m.of_c[1] + k * m.of_c[2], m.ldc, m.rows, m.n, x.watch.call)
@@ -162,10 +173,14 @@ cdef void convolve(const command *c, const command *then, const context *x) noex
             x.isa.elementwise(then, x)
     elif m.cost < 2 * PIECE_COST:
         convolution_part(&p, 0, 1)
-    else:                                               # parts that are whole lines, if there are so many
-        parts = min(m.cost // PIECE_COST, max(1, m.shape[0] * m.shape[1] // 2) if then != NULL else 1 << 20)
+    else:                                               # parts that are whole lines, unless these take long
+        if m.cost > LONG_LINES * PIECE_COST * m.shape[0] * m.shape[1]:
+            p.then = NULL
+        parts = min(m.cost // PIECE_COST, max(1, m.shape[0] * m.shape[1] // 2) if p.then != NULL else 1 << 20)
         for part in range(parts):
             convolution_part(&p, part, parts)
+        if p.then != then:
+            x.isa.elementwise(then, x)
     x.watch.left -= m.cost
 
 

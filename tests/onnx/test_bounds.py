@@ -58,13 +58,13 @@ def guard_buffers(monkeypatch, at_end):
                 ctypes.memmove(builder.address(held[buffer]), buffer.address, buffer.array.nbytes)
         return 0, builder.address(held[buffer]) + builder.address(view) - buffer.address
 
-    def program_of_copies(self, outputs):
+    def program_of_copies(self, outputs, work):
         for operand in outputs:
             view = self.view(operand)
             copy = self.new(view.shape, view.dtype)
             self.copy(copy, view)
             self.set(operand, copy)
-        return program(self, outputs)
+        return program(self, outputs, work)
 
     def switch():
         monkeypatch.setattr(builder.Builder, "_location_of", guarded_location_of)
