@@ -60,13 +60,14 @@ class Propagation(Follower):
         found = _Found({traced: inputs[name] for name, traced in transcript.inputs.items()})
         decisions: list[Meeting] = []
         for event in transcript.events:
+            _, its_inputs, its_outputs, its_captures, _ = event
             self.step += 1
-            values = [None if traced is None else found[traced] for traced in event.inputs]
-            if not event.outputs:
+            values = [None if traced is None else found[traced] for traced in its_inputs]
+            if not its_outputs:
                 decisions += self._decided(event, values)
                 continue
-            captures = {name: found[traced] for name, traced in event.captures.items()} if event.captures else NONE
-            for traced, value in zip(event.outputs, self.outputs(event, values, captures)):
+            captures = {name: found[traced] for name, traced in its_captures.items()} if its_captures else NONE
+            for traced, value in zip(its_outputs, self.outputs(event, values, captures)):
                 # An output that is one of the inputs, as of Identity, has its value already.
                 found.setdefault(traced, value)
         assert transcript.outputs is not None
@@ -90,12 +91,16 @@ class Propagation(Follower):
         self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value] = NONE
     ) -> list[Value]:
         """The outputs of a node."""
-        others = [value for value in (*values, *captures.values()) if value is not None and not value.shared]
+        others = [value for value in values if value is not None and not value.shared]
+        if captures:
+            others += [value for value in captures.values() if not value.shared]
+        sized = False
         for value in others:
             if value.meeting is not None:
                 return [Value(traced.shape, meeting=value.meeting) for traced in event.outputs]
+            sized |= value.sizes is not None
         try:
-            return self._outputs(event, values, captures, others)
+            return self._outputs(event, values, captures, others, sized)
         except Meets as e:
             meeting = self._meeting(event, str(e))
             return [Value(traced.shape, meeting=meeting) for traced in event.outputs]
@@ -107,40 +112,45 @@ class Propagation(Follower):
         return Meeting(event.node.where, reason, self.step)
 
     def _outputs(
-        self, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value], others: Sequence[Value]
+        self,
+        event: Event,
+        values: Sequence[Value | None],
+        captures: Mapping[str, Value],
+        others: Sequence[Value],
+        sized: bool,
     ) -> list[Value]:
-        """The outputs of a node. `others` are the inputs and captures that are not shared."""
-        node = event.node
+        """The outputs of a node. `others` are the inputs and captures that are not shared; some are `sized`."""
+        node, made = event.node, event.outputs
         rule = None if node.domain else RULES.get(node.op_type)
         if rule is None and not event.bodies:
             raise Meets("no rule says what this operator does with rows")
         if not others:
             lengths = node.op_type in KEEPS_VALUES and values[0] is not None and values[0].lengths
-            return [self._shared(traced, lengths) for traced in event.outputs]
+            return [self._shared(traced, lengths) for traced in made]
         if event.bodies:
             return control.follow(self, event, values, captures)
-        if node.op_type in ("Shape", "Size") and event.outputs[0].data is not None:
+        if node.op_type in ("Shape", "Size") and made[0].data is not None:
             if others[0].rows is not None:
-                return [self._numbers(event.outputs[0], sizes.of_shape(node, others[0]))]
-            return [self._shared(event.outputs[0], False)]
+                return [self._numbers(made[0], sizes.of_shape(node, others[0]))]
+            return [self._shared(made[0], False)]
         if self.frames is not None and any(value.last is not None for value in others):
             return self._last(event, others)
         assert rule is not None
-        if any(value.sizes is not None for value in others):
+        if sized:
             own = SIZE_INPUTS.get(node.op_type, ())
             if any(v is not None and v.sizes is not None and i not in own for i, v in enumerate(values)):
                 data = [None if traced is None else traced.data for traced in event.inputs]
                 results = sizes.compute(node, list(values), data)
-                return [self._numbers(traced, result) for traced, result in zip(event.outputs, results)]
+                return [self._numbers(traced, result) for traced, result in zip(made, results)]
         results = rule(self, event, *values)
         if not isinstance(results, list):
-            if len(event.outputs) == 1:
-                return [self._checked(event.outputs[0], results)]
-            results = [results] * len(event.outputs)
+            if len(made) == 1:
+                return [self._checked(made[0], results)]
+            results = [results] * len(made)
         names = itertools.chain(node.outputs, itertools.repeat(""))
         return [
             self._checked(traced, result) if name else traced.constant()
-            for traced, result, name in zip(event.outputs, results, names)
+            for traced, result, name in zip(made, results, names)
         ]
 
     def _shared(self, traced: Traced, lengths: bool) -> Value:
@@ -165,12 +175,13 @@ class Propagation(Follower):
         are the same for each n.
         """
         numbers = np.asarray(numbers, object)
-        plain = [x.at(self.n) if isinstance(x, Linear) else x for x in numbers.ravel()]
-        if traced.data is None or numbers.shape != traced.shape or plain != traced.data.ravel().tolist():
+        listed, plain, n = numbers.ravel().tolist(), True, self.n
+        for i, x in enumerate(listed):
+            if type(x) is Linear:
+                listed[i], plain = x.at(n), False
+        if traced.data is None or numbers.shape != traced.shape or listed != traced.data.ravel().tolist():
             raise Meets("it computes with the number of rows")
-        if any(isinstance(x, Linear) for x in numbers.ravel()):
-            return Value(traced.shape, sizes=numbers)
-        return Value(traced.shape, data=traced.data)
+        return Value(traced.shape, data=traced.data) if plain else Value(traced.shape, sizes=numbers)
 
     def _checked(self, traced: Traced, result: Any) -> Value:
         """The Value of a rule's result: Rows, a Value, or None for a shared value."""
@@ -178,9 +189,11 @@ class Propagation(Follower):
             return result
         if result is None:
             return self._shared(traced, False)
-        if traced.shape is None or traced.shape[result.axis] != self.n * result.outer * result.inner:
-            raise Meets(f"its result has shape {list(traced.shape or ())}, in which rows are not where they should be")
-        return Value(traced.shape, result)
+        axis, outer, inner = result
+        shape = traced.shape
+        if shape is None or shape[axis] != self.n * outer * inner:
+            raise Meets(f"its result has shape {list(shape or ())}, in which rows are not where they should be")
+        return Value(shape, result)
 
 
 # Operators that hand on the lengths of sequences, perhaps as another type or shape.

@@ -44,10 +44,10 @@ def compute(node: Any, values: list[Value | None], data: list[Any]) -> list[Any]
     data: the known values of its inputs.
     """
     rule = RULES.get(node.op_type) if not node.domain else None
-    if rule is None or {"axis", "broadcast", "fmod"} & node.attributes.keys() and rule in ELEMENTWISE:
+    if rule is None or rule in ELEMENTWISE and {"axis", "broadcast", "fmod"} & node.attributes.keys():
         raise Meets("it computes with the number of rows")
     results = rule(node, values, data)
-    return [np.asarray(result, object) for result in (results if isinstance(results, tuple) else (results,))]
+    return list(results) if isinstance(results, tuple) else [results]
 
 
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -60,17 +60,21 @@ def aligned(values: Sequence[Value | None], rank: int) -> Rows | None:
 
     Raises Meets unless they have the rows along the same axis, along which the others have length 1.
     """
-    rows = None
+    rows, others = None, []
     for value in values:
-        if value is not None and value.rows is not None:
-            moved = value.rows.moved(value.rows.axis + rank - value.ndim)
-            if rows is not None and moved != rows:
-                raise Meets("two of its inputs have the rows along different axes")
-            rows = moved
-    if rows is None:
-        return None
-    for value in values:
-        if value is not None and value.rows is None:
+        if value is None:
+            continue
+        if value.rows is None:
+            others.append(value)
+            continue
+        moved, behind = value.rows, rank - value.ndim
+        if behind:
+            moved = moved.moved(moved.axis + behind)
+        if rows is not None and moved != rows:
+            raise Meets("two of its inputs have the rows along different axes")
+        rows = moved
+    if rows is not None:
+        for value in others:
             axis = rows.axis - (rank - value.ndim)
             if axis >= 0 and value.shape[axis] != 1:  # type: ignore[index]
                 raise Meets(

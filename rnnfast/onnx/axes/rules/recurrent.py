@@ -9,11 +9,12 @@ from rnnfast.onnx.axes.rules.follower import Follower, check_shared
 from rnnfast.onnx.axes.transcript import Event
 from rnnfast.onnx.axes.values import Meets, Value
 
+NONE = (None,) * 5  # for inputs that are absent at the end; X, W and R are needed
 INITIAL = {5: "initial_h", 6: "initial_c"}
 
 
 def recurrent(follower: Follower, event: Event, *values: Value | None) -> Any:
-    X, W, R, B, lengths, h, c, P = (*values, *[None] * (8 - len(values)))[:8]
+    X, W, R, B, lengths, h, c, P = (*values, *NONE)[:8]
     check_shared((W, R, B, P), "the weights")
     layout = event.node.attributes.get("layout", 0)
     batch, time = (0, 1) if layout else (1, 0)
@@ -24,14 +25,14 @@ def recurrent(follower: Follower, event: Event, *values: Value | None) -> Any:
         raise Meets("it multiplies along axis 2, along which the rows lie")
     if X.rows.axis == time:
         return _frames(follower, event, X, lengths, states.values(), layout)
+    last = X.rows.moved(0 if layout else 1)
     for i, state in states.items():
-        if state.rows != X.rows.moved(0 if layout else 1):
+        if state.rows != last:
             if state.shared and i in getattr(event.node.run, "dropped", ()):
                 continue  # zeros for one row, which are there for any number of them
             raise Meets(f"its {INITIAL[i]} of shape {list(state.shape or ())} does not have the rows as X has them")
     if lengths is not None and lengths.rows != X.rows.moved(0):
         raise Meets("its sequence_lens do not lie along the rows")
-    last = X.rows.moved(0 if layout else 1)
     return [X.rows.moved(0 if layout else 2), last, last][: len(event.outputs)]
 
 
