@@ -111,19 +111,21 @@ def _multiply_stacks(a: np.ndarray, b: np.ndarray, matmul: str | None, threads: 
 def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     """A Gemm whose B and C are packed once if they are constant, else at each call.
 
-    A C that is a bias row is packed with B: the sums of the products start from it.
+    A C that is a bias row is packed with B: the sums of the products start from it. One that a run computes with two
+    axes may have as many rows as A, so that it is added after the product also if that is one row: a row of a batch
+    has the bits that it has alone.
     """
     settings = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | node.attributes
     alpha, beta = np.float32(settings["alpha"]), np.float32(settings["beta"])
     if node.function is gemm_1:
         return None
 
-    def pack(b, c):
-        """The packed matrix, and C if it is to be added after the product."""
+    def pack(b, c, most_axes):
+        """The packed matrix, and C if it is to be added after the product; a bias row has at most so many axes."""
         b = b.T if settings["transB"] else b
         if c is None or beta == 0:
             return _kernels.Matrix(b, matmul=matmul), None
-        is_row = c.ndim <= 2 and c.shape[:-1] in ((), (1,)) and c.shape[-1:] in ((), (1,), b.shape[1:])
+        is_row = c.ndim <= most_axes and c.shape[:-1] in ((), (1,)) and c.shape[-1:] in ((), (1,), b.shape[1:])
         if alpha == beta == 1 and is_row:
             return _kernels.Matrix(b, np.broadcast_to(c.reshape(-1), b.shape[1:]), matmul=matmul), None
         return _kernels.Matrix(b, matmul=matmul), c
@@ -132,10 +134,10 @@ def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: i
     has_c = len(node.inputs) > 2 and node.inputs[2] != ""
     packed = None
     if _is_weight(b, 2) and (not has_c or c is not None and c.dtype == np.float32):
-        packed = load_budget.packed(("Gemm", alpha, beta, settings["transB"]), (b, c), lambda: pack(b, c))
+        packed = load_budget.packed(("Gemm", alpha, beta, settings["transB"]), (b, c), lambda: pack(b, c, 2))
 
     def run(a, b, c=None):
-        matrix, added = packed or pack(b, c)
+        matrix, added = packed or pack(b, c, 1)
         y = matrix.multiply(a.T if settings["transA"] else a, None, threads)
         y = y if alpha == 1 else alpha * y
         if added is None:

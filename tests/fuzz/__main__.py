@@ -6,6 +6,7 @@ is 1 if there are any.
 
 import argparse
 import collections
+import faulthandler
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ import time
 import numpy as np
 
 from rnnfast.native import _kernels
-from tests.fuzz.cases import SECONDS, case_of, findings
+from tests.fuzz.cases import SECONDS, ZEROS, case_of, findings
 
 # A worker is replaced after so many cases, and killed if a case takes longer than this or needs more memory.
 CASES_OF_A_WORKER = 2000
@@ -30,6 +31,7 @@ MOST_BYTES = 6 * 2**30
 
 def work(first, count):
     """Run cases and print a line of JSON before and after each: what a process that dies was doing is then known."""
+    faulthandler.enable()
     for seed in range(first, first + count):
         print(json.dumps({"begins": seed}), flush=True)
         found = findings(*case_of(seed))
@@ -76,14 +78,22 @@ class Worker:
         return self.errors.read().decode(errors="replace")
 
 
+def in_onnxruntime(text):
+    """Return whether the process died in onnxruntime, by the first frame of what faulthandler wrote."""
+    frames = [line for line in text.splitlines() if line.lstrip().startswith("File ")]
+    return "Fatal Python error" in text and "onnxruntime" in frames[0]
+
+
 def keep(folder, seed, kind, text):
-    """Print a finding and write its file and inputs."""
+    """Print a finding and write its file, inputs and external data."""
     print(f"{seed} {kind}: {text}", flush=True)
-    data, feed = case_of(seed)
+    data, feed, weights = case_of(seed)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{seed}-{kind.replace(' ', '-')}"
     (folder / f"{name}.onnx").write_bytes(data)
     np.savez(folder / f"{name}.npz", **feed)
+    if weights != ZEROS:
+        (folder / f"{name}.weights").write_bytes(weights)
 
 
 def main():
@@ -95,6 +105,7 @@ def main():
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("build/fuzz"))
     parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    os.environ.setdefault("RNNFAST_VERIFY", "1")
     if options.work:
         return work(*options.work)
     if options.seed is not None:
@@ -102,13 +113,15 @@ def main():
         for finding in found:
             print(f"{options.seed} {finding.kind}: {finding.text}")
         return bool(found)
-    kinds, cases, peak, begun = collections.Counter(), 0, 0, time.monotonic()
+    kinds, cases, crashes_of_onnxruntime, peak, begun = collections.Counter(), 0, 0, 0, time.monotonic()
     worker = Worker(options.first, options.isa)
     while time.monotonic() - begun < options.seconds:
         lines = worker.read()
         if lines is None:
             status, seed = worker.process.wait(), worker.seed
-            if status and seed is not None:
+            if status and seed is not None and in_onnxruntime(worker.last_words()):
+                crashes_of_onnxruntime += 1
+            elif status and seed is not None:
                 what = signal.Signals(-status).name if status < 0 else f"exit status {status}"
                 kinds["crash"] += 1
                 text = f"{what} after {time.monotonic() - worker.begun:.0f} s\n{worker.last_words()}"
@@ -129,7 +142,7 @@ def main():
     isa = options.isa or _kernels.get_isa()
     print(
         f"{cases} cases from seed {options.first} on {isa} in {time.monotonic() - begun:.0f} s, at most "
-        f"{peak / 2**20:.1f} GiB: {found}"
+        f"{peak / 2**20:.1f} GiB: {found}" + f" ({crashes_of_onnxruntime} crashes of onnxruntime)"
     )
     return bool(kinds)
 

@@ -10,11 +10,13 @@ import onnx
 
 from tests.fuzz.checks import Finding, check
 from tests.fuzz.graphs import random_model
-from tests.fuzz.mutations import feed_of, mutated
+from tests.fuzz.mutations import WEIGHTS, all_graphs, call_function, feed_of, move_to_file, mutated
 
 # One case of so many is a file that was changed.
 CHANGED = 3
 SECONDS = 30
+# What the file beside a model holds where none of its weights were moved there.
+ZEROS = bytes(8192)
 
 
 class TooSlow(BaseException):
@@ -22,23 +24,28 @@ class TooSlow(BaseException):
 
 
 def case_of(seed):
-    """Return (bytes of a model, feed) for a seed."""
+    """Return (bytes of a model, feed, bytes of the file of its external data) for a seed."""
     model, feed = random_model(seed)
+    rng, weights = np.random.default_rng([seed, 1]), ZEROS
+    while rng.random() < 0.3:
+        call_function(model, model.graph, rng)
+    if rng.random() < 0.15:
+        graphs = list(all_graphs(model.graph))
+        weights = move_to_file(model, graphs[int(rng.integers(len(graphs)))], rng)
     if seed % CHANGED:
-        return model.SerializeToString(), feed
-    rng = np.random.default_rng([seed, 1])
+        return model.SerializeToString(), feed, weights
     data = mutated(model, rng)
     try:
         changed = onnx.ModelProto.FromString(data)
         names = {v.name for v in changed.graph.input}
     except Exception:  # Whatever protobuf raises: the bytes are no model any more.
-        return data, feed
+        return data, feed, weights
     if names == feed.keys() and rng.random() < 0.7:
-        return data, feed
-    return data, feed_of(changed, rng)
+        return data, feed, weights
+    return data, feed_of(changed, rng), weights
 
 
-def findings(data, feed):
+def findings(data, feed, weights=ZEROS):
     """Return the Findings of a case; one that raises another exception than rnnfast's, or takes too long, is one too.
 
     The file lies in a folder of its own, with a file that its external data may name.
@@ -54,8 +61,8 @@ def findings(data, feed):
             path = os.path.join(folder, "model.onnx")
             with open(path, "wb") as file:
                 file.write(data)
-            with open(os.path.join(folder, "weights"), "wb") as file:
-                file.write(bytes(8192))
+            with open(os.path.join(folder, WEIGHTS), "wb") as file:
+                file.write(weights)
             os.symlink("/etc/passwd", os.path.join(folder, "link"))
             return check(path, feed)
     except TooSlow:

@@ -1,12 +1,19 @@
 """The promises for any file and any inputs: the checks of one case, each with the name of what it finds."""
 
 import dataclasses
+import os
 
 import numpy as np
 
+try:
+    import onnxruntime
+except ImportError:
+    onnxruntime = None
+
 import rnnfast
-from rnnfast.errors import Error
+from rnnfast.errors import Error, UnsupportedError
 from rnnfast.native import _kernels
+from rnnfast.onnx.budget import Budget
 from tests.graphs import by_numpy
 
 # Results in float64 beyond this are not compared: sums of large numbers overflow float32 in one order and not in
@@ -18,6 +25,11 @@ RELATIVE, OF_LARGEST, OF_NOISE, NOISE = 2e-4, 1e-5, 100, 1e-6
 RECURRENT = {"RNN", "LSTM", "GRU"}
 LARGE_FOR_A_RECURRENCE = 1e4
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
+# What the operators' functions refuse in float64 alone.
+BITS = {"BitCast"}
+# Rows of a batch that are computed alone, and the size of a batch that is made from one row.
+ROWS, COPIES = 3, 3
+LARGEST = 2**63 - 1
 STEPS = {"Ceil", "Floor", "Sign", "Not", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Hardmax", "Mod"}
 
 
@@ -37,14 +49,14 @@ def attempt(call):
         return None, e
 
 
-def check(data, feed):
-    """Return the Findings of a file (bytes) and a feed by name; raises whatever is not an Error of rnnfast.
+def check(path, feed):
+    """Return the Findings of a file and a feed by name; raises whatever is not an Error of rnnfast.
 
     The results of the native plan are compared, bit by bit, between two calls, the first as a plan is made and the
     second as it is reused, and between all instruction sets and one and two threads; within a tolerance, with the
     operators' NumPy functions in float32 and in float64.
     """
-    model, refused = attempt(lambda: rnnfast.load(data))
+    model, refused = attempt(lambda: rnnfast.load(path))
     if refused:
         return []
     found = []
@@ -61,13 +73,14 @@ def check(data, feed):
         return found
     if different(first, again):
         found.append(Finding("second call", f"other bits: {different(first, again)}"))
-    found += compare_machines(data, feed, first)
+    found += compare_machines(path, feed, first)
+    found += compare_rows(model, feed)
     if refused_by_functions is None:
-        found += compare_values(model, feed, first, by_functions)
+        found += compare_values(model, path, feed, first, by_functions)
     return found
 
 
-def compare_machines(data, feed, expected):
+def compare_machines(path, feed, expected):
     """Findings where another instruction set, or two threads, give other bits."""
     found, before = [], _kernels.get_isa()
     for isa in _kernels.isas():
@@ -77,7 +90,7 @@ def compare_machines(data, feed, expected):
             _kernels.set_isa(isa)
             _kernels.force_threads(threads if threads > 1 else 0)
             try:
-                got, refused = attempt(lambda threads=threads: rnnfast.load(data, threads=threads).run(feed))
+                got, refused = attempt(lambda threads=threads: rnnfast.load(path, threads=threads).run(feed))
             finally:
                 _kernels.set_isa(before)
                 _kernels.force_threads(0)
@@ -85,6 +98,36 @@ def compare_machines(data, feed, expected):
                 what = refused or different(expected, got)
                 found.append(Finding("bits", f"{before}, 1 thread to {isa}, {threads} threads: {what}"))
     return found
+
+
+def compare_rows(model, feed):
+    """Findings where a row of a batch gets other bits than alone, though `batch_axes` says that it does not.
+
+    A batch of one row becomes one of COPIES, whose floats differ.
+    """
+    axes, refused = attempt(lambda: model.batch_axes(feed))
+    if refused or axes.problem is not None:
+        return []
+    along = {name: axis for name, axis in axes.inputs.items() if axis is not None and name in feed}
+    count = next(iter({feed[name].shape[axis] for name, axis in along.items()}), 0)
+    if count == 1:
+        feed, count = feed | {name: copies(feed[name], axis) for name, axis in along.items()}, COPIES
+    together, refused = attempt(lambda: model.run(feed))
+    if refused:  # The other rows of a made batch may have values that an operator refuses.
+        return []
+    for i in sorted({0, count // 2, count - 1}) if count else ():
+        one = feed | {name: np.take(feed[name], [i], axis) for name, axis in along.items()}
+        alone, refused = attempt(lambda one=one: model.run(one))
+        part = [np.take(value, [i], axes.outputs[v.name]) for value, v in zip(together, model.outputs)]
+        if refused or different(part, alone):
+            return [Finding("rows", f"row {i} of {count}, {axes}: {refused or different(part, alone)}")]
+    return []
+
+
+def copies(value, axis):
+    """COPIES rows along an axis from one; floats and numbers of each further one are other ones."""
+    rows = [value] + [value * value.dtype.type(-1 - i) if value.dtype.kind == "f" else value for i in range(COPIES - 1)]
+    return np.concatenate(rows, axis)
 
 
 def different(a, b):
@@ -116,12 +159,13 @@ def canonical(a):
     return a
 
 
-def compare_values(model, feed, native, by_functions):
-    """Findings where native results are far from those of NumPy's float32 and float64."""
+def compare_values(model, path, feed, native, by_functions):
+    """Findings where native results are far from NumPy's float32 and float64, or onnxruntime's from both."""
+    operators = {node.op_type for node in all_nodes(model.graph)}
     reference, refused = attempt(lambda: list(model.reference(feed).values()))
     if refused:
-        return [Finding("refusal", f"the float64 reference alone refuses: {refused}")]
-    operators = {node.op_type for node in all_nodes(model.graph)}
+        known = operators & BITS and isinstance(refused, UnsupportedError)
+        return [] if known else [Finding("refusal", f"the float64 reference alone refuses: {refused}")]
     # A gate of the fused cells is never exactly 0, and the padding of a convolution is zeros that are multiplied.
     largest = max(map(magnitude, all_arrays(model, feed)), default=0)
     if operators & CONVOLUTIONS and largest == np.inf or operators & RECURRENT and largest > LARGE_FOR_A_RECURRENCE:
@@ -129,15 +173,37 @@ def compare_values(model, feed, native, by_functions):
     if "Unique" in operators or operators & RECURRENT and operators & STEPS:
         return []
     noisy = [noisy_reference(model, feed, seed) for seed in range(3)]
+    others = {"values": (native, by_functions)}
+    if may_compare(model, feed) and (by_onnxruntime := run_onnxruntime(model, path, feed)) is not None:
+        others["onnxruntime"] = (by_onnxruntime, native)
     return [
-        Finding("values", f"output {v.name!r}: {text}")
+        Finding(kind, f"output {v.name!r}: {text}")
+        for kind, (results, nearest) in others.items()
         for i, v in enumerate(model.outputs)
-        if (text := far(native[i], by_functions[i], reference[i], [n[i] for n in noisy]))
+        if (text := far(results[i], nearest[i], reference[i], [n[i] for n in noisy]))
     ]
 
 
+def run_onnxruntime(model, path, feed):
+    """The outputs of onnxruntime; None if it is not installed, refuses the file or the inputs, or need not agree."""
+    if onnxruntime is None or "asan" in os.environ.get("LD_PRELOAD", ""):
+        return None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return session.run([v.name for v in model.outputs], feed)
+    except Exception:  # Its exceptions have no common class but this.
+        return None
+
+
 def noisy_reference(model, feed, seed):
-    """The outputs in float64 with relative noise in what every node takes and gives: what rounding can do."""
+    """The outputs in float64 with relative noise in what every node takes and gives: what rounding can do.
+
+    The one of seed 0 has zeros for denormals too, as native arithmetic has (docs/promises.md).
+    """
     rng = np.random.default_rng(seed)
 
     def with_noise(value):
@@ -145,14 +211,63 @@ def noisy_reference(model, feed, seed):
             return type(value)(map(with_noise, value))
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             return value
+        if not seed:
+            value = np.where(np.abs(value) < np.finfo(np.float32).tiny, 0 * value, value)
         return np.asarray(value * (1 + NOISE * rng.standard_normal(value.shape)), value.dtype)
 
-    def meter(step):
-        return lambda *args: with_noise(step.run(*map(with_noise, args)))
+    return run_reference(model, feed, lambda step: lambda *args: with_noise(step.run(*map(with_noise, args))))
 
+
+def run_reference(model, feed, meter):
+    """The outputs in float64, where `meter` makes the callables of steps."""
     planned, args = model.build(reference=True, meter=meter), model.prepare(feed, True)[1]
     planned.plan(args)
     return planned.run(args)
+
+
+def may_compare(model, feed):
+    """Return whether onnxruntime has to agree: all numbers are finite, and no step has another reading of ONNX."""
+    top = {id(node) for node in model.graph.nodes}
+    agrees = not any(read_otherwise(node) for node in all_nodes(model.graph) if id(node) not in top)
+
+    def meter(step):
+        def run(*args):
+            nonlocal agrees
+            results = step.run(*args)
+            values = [*args, *(results if isinstance(results, tuple) else (results,))]
+            agrees &= all(finite(value) for value in values) and not read_otherwise(step.node, *args)
+            return results
+
+        return run
+
+    run_reference(model, feed, meter)
+    return agrees
+
+
+def finite(value):
+    """Return whether all floats are finite, in a sequence too."""
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return not isinstance(value, np.ndarray) or value.dtype.kind != "f" or bool(np.isfinite(value).all())
+
+
+def read_otherwise(node, *args):
+    """Return whether onnxruntime computes a node in another way than ONNX's text says, which rnnfast follows.
+
+    The inputs of nodes in functions and bodies are not known.
+    """
+    name, attributes = node.op_type, node.attributes
+    args = [value for value in args if not isinstance(value, Budget)]
+    if name == "Slice":  # The largest integer as an end means the beginning where the step is negative.
+        return not args or len(args) > 4 and args[4] is not None and min(args[4], default=1) < 0 and LARGEST in args[2]
+    if name.endswith("Pool"):  # Sizes of outputs that are rounded up, or with SAME and dilations.
+        same = str(attributes.get("auto_pad", "")).startswith("SAME")
+        return bool(attributes.get("ceil_mode")) or same and "dilations" in attributes
+    if name.startswith("Reduce"):  # No elements give 0 instead of NaN, and means of integers are rounded otherwise.
+        exact = name[6:] in ("Sum", "Max", "Min", "Prod")
+        return not args or args[0].size == 0 or args[0].dtype.kind != "f" and not exact
+    # Activations whose alpha or beta is not given have other defaults.
+    return name in RECURRENT and bool(attributes.get("activations"))
 
 
 def all_nodes(graph):

@@ -10,7 +10,7 @@ from rnnfast.errors import Error, with_location
 from rnnfast.onnx import binding, ops
 from tests.fuzz import operators
 
-NEWEST = min(defs.onnx_opset_version(), 26)
+NEWEST = min(defs.onnx_opset_version(), 28)
 FLOAT32 = np.dtype(np.float32)
 # The element types of values: float32 is what the native kernels are for.
 DTYPES = [np.dtype(t) for t in ("f4", "i8", "i4", "?", "f8", "u1", "i1", "f2", "u2", "i2", "u4", "u8")]
@@ -261,6 +261,7 @@ class GraphMaker:
         return proto, [chosen[0].values[chosen[1][0]]]
 
     def make_loop(self):
+        """A loop with one carried value and one that is stacked; one of three ends by its own condition."""
         trips, carried = int(self.rng.integers(0, 4)), self.value()
         i, condition, state = self.name("i"), self.name("k"), self.name("s")
         made = self.body({i: np.array(0), condition: np.array(True), state: self.values[carried]}, 1)
@@ -270,30 +271,69 @@ class GraphMaker:
         if not inner.node("Add", [state, result], {}):
             return None
         after = inner.nodes[-1].output[0]
-        if inner.values[after].shape != self.values[carried].shape or not inner.node("Identity", [condition], {}):
+        names, ran = [self.constant(np.array(trips)), "", carried], trips
+        if self.opset >= 9 and self.chance(0.3):
+            last = int(self.rng.integers(0, 4))
+            made, ran = inner.node("Less", [i, inner.constant(np.array(last))], {}), min(trips, last + 1)
+            if self.chance(0.5):
+                names[0], ran = "", last + 1
+            if self.chance(0.5):
+                names[1] = self.constant(np.array(self.chance(0.8)))
+                ran = ran if self.values[names[1]] else 0
+        else:
+            made = inner.node("Identity", [condition], {})
+        if inner.values[after].shape != self.values[carried].shape or not made:
             return None
         outputs = [inner.nodes[-1].output[0], after, result]
-        names = [self.constant(np.array(trips)), "", carried]
         graph = inner.graph(
             outputs, [(i, np.array(0)), (condition, np.array(True)), (state, self.values[carried])], typed=False
         )
         proto = helper.make_node("Loop", names, [self.name("v"), self.name("v")], body=graph)
         row = inner.values[result]
-        return proto, [self.values[carried], np.zeros((trips, *row.shape), row.dtype)]
+        return proto, [self.values[carried], np.zeros((ran, *row.shape), row.dtype)]
 
     def make_scan(self):
+        """A scan of one or two values along any axis, with a state in one case of two."""
         scanned = self.value(rank=(2, 3, 4), test=lambda v: len(v) > 0)
-        array, row = self.values[scanned], self.name("r")
-        made = self.body({row: array[0]}, 1)
-        if made is None or self.opset < 9:
+        if self.opset < 9:
+            return None
+        array = self.values[scanned]
+        axis = int(self.rng.integers(array.ndim)) if self.chance(0.3) else 0
+        count = array.shape[axis]
+        scanned, axes = [scanned], [axis]
+        rows = [(self.name("r"), np.take(array, 0, axis))] if count else []
+        if rows and self.chance(0.3):
+            scanned.append(self.new(FLOAT32, (count, self.size())))
+            axes.append(0)
+            rows.append((self.name("r"), self.values[scanned[-1]][0]))
+        states = [self.value()] if rows and self.chance(0.5) else []
+        taken = [(self.name("s"), self.values[name]) for name in states] + rows
+        made = self.body(dict(taken), 1) if rows else None
+        if made is None:
             return None
         inner, (result,) = made
-        graph = inner.graph([result], [(row, array[0])], typed=False)
-        proto = helper.make_node("Scan", [scanned], [self.name("v")], body=graph, num_scan_inputs=1)
+        outputs = [result]
+        if states:
+            if not inner.node("Add", [taken[0][0], result], {}):
+                return None
+            outputs.insert(0, inner.nodes[-1].output[0])
+            if inner.values[outputs[0]].shape != self.values[states[0]].shape:
+                return None
+        graph = inner.graph(outputs, taken, typed=False)
+        row = inner.values[result]
+        attributes, to = {"num_scan_inputs": len(scanned)}, 0
+        if any(axes):
+            attributes["scan_input_axes"] = axes
         if self.chance(0.3):
-            proto.attribute.append(helper.make_attribute("scan_input_directions", [1]))
-        value = inner.values[result]
-        return proto, [np.zeros((len(array), *value.shape), value.dtype)]
+            attributes["scan_input_directions"] = [int(self.chance(0.7)) for _ in scanned]
+        if self.chance(0.2):
+            attributes["scan_output_directions"] = [1]
+        if self.chance(0.2):
+            to = int(self.rng.integers(row.ndim + 1))
+            attributes["scan_output_axes"] = [to]
+        proto = helper.make_node("Scan", states + scanned, [self.name("v") for _ in outputs], body=graph, **attributes)
+        shape = [*row.shape[:to], count, *row.shape[to:]]
+        return proto, [self.values[name] for name in states] + [np.zeros(shape, row.dtype)]
 
     # ------------------------------------------------------------------------------------------ protos
     def graph(self, outputs, inputs, typed=True):

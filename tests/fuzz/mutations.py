@@ -6,6 +6,9 @@ from onnx import helper
 
 from tests.fuzz import operators
 
+# The name of the file beside the model which its external data may name.
+WEIGHTS = "weights"
+
 
 def all_graphs(graph):
     """The GraphProtos of a graph: itself and those among the attributes of its nodes."""
@@ -158,7 +161,7 @@ def change_to_external(model, graph, rng):
     tensor.ClearField("raw_data")
     for key, value in {
         "location": _pick(
-            rng, ["weights", "../weights", "/etc/passwd", "a/../weights", "", ".", "\0", "missing", "link"]
+            rng, [WEIGHTS, "../weights", "/etc/passwd", "a/../weights", "", ".", "\0", "missing", "link"]
         ),
         "offset": str(_pick(rng, (0, 4, 4096, -1, 2**63, "x"))),
         "length": str(_pick(rng, (0, 4, 64, 4096, -1, 2**63))),
@@ -168,23 +171,47 @@ def change_to_external(model, graph, rng):
 
 
 def call_function(model, graph, rng):
-    """Put a node into a function of the model, and call that."""
+    """Put a node into a function of the model, and call that; the function may take the node's attributes as its own.
+
+    A function may call another one: the node may be a call already.
+    """
     node = _pick(rng, [n for n in graph.node if n.output and all(n.input)])
     if node is None:
         return
     inner = onnx.NodeProto()
     inner.CopyFrom(node)
     name = f"f{len(model.functions)}"
-    opsets = [helper.make_opsetid("", model.opset_import[0].version if model.opset_import else 17)]
+    if not any(o.domain == "local" for o in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("local", 1))
     inputs, outputs = [f"a{i}" for i in range(len(node.input))], [f"b{i}" for i in range(len(node.output))]
     del inner.input[:], inner.output[:]
     inner.input.extend(inputs)
     inner.output.extend(outputs)
-    model.functions.append(helper.make_function("local", name, inputs, outputs, [inner], opsets))
-    if not any(o.domain == "local" for o in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("local", 1))
     node.op_type, node.domain = name, "local"
     del node.attribute[:]
+    function = helper.make_function("local", name, inputs, outputs, [inner], model.opset_import)
+    for attribute in function.node[0].attribute:
+        if rng.random() < 0.4 and attribute.type != onnx.AttributeProto.GRAPH:
+            (node.attribute if rng.random() < 0.7 else function.attribute_proto).add().CopyFrom(attribute)
+            if len(node.attribute) and node.attribute[-1].name == attribute.name:
+                function.attribute.append(attribute.name)
+            reference = onnx.AttributeProto(name=attribute.name, ref_attr_name=attribute.name, type=attribute.type)
+            attribute.CopyFrom(reference)
+    model.functions.append(function)
+
+
+def move_to_file(model, graph, rng):
+    """Move the initializers of a graph to a file, and return its bytes."""
+    data = bytearray(rng.bytes(int(rng.integers(0, 64))))
+    for tensor in graph.initializer:
+        if not tensor.HasField("raw_data"):
+            continue
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in {"location": WEIGHTS, "offset": len(data), "length": len(tensor.raw_data)}.items():
+            tensor.external_data.add(key=key, value=str(value))
+        data += tensor.raw_data
+        tensor.ClearField("raw_data")
+    return bytes(data)
 
 
 CHANGES = [

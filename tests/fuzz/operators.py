@@ -231,8 +231,9 @@ def recurrent(g, op_type):
             "Elu",
         ]
         attributes["activations"] = [g.pick([*names, "Softsign", "Softplus"]) for _ in range(count)]
-        if g.chance(0.3):
-            attributes["activation_alpha"] = [float(v) for v in g.rng.uniform(0.1, 1, count)]
+        for name in ("activation_alpha", "activation_beta"):
+            if g.chance(0.3):
+                attributes[name] = [float(v) for v in g.rng.uniform(0.1, 1, count)]
     return inputs, attributes, int(g.rng.integers(1, 3 + (op_type == "LSTM")))
 
 
@@ -264,24 +265,38 @@ def conv(g, op_type):
         attributes["dilations"] = [int(g.rng.integers(1, 3)) for _ in spatial]
     if op_type == "ConvTranspose":
         w = g.new(F32, (channels, outputs // group if group > 1 else outputs, *kernel))
-        return [x, w, ""], attributes
+        if g.chance(0.2):
+            attributes["output_padding"] = [int(g.rng.integers(0, 2)) for _ in spatial]
+        elif g.chance(0.15):
+            attributes.pop("pads", None)
+            attributes["output_shape"] = [n * 2 + int(g.rng.integers(-1, 2)) for n in spatial]
+        return [x, w, g.new(F32, (w_outputs(g, w, group),)) if g.chance(0.3) else ""], attributes
     w = g.new(F32, (outputs, channels // group, *kernel))
     return [x, w, g.new(F32, (outputs,)) if g.chance(0.6) else ""], attributes
 
 
+def w_outputs(g, w, group):
+    """The number of output channels of a ConvTranspose with weights `w`."""
+    return g.values[w].shape[1] * group
+
+
 def integer_conv(g, op_type):
     """ConvInteger, or QLinearConv: (x, scale, zero, w, scale, zero, scale, zero, bias)."""
-    x = g.new(g.pick((U8, I8)), (g.pick([1, 2]), g.pick([1, 3]), g.size(), g.pick([3, 5, 8])))
+    x = g.new(g.pick((U8, I8)), (g.pick([1, 2]), g.pick([1, 2, 3]), g.size(), g.pick([3, 5, 8])))
     _, channels, *spatial = g.values[x].shape
     kernel = [int(g.rng.integers(1, min(max(n, 1), 3) + 1)) for n in spatial]
-    w = g.new(I8 if g.chance(0.5) else U8, (g.pick([1, 4]), channels, *kernel))
+    group = channels if g.chance(0.3) else 1
+    w = g.new(I8 if g.chance(0.5) else U8, (group * g.pick([1, 4]), channels // group, *kernel))
+    attributes = _windows(g, spatial, kernel) | {"group": group}
+    if g.chance(0.3):
+        attributes["dilations"] = [int(g.rng.integers(1, 3)) for _ in spatial]
     zeros = [g.constant(g.array(g.values[name].dtype, ())) for name in (x, w)]
     if op_type == "ConvInteger":
-        return [x, w, *zeros], _windows(g, spatial, kernel)
+        return [x, w, *zeros], attributes
     scales = [g.constant(np.float32(g.rng.uniform(0.01, 0.2))) for _ in range(3)]
     zero = g.constant(g.array(g.pick((U8, I8)), ()))
     bias = g.constant(g.array(I32, (g.values[w].shape[0],))) if g.chance(0.5) else ""
-    return [x, scales[0], zeros[0], w, scales[1], zeros[1], scales[2], zero, bias], _windows(g, spatial, kernel)
+    return [x, scales[0], zeros[0], w, scales[1], zeros[1], scales[2], zero, bias], attributes
 
 
 def pool(g, op_type):
@@ -290,8 +305,15 @@ def pool(g, op_type):
     attributes = _windows(g, spatial, [int(g.rng.integers(1, min(n, 4) + 1)) for n in spatial])
     if g.opset >= 10 and g.chance(0.3):
         attributes["ceil_mode"] = 1
-    if op_type == "AveragePool" and g.chance(0.3):
+    known = schema(op_type, g.opset).attributes
+    if "count_include_pad" in known and g.chance(0.3):
         attributes["count_include_pad"] = 1
+    if "dilations" in known and g.chance(0.2):
+        attributes["dilations"] = [int(g.rng.integers(1, 3)) for _ in spatial]
+    if op_type == "LpPool" and g.chance(0.5):
+        attributes["p"] = int(g.rng.integers(1, 4))
+    if op_type == "MaxPool" and g.chance(0.2):
+        return [x], attributes | ({"storage_order": int(g.chance(0.5))} if g.opset >= 8 else {}), 2
     return [x], attributes
 
 
@@ -302,6 +324,8 @@ def channel_normalization(g, op_type):
     if op_type == "BatchNormalization":
         variance = g.constant(np.abs(g.array(F32, (channels,))) + np.float32(0.1))
         inputs += [g.new(F32, (channels,)), variance]
+        if g.opset >= 14 and g.chance(0.1):
+            return inputs, {"training_mode": 1, "momentum": 0.7}, 3
     return inputs, {"epsilon": 1e-3}
 
 
@@ -320,7 +344,17 @@ def layer_normalization(g, op_type):
     inputs = [x, g.new(F32, shape)]
     if op_type == "LayerNormalization" and g.chance(0.6):
         inputs.append(g.new(F32, shape))
-    return inputs, {"axis": axis}
+    attributes = {"axis": axis} | ({"epsilon": 1e-3} if g.chance(0.3) else {})
+    return inputs, attributes, int(g.pick([1, 1, 1, 3])) if op_type == "LayerNormalization" else 1
+
+
+def gelu(g, op_type):
+    return [g.value((F32,))], {"approximate": g.pick(["none", "tanh"])}
+
+
+def swiglu(g, op_type):
+    x = g.value(FLOATS)
+    return [x, g.new(g.values[x].dtype, g.values[x].shape)], {"alpha": 1.5} if g.chance(0.5) else {}
 
 
 # ---------------------------------------------------------------------------------------------- reductions
@@ -330,6 +364,8 @@ def reduction(g, op_type):
     axes = [axis_of(g, array) for _ in range(int(g.rng.integers(1, 3)))] if array.ndim else []
     axes = list({axis % array.ndim: axis for axis in axes}.values())
     if not axes or g.chance(0.15):
+        if "noop_with_empty_axes" in schema(op_type, g.opset).attributes and g.chance(0.5):
+            return [x, ints(g)] if g.chance(0.5) else [x], attributes | {"noop_with_empty_axes": 1}
         return [x], attributes
     if has_input(g, op_type, "axes"):
         return [x, ints(g, *axes)], attributes
@@ -341,6 +377,8 @@ def along_axis(g, op_type):
     x = g.value((F32,), rank=(1, 2, 3, 4))
     known = schema(op_type, g.opset)
     attributes = random_attributes(g, known, ("axis", "p"))
+    if op_type == "LpNormalization" and g.chance(0.6):
+        attributes["p"] = int(g.rng.integers(1, 3))
     return [x], attributes | {"axis": axis_of(g, g.values[x])}
 
 
@@ -356,7 +394,7 @@ def top_k(g, op_type):
     k = int(g.rng.integers(0, g.values[x].shape[axis] + 1))
     if not has_input(g, op_type, "K"):
         return [x], {"k": max(k, 1), "axis": axis}, 2
-    attributes = {"axis": axis} | ({"largest": int(g.chance(0.5))} if g.opset >= 11 else {})
+    attributes = {"axis": axis} | ({"largest": int(g.chance(0.5)), "sorted": 1} if g.opset >= 11 else {})
     return [x, ints(g, k)], attributes, 2
 
 
@@ -433,6 +471,8 @@ def split(g, op_type):
     x = g.value(ANY, rank=(1, 2, 3))
     axis = axis_of(g, g.values[x])
     length, parts = g.values[x].shape[axis], int(g.rng.integers(1, 4))
+    if g.opset >= 18 and g.chance(0.3):
+        return [x], {"axis": axis, "num_outputs": parts}, parts
     cuts = np.sort(g.rng.integers(0, length + 1, parts - 1))
     sizes = [int(n) for n in np.diff(np.concatenate(([0], cuts, [length])))]
     if has_input(g, op_type, "split"):
@@ -482,6 +522,12 @@ def one_hot(g, op_type):
 
 
 def constant(g, op_type):
+    number, count = float(g.rng.normal()), int(g.rng.integers(0, 4))
+    plain = {"value_float": number, "value_int": int(10 * number), "value_string": "text"}
+    plain |= {"value_floats": [number] * count, "value_ints": list(range(count)), "value_strings": ["a", "b"]}
+    name = g.pick(sorted(plain))
+    if g.opset >= 12 and plain[name] and g.chance(0.4):
+        return [], {name: plain[name]}
     return [], {"value": numpy_helper.from_array(g.array(g.pick(ANY), g.shape()))}
 
 
@@ -513,7 +559,8 @@ def gather_nd(g, op_type):
     places = np.stack([g.rng.integers(-n, n, rows) for n in array.shape[:depth]], -1).astype(np.int64)
     if op_type == "GatherND":
         return [data, g.constant(places)], {}
-    return [data, g.constant(places), g.new(array.dtype, (*rows, *array.shape[depth:]))], {}
+    attributes = {"reduction": g.pick(["add", "mul", "max", "min"])} if g.opset >= 18 and g.chance(0.4) else {}
+    return [data, g.constant(places), g.new(array.dtype, (*rows, *array.shape[depth:]))], attributes
 
 
 def compress(g, op_type):
@@ -529,10 +576,25 @@ def shift(g, op_type):
 
 
 def quantize(g, op_type):
-    scale = g.constant(np.float32(g.rng.uniform(0.01, 0.2)))
+    """One scale for all, one for each index along an axis, or one for each block along it."""
     dtype = g.pick((U8, I8))
     x = g.value((F32,) if op_type == "QuantizeLinear" else (dtype,))
-    return [x, scale, g.constant(g.array(dtype, ()))], {}
+    shape, attributes = g.values[x].shape, {}
+    of_scale = ()
+    if shape and g.opset >= 13 and g.chance(0.5):
+        axis = axis_of(g, g.values[x])
+        attributes["axis"], length = axis, shape[axis]
+        of_scale = (length,)
+        if g.opset >= 21 and length and g.chance(0.5):
+            block = int(g.pick([n for n in range(1, length + 1) if length % n == 0]))
+            attributes["block_size"] = block
+            of_scale = tuple(length // block if i == axis % len(shape) else n for i, n in enumerate(shape))
+    scale = g.constant(np.asarray(g.rng.uniform(0.01, 0.2, of_scale), F32))
+    if g.chance(0.2):
+        if op_type == "QuantizeLinear" and g.opset >= 21:
+            attributes["output_dtype"] = int(helper.np_dtype_to_tensor_dtype(dtype))
+        return [x, scale], attributes
+    return [x, scale, g.constant(g.array(dtype, of_scale))], attributes
 
 
 # ---------------------------------------------------------------------------------------------- sequences
@@ -543,7 +605,10 @@ def sequence(g, op_type):
         return [x] + [g.like(x) for _ in range(int(g.rng.integers(0, 3)))], {}
     found = [name for name, value in g.values.items() if isinstance(value, list) and value]
     if not found:
-        return None
+        made, attributes = sequence(g, "SequenceConstruct")
+        if not g.node("SequenceConstruct", made, attributes):
+            return None
+        found = [g.nodes[-1].output[0]]
     name = g.pick(found)
     place = g.constant(np.array(g.rng.integers(-len(g.values[name]), len(g.values[name])), np.int64))
     if op_type == "SequenceInsert":
@@ -577,6 +642,8 @@ RECIPES = {
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), lambda g, op_type: ([_image(g)], {})),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), channel_normalization),
     "GroupNormalization": group_normalization,
+    "Gelu": gelu,
+    "SwiGLU": swiglu,
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), layer_normalization),
     **dict.fromkeys(
         [f"Reduce{name}" for name in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()], reduction

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.fuzz.cases import case_of, findings
+from tests.fuzz.cases import ZEROS, case_of, findings
 from tests.fuzz.mutations import feed_of
 
 CORPUS = sorted((pathlib.Path(__file__).parent / "corpus").glob("*.onnx"))
@@ -26,7 +26,8 @@ def feed_beside(path):
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_the_corpus_holds(path):
-    assert findings(path.read_bytes(), feed_beside(path)) == []
+    weights = path.with_suffix(".weights")
+    assert findings(path.read_bytes(), feed_beside(path), weights.read_bytes() if weights.exists() else ZEROS) == []
 
 
 @pytest.mark.parametrize("first", range(0, CASES, IN_ONE_TEST))
@@ -37,8 +38,8 @@ def test_random_cases_hold(first):
 
 def test_a_case_follows_from_its_seed():
     for seed in (5, 6):
-        (data, feed), (same, fed) = case_of(seed), case_of(seed)
-        assert data == same
+        (data, feed, weights), (same, fed, beside) = case_of(seed), case_of(seed)
+        assert data == same and weights == beside
         assert feed.keys() == fed.keys() and all(a.tobytes() == fed[name].tobytes() for name, a in feed.items())
 
 
@@ -47,7 +48,7 @@ def test_findings_are_found(monkeypatch):
     from rnnfast.model import Model
     from rnnfast.native import _kernels
 
-    data, feed = case_of(next(seed for seed in range(1, 100, 3) if not findings(*case_of(seed))))
+    data, feed, _ = case_of(next(seed for seed in range(1, 100, 3) if not findings(*case_of(seed))))
     whole = Model.run
 
     def kinds(run):

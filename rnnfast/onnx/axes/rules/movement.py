@@ -37,8 +37,9 @@ def reshaped(x: Value, wanted: list[Any], allowzero: bool) -> Rows | None:
     if x.rows is None:  # the elements are the same for all n, so the shape is
         return None
     axes = [axis for axis, m in enumerate(wanted) if isinstance(m, Linear)]
-    (axis,) = axes  # one has the rows, as the product has them once
-    return _among(x, axis, [m.slope if isinstance(m, Linear) else m for m in wanted])
+    if len(axes) != 1:  # one has the rows, as the product has them once, unless it is 0
+        raise Meets("it reshapes a tensor without elements")
+    return _among(x, axes[0], [m.slope if isinstance(m, Linear) else m for m in wanted])
 
 
 def _is(m: Any, number: int) -> bool:
