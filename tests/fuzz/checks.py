@@ -227,21 +227,23 @@ def run_reference(model, feed, meter):
 
 def may_compare(model, feed):
     """Return whether onnxruntime has to agree: all numbers are finite, and no step has another reading of ONNX."""
-    top = {id(node) for node in model.graph.nodes}
-    agrees = not any(read_otherwise(node) for node in all_nodes(model.graph) if id(node) not in top)
+    agrees, seen = True, set()
 
     def meter(step):
         def run(*args):
             nonlocal agrees
             results = step.run(*args)
             values = [*args, *(results if isinstance(results, tuple) else (results,))]
-            agrees &= all(finite(value) for value in values) and not read_otherwise(step.node, *args)
+            agrees &= all(map(finite, values)) and not read_otherwise(step.node, *args)
+            seen.add(id(step.node))
             return results
 
         return run
 
     run_reference(model, feed, meter)
-    return agrees
+    others = [node for node in all_nodes(model.graph) if id(node) not in seen]
+    known = model.folded.constants.values()
+    return agrees and all(map(finite, known)) and not any(map(read_otherwise, others))
 
 
 def finite(value):
@@ -254,7 +256,7 @@ def finite(value):
 def read_otherwise(node, *args):
     """Return whether onnxruntime computes a node in another way than ONNX's text says, which rnnfast follows.
 
-    The inputs of nodes in functions and bodies are not known.
+    The inputs of nodes in functions and bodies, and of those that are computed at load, are not known.
     """
     name, attributes = node.op_type, node.attributes
     args = [value for value in args if not isinstance(value, Budget)]
