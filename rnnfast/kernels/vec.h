@@ -13,6 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #define VL 16                    /* lanes of a block */
 /* Inlining specialises kernels for constant sizes. On arrays of 16 floats that would only multiply the code. */
@@ -168,8 +171,18 @@ INLINE vf v_mul(vf x, vf y) { V_LANES(vf, x.v[i] * y.v[i]); }
 INLINE vf v_div(vf x, vf y) { V_LANES(vf, x.v[i] / y.v[i]); }
 INLINE vf v_fma(vf x, vf y, vf z) { V_LANES(vf, fmaf(x.v[i], y.v[i], z.v[i])); }
 INLINE vf v_fnma(vf x, vf y, vf z) { V_LANES(vf, fmaf(-x.v[i], y.v[i], z.v[i])); }
+/* The instruction of the wider sets: where denormals count as zero its result is zero, but that of a comparison with a
+ * choice is the denormal, and a compiler may take either for x < y ? x : y. */
+#if defined(__SSE2__)
+#define V_QUARTERS(f) do { vf r; for (int i = 0; i < VL; i += 4) \
+    _mm_storeu_ps(r.v + i, f(_mm_loadu_ps(x.v + i), _mm_loadu_ps(y.v + i))); return r; } while (0)
+INLINE vf v_min(vf x, vf y) { V_QUARTERS(_mm_min_ps); }
+INLINE vf v_max(vf x, vf y) { V_QUARTERS(_mm_max_ps); }
+#undef V_QUARTERS
+#else
 INLINE vf v_min(vf x, vf y) { V_LANES(vf, x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
 INLINE vf v_max(vf x, vf y) { V_LANES(vf, x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
+#endif
 INLINE vm v_lt(vf x, vf y) { V_LANES(vm, x.v[i] < y.v[i]); }
 INLINE vm v_le(vf x, vf y) { V_LANES(vm, x.v[i] <= y.v[i]); }
 INLINE vm v_eq(vf x, vf y) { V_LANES(vm, x.v[i] == y.v[i]); }
@@ -196,7 +209,6 @@ INLINE vf v_split(vf x, vf *m) { V_LANES(vf, v_split_lane(x.v[i], &m->v[i])); }
 /* Turn flush-to-zero and denormals-are-zero on or off for the calling thread. Both return the previous mode for
  * v_restore_mode. No access to memory moves across a change of the mode. */
 #if defined(__SSE2__)
-#include <xmmintrin.h>
 #define V_SET_MODE(mode) __asm__ volatile("" : : : "memory"); _mm_setcsr(mode); __asm__ volatile("" : : : "memory")
 INLINE unsigned v_flush_denormals(void) { unsigned mode = _mm_getcsr(); V_SET_MODE(mode | 0x8040); return mode; }
 INLINE unsigned v_keep_denormals(void) { unsigned mode = _mm_getcsr(); V_SET_MODE(mode & ~0x8040u); return mode; }

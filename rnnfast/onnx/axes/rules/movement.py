@@ -29,6 +29,8 @@ def reshaped(x: Value, wanted: list[Any], allowzero: bool) -> Rows | None:
     if any(_is(m, -1) for m in wanted):
         if _is(given, 0):
             raise Meets("it reshapes a tensor without elements")
+        if isinstance(given, Linear) and not isinstance(total, Linear):
+            raise Meets(FIXED)
         left = total.divided(given) if isinstance(total, Linear) else total // given
         wanted = [left if _is(m, -1) else m for m in wanted]
         given = total
