@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
+from rnnfast.native import _kernels
 from tests.graphs import by_numpy
 from tests.onnx.mutations import Case, native
 
@@ -74,6 +75,29 @@ def test_denormals_are_true_and_have_an_order(isa):
             assert y == place
     for y in results("TopK", x, np.array([3]), constant=("x1",)):
         assert y.tolist() == x[[1, 4, 2]].tolist()
+
+
+@pytest.mark.parametrize(
+    "op, attributes",
+    [
+        ("ReduceMax", {"axes": [0], "keepdims": 0}),
+        ("ReduceMin", {"axes": [0], "keepdims": 0}),
+        ("MaxPool", {"kernel_shape": [2]}),
+        ("Relu", {}),
+        ("HardSigmoid", {"alpha": 1.0, "beta": 0.0}),
+    ],
+)
+def test_the_larger_of_two_denormals_has_the_same_bits_on_every_instruction_set(op, attributes):
+    x = np.repeat(padded(DENORMALS[:-1])[None, None], 3, 0 if op.startswith("Reduce") else 1)
+    data, feed = Case(helper.make_node(op, ["x0"], ["y"], **attributes), [x], 17).model()
+    before, bits = _kernels.get_isa(), set()
+    try:
+        for isa in _kernels.isas():
+            _kernels.set_isa(isa)
+            bits.add(rnnfast.load(data).run(feed)[0].tobytes())
+    finally:
+        _kernels.set_isa(before)
+    assert len(bits) == 1
 
 
 @pytest.mark.parametrize("op", ["Add", "Mul", "Sub"])

@@ -72,6 +72,13 @@ def test_there_is_none(text, problem):
     assert not found.inputs and not found.outputs
 
 
+def test_a_constant_sequence_beside_a_costly_result():
+    """A trace leaves the costly result out, and types and shapes of the outputs do not say what the sequence is."""
+    text = "g (float[b,2,17,c] x) => (y, z) { y = MaxPool <kernel_shape = [4,3]> (x)  z = SplitToSequence (w) }"
+    found = load(parse(text, w=random(3, 3, 5))).batch_axes(x=random(4, 17, 2, 17, 17))
+    assert found.problem is not None and "an output is no array" in found.problem
+
+
 def test_wrong_inputs():
     model = rnnfast.load(MODELS / "denoiser.onnx")
     with pytest.raises(InputError, match="there is no input 'audio'"):

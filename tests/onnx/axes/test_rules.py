@@ -42,6 +42,11 @@ APART = {
         {"one": [1], "w": W},
         Rows(0),
     ),
+    "a gemm with a C of each row": (
+        "t = ReduceSum <keepdims = 0> (x, one)  c = ReduceMax <axes = [1]> (t)  z = Gemm (t, w, c)",
+        {"one": [1], "w": W},
+        Rows(0),
+    ),
     "einsum": ('z = Einsum <equation = "bij,bkj->ibk"> (x, x)', {}, Rows(1)),
     "einsum with weights": ('z = Einsum <equation = "...j,jk->...k"> (x, w)', {"w": W}, Rows(0)),
     "reductions": (
@@ -190,6 +195,7 @@ def test_apart(name):
     assert followed(model, 5)[0]["z"].rows == rows
 
 
+EMPTY = {"k0": [0], "one": [1]}
 MEET = {
     "a quiet beside a loud one": (
         "a = Abs (x)  p = ReduceMax <axes = [0]> (a)  g = Max (p, c)  z = Div (x, g)",
@@ -287,6 +293,17 @@ MEET = {
     "sorted rows": ("m = ReduceMax <axes = [1,2], keepdims = 0> (x)  s = Shape (m)  v, z = TopK (m, s)", {}, "TopK"),
     "a batch normalized": ("z = MeanVarianceNormalization <axes = [0]> (x)", {}, "it normalizes along axis 0"),
     "places in a batch": ("p, z = MaxPool <kernel_shape = [2]> (x)", {}, "output Indices"),
+    "flattened without elements": ("y = Slice (x, k0, k0, one)  z = Flatten <axis = 2> (y)", EMPTY, "without elements"),
+    "reshaped without elements": (
+        "y = Slice (x, k0, k0, one)  z = Reshape <allowzero = 1> (y, s)",
+        EMPTY | {"s": [0, 7]},
+        "without elements",
+    ),
+    "a length that follows from no elements": (
+        "y = Slice (x, k0, k0, one)  u = Unsqueeze (y, k0)  t = Transpose <perm = [2,1,3,0]> (u)  z = Reshape (t, s)",
+        EMPTY | {"s": [5, 0, -1]},
+        "its shape is the same",
+    ),
     "squeezed away": ("m = ReduceMax <axes = [1]> (x)  z = Squeeze (m)", {}, "where there is one row"),
 }
 
