@@ -22,6 +22,7 @@ import numpy as np
 
 from rnnfast.native import _kernels
 from tests.fuzz.cases import SECONDS, ZEROS, case_of, findings
+from tests.fuzz.checks import SANITIZED
 
 # A worker is replaced after so many cases, and killed if a case takes longer than this or needs more memory.
 CASES_OF_A_WORKER = 2000
@@ -41,7 +42,7 @@ def work(first, count):
 
 def limit_memory():
     """Limit the address space of a worker, but of a sanitized build, which reserves terabytes."""
-    if "asan" not in os.environ.get("LD_PRELOAD", ""):
+    if not SANITIZED:
         resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
 
 
