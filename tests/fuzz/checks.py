@@ -247,7 +247,7 @@ def noisy_reference(model, feed, seed, size):
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
             return value
         if not seed:
-            value = np.where(np.abs(value) < np.finfo(np.float32).tiny, 0 * value, value)
+            value, of_largest = np.where(np.abs(value) < np.finfo(np.float32).tiny, 0 * value, value), 0
         absolute = of_largest * np.abs(value[np.isfinite(value)]).max(initial=0)
         noise, more = rng.standard_normal((2, *value.shape))
         return np.asarray(value * (1 + size * noise) + absolute * more, value.dtype)
