@@ -6,11 +6,20 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.fuzz import checks
 from tests.fuzz.cases import ZEROS, case_of, findings
 from tests.fuzz.mutations import feed_of
+from tests.graphs import parse, random
 
 CORPUS = sorted((pathlib.Path(__file__).parent / "corpus").glob("*.onnx"))
 CASES, IN_ONE_TEST = 240, 40
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    """onnxruntime may crash, so that it is compared in processes of their own only; programs are verified."""
+    monkeypatch.setattr(checks, "onnxruntime", None)
+    monkeypatch.setenv("RNNFAST_VERIFY", "1")
 
 
 def feed_beside(path):
@@ -66,9 +75,26 @@ def test_findings_are_found(monkeypatch):
 
         raise InputError("no")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "run_onnxruntime", lambda model, path, feed: wrong(model, feed))
+        assert kinds(whole) == {"onnxruntime"}
     assert kinds(raises) == {"exception"}
     assert kinds(refuses) == {"refusal"}
     assert "values" in kinds(wrong)
     if len(_kernels.isas()) > 1:
         usual = _kernels.get_isa()
         assert "bits" in kinds(lambda self, feed: (whole if _kernels.get_isa() == usual else wrong)(self, feed))
+
+
+def test_a_wrong_proof_is_found(monkeypatch):
+    """The checks see rows that change each other where the axes say that they do not, in a given and in a made batch."""
+    from rnnfast.model import Model
+    from rnnfast.streaming.model_axes import BatchAxes
+
+    data = parse("g (float[b,3] x) => (y) { m = ReduceMax <axes = [0]> (x)  y = Sub (x, m) }")
+    for count in (1, 4):
+        feed = {"x": random(1, count, 3)}
+        assert findings(data, feed) == []
+        with monkeypatch.context() as patch:
+            patch.setattr(Model, "batch_axes", lambda self, feed: BatchAxes({"x": 0}, {"y": 0}, None))
+            assert [finding.kind for finding in findings(data, feed)] == ["rows"]
