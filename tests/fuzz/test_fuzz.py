@@ -87,7 +87,7 @@ def test_findings_are_found(monkeypatch):
 
 
 def test_a_wrong_proof_is_found(monkeypatch):
-    """The checks see rows that change each other where the axes say that they do not, in a given and in a made batch."""
+    """The checks see rows that change each other though the axes say that they do not, in a given and a made batch."""
     from rnnfast.model import Model
     from rnnfast.streaming.model_axes import BatchAxes
 
