@@ -42,8 +42,8 @@ CONVOLUTIONS = {"Conv", "ConvTranspose"}
 BITS = {"BitCast"}
 # Whose results have another shape if rounding differs, which others may refuse.
 SHAPED_BY_VALUES = {"NonZero", "Compress", "Unique"}
-# Rows of a batch that are computed alone, and the size of a batch that is made from one row.
-ROWS, COPIES = 3, 3
+# The size of a batch that is made from one row.
+COPIES = 3
 CONTROL, CASTS = {"If", "Loop", "Scan"}, {"Cast", "CastLike", "QuantizeLinear", "DynamicQuantizeLinear"}
 LARGEST = 2**63 - 1
 LARGE_ALPHA = 100
