@@ -21,8 +21,8 @@ import time
 import numpy as np
 
 from rnnfast.native import _kernels
+from tests.fuzz.by_onnxruntime import SANITIZED
 from tests.fuzz.cases import SECONDS, ZEROS, case_of, findings
-from tests.fuzz.checks import SANITIZED
 
 # A worker is replaced after so many cases, and killed if a case takes longer than this or needs more memory.
 CASES_OF_A_WORKER = 2000

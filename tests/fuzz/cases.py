@@ -8,7 +8,8 @@ import traceback
 import numpy as np
 import onnx
 
-from tests.fuzz.checks import SANITIZED, Finding, check
+from tests.fuzz.by_onnxruntime import SANITIZED
+from tests.fuzz.checks import Finding, check
 from tests.fuzz.graphs import random_model
 from tests.fuzz.mutations import WEIGHTS, all_graphs, call_function, feed_of, move_to_file, mutated
 

@@ -1,43 +1,27 @@
 """The promises for any file and any inputs: the checks of one case, each with the name of what it finds."""
 
 import dataclasses
-import os
 
 import numpy as np
-import onnx
-
-try:
-    import onnxruntime
-except ImportError:
-    onnxruntime = None
 
 import rnnfast
 from rnnfast.errors import Error, LimitError, UnsupportedError
 from rnnfast.native import _kernels
-from rnnfast.onnx.budget import Budget
-from rnnfast.onnx.float64 import widen
-from rnnfast.onnx.folding import LoadBudget, fold
-from rnnfast.onnx.lowering import lower_reference
-from rnnfast.onnx.trace import PlannedGraph
+from tests.fuzz.by_onnxruntime import may_compare, run_onnxruntime
+from tests.fuzz.noise import CONVOLUTIONS, RECURRENT, all_nodes, noisy_reference
 from tests.graphs import by_numpy
 
-SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 # No case needs as much; a loop without end meets it soon.
 LIMITS = rnnfast.Limits(work=2 * 10**10)
 # Results in float64 beyond this are not compared: sums of large numbers overflow float32 in one order and not in
 # another, and a recurrence that grows reaches infinity at another step.
 TOO_LARGE = 1e15
 # How far float32 results may be apart: relative to the value, relative to the largest one, and in units of what
-# relative noise of size NOISE around all nodes does to a float64 result.
-RELATIVE, OF_LARGEST, OF_NOISE, NOISE = 2e-4, 1e-5, 100, 1e-6
-RECURRENT = {"RNN", "LSTM", "GRU"}
+# relative noise of size NOISE around all nodes does to a float64 result in so many DRAWS.
+RELATIVE, OF_LARGEST, OF_NOISE, NOISE, DRAWS = 2e-4, 1e-5, 100, 1e-6, 5
 LARGE_FOR_A_RECURRENCE = 1e4
-DRAWS = 5
-SUMS = {"MatMul", "Gemm", "Einsum", "CumSum", "AveragePool", "GlobalAveragePool", "Sum", "Mean"}
-SMALLEST_GATE = 2.0**-62  # v_sigmoid_below of kernels/vmath.h
 # Partial products overflow in one order and not in another.
 PRODUCTS, LARGE_IN_A_PRODUCT = {"ReduceProd", "CumProd"}, 100
-CONVOLUTIONS = {"Conv", "ConvTranspose"}
 # What the operators' functions refuse in float64 alone.
 BITS = {"BitCast"}
 # Whose results have another shape if rounding differs, which others may refuse.
@@ -45,8 +29,6 @@ SHAPED_BY_VALUES = {"NonZero", "Compress", "Unique"}
 # The size of a batch that is made from one row.
 COPIES = 3
 CONTROL, CASTS = {"If", "Loop", "Scan"}, {"Cast", "CastLike", "QuantizeLinear", "DynamicQuantizeLinear"}
-LARGEST = 2**63 - 1
-LARGE_ALPHA = 100
 STEPS = {"Ceil", "Floor", "Sign", "Not", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Hardmax", "Mod"}
 
 
@@ -215,143 +197,10 @@ def compare_values(model, path, feed, native, by_functions):
     return found
 
 
-def run_onnxruntime(model, path, feed):
-    """The outputs of onnxruntime; None if it is not installed, refuses the file or the inputs, or need not agree."""
-    if onnxruntime is None or SANITIZED:
-        return None
-    proto = onnx.load(path, load_external_data=False)
-    versions = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
-    if any(versions.get(o.domain or "ai.onnx") != o.version for f in proto.functions for o in f.opset_import):
-        return None  # A function of another opset, of which onnxruntime makes the model's.
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return session.run([v.name for v in model.outputs], feed)
-    except Exception:  # Its exceptions have no common class but this.
-        return None
-
-
-def noisy_reference(model, feed, seed, size):
-    """The outputs in float64 with noise of some size in what every node takes and gives: what rounding can do.
-
-    The noise is relative to each value, and a part of it to the largest one, which is larger for nodes that sum. That
-    of seed 0 has zeros for denormals too, as native arithmetic has (docs/promises.md). The gates of recurrent nodes are
-    never 0 natively.
-    """
-    rng = np.random.default_rng(seed)
-
-    def with_noise(value, of_largest=size / 100):
-        if isinstance(value, (list, tuple)):
-            return type(value)(with_noise(member, of_largest) for member in value)
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-            return value
-        if not seed:
-            value, of_largest = np.where(np.abs(value) < np.finfo(np.float32).tiny, 0 * value, value), 0
-        absolute = of_largest * np.abs(value[np.isfinite(value)]).max(initial=0)
-        noise, more = rng.standard_normal((2, *value.shape))
-        return np.asarray(value * (1 + size * noise) + absolute * more, value.dtype)
-
-    def meter(step):
-        name = step.node.op_type
-        sums = name in RECURRENT | CONVOLUTIONS | SUMS or name.startswith("Reduce") or name.endswith("Normalization")
-
-        def run(*args):
-            results = with_noise(step.run(*map(with_noise, args)), size / 10 if sums else size / 100)
-            if name not in RECURRENT:
-                return results
-            return tuple(y if y is None else y + SMALLEST_GATE * rng.standard_normal(y.shape) for y in results)
-
-        return run
-
-    return run_reference(model, feed, meter)
-
-
-def run_reference(model, feed, meter):
-    """The outputs in float64; `meter` makes the callables of steps, which are all nodes, as initializers are inputs."""
-    planned, args = model.prepare(feed)
-    known = model.graph.constants | dict(zip(planned.names, args))
-    graph = widen(dataclasses.replace(model.graph, constants={}))
-    graph = fold(graph, lower_reference, load_budget=LoadBudget(model.limits, 0))
-    planned = PlannedGraph(graph, list(known), model.source.label, meter=meter, specialises=True, limits=model.limits)
-    args = widen(list(known.values()))
-    planned.plan(args)  # A trace would run the steps without a meter.
-    return planned.run(args)
-
-
-def may_compare(model, feed):
-    """Return whether onnxruntime has to agree: all tensors have elements, which are finite, and no step has another
-    reading of ONNX.
-    """
-    agrees, seen = True, set()
-
-    def meter(step):
-        def run(*args):
-            nonlocal agrees
-            results = step.run(*args)
-            values = [*args, *(results if isinstance(results, tuple) else (results,))]
-            agrees &= all(map(finite, values)) and not read_otherwise(step.node, *args)
-            seen.add(id(step.node))
-            return results
-
-        return run
-
-    run_reference(model, feed, meter)
-    others = [node for node in all_nodes(model.graph) if id(node) not in seen]
-    return agrees and not any(map(read_otherwise, others))
-
-
-def finite(value):
-    """Return whether there are elements, and all floats are finite and of 32 bits or more, in a sequence too."""
-    if isinstance(value, list):
-        return all(map(finite, value))
-    if not isinstance(value, np.ndarray):
-        return True
-    if value.dtype.kind == "f":
-        return value.size > 0 and value.itemsize >= 4 and bool(np.isfinite(value).all())
-    return value.size > 0
-
-
-def read_otherwise(node, *args):
-    """Return whether onnxruntime computes a node in another way than ONNX's text says, which rnnfast follows.
-
-    The inputs of nodes in functions and bodies are not known.
-    """
-    name, attributes = node.op_type, node.attributes
-    args = [value for value in args if not isinstance(value, Budget)]
-    if name == "Slice":  # The largest integer as an end means the beginning where the step is negative.
-        return not args or len(args) > 4 and args[4] is not None and min(args[4], default=1) < 0 and LARGEST in args[2]
-    if name == "NonZero":  # A scalar has no axes: the indices have shape [0, n].
-        return not args or args[0].ndim == 0
-    if name == "Shrink":  # Integers are computed in float32.
-        return not args or args[0].dtype.kind != "f"
-    if name == "InstanceNormalization":  # One place differs from its mean, which is computed as scale * (x - mean).
-        return not args or args[0][0, 0].size == 1
-    if name == "Celu":  # exp(x / alpha) - 1 is rounded to 0.
-        return abs(attributes.get("alpha", 1)) > LARGE_ALPHA
-    if name.endswith("Pool"):  # Sizes of outputs that are rounded up, or with SAME and dilations.
-        same = str(attributes.get("auto_pad", "")).startswith("SAME")
-        return bool(attributes.get("ceil_mode")) or same and "dilations" in attributes
-    if name.startswith("Reduce"):  # Means of integers, and the like, are rounded otherwise.
-        return not args or args[0].dtype.kind != "f" and name[6:] not in ("Sum", "Max", "Min", "Prod")
-    # Activations whose alpha or beta is not given have other defaults.
-    return name in RECURRENT and bool(attributes.get("activations"))
-
-
 def has_denormal(node):
     """Return whether an attribute is a denormal, which counts as zero natively (an epsilon, say)."""
     numbers = [v for v in node.attributes.values() if isinstance(v, (float, np.floating))]
     return any(0 < abs(v) < np.finfo(np.float32).tiny for v in numbers)
-
-
-def all_nodes(graph):
-    """The nodes of a graph and of the graphs within it."""
-    for node in graph.nodes:
-        yield node
-        for inner in (*node.graphs.values(), *([node.attributes["body"]] if node.function is None else [])):
-            yield from all_nodes(inner)
 
 
 def all_arrays(model, feed):

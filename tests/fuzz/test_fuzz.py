@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.fuzz import checks
+from tests.fuzz import by_onnxruntime, checks
 from tests.fuzz.cases import ZEROS, case_of, findings
 from tests.fuzz.mutations import feed_of
 from tests.graphs import parse, random
@@ -18,7 +18,7 @@ CASES, IN_ONE_TEST = 240, 40
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
     """onnxruntime may crash, so that it is compared in processes of their own only; programs are verified."""
-    monkeypatch.setattr(checks, "onnxruntime", None)
+    monkeypatch.setattr(by_onnxruntime, "onnxruntime", None)
     monkeypatch.setenv("RNNFAST_VERIFY", "1")
 
 
