@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from tests.fuzz import by_onnxruntime, checks
+from tests.fuzz.__main__ import in_onnxruntime
 from tests.fuzz.cases import ZEROS, case_of, findings
 from tests.fuzz.mutations import feed_of
 from tests.graphs import parse, random
@@ -84,6 +85,13 @@ def test_findings_are_found(monkeypatch):
     if len(_kernels.isas()) > 1:
         usual = _kernels.get_isa()
         assert "bits" in kinds(lambda self, feed: (whole if _kernels.get_isa() == usual else wrong)(self, feed))
+
+
+def test_a_crash_is_of_onnxruntime_by_its_first_frame():
+    text = 'Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n  File "{}", line 1 in run\n'
+    assert in_onnxruntime(text.format("/lib/onnxruntime/session.py") + '  File "/rnnfast/model.py", line 2 in run')
+    assert not in_onnxruntime(text.format("/rnnfast/model.py") + '  File "/lib/onnxruntime/session.py", line 2 in run')
+    assert not in_onnxruntime("Fatal Python error: Segmentation fault") and not in_onnxruntime("")
 
 
 def test_a_wrong_proof_is_found(monkeypatch):
