@@ -46,7 +46,13 @@ EXTENSIONS = {
     "rnnfast.streaming._streams": [],
     "rnnfast.serving._requests": [],
 }
-DIRECTIVES = {"language_level": 3, "cdivision": True, "initializedcheck": False, "embedsignature": True}
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+    "freethreading_compatible": True,
+}
 
 
 def cythonized(extensions, **options):
@@ -124,4 +130,5 @@ if os.environ.get("RNNFAST_STRICT") == "1":
     for module in (ExprNodes, PyrexTypes, Symtab):
         module.performance_hint = fail_on_hint
     cythonized(extensions, force=True, build_dir="build/strict")  # in this process: others would not see the change
-setup(cmdclass={"build_ext": BuildKernels, "sdist": SourceArchive}, ext_modules=extensions)
+if __name__ == "__main__":  # Cython's processes import this file where they do not begin as a fork, as of Python 3.14
+    setup(cmdclass={"build_ext": BuildKernels, "sdist": SourceArchive}, ext_modules=extensions)

@@ -13,6 +13,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Count a call and return the number of those before it, whose parity decides the order of panels. Threads may lose
+ * counts of each other: no result depends on them. */
+static inline unsigned rnnfast_turn(unsigned *turns)
+{
+    const unsigned before = __atomic_load_n(turns, __ATOMIC_RELAXED);
+    __atomic_store_n(turns, before + 1, __ATOMIC_RELAXED);
+    return before;
+}
+
 enum { AXES = 6 };              /* most axes of a command */
 enum { MAX_BUFFERS = 64 };      /* most buffers of a program: constants, arena, inputs and outputs */
 enum { MAX_RANK = 16 };         /* most axes of an output of a program */

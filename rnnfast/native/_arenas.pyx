@@ -102,12 +102,18 @@ cdef class Arenas:
     @property
     def held(self):
         """The bytes of all blocks, in use or kept for later calls."""
-        return self.in_use + self.kept
+        take_lock(&self.lock)
+        cdef Py_ssize_t nbytes = self.in_use + self.kept
+        drop_lock(&self.lock)
+        return nbytes
 
     @property
     def spare(self):
         """The bytes of the blocks that are kept for later calls."""
-        return self.kept
+        take_lock(&self.lock)
+        cdef Py_ssize_t nbytes = self.kept
+        drop_lock(&self.lock)
+        return nbytes
 
     def trim(self):
         """Free all blocks that are not in use."""

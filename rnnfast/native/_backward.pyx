@@ -497,7 +497,7 @@ cdef class Tape:
         for i in range(D):
             j = &jobs.each[i]
             g = self.cells[i].gradient
-            keep.append(g)          # another thread's first call may replace cell.gradient
+            keep.append(g)
             j.input, j.recurrent = &g.input.w.m, &g.recurrent.w.m
             j.candidate = NULL if g.candidate is None else &g.candidate.w.m
             j.project = NULL if g.project is None else &g.project.w.m

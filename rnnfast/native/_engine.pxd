@@ -28,7 +28,7 @@ cdef class Cell:
     cdef AlignedFloats extra
     cdef readonly str kind
     cdef readonly Py_ssize_t input_size, hidden_size, output_size
-    cdef public object gradient
+    cdef object for_backward    # its property is `gradient`
 
 cdef Arenas workspaces
 cdef Py_ssize_t carve(float **part, float *base, Py_ssize_t at, Py_ssize_t size) noexcept nogil

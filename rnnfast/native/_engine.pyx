@@ -8,6 +8,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
+cimport cython
 cimport numpy as cnp
 
 import numpy as np
@@ -112,6 +113,18 @@ cdef class Cell:
             memcpy(self.extra.p, &values[0, 0], 4 * padded * sizeof(float))
         d.q.candidate_bias = self.extra.p
         d.q.peephole = NULL if P is None else self.extra.p + padded
+
+    @property
+    def gradient(self):
+        """The weights packed for backward. Threads may set it at the same time: what is there first stays."""
+        with cython.critical_section(self):
+            return self.for_backward
+
+    @gradient.setter
+    def gradient(self, value):
+        with cython.critical_section(self):
+            if self.for_backward is None:
+                self.for_backward = value
 
     @property
     def blas(self):
@@ -553,8 +566,7 @@ cdef int run_layer(Layer *layer, Cell q, int threads) except -1:
     """Run a layer on up to so many threads. `layer` has its cells, the first of which is q, and its arrays."""
     cdef unsigned mode
     cdef interrupt call
-    layer.backwards = q.turns & 1
-    q.turns += 1
+    layer.backwards = turn(&q.turns) & 1
     layer.threads = share_out(layer, threads)
     cdef block *memory = workspaces.borrow(layer.D * layer.parts * layer.workspace * sizeof(float))
     begin(&call, 0)

@@ -125,6 +125,7 @@ cdef extern from "program.h" nogil:
         Py_ssize_t words
 
     void *address_of(const context *, location)
+    unsigned turn "rnnfast_turn"(unsigned *)
 
 cdef extern from "pool.h" nogil:
     ctypedef struct team:

@@ -21,6 +21,14 @@ cnp.import_array()
 ctypedef void (*gemm_function)(const float *, int, const float *, int, float *, int, int, int, int,
                                float) noexcept nogil
 
+cdef extern from *:
+    """
+    #define LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+    #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
+    """
+    gemm_function load "LOAD"(gemm_function *) nogil
+    void store "STORE"(gemm_function *, gemm_function) nogil
+
 cdef gemm_function gemm = NULL
 
 ACTIVATIONS = {
@@ -88,15 +96,14 @@ def check_matmul(matmul):
 
 cdef bint use_blas(matmul) except -1:
     """Return whether `matmul` ('packed', 'blas' or None for the default) means BLAS. BLAS is loaded the first time."""
-    global gemm
     if matmul is None:
         matmul = default_matmul()
     if matmul not in MATMULS:
         raise ValueError(f"matmul is {matmul!r}, expected one of {MATMULS} or None")
-    if matmul == "blas" and gemm == NULL:
+    if matmul == "blas" and load(&gemm) == NULL:
         from rnnfast.native import _blas
         capsule = _blas.__pyx_capi__["gemm"]
-        gemm = <gemm_function>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))
+        store(&gemm, <gemm_function>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))
     return matmul == "blas"
 
 

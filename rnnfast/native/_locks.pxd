@@ -7,7 +7,7 @@ cdef class Lock:
     cdef bint counts                    # whether it is one of `locks_held`
     cdef object acquire, release        # of a threading.Lock
     cdef unsigned long owner            # the thread that holds it; 0 is none
-    cdef long forks                     # how many there had been when it was used last
+    cdef unsigned long forks            # how many there had been when it was used last
     cdef readonly bint closed
     cdef public bint interrupted
 

@@ -17,8 +17,8 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     static _Thread_local int locks_held;        /* by this thread, of those that others wait for */
-    #define LOAD(p) __atomic_load_n(p, __ATOMIC_RELAXED)
-    #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELAXED)
+    #define LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+    #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
     """
     int locks_held
     unsigned long load "LOAD"(unsigned long *) nogil
@@ -27,7 +27,7 @@ cdef extern from *:
 cdef enum:
     TAKEN, OTHERS, OWN          # by this call, by another thread, by a call of this thread that goes on
 
-cdef long forks = 0             # of this process and its ancestors
+cdef unsigned long forks = 0    # of this process and its ancestors
 cdef unsigned long survivor = 0     # the thread that called the last of them
 
 
@@ -106,12 +106,16 @@ cdef class Lock:
         if self.closed:
             return
         cdef int found = self.take(self.waits)
+        if found == OTHERS and self.closed:
+            return                      # The other thread is closing it.
         if found == OTHERS:
             self.refuse(found)
+        cdef bint first = not self.closed
         self.closed = True
         if found == TAKEN:
             try:
-                function()
+                if first:
+                    function()
             finally:
                 self.leave()
 
@@ -139,7 +143,7 @@ cdef class Lock:
         """Take the lock if it is free or, where that cannot last for ever, wait for it."""
         global locks_held
         cdef unsigned long thread = PyThread_get_thread_ident()
-        if self.forks != forks:
+        if load(&self.forks) != forks:
             self.after_fork()
         if load(&self.owner) == thread:
             return OWN
@@ -161,16 +165,18 @@ cdef class Lock:
     cdef int after_fork(self) except -1:
         """Free the lock of a thread that this process does not have."""
         with cython.critical_section(self):
-            if self.forks != forks:
-                if self.owner != survivor:
-                    self.interrupted = self.interrupted or self.owner != 0
+            if load(&self.forks) != forks:
+                if load(&self.owner) != survivor:
+                    self.interrupted = self.interrupted or load(&self.owner) != 0
                     self.forget()
-                self.forks = forks
+                store(&self.forks, forks)
         return 0
 
     cdef int forget(self) except -1:
         lock = threading.Lock()
-        self.acquire, self.release, self.owner, self.forks = lock.acquire, lock.release, 0, forks
+        self.acquire, self.release = lock.acquire, lock.release
+        store(&self.owner, 0)
+        store(&self.forks, forks)       # Whoever sees this finds the new lock.
         return 0
 
 
@@ -183,20 +189,35 @@ cdef class Allowance:
         limit: The bytes.
         parent: The Allowance that all that is taken here is taken from too, until this one is deleted; or None.
     """
-    cdef readonly object limit, nbytes
+    cdef readonly object limit
     cdef readonly Allowance parent
+    cdef object taken
 
     def __init__(self, limit, Allowance parent=None):
-        self.limit, self.parent, self.nbytes = limit, parent, 0
+        self.limit, self.parent, self.taken = limit, parent, 0
+
+    @property
+    def nbytes(self):
+        """The bytes that were taken."""
+        with cython.critical_section(self):
+            return self.taken
 
     cpdef bint take(self, nbytes) except -1:
-        """Take some bytes, or give back a negative number of them; return False if so many are not left."""
+        """Take some bytes, or give back a negative number of them; return False if so many are not left.
+
+        A critical section may end early where it waits for another one. Therefore they are not nested: what the parent
+        refuses is given back.
+        """
         with cython.critical_section(self):
-            if self.nbytes + nbytes > self.limit or self.parent is not None and not self.parent.take(nbytes):
+            if self.taken + nbytes > self.limit:
                 return False
-            self.nbytes += nbytes
-        return True
+            self.taken += nbytes
+        if self.parent is None or self.parent.take(nbytes):
+            return True
+        with cython.critical_section(self):
+            self.taken -= nbytes
+        return False
 
     def __del__(self):
         if self.parent is not None:
-            self.parent.take(-self.nbytes)
+            self.parent.take(-self.taken)

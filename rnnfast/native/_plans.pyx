@@ -1,10 +1,8 @@
 """Plans, and the choice of the plan that takes the inputs of a call."""
-cimport cython
-from cpython.dict cimport PyDict_GetItem
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 
+cimport cython
 cimport numpy as cnp
 
 import numpy as np
@@ -342,7 +340,6 @@ cdef class Plans:
 
     def run(self, feed):
         """Return the outputs as arrays of their own, or None unless `feed` is a dict of arrays that a plan takes."""
-        cdef PyObject *value
         cdef list args
         cdef Plan plan
         cdef Py_ssize_t i
@@ -350,10 +347,10 @@ cdef class Plans:
             return None
         args = [None] * len(self.names)
         for i in range(len(self.names)):
-            value = PyDict_GetItem(feed, self.names[i])
-            if value == NULL or type(<object>value) is not cnp.ndarray:
+            value = (<dict>feed).get(self.names[i])
+            if type(value) is not cnp.ndarray:
                 return None
-            args[i] = <object>value
+            args[i] = value
         plan = self.find(args)
         return None if plan is None else plan.run(args)
 

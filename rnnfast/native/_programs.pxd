@@ -23,7 +23,7 @@ cdef class NativeProgram:
     cdef readonly object keep
     cdef Arenas arenas
     cdef double seconds
-    cdef int turn
+    cdef unsigned turns         # number of runs
     cdef readonly int threads
     cdef Py_ssize_t n_outputs
     # Types and numbers of axes of the outputs; the shape of output i is in `shapes` from first_axis[i] on.

@@ -371,8 +371,7 @@ cdef class NativeProgram:
             buffers[2 + n + i] = <char *>cnp.PyArray_DATA(value)
         x.buffers, x.isa, x.iteration, x.left = buffers, active, 0, left
         x.threads = 1 if self.threads == 1 else useful_threads(self.threads)
-        x.backwards = self.turn
-        self.turn ^= 1
+        x.backwards = turn(&self.turns) & 1
         begin(call, self.seconds)
         x.watch = &call.watch
         return results

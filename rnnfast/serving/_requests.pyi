@@ -2,7 +2,6 @@
 import asyncio
 import collections
 import concurrent.futures
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from rnnfast.streaming.pool import Pool
 _Loop = asyncio.AbstractEventLoop
 _Outcome = tuple["Request", Any, BaseException | None]
 
+COUNTS: tuple[str, ...]
 MAX_SECONDS: float
 
 class OpenStream:
@@ -57,13 +57,11 @@ class Request:
 class RequestQueue:
     _draining: bool
     _ended: bool
+    _started: bool
     @property
     def _streams(self) -> dict[int, OpenStream]: ...
     @property
     def _sequences(self) -> collections.deque[Request]: ...
-    @property
-    def _counters(self) -> collections.Counter[str]: ...
-    _thread: threading.Thread | None
     @property
     def computing(self) -> Lock: ...
     @property
@@ -76,6 +74,8 @@ class RequestQueue:
     def submit(self, stream: int, frame: Any, timeout: float | None = None) -> concurrent.futures.Future[Any]: ...
     def frames(self, stream: int) -> int: ...
     def queued(self) -> int: ...
+    def _count(self, what: str, n: int = 1) -> None: ...
+    def _counted(self) -> dict[str, int]: ...
     def _find_open(self, stream: int) -> OpenStream: ...
     def _post(
         self, open_stream: OpenStream | None, value: Any, future: Any, loop: _Loop | None, timeout: float | None

@@ -1,8 +1,8 @@
 """The requests of a Batcher: they go from callers, in any thread or event loop, to batches, and their answers go back.
 
-All of this holds the GIL, or a critical section where there is none, so that plain lists and counters need no lock.
-Callers may be finalizers in the midst of anything here, so nothing here waits but the thread for work, and `frames` for
-the batch that runs.
+What callers and the thread share is used in critical sections of the queue, which are the GIL where there is one, or is
+atomic; the rest belongs to the thread. Callers may be finalizers in the midst of anything here, so nothing here waits
+but the thread for work, and `frames` for the batch that runs.
 """
 cimport cython
 from libc.math cimport INFINITY
@@ -19,6 +19,31 @@ from rnnfast.errors import ClosedError, DeadlineError, InputError, Overloaded
 from rnnfast.native._arrays cimport is_like
 from rnnfast.native._locks cimport Lock
 
+cdef extern from *:
+    """
+    #define LOAD(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+    #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
+    #define ADD(p, n) __atomic_fetch_add(p, n, __ATOMIC_RELAXED)
+    static double load_time(double *p)
+    {
+        double value;
+        __atomic_load(p, &value, __ATOMIC_RELAXED);
+        return value;
+    }
+    static void store_time(double *p, double value) { __atomic_store(p, &value, __ATOMIC_RELAXED); }
+    """
+    bint load "LOAD"(bint *)
+    void store "STORE"(bint *, bint)
+    Py_ssize_t load_count "LOAD"(Py_ssize_t *)
+    void add "ADD"(Py_ssize_t *, Py_ssize_t)
+    double load_time(double *)
+    void store_time(double *, double)
+
+cdef enum:
+    N_COUNTS = 6
+
+# What a RequestQueue counts.
+COUNTS = ("frames", "cancelled", "expired", "failed", "overloaded", "idle")
 MAX_SECONDS = 1e9           # A clock's sum with more loses its fractions.
 MAX_SLEEP = 1e6             # Some systems wait for no longer; the thread then looks and sleeps again.
 
@@ -56,20 +81,38 @@ cdef class OpenStream:
     Attributes:
         id: The id of the stream in the pool.
         waiting: The deque of its Requests that no batch has taken.
-        last: When its last frame came, in seconds of the monotonic clock.
         due: When its first waiting frame is to run; infinity if none waits.
         frames: How many frames its state has taken.
-        closed: Why it was closed; None while it is open.
     """
     cdef readonly object id
     cdef readonly object waiting
-    cdef readonly double last, due
+    cdef readonly double due
     cdef public Py_ssize_t frames
-    cdef public str closed
+    cdef double came            # when its last frame came, in seconds of the monotonic clock
+    cdef str why
 
     def __init__(self, id):
-        self.id, self.last = id, monotonic()
-        self.frames, self.waiting, self.due, self.closed = 0, collections.deque(), INFINITY, None
+        self.id, self.came = id, monotonic()
+        self.frames, self.waiting, self.due, self.why = 0, collections.deque(), INFINITY, None
+
+    @property
+    def last(self):
+        """When its last frame came, in seconds of the monotonic clock."""
+        return load_time(&self.came)
+
+    @property
+    def closed(self):
+        """Why it was closed; None while it is open."""
+        return self.why_closed()
+
+    cdef str why_closed(self):
+        with cython.critical_section(self):
+            return self.why
+
+    @closed.setter
+    def closed(self, str why):
+        with cython.critical_section(self):
+            self.why = why
 
 
 @cython.no_gc       # A request holds nothing that leads back to it.
@@ -105,11 +148,10 @@ cdef class RequestQueue:
     """
     cdef readonly dict _streams         # id -> OpenStream
     cdef readonly object _sequences     # the deque of waiting Requests of whole sequences
-    cdef public bint _draining, _ended
-    cdef readonly object _counters
+    cdef bint draining, ended, started
+    cdef Py_ssize_t[N_COUNTS] counts
     cdef object wake                    # a SimpleQueue with an item for each call of `_wake_up` since the last sleep
     cdef readonly Lock computing                 # held while a batch is taken, run, and counted
-    cdef public object _thread          # None where it is to be started, as after a fork
     cdef list inbox
     cdef dict ready                     # OpenStream -> None: the streams with a waiting frame, in the order of these
     cdef Py_ssize_t held                # the number of requests that have left the inbox and are in no batch yet
@@ -121,9 +163,44 @@ cdef class RequestQueue:
 
     def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
-        self._streams, self._sequences, self._counters = {}, collections.deque(), collections.Counter()
-        self.computing, self._thread = Lock(self.label, "batcher", True, True), None
+        self._streams, self._sequences = {}, collections.deque()
+        self.computing = Lock(self.label, "batcher", True, True)
         self._empty()
+
+    @property
+    def _draining(self):
+        """Whether no more requests are accepted."""
+        return load(&self.draining)
+
+    @_draining.setter
+    def _draining(self, bint value):
+        store(&self.draining, value)
+
+    @property
+    def _ended(self):
+        """Whether the thread takes no more requests."""
+        return load(&self.ended)
+
+    @_ended.setter
+    def _ended(self, bint value):
+        store(&self.ended, value)
+
+    @property
+    def _started(self):
+        """Whether there is a thread; else a request starts it, as after a fork."""
+        return load(&self.started)
+
+    @_started.setter
+    def _started(self, bint value):
+        store(&self.started, value)
+
+    def _count(self, str what, Py_ssize_t n=1):
+        """Count n of what COUNTS names."""
+        add(&self.counts[<Py_ssize_t>COUNTS.index(what)], n)
+
+    def _counted(self):
+        """Return {name: number} of what COUNTS names."""
+        return {name: load_count(&self.counts[i]) for i, name in enumerate(COUNTS)}
 
     def _empty(self):
         """Forget all requests."""
@@ -133,7 +210,8 @@ cdef class RequestQueue:
 
     def _inbox(self):
         """Return the requests of the inbox."""
-        return list(self.inbox)
+        with cython.critical_section(self):
+            return list(self.inbox)
 
     def _wake_up(self):
         """Wake the thread if it sleeps, from anywhere."""
@@ -144,6 +222,7 @@ cdef class RequestQueue:
         with cython.critical_section(self):
             if self._thread is None:
                 self._thread = thread
+                store(&self.started, True)
             return self._thread is thread
 
     # ------------------------------------------------------------------------------------------ callers
@@ -191,7 +270,7 @@ cdef class RequestQueue:
     cpdef OpenStream _find_open(self, stream):
         open_stream = self._streams.get(stream)
         if open_stream is None:
-            if self._ended:
+            if load(&self.ended):
                 self._check_open()
             raise ClosedError(f"{self.label}: stream {stream!r} is not open{self._pool.why_no_streams}")
         return open_stream
@@ -203,32 +282,37 @@ cdef class RequestQueue:
                 raise InputError(f"{self.label}: timeout is {timeout!r}, expected seconds")
             deadline = now + <double>timeout
         cdef bint hurried = deadline <= due     # There is no time to wait for others.
+        cdef bint wakes = False
+        cdef Py_ssize_t waiting
         self._check_open()
-        if len(self.inbox) + self.held >= self.limit:
-            self._counters["overloaded"] += 1
-            raise Overloaded(f"{self.label}: {self.queued()} frames wait already, no more than {self.limit} may")
         request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline)
         with cython.critical_section(self):
-            if open_stream is not None:
-                open_stream.last = now
-            self.inbox.append(request)
-            wakes = 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried)
-            if wakes:
-                self.wake_at = 0        # Waking the thread once is enough.
+            waiting = len(self.inbox) + self.held
+            if waiting < self.limit:
+                if open_stream is not None:
+                    store_time(&open_stream.came, now)
+                self.inbox.append(request)
+                wakes = 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried)
+                if wakes:
+                    self.wake_at = 0    # Waking the thread once is enough.
+        if waiting >= self.limit:
+            self._count("overloaded")
+            raise Overloaded(f"{self.label}: {waiting} frames wait already, no more than {self.limit} may")
         if wakes:
             self._wake_up()
-        if self._ended:         # The thread ended after the check above.
+        if load(&self.ended):   # The thread ended after the check above.
             self._sweep()
 
     cpdef _check_open(self):
-        if self._draining:
+        if load(&self.draining):
             raise ClosedError(f"{self.label}: the batcher is closed")
-        if self._thread is None:
+        if not load(&self.started):
             self._start()
 
     def queued(self):
         """Return how many requests wait."""
-        return len(self.inbox) + self.held
+        with cython.critical_section(self):
+            return len(self.inbox) + self.held
 
     # ------------------------------------------------------------------------------------------ the thread
     def _sort(self):
@@ -264,13 +348,20 @@ cdef class RequestQueue:
             self.wake.get()
         with cython.critical_section(self):
             self.wake_at = count
-            sleeps = len(self.inbox) < count and not self._draining and not self._hurried()
+            sleeps = len(self.inbox) < count and not load(&self.draining) and not self._hurried()
         if sleeps:
             try:
                 self.wake.get(True, None if seconds is None else min(seconds, MAX_SLEEP))
             except queue.Empty:
                 pass
-        self.wake_at = 0
+        with cython.critical_section(self):
+            self.wake_at = 0
+
+    cdef int _hold(self, Py_ssize_t n) except -1:
+        """Count requests that have left the inbox, or that left the queue (a negative number)."""
+        with cython.critical_section(self):
+            self.held += n
+        return 0
 
     cdef bint _hurried(self):
         cdef Request request
@@ -297,7 +388,7 @@ cdef class RequestQueue:
                 if not self._is_over(request, now, outcomes) and (request.loop is not None or request.begin()):
                     batch.append(request)
                 open_stream.waiting.popleft()
-                self.held -= 1
+                self._hold(-1)
                 if batch and batch[len(batch) - 1] is request:
                     break
         for open_stream in seen:
@@ -336,22 +427,22 @@ cdef class RequestQueue:
 
     def _next_sequence(self):
         """Take out the sequence that has waited longest."""
-        self.held -= 1
+        self._hold(-1)
         self._sequences.popleft()
 
     def _put_back(self, Request request):
         """Let a sequence wait on, behind the others."""
         self._sequences.append(request)
-        self.held += 1
+        self._hold(1)
 
     cpdef bint _is_over(self, Request request, double now, list outcomes) except -1:
         """Return whether a request is not to run any more; append what its caller is to be told to `outcomes`."""
         if request.future.cancelled():
-            self._counters["cancelled"] += 1
-        elif request.open_stream is not None and request.open_stream.closed is not None:
+            self._count("cancelled")
+        elif request.open_stream is not None and request.open_stream.why_closed() is not None:
             outcomes.append((request, None, self._closed(request.open_stream)))
         elif now > request.deadline:
-            self._counters["expired"] += 1
+            self._count("expired")
             of = "a sequence" if request.open_stream is None else f"a frame of stream {request.open_stream.id}"
             outcomes.append((request, None, DeadlineError(
                 f"{self.label}: {of} waited {now - request.arrived:.3f} s, longer than it may: it was not taken, the "
@@ -362,7 +453,7 @@ cdef class RequestQueue:
 
     def _closed(self, OpenStream open_stream):
         """Return the error for a frame of a closed stream."""
-        return ClosedError(f"{self.label}: stream {open_stream.id} {open_stream.closed}: the frame was not taken")
+        return ClosedError(f"{self.label}: stream {open_stream.id} {open_stream.why_closed()}: the frame was not taken")
 
     def _all(self):
         """Return the waiting requests that have left the inbox."""

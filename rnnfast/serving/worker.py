@@ -35,18 +35,19 @@ class Histogram:
     """How often values occurred, by upper bounds; `counts` has one more entry for values beyond the last bound."""
 
     def __init__(self, bounds):
-        self.bounds, self.sum = bounds, 0.0
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self.bounds = bounds
+        self._counted = np.zeros(len(bounds) + 1, np.int64), 0.0  # replaced as a whole: counts and their sum fit
 
     def add(self, values):
-        """Count some values."""
-        self._counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
-        self.sum += float(np.sum(values))
+        """Count some values; one thread does."""
+        counts, total = self._counted
+        more = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
+        self._counted = counts + more, total + float(np.sum(values))
 
     def numbers(self):
-        """The histogram as plain numbers."""
-        counts = self._counts.tolist()
-        return {"bounds": list(self.bounds), "counts": counts, "sum": self.sum, "count": sum(counts)}
+        """The histogram as plain numbers, from any thread."""
+        counts, total = self._counted
+        return {"bounds": list(self.bounds), "counts": counts.tolist(), "sum": total, "count": int(counts.sum())}
 
 
 class Worker(RequestQueue):
@@ -59,6 +60,7 @@ class Worker(RequestQueue):
     def __init__(self, pool, runner, max_batch, max_wait, max_queue, idle):
         super().__init__(pool, max_queue, max_wait)
         self.runner, self.told = runner, None
+        self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle = max_batch, idle
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
@@ -119,7 +121,7 @@ class Worker(RequestQueue):
             self.runner.close(sequence.state)
         self._empty()
         self._reset()
-        self._thread, self._ended = None, self._draining
+        self._thread, self._started, self._ended = None, False, self._draining
         for request in waiting:
             if request.loop is None:
                 # Another thread may have held this lock, which nobody would free.
@@ -201,7 +203,7 @@ class Worker(RequestQueue):
                 open_stream = part[0].open_stream
                 error = self._closed(open_stream) if open_stream.closed else error
             self._batch_sizes.add([len(part)])
-            self._counters["failed" if error else "frames"] += len(part)
+            self._count("failed" if error else "frames", len(part))
             if error:
                 self._outcomes.append((part[0], None, error))
                 self._tell()
@@ -239,13 +241,13 @@ class Worker(RequestQueue):
             return False
         for part, results, error in _in_halves(self.runner.batches(self._active), self._run_sequences):
             if error:
-                self._counters["failed"] += 1
+                self._count("failed")
                 self._finish(part[0], error)
             else:
                 self._batch_sizes.add([len(part)])
                 for s, result in zip(part, results):
                     frames = self.runner.frames(s)
-                    self._counters["frames"] += frames
+                    self._count("frames", frames)
                     s.results.append(result)
                     s.taken += frames
                     if s.taken == len(s.x):
@@ -312,7 +314,7 @@ class Worker(RequestQueue):
         self._looked = now
         for open_stream in list(self._streams.values()):
             if now - open_stream.last > self._idle and not open_stream.waiting and self.end(open_stream, "was idle"):
-                self._counters["idle"] += 1
+                self._count("idle")
                 if self.told is not None:
                     self.told(open_stream.id)
 
@@ -323,10 +325,7 @@ class Worker(RequestQueue):
         return {
             "streams": len(self._streams),
             "queued": self.queued(),
-            **{
-                name: self._counters[name]
-                for name in ("frames", "cancelled", "expired", "failed", "overloaded", "idle")
-            },
+            **self._counted(),
             "batches": sizes["count"],
             "mean_batch": sizes["sum"] / max(sizes["count"], 1),
             "batch_sizes": sizes,

@@ -25,25 +25,35 @@ cdef class Slots:
     back. Any thread may be here at any time, a finalizer in the midst of a step too. Therefore a stream that is closed
     keeps its slot until the pool calls `free`, between two steps.
 
-    Attributes:
-        count: How many streams are open.
-        closed: How many closed ones have a slot still.
+    All of it is within critical sections, which are not nested.
     """
-    cdef readonly Py_ssize_t capacity, count, closed
-    cdef Py_ssize_t stamp, n_free
+    cdef readonly Py_ssize_t capacity
+    cdef Py_ssize_t n_open, n_closed, stamp, n_free
     cdef str label
     cdef Py_ssize_t[::1] ids            # slot -> the id of its stream, or of the next stream that takes it
     cdef Py_ssize_t[::1] free_slots     # the first n_free of these are free
-    cdef Py_ssize_t[::1] closed_slots   # the first `closed` of these are those of closed streams
+    cdef Py_ssize_t[::1] closed_slots   # the first n_closed of these are those of closed streams
     cdef Py_ssize_t[::1] stamps         # slot -> the number of the last lookup that found it
     cdef unsigned char[::1] taken       # slot -> whether its stream is open
 
     def __init__(self, Py_ssize_t capacity, label):
-        self.capacity, self.count, self.stamp, self.label = capacity, 0, 0, label
-        self.n_free, self.closed = capacity, 0
+        self.capacity, self.n_open, self.stamp, self.label = capacity, 0, 0, label
+        self.n_free, self.n_closed = capacity, 0
         self.ids = np.arange(capacity)
         self.free_slots, self.closed_slots = np.arange(capacity - 1, -1, -1), np.empty(capacity, np.intp)
         self.stamps, self.taken = np.zeros(capacity, np.intp), np.zeros(capacity, np.uint8)
+
+    @property
+    def count(self):
+        """How many streams are open."""
+        with cython.critical_section(self):
+            return self.n_open
+
+    @property
+    def closed(self):
+        """How many closed streams have a slot still."""
+        with cython.critical_section(self):
+            return self.n_closed
 
     def open(self, list opened, begin, *args):
         """Open a stream: call begin(slot, *args) and append its id to `opened`; nothing where all slots are taken.
@@ -59,12 +69,14 @@ cdef class Slots:
         try:
             begin(slot, *args)
         except BaseException:
-            self.give_back(slot)
+            with cython.critical_section(self):
+                self.free_slots[self.n_free] = slot
+                self.n_free += 1
             raise
         with cython.critical_section(self):
             opened.append(self.ids[slot])
             self.taken[slot] = True
-            self.count += 1
+            self.n_open += 1
 
     def take_back(self, list opened):
         """Close those of these streams that are open. It calls nothing that looks for signals, as NumPy does."""
@@ -78,15 +90,9 @@ cdef class Slots:
     cdef void close_slot(self, Py_ssize_t slot) noexcept:
         self.taken[slot] = False
         self.ids[slot] += self.capacity
-        self.closed_slots[self.closed] = slot
-        self.closed += 1
-        self.count -= 1
-
-    cdef int give_back(self, Py_ssize_t slot) except -1:
-        with cython.critical_section(self):
-            self.free_slots[self.n_free] = slot
-            self.n_free += 1
-        return 0
+        self.closed_slots[self.n_closed] = slot
+        self.n_closed += 1
+        self.n_open -= 1
 
     def close(self, ids):
         """Close these streams, [n] intp; raise unless all are open and different."""
@@ -100,23 +106,32 @@ cdef class Slots:
 
     def closed_slot(self):
         """Return the slot of a closed stream."""
-        return self.closed_slots[self.closed - 1]
+        with cython.critical_section(self):
+            return self.closed_slots[self.n_closed - 1]
 
     def free(self, Py_ssize_t slot):
         """Free the slot of a closed stream."""
         cdef Py_ssize_t i
         with cython.critical_section(self):
-            for i in range(self.closed):
+            for i in range(self.n_closed):
                 if self.closed_slots[i] == slot:
-                    self.closed -= 1
-                    self.closed_slots[i] = self.closed_slots[self.closed]
-                    self.give_back(slot)
+                    self.n_closed -= 1
+                    self.closed_slots[i] = self.closed_slots[self.n_closed]
+                    self.free_slots[self.n_free] = slot
+                    self.n_free += 1
                     return
 
     def opened(self):
         """Return the ids of the open streams, an array [n]."""
-        taken = np.array(self.taken, bool)
-        return np.array(self.ids)[taken]
+        cdef cnp.ndarray ids = np.empty(self.capacity, np.intp)
+        cdef Py_ssize_t *found = <Py_ssize_t *>cnp.PyArray_DATA(ids)
+        cdef Py_ssize_t slot, n = 0
+        with cython.critical_section(self):
+            for slot in range(self.capacity):
+                if self.taken[slot]:
+                    found[n] = self.ids[slot]
+                    n += 1
+        return ids[:n].copy()
 
     def as_ids(self, ids):
         """Return a caller's ids as an array [n] intp, which is its own, or raise InputTypeError."""
@@ -306,8 +321,10 @@ cdef bint run_chunk(const PoolStep *s, const Chunk *c, char *lane, watch *own) n
 cdef extern from *:
     """
     #define TAKE(p) __atomic_fetch_add(p, 1, __ATOMIC_RELAXED)
+    #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELAXED)
     """
     Py_ssize_t take "TAKE"(Py_ssize_t *) noexcept nogil
+    void store "STORE"(Py_ssize_t *, Py_ssize_t) noexcept nogil
 
 
 cdef void run_lane(void *argument, int item, int items) noexcept nogil:
@@ -317,7 +334,7 @@ cdef void run_lane(void *argument, int item, int items) noexcept nogil:
     cdef watch own = watch_of(s.call)
     while c < s.n_chunks:
         if not run_chunk(s, &s.chunks[c], s.lanes + item * s.lane_bytes, &own):
-            s.failed = 1 + c + item * s.n_chunks
+            store(&s.failed, 1 + c + item * s.n_chunks)
             return
         c = take(&s.next)
 

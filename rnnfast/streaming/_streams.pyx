@@ -1,6 +1,4 @@
 """A native program run frame by frame, with states of its own."""
-from cpython.dict cimport PyDict_GetItem
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t
@@ -106,7 +104,6 @@ cdef class StreamRunner:
             out: None, or the array (a dict of arrays by name) that the results are written to.
         """
         cdef char *buffers[MAX_BUFFERS]
-        cdef PyObject *found
         cdef tuple used, results
         cdef cnp.ndarray array
         cdef int i
@@ -115,10 +112,7 @@ cdef class StreamRunner:
         memcpy(buffers, self.base, self.n_buffers * sizeof(char *))
         used = PyTuple_New(self.n_frames)
         for i in range(self.n_frames):
-            found = PyDict_GetItem(feed, <object>PyTuple_GET_ITEM(self.names, i))
-            if found == NULL:
-                return None
-            value = <object>found
+            value = (<dict>feed).get(<object>PyTuple_GET_ITEM(self.names, i))
             if type(value) is int:
                 value = self.converted(value, i)
             if type(value) is not cnp.ndarray:
@@ -163,7 +157,6 @@ cdef class StreamRunner:
     cdef tuple given(self, out, tuple used):
         """Return the caller's arrays as results; None unless they fit and share no memory with others of the call."""
         cdef tuple results = PyTuple_New(self.n_results)
-        cdef PyObject *found
         cdef cnp.ndarray array
         cdef int i, j
         if type(out) is dict and len(<dict>out) != self.n_results or type(out) is not dict and self.n_results != 1:
@@ -171,10 +164,7 @@ cdef class StreamRunner:
         for i in range(self.n_results):
             value = out
             if type(out) is dict:
-                found = PyDict_GetItem(out, <object>PyTuple_GET_ITEM(self.results, i))
-                if found == NULL:
-                    return None
-                value = <object>found
+                value = (<dict>out).get(<object>PyTuple_GET_ITEM(self.results, i))
             if type(value) is not cnp.ndarray or not cnp.PyArray_ISCARRAY(<cnp.ndarray>value):
                 return None
             array = value
