@@ -5,9 +5,13 @@ SILERO := build/silero_vad/data/silero_vad.onnx
 NATIVE := setup.py pyproject.toml $(wildcard rnnfast/*/*.pyx rnnfast/*/*.pxd rnnfast/kernels/*.[ch])
 CORES := $(shell nproc 2>/dev/null || echo 1)
 SANITIZED := pytest
+# What `make tsan` runs: pools, batchers, plans, streams, teams of threads, and all of them from many threads at once.
+RACES := tests/test_free_threads.py tests/native/test_threads.py tests/native/test_thread_bits.py \
+	tests/native/test_workers.py tests/native/test_arenas.py tests/onnx/compile/test_plans.py tests/streaming \
+	tests/serving
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
-.PHONY: demo test slow lint docs bench models sanitize fuzz clean
+.PHONY: demo test slow lint docs bench models sanitize tsan fuzz clean
 
 demo: $(VENV)/installed $(SILERO)
 	$(BIN)/python models/vad_demo.py $(SILERO)
@@ -51,6 +55,17 @@ sanitize: $(VENV)/installed
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1 \
 		$(BIN)/python -m $(SANITIZED); \
+		status=$$?; rm -f rnnfast/*/*.so; exit $$status
+
+# Tests of what threads share on a build with the thread sanitizer, which is removed afterwards. Where there is a GIL the
+# sanitizer knows it. Without it, it sees the interpreter's locks only if that is built with it too: configure
+# --disable-gil --with-thread-sanitizer, and make tsan PYTHON=... with no .venv.
+tsan: $(VENV)/installed
+	rm -f rnnfast/*/*.so $(VENV)/installed
+	RNNFAST_CFLAGS="-O1 -g -fsanitize=thread" LDFLAGS=-fsanitize=thread TSAN_OPTIONS=report_bugs=0 \
+		$(BIN)/pip install -q --no-deps -e .
+	LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" OPENBLAS_NUM_THREADS=1 \
+		TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp" $(BIN)/python -m pytest $(RACES); \
 		status=$$?; rm -f rnnfast/*/*.so; exit $$status
 
 # Random graphs and changed files, compared with the reference; findings are in build/fuzz.

@@ -40,7 +40,7 @@ def forced():
 @pytest.fixture
 def unsanitized():
     """Skip tests that preload a library of their own, or whose processes have little memory, under a sanitizer."""
-    if "asan" in os.environ.get("LD_PRELOAD", ""):
+    if any(name in os.environ.get("LD_PRELOAD", "") for name in ("libasan", "libtsan")):
         pytest.skip("a sanitizer is preloaded")
 
 
