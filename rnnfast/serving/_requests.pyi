@@ -2,6 +2,7 @@
 import asyncio
 import collections
 import concurrent.futures
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.nn.checks import as_array, check_lengths
 from rnnfast.nn.module import layers_of
+from rnnfast.train.losses import check_weights
 
 
 class Batch(NamedTuple):
@@ -21,12 +24,14 @@ class Batch(NamedTuple):
     mask: Any = None
 
     @property
-    def weight(self) -> int:
-        """The weight of the batch's mean in that of the epoch: the number of its elements that count.
+    def weight(self) -> float:
+        """The weight of the batch's mean in that of the epoch: the number of its elements that count, or their weights.
 
         Without a mask it is the product of y's first two axes, as chunks of tbptt differ in their time steps.
         """
-        return (math.prod(self.y.shape[:2]) or 1) if self.mask is None else int(np.count_nonzero(self.mask))
+        if self.mask is None:
+            return math.prod(self.y.shape[:2]) or 1
+        return int(np.count_nonzero(self.mask)) if self.mask.dtype == bool else float(self.mask.sum())
 
     def chunk(self, start: int, stop: int) -> Batch:
         """Return the time steps from `start` to `stop`, which is excluded."""
@@ -38,10 +43,11 @@ class Batch(NamedTuple):
 class Examples:
     """The arrays x, y, lengths and mask, whose first axes are the examples; y may be None.
 
-    x may be a tuple of arrays, and lengths then is a tuple too. The lengths of the last array of x are those of y.
+    x may be a tuple of arrays, and lengths then is a tuple too. The lengths of the last array of x are those of y. With
+    weights of samples or classes the mask is the weight of each element.
     """
 
-    def __init__(self, net, x, y=None, lengths=None, mask=None):
+    def __init__(self, net, x, y=None, lengths=None, mask=None, sample_weight=None, class_weight=None):
         check_batch_first(net)
         self.x = tuple(as_array(a, f"x[{i}]") for i, a in enumerate(x)) if isinstance(x, tuple) else as_array(x, "x")
         self.y: Any = None if y is None else as_array(y, "y")
@@ -58,6 +64,8 @@ class Examples:
                 raise InputError(f"{name}: shape is {list(array.shape)}, expected {self.count} examples, as in x")
         self.lengths = self._lengths(lengths)
         self.mask = self._mask(mask, returns_sequences(net))
+        for weights in (self._weights(sample_weight, "sample_weight"), self._class_weights(class_weight)):
+            self.mask = weights if self.mask is None else self.mask if weights is None else _product(self.mask, weights)
         if self.mask is not None and not self.mask.any():
             raise InputError("mask: nothing is left of all examples")
 
@@ -82,17 +90,56 @@ class Examples:
     def _mask(self, mask, sequences):
         """Return the given mask, or else that of the steps within the lengths if y has an output for each step."""
         if mask is not None:
-            mask = as_array(mask, "mask")
-            if mask.dtype != bool:
-                raise InputTypeError(f"mask: dtype is {mask.dtype}, expected bool")
-            if self.y is None or mask.ndim == 0 or mask.shape != self.y.shape[: mask.ndim]:
-                shape = None if self.y is None else list(self.y.shape)
-                raise InputError(f"mask: shape is {list(mask.shape)}, expected {shape}, that of y, or its first axes")
-            return mask
+            return self._weights(mask, "mask")
         x, lengths = last(self.x), last(self.lengths)
         if lengths is None or self.y is None or not sequences or self.y.shape[:2] != x.shape[:2]:
             return None
         return np.arange(self.y.shape[1]) < lengths[:, None]
+
+    def _weights(self, weights, name):
+        """Return a mask or weights of elements, checked: bool or float64."""
+        if weights is None:
+            return None
+        weights = as_array(weights, name)
+        check_weights(weights, name)
+        if self.y is None or weights.ndim == 0 or weights.shape != self.y.shape[: weights.ndim]:
+            shape = None if self.y is None else list(self.y.shape)
+            raise InputError(f"{name}: shape is {list(weights.shape)}, expected {shape}, that of y, or its first axes")
+        return weights if weights.dtype == bool else weights.astype(np.float64)
+
+    def _class_weights(self, weights):
+        """Return the weight of the class of each element."""
+        if weights is None:
+            return None
+        if self.y is None or self.y.dtype.kind not in "biu":
+            raise InputTypeError("class_weight: y holds no classes, expected integers")
+        if isinstance(weights, Mapping):
+            classes = range(max([-1, *weights]) + 1) if all(isinstance(c, int) for c in weights) else ()
+            if not classes or min(weights) < 0:
+                raise InputError(f"class_weight: classes are {list(weights)}, expected integers of 0 or more")
+            weights = [weights.get(c, 1.0) for c in classes]
+        weights = as_array(weights, "class_weight")
+        check_weights(weights, "class_weight")
+        if weights.ndim != 1:
+            raise InputError(f"class_weight: shape is {list(weights.shape)}, expected [classes]")
+        known = (self.y >= 0) & (self.y < len(weights))
+        return np.where(known, weights[np.where(known, self.y, 0)], 1.0)
+
+    def split(self, share):
+        """Return (the first examples, the last ones): `share` of all, rounded down, are last; neither may be none."""
+        cut = self.count - int(share * self.count)
+        if not 0 < cut < self.count:
+            raise InputError(f"validation_split: {share} of {self.count} examples, expected at least one, and not all")
+        return self._part(slice(None, cut)), self._part(slice(cut, None))
+
+    def _part(self, indices):
+        """Return some of the examples."""
+        part = copy.copy(self)
+        part.x, part.y, part.lengths, part.mask = self.batch(indices)
+        part.count = len(first(part.x))
+        if part.mask is not None and not part.mask.any():
+            raise InputError("validation_split: nothing counts in one of the parts")
+        return part
 
     def batch(self, indices):
         """Return the examples of a slice or an array of indices."""
@@ -123,6 +170,13 @@ class Examples:
         if not returns_sequences(net):
             raise InputError("tbptt: a recurrent layer has return_sequences=False, expected an output for each step")
         return range(0, self.x.shape[1], steps)
+
+
+def _product(a, b):
+    """Return the product of masks or weights of the first axes of one shape; that of two masks is a mask."""
+    rank = max(a.ndim, b.ndim)
+    a, b = (array.reshape(array.shape + (1,) * (rank - array.ndim)) for array in (a, b))
+    return a & b if a.dtype == b.dtype == bool else a.astype(np.float64) * b
 
 
 def first(x):

@@ -23,13 +23,14 @@ from rnnfast.train import checkpoint as checkpoints
 from rnnfast.train import clipping, progress
 from rnnfast.train.examples import Examples
 from rnnfast.train.history import History
+from rnnfast.train.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy
 from rnnfast.train.metrics import accuracy
-from rnnfast.train.optimizers import Optimizer
+from rnnfast.train.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from rnnfast.train.parameters import Parameters
 from rnnfast.train.trace import first_wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
     Loss = Callable[..., tuple[float, FloatArray]]
     Metrics = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
 
-METRICS: dict[str, Callable[..., Any]] = {"accuracy": accuracy}
+# What the arguments loss, optimizer and metrics may be by name.
+LOSSES: dict[str, type] = {
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "cross_entropy": CrossEntropy,
+    "mae": MAE,
+    "mse": MSE,
+}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "sgd": SGD}
+METRICS: dict[str, Callable[..., Any]] = {"accuracy": accuracy, "mae": MAE(), "mse": MSE()}
 
 
 @raises_limit_error
@@ -48,13 +57,16 @@ def fit(
     x: Any,
     y: ArrayLike,
     *,
-    loss: Loss,
-    optimizer: Optimizer,
+    loss: Loss | str,
+    optimizer: Optimizer | str,
     epochs: int = 1,
     batch_size: int = 32,
     lengths: Any = None,
     mask: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: Mapping[int, float] | ArrayLike | None = None,
     validation_data: tuple[Any, ...] | None = None,
+    validation_split: float | None = None,
     shuffle: bool = True,
     seed: Seed = None,
     metrics: Metrics = (),
@@ -78,19 +90,27 @@ def fit(
         x: The inputs, [examples, ...], for recurrent layers [examples, time, ...]; an array or a tuple of arrays.
         y: The targets, as the loss takes them: [examples, ...], or [examples, time, ...] if the network has an output
             for each time step.
-        loss: A loss: `loss(y, target, mask)` returns (value, dy).
+        loss: A loss: `loss(y, target, mask)` returns (value, dy); or the name of one of `rnnfast.train`: "mse", "mae",
+            "cross_entropy" or "binary_cross_entropy".
         optimizer: An Optimizer; one that was used with this network before continues, with another it begins
-            anew.
+            anew. Or the name of one with its defaults: "adam", "adamw", "rmsprop" or "sgd".
         epochs: The number of epochs, those of a resumed training included.
         batch_size: The number of examples of a batch.
         lengths: Integers [examples], the number of valid time steps of each. For a tuple x, a tuple of these, or None,
             for each array; those of the last array are those of y.
-        mask: bool of y's shape or its first axes, True where loss and metrics count an element. None is all elements
-            or, if y has a time axis, those within the lengths.
+        mask: bool of y's shape or its first axes, True where loss and metrics count an element, or the weight of each.
+            None is all elements or, if y has a time axis, those within the lengths.
+        sample_weight: The weights of elements, of y's shape or its first axes: loss and metrics are
+            sum(weight * value) / sum(weight), where the mask counts. None is 1.
+        class_weight: The weight of the elements of each class of y, which holds integers: a vector, or a dict in which
+            missing classes have weight 1. None is 1.
+        validation_split: The share of the examples that are taken from the end, before any shuffling, to evaluate after
+            each epoch, instead of validation_data. They keep their weights.
         validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), to evaluate after each epoch.
         shuffle: Whether to shuffle the examples of each epoch.
         seed: A seed or a numpy Generator for shuffling and dropout; the same seed gives the same bits.
-        metrics: One or a list: "accuracy", or callables `metric(y, target, mask)` that return a mean, such as a loss.
+        metrics: One or a list: "accuracy", "mae", "mse", or callables `metric(y, target, mask)` that return a mean, such
+            as a loss.
         clip_norm: The maximum norm of all gradients together.
         clip_value: The maximum absolute value of each gradient.
         tbptt: Truncated back-propagation through time: the optimizer makes a step for each `tbptt` time steps; the
@@ -114,24 +134,18 @@ def fit(
         ModelError: The checkpoint is invalid or is one of another training.
         UnsupportedError: A layer has no gradient, or a checkpoint is asked for and safetensors is not installed.
     """
-    run = Run(
-        net,
-        Examples(net, x, _needed(y), lengths, mask),
-        loss,
-        optimizer,
-        batch_size,
-        shuffle,
-        seed,
-        metrics,
-        clip_norm,
-        clip_value,
-        tbptt,
-    )
+    examples = Examples(net, x, _needed(y), lengths, mask, sample_weight, class_weight)
+    validation = None if validation_data is None else _validation(net, validation_data)
+    if validation_split is not None:
+        if validation is not None:
+            raise InputError("validation_split: given beside validation_data, expected one of them")
+        examples, validation = examples.split(check_number(validation_split, "validation_split", 0.0, 1.0))
+    loss, optimizer = _named(loss, LOSSES, "loss"), _named(optimizer, OPTIMIZERS, "optimizer")
+    run = Run(net, examples, loss, optimizer, batch_size, shuffle, seed, metrics, clip_norm, clip_value, tbptt)
     epochs = check_size(epochs, "epochs")
     patience = None if patience is None else check_size(patience, "patience")
     every = None if checkpoint_every is None else check_size(checkpoint_every, "checkpoint_every")
     keep_best = check_flag(restore_best, "restore_best") and patience is not None
-    validation = None if validation_data is None else _validation(net, validation_data)
     path = None if checkpoint is None else checkpoints.check(checkpoint)
     if path is None and (resume or every):
         raise InputError(f"{'resume' if resume else 'checkpoint_every'}: needs checkpoint, a file")
@@ -142,7 +156,7 @@ def fit(
                 f"{path}: has no weights of a best epoch, as its training had no patience; expected restore_best=False"
             )
 
-    optimizer.bind(net, run.parameters.values.size)
+    run.optimizer.bind(net, run.parameters.values.size)
     history = run.history
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
         while history.epochs < epochs and not _exhausted(history, patience):
@@ -150,11 +164,11 @@ def fit(
             shown.begin(f"epoch {history.epochs + 1}/{epochs}", run.steps_per_epoch, run.steps_done)
             for _ in run.steps():
                 shown.advance(run.steps_done, run.means)
-                if every and optimizer.steps % every == 0:
+                if every and run.optimizer.steps % every == 0:
                     checkpoints.save(path, run)
-            values = run.means() | {"learning_rate": optimizer.rate()}
+            values = run.means() | {"learning_rate": run.optimizer.rate()}
             if validation is not None:
-                values |= _validated(net, validation, loss, run)
+                values |= _validated(net, validation, run)
                 if not math.isfinite(values["val_loss"]):
                     raise DivergedError(
                         f"epoch {history.epochs + 1}: the loss of validation_data is {values['val_loss']}"
@@ -176,7 +190,7 @@ def evaluate(
     x: Any,
     y: ArrayLike,
     *,
-    loss: Loss,
+    loss: Loss | str,
     batch_size: int = 256,
     lengths: Any = None,
     mask: ArrayLike | None = None,
@@ -206,7 +220,7 @@ def evaluate(
     return _evaluate(
         net,
         Examples(net, x, _needed(y), lengths, mask),
-        _callable(loss, "loss"),
+        _callable(_named(loss, LOSSES, "loss"), "loss"),
         check_size(batch_size, "batch_size"),
         _metrics(metrics),
         verbose,
@@ -347,7 +361,7 @@ class Run:
 
     def means(self):
         """Return the mean loss and metrics of the epoch so far."""
-        return {name: value / max(1, self.weight) for name, value in self.sums.items()}
+        return {name: value / (self.weight or 1) for name, value in self.sums.items()}
 
     def end_epoch(self, values, keep_best):
         """Add an epoch's values to the history, and keep the parameters if it is the best one."""
@@ -375,10 +389,10 @@ def _evaluate(net, examples, loss, batch_size, metrics, verbose=False):
     return {name: value / total for name, value in sums.items()}
 
 
-def _validated(net, examples, loss, run):
+def _validated(net, examples, run):
     """Return the values of the validation data, their names after "val_"."""
     try:
-        values = _evaluate(net, examples, loss, run.batch_size, run.metrics)
+        values = _evaluate(net, examples, run.loss, run.batch_size, run.metrics)
     except Error as error:
         raise with_location(error, "validation_data") from error
     return {f"val_{name}": value for name, value in values.items()}
@@ -403,6 +417,15 @@ def _mean(value, name):
 def _exhausted(history, patience):
     """Return whether `patience` epochs brought no improvement."""
     return patience is not None and history.epochs > 0 and history.epochs - 1 - history.best_epoch >= patience
+
+
+def _named(value, table, name):
+    """Return the object of a name in the table, made with its defaults, and anything but a name as it is."""
+    if not isinstance(value, str):
+        return value
+    if value not in table:
+        raise InputError(f"{name}: {value!r} is none of {', '.join(table)}")
+    return table[value]()
 
 
 def _needed(y):

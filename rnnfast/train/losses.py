@@ -1,12 +1,13 @@
 """Losses: `loss(y, target, mask=None)` returns (value, dy), the mean over the elements that count and its gradient.
 
-y is the network's float32 output. The mask is bool, of the target's shape or its first axes, and True where an element
-counts; other elements may hold any value. The value is a float, summed in float64; dy is float32 of y's shape.
+y is the network's float32 output. The mask has the target's shape or its first axes. It is bool, True where an element
+counts, or the weight of each element: the value is then sum(weight * loss) / sum(weight). Elements that do not count,
+or have weight 0, may hold any value. The value is a float, summed in float64; dy is float32 of y's shape.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,26 +20,38 @@ if TYPE_CHECKING:
     from rnnfast.nn.types import FloatArray
 
 
+def check_weights(weights, name):
+    """Raise an error unless the weights are finite numbers of 0 or more; bool is let pass."""
+    if weights.dtype.kind not in "biuf":
+        raise InputTypeError(f"{name}: dtype is {weights.dtype}, expected bool, or float32 weights")
+    if weights.dtype != bool and not np.all((weights >= 0) & (weights < np.inf)):
+        raise InputError(f"{name}: holds {weights[~((weights >= 0) & (weights < np.inf))][0]}, expected 0 or more")
+
+
 def check_mask(mask, shape):
-    """Return the mask as a bool array of this shape (None for all elements), and the number of elements that count."""
+    """Return which elements of this shape count, their weights, and the sum of these.
+
+    The first two are arrays of the shape, bool and float64; None if all count, or if all weights are 1.
+    """
     size = int(np.prod(shape))
     if mask is None:
         if not size:
             raise InputError(f"target: shape is {list(shape)}: no element to take the mean of")
-        return None, size
+        return None, None, size
     mask = as_array(mask, "mask")
-    if mask.dtype != bool:
-        raise InputTypeError(f"mask: dtype is {mask.dtype}, expected bool")
+    check_weights(mask, "mask")
     if mask.shape != shape[: mask.ndim]:
         raise InputError(
             f"mask: shape is {list(mask.shape)}, expected {list(shape)}, that of the target, or its first axes"
         )
     mask = np.array(mask)  # a copy: NumPy counts a mask before it uses it, and another thread may write the caller's
     mask = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
-    count = int(mask.sum())
-    if not count:
+    if not mask.any():
         raise InputError(f"mask: none of the {size} elements is left")
-    return mask, count
+    if mask.dtype == bool:
+        return mask, None, int(mask.sum())
+    weights = mask.astype(np.float64)
+    return mask > 0, weights, float(weights.sum())
 
 
 class CrossEntropy:
@@ -49,25 +62,33 @@ class CrossEntropy:
 
     Args:
         label_smoothing: s, from 0 to 1.
+        weight: The weight of each class, [classes]: an element weighs as much as its target's class, so that the mean
+            is sum(weight * loss) / sum(weight). None is 1 for all.
 
     Raises:
-        InputError: label_smoothing is out of range.
-        InputTypeError: label_smoothing is no number.
+        InputError: label_smoothing is out of range, or weight is not a vector of numbers of 0 or more.
+        InputTypeError: label_smoothing is no number, or weight has a wrong dtype.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, weight: ArrayLike | None = None) -> None:
         self.label_smoothing = check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
+        self.weight: Any = None
+        if weight is not None:
+            weight = as_array(weight, "weight")
+            check_weights(weight, "weight")
+            if weight.ndim != 1 or not weight.any():
+                raise InputError(f"weight: shape is {list(weight.shape)}, expected [classes] with a number above 0")
+            self.weight = weight.astype(np.float64)
 
     @np.errstate(all="ignore")
-    def __call__(
-        self, y: FloatArray, target: ArrayLike, mask: NDArray[np.bool_] | None = None
-    ) -> tuple[float, FloatArray]:
+    def __call__(self, y: FloatArray, target: ArrayLike, mask: NDArray[Any] | None = None) -> tuple[float, FloatArray]:
         """Compute the loss and its gradient.
 
         Args:
             y: The logits, float32 [..., classes].
             target: Integers [...] from 0 to classes - 1.
-            mask: bool of the target's shape or its first axes, True where an element counts; None is all.
+            mask: bool or weights, of the target's shape or its first axes: which elements count, and how much; None is
+                all.
 
         Returns:
             The mean over the elements that count, and its gradient, float32 of y's shape.
@@ -85,7 +106,9 @@ class CrossEntropy:
         if target.dtype.kind not in "iu":
             raise InputTypeError(f"target: dtype is {target.dtype}, expected integers")
         check_shape(target, y.shape[:-1], "target", "that of y without its classes")
-        mask, count = check_mask(mask, target.shape)
+        if self.weight is not None and self.weight.shape != (classes,):
+            raise InputError(f"weight: shape is {list(self.weight.shape)}, expected [{classes}], one for each class")
+        mask, weights, count = check_mask(mask, target.shape)
         outside = (target < 0) | (target >= classes)
         _check_range(target, outside, mask, f"0 to {classes - 1}")
         if mask is not None:
@@ -96,6 +119,9 @@ class CrossEntropy:
         dy = np.exp(logs)
         total = dy.sum(1, keepdims=True)
         logs -= np.log(total)
+        if weights is not None or self.weight is not None:
+            weights = np.ones(target.shape) if weights is None else weights
+            return self._weighted(logs, dy / total, target.ravel(), weights.ravel(), mask, y.shape)
         dy *= 1 / (total * np.float32(count))
         at_target = np.arange(len(logs)), target.ravel()
         losses = (smoothing - 1) * logs[at_target].astype(np.float64)
@@ -109,20 +135,39 @@ class CrossEntropy:
             dy[~counts] = 0
         return float(losses.sum()) / count, dy.reshape(y.shape)
 
+    def _weighted(self, logs, p, target, weights, mask, shape):
+        """Return the loss and its gradient where rows or classes have weights; p are the probabilities, logs theirs."""
+        classes = logs.shape[1]
+        of_class = np.ones(classes) if self.weight is None else self.weight
+        rows = np.arange(len(logs))
+        if mask is not None:
+            weights = np.where(mask.ravel(), weights, 0)
+        total = float((weights * of_class[target]).sum())
+        if not total:
+            raise InputError("weight: all elements that count are of classes of weight 0")
+        share = np.zeros_like(logs)  # of each class in the loss of a row: -sum(share * log p)
+        share[:] = self.label_smoothing / classes * of_class
+        share[rows, target] += (1 - self.label_smoothing) * of_class[target]
+        share *= (weights / total)[:, None]
+        dy = share.sum(1, keepdims=True) * p - share
+        counts = weights > 0
+        dy[~counts] = 0
+        value = -(share[counts].astype(np.float64) * logs[counts]).sum()
+        return float(value), dy.reshape(shape)
+
 
 class _Elementwise:
     """The base class of losses of each element of y and that of a target of the same shape."""
 
     @np.errstate(all="ignore")
-    def __call__(
-        self, y: FloatArray, target: ArrayLike, mask: NDArray[np.bool_] | None = None
-    ) -> tuple[float, FloatArray]:
+    def __call__(self, y: FloatArray, target: ArrayLike, mask: NDArray[Any] | None = None) -> tuple[float, FloatArray]:
         """Compute the loss and its gradient.
 
         Args:
             y: float32 of any shape.
             target: An array of y's shape; the class says which dtypes it may have.
-            mask: bool of the target's shape or its first axes, True where an element counts; None is all.
+            mask: bool or weights, of the target's shape or its first axes: which elements count, and how much; None is
+                all.
 
         Returns:
             The mean over the elements that count, and its gradient, float32 of y's shape.
@@ -135,11 +180,13 @@ class _Elementwise:
 
     def _loss(self, y, target, mask):
         check_shape(target, y.shape, "target", "that of y")
-        mask, count = check_mask(mask, y.shape)
+        mask, weights, count = check_mask(mask, y.shape)
         if mask is not None:
             target = np.where(mask, target, np.float32(0))
         values, dy = self.elements(y, target)
-        dy *= np.float32(1 / count)
+        dy *= np.float32(1 / count) if weights is None else (weights / count).astype(np.float32)
+        if weights is not None:
+            values = values * weights
         if mask is not None:
             values, dy[~mask] = values[mask], 0
         return float(values.sum(dtype=np.float64)) / count, dy

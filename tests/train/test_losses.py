@@ -111,9 +111,9 @@ def test_losses_of_large_logits_are_finite():
         ),
         (lambda: train.MSE()(np.ones((0, 2), np.float32), np.ones((0, 2), np.float32)), InputError, "no element"),
         (
-            lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [1, 0]),
+            lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [1j, 0]),
             InputTypeError,
-            "mask: dtype is int64, expected bool",
+            "mask: dtype is complex128, expected bool",
         ),
         (
             lambda: train.MSE()(np.ones(2, np.float32), np.ones(2, np.float32), [False, False]),
