@@ -109,8 +109,8 @@ def fit(
         validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), to evaluate after each epoch.
         shuffle: Whether to shuffle the examples of each epoch.
         seed: A seed or a numpy Generator for shuffling and dropout; the same seed gives the same bits.
-        metrics: One or a list: "accuracy", "mae", "mse", or callables `metric(y, target, mask)` that return a mean, such
-            as a loss.
+        metrics: One or a list: "accuracy", "mae", "mse", or callables `metric(y, target, mask)` that return a mean,
+            such as a loss.
         clip_norm: The maximum norm of all gradients together.
         clip_value: The maximum absolute value of each gradient.
         tbptt: Truncated back-propagation through time: the optimizer makes a step for each `tbptt` time steps; the
