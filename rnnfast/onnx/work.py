@@ -155,7 +155,20 @@ def _pool(node: Node, inputs: Sequence[Any]) -> Any:
     return FEW_ROWS, 16 * count, shape
 
 
+def _attention(node: Node, inputs: Sequence[Any]) -> Any:
+    q, k, v = inputs[:3]
+    heads = q.shape[1] if q.ndim == 4 else node.attributes["q_num_heads"]
+    past = inputs[4].shape[2] if len(inputs) > 4 and inputs[4] is not None else 0
+    shape = (q.shape[0], heads, q.shape[-2], past + k.shape[-2])
+    sizes = [
+        x.shape[-1] if x.ndim == 4 else x.shape[-1] // node.attributes[f"{n}_num_heads"]
+        for n, x in (("q", q), ("kv", v))
+    ]
+    return q.shape[-2], math.prod(shape) * sum(sizes), shape
+
+
 PRODUCTS: dict[str, Callable[[Node, Sequence[Any]], Any]] = {
+    "Attention": _attention,
     **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul"), _matmul),
     **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv"), _conv),
     **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),

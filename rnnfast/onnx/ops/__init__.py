@@ -26,11 +26,13 @@ MODULES = (
     "signal",
     "image",
     "random",
+    "attention",
 )
 
 
 if TYPE_CHECKING:  # Programs that freeze others read these imports; they do not see those by name in `table`.
     from rnnfast.onnx.ops import activations as activations
+    from rnnfast.onnx.ops import attention as attention
     from rnnfast.onnx.ops import cast as cast
     from rnnfast.onnx.ops import control as control
     from rnnfast.onnx.ops import convolution as convolution

@@ -115,9 +115,13 @@ def _along(x, axis, target, scale, roi, settings):
     if weight is None:
         y = x.take(index[:, 0], axis)
     else:
-        y = np.zeros(shape)
-        for tap in range(index.shape[1]):
-            y += x.take(index[:, tap], axis) * weight[:, tap].reshape(-1, *(1,) * (x.ndim - axis - 1))
+        y, tail = np.zeros(shape), (1,) * (x.ndim - axis - 1)
+        if index.shape[1] <= target:
+            for tap in range(index.shape[1]):
+                y += x.take(index[:, tap], axis) * weight[:, tap].reshape(-1, *tail)
+        else:  # few outputs of many taps
+            for o in range(target):
+                y[(slice(None),) * axis + (o,)] = (x.take(index[o], axis) * weight[o].reshape(-1, *tail)).sum(axis)
     if settings.coordinates == "tf_crop_and_resize":
         outside = (position < 0) | (position > size - 1)
         y[(slice(None),) * axis + (outside,)] = settings.extrapolated
