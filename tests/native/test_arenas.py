@@ -182,7 +182,7 @@ m.trim()
 gc.collect()
 left = resident() - before
 mib = 2**20
-print(f"{{held / mib:.0f}} MiB held at most, {{spare / mib:.0f}} of them spare, {{kept / mib:.0f}} after the last call; "
+print(f"{{held / mib:.0f}} MiB held at most, {{spare / mib:.0f}} of them spare, {{kept / mib:.0f}} after all; "
       f"{{grown / mib:.0f}} more resident, {{left / mib:.0f}} after trim")
 assert spare <= 2**25 and kept <= 2**25
 assert held <= 2**25 + 16 * 1.125 * (one + 2**16)
@@ -193,7 +193,7 @@ assert grown < kept + 2**25 and left < 2**25
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 @pytest.mark.parametrize("calls", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_random_lengths_on_sixteen_threads(unsanitized, calls):
-    """What is kept between calls never exceeds the setting of 32 MiB; the calls in progress hold what they need besides.
+    """What is kept between calls never exceeds the setting of 32 MiB; calls in progress hold what they need besides.
 
     The process grows by what is kept and less than 32 MiB, whatever the number of calls: plans, and what planning on 16
     threads leaves between their objects. 12 to 25 MiB were measured.

@@ -6,6 +6,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.onnx.ops.numeric import is_floating, quiet
+from rnnfast.onnx.ops.pieces import in_pieces
 from rnnfast.onnx.ops.types import Dtype, Flag
 
 RoundMode = Literal["up", "down", "nearest"]
@@ -105,16 +106,23 @@ def convert(x, dtype, saturate=1, round_mode="up"):
     return x.astype(dtype)
 
 
+def _converted(x, dtype, saturate, round_mode):
+    """The same for tensors of any size, in pieces."""
+    if x.dtype == dtype:
+        return x
+    return in_pieces(lambda part: convert(part, dtype, saturate, round_mode))(x)
+
+
 @quiet
 def cast(x, *, to: Dtype, saturate: Flag = 1, round_mode: RoundMode = "up"):
     """Cast: convert to the element type `to`."""
-    return convert(x, to, saturate, round_mode)
+    return _converted(x, to, saturate, round_mode)
 
 
 @quiet
 def cast_like(x, target_type, *, saturate: Flag = 1, round_mode: RoundMode = "up"):
     """CastLike: convert to the element type of the second input."""
-    return convert(x, target_type.dtype, saturate, round_mode)
+    return _converted(x, target_type.dtype, saturate, round_mode)
 
 
 @quiet

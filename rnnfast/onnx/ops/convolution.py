@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.native._interrupts import check
 from rnnfast.onnx.ops.numeric import floating, per_channel, quiet, same_dtype, shaped
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Ints, check_size
@@ -67,6 +68,7 @@ def _correlate(x, w, windows, group):
     batch = max(1, lines // windows.output[0])
     for n in range(0, samples, batch):
         for start in range(0, windows.output[0], lines):
+            check()
             part = y[n : n + batch, :, start : start + lines]
             block = taps[(slice(n, n + batch), *(slice(None),) * (1 + rank), slice(start, start + lines))]
             columns = np.ascontiguousarray(block).reshape(

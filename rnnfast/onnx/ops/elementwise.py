@@ -24,6 +24,7 @@ from rnnfast.onnx.ops.numeric import (
     unchanged,
     widen,
 )
+from rnnfast.onnx.ops.pieces import in_pieces
 from rnnfast.onnx.ops.types import Flag
 
 # Default bounds of Clip-6: the range of float32.
@@ -32,14 +33,21 @@ FLOAT32_MAX = 3.4028234663852886e38
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
+@in_pieces
+def _erf_of(x):
+    return np.asarray(_erf(x.astype(np.float64))).astype(x.dtype)
+
+
 def _unary(ufunc, decorate=floating):
     """Return the operator that applies a NumPy function to each element of a tensor of numbers."""
+
+    whole = in_pieces(ufunc)
 
     @decorate
     @shaped(unchanged)
     def operator(x):
         check_numbers(x)
-        return ufunc(x)
+        return whole(x)
 
     operator.__name__ = ufunc.__name__
     return operator
@@ -47,12 +55,13 @@ def _unary(ufunc, decorate=floating):
 
 def _arithmetic(ufunc):
     """Return the operator that applies a NumPy function to two tensors of numbers, elementwise."""
+    whole = in_pieces(ufunc)
 
     @numeric
     @shaped(broadcast)
     def operator(a, b):
         check_numbers(a)
-        return ufunc(a, b)
+        return whole(a, b)
 
     operator.__name__ = ufunc.__name__
     return operator
@@ -60,12 +69,13 @@ def _arithmetic(ufunc):
 
 def _variadic(ufunc):
     """Return the operator that combines any number of tensors by a NumPy function, elementwise from left to right."""
+    whole = in_pieces(ufunc)
 
     @numeric
     @shaped(broadcast)
     def operator(*xs):
         check_numbers(xs[0])
-        return functools.reduce(ufunc, xs)
+        return functools.reduce(whole, xs)
 
     operator.__name__ = ufunc.__name__
     return operator
@@ -172,7 +182,7 @@ def erf(x):
     This calls math.erf for each element, as NumPy has no erf; float32 tensors run on the native kernel.
     """
     check_numbers(x)
-    return np.asarray(_erf(x.astype(np.float64))).astype(x.dtype)
+    return _erf_of(x)
 
 
 @numeric

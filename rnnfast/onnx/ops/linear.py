@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.native._interrupts import check
 from rnnfast.onnx.ops.numeric import (
     check_broadcasts_to,
     check_numbers,
@@ -15,6 +16,7 @@ from rnnfast.onnx.ops.numeric import (
     same_dtype,
     shaped,
 )
+from rnnfast.onnx.ops.pieces import product
 from rnnfast.onnx.ops.quantize import centred, requantize
 from rnnfast.onnx.ops.types import Flag, check_size
 
@@ -41,7 +43,7 @@ def _product(a, b):
 def matmul(a, b):
     """MatMul: the matrix product, as numpy.matmul."""
     check_numbers(a)
-    return np.matmul(a, b)
+    return product(a, b)
 
 
 def _affine(a, b, c=None, *, beta, transA, transB, **attributes):
@@ -65,7 +67,7 @@ def gemm(a, b, c=None, *, alpha: float = 1.0, beta: float = 1.0, transA: Flag = 
     if not is_floating(a.dtype) and not (alpha.is_integer() and beta.is_integer()):
         raise UnsupportedError(f"alpha = {alpha}, beta = {beta} of a product of {a.dtype}")
     alpha, beta = a.dtype.type(alpha), a.dtype.type(beta)
-    y = (a.T if transA else a) @ (b.T if transB else b)
+    y = product(a.T if transA else a, b.T if transB else b)
     if alpha != 1:
         y = alpha * y
     if c is None or beta == 0:
@@ -171,6 +173,7 @@ def _contract(a, a_labels, b, b_labels, kept, sizes):
     stacks = max(1, lines // max(1, a.shape[1]))
     for i in range(0, a.shape[0], stacks):
         for j in range(0, a.shape[1], lines):
+            check()
             part = slice(i, i + stacks), slice(j, j + lines)
             products = np.multiply(a[part][:, :, None], b[part[0], None], order="C")
             products.sum(axis=-1, dtype=a.dtype, out=y[part])
