@@ -13,7 +13,7 @@ from tests.fuzz.mutations import feed_of
 from tests.graphs import parse, random
 
 CORPUS = sorted((pathlib.Path(__file__).parent / "corpus").glob("*.onnx"))
-CASES, IN_ONE_TEST = 240, 40
+CASES, IN_ONE_TEST = 120, 20
 
 
 @pytest.fixture(autouse=True)
