@@ -12,6 +12,7 @@ import concurrent.futures
 import queue
 import threading
 from asyncio import get_running_loop
+from concurrent.futures import _base
 from time import monotonic
 
 from rnnfast.errors import ClosedError, DeadlineError, InputError, Overloaded
@@ -68,9 +69,59 @@ class Condition(threading.Condition):
     __exit__ = leave
 
 
+class Future(concurrent.futures.Future):
+    """A Future whose methods that callers use are compiled: as of Python 3.14 signals come between `with` and its block.
+    """
+    def cancel(self):
+        with self._condition:
+            if self._state in (_base.RUNNING, _base.FINISHED):
+                return False
+            if self._state != _base.PENDING:
+                return True
+            self._state = _base.CANCELLED
+            self._condition.notify_all()
+        self._invoke_callbacks()
+        return True
+
+    def cancelled(self):
+        with self._condition:
+            return self._state in (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED)
+
+    def running(self):
+        with self._condition:
+            return self._state == _base.RUNNING
+
+    def done(self):
+        with self._condition:
+            return self._state not in (_base.PENDING, _base.RUNNING)
+
+    def add_done_callback(self, fn):
+        with self._condition:
+            if self._state in (_base.PENDING, _base.RUNNING):
+                self._done_callbacks.append(fn)
+                return
+        super().add_done_callback(fn)       # It calls the function.
+
+    def result(self, timeout=None):
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self._result
+
+    def exception(self, timeout=None):
+        with self._condition:
+            if self._state in (_base.PENDING, _base.RUNNING):
+                self._condition.wait(timeout)
+            if self._state in (_base.PENDING, _base.RUNNING):
+                raise concurrent.futures.TimeoutError()
+            if self._state != _base.FINISHED:
+                raise concurrent.futures.CancelledError()
+            return self._exception
+
+
 def new_future():
-    """Return a new concurrent.futures.Future."""
-    future = concurrent.futures.Future()
+    """Return a new Future."""
+    future = Future()
     future._condition.__class__ = Condition
     return future
 
