@@ -70,7 +70,7 @@ LONG = {
     "sums along an axis": ("r = Transpose (x) y = Add (x, r)", np.ones((3000, 3000))),
     "product of integers": ("y = MatMul (x, x)", np.ones((500, 500), np.int64)),
     "sums of products": ('y = Einsum <equation = "ij,kj->ik"> (x, x)', np.ones((500, 500))),
-    "convolution": ("t = Unsqueeze <axes = [0]> (x) y = Conv (t, w)", np.ones((30, 300_000))),
+    "convolution": ("t = Unsqueeze <axes = [0]> (x) y = Conv (t, w)", np.ones((30, 100_000))),
 }
 
 
