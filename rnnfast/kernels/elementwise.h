@@ -31,7 +31,7 @@ INLINE vf greatest(vf a, vf b) { return v_select(v_eq(a, a), v_max(a, b), a); }
 static int sees_denormals(ptrdiff_t code)
 {
     switch (code) {
-    case E_NEG: case E_FLOOR: case E_CEIL: case E_SIGN: case E_MIN: case E_MAX: case E_LT: case E_LE: case E_EQ:
+    case E_FLOOR: case E_CEIL: case E_SIGN: case E_MIN: case E_MAX: case E_LT: case E_LE: case E_EQ:
         return 1;
     }
     return 0;
@@ -131,8 +131,8 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
 enum { TILE_COST = 32 };        /* of a tile and an instruction, as interrupt.h counts */
 
 /* Run the instructions on one line of the innermost axis. registers[i] is memory for the values of register i, but
- * inputs that are contiguous floats are read in place, and the last instruction writes directly to such an output. Returns whether
- * the call was stopped. */
+ * inputs that are contiguous floats are read in place, and the last instruction writes directly to such an output.
+ * Returns whether the call was stopped; of a line that is no longer than a tile the caller counts the work. */
 static int line(const elementwise_command *m, const context *x, float (*registers)[TILE], const char *const *in,
                 char *out)
 {
@@ -157,10 +157,19 @@ static int line(const elementwise_command *m, const context *x, float (*register
         }
         if (!direct)
             stored(&m->out, out + at * m->out.stride[axis], m->out.stride[axis], size, value[end[-1].to]);
-        if (spend(x, TILE_COST * m->instructions))
+        if (n > TILE && spend(x, TILE_COST * m->instructions))
             return 1;
     }
     return 0;
+}
+
+enum { SHORT_LINES = 64 };      /* lines of one tile that are computed before the work is counted */
+
+/* Return the cost of a line along the axis that is innermost and no longer than a tile; 0 for any other axis. */
+static ptrdiff_t short_line_cost(const elementwise_command *m, ptrdiff_t axis)
+{
+    const int innermost = axis >= AXES - 1 || axis == m->axes - 1;
+    return innermost && m->shape[axis] <= TILE ? TILE_COST * m->instructions : 0;
 }
 
 /* Run the instructions on all lines of the axes from `axis` on. Returns whether the call was stopped. */
@@ -170,13 +179,16 @@ static int lines(const elementwise_command *m, const context *x, ptrdiff_t axis,
     if (axis >= AXES - 1 || axis == m->axes - 1)
         return line(m, x, registers, in, out);
     const char *of_item[REGISTERS];
+    const ptrdiff_t cost = short_line_cost(m, axis + 1);
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             of_item[j] = in[j] + i * m->in[j].stride[axis];
         if (lines(m, x, axis + 1, registers, of_item, out + i * m->out.stride[axis]))
             return 1;
+        if (cost && i % SHORT_LINES == SHORT_LINES - 1 && spend(x, SHORT_LINES * cost))
+            return 1;
     }
-    return 0;
+    return cost && spend(x, m->shape[axis] % SHORT_LINES * cost);
 }
 
 /* Run the command for first <= i < last of its first axis; it has at least two axes. */
@@ -184,10 +196,12 @@ static void elementwise_part(const elementwise_command *m, const context *x, ptr
 {
     float registers[REGISTERS][TILE];
     const char *in[REGISTERS];
+    const ptrdiff_t cost = short_line_cost(m, 1);
     for (ptrdiff_t i = first; i < last; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             in[j] = (const char *)address_of(x, m->in[j].p) + i * m->in[j].stride[0];
-        if (lines(m, x, 1, registers, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]))
+        if (lines(m, x, 1, registers, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]) ||
+            (cost && spend(x, cost)))
             return;
     }
 }

@@ -215,6 +215,22 @@ static int copy_axes(const copy_command *m, const context *x, ptrdiff_t axis, ch
     }
     if (axis == m->axes - 2 && m->from_stride[axis] == m->item && m->to_stride[axis + 1] == m->item)
         return transpose(m, x, axis, to, from);
+    if (axis == AXES - 2 || axis == m->axes - 2) {
+        const ptrdiff_t n = m->shape[axis + 1];
+        if (n <= PIECE) {       /* work is counted once for many short lines */
+            ptrdiff_t counted = 0;
+            for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
+                copy_items(to + i * m->to_stride[axis], m->to_stride[axis + 1], from + i * m->from_stride[axis],
+                           m->from_stride[axis + 1], n, m->item);
+                if ((counted += n) >= PIECE) {
+                    if (spend(x, counted / 4))
+                        return 1;
+                    counted = 0;
+                }
+            }
+            return spend(x, counted / 4);
+        }
+    }
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
         if (copy_axes(m, x, axis + 1, to + i * m->to_stride[axis], from + i * m->from_stride[axis]))
             return 1;
