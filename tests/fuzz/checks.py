@@ -19,6 +19,7 @@ TOO_LARGE = 1e15
 # How far float32 results may be apart: relative to the value, relative to the largest one, and in units of what
 # relative noise of size NOISE around all nodes does to a float64 result in so many DRAWS.
 RELATIVE, OF_LARGEST, OF_NOISE, NOISE, DRAWS = 2e-4, 1e-5, 100, 1e-6, 5
+UNSTABLE = 0.01
 LARGE_FOR_A_RECURRENCE = 1e4
 # Partial products overflow in one order and not in another.
 PRODUCTS, LARGE_IN_A_PRODUCT = {"ReduceProd", "CumProd"}, 100
@@ -125,6 +126,9 @@ def compare_rows(model, feed):
     for i in sorted({0, count // 2, count - 1}) if count else ():
         one = feed | {name: np.take(feed[name], [i], axis) for name, axis in along.items()}
         alone, refused = attempt(lambda one=one: model.run(one))
+        # A node that only a branch needs that is not taken is computed too; where it refuses, no bits are wrong.
+        if refused and {node.op_type for node in all_nodes(model.graph)} & CONTROL:
+            return []
         part = [np.take(value, [i], axes.outputs[v.name]) for value, v in zip(together, model.outputs)]
         if refused or different(part, alone):
             return [Finding("rows", f"row {i} of {count}, {axes}: {refused or different(part, alone)}")]
@@ -259,7 +263,8 @@ def far(native, by_functions, reference, noisy=(), wide=()):
         allowed = RELATIVE * np.abs(c) + OF_LARGEST * finite.max(initial=0) + OF_NOISE * spread + 1e-30
         if rounded:
             allowed = spread
-        wrong = spread < np.inf
+        # Where NumPy in float32 is as far from float64, rounding decides: a tangent near its pole, say.
+        wrong = (spread < np.inf) & (rounded | (b == c) | np.isnan(c) | (np.abs(b - c) <= UNSTABLE * np.abs(c)))
         for other in (b, c):
             wrong &= ~((a == other) | (np.isnan(a) & np.isnan(other)) | (np.abs(a - other) <= allowed))
     if not wrong.any():
