@@ -32,9 +32,10 @@ def run_onnxruntime(model, path, feed):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return session.run([v.name for v in model.outputs], feed)
+        outputs = session.run([v.name for v in model.outputs], feed)
     except Exception:  # Its exceptions have no common class but this.
         return None
+    return outputs if all(map(finite, outputs)) else None
 
 
 def may_compare(model, feed):

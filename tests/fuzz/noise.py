@@ -53,12 +53,33 @@ def run_reference(model, feed, meter):
     """The outputs in float64; `meter` makes the callables of steps, which are all nodes, as initializers are inputs."""
     planned, args = model.prepare(feed)
     known = model.graph.constants | dict(zip(planned.names, args))
-    graph = widen(dataclasses.replace(model.graph, constants={}))
-    graph = fold(graph, lower_reference, load_budget=LoadBudget(model.limits, 0))
-    planned = PlannedGraph(graph, list(known), model.source.label, meter=meter, specialises=True, limits=model.limits)
-    args = widen(list(known.values()))
-    planned.plan(args)  # A trace would run the steps without a meter.
-    return planned.run(args)
+    graph, args = widen(dataclasses.replace(model.graph, constants={})), widen(list(known.values()))
+    with np.errstate(all="ignore"):
+        graph = fold(graph, lower_reference, load_budget=LoadBudget(model.limits, 0))
+        planned = PlannedGraph(
+            graph, list(known), model.source.label, meter=meter, specialises=True, limits=model.limits
+        )
+        planned.plan(args)  # A trace would run the steps without a meter.
+        return planned.run(args)
+
+
+def largest_result(model, feed):
+    """The largest finite magnitude among the float64 results of all steps."""
+    largest = 0.0
+
+    def meter(step):
+        def run(*args):
+            nonlocal largest
+            results = step.run(*args)
+            for value in results if isinstance(results, tuple) else (results,):
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                    largest = max(largest, np.abs(value[np.isfinite(value)]).max(initial=0))
+            return results
+
+        return run
+
+    run_reference(model, feed, meter)
+    return largest
 
 
 def all_nodes(graph):
