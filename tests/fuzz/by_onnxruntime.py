@@ -79,7 +79,8 @@ def read_otherwise(node, *args):
     name, attributes = node.op_type, node.attributes
     args = [value for value in args if not isinstance(value, Budget)]
     if name == "Slice":  # The largest integer as an end means the beginning where the step is negative.
-        return not args or len(args) > 4 and args[4] is not None and min(args[4], default=1) < 0 and LARGEST in args[2]
+        steps = args[4] if len(args) > 4 and args[4] is not None else 1
+        return not args or np.min(steps, initial=1) < 0 and bool(np.any(args[2] == LARGEST))
     if name == "NonZero":  # A scalar has no axes: the indices have shape [0, n].
         return not args or args[0].ndim == 0
     if name == "Shrink":  # Integers are computed in float32.
