@@ -56,9 +56,7 @@ def run_reference(model, feed, meter):
     graph, args = widen(dataclasses.replace(model.graph, constants={})), widen(list(known.values()))
     with np.errstate(all="ignore"):
         graph = fold(graph, lower_reference, load_budget=LoadBudget(model.limits, 0))
-        planned = PlannedGraph(
-            graph, list(known), model.source.label, meter=meter, specialises=True, limits=model.limits
-        )
+        planned = PlannedGraph(graph, list(known), model.source.label, meter=meter, specialises=True)
         planned.plan(args)  # A trace would run the steps without a meter.
         return planned.run(args)
 
