@@ -244,7 +244,7 @@ def test_callbacks_that_raise(error):
     def raises(*_):
         raise error
 
-    batcher, x = rnnfast.Batcher(layer().pool(3), max_wait=0, idle=0.05), frames(4, 2)
+    batcher, x = rnnfast.Batcher(layer().pool(3), max_wait=0, idle=0.3), frames(4, 2)
     stream = batcher.open(on_close=raises)
     future = batcher.submit(stream, x[0])
     future.add_done_callback(raises)
