@@ -416,7 +416,7 @@ cdef void run_direction(Direction *d, Batch *b, Workspace *w, const States *stat
     cdef watch own = watch_of(call)
     r.d, r.b, r.w, r.h0, r.crew, r.call = d, b, w, states.h0, crew, call
     r.backwards = backwards
-    phase = max(1, <Py_ssize_t>((PIECE_COST if crew == NULL else LONG_PHASE) / cost))
+    phase = 1 if b.T == 1 else max(1, <Py_ssize_t>((PIECE_COST if crew == NULL else LONG_PHASE) / cost))
     memset(w.zeros, 0, O * sizeof(float))
     for i in range(b.B):
         row = i if b.order == NULL else b.order[i]

@@ -337,7 +337,7 @@ cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t 
 cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil:
     """Estimate the nanoseconds of a product: those of its arithmetic or of reading its weights, whichever are more."""
     cdef double size = <double>w.m.k * w.m.blocks * BLOCK
-    return max(rows * size / 64, 4 * size / (100 if 4 * size <= 1 << 20 else 25))
+    return max(rows * size / 64, size * (0.04 if size <= 1 << 18 else 0.16))
 
 
 # The arguments of Matrix.multiply.

@@ -122,7 +122,7 @@ cdef class Plan:
 
     @property
     def cost(self):
-        """About how many bytes the plan takes, without weights and arenas: it is what the number of plans depends on."""
+        """About how many bytes the plan takes, without weights and arenas; Plans.most_bytes bounds the sum of these."""
         return self.own_bytes
 
     @property
@@ -329,7 +329,8 @@ cdef class Plans:
             self.last = plan
             self.count += 1 + len(others) - len(before)
             self.nbytes += plan.cost + sum([other.cost for other in others]) - sum([other.cost for other in before])
-            while self.count > 1 and (self.nbytes > self.most_bytes or self.most is not None and self.count > self.most):
+            most = self.count if self.most is None else self.most
+            while self.count > 1 and (self.nbytes > self.most_bytes or self.count > most):
                 shapes = next(iter(self.by_shapes))
                 before = self.by_shapes.pop(shapes)
                 dropped.append(before)

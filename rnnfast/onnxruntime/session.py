@@ -272,10 +272,13 @@ class InferenceSession:
 
     def _run_all(self, input_feed: Mapping[str, Any], run_options: RunOptions | None) -> list[Any]:
         """Run the model with all outputs, until the `terminate` of the options is set."""
-        for value in input_feed.values():
-            if type(value) is OrtValue:
-                input_feed = {name: unwrapped(value) for name, value in input_feed.items()}
-                break
+        if run_options is None and self._trace is None:
+            try:
+                return self.model.run(input_feed)
+            except InputTypeError:
+                if OrtValue not in map(type, input_feed.values()):
+                    raise
+        input_feed = {name: unwrapped(value) for name, value in input_feed.items()}
         run = self.model.run if self._trace is None else self._trace.run
         if run_options is None:
             return run(input_feed)

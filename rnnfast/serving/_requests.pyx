@@ -70,8 +70,7 @@ class Condition(threading.Condition):
 
 
 class Future(concurrent.futures.Future):
-    """A Future whose methods that callers use are compiled: as of Python 3.14 signals come between `with` and its block.
-    """
+    """A Future whose methods are compiled, as signals come between `with` and its block as of Python 3.14."""
     def cancel(self):
         with self._condition:
             if self._state in (_base.RUNNING, _base.FINISHED):
