@@ -1,4 +1,4 @@
-"""Checks at load that an If, Loop or Scan fits the graphs among its attributes."""
+"""Checks at load that an If, Loop, Scan or SequenceMap fits the graphs among its attributes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnnfast.errors import ModelError
-from rnnfast.onnx.ops.control import if_, loop, scan_8, scan_9
+from rnnfast.onnx.ops.control import if_, loop, scan_8, scan_9, sequence_map
 
 
 def check(function: Callable[..., Any], n_inputs: int, n_outputs: int, attributes: dict[str, Any], where: str) -> None:
@@ -18,6 +18,8 @@ def check(function: Callable[..., Any], n_inputs: int, n_outputs: int, attribute
         carried = max(0, n_inputs - 2)
         _check_graph(attributes["body"], 2 + carried, 1 + n_outputs, "body", where)
         _check_carried(carried, n_outputs, where)
+    elif function is sequence_map:
+        _check_graph(attributes["body"], n_inputs, n_outputs, "body", where)
     elif function in (scan_8, scan_9):
         n_values = n_inputs - 1 if function is scan_8 else n_inputs
         scanned = attributes["num_scan_inputs"]

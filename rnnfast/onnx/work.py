@@ -167,8 +167,16 @@ def _attention(node: Node, inputs: Sequence[Any]) -> Any:
     return q.shape[-2], math.prod(shape) * sum(sizes), shape
 
 
+def _deform_conv(node: Node, inputs: Sequence[Any]) -> Any:
+    x, w, offset = inputs[:3]
+    taps, outputs = math.prod(w.shape[2:]), math.prod(offset.shape[2:])
+    columns = (x.shape[0], x.shape[1], taps, *offset.shape[2:])
+    return outputs, math.prod(columns) * (len(w) + 2 ** (x.ndim - 2)), columns
+
+
 PRODUCTS: dict[str, Callable[[Node, Sequence[Any]], Any]] = {
     "Attention": _attention,
+    "DeformConv": _deform_conv,
     **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul"), _matmul),
     **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv"), _conv),
     **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),

@@ -26,7 +26,7 @@ WITHOUT_CASES = {
         "Scan",
     ),
     *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
-    *("SplitToSequence", "Constant"),
+    *("SplitToSequence", "Constant", "SequenceMap", "MaxRoiPool"),
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
 }
 VARIANTS = 10

@@ -13,6 +13,8 @@ def follow(
     propagation: Any, event: Event, values: Sequence[Value | None], captures: Mapping[str, Value]
 ) -> list[Value]:
     """The outputs of an If, Loop or Scan for the values of its inputs and of what its graphs capture."""
+    if event.node.op_type not in FOLLOW:
+        raise Meets("no rule says what this operator does with rows")
     if any(body.outputs is None for body in event.bodies.values()):
         if event.node.op_type == "Scan" and "num_scan_inputs" in event.node.attributes and _is_scan_8(event):
             return _scan_8(event, values, captures)

@@ -27,6 +27,9 @@ MODULES = (
     "image",
     "random",
     "attention",
+    "loss",
+    "text",
+    "vision",
 )
 
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:  # Programs that freeze others read these imports; they do not
     from rnnfast.onnx.ops import image as image
     from rnnfast.onnx.ops import indexing as indexing
     from rnnfast.onnx.ops import linear as linear
+    from rnnfast.onnx.ops import loss as loss
     from rnnfast.onnx.ops import normalization as normalization
     from rnnfast.onnx.ops import pooling as pooling
     from rnnfast.onnx.ops import quantize as quantize
@@ -50,6 +54,8 @@ if TYPE_CHECKING:  # Programs that freeze others read these imports; they do not
     from rnnfast.onnx.ops import sequence as sequence
     from rnnfast.onnx.ops import shape as shape
     from rnnfast.onnx.ops import signal as signal
+    from rnnfast.onnx.ops import text as text
+    from rnnfast.onnx.ops import vision as vision
 
 
 @functools.cache

@@ -211,4 +211,91 @@ def tensor_scatter(
     return y
 
 
-OPS = {"Attention": {23: attention}, "RotaryEmbedding": {23: rotary_embedding}, "TensorScatter": {24: tensor_scatter}}
+@quiet
+def linear_attention(
+    query,
+    key,
+    value,
+    past_state=None,
+    decay=None,
+    beta=None,
+    *,
+    chunk_size: int = 64,
+    kv_num_heads: int,
+    q_num_heads: int,
+    scale: float = 0.0,
+    update_rule: Literal["linear", "gated", "delta", "gated_delta"] = "gated_delta",
+):
+    """LinearAttention: a state [batch, heads, d_k, d_v] that each step adds k v^T to, and queries read.
+
+    The gated rules multiply it by a decay before; the delta rules add v without what the state has for k already.
+    """
+    q = _heads(query, q_num_heads, "query")
+    k, v = _heads(key, kv_num_heads, "key"), _heads(value, kv_num_heads, "value")
+    (batch, heads, steps, d_k), d_v = k.shape, v.shape[3]
+    groups, rest = divmod(q.shape[1], heads or 1)
+    if rest or not groups or q.shape != (batch, groups * heads, steps, d_k) or v.shape[:3] != k.shape[:3]:
+        raise InputError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not belong together")
+    for name, x, used in (("decay", decay, "gated" in update_rule), ("beta", beta, "delta" in update_rule)):
+        if (x is not None) != used:
+            raise InputError(f"update_rule {update_rule} {'needs' if used else 'has no'} {name}")
+    shape = (batch, heads, d_k, d_v)
+    if past_state is not None and past_state.shape != shape:
+        raise InputError(f"past_state of shape {past_state.shape}, expected {shape}")
+    q, k, v = map(widen, (q, k, v))
+    state = np.zeros(shape, k.dtype) if past_state is None else widen(past_state).astype(k.dtype)
+    if decay is not None:
+        decay = _of_heads(decay, (batch, steps), (heads * d_k, heads), heads, "decay")
+    if beta is not None:
+        beta = _of_heads(beta, (batch, steps), (heads, 1), heads, "beta")
+    factor = k.dtype.type(scale or (1 / math.sqrt(d_k) if d_k else 1))
+    y = np.zeros((batch, steps, q.shape[1], d_v), k.dtype)
+    for t in range(steps):
+        if decay is not None:
+            state = np.exp(decay[:, t])[..., None] * state
+        new = v[:, :, t]
+        if beta is not None:
+            new = beta[:, t] * (new - (k[:, :, t, None] @ state)[:, :, 0])
+        state = state + k[:, :, t, :, None] * new[:, :, None]
+        y[:, t] = ((q[:, :, t] * factor)[:, :, None] @ np.repeat(state, groups, 1))[:, :, 0]
+    kind = query.dtype if past_state is None else past_state.dtype
+    return y.reshape(batch, steps, -1).astype(query.dtype), state.astype(kind)
+
+
+def _of_heads(x, lead, sizes, heads, name):
+    """Return [batch, steps, heads or 1, numbers of a head] of x [batch, steps, one of these sizes]."""
+    if x.ndim != 3 or x.shape[:2] != lead or x.shape[2] not in sizes:
+        raise InputError(f"{name} of shape {x.shape}, expected {list(lead)} and {' or '.join(map(str, sizes))}")
+    return widen(x).reshape(*lead, heads if x.shape[2] % (heads or 1) == 0 else 1, -1)
+
+
+@quiet
+def causal_conv_with_state(
+    x, weight, bias=None, past_state=None, *, activation: Literal["none", "silu", "swish"] = "none"
+):
+    """CausalConvWithState: each channel convolved with its own kernel over past and present, and the new past."""
+    if x.ndim != 3 or weight.ndim != 3 or weight.shape[:2] != (x.shape[1], 1) or not weight.shape[2]:
+        raise InputError(f"an input of shape {x.shape} and weights of {weight.shape}, expected [N, C, L] and [C, 1, k]")
+    (batch, channels, length), k = x.shape, weight.shape[2]
+    past = np.zeros((batch, channels, k - 1), x.dtype) if past_state is None else past_state
+    if past.shape != (batch, channels, k - 1) or (bias is not None and bias.shape != (channels,)):
+        raise InputError(f"past_state of shape {past.shape} for {k} taps of {channels} channels")
+    whole = np.concatenate([past, x], 2)
+    wide, taps = widen(whole), widen(weight)
+    y = np.zeros((batch, channels, length), wide.dtype)
+    for j in range(k):
+        y += wide[:, :, j : j + length] * taps[:, 0, j, None]
+    if bias is not None:
+        y += widen(bias)[:, None]
+    if activation != "none":
+        y = y / (1 + np.exp(-y))
+    return y.astype(x.dtype), whole[:, :, length:]
+
+
+OPS = {
+    "Attention": {23: attention},
+    "CausalConvWithState": {27: causal_conv_with_state},
+    "LinearAttention": {27: linear_attention},
+    "RotaryEmbedding": {23: rotary_embedding},
+    "TensorScatter": {24: tensor_scatter},
+}

@@ -263,4 +263,20 @@ def _padded(x, length):
     return padded
 
 
-OPS = {"If": {1: if_}, "Loop": {1: loop}, "Scan": {8: scan_8, 9: scan_9}}
+def sequence_map(sequence, *others, body: Subgraph):
+    """SequenceMap: body for each element of a sequence, with those of other sequences, and with tensors as they are."""
+    if not isinstance(sequence, list):
+        raise InputTypeError("the first input is a tensor, expected a sequence")
+    for x in others:
+        if isinstance(x, list) and len(x) != len(sequence):
+            raise InputError(f"sequences of {len(sequence)} and {len(x)} elements, expected one length")
+    results = [[] for _ in body.outputs]
+    for i, element in enumerate(sequence):
+        body.budget.iterate()
+        outputs = body(element, *(x[i] if isinstance(x, list) else x for x in others))
+        for result, value in zip(results, outputs):
+            result.append(value)
+    return tuple(results)
+
+
+OPS = {"If": {1: if_}, "Loop": {1: loop}, "Scan": {8: scan_8, 9: scan_9}, "SequenceMap": {17: sequence_map}}

@@ -64,7 +64,7 @@ def test_products_of_pieces(small, a, b, dtype):
 
 N = 5_000_000
 LONG = {
-    "conversion": ("y = Cast <to = 3> (x)", np.ones((3, 800_000))),
+    "conversion": ("y = Cast <to = 3> (x)", np.ones((15, 800_000))),
     "error function": ("y = Erf (x)", np.ones((30, 100_000))),
     "sines": ("y = Sin (x)", np.ones((1, N))),
     "sums along an axis": ("r = Transpose (x) y = Add (x, r)", np.ones((3000, 3000))),
@@ -89,7 +89,7 @@ def test_functions_end_in_the_midst_of_their_work(name):
     start = time.thread_time()
     with pytest.raises(LimitError, match="seconds that limits.seconds allows"):
         within(0.002, None, model, {"x": x})
-    assert time.thread_time() - start < whole / 2
+    assert time.thread_time() - start < max(whole / 2, 0.01)
 
 
 @pytest.mark.parametrize("to", ["float32", "int32", "uint8", "bool", "object", "float64"])
