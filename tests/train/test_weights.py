@@ -55,8 +55,8 @@ def test_cross_entropy_is_torchs():
         expected = theirs(y, torch.tensor(CLASSES.ravel()))
         expected.backward()
         value, dy = train.CrossEntropy(smoothing, WEIGHT)(LOGITS, CLASSES)
-        assert value == pytest.approx(float(expected), rel=1e-5)
-        np.testing.assert_allclose(dy.reshape(-1, 3), y.grad, atol=1e-6)
+        assert value == pytest.approx(expected.item(), rel=1e-5)
+        np.testing.assert_allclose(dy.reshape(-1, 3), y.grad.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [train.MSE(), train.MAE(), train.BinaryCrossEntropy()])
