@@ -162,6 +162,9 @@ def pool_of(source):
     return source._worker._pool if isinstance(source, rnnfast.Batcher) else source
 
 
+RETURNS = [dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap]
+
+
 def alarm_at(instruction, use):
     """Call `use` and raise Alarm before so many bytecode instructions of rnnfast: as a signal's handler may, and more.
 
@@ -169,24 +172,53 @@ def alarm_at(instruction, use):
     """
     left, mine = [instruction], use.__code__
 
-    def trace(frame, event, argument):
-        if PACKAGE not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            returns = frame.f_code.co_code[frame.f_lasti] == dis.opmap["RETURN_VALUE"]
+    def count(frame, offset):
+        if PACKAGE in frame.f_code.co_filename:
             left[0] -= 1
-            if left[0] < 0 and not (returns and frame.f_back.f_code is mine):
-                sys.settrace(None)
+            if left[0] < 0 and not (frame.f_code.co_code[offset] in RETURNS and frame.f_back.f_code is mine):
+                left[0] = sys.maxsize
                 raise Alarm("here")
-        return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with instructions(count):
         return use()
+
+
+@contextlib.contextmanager
+def instructions(count):
+    """Call count(frame, offset) before each bytecode instruction of this thread."""
+    if not hasattr(sys, "monitoring"):  # before Python 3.12
+
+        def trace(frame, event, argument):
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            if event == "opcode":
+                count(frame, frame.f_lasti)
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+        return
+
+    thread = threading.get_ident()
+
+    def before_instruction(code, offset):
+        frame = sys._getframe(1)  # as a signal's handler has it, by which it is known
+        if threading.get_ident() == thread:
+            count(frame, offset)
+
+    monitoring = sys.monitoring
+    event, tool = monitoring.events.INSTRUCTION, monitoring.DEBUGGER_ID
+    monitoring.use_tool_id(tool, "alarms")
+    monitoring.register_callback(tool, event, before_instruction)
+    monitoring.set_events(tool, event)
+    try:
+        yield
     finally:
-        sys.settrace(before)
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
 
 
 def alarms_everywhere(use, then):

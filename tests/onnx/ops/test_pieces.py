@@ -49,7 +49,11 @@ def test_bits_of_pieces(small, function, dtype):
                 continue
             with np.errstate(all="ignore"):
                 whole, parts = function(*x), pieces.in_pieces(function)(*x)
-            assert (whole.dtype, whole.shape, whole.tobytes()) == (parts.dtype, parts.shape, parts.tobytes())
+            assert (whole.dtype, whole.shape) == (parts.dtype, parts.shape)
+            if function is np.arctan and np.lib.NumpyVersion(np.__version__) < "2.1.0":
+                np.testing.assert_array_max_ulp(whole, parts, 2)  # its bits depend on the place of an element there
+            else:
+                assert whole.tobytes() == parts.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "float64"])
