@@ -66,7 +66,7 @@ class Budget:
             raise LimitError(f"the loops of one call take more than {MAX_ITERATIONS} iterations")
 
     def loops_left(self) -> tuple[int, int]:
-        """What the loops of a native program may take: (iterations, work of those whose trip counts are not known)."""
+        """Return what a native program's loops may take: (iterations, work of those with unknown trip counts)."""
         allowed = self.limits.work
         left = MOST_WORK if allowed is None else min(MOST_WORK, max(0, allowed - self.work))
         return max(0, MAX_ITERATIONS - self.iterations), left

@@ -43,11 +43,11 @@ MAX_VALUES = 8
 MAX_SPECIALISED = 4
 # A plan may depend on the values of so many inputs. A trace starts again so often at most to pin more of them.
 MAX_PINNED = 64
+MAX_PINNINGS = 16
 # How many plans each graph of a node keeps, whose calls are those of one call of the model.
 INNER_PLANS = 16
 # About how many bytes the plans of a graph may take.
 PLAN_BYTES = 2**26
-MAX_PINNINGS = 16
 
 # Called with each step that is traced: (node, input values, output values)
 Recorder = Callable[[Node, list[Any], tuple[Any, ...]], Any]
@@ -61,10 +61,10 @@ class PlannedGraph:
     that a graph around this one knows, by name. folding_budget: that of the plan around it. record: called with each
     step that is traced. meter: called with each Step of a plan; returns the callable that runs in its place. target:
     the Target of native steps; None for no native steps. plans: the most plans that are kept, None for any number.
-    plan_bytes: about how many bytes they may take. specialises: whether a plan
-    may depend on the values of small integer inputs that decide control flow or shapes. predicts: whether a trace tries
-    to do without the results of costly steps and of graphs within; it no longer does once that has failed, because
-    graphs within graphs would double the attempts at each level. limits: those of a call.
+    plan_bytes: about how many bytes they may take. specialises: whether a plan may depend on the values of small
+    integer inputs that decide control flow or shapes. predicts: whether a trace tries to do without the results of
+    costly steps and of graphs within; it no longer does once that has failed, because graphs within graphs would double
+    the attempts at each level. limits: those of a call.
     """
 
     def __init__(

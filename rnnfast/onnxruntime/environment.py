@@ -88,7 +88,7 @@ def set_default_logger_verbosity(verbosity: int) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Accept a seed, which has no effect: rnnfast computes no random operators.
+    """Accept a seed, which has no effect: only the attribute `seed` of a random operator decides its numbers.
 
     Args:
         seed: The seed.

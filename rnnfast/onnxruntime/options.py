@@ -40,12 +40,10 @@ class _Options:
     """Options whose fields are all made in `__init__`; another one is refused, as it would have no effect."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not hasattr(self, name) and name not in self._fields():
-            raise FieldError(f"{type(self).__name__} has no field {name!r}, only {', '.join(sorted(self._fields()))}")
+        if not hasattr(self, name):
+            fields = sorted(field for field in vars(self) if not field.startswith("_"))
+            raise FieldError(f"{type(self).__name__} has no field {name!r}, only {', '.join(fields)}")
         object.__setattr__(self, name, value)
-
-    def _fields(self) -> set[str]:
-        return {name for name in vars(self) if not name.startswith("_")}
 
 
 class SessionOptions(_Options):
@@ -119,9 +117,7 @@ class SessionOptions(_Options):
         Raises:
             InputError: There is no such entry.
         """
-        if key not in self._entries:
-            raise InputError(f"no session configuration entry {key!r}")
-        return self._entries[key]
+        return _entry(self._entries, key, "session")
 
     def has_session_config_entry(self, key: str) -> bool:
         """Return whether a configuration entry was stored.
@@ -286,9 +282,14 @@ class RunOptions(_Options):
         Raises:
             InputError: There is no such entry.
         """
-        if key not in self._entries:
-            raise InputError(f"no run configuration entry {key!r}")
-        return self._entries[key]
+        return _entry(self._entries, key, "run")
+
+
+def _entry(entries: Mapping[str, str], key: str, what: str) -> str:
+    """Return a configuration entry of a session or run, which must have been stored."""
+    if key not in entries:
+        raise InputError(f"no {what} configuration entry {key!r}")
+    return entries[key]
 
 
 def _size(name: str, size: int) -> int:

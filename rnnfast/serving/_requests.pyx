@@ -219,7 +219,7 @@ cdef class RequestQueue:
 
     @property
     def _draining(self):
-        """Whether no more requests are accepted."""
+        """Return whether no more requests are accepted."""
         return load(&self.draining)
 
     @_draining.setter
@@ -228,7 +228,7 @@ cdef class RequestQueue:
 
     @property
     def _ended(self):
-        """Whether the thread takes no more requests."""
+        """Return whether the thread takes no more requests."""
         return load(&self.ended)
 
     @_ended.setter
@@ -237,7 +237,7 @@ cdef class RequestQueue:
 
     @property
     def _started(self):
-        """Whether there is a thread; else a request starts it, as after a fork."""
+        """Return whether there is a thread; else a request starts it, as after a fork."""
         return load(&self.started)
 
     @_started.setter
