@@ -25,6 +25,7 @@ from rnnfast.onnx.float64 import widen
 from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold
 from rnnfast.onnx.graph import Graph, Source, Type, Value, read
 from rnnfast.onnx.inputs import validate
+from rnnfast.onnx.loops import simplified
 from rnnfast.onnx.summary import Summary, summarise
 from rnnfast.onnx.trace import PLAN_BYTES, PlannedGraph, Recorder
 
@@ -347,6 +348,7 @@ class Model:
             if reference:
                 graph, lower = widen(graph), lowering.lower_reference
             else:
+                graph = simplified(graph)
                 lower = functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads)
             graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
         names = [v.name for v in self.inputs if v.name not in constants]

@@ -14,6 +14,7 @@ from rnnfast.errors import raise_if_from_handler
 from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.control import condition, if_, loop, scan_9, scan_settings
+from rnnfast.onnx.trips import trip_count
 from rnnfast.onnx.work import NATIVE_CALL
 
 # Sample arguments of a Loop's body: the iteration number and the condition.
@@ -24,13 +25,15 @@ class Control:
     """The step of an If, Loop or Scan. `planned_graphs` has the planned graphs by the names of their attributes.
 
     `results` sets `plans`: if the shapes of all that the graphs take and of the node's results depend on the shapes of
-    its inputs alone, these are the plans that the graphs run, by the same names; else None.
+    its inputs alone, these are the plans that the graphs run, by the same names; else None. It also sets `trips`, the
+    number of a Loop's iterations if that depends on constants and input shapes alone.
     """
 
     def __init__(self, node: Node, n_inputs: int, planned_graphs: dict[str, Any]) -> None:
         assert node.function is not None
         self.function, self.n_inputs, self.planned_graphs = node.function, n_inputs, planned_graphs
         self.plans: dict[str, Any] | None = None
+        self.trips: int | None = None
         self.attributes = {name: value for name, value in node.attributes.items() if name not in planned_graphs}
 
     def __call__(self, budget: Budget, *args: Any) -> Any:
@@ -66,7 +69,7 @@ class Control:
         if self.function is if_:
             return work
         if self.function is loop:
-            trips = inputs[1].item() if self.n_inputs and inputs[1] is not None and known[1] else 0
+            trips = self.trips or 0
         else:
             trips = len(
                 scan_settings(
@@ -91,12 +94,11 @@ class Control:
             return None, None
         if not (_is_one(trips, np.int64) and _is_one(going, np.bool_) and _is_one(plan.results[0], np.bool_)):
             return None, None
+        self.trips = trip_count(self.planned_graphs["body"], values, known, _stays_true(plan))
         rows = plan.results[n:]
-        if rows:  # scan outputs have a known shape only if the number of iterations is known and above 0
-            counted = trips is not None and known[0] and trips.item() > 0
-            if not counted or going is not None and not (known[1] and condition(going) and _stays_true(plan)):
-                return None, None
-        return {"body": plan}, (*plan.results[1:n], *(_stacked(row, trips.item(), 0) for row in rows))
+        if rows and not self.trips:  # Scan outputs have a known shape only if some iterations are known to run.
+            return None, None
+        return {"body": plan}, (*plan.results[1:n], *(_stacked(row, self.trips, 0) for row in rows))
 
     def _scan(self, inputs, known, captured):
         """(plans, results) of a Scan; both are None if a state's shape changes or there is no iteration."""

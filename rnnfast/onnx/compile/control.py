@@ -151,15 +151,17 @@ def emit_loop(builder, node, inputs, outputs):
     index, truth = builder.new((), np.int64), builder.new((), np.bool_)
     scan_outputs = [_scan_output(builder, o, 0, False) for o in outputs[len(initial) :]]
     true = LoopView(builder.constant(np.array(True)))
-    known = None if trips is None or trips.known is None else max(0, trips.known.item())
-    trips, going = (
-        None if operand is None else builder.contiguous(builder.view(operand)) for operand in (trips, going)
-    )
+    if control.trips is not None:
+        trips, going = builder.constant(np.array(control.trips, np.int64)), None
+    else:
+        trips, going = (
+            None if operand is None else builder.contiguous(builder.view(operand)) for operand in (trips, going)
+        )
     captured = _captured_views(builder, inputs[1 + control.n_inputs :])
     _emit_loop_command(
         builder,
         plan,
-        known,
+        control.trips,
         trips,
         going,
         None if going is None else truth,

@@ -51,6 +51,25 @@ def emit_concat(builder, node, inputs, outputs):
     return True
 
 
+def emit_stack(builder, node, inputs, outputs):
+    """Emit the copies that put rows behind each other along an axis, or set a view of them; False without rows."""
+    rows, initial = builder.view(inputs[0]), inputs[1] if len(inputs) > 1 else None
+    if not len(rows):
+        return False
+    axis = node.attributes["axis"] % len(outputs[0].shape)
+    stacked = np.moveaxis(rows[::-1] if node.attributes.get("backwards") else rows, 0, axis)
+    if initial is None:
+        builder.set(outputs[0], stacked)
+        return True
+    out = builder.new(outputs[0].shape, outputs[0].dtype)
+    behind = (slice(None),) * axis
+    start = initial.shape[axis]
+    builder.copy(out[(*behind, slice(start, None))], stacked)
+    builder.copy(out[(*behind, slice(0, start))], builder.view(initial))
+    builder.set(outputs[0], out)
+    return True
+
+
 def emit_pad(builder, node, inputs, outputs):
     """Emit copies of the fill value and the input; or of the input, and then along each axis of its margins.
 
@@ -101,4 +120,4 @@ def emit_pad(builder, node, inputs, outputs):
     return True
 
 
-EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Pad": emit_pad}
+EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Pad": emit_pad, "Stack": emit_stack}

@@ -82,6 +82,19 @@ def concat_from_sequence(sequence, *, axis: int, new_axis: Flag = 0):
     return concat(*sequence, axis=axis)
 
 
+def stack(rows, initial=None, *, axis: int, backwards: Flag = 0):
+    """Stack, which loops that gather their results become: the rows [n, ...] along `axis`, the last first if
+    `backwards`. They follow `initial` along that axis; without it there must be some.
+    """
+    axis = check_axis(axis, rows.ndim if initial is None else initial.ndim)
+    if initial is None and not len(rows):
+        raise InputError("an empty sequence has nothing to concatenate")
+    if initial is not None and not len(rows):
+        return initial
+    stacked = np.moveaxis(rows[::-1] if backwards else rows, 0, axis)
+    return stacked if initial is None else concat(initial, stacked, axis=axis)
+
+
 def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
     """SplitToSequence: parts of the sizes in a vector, or of one size, 1 by default; the last may be smaller.
 

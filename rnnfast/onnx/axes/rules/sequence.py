@@ -67,6 +67,18 @@ def concat(follower: Follower, event: Event, sequence: Value) -> Any:
     return rows.moved(rows.axis + (axis <= rows.axis))
 
 
+def stack(follower: Follower, event: Event, rows: Value, initial: Value | None = None) -> Any:
+    assert rows.shape is not None
+    rank = len(rows.shape)
+    axis = event.node.attributes["axis"] % rank
+    apart = apart_from(rows, [0], "it goes from row to row")
+    moved = Value(
+        (*rows.shape[1 : 1 + axis], rows.shape[0], *rows.shape[1 + axis :]),
+        apart.moved(apart.axis - (apart.axis <= axis)),
+    )
+    return moved.rows if initial is None else joined([initial, moved], axis)
+
+
 def split(follower: Follower, event: Event, x: Value, sizes: Value | None = None) -> Value:
     axis, keepdims = event.node.attributes.get("axis", 0) % x.ndim, event.node.attributes.get("keepdims", 1)
     check_shared([sizes], "the sizes of its parts")
@@ -106,4 +118,5 @@ RULES = {
     "SequenceInsert": insert,
     "SequenceLength": length,
     "SplitToSequence": split,
+    "Stack": stack,
 }

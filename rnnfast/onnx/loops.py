@@ -1,0 +1,308 @@
+"""Replaces loops, when a model is loaded, by simpler ones that give the same results.
+
+Exporters write `for` and `while` loops in ways that cost time at each iteration: weights travel as states, results are
+gathered in lists or in tensors that grow, and sequences of slices are cut before the loop. Each rule here holds for all
+inputs of the node, errors included, and follows from the graph alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rnnfast.onnx import ops
+from rnnfast.onnx.graph import Graph, Node, Type, Value
+from rnnfast.onnx.ops.control import loop, scan_9
+from rnnfast.onnx.ops.sequence import stack
+
+OPSET = 21  # The operators that are added are those of this version.
+
+
+class Scope:
+    """The values that a graph sees: its own and those of the graphs around it."""
+
+    def __init__(self, graph: Graph, around: Scope | None = None) -> None:
+        self.around, self.constants = around, graph.constants
+        self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        self.inputs = {v.name for v in graph.inputs}
+
+    def maker(self, name: str) -> Node | None:
+        """The node that makes a value; None for inputs, constants and absent values."""
+        if name in self.makers:
+            return self.makers[name]
+        return None if self.around is None or self._defines(name) else self.around.maker(name)
+
+    def constant(self, name: str) -> Any:
+        """The array of a constant value, or None."""
+        if name in self.constants:
+            return self.constants[name]
+        node = self.makers.get(name)
+        if node is not None:
+            if node.op_type != "Constant" or node.domain or node.function is None:
+                return None
+            return node.function(**node.attributes)
+        return None if self.around is None or self._defines(name) else self.around.constant(name)
+
+    def _defines(self, name: str) -> bool:
+        return name in self.inputs or name in self.constants or name in self.makers
+
+
+def simplified(graph: Graph, around: Scope | None = None) -> Graph:
+    """Return the graph with the loops in it, and in the graphs within it, replaced."""
+    if not any(node.graphs for node in graph.nodes):
+        return graph
+    scope = Scope(graph, around)
+    nodes: list[Node] = []
+    stacked: dict[str, dict[str, Any]] = {}
+    for node in graph.nodes:
+        if node.graphs:
+            # The graph of a function sees no values around it.
+            inner = None if node.function is None else scope
+            node = node.altered(
+                attributes=node.attributes | {name: simplified(g, inner) for name, g in node.graphs.items()}
+            )
+        nodes += _replaced(node, graph, scope, stacked) if node.function in (loop, scan_9) else [node]
+    for i, node in enumerate(nodes):
+        if node.op_type == "ConcatFromSequence" and node.inputs[0] in stacked:
+            attributes = stacked[node.inputs[0]] | {"axis": node.attributes["axis"]}
+            nodes[i] = new_node(node, "Stack", node.inputs, node.outputs, **attributes)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def uses_of(graph: Graph) -> Counter[str]:
+    """How often each name is read in a graph: by nodes, by the graphs within it, and as an output."""
+    uses = Counter(v.name for v in graph.outputs)
+    for node in graph.nodes:
+        uses.update(name for name in node.inputs if name)
+        for inner in node.graphs.values():
+            uses.update(inner.captures)
+    return uses
+
+
+def with_captures(graph: Graph) -> Graph:
+    """Return the graph with the names that it takes from the graphs around it found anew."""
+    used = {v.name for v in graph.outputs}.union(*(node.needs for node in graph.nodes))
+    defined = graph.constants.keys() | {v.name for v in graph.inputs}.union(*(node.outputs for node in graph.nodes))
+    return dataclasses.replace(graph, captures=frozenset(used - defined))
+
+
+def new_node(like: Node, op_type: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **attributes: Any) -> Node:
+    """A node of one of ONNX's operators that stands in the place of another node."""
+    function = stack if op_type == "Stack" else ops.lookup("", op_type, OPSET)
+    return Node(like.where, like.name, "", op_type, inputs, outputs, function, attributes)
+
+
+def renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
+    """Return a graph that reads other names, in the graphs within it too; names that these define stay."""
+    nodes = []
+    for node in graph.nodes:
+        graphs = {}
+        for key, inner in node.graphs.items():
+            if node.function is not None:
+                own = set(inner.constants).union((v.name for v in inner.inputs), *(n.outputs for n in inner.nodes))
+                graphs[key] = renamed(inner, {old: new for old, new in names.items() if old not in own})
+        if graphs:
+            node = node.altered(attributes=node.attributes | graphs)
+        nodes.append(dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs)))
+    outputs = tuple(Value(names.get(v.name, v.name), v.type) for v in graph.outputs)
+    return with_captures(dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs))
+
+
+def _defined(graph: Graph) -> Iterator[str]:
+    """The names that a graph and the graphs within it define."""
+    yield from (v.name for v in graph.inputs)
+    yield from graph.constants
+    for node in graph.nodes:
+        yield from node.outputs
+        for inner in node.graphs.values():
+            yield from _defined(inner)
+
+
+# ------------------------------------------------------------------------------------------------ one loop
+@dataclasses.dataclass
+class _States:
+    """How a Loop or Scan carries states: at which inputs and outputs of the node and of its body they are."""
+
+    node: Node
+    count: int
+    first_input: int  # of the node's inputs, the index of the first state
+    first_body_input: int
+    first_body_output: int
+
+    @classmethod
+    def of(cls, node: Node) -> _States:
+        """Those of a node."""
+        if node.function is loop:
+            return cls(node, max(0, len(node.inputs) - 2), 2, 2, 1)
+        return cls(node, len(node.inputs) - node.attributes["num_scan_inputs"], 0, 0, 0)
+
+
+def _replaced(node: Node, graph: Graph, scope: Scope, stacked: dict[str, dict[str, Any]]) -> list[Node]:
+    """The nodes that stand for a Loop or Scan.
+
+    `stacked` gets the names of results that are no lists anymore but rows, with the attributes of the Stack that joins
+    them.
+    """
+    body, states = node.attributes["body"], _States.of(node)
+    if len(body.inputs) < states.first_body_input + states.count:
+        return [node]
+    inside = Scope(body, scope)
+    body = _with_gathers(body, inside)
+    inside, uses = Scope(body, scope), uses_of(body)
+    defined, outside = set(_defined(body)), uses_of(graph)
+    names: dict[str, str] = {}  # of body inputs that become captures
+    dropped: list[int] = []  # states
+    rows: list[tuple[Value, str]] = []  # of new scan outputs: the value in the body, the name outside
+    behind: list[Node] = []
+    for k in range(states.count):
+        before = body.inputs[states.first_body_input + k]
+        after = _behind_copies(body.outputs[states.first_body_output + k].name, inside)
+        initial = node.inputs[states.first_input + k]
+        result = node.outputs[k] if k < len(node.outputs) else ""
+        if not initial:
+            continue
+        if after == before.name and initial not in defined:
+            names[before.name] = initial
+            dropped.append(k)
+            if result:
+                behind.append(new_node(node, "Identity", (initial,), (result,)))
+        elif node.function is loop and uses[before.name] == 1:
+            found = _appended(after, before, initial, inside, scope, uses)
+            if found is None:
+                continue
+            value, dtype, attributes, is_list = found
+            row = Value(value, Type("tensor", dtype, ()))  # Its shape is that of no rows, which nobody looks at.
+            if not result:
+                dropped.append(k)
+            elif is_list:
+                if not _is_joined(result, graph, outside):
+                    continue
+                dropped.append(k)
+                rows.append((row, result))
+                stacked[result] = attributes
+            else:
+                name = f"{result} (rows)"
+                dropped.append(k)
+                rows.append((row, name))
+                behind.append(new_node(node, "Stack", (name, initial), (result,), **attributes))
+    if not dropped and body is node.attributes["body"]:
+        return [node]
+    body = renamed(body, names) if names else body
+
+    def kept(values: tuple[Any, ...], first: int) -> tuple[Any, ...]:
+        """The values at an index from `first` on without those of the states that are dropped."""
+        gone = {first + k for k in dropped}
+        return tuple(value for i, value in enumerate(values) if i not in gone)
+
+    outputs = node.outputs + ("",) * (len(body.outputs) - states.first_body_output - len(node.outputs))
+    body = dataclasses.replace(
+        body,
+        inputs=kept(body.inputs, states.first_body_input),
+        outputs=(*kept(body.outputs, states.first_body_output), *(value for value, _ in rows)),
+    )
+    inputs = kept(node.inputs, states.first_input)
+    changed = dataclasses.replace(
+        node.altered(attributes=node.attributes | {"body": with_captures(body)}),
+        inputs=inputs,
+        outputs=(*kept(outputs, 0), *(name for _, name in rows)),
+    )
+    return [changed, *behind]
+
+
+def _behind_copies(name: str, scope: Scope) -> str:
+    """The name of the value that Identity nodes of this graph copy to `name`."""
+    while (node := scope.makers.get(name)) is not None and node.op_type == "Identity" and not node.domain:
+        name = node.inputs[0]
+    return name
+
+
+def _appended(
+    after: str, before: Value, initial: str, inside: Scope, scope: Scope, uses: Counter[str]
+) -> tuple[str, np.dtype | None, dict[str, Any], bool] | None:
+    """What a body adds to a state that only grows: (the value, its type, the attributes of a Stack, whether the state
+    is a list), or None.
+    """
+    node = inside.makers.get(after)
+    if node is None or node.domain or uses[after] != 1:
+        return None
+    if node.op_type == "SequenceInsert" and node.inputs[0] == before.name:
+        source = scope.maker(initial)
+        if source is None or source.op_type != "SequenceEmpty" or node.inputs[1] == before.name:
+            return None
+        backwards = False
+        if len(node.inputs) > 2:
+            position = inside.constant(node.inputs[2])
+            if position is None or position.size != 1 or position.item() != 0:
+                return None
+            backwards = True
+        dtype = source.attributes.get("dtype") or np.dtype(np.float32)
+        return node.inputs[1], np.dtype(dtype), {"backwards": int(backwards)}, True
+    if node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] == before.name:
+        added = inside.makers.get(node.inputs[1])
+        axis, dtype = node.attributes["axis"], before.type.dtype
+        if added is None or dtype is None or _only_axis(added, inside) != axis:
+            return None
+        return added.inputs[0], dtype, {"axis": axis}, False
+    return None
+
+
+def _only_axis(node: Node, scope: Scope) -> int | None:
+    """The axis of an Unsqueeze that adds one axis, as the file gives it; None for other nodes."""
+    if node.op_type != "Unsqueeze" or node.domain:
+        return None
+    axes = node.attributes.get("axes") if len(node.inputs) < 2 else scope.constant(node.inputs[1])
+    return None if axes is None or np.size(axes) != 1 else int(np.ravel(axes)[0])
+
+
+# ------------------------------------------------------------------------------------------------ lists
+def _is_joined(name: str, graph: Graph, uses: Counter[str]) -> bool:
+    """Return whether all that read a list join it along a new axis."""
+    readers = [
+        node
+        for node in graph.nodes
+        if node.op_type == "ConcatFromSequence" and not node.domain and node.inputs == (name,)
+    ]
+    return len(readers) == uses[name] and all(node.attributes.get("new_axis") for node in readers)
+
+
+def _with_gathers(body: Graph, scope: Scope) -> Graph:
+    """Return a body in which members of lists that are slices of a tensor are taken from the tensor."""
+    nodes = []
+    for node in body.nodes:
+        if node.op_type == "SequenceAt" and not node.domain:
+            nodes.append(_gathered(node, body, scope) or node)
+        else:
+            nodes.append(node)
+    return body if nodes == list(body.nodes) else with_captures(dataclasses.replace(body, nodes=tuple(nodes)))
+
+
+def _gathered(node: Node, body: Graph, scope: Scope) -> Node | None:
+    """The Gather that stands for a SequenceAt of slices of length 1; None if the list is another one."""
+    split = scope.maker(node.inputs[0])
+    if split is None or split.op_type != "SplitToSequence" or split.domain or split.attributes.get("keepdims", 1):
+        return None
+    if len(split.inputs) > 1:
+        size = scope.constant(split.inputs[1])
+        if size is None or size.shape != () or size.item() != 1:
+            return None
+    source, axis = split.inputs[0], split.attributes.get("axis", 0)
+    if source in scope.makers or source in scope.inputs or source in scope.constants:
+        return None  # The body has another value of that name.
+    if not _is_scalar(node.inputs[1], body, scope):
+        return None
+    return new_node(node, "Gather", (source, node.inputs[1]), node.outputs, axis=axis)
+
+
+def _is_scalar(name: str, body: Graph, scope: Scope) -> bool:
+    """Return whether a value in the body of a Loop has no axes for sure."""
+    if name == body.inputs[0].name:
+        return True
+    node = scope.makers.get(name)
+    if node is not None and node.op_type in ("Add", "Sub", "Mul", "Cast", "Identity") and not node.domain:
+        return all(_is_scalar(argument, body, scope) for argument in node.inputs)
+    constant = scope.constant(name)
+    return constant is not None and constant.shape == ()
