@@ -19,6 +19,7 @@ from rnnfast.native._kernels import check_matmul, default_matmul
 from rnnfast.native.threads import check as check_threads
 from rnnfast.onnx import lowering
 from rnnfast.onnx.budget import owner
+from rnnfast.onnx.cells import may_have_cells, recognised, with_cells
 from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
 from rnnfast.onnx.float64 import widen
@@ -52,6 +53,7 @@ def load(
     plan_bytes: int = PLAN_BYTES,
     external_data: bool = True,
     spare_bytes: int = SPARE_BYTES,
+    recognise_cells: bool = True,
     limits: Limits | None = None,
 ) -> Model:
     """Read, check and prepare an ONNX model.
@@ -70,6 +72,9 @@ def load(
         external_data: False refuses a model whose tensors are stored in other files; no file but its own is opened.
         spare_bytes: How much work memory the model keeps for later calls. All plans, streams, pools and threads share
             it. If calls in progress need more, that is given back to the system when they end.
+        recognise_cells: Whether RNN, GRU and LSTM nodes replace recurrences that the file spells out: loops whose body
+            is a step of such a cell, and steps that follow each other. They compute the same formula; sums are rounded
+            in another order. `model.recognised_cells` tells which there are.
         limits: What the file and each call may take; None for the defaults of `rnnfast.Limits`.
 
     Returns:
@@ -80,8 +85,8 @@ def load(
         UnsupportedError: The graph needs something that rnnfast does not compute, or `matmul` is "blas" and SciPy is
             not installed.
         LimitError: The file takes more than the limits allow, or is nested too deeply.
-        InputError: `matmul`, `threads`, `plans`, `plan_bytes`, `external_data` or `spare_bytes` has a value that is not
-            allowed.
+        InputError: `matmul`, `threads`, `plans`, `plan_bytes`, `external_data`, `spare_bytes` or `recognise_cells` has
+            a value that is not allowed.
         InputTypeError: `threads` is not an integer, or `limits` is no `rnnfast.Limits`.
     """
     return Model(
@@ -92,6 +97,7 @@ def load(
         plan_bytes=plan_bytes,
         external_data=external_data,
         spare_bytes=spare_bytes,
+        recognise_cells=recognise_cells,
         limits=limits,
     )
 
@@ -131,6 +137,7 @@ class Model:
         plan_bytes: int = PLAN_BYTES,
         external_data: bool = True,
         spare_bytes: int = SPARE_BYTES,
+        recognise_cells: bool = True,
         limits: Limits | None = None,
         edit: Callable[[Any], None] | None = None,
     ) -> None:
@@ -142,9 +149,11 @@ class Model:
             raise InputError(f"external_data is {external_data!r}, expected True or False")
         if type(spare_bytes) is not int or not 0 <= spare_bytes <= sys.maxsize:
             raise InputError(f"spare_bytes is {spare_bytes!r}, expected an int of at least 0")
+        if type(recognise_cells) is not bool:
+            raise InputError(f"recognise_cells is {recognise_cells!r}, expected True or False")
         limits = check_limits(limits)
         graph, file = read(source, external_data=external_data, limits=limits, edit=edit)
-        self._prepare(graph, file, matmul, threads, plans, plan_bytes, spare_bytes, limits)
+        self._prepare(graph, file, matmul, threads, plans, plan_bytes, spare_bytes, recognise_cells, limits)
 
     def _prepare(
         self,
@@ -155,10 +164,13 @@ class Model:
         plans: int | None,
         plan_bytes: int,
         spare_bytes: int,
+        recognise_cells: bool,
         limits: Limits,
     ) -> None:
         """Fold and pack a graph; the other arguments are those of a pickle."""
-        self._pickled: tuple[Any, ...] | None = (graph, source, matmul, threads, plans, plan_bytes, spare_bytes, limits)
+        settings = (matmul, threads, plans, plan_bytes, spare_bytes, recognise_cells, limits)
+        self._pickled: tuple[Any, ...] | None = (graph, source, *settings)
+        self._recognise_cells = recognise_cells
         self.source, self.matmul, self._max_plans = source, check_matmul(matmul), plans
         self._plan_bytes = plan_bytes
         self.threads, self.limits = check_threads(threads), limits
@@ -348,8 +360,12 @@ class Model:
             if reference:
                 graph, lower = widen(graph), lowering.lower_reference
             else:
-                graph = simplified(graph)
                 lower = functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads)
+                graph = simplified(graph)
+                if self._recognise_cells and may_have_cells(graph):
+                    constants_alone = functools.partial(lowering.lower_constants, lower)
+                    graph = fold(graph, constants_alone, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
+                    graph = with_cells(graph)
             graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
         names = [v.name for v in self.inputs if v.name not in constants]
         return PlannedGraph(
@@ -369,6 +385,11 @@ class Model:
     def folded(self) -> Graph:
         """The graph that runs: what depends on constants alone is computed, and weights are packed."""
         return self.planned.graph
+
+    @property
+    def recognised_cells(self) -> tuple[str, ...]:
+        """The recurrent nodes that replace recurrences of the file: where these are, and as what they run."""
+        return tuple(node.where for node in recognised(self.folded))
 
     def altered(self, graph: Graph) -> Model:
         """Make a model of a graph that was derived from this model's folded one.

@@ -57,6 +57,7 @@ def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) ->
             feed = fill(read_inputs(given, model), model, Sizes(dims, DEFAULT_SIZE), np.zeros)
             summary = model.summary(feed)
             facts["layers"] = [layer._asdict() for layer in summary.layers]
+            facts["recognised_cells"] = list(model.recognised_cells)
             facts |= _rows(model, feed)
     if as_json:
         print_json(facts)
@@ -135,6 +136,8 @@ def _print(facts: dict[str, Any], summary: Summary | None) -> None:
         screen.write_line(line)
     if "batch_axes" in facts:
         _print_rows(screen, facts)
+    for cell in facts.get("recognised_cells", ()):
+        screen.write_line(cell)
     for problem in facts["unsupported"]:
         screen.write_line(f"not supported: {problem}")
 

@@ -156,7 +156,13 @@ def _lowered(
             else:
                 known = {capture: constants[capture] for capture in graph.captures if capture in constants}
             graphs[name] = fold(graph, lower, known, folding_budget, load_budget)
-        return node.altered(attributes=node.attributes | graphs)
+        node = node.altered(attributes=node.attributes | graphs)
+        if node.alternative is not None:
+            graph = node.alternative.graph
+            known = {capture: constants[capture] for capture in graph.captures if capture in constants}
+            graph = fold(graph, lower, known, folding_budget, load_budget)
+            node.alternative = node.alternative._replace(graph=graph)
+        return node
     try:
         run = lower(node, [constants.get(name) for name in node.inputs], load_budget)
     except Exception as e:

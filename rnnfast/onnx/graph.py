@@ -67,6 +67,20 @@ class Value:
     type: Type
 
 
+class Alternative(NamedTuple):
+    """Another way to compute a Loop or Scan: a graph that gives the same outputs where sizes are equal.
+
+    Attributes:
+        graph: The graph. It captures what the node takes.
+        rows: The (name, axis) of the sizes that must be equal.
+        frames: The (name, axis) of the sizes that must equal the number of iterations, of which there is one at least.
+    """
+
+    graph: Graph
+    rows: tuple[tuple[str, int], ...]
+    frames: tuple[tuple[str, int], ...]
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Node:
     """One operator with its attributes bound, or a call of one of the model's own functions.
@@ -85,6 +99,7 @@ class Node:
     attributes: dict[str, Any]
     run: Callable[..., Any] | None = None  # the callable that runs it, set when the graph is folded
     one_type: tuple[tuple[int, ...], ...] = ()  # groups of inputs, by index, that must have one type
+    alternative: Alternative | None = None
     graphs: dict[str, Graph] = dataclasses.field(init=False)  # the graphs among the attributes: branches and bodies
     needs: set[str] = dataclasses.field(init=False)  # the names that it reads, with those that its graphs capture
 
@@ -119,6 +134,7 @@ class Node:
             attributes or self.attributes,
             run,
             self.one_type,
+            self.alternative,
         )
 
 
@@ -647,6 +663,11 @@ def _dimension(dim: Any) -> int | str | None:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
     return dim.dim_param or None
+
+
+def in_order(nodes: Sequence[Node], where: str) -> list[Node]:
+    """Sort the nodes of a graph so that each comes after those whose outputs it reads."""
+    return _sorted(nodes, {name for node in nodes for name in node.outputs if name}, where)
 
 
 def _sorted(nodes: Sequence[Node], produced: set[str], where: str) -> list[Node]:

@@ -38,6 +38,13 @@ def lower(
     return LOWERINGS[node.op_type](node, constants, matmul, threads, load_budget)
 
 
+def lower_constants(lower: Any, node: Node, constants: list[Any], load_budget: LoadBudget) -> Any:
+    """The native callable of a node whose inputs are all constant, for folding alone; None for others."""
+    if any(name and value is None for name, value in zip(node.inputs, constants)):
+        return None
+    return lower(node, constants, load_budget)
+
+
 def lower_reference(node: Node, constants: list[Any], load_budget: LoadBudget) -> Callable[..., Any] | None:
     """The callable of a node in the float64 reference, which must drop the same constant states as the lowering."""
     if not node.domain and node.op_type in recurrent_nodes.CELL_KINDS:

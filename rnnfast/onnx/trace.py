@@ -33,6 +33,7 @@ from rnnfast.onnx.ops.random import draws
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
 from rnnfast.onnx.tensors import type_name
+from rnnfast.onnx.trips import trip_count
 from rnnfast.onnx.work import work_of
 
 # Operators whose results depend on the shape of their first input alone.
@@ -413,6 +414,8 @@ class _Tracer:
         bodies = {key: Transcript() for key in planned_graphs} if self.transcript is not None else {}
         for key, body in bodies.items():
             planned_graphs[key].transcript = body
+        if node.alternative is not None and self._fits(node, inputs, scope, planned_graphs):
+            return self.graph(node.alternative.graph, _Scope(scope))
         run, like = Control(node, len(inputs), planned_graphs), None
         if self.predicts and self.record is None and all(v.fixed_shape for v in values):
             like = run.results([v.data for v in values], [v.known for v in values])
@@ -431,6 +434,28 @@ class _Tracer:
         if self.transcript is not None:
             self.transcript.note(node, inputs, outputs, {name: scope[name] for name in captures}, bodies)
         return outputs
+
+    def _fits(self, node: Node, inputs: list[_Value], scope: _Scope, planned_graphs: dict[str, PlannedGraph]) -> bool:
+        """Return whether the alternative of a Loop or Scan gives the same for inputs of these shapes.
+
+        A transcript and a record are of the node itself.
+        """
+        other = node.alternative
+        if other is None or self.transcript is not None or self.record is not None:
+            return False
+        read = {name: scope[name] for name, _ in other.rows + other.frames}
+        if not all(value.fixed_shape and isinstance(value.data, np.ndarray) for value in read.values()):
+            return False
+        rows = {read[name].data.shape[axis] for name, axis in other.rows}
+        frames = {read[name].data.shape[axis] for name, axis in other.frames}
+        if len(rows) != 1 or len(frames) != 1 or 0 in frames:
+            return False
+        if node.op_type == "Scan":
+            return True
+        data, known = [v.data for v in inputs], [v.known for v in inputs]
+        missing = 2 - len(inputs)
+        data, known = data + [None] * missing, known + [True] * missing
+        return trip_count(planned_graphs["body"], data, known, False) in frames
 
     def _planned_graphs(self, node: Node, names: list[str], known: dict[str, Any]) -> dict[str, PlannedGraph]:
         """The planned graphs of a node, perhaps those of an earlier attempt of the trace.

@@ -40,6 +40,8 @@ def trip_count(planned: Any, inputs: Sequence[Any], known: Sequence[bool], stays
         goes_on = iterations.values(planned.graph.outputs[0].name, count)
         if goes_on is None or goes_on.dtype != bool:
             return None
+        if goes_on.ndim == 0 and goes_on:
+            return most
         goes_on = np.broadcast_to(goes_on, (count,))
         if most is not None and most <= count and goes_on[: max(0, most - 1)].all():
             return most

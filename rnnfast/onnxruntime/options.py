@@ -12,7 +12,9 @@ from rnnfast.onnxruntime.values import OrtValue
 
 
 class GraphOptimizationLevel(enum.IntEnum):
-    """onnxruntime's optimization levels. They are accepted, but rnnfast runs the same graph at every level."""
+    """onnxruntime's optimization levels. ORT_DISABLE_ALL is `recognise_cells=False` of `rnnfast.load`; the others are
+    the same to rnnfast.
+    """
 
     ORT_DISABLE_ALL = 0
     ORT_ENABLE_BASIC = 1

@@ -16,7 +16,7 @@ from rnnfast.native._plans import separate
 from rnnfast.onnx.graph import Graph, Source, Value
 from rnnfast.onnxruntime.edits import editor
 from rnnfast.onnxruntime.io_binding import IOBinding
-from rnnfast.onnxruntime.options import RunOptions, SessionOptions
+from rnnfast.onnxruntime.options import GraphOptimizationLevel, RunOptions, SessionOptions
 from rnnfast.onnxruntime.trace import Trace
 from rnnfast.onnxruntime.values import OrtValue, unwrapped
 
@@ -118,6 +118,9 @@ class InferenceSession:
                 settings[name] = value
             elif value not in (None, settings[name]):
                 raise InputError(f"{name} is {settings[name]!r}, but {value!r} in sess_options")
+        level = getattr(self._options, "graph_optimization_level", None)
+        if getattr(level, "name", None) == GraphOptimizationLevel.ORT_DISABLE_ALL.name:
+            settings.setdefault("recognise_cells", False)
         begun = time.perf_counter_ns()
         self.model = Model(path_or_bytes, edit=editor(self._options), **settings)
         self._names = [v.name for v in self.model.outputs]
