@@ -120,7 +120,12 @@ def constant_bytes(graph: Graph) -> int:
     """Total bytes of initializers and of the tensors of Constant nodes, in a graph and the graphs within it."""
     arrays: dict[int, Any] = {}
     _collect_constants(graph, arrays)
-    return sum(array.nbytes for array in arrays.values())
+    return sum(_bytes_of(value) for value in arrays.values())
+
+
+def _bytes_of(value: Any) -> int:
+    """The bytes of an array or of the members of a sequence."""
+    return sum(map(_bytes_of, value)) if isinstance(value, list) else 0 if value is None else value.nbytes
 
 
 def _collect_constants(graph: Graph, arrays: dict[int, Any]) -> None:
