@@ -22,8 +22,9 @@ from rnnfast.onnx.budget import owner
 from rnnfast.onnx.cells import may_have_cells, recognised, with_cells
 from rnnfast.onnx.compile import Step
 from rnnfast.onnx.compile.builder import Target
+from rnnfast.onnx.facts import facts_of, with_known_sizes
 from rnnfast.onnx.float64 import widen
-from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold
+from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold, folding_budget
 from rnnfast.onnx.graph import Graph, Source, Type, Value, read
 from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.loops import simplified
@@ -359,14 +360,10 @@ class Model:
         with np.errstate(all="ignore"):
             if reference:
                 graph, lower = widen(graph), lowering.lower_reference
+                graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
             else:
                 lower = functools.partial(lowering.lower, matmul=self.matmul, threads=self.threads)
-                graph = simplified(graph)
-                if self._recognise_cells and may_have_cells(graph):
-                    constants_alone = functools.partial(lowering.lower_constants, lower)
-                    graph = fold(graph, constants_alone, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
-                    graph = with_cells(graph)
-            graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
+                graph = self._folded(graph, lower)
         names = [v.name for v in self.inputs if v.name not in constants]
         return PlannedGraph(
             graph,
@@ -380,6 +377,18 @@ class Model:
             specialises=True,
             limits=self.limits,
         )
+
+    def _folded(self, graph: Graph, lower: Any) -> Graph:
+        """A graph with loops and cells simplified, constants computed and nodes lowered."""
+        nbytes = constant_bytes(graph)
+        load_budget = LoadBudget(self.limits, nbytes)
+        budgets: dict[str, Any] = {"load_budget": load_budget, "budget": folding_budget(nbytes)}
+        graph = fold(simplified(graph), functools.partial(lowering.lower_constants, lower), **budgets)
+        if self._recognise_cells and may_have_cells(graph):
+            nbytes = constant_bytes(graph)
+            graph = with_cells(graph)
+            load_budget.take(max(0, constant_bytes(graph) - nbytes))
+        return fold(with_known_sizes(graph, facts_of(graph)), lower, **budgets)
 
     @property
     def folded(self) -> Graph:

@@ -86,11 +86,16 @@ class FoldingBudget(Allowance):
         return left if self.parent is None else min(left, self.parent.left())
 
 
+def folding_budget(nbytes: int) -> FoldingBudget:
+    """The FoldingBudget of a model whose constants take so many bytes."""
+    return FoldingBudget(MAX_FOLDED_BYTES + FOLDED_RATIO * nbytes)
+
+
 def fold(
     graph: Graph,
     lower: Lower,
     known: Mapping[str, Any] | None = None,
-    folding_budget: FoldingBudget | None = None,
+    budget: FoldingBudget | None = None,
     load_budget: LoadBudget | None = None,
 ) -> Graph:
     """Return the graph with constant results computed, dead nodes dropped and every node's `run` set.
@@ -99,12 +104,12 @@ def fold(
     """
     nested, known = known is not None, known or {}
     load_budget = load_budget or LoadBudget(Limits(), constant_bytes(graph))
-    folding_budget = folding_budget or FoldingBudget(MAX_FOLDED_BYTES + FOLDED_RATIO * load_budget.nbytes)
+    budget = budget or folding_budget(load_budget.nbytes)
     constants = {**known, **graph.constants}
     nodes: list[Node] = []
     for node in live(graph.nodes, graph.outputs):
-        node = _lowered(node, constants, lower, folding_budget, load_budget)
-        results = _results(node, constants, nested, folding_budget, load_budget) if node.run is not None else None
+        node = _lowered(node, constants, lower, budget, load_budget)
+        results = _results(node, constants, nested, budget, load_budget) if node.run is not None else None
         if results is None:
             nodes.append(node)
         else:

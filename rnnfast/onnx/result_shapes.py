@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LOOKED_AT_BYTES = 2**14
 
 # Operators without a shape rule whose only large result has the shape of the first input, and its type, if TYPES and
-# `_type_of` have no other one.
+# `type_of` have no other one.
 LIKE_FIRST = frozenset(
     (
         *("BatchNormalization", "BitCast", "BitwiseNot", "Cast", "CastLike", "Celu", "Clip", "CumProd", "CumSum"),
@@ -46,13 +46,13 @@ def known_results(node: Node, inputs: Sequence[Any]) -> tuple[np.ndarray, ...]:
         shapes = (inputs[0].shape,)
     else:
         return ()
-    dtype = _type_of(node, inputs)
+    dtype = type_of(node, inputs)
     if dtype == inputs[0].dtype and node.op_type in ("Cast", "CastLike"):
         return ()  # the input itself
     return tuple([np.broadcast_to(np.empty((), dtype), shape) for shape in shapes])
 
 
-def _type_of(node: Node, inputs: Sequence[Any]) -> Any:
+def type_of(node: Node, inputs: Sequence[Any]) -> Any:
     """The type of a node's first result."""
     if node.op_type in ("Cast", "BitCast"):
         return node.attributes["to"]

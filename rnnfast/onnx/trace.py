@@ -34,7 +34,7 @@ from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
 from rnnfast.onnx.tensors import type_name
 from rnnfast.onnx.trips import trip_count
-from rnnfast.onnx.work import work_of
+from rnnfast.onnx.work import works_of
 
 # Operators whose results depend on the shape of their first input alone.
 SHAPE_ONLY = {"Shape", "Size", "EyeLike"}
@@ -91,6 +91,7 @@ class PlannedGraph:
         self.outputs = [v.type for v in graph.outputs]
         self.plans = Plans(names, plans, plan_bytes)
         self.transcript: Transcript | None = None  # of the next trace, if one is wanted
+        self.last_uses: dict[int, list[set[str]]] = {}  # of each graph by its id, which the names are no longer needed
 
     def __call__(self, args: list[Any], budget: Budget | None = None) -> list[Any]:
         """Run on arguments in the order of `names`; the outputs may share memory with them and with each other."""
@@ -230,7 +231,7 @@ def _check_type(value: Any, declared: Type, where: str) -> None:
         raise error
 
 
-def _last_uses(graph: Graph) -> list[set[str]]:
+def _find_last_uses(graph: Graph) -> list[set[str]]:
     """For each node, those of its names that neither a later node nor an output of the graph needs."""
     needed, last = {v.name for v in graph.outputs}, []
     for node in reversed(graph.nodes):
@@ -265,6 +266,7 @@ class _Tracer:
         self.steps: list[Step] = []
         self.budget = budget
         self.record, self.meter, self.target = planned.record, planned.meter, planned.target
+        self.last_uses = planned.last_uses
         self.max_plans = min(planned.plans.most or INNER_PLANS, INNER_PLANS)
         self.limits = planned.limits
         self.pinned, self.specialises, self.computes_all, self.skipped = pinned, specialises, computes_all, False
@@ -353,7 +355,7 @@ class _Tracer:
         """Trace a graph and return the values of its outputs; others leave the scope after their last use."""
         for name, array in graph.constants.items():
             scope[name] = _Value(array, True, True)
-        for node, last_used in zip(graph.nodes, _last_uses(graph)):
+        for node, last_used in zip(graph.nodes, self._last_uses(graph)):
             check()
             try:
                 self.node(node, scope)
@@ -364,6 +366,13 @@ class _Tracer:
             for name in last_used:
                 scope.pop(name, None)
         return [scope[v.name] for v in graph.outputs]
+
+    def _last_uses(self, graph: Graph) -> list[set[str]]:
+        """What `_find_last_uses` finds, once for all plans."""
+        found = self.last_uses.get(id(graph))
+        if found is None:
+            found = self.last_uses[id(graph)] = _find_last_uses(graph)
+        return found
 
     def node(self, node: Node, scope: _Scope) -> None:
         """Trace a node and put the values of its outputs into the scope."""
@@ -552,9 +561,9 @@ class _Tracer:
         if isinstance(run, Control):
             work = run.work([v.data for v in inputs], [v.known for v in inputs]), 0
         elif fixed_shape:
-            constant = [v.known for v in inputs]
-            as_it_is = work_of(node, data, constant, results, is_lowered(node))
-            work = work_of(node, data, constant, results, True), as_it_is
+            lowered = is_lowered(node)
+            works = works_of(node, data, [v.known for v in inputs], results, (True,) if lowered else (True, False))
+            work = works[0], works[-1]
         else:
             run, taken = Counted(node, run, [v.known for v in inputs]), [self.budget_input, *inputs]
         self.steps.append(

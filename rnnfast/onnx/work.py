@@ -59,16 +59,29 @@ def work_of(node: Node, inputs: Sequence[Any], constant: Sequence[bool], results
     constant: for each input whether it is the same at each run, so that reading it does not count. results: arrays of
     the shapes of its results, as far as they are known. native: whether native commands run it.
     """
-    number, call = (NATIVE_NUMBER, NATIVE_CALL) if native else (NUMPY_NUMBER, NUMPY_CALL)
-    read = [x for x, same in zip(inputs, constant) if not same]
-    if node.op_type in PARTIAL and not node.domain and inputs and not constant[0]:
-        read = read[1:]
-    packs = len(inputs) > 1 and not constant[1]
-    return (
-        product_of(node, inputs, native) * (PACKED_PRODUCT if packs else 1)
-        + call
-        + number * sum(map(numbers_of, (*read, *results)))
-    )
+    work: int = works_of(node, inputs, constant, results, (native,))[0]
+    return work
+
+
+def works_of(
+    node: Node, inputs: Sequence[Any], constant: Sequence[bool], results: Sequence[Any], native: Sequence[bool]
+) -> list[int]:
+    """The same for each member of `native`."""
+    numbers = 0
+    skips = node.op_type in PARTIAL and not node.domain
+    for x, same in zip(inputs, constant):
+        if not same and not skips:
+            numbers += numbers_of(x)
+        skips = False
+    for x in results:
+        numbers += numbers_of(x)
+    packs = PACKED_PRODUCT if len(inputs) > 1 and not constant[1] else 1
+    multiplies = node.op_type in PRODUCTS and not node.domain
+    return [
+        (product_of(node, inputs, by_commands) * packs if multiplies else 0)
+        + (NATIVE_CALL + NATIVE_NUMBER * numbers if by_commands else NUMPY_CALL + NUMPY_NUMBER * numbers)
+        for by_commands in native
+    ]
 
 
 def product_of(node: Node, inputs: Sequence[Any], native: bool) -> int:

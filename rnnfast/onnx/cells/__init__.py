@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from rnnfast.onnx.cells.affine import ACTIVATIONS, Values
 from rnnfast.onnx.cells.bodies import Body
 from rnnfast.onnx.cells.chains import MIN_STEPS, Chains
-from rnnfast.onnx.cells.facts import UNKNOWN, Fact, facts_of
 from rnnfast.onnx.cells.lifting import lifted
 from rnnfast.onnx.cells.new_nodes import recognised_as
+from rnnfast.onnx.facts import UNKNOWN, Fact, facts_of
 from rnnfast.onnx.graph import Graph, Node
 from rnnfast.onnx.ops.control import loop, scan_9
 from rnnfast.onnx.recurrent_nodes import CELL_KINDS
@@ -86,5 +86,5 @@ def _with_cells_within(node: Node, values: Values) -> Node:
             given = dict(zip((v.name for v in inner.inputs), (*facts, *[UNKNOWN] * len(inner.inputs))))
             graphs[name] = with_cells(inner, None, given)
         else:
-            graphs[name] = with_cells(inner, values)
+            graphs[name] = with_cells(inner, values, {})
     return node.altered(attributes=node.attributes | graphs) if graphs else node

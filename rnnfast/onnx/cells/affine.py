@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.onnx.cells.facts import UNKNOWN, Fact, parts_of, slice_of
+from rnnfast.onnx.facts import UNKNOWN, Fact, parts_of, slice_of
 from rnnfast.onnx.graph import Graph, Node
 
 # ONNX operator -> the activation of recurrent nodes that it is, with the names and defaults of its parameters

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast.onnx.cells.affine import Affine, Source, Values
-from rnnfast.onnx.cells.facts import Fact, Size, facts_of
 from rnnfast.onnx.cells.new_nodes import NewNodes
 from rnnfast.onnx.cells.steps import Matcher, Step, Weights, arrays, weights_of
+from rnnfast.onnx.facts import Fact, Size, facts_of
 from rnnfast.onnx.graph import Alternative, Graph, Node, Type, Value
 from rnnfast.onnx.loops import with_captures
 from rnnfast.onnx.ops.control import loop

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast.onnx.cells.affine import ACTIVATIONS, Source, Values
-from rnnfast.onnx.cells.facts import Size
 from rnnfast.onnx.cells.new_nodes import NewNodes, live
 from rnnfast.onnx.cells.steps import Matcher, Step, Weights, arrays, signature, weights_of, weights_size
+from rnnfast.onnx.facts import Size
 from rnnfast.onnx.graph import Graph, in_order
 
 MIN_STEPS = 3

@@ -1,6 +1,5 @@
 """Annotations of attributes in the signatures of operators, and the limit of sizes that come from values."""
 
-import contextlib
 import math
 import threading
 from typing import Literal
@@ -52,22 +51,28 @@ class _Room(threading.local):
 _room = _Room()
 
 
-@contextlib.contextmanager
-def room(nbytes, limit, error=LimitError, recount=None):
-    """Let `check_size` refuse tensors of more bytes than these in the block.
+class room:
+    """Let `check_size` refuse tensors of more bytes than these in a `with` block.
 
     limit: the limit that leaves so much. error: what it then raises, a kind of LimitError. recount: returns how many
     bytes there are, if `nbytes` is only the least that there may be.
     """
-    before = _room.nbytes, _room.limit, _room.error, _room.recount
-    if nbytes < _room.nbytes:
-        most = _room.nbytes
-        _room.nbytes, _room.limit, _room.error = nbytes, limit, error
-        _room.recount = None if recount is None else lambda: min(most, recount())
-    try:
-        yield
-    finally:
-        _room.nbytes, _room.limit, _room.error, _room.recount = before
+
+    __slots__ = ("nbytes", "limit", "error", "recount", "before")
+
+    def __init__(self, nbytes, limit, error=LimitError, recount=None):
+        self.nbytes, self.limit, self.error, self.recount = nbytes, limit, error, recount
+
+    def __enter__(self):
+        here = _room
+        self.before = here.nbytes, here.limit, here.error, here.recount
+        if self.nbytes < here.nbytes:
+            most, recount = here.nbytes, self.recount
+            here.nbytes, here.limit, here.error = self.nbytes, self.limit, self.error
+            here.recount = None if recount is None else lambda: min(most, recount())
+
+    def __exit__(self, *_):
+        _room.nbytes, _room.limit, _room.error, _room.recount = self.before
 
 
 def check_size(shape, dtype):

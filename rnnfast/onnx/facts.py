@@ -6,16 +6,21 @@ for each run that does not fail.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnfast.errors import Error
 from rnnfast.onnx.graph import Graph, Node
+from rnnfast.onnx.ops.shape_inputs import SHAPE_INPUTS
+from rnnfast.onnx.result_shapes import type_of
 
 Size = int | str | None
 MAX_DATA = 16  # elements of a vector whose values are followed
+LARGEST = 2**31 - 1  # of what is computed, so that nothing is beyond the range of a type
 
 
 class Fact(NamedTuple):
@@ -38,13 +43,12 @@ def facts_of(
 ) -> dict[str, Fact]:
     """The Facts of all values that a folded graph sees.
 
-    around: those of the values that it captures. given: those of its inputs, in place of what it declares.
+    around: those of the values that it captures. given: those of its inputs; None for a whole model, whose calls must
+    have the shapes that it declares.
     """
     facts = {**(around or {}), **(given or {})}
     facts |= {name: _of_constant(value) for name, value in graph.constants.items()}
-    for v in graph.inputs:
-        if given is not None and v.name in given:
-            continue
+    for v in graph.inputs if given is None else ():
         declared = v.type.shape if v.type.kind == "tensor" else None
         # A name in a declaration says nothing; each size of each input gets a name of its own.
         shape = declared and tuple(n if isinstance(n, int) else f"{v.name}: {i}" for i, n in enumerate(declared))
@@ -52,10 +56,11 @@ def facts_of(
     for node in graph.nodes:
         rule = RULES.get(node.op_type) if not node.domain and not node.graphs and node.function is not None else None
         results: Any = UNKNOWN
-        if rule is not None:
+        if rule is not None or hasattr(node.function, "shapes"):
+            inputs = [facts.get(name, UNKNOWN) if name else None for name in node.inputs]
             try:
-                results = rule(node, [facts.get(name, UNKNOWN) if name else None for name in node.inputs])
-            except (ValueError, TypeError, IndexError, KeyError, AttributeError):
+                results = (rule or _by_its_shapes)(node, inputs)
+            except (Error, ValueError, TypeError, IndexError, KeyError, AttributeError):
                 results = UNKNOWN  # the node fails when it runs
         results = results if isinstance(results, list) else [results]
         facts.update((name, fact) for name, fact in zip(node.outputs, results) if name)
@@ -103,6 +108,22 @@ def _integers(fact: Fact | None) -> list[int] | None:
     return values if all(isinstance(n, int) for n in values) else None
 
 
+def _by_its_shapes(node: Node, facts: list[Any]) -> Any:
+    """The results of a node whose inputs have known shapes, by the rule of its operator."""
+    if node.domain or node.op_type in SHAPE_INPUTS or any(fact is not None and not _is_fixed(fact) for fact in facts):
+        return UNKNOWN
+    arrays = [
+        None if fact is None else np.ndarray(fact.shape, fact.dtype, bytes(16), 0, (0,) * len(fact.shape))
+        for fact in facts
+    ]
+    shapes = node.function.shapes(*arrays, **node.attributes)  # type: ignore[union-attr]
+    return [Fact(type_of(node, arrays), tuple(shape)) for shape in shapes]
+
+
+def _is_fixed(fact: Fact) -> bool:
+    return fact.dtype is not None and fact.shape is not None and all(isinstance(n, int) for n in fact.shape)
+
+
 # ------------------------------------------------------------------------------------------------ rules
 def _same(node: Node, facts: list[Any]) -> Fact:
     return Fact(facts[0].dtype, facts[0].shape)
@@ -124,12 +145,13 @@ def _binary(node: Node, facts: list[Any]) -> Fact:
 
 
 def _computed(op_type: str, a: Size, b: Size) -> Size:
-    """An element of a sum and the like; integers of sizes are far from the ends of their types."""
-    if not isinstance(a, int) or not isinstance(b, int) or max(abs(a), abs(b)) > 2**24:
+    """An element of a sum and the like."""
+    if not isinstance(a, int) or not isinstance(b, int) or max(abs(a), abs(b)) > LARGEST:
         return a if (op_type, b) in (("Add", 0), ("Mul", 1), ("Sub", 0), ("Div", 1)) else None
     if op_type == "Div":
         return None if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-    return {"Add": a + b, "Sub": a - b, "Mul": a * b}[op_type]
+    result = {"Add": a + b, "Sub": a - b, "Mul": a * b}[op_type]
+    return result if abs(result) <= LARGEST else None
 
 
 def _logical(node: Node, facts: list[Any]) -> Fact:
@@ -141,8 +163,9 @@ def _where(node: Node, facts: list[Any]) -> Fact:
 
 
 def _cast(node: Node, facts: list[Any]) -> Fact:
-    dtype = np.dtype(node.attributes["to"])
-    return Fact(dtype, facts[0].shape, facts[0].data if dtype.kind == "i" and dtype.itemsize >= 4 else None)
+    dtype, data = np.dtype(node.attributes["to"]), facts[0].data
+    fits = data is not None and all(not isinstance(n, int) or abs(n) <= LARGEST for n in data.ravel())
+    return Fact(dtype, facts[0].shape, data if dtype.kind == "i" and dtype.itemsize >= 4 and fits else None)
 
 
 def _shape(node: Node, facts: list[Any]) -> Fact:
@@ -218,7 +241,7 @@ def _slice(node: Node, facts: list[Any]) -> Fact:
     for axis, start, end, step in given:
         n = shape[axis]
         if isinstance(n, int):
-            shape[axis] = len(range(n)[slice(start, end if end >= -n else None, step)])
+            shape[axis] = len(range(n)[start:end:step])
         elif not (start == 0 and end >= 2**30 and step == 1):
             shape[axis] = None
         data = data[start:end:step] if data is not None and data.ndim == 1 else None
@@ -320,6 +343,53 @@ def _recurrent(node: Node, facts: list[Any]) -> Any:
     return [Fact(x.dtype, (steps, r.shape[0], rows, r.shape[2])), state, state]
 
 
+def _pad(node: Node, facts: list[Any]) -> Fact:
+    x = facts[0]
+    pads = node.attributes.get("pads") if len(facts) < 2 else _integers(facts[1])
+    if x.shape is None or pads is None or len(facts) > 3 and facts[3] is not None:
+        return Fact(x.dtype, x.shape and (None,) * len(x.shape))
+    both = [a + b for a, b in zip(pads[: len(x.shape)], pads[len(x.shape) :])]
+    return Fact(x.dtype, tuple(n + m if isinstance(n, int) else n if m == 0 else None for n, m in zip(x.shape, both)))
+
+
+def _reduce(node: Node, facts: list[Any]) -> Fact:
+    x, keepdims = facts[0], node.attributes.get("keepdims", 1)
+    given = len(facts) > 1 and facts[1] is not None
+    axes = _integers(facts[1]) if given else node.attributes.get("axes")
+    if x.shape is None or given and axes is None:
+        return Fact(x.dtype)
+    if not axes:
+        if node.attributes.get("noop_with_empty_axes"):
+            return Fact(x.dtype, x.shape)
+        axes = range(len(x.shape))
+    places = {_axis(axis, x.shape) for axis in axes}
+    if keepdims:
+        return Fact(x.dtype, tuple(1 if i in places else n for i, n in enumerate(x.shape)))
+    return Fact(x.dtype, tuple(n for i, n in enumerate(x.shape) if i not in places))
+
+
+def _range(node: Node, facts: list[Any]) -> Fact:
+    start, limit, step = (_integers(fact) for fact in facts)
+    if not start or not limit or not step or not step[0]:
+        return Fact(facts[0].dtype, (None,))
+    values = range(start[0], limit[0], step[0])
+    return Fact(facts[0].dtype, (len(values),), np.array(values, object) if len(values) <= MAX_DATA else None)
+
+
+def _power(node: Node, facts: list[Any]) -> Fact:
+    return Fact(facts[0].dtype, broadcast([fact.shape for fact in facts]))
+
+
+def _conv(node: Node, facts: list[Any]) -> Fact:
+    """The result keeps the samples; its other sizes follow where those of the input are known."""
+    x, w = facts[:2]
+    if x.shape is None or w.shape is None or None in w.shape or not all(isinstance(n, int) for n in x.shape[1:]):
+        return Fact(x.dtype, x.shape and (None,) * len(x.shape))
+    fixed = [fact and fact._replace(shape=(1, *fact.shape[1:]) if fact is x else fact.shape) for fact in facts]
+    (found,) = _by_its_shapes(node, fixed)
+    return Fact(x.dtype, (x.shape[0], *found.shape[1:]))
+
+
 UNARY = ("Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "LeakyRelu", "Log", "Neg", "Reciprocal",
          "Relu", "Round", "Selu", "Sigmoid", "Softmax", "Softplus", "Softsign", "Sqrt", "Tanh", "LayerNormalization",
          "Dropout")  # fmt: skip
@@ -329,8 +399,11 @@ RULES: dict[str, Callable[[Node, list[Any]], Any]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _binary),
     **dict.fromkeys(LOGICAL, _logical),
     **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),
+    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"), _reduce),
+    **dict.fromkeys(("PRelu", "Scatter", "ScatterElements", "ScatterND", "Trilu", "BatchNormalization"), _same),
     "Cast": _cast,
     "Concat": _concat,
+    "Conv": _conv,
     "ConstantOfShape": _filled,
     "Expand": _expand,
     "Gather": _gather,
@@ -338,6 +411,9 @@ RULES: dict[str, Callable[[Node, list[Any]], Any]] = {
     "Identity": _identity,
     "MatMul": _matmul,
     "Not": lambda node, facts: Fact(np.dtype(bool), facts[0].shape),
+    "Pad": _pad,
+    "Pow": _power,
+    "Range": _range,
     "Reshape": _reshape,
     "Shape": _shape,
     "Slice": _slice,
@@ -347,3 +423,25 @@ RULES: dict[str, Callable[[Node, list[Any]], Any]] = {
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }
+
+
+def with_known_sizes(graph: Graph, facts: Mapping[str, Fact]) -> Graph:
+    """Return a graph in which integer vectors that declared shapes decide are constants."""
+    constants, nodes = dict(graph.constants), []
+    for node in graph.nodes:
+        values = [_known(facts.get(name, UNKNOWN)) for name in node.outputs]
+        if node.graphs or any(value is None for value in values):
+            nodes.append(node)
+        else:
+            constants.update(zip(node.outputs, values))
+    return dataclasses.replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _known(fact: Fact) -> np.ndarray | None:
+    """The array of a value whose elements are all known."""
+    values = _integers(fact)
+    if values is None or fact.data is None or fact.dtype is None or fact.dtype.kind != "i":
+        return None
+    array = np.array(values, fact.dtype).reshape(fact.data.shape)
+    array.flags.writeable = False
+    return array
