@@ -12,6 +12,7 @@ import numpy as np
 
 import rnnfast
 from rnnfast.cli.check import TOLERANCE, arrays, difference, draw, largest
+from rnnfast.cli.lengths import CALLS, measured, parsed
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
@@ -69,6 +70,12 @@ def measuring_options(command: Any) -> Any:
     multiple=True,
     help="Measure this engine in turn with rnnfast.",
 )
+@click.option(
+    "--lengths",
+    metavar="[NAME=]A-B",
+    help="Measure 1,000 calls of random lengths instead: sizes from A to B of the dimension NAME, or of those named "
+    "like time, steps or sequence.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Samples of each engine.")
 def bench(
     file: str,
@@ -80,13 +87,18 @@ def bench(
     as_json: bool,
     threads: int,
     peers: Sequence[str],
+    lengths: str | None,
     rounds: int,
 ) -> None:
     """Measure the time of a call of FILE.
 
     Outputs are first compared with those of the float64 reference; an engine whose outputs are wrong is not measured.
-    Inputs that are not given with -i are random, as for `check`.
+    Inputs that are not given with -i are random, as for `check`. With --lengths a new model gets calls that nobody has
+    prepared, one after the other: the first of a length makes its plan.
     """
+    if lengths is not None:
+        _bench_lengths(file, given, dims, batch, steps, lengths, seed, as_json, threads, peers)
+        return
     with pinned(threads):
         model = load(file, threads=threads)
         feed = inputs_of(model, given, dims, batch, steps, seed)
@@ -123,6 +135,69 @@ def bench(
         click.get_current_context().exit(1)
 
 
+def _bench_lengths(
+    file: str,
+    given: Sequence[str],
+    dims: Sequence[str],
+    batch: int | None,
+    steps: int | None,
+    text: str,
+    seed: int,
+    as_json: bool,
+    threads: int,
+    peers: Sequence[str],
+) -> None:
+    """Measure calls of random lengths and print the results; an engine that is wrong at some length is not measured."""
+    name, first, last = parsed(text)
+    if name is None and steps is not None:
+        raise InputError(f"--steps {steps}: --lengths {text} sets the same dimensions")
+    with pinned(threads):
+        model = load(file, threads=threads)
+        feeds = {}
+        for n in range(first, last + 1):
+            sizes = dims if name is None else [*dims, f"{name}={n}"]
+            feeds[n] = inputs_of(model, given, sizes, batch, n if name is None else steps, seed)
+        makers: dict[str, Callable[[], Callable[[Any], Any]]] = {"rnnfast": lambda: load(file, threads=threads)}
+        if peers:
+            makers["onnxruntime"] = lambda: _session(file, model, threads)
+        results: dict[str, dict[str, Any]] = {engine: {"error": 0.0} for engine in makers}
+        good = dict(makers)
+        for n in sorted({first, (first + last) // 2, last}):
+            expected = _flat(model.reference(feeds[n]))
+            for engine, make in makers.items():
+                error = difference(_flat(make()(feeds[n])), expected)
+                results[engine]["error"] = max(error, results[engine]["error"])
+                if error > TOLERANCE * max([1.0, *map(largest, expected)]):
+                    good.pop(engine, None)
+        if good:
+            for engine, seconds in measured(good, feeds, seed, functools.partial(track, description=file)).items():
+                results[engine] |= seconds
+    facts = {"file": file, "threads": min(threads, limit()), "isa": rnnfast.get_isa(), "lengths": [first, last]}
+    facts |= {"calls": CALLS, "results": results}
+    if as_json:
+        print_json(facts)
+    else:
+        screen = Screen()
+        screen.write_line(
+            f"{file}: {CALLS:,} calls of {first} to {last}, microseconds; {facts['isa']}, threads: {facts['threads']}"
+        )
+        names = ("mean", "median", "99th percentile", "mean again", "times rnnfast's", "to reference")
+        rows = (_lengths_row(engine, result, results) for engine, result in results.items())
+        screen.print(table(None, {"": "left"} | dict.fromkeys(names, "right"), rows))
+    if len(good) < len(makers):
+        click.get_current_context().exit(1)
+
+
+def _lengths_row(engine: str, result: dict[str, Any], results: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """The cells of an engine in the table of calls of random lengths."""
+    error = f"{result['error']:.2g}"
+    if "mean" not in result:
+        return engine, "WRONG", "", "", "", "", error
+    times = (f"{result[key] * 1e6:.4g}" for key in ("mean", "median", "percentile_99", "mean_again"))
+    relative = f"{result['mean'] / results['rnnfast']['mean']:.2f}" if "mean" in results["rnnfast"] else ""
+    return engine, *times, relative, error
+
+
 def _flat(outputs: Mapping[str, Any]) -> list[np.ndarray]:
     """The arrays of all outputs, those of sequences one after another."""
     return [array for value in outputs.values() for array in arrays(value)]
@@ -151,6 +226,13 @@ def _all_dims(model: Model, dims: Sequence[str], batch: int | None, steps: int |
 
 def _onnxruntime(file: str, model: Model, feed: Mapping[str, Any], threads: int) -> Callable[[], dict[str, Any]]:
     """A callable that runs the model on onnxruntime and returns the outputs by name."""
+    call = _session(file, model, threads)
+    call(feed)
+    return functools.partial(call, feed)
+
+
+def _session(file: str, model: Model, threads: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A callable that runs the model on a new session of onnxruntime and returns the outputs by name."""
     try:
         import onnxruntime
     except ImportError:
@@ -159,15 +241,23 @@ def _onnxruntime(file: str, model: Model, feed: Mapping[str, Any], threads: int)
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     types = {v.name: v.type.dtype for v in model.inputs}
-    feed = {name: np.asarray(value, types[name]) for name, value in feed.items()}
     names = [v.name for v in model.outputs]
+
+    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: np.asarray(value, types[name]) for name, value in feed.items()}
+        return dict(zip(names, _refused_by_name(session.run, names, given)))
+
+    session = _refused_by_name(onnxruntime.InferenceSession, file, options, providers=["CPUExecutionProvider"])
+    return run
+
+
+def _refused_by_name(function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Call a function of onnxruntime, whose errors become an UnsupportedError."""
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        session.run(names, feed)
+        return function(*args, **keywords)
     except Exception as e:  # onnxruntime raises a dozen classes that have no base of their own
         raise_if_from_handler(e)
         raise UnsupportedError(f"--against onnxruntime: refused: {e}") from e
-    return lambda: dict(zip(names, session.run(names, feed)))
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -12,11 +12,11 @@ from rnnfast.native._plans import RecurrentStep
 from rnnfast.onnx.graph import Node
 
 # An elementwise operator is costly if its result has at least this many elements; products and windows always are.
-COSTLY = 1 << 12
-ALWAYS_COSTLY = {"MatMul", "Conv", "MaxPool", "AveragePool"}
+COSTLY = 1 << 9
+ALWAYS_COSTLY = {"AveragePool", "Conv", "Gemm", "LogSoftmax", "MatMul", "MaxPool", "Softmax"}
 ELEMENTWISE = {
-    *("Abs", "Add", "Div", "Elu", "Erf", "Exp", "LeakyRelu", "Log", "Mul", "Neg", "Relu", "Sigmoid", "Softmax"),
-    *("Softplus", "Sqrt", "Sub", "Tanh"),
+    *("Abs", "Add", "Div", "Elu", "Erf", "Exp", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow"),
+    *("Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Sum", "Tanh"),
 }
 ZERO = bytes(4)  # the memory of all results that are not computed
 

@@ -35,6 +35,33 @@ def test_bench_of_a_file():
     assert "state [1, 1, 32]" in result.stdout and "rnnfast" in result.stdout
 
 
+@pytest.mark.parametrize("text, batch", [("3-9", 1), ("batch=1-4", None)])
+def test_bench_of_lengths(monkeypatch, text, batch):
+    """Calls of random lengths, of each engine anew."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(sys.modules["rnnfast.cli.lengths"], "CALLS", 20)
+    options = ["--steps", 3] if batch is None else ["--batch", batch]
+    args = ("bench", MODELS / "tagger.onnx", "--lengths", text, *options, "--against", "onnxruntime")
+    result = rnnfast(*args, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["lengths"] == [int(n) for n in text.split("=")[-1].split("-")]
+    for engine in ("rnnfast", "onnxruntime"):
+        times = facts["results"][engine]
+        assert 0 < times["median"] <= times["percentile_99"] and times["mean"] > 0 and times["mean_again"] > 0
+        assert times["error"] < 1e-5
+    result = rnnfast(*args)
+    assert result.exit_code == 0 and "99th percentile" in result.stdout and "onnxruntime" in result.stdout
+
+
+@pytest.mark.parametrize("text", ["7", "0-3", "5-2", "x-3"])
+def test_bench_refuses_lengths(text):
+    result = rnnfast("bench", MODELS / "tagger.onnx", "--lengths", text)
+    assert result.exit_code == 2 and "expected [NAME=]A-B" in result.stderr
+    result = rnnfast("bench", MODELS / "tagger.onnx", "--lengths", "1-3", "--steps", 2)
+    assert result.exit_code == 2 and "--steps 2" in result.stderr
+
+
 def test_bench_refuses_what_is_wrong(monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(
