@@ -65,7 +65,12 @@ def simplified(graph: Graph, around: Scope | None = None) -> Graph:
             node = node.altered(
                 attributes=node.attributes | {name: simplified(g, inner) for name, g in node.graphs.items()}
             )
-        nodes += _replaced(node, graph, scope, stacked) if node.function in (loop, scan_9) else [node]
+        if node.function in (loop, scan_9):
+            nodes += _replaced(node, graph, scope, stacked)
+        elif node.op_type == "SequenceLength" and not node.domain:
+            nodes += _counted(node, scope)
+        else:
+            nodes.append(node)
     for i, node in enumerate(nodes):
         if node.op_type == "ConcatFromSequence" and node.inputs[0] in stacked:
             attributes = stacked[node.inputs[0]] | {"axis": node.attributes["axis"]}
@@ -280,21 +285,40 @@ def _with_gathers(body: Graph, scope: Scope) -> Graph:
     return body if nodes == list(body.nodes) else with_captures(dataclasses.replace(body, nodes=tuple(nodes)))
 
 
-def _gathered(node: Node, body: Graph, scope: Scope) -> Node | None:
-    """The Gather that stands for a SequenceAt of slices of length 1; None if the list is another one."""
-    split = scope.maker(node.inputs[0])
-    if split is None or split.op_type != "SplitToSequence" or split.domain or split.attributes.get("keepdims", 1):
+def _slices(name: str, scope: Scope) -> Node | None:
+    """The SplitToSequence that cuts a tensor into a list of slices of length 1; None for other lists."""
+    split = scope.maker(name)
+    if split is None or split.op_type != "SplitToSequence" or split.domain:
         return None
     if len(split.inputs) > 1:
         size = scope.constant(split.inputs[1])
         if size is None or size.shape != () or size.item() != 1:
             return None
+    return split
+
+
+def _gathered(node: Node, body: Graph, scope: Scope) -> Node | None:
+    """The Gather that stands for a SequenceAt of slices of length 1; None if the list is another one."""
+    split = _slices(node.inputs[0], scope)
+    if split is None or split.attributes.get("keepdims", 1):
+        return None
     source, axis = split.inputs[0], split.attributes.get("axis", 0)
     if source in scope.makers or source in scope.inputs or source in scope.constants:
         return None  # The body has another value of that name.
     if not _is_scalar(node.inputs[1], body, scope):
         return None
     return new_node(node, "Gather", (source, node.inputs[1]), node.outputs, axis=axis)
+
+
+def _counted(node: Node, scope: Scope) -> list[Node]:
+    """The nodes that stand for a SequenceLength: the number of slices of length 1 is a size of the tensor."""
+    split = _slices(node.inputs[0], scope)
+    if split is None or node.inputs[0] not in scope.makers:
+        return [node]
+    axis, size = split.attributes.get("axis", 0), f"{node.outputs[0]} (size)"
+    bounds = {"start": axis} if axis == -1 else {"start": axis, "end": axis + 1}
+    shape = new_node(node, "Shape", split.inputs[:1], (size,), **bounds)
+    return [shape, new_node(node, "Squeeze", (size,), node.outputs)]
 
 
 def _is_scalar(name: str, body: Graph, scope: Scope) -> bool:

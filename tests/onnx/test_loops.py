@@ -51,6 +51,20 @@ CASES = {
         .replace("empty =", "parts = SplitToSequence <axis = 0, keepdims = 0> (x, one)  empty ="),
         {},
     ),
+    "list of slices, counted": (
+        of_list("SequenceInsert (lb, hn)", "axis = 0, new_axis = 1")
+        .replace(BODY, SPLIT)
+        .replace("n = Gather (shape, zero)", "parts = SplitToSequence <axis = 0, keepdims = 0> (x, one)  "
+            "n = SequenceLength (parts)"),
+        {},
+    ),
+    "list of slices along the last axis, counted": (
+        of_list("SequenceInsert (lb, hn)", "axis = 0, new_axis = 1")
+        .replace(BODY, SPLIT)
+        .replace("n = Gather (shape, zero)", "turned = Transpose <perm = [1, 2, 0]> (x)  "
+            "parts = SplitToSequence <axis = -1, keepdims = 0> (turned)  n = SequenceLength (parts)"),
+        {},
+    ),
     "grown": (grown(1, "none"), {"none": np.zeros((2, 0, 4), np.float32)}),
     "grown behind others": (grown(2, "some"), {"some": random(3, 2, 4, 3)}),
     "less": (counted("c2 = Less (i2, e)"), {"start": np.int32(0), "step": np.int32(1)}),
