@@ -39,12 +39,15 @@ UNKNOWN = Fact()
 
 
 def facts_of(
-    graph: Graph, around: Mapping[str, Fact] | None = None, given: Mapping[str, Fact] | None = None
+    graph: Graph,
+    around: Mapping[str, Fact] | None = None,
+    given: Mapping[str, Fact] | None = None,
+    known: Mapping[str, Fact] | None = None,
 ) -> dict[str, Fact]:
     """The Facts of all values that a folded graph sees.
 
     around: those of the values that it captures. given: those of its inputs; None for a whole model, whose calls must
-    have the shapes that it declares.
+    have the shapes that it declares. known: those of results of nodes with graphs, which no rule tells.
     """
     facts = {**(around or {}), **(given or {})}
     facts |= {name: _of_constant(value) for name, value in graph.constants.items()}
@@ -64,6 +67,8 @@ def facts_of(
                 results = UNKNOWN  # the node fails when it runs
         results = results if isinstance(results, list) else [results]
         facts.update((name, fact) for name, fact in zip(node.outputs, results) if name)
+        if known and node.graphs:
+            facts.update((name, known[name]) for name in node.outputs if name in known)
     return facts
 
 

@@ -66,6 +66,17 @@ def lstm_cells():
         k@ = Mul (f@, c@)  n@ = Mul (i@, g@)  c^ = Add (k@, n@)  a@ = Tanh (c^)  h^ = Mul (o@, a@)""",
         {**joint, **quarters, "fifth": np.float32(0.2), "half": np.float32(0.5),
          "low": np.float32(0), "high": np.float32(1)}, "LSTM", True)  # fmt: skip
+    sixths = " ".join(
+        f"v{g}@ = Add (g{g}@, three)  w{g}@ = Clip (v{g}@, low, six)  {g}@ = Div (w{g}@, six)" for g in "ifo"
+    )
+    yield Cell("hard sigmoid of Keras 3, slices of all axes", f"""
+        p@ = MatMul (x@, W)  q@ = MatMul (h@, R)  r@ = Add (p@, q@)  s@ = Add (r@, b)
+        gi@ = Slice (s@, l0, u1, both)  gf@ = Slice (s@, l1, u2, both)  gg@ = Slice (s@, l2, u3, both)
+        go@ = Slice (s@, l3, u4, both)  {sixths}  g@ = Tanh (gg@)
+        k@ = Mul (f@, c@)  n@ = Mul (i@, g@)  c^ = Add (k@, n@)  a@ = Tanh (c^)  h^ = Mul (o@, a@)""",
+        {**joint, "both": np.array([0, 1]), "three": np.float32(3), "six": np.float32(6), "low": np.float32(0),
+         **{f"l{k}": np.array([0, k * H]) for k in range(4)},
+         **{f"u{k}": np.array([2**31 - 1, k * H]) for k in range(1, 5)}}, "LSTM", True)  # fmt: skip
     late = tail.replace("o@ = Sigmoid (go@)", "")
     late = late.replace("h^ =", "po@ = Mul (c^, po)  go@ = Add (so@, po@)  o@ = Sigmoid (go@)  h^ =")
     yield Cell("peepholes", f"""p@ = MatMul (x@, W)  q@ = MatMul (h@, R)  r@ = Add (p@, q@)  s@ = Add (r@, b)
@@ -252,6 +263,23 @@ def test_layers():
     feed = {"x": random(1, 2, T, I), "h0": random(2, 2, H), "l_h0": random(3, 2, H)}
     model = check(data, feed, "GRU", 2)
     assert sum(node.op_type in ("MatMul", "Gemm") for node in model.folded.nodes) == 1
+
+
+def test_loops_above_loops():
+    """A Scan over what a Scan gives is recognised too, with states whose number of rows the file leaves open."""
+    cell = CELLS["RNN, Tanh"]
+    body = cell.step("_i", "_n")
+    upper = cell.step("_i", "_n", "l_").replace("WW", "W2").replace("RR", "R")
+    data = parse(
+        f"""g (float[t,b,{I}] x, float[a,{H}] h0, float[c,{H}] l_h0) => (float[t,b,{H}] y, float[b,{H}] h) {{
+        h1, y1 = Scan <num_scan_inputs = 1, body = s (float[p,{H}] h_i, float[p,{I}] x_i)
+            => (float[p,{H}] h_n, float[p,{H}] row) {{ {body}  row = Identity (h_n) }}> (h0, x)
+        h, y = Scan <num_scan_inputs = 1, body = s2 (float[p,{H}] l_h_i, float[p,{H}] l_x_i)
+            => (float[p,{H}] l_h_n, float[p,{H}] row2) {{ {upper}  row2 = Identity (l_h_n) }}> (l_h0, y1) }}""",
+        **cell.weights,
+        W2=dense(40, H, H),
+    )
+    check(data, {"x": random(1, 5, 2, I), "h0": random(2, 2, H), "l_h0": random(3, 2, H)}, "RNN", 2)
 
 
 NOT_CELLS = {

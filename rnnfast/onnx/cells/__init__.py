@@ -50,12 +50,15 @@ def with_cells(graph: Graph, around: Values | None = None, given: Mapping[str, F
             break
         graph = replaced
     nodes: list[Node] = []
+    known: dict[str, Fact] = {}
     for node in graph.nodes:
         if node.function in (loop, scan_9):
             body = Body(node, values, values.facts)
             alternative = body.alternative()
             if alternative is not None:
                 node = dataclasses.replace(node, alternative=alternative)
+                known |= body.facts_of_outputs()
+                values = Values(graph, facts_of(graph, None if around is None else around.facts, given, known), around)
         if node.graphs:
             node = _with_cells_within(node, values)
         nodes.append(node)

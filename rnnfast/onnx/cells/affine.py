@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
     "Softsign": ("Softsign", ()),
     "Tanh": ("Tanh", ()),
 }
+WHOLE = 2**31 - 1  # the end of a Slice that exporters write for all
 
 
 class Activation(NamedTuple):
@@ -88,12 +89,13 @@ class Affine(NamedTuple):
 class Values:
     """The values of a folded graph, and how they are made.
 
-    around: those of the graph around it.
+    around: those of the graph around it. read: the names that nodes or outputs read.
     """
 
     def __init__(self, graph: Graph, facts: Mapping[str, Fact], around: Values | None = None) -> None:
         self.graph, self.facts, self.around = graph, facts, around
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        self.read = {v.name for v in graph.outputs}.union(*(node.needs for node in graph.nodes))
         self._origins: dict[str, str] = {}
         self._activated: dict[str, Any] = {}
 
@@ -169,8 +171,8 @@ class Values:
             if node.attributes.get("axis", 0) % len(shape) != last or sizes is None:
                 return None
             return self.origin(node.inputs[0]), sum(sizes[: node.outputs.index(name)])
-        cuts = slice_of(node, facts)
-        if cuts is None or len(cuts) != 1 or cuts[0][0] != last or cuts[0][3] != 1 or not isinstance(shape[-1], int):
+        cuts = [cut for cut in slice_of(node, facts) or () if cut[1] != 0 or cut[2] < WHOLE or cut[3] != 1]
+        if len(cuts) != 1 or cuts[0][0] != last or cuts[0][3] != 1 or not isinstance(shape[-1], int):
             return None
         return self.origin(node.inputs[0]), range(shape[-1])[slice(cuts[0][1], cuts[0][2])].start
 
@@ -198,7 +200,7 @@ class Values:
         node = self.maker(self.origin(name))
         if node is None:
             return None
-        if node.op_type == "Clip":
+        if node.op_type in ("Clip", "Div", "Mul"):
             return self._hard_sigmoid(node)
         if node.op_type not in ACTIVATIONS:
             return None
@@ -209,21 +211,42 @@ class Values:
         )
 
     def _hard_sigmoid(self, node: Node) -> tuple[Activation, str] | None:
-        """The activation that clips alpha x + beta to [0, 1]."""
-        given = [node.attributes.get("min"), node.attributes.get("max")]
-        if len(node.inputs) > 2:
-            given = [self.single(name) for name in node.inputs[1:3]]
-        added = self.maker(self.origin(node.inputs[0]))
-        if given != [0.0, 1.0] or added is None or added.op_type != "Add":
+        """The activation of factor * clip(a x + b, least, most), if that goes from 0 to 1."""
+        factor = 1.0
+        if node.op_type != "Clip":
+            name, factor = self._by_constant(node)
+            clip = self.maker(self.origin(name)) if name else None
+            if clip is None or clip.op_type != "Clip":
+                return None
+            node = clip
+        least, most = node.attributes.get("min"), node.attributes.get("max")
+        if len(node.inputs) > 1:
+            least, most = (self.single(name) for name in (*node.inputs[1:], "", "")[:2])
+        if least != 0 or most is None or np.float32(most * factor) != 1:
             return None
-        for one, other in (added.inputs, added.inputs[::-1]):
-            beta, scaled = self.single(other), self.maker(self.origin(one))
-            if beta is not None and scaled is not None and scaled.op_type == "Mul":
-                for x, factor in (scaled.inputs, scaled.inputs[::-1]):
-                    alpha = self.single(factor)
-                    if alpha is not None:
-                        return Activation("HardSigmoid", (alpha, beta)), self.origin(x)
-        return None
+        name, a, b = self.origin(node.inputs[0]), 1.0, 0.0
+        added = self.maker(name)
+        if added is not None and added.op_type == "Add":
+            for one, other in (added.inputs, added.inputs[::-1]):
+                constant = self.single(other)
+                if constant is not None:
+                    name, b = self.origin(one), constant
+                    break
+        scaled = self.maker(name)
+        if scaled is not None and scaled.op_type in ("Mul", "Div"):
+            inner, scale = self._by_constant(scaled)
+            name, a = (self.origin(inner), scale) if inner else (name, a)
+        return Activation("HardSigmoid", (a * factor, b * factor)), name
+
+    def _by_constant(self, node: Node) -> tuple[str, float]:
+        """(the value, the factor) of a Mul or Div by a single constant; ("", 1) for others."""
+        one, other = node.inputs
+        if node.op_type == "Mul" and self.single(one) is not None:
+            one, other = other, one
+        constant = self.single(other)
+        if constant is None or node.op_type == "Div" and constant == 0:
+            return "", 1.0
+        return one, constant if node.op_type == "Mul" else 1 / constant
 
     def affine(self, name: str, start: int, stop: int, at: tuple[int, int | str] | None = None) -> Affine | None:
         """The columns [start, stop) of a value as an affine map of float32 values.

@@ -36,6 +36,7 @@ class Body:
 
     def __init__(self, node: Node, outside: Values, facts: Mapping[str, Fact]) -> None:
         self.node, self.outside = node, outside
+        self.outputs = tuple(name if name in outside.read else "" for name in node.outputs)
         body, is_loop = node.attributes["body"], node.function is loop
         first, attributes = (2, {}) if is_loop else (0, node.attributes)
         count = len(node.inputs) - (first if is_loop else attributes["num_scan_inputs"])
@@ -70,7 +71,7 @@ class Body:
         """
         matcher = Matcher(self.values)
         nexts = [self.values.origin(after) for _, after, _ in self.states]
-        used = {k for k in range(len(self.states)) if k < len(self.node.outputs) and self.node.outputs[k]}
+        used = {k for k in range(len(self.states)) if k < len(self.outputs) and self.outputs[k]}
         for k, candidate in enumerate(nexts):
             for step in matcher.steps(candidate):
                 h = nexts.index(step.h) if step.h in nexts else None
@@ -164,7 +165,7 @@ class Body:
         shapes = [self.outside.fact(scanned.name).shape for scanned in sequences]
         if len(backwards) != 1 or any(shape is None or len(shape) != 3 for shape in shapes):
             return None
-        new = NewNodes(self.node, next(name for name in self.node.outputs if name))
+        new = NewNodes(self.node, next(name for name in self.outputs if name))
         states = [self.states[k][2] for k in (h, c) if k is not None]
         names, sizes, rows, frames = [], [], [(name, 0) for name in states], []
         for scanned, shape in zip(sequences, shapes):
@@ -182,7 +183,7 @@ class Body:
         way = "reverse" if backwards.pop() else "forward"
         y, *ends = new.recurrent(step, made, x, [new.with_axis(name, 0) for name in states], way)
         self._outputs(new, new.without_axis(y, 1), ends, h, c, way)
-        outputs = tuple(Value(name or self._unused(new), Type("tensor")) for name in self.node.outputs)
+        outputs = tuple(Value(name or self._unused(new), Type("tensor")) for name in self.outputs)
         graph = Graph("recognised", (), outputs, new.constants, tuple(new.nodes), frozenset())
         return Alternative(with_captures(graph), tuple(rows), tuple(frames))
 
@@ -192,16 +193,16 @@ class Body:
         return new.constant("unused", np.zeros((), np.float32))
 
     def facts_of_outputs(self) -> dict[str, Fact]:
-        """What is known of the outputs of a loop that is a recurrence."""
+        """What is known of the outputs of a loop that is a recurrence, also where it runs as the file says."""
         found = self.step()
         facts = {}
         if found is not None:
             step, _, h, c = found
             size = self.values.fact(step.h).shape[1]  # type: ignore[index]
             for k in (h, c):
-                if k is not None and k < len(self.node.outputs):
-                    facts[self.node.outputs[k]] = Fact(np.dtype(np.float32), (None, size))
-            for name, axis in zip(self.node.outputs[len(self.states) :], self.axes):
+                if k is not None and k < len(self.outputs):
+                    facts[self.outputs[k]] = Fact(np.dtype(np.float32), (None, size))
+            for name, axis in zip(self.outputs[len(self.states) :], self.axes):
                 shape: list[Size] = [None, size]
                 shape.insert(axis % 3, None)
                 facts[name] = Fact(np.dtype(np.float32), tuple(shape))
@@ -209,7 +210,7 @@ class Body:
 
     def _outputs(self, new: NewNodes, y: str, ends: list[str], h: int, c: int | None, way: str) -> None:
         """Add the nodes that give the node's outputs; y: all outputs of the cell [T, B, H]."""
-        outputs = self.node.outputs
+        outputs = self.outputs
         for k, end in zip((h, c), ends):
             if k is not None and k < len(outputs) and outputs[k]:
                 new.without_axis(end, 0, [outputs[k]])
