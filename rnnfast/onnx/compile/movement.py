@@ -70,6 +70,28 @@ def emit_stack(builder, node, inputs, outputs):
     return True
 
 
+def emit_reverse_sequence(builder, node, inputs, outputs):
+    """Set a view, or emit copies where rows have different lengths; False if the lengths are not known before a run."""
+    lengths = inputs[1].known
+    if lengths is None or 0 in inputs[0].shape:
+        return False
+    batch, time = (node.attributes.get(name, default) for name, default in (("batch_axis", 1), ("time_axis", 0)))
+    x = builder.view(inputs[0])
+    steps = x.shape[time]
+    backwards = (slice(None),) * time + (slice(None, None, -1),)
+    if np.all(lengths == steps):
+        builder.set(outputs[0], x[backwards])
+        return True
+    out = builder.new(outputs[0].shape, outputs[0].dtype)
+    for row, n in enumerate(lengths.tolist()):
+        for part, turned in ((slice(0, n), backwards), (slice(n, steps), ())):
+            place = [slice(None)] * x.ndim
+            place[batch], place[time] = slice(row, row + 1), part
+            builder.copy(out[tuple(place)], x[tuple(place)][turned])
+    builder.set(outputs[0], out)
+    return True
+
+
 def emit_pad(builder, node, inputs, outputs):
     """Emit copies of the fill value and the input; or of the input, and then along each axis of its margins.
 
@@ -120,4 +142,4 @@ def emit_pad(builder, node, inputs, outputs):
     return True
 
 
-EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Pad": emit_pad, "Stack": emit_stack}
+EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Pad": emit_pad, "ReverseSequence": emit_reverse_sequence, "Stack": emit_stack}
