@@ -193,7 +193,7 @@ def compare_values(model, path, feed, native, by_functions):
     if operators & CONTROL and operators & CASTS:  # Bodies of constants run as plans are made, where no noise is.
         others = {}
     for kind, (results, nearest) in others.items():
-        for i, v in enumerate(model.outputs):
+        for i, v in enumerate({v.name: v for v in model.outputs}.values()):  # results are by name
             if far(results[i], nearest[i], reference[i]) and largest_result(model, feed) < TOO_LARGE:
                 # The noise is needed, which takes long.
                 noisy = [noisy_reference(model, feed, seed, NOISE)[i] for seed in range(DRAWS)]
