@@ -142,4 +142,9 @@ def emit_pad(builder, node, inputs, outputs):
     return True
 
 
-EMIT = dict.fromkeys(VIEWS, emit_view) | {"Concat": emit_concat, "Pad": emit_pad, "ReverseSequence": emit_reverse_sequence, "Stack": emit_stack}
+EMIT = dict.fromkeys(VIEWS, emit_view) | {
+    "Concat": emit_concat,
+    "Pad": emit_pad,
+    "ReverseSequence": emit_reverse_sequence,
+    "Stack": emit_stack,
+}
