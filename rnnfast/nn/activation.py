@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Activation(Module):
     """Base of the elementwise functions below."""
 
+    takes_floats = True
     function: tuple[str, float, float]
     """(name, alpha, beta) of the engine's elementwise function."""
 

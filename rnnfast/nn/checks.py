@@ -27,6 +27,11 @@ def as_array(value: Any, name: str) -> np.ndarray:
         return np.asarray(value)
     except Exception as error:  # foreign array types may raise anything
         raise_if_from_handler(error)
+        if is_ragged(value):
+            raise InputError(
+                f"{name}: cannot be read as an array: its members have different lengths; expected one padded array "
+                "and lengths=, or a packed sequence, as nn.pack_sequence makes of them"
+            ) from error
         raise InputTypeError(f"{name}: cannot be read as an array ({type(value).__name__}: {error})") from error
 
 
@@ -41,11 +46,45 @@ def as_weight(value: Any, name: str) -> np.ndarray:
 
 
 def as_input(value: Any, name: str) -> np.ndarray:
-    """Convert to an ndarray, which must be float32: a silent cast could lose precision that the caller meant."""
-    array = as_array(value, name)
+    """Convert to a float32 ndarray, as `as_floats` does; what that leaves in another dtype is refused.
+
+    Arrays of integers are refused, as they are classes or indices more often than they are meant as numbers.
+    """
+    array = as_floats(value, name)
     if array.dtype != np.float32:
         raise InputTypeError(f"{name}: dtype is {array.dtype}, expected float32")
     return array
+
+
+def as_floats(value: Any, name: str) -> np.ndarray:
+    """Convert to an ndarray: floats of other widths, and lists of numbers, are rounded to float32."""
+    array = value if type(value) is np.ndarray else as_array(value, name)
+    if array.dtype == np.float32 or array.dtype.kind not in ("iuf" if isinstance(value, (list, tuple)) else "f"):
+        return array
+    return to_float32(array, name)
+
+
+def to_float32(array: np.ndarray, name: str) -> np.ndarray:
+    """Round an array of numbers to float32; numbers beyond its range are refused."""
+    try:
+        with np.errstate(all="ignore", over="raise"):
+            return array.astype(np.float32)
+    except FloatingPointError:
+        raise InputError(f"{name}: holds numbers beyond the range of float32") from None
+
+
+def is_ragged(value: Any) -> bool:
+    """Return whether a value is a list of arrays whose first axes differ and whose others are the same."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    try:
+        if len({len(one) for one in value}) < 2:
+            return False
+        shapes = [np.shape(one) for one in value]
+    except Exception as error:  # a member is no array, and foreign types may raise anything
+        raise_if_from_handler(error)
+        return False
+    return all(shapes) and len({shape[1:] for shape in shapes}) == 1
 
 
 def check_shape(array: np.ndarray, shape: tuple[int, ...], name: str, axes: str) -> None:

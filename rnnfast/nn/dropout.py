@@ -28,6 +28,8 @@ class Dropout(Module):
         InputTypeError: p is no number.
     """
 
+    takes_floats = True
+
     def __init__(self, p: float = 0.5) -> None:
         self.p = check_number(p, "p", 0.0, 1.0)
 

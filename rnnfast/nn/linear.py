@@ -40,6 +40,8 @@ class Linear(Module):
         UnsupportedError: matmul="blas" without SciPy.
     """
 
+    takes_floats = True
+
     def __init__(
         self,
         in_features: int,

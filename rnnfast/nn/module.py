@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -84,6 +84,9 @@ class Module:
     """The number of threads that calls use, if the layer has a `threads` argument."""
 
     threads: int | None
+
+    takes_floats: ClassVar[bool] = False
+    """Whether x is float32, to which `as_input` converts; else it is what the class says, such as indices."""
 
     if TYPE_CHECKING:
         __call__: Callable[..., Any]
@@ -613,6 +616,12 @@ def _renamed(state: dict[str, Any]) -> dict[str, Any]:
 def is_recurrent(layer: Module) -> bool:
     """Return whether a layer has a state."""
     return hasattr(layer, "hidden_size")
+
+
+def takes_floats(net: Module) -> bool:
+    """Return whether the input of a network is float32, as its first layer says."""
+    layers = layers_of(net)
+    return bool(layers) and layers[0].takes_floats
 
 
 def layers_of(net: Module) -> tuple[Module, ...]:

@@ -32,6 +32,8 @@ class LayerNorm(Module):
         LimitError: The weights are too large.
     """
 
+    takes_floats = True
+
     def __init__(self, normalized_shape: int, eps: float = 1e-5) -> None:
         self.normalized_shape = check_size(normalized_shape, "normalized_shape")
         self.eps = check_number(eps, "eps", 0.0, 1.0)

@@ -100,6 +100,7 @@ class RecurrentLayer(Module):
     default_activations: tuple[str, ...]
     state_count: ClassVar[int] = 1
     """Number of arrays in a state: 1 (h), or 2 for LSTM (h and c)."""
+    takes_floats = True
     proj_size = 0
     peepholes = False
     cell_options: dict[str, Any] = {}

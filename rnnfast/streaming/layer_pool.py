@@ -6,8 +6,8 @@ import numpy as np
 
 from rnnfast.errors import InputError
 from rnnfast.named_values import merge_inputs
-from rnnfast.nn.checks import as_array, as_input
-from rnnfast.nn.module import is_recurrent
+from rnnfast.nn.checks import as_array, as_floats, as_input
+from rnnfast.nn.module import is_recurrent, takes_floats
 from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for, unstacked
 from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
 from rnnfast.streaming.layer_stream import step_program
@@ -25,6 +25,7 @@ class LayerPool(Pool):
     def __init__(self, layer, layers, max_streams):
         super().__init__(type(layer).__name__, max_streams)
         self._is_sequential = layers != (layer,)
+        self._read = as_floats if takes_floats(layer) else as_array
         self._parts = [LayerStates(member, max_streams) if is_recurrent(member) else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, LayerStates)]
         self.frame_pattern = None
@@ -65,7 +66,7 @@ class LayerPool(Pool):
         return "x"
 
     def _converted(self, slots, feed):
-        return {name: as_array(value, name) for name, value in feed.items()}
+        return {name: self._read(value, name) for name, value in feed.items()}
 
     # ------------------------------------------------------------------------------------------ steps
     def _step(self, slots, feed, out):
@@ -115,10 +116,10 @@ class LayerPool(Pool):
     def _x(self, feed):
         if set(feed) != {"x"}:
             raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
-        return as_array(feed["x"], "x")
+        return self._read(feed["x"], "x")
 
     def validate(self, stream, frame):
-        x = frame if type(frame) is np.ndarray else self._x(merge_inputs(self.label, frame, {}, "x"))
+        x = self._x({"x": frame} if type(frame) is np.ndarray else merge_inputs(self.label, frame, {}, "x"))
         pattern = self.frame_pattern
         wrong = pattern is not None and (x.shape, x.dtype) != (pattern.shape, pattern.dtype)
         if wrong or x.dtype.hasobject:

@@ -13,8 +13,8 @@ import numpy as np
 from rnnfast.errors import InputError, no_memory
 from rnnfast.native._engine import WORKSPACES, Prepared
 from rnnfast.native._programs import COMMANDS, NativeProgram
-from rnnfast.nn.checks import as_array
-from rnnfast.nn.module import is_recurrent
+from rnnfast.nn.checks import as_array, as_floats
+from rnnfast.nn.module import is_recurrent, takes_floats
 from rnnfast.streaming._streams import StreamRunner
 from rnnfast.streaming.handle import Handle
 from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
@@ -34,6 +34,7 @@ class LayerStream(Handle):
     def __init__(self, layer, layers, state=None):
         super().__init__(type(layer).__name__)
         self._is_sequential = layers != (layer,)
+        self._read = as_floats if takes_floats(layer) else as_array
         self._parts = [LayerState(member) if is_recurrent(member) else member for member in layers]
         self._states = [part for part in self._parts if isinstance(part, LayerState)]
         self._only = self._parts[0] if len(self._parts) == 1 and self._states else None
@@ -186,7 +187,7 @@ class LayerStream(Handle):
 
     def _advance(self, x, out, many):
         """Take one step, or `many` of them, with every check; if it fails, leave the states as before."""
-        x = as_array(x, "x")
+        x = self._read(x, "x")
         frame, pattern = x.shape[1:] if many else x.shape, self._pattern
         wrong = pattern is not None and (frame, x.dtype) != (pattern.shape, pattern.dtype)
         if many and x.ndim == 0 or wrong:

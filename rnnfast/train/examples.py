@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.nn.checks import as_array, check_lengths
-from rnnfast.nn.module import layers_of
+from rnnfast.nn.checks import as_array, as_floats, check_lengths, is_ragged
+from rnnfast.nn.module import layers_of, takes_floats
 from rnnfast.train.losses import check_weights
 
 
@@ -44,13 +44,18 @@ class Examples:
     """The arrays x, y, lengths and mask, whose first axes are the examples; y may be None.
 
     x may be a tuple of arrays, and lengths then is a tuple too. The lengths of the last array of x are those of y. With
-    weights of samples or classes the mask is the weight of each element.
+    weights of samples or classes the mask is the weight of each element. Lists of arrays of different lengths are
+    padded with zeros; the lengths of x are then those of its arrays.
     """
 
     def __init__(self, net, x, y=None, lengths=None, mask=None, sample_weight=None, class_weight=None):
         check_batch_first(net)
-        self.x = tuple(as_array(a, f"x[{i}]") for i, a in enumerate(x)) if isinstance(x, tuple) else as_array(x, "x")
-        self.y: Any = None if y is None else as_array(y, "y")
+        read = as_floats if takes_floats(net) else as_array
+        lengths = _given_lengths(x, lengths)
+        self.x = (
+            tuple(_read(a, f"x[{i}]", read) for i, a in enumerate(x)) if isinstance(x, tuple) else _read(x, "x", read)
+        )
+        self.y: Any = None if y is None else _read(y, "y", as_array)
         lead = first(self.x)
         for name, array in [("x", lead), *([] if self.y is None else [("y", self.y)])]:
             if array.ndim == 0:
@@ -63,6 +68,10 @@ class Examples:
             if array is not None and (array.ndim == 0 or len(array) != self.count):
                 raise InputError(f"{name}: shape is {list(array.shape)}, expected {self.count} examples, as in x")
         self.lengths = self._lengths(lengths)
+        if is_ragged(y):
+            expected = last(self.lengths)
+            if expected is None or [len(a) for a in y] != expected.tolist():
+                raise InputError("y: arrays of different lengths, expected those of x, or lengths=")
         self.mask = self._mask(mask, returns_sequences(net))
         for weights in (self._weights(sample_weight, "sample_weight"), self._class_weights(class_weight)):
             self.mask = weights if self.mask is None else self.mask if weights is None else _product(self.mask, weights)
@@ -170,6 +179,34 @@ class Examples:
         if not returns_sequences(net):
             raise InputError("tbptt: a recurrent layer has return_sequences=False, expected an output for each step")
         return range(0, self.x.shape[1], steps)
+
+
+def _given_lengths(x, lengths):
+    """Return the lengths of x, which are those of its arrays where these differ."""
+    if isinstance(x, tuple):
+        of_each = tuple(_given_lengths(a, None) for a in x)
+        if all(one is None for one in of_each):
+            return lengths
+        lengths = (None,) * len(x) if lengths is None else lengths
+        if not isinstance(lengths, (tuple, list)) or len(lengths) != len(x):
+            return lengths  # which is refused later
+        return tuple(_given_lengths(a, one) for a, one in zip(x, lengths, strict=True))
+    if not is_ragged(x):
+        return lengths
+    if lengths is not None:
+        raise InputError("lengths: given beside a list of arrays of different lengths, expected one of them")
+    return [len(a) for a in x]
+
+
+def _read(value, name, read):
+    """Return a value as an array by `read`, as_floats or as_array; arrays of different lengths are padded with zeros."""
+    if not is_ragged(value):
+        return read(value, name)
+    arrays = [read(a, f"{name}[{i}]") for i, a in enumerate(value)]
+    padded = np.zeros((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), np.result_type(*arrays))
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return padded
 
 
 def _product(a, b):

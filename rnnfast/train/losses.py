@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.nn.checks import as_array, as_input, check_number, check_shape
+from rnnfast.nn.checks import as_array, as_input, check_number, check_shape, to_float32
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -165,7 +165,7 @@ class _Elementwise:
 
         Args:
             y: float32 of any shape.
-            target: An array of y's shape; the class says which dtypes it may have.
+            target: Numbers of y's shape, which are rounded to float32. If y is [..., 1], they may be [...].
             mask: bool or weights, of the target's shape or its first axes: which elements count, and how much; None is
                 all.
 
@@ -179,6 +179,8 @@ class _Elementwise:
         return self._loss(as_input(y, "y"), self._target(target, mask), mask)
 
     def _loss(self, y, target, mask):
+        if y.shape == (*target.shape, 1):
+            target = target[..., None]
         check_shape(target, y.shape, "target", "that of y")
         mask, weights, count = check_mask(mask, y.shape)
         if mask is not None:
@@ -197,11 +199,14 @@ class _Elementwise:
 
     def _target(self, target, mask):
         """Return the target as float32."""
-        return as_input(target, "target")
+        target = as_array(target, "target")
+        if target.dtype.kind not in "biuf":
+            raise InputTypeError(f"target: dtype is {target.dtype}, expected float32")
+        return to_float32(target, "target")
 
 
 class MSE(_Elementwise):
-    """Mean squared error, (y - target)^2, as torch.nn.MSELoss; y and target are float32 of one shape."""
+    """Mean squared error, (y - target)^2, as torch.nn.MSELoss; y and target have one shape."""
 
     def elements(self, y, target):
         difference = y - target
@@ -209,7 +214,7 @@ class MSE(_Elementwise):
 
 
 class MAE(_Elementwise):
-    """Mean absolute error, |y - target|, as torch.nn.L1Loss; y and target are float32 of one shape.
+    """Mean absolute error, |y - target|, as torch.nn.L1Loss; y and target have one shape.
 
     The gradient at y = target is 0.
     """
@@ -222,8 +227,7 @@ class MAE(_Elementwise):
 class BinaryCrossEntropy(_Elementwise):
     """Binary cross-entropy of logits y: -t log p - (1 - t) log(1 - p), where p = sigmoid(y) and t is the target.
 
-    The formula is that of torch.nn.BCEWithLogitsLoss. The target has y's shape, and is float32 from 0 to 1, bool, or
-    integers 0 and 1.
+    The formula is that of torch.nn.BCEWithLogitsLoss. The target has y's shape, and is from 0 to 1, or bool.
     """
 
     def elements(self, y, target):
@@ -232,13 +236,11 @@ class BinaryCrossEntropy(_Elementwise):
         return np.maximum(y, 0) - y * target + np.log1p(small), p - target
 
     def _target(self, target, mask):
-        target = as_array(target, "target")
-        if target.dtype.kind not in "biu":
-            target = as_input(target, "target")
+        target, values = super()._target(target, mask), as_array(target, "target")
         outside = ~((target >= 0) & (target <= 1))
         if outside.any():
-            _check_range(target, outside, check_mask(mask, target.shape)[0], "0 to 1")
-        return target.astype(np.float32)
+            _check_range(values, outside, check_mask(mask, target.shape)[0], "0 to 1")
+        return target
 
 
 def _check_range(target, outside, mask, expected):

@@ -16,7 +16,7 @@ def accuracy(y: ArrayLike, target: ArrayLike, mask: NDArray[Any] | None = None) 
     """Return the fraction of correct predictions.
 
     Args:
-        y: Logits [..., classes], of which the largest is the prediction, or [...], of which the sign is.
+        y: Logits [..., classes], of which the largest is the prediction, or [...] or [..., 1], of which the sign is.
         target: Classes, integers [...], or 0 and 1 [...].
         mask: bool or weights, of the target's shape or its first axes: which elements count, and how much; None is
             all.
@@ -26,6 +26,8 @@ def accuracy(y: ArrayLike, target: ArrayLike, mask: NDArray[Any] | None = None) 
         InputTypeError: The mask is neither bool nor weights.
     """
     logits, expected = np.asarray(y), np.asarray(target)
+    if logits.shape == (*expected.shape, 1):
+        logits = logits[..., 0]
     if logits.ndim == expected.ndim + 1:
         correct = logits.argmax(-1) == expected
     else:

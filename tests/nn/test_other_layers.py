@@ -30,7 +30,7 @@ def test_linear(shape, bias):
     [
         (np.zeros((3, 4), np.float32), InputError, r"x: shape is \[3, 4\], expected \[..., 5\] \(in_features\)"),
         (np.float32(1), InputError, r"x: shape is \[\]"),
-        (np.zeros((3, 5)), InputTypeError, "x: dtype is float64"),
+        (np.zeros((3, 5), int), InputTypeError, "x: dtype is int64"),
     ],
 )
 def test_linear_refuses(x, error, message):

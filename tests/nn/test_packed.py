@@ -321,7 +321,7 @@ def test_broken_packed_sequences(fields, error, message):
         ),
         (lambda layer: layer(GOOD._replace(data=GOOD.data[:, :4])), InputError, r"x.data: shape is \[7, 4\], expected"),
         (lambda layer: layer(GOOD._replace(data=GOOD.data[:, 0])), InputError, r"x.data: shape is \[7\], expected"),
-        (lambda layer: layer(GOOD._replace(data=GOOD.data.astype(float))), InputTypeError, "x.data: dtype is float64"),
+        (lambda layer: layer(GOOD._replace(data=GOOD.data.astype(int))), InputTypeError, "x.data: dtype is int64"),
         (
             lambda layer: layer(GOOD, np.zeros((1, 2, 4), np.float32)),
             InputError,

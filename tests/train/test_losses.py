@@ -102,8 +102,9 @@ def test_losses_of_large_logits_are_finite():
             InputError,
             r"target: shape is \[2, 1\], expected \[2, 3\] \(that of y\)",
         ),
-        (lambda: train.MAE()(np.ones(2, np.float32), np.ones(2)), InputTypeError, "target: dtype is float64"),
-        (lambda: train.MSE()(np.ones(2), np.ones(2, np.float32)), InputTypeError, "y: dtype is float64"),
+        (lambda: train.MAE()(np.ones(2, np.float32), ["1", "2"]), InputTypeError, "target: dtype is <U1"),
+        (lambda: train.MAE()(np.ones(2, np.float32), [1, 1e39]), InputError, "target: holds numbers beyond the range"),
+        (lambda: train.MSE()(np.ones(2, int), np.ones(2, np.float32)), InputTypeError, "y: dtype is int64"),
         (
             lambda: train.BinaryCrossEntropy()(np.ones(2, np.float32), [0, 2]),
             InputError,
