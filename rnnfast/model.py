@@ -26,7 +26,7 @@ from rnnfast.onnx.facts import facts_of, with_known_sizes
 from rnnfast.onnx.float64 import widen
 from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold, folding_budget
 from rnnfast.onnx.graph import Graph, Source, Type, Value, read
-from rnnfast.onnx.inputs import validate
+from rnnfast.onnx.inputs import lengths_inputs, validate
 from rnnfast.onnx.loops import simplified
 from rnnfast.onnx.summary import Summary, summarise
 from rnnfast.onnx.trace import PLAN_BYTES, PlannedGraph, Recorder
@@ -197,6 +197,7 @@ class Model:
     def _set_graph(self, graph: Graph) -> None:
         self.graph, self.inputs, self.outputs = graph, graph.inputs, graph.outputs
         self._types = {v.name: v.type for v in self.inputs}
+        self._lengths = lengths_inputs(graph)
         self._output_names = [v.name for v in self.outputs]
         # Key -> planned graph, the last used first. The tuple is replaced, never changed, so that no call holds a lock:
         # if a thread thereby discards the graph of another, it is built again.
@@ -222,7 +223,8 @@ class Model:
             feed: Inputs by name.
             **inputs: Further inputs by name. Arrays must have the dtype that the file declares, and sizes that fit the
                 declared shape. Python numbers and nested lists of them are converted if the declared type can hold
-                each of them (floats are rounded to it).
+                each of them (floats are rounded to it), and so are integer arrays that are lengths: inputs whose
+                only use is as the sequence_lens of recurrent nodes.
 
         Returns:
             The outputs by name, in the order of the file: new arrays that share no memory with the inputs. A name that
@@ -319,6 +321,10 @@ class Model:
         if missing:
             raise InputError(f"{label}: input {missing[0]!r} is missing: the model has {list(self._types)}")
         planned = self._planned_for(frozenset(name for name in feed if name in constants), reference)
+        for name in self._lengths:
+            array = feed.get(name)
+            if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.dtype != np.int32:
+                feed = {**feed, name: array.tolist()}  # a list, whose numbers are converted if they fit
         args = [validate(feed[name], self._types[name], f"{label}: input {name!r}") for name in planned.names]
         return planned, widen(args) if reference else args
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import rnnfast
+from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.native import _kernels, _plans, _programs
 from tests.graphs import load, model_of, parse, random
@@ -473,3 +474,38 @@ def test_summary_where_zeros_do_not_run():
     summary = model.summary()
     assert summary.layers[0].shape is None and "shorter than a window" in str(summary)
     assert model.summary(x=random(0, 1, 1, 20)).layers[0].shape == (1, 2, 12)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int16, np.int32])
+def test_lengths_may_be_integers_of_any_type(tmp_path, dtype):
+    """An input that is nothing but lengths takes integers; NumPy makes int64 of a list, and ONNX's LSTM wants int32."""
+    net = nn.Sequential(nn.LSTM(4, 3, bidirectional=True, rng=1), nn.GRU(6, 2, rng=2))
+    net.save(tmp_path / "net.onnx", lengths=True)
+    model = rnnfast.load(tmp_path / "net.onnx")
+    lengths = np.array([3, 5], dtype)
+    x = np.random.default_rng(3).standard_normal((5, 2, 4), dtype=np.float32)
+    for _ in range(2):  # with a new plan, and with one that is kept
+        np.testing.assert_array_equal(model(x=x, lengths=lengths).y, net(x, lengths=lengths))
+    np.testing.assert_array_equal(model.reference(x=x, lengths=lengths).y, model.reference(x=x, lengths=[3, 5]).y)
+    with pytest.raises(InputTypeError, match="input 'x' is double, expected float"):
+        model(x=x.astype(np.float64), lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    "lengths", [np.array([3, 2**40]), np.array([3.0, 5.0]), np.array([True, False]), np.array([6])]
+)
+def test_lengths_that_are_none(tmp_path, lengths):
+    nn.LSTM(4, 3, rng=1).save(tmp_path / "net.onnx", lengths=True)
+    with pytest.raises(rnnfast.Error):
+        rnnfast.load(tmp_path / "net.onnx")(x=np.ones((5, 2, 4), np.float32), lengths=lengths)
+
+
+def test_lengths_that_are_used_otherwise_too_keep_their_type():
+    text = """g (float[t,n,1] x, int32[n] lens) => (float[t,1,n,1] y, int32[n] twice) {
+            w = Constant <value_floats = [0.5]> ()  s = Constant <value_ints = [1, 1, 1]> ()  r = Reshape (w, s)
+            y = RNN <hidden_size = 1> (x, r, r, "", lens)  twice = Add (lens, lens) }"""
+    model = load(parse(text))
+    x = np.ones((2, 1, 1), np.float32)
+    assert model(x=x, lens=[1]).twice.tolist() == [2]
+    with pytest.raises(InputTypeError, match="input 'lens' is int64, expected int32"):
+        model(x=x, lens=np.array([1]))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError, raise_if_from_handler
-from rnnfast.onnx.graph import Type
+from rnnfast.onnx.graph import Graph, Type
 from rnnfast.onnx.tensors import type_name
 
 # Names for messages of the kinds of NumPy dtypes that are not numbers, which go by ONNX's names.
@@ -34,6 +34,20 @@ def validate(value: Any, expected: Type, where: str) -> Any:
         array = _converted(value, array, expected.dtype, where)
     _check_shape(array, expected.shape, where)
     return array
+
+
+def lengths_inputs(graph: Graph) -> frozenset[str]:
+    """Names of the int32 inputs that are nothing but the sequence_lens of recurrent nodes."""
+    names = {v.name for v in graph.inputs if v.type.dtype == np.int32}
+    names -= {v.name for v in graph.outputs}
+    used = set()
+    for node in graph.nodes:
+        is_length = node.op_type in ("RNN", "GRU", "LSTM") and node.domain in ("", "ai.onnx")
+        lens = node.inputs[4:5] if is_length else ()
+        used.update(lens)
+        names -= node.needs - set(lens)
+        names -= {name for name in lens if node.inputs.count(name) > 1}
+    return frozenset(names & used)
 
 
 def _as_array(value: Any, where: str) -> np.ndarray:

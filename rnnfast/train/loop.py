@@ -87,9 +87,11 @@ def fit(
 
     Args:
         net: The network, whose recurrent layers must be batch_first.
-        x: The inputs, [examples, ...], for recurrent layers [examples, time, ...]; an array or a tuple of arrays.
+        x: The inputs, [examples, ...], for recurrent layers [examples, time, ...]; an array or a tuple of arrays. A
+            list of arrays [time, ...] of different lengths is padded with zeros, and gives the lengths.
         y: The targets, as the loss takes them: [examples, ...], or [examples, time, ...] if the network has an output
-            for each time step.
+            for each time step; then a list of arrays of the lengths of x may be given. For outputs [..., 1], losses
+            that compare numbers take [...] too.
         loss: A loss: `loss(y, target, mask)` returns (value, dy); or the name of one of `rnnfast.train`: "mse", "mae",
             "cross_entropy" or "binary_cross_entropy".
         optimizer: An Optimizer; one that was used with this network before continues, with another it begins
