@@ -199,7 +199,7 @@ def _given_lengths(x, lengths):
 
 
 def _read(value, name, read):
-    """Return a value as an array by `read`, as_floats or as_array; arrays of different lengths are padded with zeros."""
+    """Return a value as an array by `read`; a list of arrays of different lengths is padded with zeros."""
     if not is_ragged(value):
         return read(value, name)
     arrays = [read(a, f"{name}[{i}]") for i, a in enumerate(value)]
