@@ -40,7 +40,7 @@ def lengths_inputs(graph: Graph) -> frozenset[str]:
     """Names of the int32 inputs that are nothing but the sequence_lens of recurrent nodes."""
     names = {v.name for v in graph.inputs if v.type.dtype == np.int32}
     names -= {v.name for v in graph.outputs}
-    used = set()
+    used: set[str] = set()
     for node in graph.nodes:
         is_length = node.op_type in ("RNN", "GRU", "LSTM") and node.domain in ("", "ai.onnx")
         lens = node.inputs[4:5] if is_length else ()
