@@ -7,6 +7,8 @@ other than two axes, which becomes MatMul and Add and so rounds the product befo
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from rnnfast.errors import InputError, InputTypeError, LimitError, UnsupportedEr
 from rnnfast.native.cell_activations import DEFAULTS, resolve
 from rnnfast.nn import convert
 from rnnfast.nn.checks import check_flag, check_size
+from rnnfast.nn.description import KEY, describe
 from rnnfast.nn.recurrent_layer import RecurrentLayer
 
 OPSET = 18
@@ -98,7 +101,7 @@ def export(
     graph.output("y", value.name, value.shape)
     for name, shape in ends:
         graph.output(name, name, shape)
-    return graph.finish(repr(layer), path)
+    return graph.finish(repr(layer), path, layer)
 
 
 class Value(NamedTuple):
@@ -155,8 +158,11 @@ class Graph:
             )
         return form(self, layer, x, f"{layer_path}." if layer_path else "", **states)
 
-    def finish(self, text, path=None):
-        """Return the model, and write it to `path` if that is given; `text` is its description."""
+    def finish(self, text, path=None, net=None):
+        """Return the model, and write it to `path` if that is given.
+
+        `text` is its description for people. The metadata describe `net`, for `restored`, if its layers are rnnfast's.
+        """
         size = sum(array.nbytes for array in self.weights.values())
         if size > MAX_FILE_BYTES:
             raise LimitError(f"weights of {size} bytes are more than the {MAX_FILE_BYTES} that an ONNX file holds")
@@ -175,9 +181,17 @@ class Graph:
             producer_name="rnnfast",
             producer_version=rnnfast.__version__,
         )
+        with contextlib.suppress(UnsupportedError):
+            helper.set_model_props(model, {KEY: describe(net, nodes=fingerprint(model))})
         if path is not None:
             write_whole(path, model.SerializeToString())
         return model
+
+
+def fingerprint(model):
+    """Return a text that tells whether nodes, inputs or outputs of a model were changed; weights may be."""
+    parts = (*model.graph.node, *model.graph.input, *model.graph.output)
+    return hashlib.sha256(b"".join(part.SerializeToString(deterministic=True) for part in parts)).hexdigest()
 
 
 def _flat(layer, path):

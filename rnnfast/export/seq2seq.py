@@ -25,7 +25,7 @@ def export_seq2seq(net, folder):
         raise_if_from_handler(error)
         raise InputError(f"{folder} is no folder, nor can it be made one: {error.strerror}") from error
     for name, graph in graphs.items():
-        graph.finish(f"{name} of {net!r}", os.path.join(folder, f"{name}.onnx"))
+        graph.finish(f"{name} of {net!r}", os.path.join(folder, f"{name}.onnx"), net)
 
 
 def encoder(net):

@@ -3,6 +3,7 @@
 from rnnfast.nn.activation import ELU, Hardsigmoid, LeakyReLU, ReLU, Sigmoid, Softplus, Softsign, Tanh
 from rnnfast.nn.attention import Attention
 from rnnfast.nn.dropout import Dropout
+from rnnfast.nn.files import load
 from rnnfast.nn.linear import Embedding, Linear
 from rnnfast.nn.module import Module, Sequential
 from rnnfast.nn.normalization import LayerNorm
@@ -31,6 +32,7 @@ __all__ = [
     "Softplus",
     "Softsign",
     "Tanh",
+    "load",
     "pack_padded_sequence",
     "pack_sequence",
     "pad_packed_sequence",

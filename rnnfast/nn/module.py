@@ -11,6 +11,7 @@ import numpy as np
 from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError, raises_limit_error
 from rnnfast.native.threads import check as check_threads
 from rnnfast.nn.checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
+from rnnfast.nn.files import as_path, load, save
 from rnnfast.nn.packed import checked, is_packed
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import ArrayLike
+    from typing_extensions import Self
 
     from rnnfast.nn.types import FloatArray, Gradients, Seed, Shape, StateDict, SummaryShape, Weights
     from rnnfast.streaming.layer_pool import LayerPool
@@ -49,6 +51,15 @@ class SummaryRow(NamedTuple):
     """Floating-point operations for one row of one time step; each multiply-add of a matrix product counts as 2."""
     bytes: int
     """Bytes of parameters that such a step reads."""
+
+
+class UnmatchedNames(NamedTuple):
+    """The names that `load_state_dict` with strict=False did not match."""
+
+    missing: list[str]
+    """Parameters of the layer that the state dict does not have; they stay as they were."""
+    unexpected: list[str]
+    """Names of the state dict that the layer does not have."""
 
 
 class Saved(NamedTuple):
@@ -108,12 +119,19 @@ class Module:
         with within_memory(self):
             return {name: array.copy() for name, array in self.current_weights()[0].items()}
 
-    def load_state_dict(self, state_dict: StateDict) -> None:
+    def load_state_dict(self, state_dict: StateDict, strict: bool = True, *, prefix: str = "") -> UnmatchedNames | None:
         """Replace all parameters, or none after an error.
 
         Args:
             state_dict: A mapping of name to array, or to anything that `np.asarray` reads, such as torch tensors. Names
                 and shapes must be exactly those of `shapes()`, dtypes float32 or narrower floats.
+            strict: Whether names that are missing or unexpected are an error. False keeps the parameters whose names
+                are missing, and leaves out what is unexpected; one name at least must fit.
+            prefix: What the names begin with in a state dict of a larger module, such as "encoder.lstm"; names that
+                begin otherwise are not looked at.
+
+        Returns:
+            None; with strict=False the missing and the unexpected names.
 
         Raises:
             InputTypeError: `state_dict` is no mapping, or a dtype does not fit.
@@ -122,21 +140,37 @@ class Module:
         """
         if not isinstance(state_dict, Mapping):
             raise InputTypeError(f"state_dict: got a {type(state_dict).__name__}, expected a mapping of name to array")
+        if not isinstance(prefix, str):
+            raise InputTypeError(f"prefix: got a {type(prefix).__name__}, expected a str")
+        strict = check_flag(strict, "strict")
+        if prefix:
+            start = prefix if prefix.endswith(".") else f"{prefix}."
+            given = {name.removeprefix(start): a for name, a in state_dict.items() if str(name).startswith(start)}
+        else:
+            given = dict(state_dict)
         shapes = self.shapes()
-        missing = [name for name in shapes if name not in state_dict]
-        unexpected = [str(name) for name in state_dict if name not in shapes]
-        if missing or unexpected:
+        missing = [name for name in shapes if name not in given]
+        unexpected = [str(name) for name in given if name not in shapes]
+        if strict and (missing or unexpected) or shapes and len(missing) == len(shapes):
             raise ModelError(
                 f"state_dict of {self!r}: missing {', '.join(missing) or 'nothing'}, "
-                f"unexpected {', '.join(unexpected) or 'nothing'}"
+                f"unexpected {', '.join(unexpected) or 'nothing'}{self._advice(state_dict)}"
             )
-        parameters = {name: as_weight(state_dict[name], name) for name in shapes}
-        for name, shape in shapes.items():
-            if parameters[name].shape != shape:
+        parameters = {name: as_weight(given[name], name) for name in shapes if name in given}
+        for name, array in parameters.items():
+            if array.shape != shapes[name]:
                 raise ModelError(
-                    f"state_dict of {self!r}: {name} has shape {list(parameters[name].shape)}, expected {list(shape)}"
+                    f"state_dict of {self!r}: {name} has shape {list(array.shape)}, expected {list(shapes[name])}"
                 )
-        self.replace_weights(self.prepare_weights(parameters))
+        if missing:
+            parameters = self.state_dict() | parameters
+        self.replace_weights(self.prepare_weights({name: parameters[name] for name in shapes}))
+        return None if strict else UnmatchedNames(missing, unexpected)
+
+    def _advice(self, state_dict):
+        """Return how a state dict of a larger module can be loaded, as the end of a message; "" if it cannot."""
+        found = prefixes(self, state_dict)
+        return f"; expected prefix={' or '.join(map(repr, found))}" if found else ""
 
     @raises_limit_error
     def forward(
@@ -237,25 +271,49 @@ class Module:
     def save(
         self, path: str | os.PathLike[str], *, lengths: bool = False, states: bool = False, rank: int | None = None
     ) -> None:
-        """Write the layer as an ONNX file, which `rnnfast.load` and other engines can run.
+        """Write the layer as an ONNX file, which other engines can run too, or as a safetensors file.
 
-        The file's inputs are x and those that are asked for, its outputs y and the last states; the axes of time and
-        batch are symbolic.
+        `rnnfast.nn.load` makes layers of both again. `rnnfast.load` runs the ONNX file: its inputs are x and those that
+        are asked for, its outputs y and the last states; the axes of time and batch are symbolic. A safetensors file
+        has the tensors of the state dict.
 
         Args:
-            path: The file; it is written completely or not at all.
+            path: The file, which ends in .onnx or .safetensors; it is written completely or not at all. The options
+                are those of ONNX files.
             lengths: Whether the file has an input lengths [batch] int32.
             states: Whether the file has inputs h0 (and c0) and outputs hn (and cn) for each recurrent layer.
             rank: The number of axes of x, for layers without recurrent ones, which take any number; None is 2.
 
         Raises:
-            InputError: An option does not fit the layer, or the file cannot be written.
+            InputError: An option does not fit the layer, the path has another ending, or the file cannot be written.
+            InputTypeError: `path` is no path.
             LimitError: The weights are larger than an ONNX file can be.
-            UnsupportedError: ONNX has no form of a layer: proj_size, or a Module that is none of rnnfast's.
+            UnsupportedError: ONNX has no form of a layer: proj_size, or a Module that is none of rnnfast's; or
+                safetensors is not installed.
         """
-        from rnnfast.export.layers import export
+        ending = as_path(path).suffix
+        if ending == ".onnx":
+            from rnnfast.export.layers import export
 
-        export(self, path, lengths=lengths, states=states, rank=rank)
+            export(self, path, lengths=lengths, states=states, rank=rank)
+        elif ending != ".safetensors":
+            raise InputError(f"path: {str(path)!r} ends in {ending!r}, expected .onnx or .safetensors")
+        elif lengths or states or rank is not None:
+            raise InputError("lengths, states, rank: are options of ONNX files, not of safetensors")
+        else:
+            save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Make a layer of this class of a file that `save` wrote; see `rnnfast.nn.load`, which takes any class.
+
+        Raises:
+            Error: As `rnnfast.nn.load` does; a ModelError too if the file holds a layer of another class.
+        """
+        net = load(path)
+        if not isinstance(net, cls):
+            raise ModelError(f"{path}: holds {net!r}, expected a {cls.__name__}")
+        return net
 
     def call_into(self, x: Any, out: FloatArray) -> None:
         """Write the result of a call to `out`.
@@ -422,6 +480,14 @@ class Container(Module):
         for layer, weights in zip(self.members().values(), prepared, strict=True):
             layer.replace_weights(weights)
 
+    def _advice(self, state_dict):
+        advice = super()._advice(state_dict)
+        found = {} if advice else {name: prefixes(layer, state_dict) for name, layer in self.members().items()}
+        if not any(found.values()):
+            return advice
+        each = [f"layer {name} by prefix={' or '.join(map(repr, starts))}" for name, starts in found.items() if starts]
+        return f"; expected each layer to be loaded by itself: {', '.join(each)}"
+
     def __getstate__(self):
         return self.__dict__.copy()
 
@@ -431,6 +497,15 @@ class Container(Module):
         self.__dict__.update(state)
         if "thread_count" in state:  # threads=None means this process's default, not the pickling one's
             self._use_threads(state["threads"])
+
+
+def prefixes(layer: Module, state_dict: StateDict) -> list[str]:
+    """Return what names may begin with in a state dict of a larger module that has all parameters of a layer."""
+    names = layer.shapes()
+    first = next(iter(names), "")
+    ends = [str(name) for name in state_dict if first and str(name).endswith(f".{first}")]
+    starts = [name.removesuffix(first) for name in ends]
+    return [start.removesuffix(".") for start in starts if all(start + name in state_dict for name in names)]
 
 
 def joined(parts):

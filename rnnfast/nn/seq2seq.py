@@ -12,6 +12,7 @@ from rnnfast.nn.activation import Tanh
 from rnnfast.nn.attention import SCORES, Attention
 from rnnfast.nn.checks import as_array, as_generator, check_choice, check_flag, check_number
 from rnnfast.nn.dropout import Dropout
+from rnnfast.nn.files import as_path, save
 from rnnfast.nn.linear import Embedding, Linear
 from rnnfast.nn.module import Container, Saved, joined
 from rnnfast.nn.recurrent import GRU, LSTM
@@ -294,8 +295,9 @@ class Seq2Seq(Container):
         return decoding.beam(self, source, lengths, start=start, end=end, max_steps=max_steps, width=width)
 
     def save(self, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
-        """Write the ONNX files encoder.onnx and decoder_step.onnx.
+        """Write a folder with the ONNX files encoder.onnx and decoder_step.onnx, or one safetensors file.
 
+        `rnnfast.nn.load` makes a Seq2Seq of both again. A safetensors file has the tensors of the state dict.
         `rnnfast.nn.decoding.Exported` decodes with them, several times as fast as this object does. Inputs and outputs
         are:
 
@@ -305,16 +307,23 @@ class Seq2Seq(Container):
                 -> logits, hn, cn, attention
 
         Args:
-            path: The folder for the files; it is made if it does not exist.
+            path: The folder for the files, which is made if it does not exist; or a file that ends in .safetensors.
 
         Raises:
-            InputError: A file cannot be written.
+            InputError: A file cannot be written, or the path ends in .onnx.
             InputTypeError: `path` is no path.
             LimitError: The weights are larger than an ONNX file can be.
+            UnsupportedError: The path ends in .safetensors, and safetensors is not installed.
         """
-        from rnnfast.export.seq2seq import export_seq2seq
+        ending = as_path(path).suffix
+        if ending == ".safetensors":
+            save(self, path)
+        elif ending == ".onnx":
+            raise InputError(f"path: {str(path)!r} ends in .onnx, but a Seq2Seq is two of them: expected a folder")
+        else:
+            from rnnfast.export.seq2seq import export_seq2seq
 
-        export_seq2seq(self, path)
+            export_seq2seq(self, path)
 
     def _run(self, tape, x, lengths):
         """Return the logits and the attention weights."""

@@ -8,7 +8,6 @@ the settings that must be the same to resume.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pathlib
@@ -28,7 +27,8 @@ from rnnfast.errors import (
     raises_limit_error,
 )
 from rnnfast.nn.checks import check_size
-from rnnfast.regular_files import open_regular
+from rnnfast.nn.description import MALFORMED
+from rnnfast.nn.files import read_tensors
 from rnnfast.train.history import History
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 KEY, VERSION = "rnnfast.train", 1
 MAX_NUMBER = 2**53
 """The largest number of steps that a float counts exactly."""
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-"""The exceptions that reading JSON of a stranger raises."""
 
 
 def check(path):
@@ -172,19 +170,14 @@ def load_checkpoint(path: str | os.PathLike[str], net: Module) -> History:
 
 def _read(path):
     """Return the tensors by name and the metadata of a checkpoint."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        open_regular(path).close()  # else safe_open waits for the writer of a FIFO
-        with safe_open(path, "numpy") as file:
-            meta = json.loads((file.metadata() or {})[KEY])
-            if meta["version"] != VERSION:
-                raise ValueError(f"version {meta['version']}, expected {VERSION}")
-            return {name: file.get_tensor(name) for name in file.keys()}, meta
-    except (OSError, SafetensorError, *MALFORMED) as error:
+        tensors, texts = read_tensors(path)
+        meta = json.loads(texts[KEY])
+        if meta["version"] != VERSION:
+            raise ValueError(f"version {meta['version']}, expected {VERSION}")
+        return tensors, meta
+    except (OSError, *MALFORMED) as error:
         raise_if_from_handler(error)
-        if getattr(error, "errno", None) == errno.ENOMEM:  # of mmap
-            raise MemoryError(error) from error
         raise ModelError(f"{path}: is no checkpoint ({type(error).__name__}: {error})") from error
 
 

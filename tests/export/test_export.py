@@ -309,13 +309,15 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 @pytest.mark.parametrize("net", [nn.Linear(2, 3, rng=1), nn.Seq2Seq(2, 3, 4, 5, rng=1)], ids=["Linear", "Seq2Seq"])
 def test_no_place_for_a_file(net, tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "folder.onnx").mkdir()
+    ending = ".onnx" if isinstance(net, nn.Linear) else ""
     with pytest.raises(InputError, match="file.net.* (cannot be written|is no folder.*): Not a directory"):
-        net.save(tmp_path / "file" / "net")
+        net.save(tmp_path / "file" / f"net{ending}")
     with pytest.raises(InputTypeError, match="path: 5 is no path"):
         net.save(5)
     with pytest.raises(InputError, match=".*: (Is a directory|File exists)"):
-        net.save(tmp_path if isinstance(net, nn.Linear) else tmp_path / "file")
-    assert os.listdir(tmp_path) == ["file"]
+        net.save(tmp_path / ("folder.onnx" if ending else "file"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.onnx"]
 
 
 def _umask():

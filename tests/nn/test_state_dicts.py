@@ -230,3 +230,67 @@ def test_initial_weights(kind):
         np.testing.assert_array_equal(array, same[name])
         assert (array != other[name]).any()
         assert np.abs(array).max() <= 1 / 4 and np.abs(array).max() > 0.2
+
+
+def larger():
+    """The state dict of a module with more layers, with torch's names."""
+    lstm, fc = nn.LSTM(5, 7, rng=1), nn.Linear(7, 2, rng=2)
+    return {
+        **{f"encoder.lstm.{name}": a for name, a in lstm.state_dict().items()},
+        **{f"fc.{name}": a for name, a in fc.state_dict().items()},
+        "step": np.array(3),
+    }
+
+
+@pytest.mark.parametrize("prefix", ["encoder.lstm", "encoder.lstm."])
+def test_prefix(prefix):
+    layer = nn.LSTM(5, 7)
+    assert layer.load_state_dict(larger(), prefix=prefix) is None
+    for name, array in nn.LSTM(5, 7, rng=1).state_dict().items():
+        np.testing.assert_array_equal(layer.state_dict()[name], array)
+
+
+@pytest.mark.parametrize(
+    "layer, options, message",
+    [
+        (nn.LSTM(5, 7), {}, "missing weight_ih_l0, .*; expected prefix='encoder.lstm'$"),
+        (nn.LSTM(5, 7), {"strict": False}, "expected prefix='encoder.lstm'$"),
+        (nn.LSTM(5, 7), {"prefix": "lstm"}, "missing .*, unexpected nothing; expected prefix='encoder.lstm'$"),
+        (nn.LSTM(5, 7), {"prefix": "encoder"}, "unexpected lstm.weight_ih_l0, .*; expected prefix='encoder.lstm'$"),
+        (
+            nn.Sequential(nn.LSTM(5, 7), nn.Tanh(), nn.Linear(7, 2)),
+            {},
+            "expected each layer to be loaded by itself: layer 0 by prefix='encoder.lstm', layer 2 by prefix='fc'$",
+        ),
+        (nn.GRU(5, 7, bias=False), {"prefix": "encoder.lstm"}, "unexpected bias_ih_l0, bias_hh_l0"),
+        (nn.LayerNorm(7), {"prefix": "norm"}, "missing weight, bias, unexpected nothing; expected prefix='fc'$"),
+        (nn.GRU(5, 7), {"prefix": 3}, "prefix: got a int, expected a str"),
+        (nn.GRU(5, 7), {"strict": 3}, "strict: 3 is none of"),
+    ],
+)
+def test_the_error_suggests_a_prefix(layer, options, message):
+    before = layer.state_dict()
+    with pytest.raises(Error, match=message):
+        layer.load_state_dict(larger(), **options)
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_not_strict():
+    layer, other = nn.LSTM(5, 7, rng=1), nn.LSTM(5, 7, rng=2)
+    before = layer.state_dict()
+    given = {"weight_hh_l0": other.state_dict()["weight_hh_l0"], "extra": 1}
+    missing, unexpected = layer.load_state_dict(given, strict=False)
+    assert missing == ["weight_ih_l0", "bias_ih_l0", "bias_hh_l0"] and unexpected == ["extra"]
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, (given if name in given else before)[name])
+    x = uniform(np.random.default_rng(3), 4, 3, 5)
+    again = nn.LSTM(5, 7)
+    again.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(layer(x)[0], again(x)[0])
+    with pytest.raises(ModelError, match=r"weight_hh_l0 has shape \[28, 5\], expected \[28, 7\]"):
+        layer.load_state_dict({"weight_hh_l0": np.ones((28, 5), np.float32)}, strict=False)
+    with pytest.raises(ModelError, match="missing weight_ih_l0, .*unexpected extra"):
+        layer.load_state_dict({"extra": 1}, strict=False)
+    assert layer.load_state_dict(before, strict=False) == ([], [])
+    assert nn.Tanh().load_state_dict({"extra": 1}, strict=False) == ([], ["extra"])
