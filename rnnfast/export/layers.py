@@ -34,8 +34,8 @@ MAX_FILE_BYTES = 2**31 - 2**20
 REDUCTIONS = {"sum": "ReduceSum", "mul": "ReduceProd", "average": "ReduceMean"}
 """merge -> the operator that reduces two directions to one; "concat" moves axes instead."""
 
-SIZES = ("input_size", "in_features", "normalized_shape")
-"""The attributes of layers that hold the size of their input's last axis."""
+SIZES = ("input_size", "in_features", "normalized_shape", "in_channels", "num_features")
+"""The attributes of layers that hold the size of one axis of their input: the channels, or else the last one."""
 
 
 def export(
@@ -73,13 +73,15 @@ def export(
         raise InputTypeError(f"layer: got a {type(layer).__name__}, expected an nn.Module")
     lengths, states = check_flag(lengths, "lengths"), check_flag(states, "states")
     flat = list(_flat(layer, ""))
-    recurrent = [layer_path for layer_path, member in flat if isinstance(member, RecurrentLayer)]
+    recurrent = [layer_path for layer_path, member in flat if isinstance(member, RecurrentLayer) or member.is_cell]
+    if lengths and any(member.is_cell for _, member in flat):
+        raise InputError(f"lengths: {layer!r} takes one step")
     if not recurrent and (lengths or states):
         raise InputError(f"{'lengths' if lengths else 'states'}: {layer!r} has no recurrent layer")
     if recurrent and rank is not None:
         raise InputError(f"rank: {rank!r}, but recurrent layers say what axes x has")
     graph = Graph(lengths)
-    value = _input(graph, [member for _, member in flat], 2 if rank is None else check_size(rank, "rank"))
+    value = _input(graph, [member for _, member in flat], None if rank is None else check_size(rank, "rank"))
     if lengths:
         graph.input("lengths", TensorProto.INT32, ["batch"])
     ends = []
@@ -91,7 +93,8 @@ def export(
                 "initial": [f"{prefix}{letter}0" for letter in letters(member)],
                 "last": [f"{prefix}{letter}n" for letter in letters(member)],
             }
-            shape = (member.num_layers * len(member.reversed_directions), "batch", member.hidden_size)
+            layers = () if member.is_cell else (member.num_layers * len(member.reversed_directions),)
+            shape = (*layers, "batch", member.hidden_size)
             for name in names["initial"]:
                 graph.input(name, TensorProto.FLOAT, shape)
             ends += [(name, shape) for name in names["last"]]
@@ -205,15 +208,25 @@ def _flat(layer, path):
 
 def _input(graph, layers, rank):
     """Add the input x; its axes, size and dtype are those that the layers need."""
-    axes = ["batch", "time", *(f"axis{i}" for i in range(2, rank))][:rank]
+    convolves = any(isinstance(layer, nn.Conv1d) for layer in layers)
+    rank = rank or (3 if convolves else 2)
+    if convolves and rank not in (2, 3):
+        raise InputError(f"rank: {rank}, expected 3, or 2 without a batch, for Conv1d")
+    axes = ["batch", "time", *(f"axis{i}" for i in range(2, rank))][convolves and rank == 2 :][:rank]
     first = next((layer for layer in layers if isinstance(layer, RecurrentLayer)), None)
     if first is not None:
         axes = ["batch", "time", "size"] if first.batch_first else ["time", "batch", "size"]
     if any(isinstance(layer, nn.Embedding) for layer in layers):
         axes = axes if first is None else axes[:2]
         return Value(graph.input("x", TensorProto.INT64, axes), tuple(axes))
-    sizes = [getattr(layer, name) for layer in layers for name in SIZES if hasattr(layer, name)]
-    axes[-1] = sizes[0] if sizes else "size"
+    axes += ["size"] * (rank - len(axes) if first is None else 0)
+    sized = [(layer, getattr(layer, name)) for layer in layers for name in SIZES if hasattr(layer, name)]
+    axes[-1] = "size"
+    if sized:
+        layer, size = sized[0]
+        position = _channels(layer, len(axes)) if isinstance(layer, (nn.Conv1d, nn.BatchNorm1d)) else -1
+        axes[-1] = "time" if position != -1 else axes[-1]
+        axes[position] = size
     return Value(graph.input("x", TensorProto.FLOAT, axes), tuple(axes))
 
 
@@ -257,6 +270,72 @@ def _layer_norm(graph, layer, x, prefix):
     weights = layer.state_dict()
     inputs = [x.name, *(graph.weight(f"{prefix}{name}", weights[name]) for name in ("weight", "bias"))]
     return x._replace(name=graph.node("LayerNormalization", inputs, f"{prefix}LayerNorm", axis=-1, epsilon=layer.eps))
+
+
+def _softmax(graph, layer, x, prefix):
+    """Add Softmax."""
+    if layer.dim != -1 and x.swapped:
+        x = swap(graph, x, f"{prefix}unswapped")
+    return x._replace(name=graph.node("Softmax", [x.name], f"{prefix}Softmax", axis=layer.dim))
+
+
+def _channels(layer, rank):
+    """Return the axis of the channels, from the end, for an input of so many axes; a Conv1d has two without a batch."""
+    has_time = rank == 3 or isinstance(layer, nn.Conv1d)
+    return -2 if has_time and not layer.channels_last else -1
+
+
+def _conv1d(graph, layer, x, prefix):
+    """Add Conv, between transpositions with channels_last, and with a batch axis if x has none."""
+    if x.swapped:
+        x = swap(graph, x, f"{prefix}unswapped")
+    name, weights, last = x.name, layer.state_dict(), layer.channels_last
+    if len(x.shape) == 2:
+        name = graph.node("Unsqueeze", [name, graph.integers(0)], f"{prefix}batched")
+    if last:
+        name = graph.node("Transpose", [name], f"{prefix}channels_first", perm=[0, 2, 1])
+    inputs = [name, *(graph.weight(f"{prefix}{key}", array) for key, array in weights.items())]
+    attributes = {
+        "strides": [layer.stride],
+        "dilations": [layer.dilation],
+        "pads": layer.margins,
+        "group": layer.groups,
+    }
+    name = graph.node("Conv", inputs, f"{prefix}Conv1d", kernel_shape=[layer.kernel_size], **attributes)
+    if last:
+        name = graph.node("Transpose", [name], f"{prefix}channels_last", perm=[0, 2, 1])
+    if len(x.shape) == 2:
+        name = graph.node("Squeeze", [name, graph.integers(0)], f"{prefix}without_batch")
+    steps = x.shape[-2 if last else -1] if layer.padding == "same" else f"{prefix}steps"
+    sizes = (steps, layer.out_channels) if last else (layer.out_channels, steps)
+    return Value(name, (*x.shape[:-2], *sizes))
+
+
+def _batch_norm(graph, layer, x, prefix):
+    """Add BatchNormalization, between transpositions if the channels are behind the time."""
+    if x.swapped and not layer.channels_last:
+        x = swap(graph, x, f"{prefix}unswapped")
+    turns = layer.channels_last and len(x.shape) == 3
+    name, weights = x.name, layer.state_dict()
+    if turns:
+        name = graph.node("Transpose", [name], f"{prefix}channels_first", perm=[0, 2, 1])
+    inputs = [name, *(graph.weight(f"{prefix}{key}", array) for key, array in weights.items())]
+    name = graph.node("BatchNormalization", inputs, f"{prefix}BatchNorm1d", epsilon=layer.eps)
+    if turns:
+        name = graph.node("Transpose", [name], f"{prefix}channels_last", perm=[0, 2, 1])
+    return x._replace(name=name)
+
+
+def _cell(graph, layer, x, prefix, initial=None, last=()):
+    """Add the node of a recurrent layer with one time step."""
+    zero = graph.integers(0)
+    steps = Value(graph.node("Unsqueeze", [x.name, zero], f"{prefix}step"), (1, *x.shape))
+    before = [graph.node("Unsqueeze", [name, zero], f"{name}_of_layer") for name in initial or ()]
+    after = [f"{name}_of_layer" for name in last]
+    y = _recurrent(graph, layer.layer, steps, prefix, before, after)
+    for name, value in zip(last, after, strict=True):
+        graph.node("Squeeze", [value, zero], name)
+    return Value(graph.node("Squeeze", [y.name, zero], f"{prefix}h"), (x.shape[0], layer.hidden_size))
 
 
 def swap(graph, x, name):
@@ -377,6 +456,10 @@ FORMS: dict[type[nn.Module], Any] = {
     **dict.fromkeys(
         (nn.ELU, nn.Hardsigmoid, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh), _activation
     ),
+    nn.Softmax: _softmax,
+    nn.Conv1d: _conv1d,
+    nn.BatchNorm1d: _batch_norm,
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent),
+    **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _cell),
 }
 """Layer class -> function(graph, layer, x, prefix) that adds the layer's nodes and returns its output."""

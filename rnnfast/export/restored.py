@@ -91,5 +91,15 @@ def _recurrent(layer, prefix, tensors, kinds):
     return weights
 
 
-FORMS = {nn.Linear: _linear, **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent)}
+def _cell(layer, prefix, tensors, kinds):
+    """Return the weights of a cell."""
+    weights = _recurrent(layer.layer, prefix, tensors, kinds)
+    return {name.removesuffix("_l0"): array for name, array in weights.items()}
+
+
+FORMS = {
+    nn.Linear: _linear,
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent),
+    **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _cell),
+}
 """Layer class -> function(layer, prefix, tensors, kinds) that returns its state dict; others have `_as_they_are`."""

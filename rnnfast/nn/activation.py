@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels
 from rnnfast.native.cell_activations import as_activation, resolve
 from rnnfast.nn.checks import as_input
-from rnnfast.nn.module import Module, SummaryRow
+from rnnfast.nn.module import Module, Sizes, SummaryRow
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -21,6 +22,10 @@ class Activation(Module):
     """Base of the elementwise functions below."""
 
     takes_floats = True
+
+    def sizes(self) -> Sizes:
+        return "last", None, None
+
     function: tuple[str, float, float]
     """(name, alpha, beta) of the engine's elementwise function."""
 
@@ -155,3 +160,63 @@ class ELU(Activation):
 
     def derivative(self, x):
         return np.where(x > 0, np.float32(1), np.float32(self.alpha) * np.exp(np.minimum(x, 0)))
+
+
+class Softmax(Module):
+    """y = exp(x) / sum(exp(x)), with the sum along one axis, as torch.nn.Softmax.
+
+    Losses such as CrossEntropy take logits, without a Softmax before them.
+
+    Args:
+        dim: The axis along which the results sum to 1; a negative one counts from the end.
+
+    Raises:
+        InputTypeError: dim is no integer.
+    """
+
+    takes_floats = True
+
+    def __init__(self, dim: int = -1) -> None:
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+            raise InputTypeError(f"dim: {dim!r} is no integer")
+        self.dim = int(dim)
+
+    def sizes(self) -> Sizes:
+        return "last", None, None
+
+    @property
+    def is_stepwise(self) -> bool:
+        return self.dim == -1
+
+    def __call__(self, x: ArrayLike) -> FloatArray:
+        """Compute the softmax.
+
+        Args:
+            x: float32 of any shape that has the axis `dim`.
+
+        Returns:
+            float32 of x's shape.
+
+        Raises:
+            InputError: x has no such axis.
+            InputTypeError: x is not float32.
+        """
+        return self._forward(x, None)[0]
+
+    def _forward(self, x, rng):
+        x = as_input(x, "x")
+        if not -x.ndim <= self.dim < x.ndim:
+            raise InputError(f"x: shape is {list(x.shape)}, without the axis {self.dim} (dim)")
+        rows = np.ascontiguousarray(np.moveaxis(x, self.dim, -1))  # so that sums do not depend on x's strides
+        with np.errstate(all="ignore"):
+            y = np.exp(rows - rows.max(-1, keepdims=True, initial=-np.inf))
+            y /= y.sum(-1, keepdims=True)
+        y = np.moveaxis(y, -1, self.dim)
+        return y, y
+
+    def _backward(self, dy, y):
+        """Compute dx = y * (dy - sum(dy * y))."""
+        return y * (dy - (dy * y).sum(self.dim, keepdims=True)), {}
+
+    def summary_rows(self, shape: SummaryShape | None = None) -> list[SummaryRow]:
+        return [SummaryRow(repr(self), shape or ("...",), 0, 0, 0)]

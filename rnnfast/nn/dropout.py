@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rnnfast.nn.checks import as_generator, as_input, check_number
-from rnnfast.nn.module import Module, SummaryRow
+from rnnfast.nn.module import Module, Sizes, SummaryRow
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,6 +32,9 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         self.p = check_number(p, "p", 0.0, 1.0)
+
+    def sizes(self) -> Sizes:
+        return "last", None, None
 
     def __call__(self, x: ArrayLike) -> FloatArray:
         """Return x unchanged, as dropout acts in training only.

@@ -9,7 +9,7 @@ import numpy as np
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels
 from rnnfast.nn.checks import as_array, as_input, check_flag, check_size, check_weights
-from rnnfast.nn.module import Module, SummaryRow
+from rnnfast.nn.module import Module, Sizes, SummaryRow
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -63,6 +63,9 @@ class Linear(Module):
     def shapes(self) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
         return shapes if self.bias else {"weight": shapes["weight"]}
+
+    def sizes(self) -> Sizes:
+        return "last", self.in_features, self.out_features
 
     def _draw(self, rng):
         return uniform(self.shapes(), 1 / np.sqrt(self.in_features), rng)
@@ -153,6 +156,9 @@ class Embedding(Module):
 
     def shapes(self) -> dict[str, Shape]:
         return {"weight": (self.num_embeddings, self.embedding_dim)}
+
+    def sizes(self) -> Sizes:
+        return "new", None, self.embedding_dim
 
     def _draw(self, rng):
         weight = rng.standard_normal((self.num_embeddings, self.embedding_dim), np.float32)

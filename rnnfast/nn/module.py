@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -38,6 +38,10 @@ _DERIVED = frozenset(("_widths", "_output_size", "_merged_size", "_count"))
 """Attributes of older pickles that are now computed from others."""
 
 
+IGNORED_NAMES = frozenset(("num_batches_tracked",))
+"""Names in state dicts of torch that have no effect on results: a count that BatchNorm1d keeps."""
+
+
 class SummaryRow(NamedTuple):
     """One row of a summary: a layer and its costs."""
 
@@ -51,6 +55,14 @@ class SummaryRow(NamedTuple):
     """Floating-point operations for one row of one time step; each multiply-add of a matrix product counts as 2."""
     bytes: int
     """Bytes of parameters that such a step reads."""
+
+
+Sizes: TypeAlias = 'tuple[Literal["last", "channels", "new"], int | None, int | None]'
+"""Which axis of its input a layer treats, the size that this must have, and the size that it has in the output.
+
+The axis is the last one, or that of channels, which is the second one, or a new last one, which an Embedding adds. The
+sizes are None where the input may have any, which the output then has too.
+"""
 
 
 class UnmatchedNames(NamedTuple):
@@ -96,8 +108,22 @@ class Module:
 
     threads: int | None
 
+    is_cell: ClassVar[bool] = False
+    """Whether it takes one step at a time, so that no Sequential has it."""
+
     takes_floats: ClassVar[bool] = False
     """Whether x is float32, to which `as_input` converts; else it is what the class says, such as indices."""
+
+    buffers: ClassVar[tuple[str, ...]] = ()
+    """The parameters that have no gradient: where `backward` gives that of others, it gives what `fit` subtracts."""
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether the output of a time step depends on its own input, and earlier ones through the state, alone.
+
+        A layer for which this is False has no streams, and takes no lengths, as it sees what is behind a row's end.
+        """
+        return True
 
     if TYPE_CHECKING:
         __call__: Callable[..., Any]
@@ -113,6 +139,10 @@ class Module:
     def shapes(self) -> dict[str, Shape]:
         """Return the shape of each parameter by name, in the order of the state dict."""
         return {}
+
+    def sizes(self) -> Sizes | None:
+        """Return which axis the layer treats, and its sizes; None if that is not known."""
+        return None
 
     def state_dict(self) -> Weights:
         """Return copies of the parameters by name: float32 arrays."""
@@ -148,6 +178,7 @@ class Module:
             given = {name.removeprefix(start): a for name, a in state_dict.items() if str(name).startswith(start)}
         else:
             given = dict(state_dict)
+        given = {name: a for name, a in given.items() if str(name).rpartition(".")[2] not in IGNORED_NAMES}
         shapes = self.shapes()
         missing = [name for name in shapes if name not in given]
         unexpected = [str(name) for name in given if name not in shapes]
@@ -198,6 +229,7 @@ class Module:
         """
         if state is not None:
             raise InputError(f"state: {type(self).__name__} has none, expected None")
+        self._check_lengths_taken(lengths)
         if not check_flag(training, "training"):
             return self.call_in_sequence(x, None), None, None
         y, *values = self._forward(x, rng)
@@ -324,10 +356,18 @@ class Module:
 
     def call_in_sequence(self, x: Any, lengths: ArrayLike | None) -> Any:
         """Return the output that the next layer of a Sequential gets."""
+        self._check_lengths_taken(lengths)
         if is_packed(x):  # layers without a state treat all elements alike, whatever their time step
+            if not self.is_stepwise:
+                raise UnsupportedError(f"x: a packed sequence, whose rows {self!r} cannot tell from each other")
             x = checked(x)
             return x._replace(data=self(x.data))
         return self(x)
+
+    def _check_lengths_taken(self, lengths):
+        """Refuse lengths if the layer mixes time steps: padding would be mixed into the rows."""
+        if lengths is not None and not self.is_stepwise:
+            raise InputError(f"lengths: {self!r} mixes time steps, and with them what is behind a row's end")
 
     def _initialize(self, rng):
         """Finish construction by drawing the initial weights if `rng` is given.
@@ -520,18 +560,27 @@ class Sequential(Container):
     its recurrent layers, in their order, those of nested Sequentials included. State dict names begin with the layer's
     position, as in torch: "0.weight_ih_l0".
 
+    `len`, indices and iteration are those of the layers; a slice is a Sequential of the same layers.
+
     Args:
-        *layers: The layers. A recurrent layer may not follow one that has return_sequences=False.
+        *layers: The layers, or one list of them. A recurrent layer may not follow one that has return_sequences=False.
 
     Raises:
-        InputError: A recurrent layer follows one that returns no sequences.
+        InputError: A recurrent layer follows one that returns no sequences, a layer follows one whose output has
+            another size than it takes, or a layer is a cell.
         InputTypeError: A layer is no Module.
     """
 
-    def __init__(self, *layers: Module) -> None:
+    def __init__(self, *layers: Any) -> None:
+        layers = tuple(layers[0]) if len(layers) == 1 and isinstance(layers[0], (list, tuple)) else layers
         for position, layer in enumerate(layers):
             if not isinstance(layer, Module):
                 raise InputTypeError(f"Sequential: layer {position} is a {type(layer).__name__}, expected an nn.Module")
+            if layer.is_cell:
+                name = type(layer).__name__
+                raise InputError(
+                    f"Sequential: layer {position} is a {name}, which takes one step, expected {name[:-4]}"
+                )
         self.layers = layers
         last = None
         for layer in self.flat_layers():
@@ -539,6 +588,35 @@ class Sequential(Container):
                 raise InputError(f"Sequential: {layer!r} follows {last!r}, which returns no sequences")
             if not getattr(layer, "return_sequences", True):
                 last = layer
+        self._check_sizes()
+
+    def _check_sizes(self):
+        """Refuse a layer whose input cannot have the size of the output before it."""
+        known: dict[str, tuple[int, Module]] = {}  # axis -> (its size, the layer that gave it)
+        for layer in self.flat_layers():
+            axis, size, output = layer.sizes() or ("unknown", None, None)
+            before, giver = known.get(axis, (None, None))
+            if size is not None and before is not None and size != before:
+                raise InputError(f"Sequential: {layer!r} takes {size} values, but {giver!r} before it gives {before}")
+            if axis in ("unknown", "new") or axis == "channels" and layer.shapes():
+                known = {}  # other axes may have any size now: a convolution changes the number of steps
+            if output is not None:
+                known["last" if axis == "new" else axis] = output, layer
+            if not getattr(layer, "return_sequences", True):
+                known["channels"] = known["last"]  # of an array [B, size]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a layer, or a Sequential of those of a slice."""
+        return Sequential(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
+
+    def __bool__(self) -> bool:
+        return True
 
     def members(self) -> dict[str, Module]:
         return {str(i): layer for i, layer in enumerate(self.layers)}

@@ -25,7 +25,7 @@ from rnnfast.nn.checks import (
 )
 from rnnfast.nn.dropout import draw, drop
 from rnnfast.nn.linear import uniform
-from rnnfast.nn.module import Module, SummaryRow
+from rnnfast.nn.module import Module, Sizes, SummaryRow
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -200,6 +200,9 @@ class RecurrentLayer(Module):
                 if self.peepholes:
                     shapes[f"weight_peephole_{end}"] = (3 * self.hidden_size,)
         return shapes
+
+    def sizes(self) -> Sizes:
+        return "last", self.input_size, self.merged_size
 
     def _draw(self, rng):
         return uniform(self.shapes(), 1 / np.sqrt(self.hidden_size), rng)

@@ -9,7 +9,14 @@ from rnnfast.named_values import merge_inputs
 from rnnfast.nn.checks import as_array, as_floats, as_input
 from rnnfast.nn.module import is_recurrent, takes_floats
 from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for, unstacked
-from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
+from rnnfast.streaming.layer_signature import (
+    LayerSignature,
+    check_out,
+    check_out_form,
+    check_stepwise,
+    describe_array,
+    split_state,
+)
 from rnnfast.streaming.layer_stream import step_program
 from rnnfast.streaming.pool import Pool, batch_sizes
 
@@ -24,6 +31,7 @@ class LayerPool(Pool):
 
     def __init__(self, layer, layers, max_streams):
         super().__init__(type(layer).__name__, max_streams)
+        check_stepwise(layers)
         self._is_sequential = layers != (layer,)
         self._read = as_floats if takes_floats(layer) else as_array
         self._parts = [LayerStates(member, max_streams) if is_recurrent(member) else member for member in layers]

@@ -74,6 +74,13 @@ class LayerSignature:
         return values[0] if len(values) == 1 else tuple(values)
 
 
+def check_stepwise(layers):
+    """Raise InputError if a layer needs more than one time step to compute the output of one."""
+    for layer in layers:
+        if not layer.is_stepwise:
+            raise InputError(f"{layer!r} mixes time steps, which a stream does not do")
+
+
 def split_state(label, state, count, is_sequential):
     """The state of a stream as a list with the state of each of its `count` recurrent layers, or raise.
 

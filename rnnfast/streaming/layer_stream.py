@@ -17,7 +17,14 @@ from rnnfast.nn.checks import as_array, as_floats
 from rnnfast.nn.module import is_recurrent, takes_floats
 from rnnfast.streaming._streams import StreamRunner
 from rnnfast.streaming.handle import Handle
-from rnnfast.streaming.layer_signature import LayerSignature, check_out, check_out_form, describe_array, split_state
+from rnnfast.streaming.layer_signature import (
+    LayerSignature,
+    check_out,
+    check_out_form,
+    check_stepwise,
+    describe_array,
+    split_state,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -33,6 +40,7 @@ class LayerStream(Handle):
 
     def __init__(self, layer, layers, state=None):
         super().__init__(type(layer).__name__)
+        check_stepwise(layers)
         self._is_sequential = layers != (layer,)
         self._read = as_floats if takes_floats(layer) else as_array
         self._parts = [LayerState(member) if is_recurrent(member) else member for member in layers]

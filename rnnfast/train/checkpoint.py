@@ -112,7 +112,8 @@ def restore(path, run):
             {"best": tensors["best"].shape} if "best" in tensors else {}
         )
         size = run.parameters.values.shape
-        if meta["steps"] and {*memory} != {*run.optimizer.slots} or {*shapes.values()} - {size}:
+        expected = dict.fromkeys(memory, (run.parameters.trained,)) | {"best": size}
+        if meta["steps"] and {*memory} != {*run.optimizer.slots} or any(shapes[n] != expected[n] for n in shapes):
             raise ModelError(
                 f"{path}: optimizer and best have {shapes}, expected {', '.join(run.optimizer.slots)} of shape {size}"
             )

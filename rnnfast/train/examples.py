@@ -176,6 +176,8 @@ class Examples:
         for layer in layers_of(net):
             if getattr(layer, "bidirectional", False) or getattr(layer, "reverse", False):
                 raise InputError(f"tbptt: {layer!r} begins at the end of a sequence")
+            if not layer.is_stepwise:
+                raise InputError(f"tbptt: {layer!r} mixes time steps")
         if not returns_sequences(net):
             raise InputError("tbptt: a recurrent layer has return_sequences=False, expected an output for each step")
         return range(0, self.x.shape[1], steps)

@@ -158,7 +158,7 @@ def fit(
                 f"{path}: has no weights of a best epoch, as its training had no patience; expected restore_best=False"
             )
 
-    run.optimizer.bind(net, run.parameters.values.size)
+    run.optimizer.bind(net, run.parameters.trained)
     history = run.history
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
         while history.epochs < epochs and not _exhausted(history, patience):
@@ -334,7 +334,8 @@ class Run:
             bits.state = before
             rng = np.random.Generator(bits)
             raise DivergedError(f"the loss is {value}; {first_wrong(self.net, batch, self.state, rng)}")
-        gradients = self.parameters.gradients
+        trained = slice(self.parameters.trained)
+        gradients = self.parameters.gradients[trained]
         self.parameters.gather(self.net.backward(dy, None, saved, dx=False)[2])
         norm = clipping.norm(gradients) if self.clip_norm is None else clipping.clip_norm(gradients, self.clip_norm)
         if not math.isfinite(norm):
@@ -343,7 +344,8 @@ class Run:
             )
         if self.clip_value is not None:
             clipping.clip_value(gradients, self.clip_value)
-        self.optimizer.step(self.parameters.values, gradients)
+        self.optimizer.step(self.parameters.values[trained], gradients)
+        self.parameters.move_buffers()
         self.parameters.load()
         self.state = state
         self.sums["loss"] += value * weight

@@ -1,17 +1,21 @@
-"""All parameters of a network in one flat vector, and all gradients in another."""
+"""All parameters of a network in one flat vector, and all gradients in another.
+
+Those that have gradients come first; behind them are buffers, such as the running means of BatchNorm1d.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.nn.module import layers_of
+from rnnfast.nn.module import Container, layers_of
 
 
 class Parameters:
-    """The parameters and gradients of a network: float32 vectors in the order of its state dict.
+    """The parameters and gradients of a network: float32 vectors in the order of its state dict, with buffers last.
 
     Attributes:
+        trained: The number of values that the optimizer changes, which are the first ones.
         values: The parameters, a copy; `load` gives them to the network.
         gradients: The gradients, as `gather` collected them.
         spans: Name of each parameter -> (start, end, shape) of its span in both vectors.
@@ -29,6 +33,9 @@ class Parameters:
                     f"{layer!r} is in {net!r} more than once: training of shared weights is not "
                     "supported, expected another layer in each position"
                 )
+        buffers = _buffers(net)
+        state = dict(sorted(state.items(), key=lambda item: item[0] in buffers))
+        self.trained = sum(a.size for name, a in state.items() if name not in buffers)
         ends = np.cumsum([a.size for a in state.values()]).tolist()
         self.spans = {name: (end - a.size, end, a.shape) for (name, a), end in zip(state.items(), ends, strict=True)}
         self.values = np.concatenate([a.ravel() for a in state.values()])
@@ -44,6 +51,10 @@ class Parameters:
         for name, view in self._gradients.items():
             view[...] = dweights[name]
 
+    def move_buffers(self):
+        """Subtract from the buffers what the gradients hold for them."""
+        self.values[self.trained :] -= self.gradients[self.trained :]
+
     def load(self):
         """Load a copy of the values into the network."""
         self.net.replace_weights(self.net.prepare_weights(self.views(self.values.copy())))
@@ -51,3 +62,10 @@ class Parameters:
     def wrong_gradient(self):
         """Return the name of the first parameter whose gradient is not finite, or None."""
         return next((name for name, view in self._gradients.items() if not np.isfinite(view).all()), None)
+
+
+def _buffers(net):
+    """Return the names of a network's parameters that have no gradients."""
+    if not isinstance(net, Container):
+        return set(net.buffers)
+    return {f"{path}.{name}" for path, layer in net.members().items() for name in _buffers(layer)}

@@ -261,7 +261,7 @@ class Faster(nn.Linear):
     "layer, options, error, text",
     (
         (nn.LSTM(4, 5, proj_size=3, rng=1), {}, UnsupportedError, "no projection"),
-        (Own(), {}, UnsupportedError, "has no ONNX form; it is none of Dropout, ELU, Embedding"),
+        (Own(), {}, UnsupportedError, "has no ONNX form; it is none of BatchNorm1d, Conv1d, Dropout"),
         (nn.Sequential(nn.ReLU(), nn.Sequential(Faster(2, 3, rng=1))), {}, UnsupportedError, "layer 1.0: Faster"),
         (nn.Linear(4, 5, rng=1), {"lengths": True}, InputError, "lengths: Linear.4, 5. has no recurrent layer"),
         (nn.Linear(4, 5, rng=1), {"states": True}, InputError, "states: Linear.4, 5. has no recurrent layer"),
