@@ -12,6 +12,7 @@ from rnnfast.nn.normalization import BatchNorm1d, LayerNorm
 from rnnfast.nn.packed import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 from rnnfast.nn.recurrent import GRU, LSTM, RNN
 from rnnfast.nn.seq2seq import Seq2Seq
+from rnnfast.nn.torch_modules import from_torch
 
 __all__ = [
     "Attention",
@@ -40,6 +41,7 @@ __all__ = [
     "Softplus",
     "Softsign",
     "Tanh",
+    "from_torch",
     "load",
     "pack_padded_sequence",
     "pack_sequence",
