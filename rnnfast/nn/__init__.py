@@ -6,6 +6,7 @@ from rnnfast.nn.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.nn.convolution import Conv1d
 from rnnfast.nn.dropout import Dropout
 from rnnfast.nn.files import load
+from rnnfast.nn.keras_layers import from_keras
 from rnnfast.nn.linear import Embedding, Linear
 from rnnfast.nn.module import Module, Sequential
 from rnnfast.nn.normalization import BatchNorm1d, LayerNorm
@@ -41,6 +42,7 @@ __all__ = [
     "Softplus",
     "Softsign",
     "Tanh",
+    "from_keras",
     "from_torch",
     "load",
     "pack_padded_sequence",
