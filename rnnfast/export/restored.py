@@ -97,7 +97,7 @@ def _cell(layer, prefix, tensors, kinds):
     return {name.removesuffix("_l0"): array for name, array in weights.items()}
 
 
-FORMS = {
+FORMS: dict[type[nn.Module], Any] = {
     nn.Linear: _linear,
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _recurrent),
     **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), _cell),

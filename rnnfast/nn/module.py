@@ -263,13 +263,13 @@ class Module:
         x_gradient, dweights = self._backward(self._checked(dy, saved), *saved.values)
         return x_gradient if dx else None, None, dweights
 
-    def fit(self, x: Any, y: ArrayLike, **options: Any) -> History:
+    def fit(self, x: Any, y: Any = None, **options: Any) -> History:
         """Train this network; see `rnnfast.train.fit`, which has the same arguments, results and errors."""
         from rnnfast.train import fit
 
         return fit(self, x, y, **options)
 
-    def evaluate(self, x: Any, y: ArrayLike, **options: Any) -> dict[str, float]:
+    def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
         """Return the loss and metrics of examples; see `rnnfast.train.evaluate`, which has the same arguments."""
         from rnnfast.train import evaluate
 

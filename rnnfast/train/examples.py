@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import Error, InputError, InputTypeError, with_location
 from rnnfast.nn.checks import as_array, as_floats, check_lengths, is_ragged
 from rnnfast.nn.module import layers_of, takes_floats
 from rnnfast.train.losses import check_weights
@@ -45,10 +45,21 @@ class Examples:
 
     x may be a tuple of arrays, and lengths then is a tuple too. The lengths of the last array of x are those of y. With
     weights of samples or classes the mask is the weight of each element. Lists of arrays of different lengths are
-    padded with zeros; the lengths of x are then those of its arrays.
+    padded with zeros; the lengths of x are then those of its arrays. Elements whose y is `ignore_index` do not count.
     """
 
-    def __init__(self, net, x, y=None, lengths=None, mask=None, sample_weight=None, class_weight=None):
+    def __init__(
+        self,
+        net,
+        x,
+        y=None,
+        lengths=None,
+        mask=None,
+        sample_weight=None,
+        class_weight=None,
+        ignore_index=None,
+        may_count_nothing=False,
+    ):
         check_batch_first(net)
         read = as_floats if takes_floats(net) else as_array
         lengths = _given_lengths(x, lengths)
@@ -73,9 +84,10 @@ class Examples:
             if expected is None or [len(a) for a in y] != expected.tolist():
                 raise InputError("y: arrays of different lengths, expected those of x, or lengths=")
         self.mask = self._mask(mask, returns_sequences(net))
-        for weights in (self._weights(sample_weight, "sample_weight"), self._class_weights(class_weight)):
+        ignored = None if ignore_index is None or self.y is None else self.y != ignore_index
+        for weights in (self._weights(sample_weight, "sample_weight"), self._class_weights(class_weight), ignored):
             self.mask = weights if self.mask is None else self.mask if weights is None else _product(self.mask, weights)
-        if self.mask is not None and not self.mask.any():
+        if self.mask is not None and not self.mask.any() and not may_count_nothing:
             raise InputError("mask: nothing is left of all examples")
 
     def _lengths(self, lengths):
@@ -181,6 +193,55 @@ class Examples:
         if not returns_sequences(net):
             raise InputError("tbptt: a recurrent layer has return_sequences=False, expected an output for each step")
         return range(0, self.x.shape[1], steps)
+
+
+class Batches:
+    """Batches that come from elsewhere: of an iterable of (x, y), (x, y, lengths) or (x, y, lengths, mask).
+
+    It is iterated anew for each epoch; a function is called for an iterable. Each batch is checked as Examples are.
+    """
+
+    count = None
+    """The number of examples, which is not known."""
+
+    def __init__(self, net, source, name, **options):
+        self.net, self.source, self.name, self.options = net, source, name, options
+
+    def __len__(self):
+        """Return the number of batches; raise TypeError if it is not known."""
+        return len(self.source)
+
+    def batches(self, size=None):
+        """Yield the batches of one epoch, whose size is theirs."""
+        number = -1
+        for number, fields in enumerate(self.source() if callable(self.source) else self.source):
+            try:
+                if not isinstance(fields, (tuple, list)) or not 2 <= len(fields) <= 4:
+                    raise InputTypeError(
+                        f"got a {type(fields).__name__}, expected (x, y), (x, y, lengths) or (x, y, lengths, mask)"
+                    )
+                if fields[1] is None:
+                    raise InputTypeError("y: got None, expected the targets")
+                examples = Examples(self.net, *fields, **self.options, may_count_nothing=True)
+            except Error as error:
+                raise with_location(error, f"{self.name}: batch {number + 1}") from error
+            yield examples.batch(slice(None))
+        if number < 0:
+            raise InputError(
+                f"{self.name}: gave no batch; a generator gives its batches once, expected a function that makes one"
+            )
+
+
+def are_batches(x):
+    """Return whether x, without targets, gives batches: a function, an iterable that is no array, or a list of tuples.
+
+    Arrays and tuples of them are the inputs of a call whose targets were forgotten.
+    """
+    if isinstance(x, (np.ndarray, tuple, str, bytes)) or hasattr(x, "__array__"):
+        return False
+    if isinstance(x, list):
+        return bool(x) and all(isinstance(one, tuple) for one in x)
+    return callable(x) or isinstance(x, Iterable)
 
 
 def _given_lengths(x, lengths):

@@ -12,7 +12,7 @@ class History(dict[str, list[float]]):
     and the metrics after "val_".
 
     Attributes:
-        stopped: Whether training ended early because `patience` epochs brought no improvement.
+        stopped: Whether training ended early because `patience` epochs brought no improvement, or a callback ended it.
     """
 
     def __init__(self, values: Mapping[str, list[float]] | Iterable[tuple[str, list[float]]] = ()) -> None:

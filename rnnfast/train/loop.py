@@ -21,9 +21,10 @@ from rnnfast.errors import (
 from rnnfast.nn.checks import as_generator, check_flag, check_number, check_size
 from rnnfast.train import checkpoint as checkpoints
 from rnnfast.train import clipping, progress
-from rnnfast.train.examples import Examples
+from rnnfast.train.callbacks import Callbacks
+from rnnfast.train.examples import Batches, Examples, are_batches
 from rnnfast.train.history import History
-from rnnfast.train.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy
+from rnnfast.train.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber
 from rnnfast.train.metrics import accuracy
 from rnnfast.train.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from rnnfast.train.parameters import Parameters
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 LOSSES: dict[str, type] = {
     "binary_cross_entropy": BinaryCrossEntropy,
     "cross_entropy": CrossEntropy,
+    "huber": Huber,
     "mae": MAE,
     "mse": MSE,
 }
@@ -55,7 +57,7 @@ METRICS: dict[str, Callable[..., Any]] = {"accuracy": accuracy, "mae": MAE(), "m
 def fit(
     net: Module,
     x: Any,
-    y: ArrayLike,
+    y: Any = None,
     *,
     loss: Loss | str,
     optimizer: Optimizer | str,
@@ -65,11 +67,12 @@ def fit(
     mask: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     class_weight: Mapping[int, float] | ArrayLike | None = None,
-    validation_data: tuple[Any, ...] | None = None,
+    validation_data: Any = None,
     validation_split: float | None = None,
     shuffle: bool = True,
     seed: Seed = None,
     metrics: Metrics = (),
+    callbacks: Any = (),
     clip_norm: float | None = None,
     clip_value: float | None = None,
     tbptt: int | None = None,
@@ -88,12 +91,16 @@ def fit(
     Args:
         net: The network, whose recurrent layers must be batch_first.
         x: The inputs, [examples, ...], for recurrent layers [examples, time, ...]; an array or a tuple of arrays. A
-            list of arrays [time, ...] of different lengths is padded with zeros, and gives the lengths.
+            list of arrays [time, ...] of different lengths is padded with zeros, and gives the lengths. Without y, x
+            gives batches: an iterable of (x, y), (x, y, lengths) or (x, y, lengths, mask), such as a DataLoader of
+            torch, that is iterated for each epoch, or a function that returns one, such as a generator. Then
+            batch_size and shuffle do not apply, and lengths, mask, sample_weight, validation_split, tbptt and
+            checkpoint_every are refused.
         y: The targets, as the loss takes them: [examples, ...], or [examples, time, ...] if the network has an output
             for each time step; then a list of arrays of the lengths of x may be given. For outputs [..., 1], losses
             that compare numbers take [...] too.
         loss: A loss: `loss(y, target, mask)` returns (value, dy); or the name of one of `rnnfast.train`: "mse", "mae",
-            "cross_entropy" or "binary_cross_entropy".
+            "huber", "cross_entropy" or "binary_cross_entropy".
         optimizer: An Optimizer; one that was used with this network before continues, with another it begins
             anew. Or the name of one with its defaults: "adam", "adamw", "rmsprop" or "sgd".
         epochs: The number of epochs, those of a resumed training included.
@@ -108,11 +115,14 @@ def fit(
             missing classes have weight 1. None is 1.
         validation_split: The share of the examples that are taken from the end, before any shuffling, to evaluate after
             each epoch, instead of validation_data. They keep their weights.
-        validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), to evaluate after each epoch.
+        validation_data: (x, y), (x, y, lengths) or (x, y, lengths, mask), to evaluate after each epoch; or what gives
+            batches of these, as x does.
         shuffle: Whether to shuffle the examples of each epoch.
         seed: A seed or a numpy Generator for shuffling and dropout; the same seed gives the same bits.
         metrics: One or a list: "accuracy", "mae", "mse", or callables `metric(y, target, mask)` that return a mean,
             such as a loss.
+        callbacks: One or a list: objects with the methods of `rnnfast.train.Callback`, which are called after batches
+            and epochs and may change the learning rate or end the training.
         clip_norm: The maximum norm of all gradients together.
         clip_value: The maximum absolute value of each gradient.
         tbptt: Truncated back-propagation through time: the optimizer makes a step for each `tbptt` time steps; the
@@ -136,13 +146,23 @@ def fit(
         ModelError: The checkpoint is invalid or is one of another training.
         UnsupportedError: A layer has no gradient, or a checkpoint is asked for and safetensors is not installed.
     """
-    examples = Examples(net, x, _needed(y), lengths, mask, sample_weight, class_weight)
-    validation = None if validation_data is None else _validation(net, validation_data)
+    loss, optimizer = _named(loss, LOSSES, "loss"), _named(optimizer, OPTIMIZERS, "optimizer")
+    ignore_index = getattr(loss, "ignore_index", None)
+    examples: Any
+    if y is None and are_batches(x):
+        refused = {"lengths": lengths, "mask": mask, "sample_weight": sample_weight, "tbptt": tbptt}
+        refused |= {"validation_split": validation_split, "checkpoint_every": checkpoint_every}
+        for name, value in refused.items():
+            if value is not None:
+                raise InputError(f"{name}: x gives batches, expected None")
+        examples = Batches(net, x, "x", class_weight=class_weight, ignore_index=ignore_index)
+    else:
+        examples = Examples(net, x, _needed(y), lengths, mask, sample_weight, class_weight, ignore_index)
+    validation = None if validation_data is None else _validation(net, validation_data, ignore_index)
     if validation_split is not None:
         if validation is not None:
             raise InputError("validation_split: given beside validation_data, expected one of them")
         examples, validation = examples.split(check_number(validation_split, "validation_split", 0.0, 1.0))
-    loss, optimizer = _named(loss, LOSSES, "loss"), _named(optimizer, OPTIMIZERS, "optimizer")
     run = Run(net, examples, loss, optimizer, batch_size, shuffle, seed, metrics, clip_norm, clip_value, tbptt)
     epochs = check_size(epochs, "epochs")
     patience = None if patience is None else check_size(patience, "patience")
@@ -160,14 +180,20 @@ def fit(
 
     run.optimizer.bind(net, run.parameters.trained)
     history = run.history
+    called = Callbacks(callbacks, run)
+    stop = False
     with np.errstate(all="ignore"), progress.make(verbose) as shown:
-        while history.epochs < epochs and not _exhausted(history, patience):
+        while history.epochs < epochs and not stop and not _exhausted(history, patience):
             run.begin_epoch()
-            shown.begin(f"epoch {history.epochs + 1}/{epochs}", run.steps_per_epoch, run.steps_done)
+            shown.begin(f"epoch {history.epochs + 1}/{epochs}", run.expected_steps(), run.steps_done)
             for _ in run.steps():
                 shown.advance(run.steps_done, run.means)
+                if called.call("on_batch_end", run.means):
+                    break
                 if every and run.optimizer.steps % every == 0:
                     checkpoints.save(path, run)
+            if not run.weight:
+                raise InputError("mask: nothing is left of all examples")
             values = run.means() | {"learning_rate": run.optimizer.rate()}
             if validation is not None:
                 values |= _validated(net, validation, run)
@@ -177,9 +203,10 @@ def fit(
                     )
             run.end_epoch(values, keep_best)
             shown.end(values)
+            stop = called.call("on_epoch_end", lambda values=values: dict(values))
             if path is not None:
                 checkpoints.save(path, run)
-    history.stopped = _exhausted(history, patience)
+    history.stopped = stop or _exhausted(history, patience)
     if keep_best and run.best is not None:
         run.parameters.values[:] = run.best
         run.parameters.load()
@@ -190,7 +217,7 @@ def fit(
 def evaluate(
     net: Module,
     x: Any,
-    y: ArrayLike,
+    y: Any = None,
     *,
     loss: Loss | str,
     batch_size: int = 256,
@@ -219,14 +246,17 @@ def evaluate(
         InputError: A shape or value does not fit.
         InputTypeError: A dtype or type does not fit.
     """
-    return _evaluate(
-        net,
-        Examples(net, x, _needed(y), lengths, mask),
-        _callable(_named(loss, LOSSES, "loss"), "loss"),
-        check_size(batch_size, "batch_size"),
-        _metrics(metrics),
-        verbose,
-    )
+    loss = _callable(_named(loss, LOSSES, "loss"), "loss")
+    ignore_index = getattr(loss, "ignore_index", None)
+    examples: Any
+    if y is None and are_batches(x):
+        for name, value in (("lengths", lengths), ("mask", mask)):
+            if value is not None:
+                raise InputError(f"{name}: x gives batches, expected None")
+        examples = Batches(net, x, "x", ignore_index=ignore_index)
+    else:
+        examples = Examples(net, x, _needed(y), lengths, mask, ignore_index=ignore_index)
+    return _evaluate(net, examples, loss, check_size(batch_size, "batch_size"), _metrics(metrics), verbose)
 
 
 @raises_limit_error
@@ -274,8 +304,8 @@ class Run:
         )
         self.tbptt = None if tbptt is None else check_size(tbptt, "tbptt")
         self.starts = (0,) if tbptt is None else data.chunks(net, self.tbptt)
-        self.batches = -(-data.count // self.batch_size)
-        self.steps_per_epoch = self.batches * len(self.starts)
+        self.batches = None if data.count is None else -(-data.count // self.batch_size)
+        self.steps_per_epoch = None if self.batches is None else self.batches * len(self.starts)
 
         self.parameters = Parameters(net)
         self.rng: Any = as_generator(seed, "seed")
@@ -298,17 +328,14 @@ class Run:
             self.rng.bit_generator.state = self.order_state
         else:
             self.order_state = now
-        self.order = self.rng.permutation(self.data.count) if self.shuffle else None
+        self.order = self.rng.permutation(self.data.count) if self.shuffle and self.batches is not None else None
         if resumed:
             self.rng.bit_generator.state = now
 
     def steps(self):
         """Run the remaining steps of the epoch, one each time that the generator is advanced."""
-        while self.steps_done < self.steps_per_epoch:
-            position, chunk_number = divmod(self.steps_done, len(self.starts))
-            span = slice(position * self.batch_size, (position + 1) * self.batch_size)
-            batch = self.data.batch(span if self.order is None else self.order[span])
-            for start in self.starts[chunk_number:]:
+        for batch, span in self._remaining_batches():
+            for start in self.starts[self.steps_done % len(self.starts) :]:
                 chunk = batch if self.tbptt is None else batch.chunk(start, start + self.tbptt)
                 try:
                     self._step(chunk)
@@ -318,6 +345,20 @@ class Run:
                 if start == self.starts[-1]:
                     self.state = None
                 yield
+
+    def _remaining_batches(self):
+        """Yield the batches of the epoch that are not done, and the span of their examples, or None."""
+        if self.batches is None:
+            for batch in self.data.batches():
+                yield batch, None
+            return
+        for position in range(self.steps_done // len(self.starts), self.batches):
+            span = slice(position * self.batch_size, (position + 1) * self.batch_size)
+            yield self.data.batch(span if self.order is None else self.order[span]), span
+
+    def expected_steps(self):
+        """Return the number of steps of an epoch, or None."""
+        return _number_of_batches(self.data, self.batch_size) if self.batches is None else self.steps_per_epoch
 
     def _step(self, batch):
         """Train on one batch, or on one chunk of it."""
@@ -355,6 +396,9 @@ class Run:
 
     def _where(self, span):
         """Describe the current step: epoch, batch, number and examples."""
+        if span is None:
+            place = f"epoch {self.history.epochs + 1}, batch {self.steps_done + 1}"
+            return f"{place}, step {self.optimizer.steps + 1}"
         indices = np.arange(self.data.count)[span] if self.order is None else self.order[span]
         examples = ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
         batch = self.steps_done // len(self.starts)
@@ -379,8 +423,9 @@ class Run:
 def _evaluate(net, examples, loss, batch_size, metrics, verbose=False):
     """Return the mean loss and metrics by name."""
     sums, total = dict.fromkeys(("loss", *metrics), 0.0), 0
-    with progress.make(verbose and examples.count > batch_size) as shown:
-        shown.begin("evaluate", -(-examples.count // batch_size))
+    count = _number_of_batches(examples, batch_size)
+    with progress.make(verbose and count != 1) as shown:
+        shown.begin("evaluate", count)
         for i, batch in enumerate(examples.batches(batch_size)):
             weight = batch.weight
             if weight:
@@ -390,7 +435,19 @@ def _evaluate(net, examples, loss, batch_size, metrics, verbose=False):
                     sums[name] += _mean(metric(output, batch.y, batch.mask), name) * weight
                 total += weight
             shown.advance(i + 1)
+    if not total:
+        raise InputError("mask: nothing is left of all examples")
     return {name: value / total for name, value in sums.items()}
+
+
+def _number_of_batches(data, size):
+    """Return how many batches there are, or None if that is not known."""
+    if data.count is not None:
+        return -(-data.count // size)
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def _validated(net, examples, run):
@@ -439,14 +496,16 @@ def _needed(y):
     return y
 
 
-def _validation(net, data):
-    """Return the validation data as Examples."""
+def _validation(net, data, ignore_index):
+    """Return the validation data as Examples or Batches."""
+    if are_batches(data):
+        return Batches(net, data, "batches", ignore_index=ignore_index)
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 4:
         raise InputTypeError(
             f"validation_data: got a {type(data).__name__}, expected (x, y), (x, y, lengths) or (x, y, lengths, mask)"
         )
     try:
-        return Examples(net, *data)
+        return Examples(net, *data, ignore_index=ignore_index)
     except Error as error:
         raise with_location(error, "validation_data") from error
 

@@ -7,6 +7,7 @@ or have weight 0, may hold any value. The value is a float, summed in float64; d
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,13 +65,20 @@ class CrossEntropy:
         label_smoothing: s, from 0 to 1.
         weight: The weight of each class, [classes]: an element weighs as much as its target's class, so that the mean
             is sum(weight * loss) / sum(weight). None is 1 for all.
+        ignore_index: The target of elements that do not count, such as torch's -100 or the class of padding; in `fit`
+            and `evaluate` metrics do not count them either. None is no target.
 
     Raises:
         InputError: label_smoothing is out of range, or weight is not a vector of numbers of 0 or more.
-        InputTypeError: label_smoothing is no number, or weight has a wrong dtype.
+        InputTypeError: label_smoothing is no number, weight has a wrong dtype, or ignore_index is no integer.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, weight: ArrayLike | None = None) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, weight: ArrayLike | None = None, ignore_index: int | None = None
+    ) -> None:
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+            raise InputTypeError(f"ignore_index: {ignore_index!r} is no integer")
+        self.ignore_index = None if ignore_index is None else int(ignore_index)
         self.label_smoothing = check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
         self.weight: Any = None
         if weight is not None:
@@ -86,7 +94,7 @@ class CrossEntropy:
 
         Args:
             y: The logits, float32 [..., classes].
-            target: Integers [...] from 0 to classes - 1.
+            target: Integers [...] from 0 to classes - 1, or `ignore_index`.
             mask: bool or weights, of the target's shape or its first axes: which elements count, and how much; None is
                 all.
 
@@ -109,6 +117,11 @@ class CrossEntropy:
         if self.weight is not None and self.weight.shape != (classes,):
             raise InputError(f"weight: shape is {list(self.weight.shape)}, expected [{classes}], one for each class")
         mask, weights, count = check_mask(mask, target.shape)
+        if self.ignore_index is not None:
+            counts = target != self.ignore_index if mask is None else mask & (target != self.ignore_index)
+            if not counts.any():
+                raise InputError(f"target: holds {self.ignore_index} (ignore_index) alone where the mask counts")
+            mask, count = counts, int(counts.sum())
         outside = (target < 0) | (target >= classes)
         _check_range(target, outside, mask, f"0 to {classes - 1}")
         if mask is not None:
@@ -222,6 +235,30 @@ class MAE(_Elementwise):
     def elements(self, y, target):
         difference = y - target
         return np.abs(difference), np.sign(difference)
+
+
+class Huber(_Elementwise):
+    """Huber loss, d^2 / 2 where |d| < delta, else delta * (|d| - delta / 2), of d = y - target, as torch.nn.HuberLoss.
+
+    y and target have one shape.
+
+    Args:
+        delta: Where the square ends; a number above 0.
+
+    Raises:
+        InputError: delta is out of range.
+        InputTypeError: delta is no number.
+    """
+
+    def __init__(self, delta: float = 1.0) -> None:
+        self.delta = check_number(delta, "delta", 0.0, float(np.finfo(np.float32).max))
+        if not self.delta:
+            raise InputError(f"delta: {delta!r}, expected more than 0")
+
+    def elements(self, y, target):
+        difference, delta = y - target, np.float32(self.delta)
+        bounded = np.clip(difference, -delta, delta)
+        return bounded * (difference - bounded / 2), bounded
 
 
 class BinaryCrossEntropy(_Elementwise):
