@@ -296,7 +296,7 @@ cdef class RequestQueue:
 
     def step(self, stream, frame, timeout=None):
         """See `Batcher.step`."""
-        loop = get_running_loop()
+        loop = self._running_loop("step", "submit")
         future = loop.create_future()
         self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout)
         return future
@@ -308,7 +308,19 @@ cdef class RequestQueue:
         return future
 
     cdef validated(self, stream, frame):
-        return frame if is_like(frame, self._pool.frame_pattern) else self._pool.validate(stream, frame)
+        if is_like(frame, self._pool.frame_pattern):
+            return frame
+        return self._pool.validate(stream, self._pool.with_frame_axes(stream, frame))
+
+    def _running_loop(self, str method, str other):
+        """Return the running event loop; `other` is the method for callers that have none."""
+        try:
+            return get_running_loop()
+        except RuntimeError:
+            raise InputError(
+                f"{self.label}: {method} is for asyncio, and no event loop runs here: "
+                f"{other} returns a concurrent.futures.Future"
+            ) from None
 
     def frames(self, stream):
         """See `Batcher.frames`."""

@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rnnfast.errors import InputError, InputTypeError
+from rnnfast.named_values import merge_inputs
 from rnnfast.serving._requests import MAX_SECONDS, new_future, soon
 from rnnfast.serving.sequences import Sequences
 from rnnfast.serving.worker import Worker
@@ -115,9 +116,13 @@ class Batcher:
     def close(self, stream: int) -> None:
         """End a stream. Frames of it that no batch has taken fail with ClosedError.
 
+        Where the batcher itself is closed, and with it its streams, this does nothing.
+
         Raises:
             ClosedError: The stream is not open.
         """
+        if self._worker._draining and stream not in self._worker._streams:
+            return
         open_stream = self._worker._find_open(stream)
         self._on_close.pop(stream, None)
         self._worker.end(open_stream, "was closed")
@@ -142,15 +147,17 @@ class Batcher:
         return self._worker.frames(stream)
 
     # ------------------------------------------------------------------------------------------ frames
-    def step(self, stream: int, frame: Any, timeout: float | None = None) -> Awaitable[Any]:
+    def step(self, stream: int, frame: Any = None, timeout: float | None = None, **inputs: ArrayLike) -> Awaitable[Any]:
         """Take a frame, from asyncio.
 
         A frame that is cancelled or fails before a batch takes it leaves its stream as it was; `frames` tells.
 
         Args:
             stream: The id that `open` returned.
-            frame: The frame, in the form that a stream's `step` takes it.
+            frame: The frame, in the form that a stream's `step` takes it: of a model with the batch axis of size 1, of
+                a layer without. A first axis of size 1 may be left out, or be one too many.
             timeout: Seconds after which a frame that no batch has taken fails; None waits as long as it takes.
+            **inputs: The frame, by keyword.
 
         Returns:
             An awaitable of the result, in the form that a stream's `step` returns it.
@@ -158,16 +165,20 @@ class Batcher:
         Raises:
             Overloaded: Too many frames wait already.
             ClosedError: The stream or the batcher is closed.
-            InputError: The frame does not fit.
+            InputError: The frame does not fit, or no event loop runs.
             DeadlineError: (when awaited) The timeout passed.
         """
+        frame = merge_inputs("Batcher", frame, inputs) if inputs else frame
         return self._worker.step(stream, frame, timeout)
 
-    def submit(self, stream: int, frame: Any, timeout: float | None = None) -> concurrent.futures.Future[Any]:
+    def submit(
+        self, stream: int, frame: Any = None, timeout: float | None = None, **inputs: ArrayLike
+    ) -> concurrent.futures.Future[Any]:
         """Take a frame, from any thread: like `step`, but returns a concurrent.futures.Future.
 
         The Future's callbacks run in the batcher's thread; they must not wait for another result.
         """
+        frame = merge_inputs("Batcher", frame, inputs) if inputs else frame
         return self._worker.submit(stream, frame, timeout)
 
     # ------------------------------------------------------------------------------------------ sequences
@@ -185,10 +196,10 @@ class Batcher:
         Raises:
             Overloaded: Too many frames and sequences wait already.
             ClosedError: The batcher is closed.
-            InputError: The sequence does not fit.
+            InputError: The sequence does not fit, or no event loop runs.
             DeadlineError: (when awaited) The timeout passed.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._worker._running_loop("run", "submit_run")
         future = loop.create_future()
         self._worker._post(None, self._sequence_runner.validate(sequence), future, loop, timeout)
         return future

@@ -81,6 +81,15 @@ class FixedInputGroup:
         return shape if axis is None else (*shape[:axis], 1, *shape[axis:])
 
     # ------------------------------------------------------------------------------------------ frames
+    def rank(self, name):
+        """The number of axes of an input of a frame for one stream; None where it is not known."""
+        if name not in self.inputs:
+            return None
+        if self.table is not None:
+            return len(self.shape_alone(name, self.forms[name][0]))
+        type_ = self.signature.types[name]
+        return len(type_.shape) if type_.kind == "tensor" and type_.shape is not None else None
+
     def validate_frame(self, frame):
         """The arrays of one stream's frame in the order of `inputs`; the array itself where there is one input."""
         feed = merge_inputs(self.label, frame, {}, self.single_input)

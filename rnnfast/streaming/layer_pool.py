@@ -18,7 +18,7 @@ from rnnfast.streaming.layer_signature import (
     split_state,
 )
 from rnnfast.streaming.layer_stream import step_program
-from rnnfast.streaming.pool import Pool, batch_sizes
+from rnnfast.streaming.pool import Pool, batch_sizes, with_rank
 
 # The most streams that one native program takes.
 LARGEST_BATCH = 256
@@ -125,6 +125,12 @@ class LayerPool(Pool):
         if set(feed) != {"x"}:
             raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
         return self._read(feed["x"], "x")
+
+    def with_frame_axes(self, stream, frame):
+        rank = 1 if self._read is as_floats else None
+        rank = rank if self.frame_pattern is None else self.frame_pattern.ndim
+        feed = merge_inputs(self.label, frame, {}, "x")
+        return {name: with_rank(value, rank) for name, value in feed.items()}
 
     def validate(self, stream, frame):
         x = self._x({"x": frame} if type(frame) is np.ndarray else merge_inputs(self.label, frame, {}, "x"))

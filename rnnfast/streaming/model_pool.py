@@ -10,12 +10,12 @@ import functools
 import numpy as np
 
 from rnnfast.errors import InputError, LimitError
-from rnnfast.named_values import Outputs
+from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.nn.checks import check_flag
 from rnnfast.streaming._pools import commit, unstacked
 from rnnfast.streaming.fixed_input_group import FixedInputGroup
 from rnnfast.streaming.model_signature import ModelSignature
-from rnnfast.streaming.pool import Pool
+from rnnfast.streaming.pool import Pool, with_rank
 
 # Sets of values of fixed inputs (a sample rate) that streams of one pool may have at a time.
 MAX_GROUPS = 16
@@ -204,6 +204,11 @@ class ModelPool(Pool):
         if results is None:
             raise InputError(f"{self.label}: a run of no frames")
         return self._signature.pack(results)
+
+    def with_frame_axes(self, stream, frame):
+        group = self._group(stream % self.max_streams)
+        feed = merge_inputs(self.label, frame, {}, group.single_input)
+        return {name: with_rank(value, group.rank(name)) for name, value in feed.items()}
 
     def validate(self, stream, frame):
         return self._group(stream % self.max_streams).validate_frame(frame)

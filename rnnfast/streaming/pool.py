@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError, raises_limit_error
+from rnnfast.errors import InputError, InputTypeError, LimitError, raise_if_from_handler, raises_limit_error
 from rnnfast.named_values import merge_inputs
 from rnnfast.native._arrays import is_like
 from rnnfast.native._locks import Lock
@@ -111,6 +111,10 @@ class Pool:
 
     def _run(self, slots, feed, lengths):
         """Take `lengths` frames of each stream, which lie along the second axis."""
+        raise NotImplementedError
+
+    def with_frame_axes(self, stream: int, frame: Any) -> Any:
+        """Return a frame whose first axis of size 1 is left out, or is one too many, in the form of `validate`."""
         raise NotImplementedError
 
     def validate(self, stream: int, frame: Any) -> Any:
@@ -345,3 +349,20 @@ class Pool:
             f"{self.label}: a pool cannot be pickled or copied: pickle the `state` of its streams and the model or "
             "layer, and give each state to `open` of a new pool"
         )
+
+
+def with_rank(value: Any, rank: int | None) -> Any:
+    """Return a value that has one axis too many or too few with `rank` axes, if its first one is or may be of size 1.
+
+    Other values are returned as they are: to validate them says what is wrong.
+    """
+    try:
+        shape = np.shape(value)
+    except Exception as error:  # foreign types may raise anything
+        raise_if_from_handler(error)
+        return value
+    if rank is None or not -1 <= len(shape) - rank <= 1 or len(shape) == rank:
+        return value
+    if len(shape) < rank:
+        return [value] if isinstance(value, (list, tuple, int, float)) else np.asarray(value)[None]
+    return value[0] if shape[0] == 1 else value

@@ -480,3 +480,97 @@ def test_sequences_of_a_model(tmp_path):
         futures = [batcher.submit_run(x[:n, None]) for n in (40, 7, 1, 22, 9, 30)]
         for n, future in zip((40, 7, 1, 22, 9, 30), futures):
             assert np.array_equal(future.result(20)[:, 0], np.stack(alone(x[:n])))
+
+
+# ------------------------------------------------------------------------------------------------- ways to call
+def test_frames_with_and_without_the_first_axis_of_size_1():
+    """For layers and models, by position, mapping and keyword, before and after the first frame settles the shapes."""
+    x = frames(3, 6)
+    want = alone(x)
+    for first in range(6):
+        with rnnfast.Batcher(layer()) as batcher:
+            stream, turn = batcher.open(), x[first:]
+            ways = (
+                lambda s, f: batcher.submit(s, f),
+                lambda s, f: batcher.submit(s, f[None]),
+                lambda s, f: batcher.submit(s, x=f),
+                lambda s, f: batcher.submit(s, x=f[None], timeout=20),
+                lambda s, f: batcher.submit(s, {"x": f.tolist()}),
+                lambda s, f: batcher.submit(s, [f.tolist()]),
+            )
+            results = [ways[(first + i) % 6](stream, frame).result(20) for i, frame in enumerate(turn)]
+            assert same(results, alone(turn))
+    assert want[0].ndim == 1
+
+
+def test_frames_of_models_with_and_without_the_first_axis(tmp_path):
+    cell = nn.GRUCell(5, 7, rng=1)
+    cell.save(tmp_path / "net.onnx", states=True)
+    model, x = rnnfast.load(tmp_path / "net.onnx"), frames(4, 5)[:, :5]
+    one = model.stream()
+    want = [one.step(x=frame[None]) for frame in x]
+    ways = (
+        lambda b, s, f: b.submit(s, f),
+        lambda b, s, f: b.submit(s, f[None]),
+        lambda b, s, f: b.submit(s, x=f),
+        lambda b, s, f: b.submit(s, {"x": f[None].tolist()}),
+        lambda b, s, f: b.submit(s, x=f.tolist()),
+    )
+    for first in range(5):
+        with rnnfast.Batcher(model) as batcher:
+            stream = batcher.open()
+            got = [ways[(first + i) % 5](batcher, stream, frame).result(20) for i, frame in enumerate(x)]
+        assert same(got, want) and got[0].shape == (1, 7)
+
+
+def test_frames_of_several_axes_too_many_are_refused():
+    with rnnfast.Batcher(layer()) as batcher:
+        stream, x = batcher.open(), frames(5, 2)
+        for bad in (x[None], x, x[:, None], x[0, 0], x[:0]):
+            with pytest.raises(rnnfast.Error):
+                batcher.submit(stream, bad).result(20)
+        with pytest.raises(InputError, match="input 'x' is given twice"):
+            batcher.submit(stream, {"x": x[0]}, x=x[0])
+        with pytest.raises(InputTypeError, match="expected a mapping by name"):
+            batcher.submit(stream, x[0], x=x[0])
+        with pytest.raises(InputError, match="inputs are .'z'., expected 'x'"):
+            batcher.submit(stream, z=x[0])
+        assert batcher.frames(stream) == 0
+
+
+def test_frames_by_keyword_from_asyncio():
+    async def main():
+        with rnnfast.Batcher(layer()) as batcher:
+            stream = batcher.open()
+            return [await batcher.step(stream, x=frame) for frame in x]
+
+    x = frames(6, 3)
+    assert same(asyncio.run(main()), alone(x))
+
+
+def test_outside_of_asyncio():
+    with rnnfast.Batcher(layer()) as batcher:
+        stream, x = batcher.open(), frames(7, 2)
+        with pytest.raises(InputError, match="step is for asyncio, and no event loop runs here: submit returns"):
+            batcher.step(stream, x[0])
+        with pytest.raises(InputError, match="run is for asyncio, and no event loop runs here: submit_run returns"):
+            batcher.run(x)
+        assert same([batcher.submit(stream, frame).result(20) for frame in x], alone(x))
+
+
+@pytest.mark.parametrize("end", ["drain", "leave", "both"])
+def test_closing_a_stream_after_the_batcher(end):
+    batcher = rnnfast.Batcher(layer().pool(3))
+    stream, closed = batcher.open(), batcher.open()
+    batcher.close(closed)
+    with pytest.raises(ClosedError, match="is not open"):
+        batcher.close(closed)
+    if end != "drain":
+        with batcher:
+            pass
+    if end != "leave":
+        batcher.drain()
+    for one in (stream, stream, closed):
+        assert batcher.close(one) is None
+    with pytest.raises(ClosedError):
+        batcher.state(stream)

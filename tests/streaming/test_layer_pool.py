@@ -349,8 +349,15 @@ def test_an_index_that_is_out_of_range():
     refused(pool, "11", pool.step, {ids[0]: 1, ids[2]: 11}, error=InputError)
 
 
+class Own(nn.Module):
+    """A layer of a user, of whose sizes a Sequential knows nothing."""
+
+    def __call__(self, x):
+        return nn.Linear(6, 2)(x)
+
+
 def test_a_layer_that_fails_behind_one_that_ran():
-    pool = nn.Sequential(nn.GRU(5, 7, rng=0), nn.Linear(6, 2)).pool(2)
+    pool = nn.Sequential(nn.GRU(5, 7, rng=0), Own()).pool(2)
     ids = [pool.open(), pool.open()]
     refused(pool, "shape", pool.step, ids, random(0, 2, 5))
 
