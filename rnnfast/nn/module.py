@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -462,6 +463,8 @@ class Module:
         for row in (*rows, total):
             output = f"[{', '.join(map(str, row.output))}]" if row.output else ""
             table.append((row.layer, output, f"{row.parameters:,}", f"{row.flops:,}", f"{row.bytes:,}"))
+        shapes = self.shapes()
+        moved = sum(math.prod(shapes[name]) for name in buffer_names(self))
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = [
             "  ".join(
@@ -477,8 +480,8 @@ class Module:
                 *lines[1:-1],
                 rule,
                 lines[-1],
-                f"Trainable params: {total.parameters:,} ({4 * total.parameters / 2**20:.2f} MB)",
-                "Non-trainable params: 0",
+                f"Trainable params: {total.parameters - moved:,} ({4 * (total.parameters - moved) / 2**20:.2f} MB)",
+                f"Non-trainable params: {moved:,}",
             ]
         )
 
@@ -769,6 +772,13 @@ def _renamed(state: dict[str, Any]) -> dict[str, Any]:
 def is_recurrent(layer: Module) -> bool:
     """Return whether a layer has a state."""
     return hasattr(layer, "hidden_size")
+
+
+def buffer_names(net: Module) -> set[str]:
+    """Return the names of a network's parameters that have no gradients."""
+    if not isinstance(net, Container):
+        return set(net.buffers)
+    return {f"{path}.{name}" for path, layer in net.members().items() for name in buffer_names(layer)}
 
 
 def takes_floats(net: Module) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.nn.module import Container, layers_of
+from rnnfast.nn.module import buffer_names, layers_of
 
 
 class Parameters:
@@ -33,7 +33,7 @@ class Parameters:
                     f"{layer!r} is in {net!r} more than once: training of shared weights is not "
                     "supported, expected another layer in each position"
                 )
-        buffers = _buffers(net)
+        buffers = buffer_names(net)
         state = dict(sorted(state.items(), key=lambda item: item[0] in buffers))
         self.trained = sum(a.size for name, a in state.items() if name not in buffers)
         ends = np.cumsum([a.size for a in state.values()]).tolist()
@@ -62,10 +62,3 @@ class Parameters:
     def wrong_gradient(self):
         """Return the name of the first parameter whose gradient is not finite, or None."""
         return next((name for name, view in self._gradients.items() if not np.isfinite(view).all()), None)
-
-
-def _buffers(net):
-    """Return the names of a network's parameters that have no gradients."""
-    if not isinstance(net, Container):
-        return set(net.buffers)
-    return {f"{path}.{name}" for path, layer in net.members().items() for name in _buffers(layer)}

@@ -163,6 +163,11 @@ def test_onnx(name, tmp_path):
     near(onnxruntime((tmp_path / "net.onnx").read_bytes(), {"x": x})["y"], layer(x).astype(np.float64))
 
 
+def test_summary():
+    text = network().summary()
+    assert "Trainable params: 41 " in text and text.endswith("Non-trainable params: 10")
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
