@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from rnnfast import nn
 from rnnfast.errors import ModelError
@@ -41,6 +41,8 @@ def restored(path: pathlib.Path) -> nn.Module:
             )
         if description.get("nodes") != fingerprint(model):
             raise ModelError(f"{file}: its nodes were changed since nn.Module.save wrote it; rnnfast.load runs it")
+        if any(array.data_location != TensorProto.DEFAULT for array in model.graph.initializer):
+            raise ModelError(f"{file}: has external data, which nn.Module.save does not write; rnnfast.load runs it")
         with readable(file, "ONNX model that nn.Module.save wrote"):
             tensors |= {array.name: numpy_helper.to_array(array) for array in model.graph.initializer}
         kinds |= {node.name: node.op_type for node in model.graph.node}

@@ -230,7 +230,7 @@ class Module:
         """
         if state is not None:
             raise InputError(f"state: {type(self).__name__} has none, expected None")
-        self._check_lengths_taken(lengths)
+        self._check_lengths_taken(x, lengths)
         if not check_flag(training, "training"):
             return self.call_in_sequence(x, None), None, None
         y, *values = self._forward(x, rng)
@@ -357,7 +357,7 @@ class Module:
 
     def call_in_sequence(self, x: Any, lengths: ArrayLike | None) -> Any:
         """Return the output that the next layer of a Sequential gets."""
-        self._check_lengths_taken(lengths)
+        self._check_lengths_taken(x, lengths)
         if is_packed(x):  # layers without a state treat all elements alike, whatever their time step
             if not self.is_stepwise:
                 raise UnsupportedError(f"x: a packed sequence, whose rows {self!r} cannot tell from each other")
@@ -365,7 +365,7 @@ class Module:
             return x._replace(data=self(x.data))
         return self(x)
 
-    def _check_lengths_taken(self, lengths):
+    def _check_lengths_taken(self, x, lengths):
         """Refuse lengths if the layer mixes time steps: padding would be mixed into the rows."""
         if lengths is not None and not self.is_stepwise:
             raise InputError(f"lengths: {self!r} mixes time steps, and with them what is behind a row's end")
@@ -601,7 +601,7 @@ class Sequential(Container):
             before, giver = known.get(axis, (None, None))
             if size is not None and before is not None and size != before:
                 raise InputError(f"Sequential: {layer!r} takes {size} values, but {giver!r} before it gives {before}")
-            if axis in ("unknown", "new") or axis == "channels" and layer.shapes():
+            if axis in ("unknown", "new") or not layer.is_stepwise and output is not None:
                 known = {}  # other axes may have any size now: a convolution changes the number of steps
             if output is not None:
                 known["last" if axis == "new" else axis] = output, layer

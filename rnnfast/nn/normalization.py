@@ -109,7 +109,7 @@ class BatchNorm1d(Module):
         num_features: The number of channels C.
         eps: The number that is added to the variance, from 0 to 1.
         momentum: The weight of a batch in the running mean and variance, from 0 to 1.
-        channels_last: Whether x is [N, L, C] rather than [N, C, L], if it has three axes.
+        channels_last: Whether x is [N, L, C] rather than [N, C, L], if it has three axes. Streams need it.
 
     Raises:
         InputError: An argument is out of range.
@@ -128,6 +128,14 @@ class BatchNorm1d(Module):
         self.momentum = check_number(momentum, "momentum", 0.0, 1.0)
         self.channels_last = check_flag(channels_last, "channels_last")
         check_weights(self, self.shapes().values())
+
+    @property
+    def is_stepwise(self) -> bool:
+        return self.channels_last
+
+    def _check_lengths_taken(self, x, lengths):
+        if np.ndim(x) == 3:  # else there is no time axis
+            super()._check_lengths_taken(x, lengths)
 
     def shapes(self) -> dict[str, Shape]:
         return dict.fromkeys(("weight", "bias", *self.buffers), (self.num_features,))

@@ -163,6 +163,28 @@ def test_onnx(name, tmp_path):
     near(onnxruntime((tmp_path / "net.onnx").read_bytes(), {"x": x})["y"], layer(x).astype(np.float64))
 
 
+def test_streams_and_lengths():
+    """With the channels behind the time a step is normalized by itself; else a square batch would hide another axis."""
+    rng = np.random.default_rng(6)
+    gru, x = nn.GRU(5, 5, batch_first=True, rng=1), uniform(rng, 5, 4, 5)
+    net = nn.Sequential(gru, filled(True))
+    want = net(x)
+    assert np.array_equal(net.stream().run(x.swapaxes(0, 1)).swapaxes(0, 1), want)
+    pool = net.pool(5)
+    ids = [pool.open() for _ in range(5)]
+    assert np.array_equal(pool.run(ids, x), want)
+    assert np.array_equal(net(x, lengths=[4, 3, 4, 1, 2])[0], want[0])
+    for call in (nn.Sequential(gru, filled()).stream, lambda: nn.Sequential(gru, filled()).pool(5)):
+        with pytest.raises(InputError, match=r"BatchNorm1d\(5, .* mixes time steps, which a stream does not do"):
+            call()
+    with pytest.raises(InputError, match="lengths: BatchNorm1d.* mixes time steps"):
+        nn.Sequential(nn.GRU(5, 5, batch_first=True), filled())(x[:, :1].repeat(5, 1), lengths=[1] * 5)
+    last = nn.Sequential(nn.GRU(5, 5, batch_first=True, return_sequences=False, rng=1), filled())
+    lengths = [4, 3, 4, 1, 2]
+    last.forward(x, lengths=lengths, training=True)
+    assert np.array_equal(last(x, lengths=lengths)[1:2], last(x[1:2, :3]))
+
+
 def test_summary():
     text = network().summary()
     assert "Trainable params: 41 " in text and text.endswith("Non-trainable params: 10")

@@ -81,6 +81,7 @@ def test_sizes_that_do_not_fit(layers, message):
         ([nn.Conv1d(3, 4, 2), nn.Linear(7, 5), nn.Conv1d(4, 2, 2)], (2, 3, 8)),
         ([nn.Linear(8, 9), nn.Conv1d(3, 4, 3), nn.Linear(7, 5)], (2, 3, 8)),
         ([nn.Conv1d(3, 4, 2), nn.GRU(7, 2, batch_first=True)], (2, 3, 8)),
+        ([nn.Conv1d(3, 4, 2), nn.Conv1d(7, 2, 2, channels_last=True), nn.Conv1d(3, 5, 1)], (2, 3, 8)),
         ([nn.GRU(3, 4, batch_first=True, return_sequences=False), nn.BatchNorm1d(4), nn.Linear(4, 2)], (2, 5, 3)),
     ],
     ids=str,
