@@ -8,6 +8,7 @@ inputs of the node, errors included, and follows from the graph alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from rnnfast.onnx.graph import Graph, Node, Type, Value
 from rnnfast.onnx.ops.control import loop, scan_9
 from rnnfast.onnx.ops.sequence import stack
 
+MAX_SUMS = 16  # that an index goes through
 OPSET = 21  # The operators that are added are those of this version.
 
 
@@ -26,9 +28,38 @@ class Scope:
     """The values that a graph sees: its own and those of the graphs around it."""
 
     def __init__(self, graph: Graph, around: Scope | None = None) -> None:
-        self.around, self.constants = around, graph.constants
+        self.graph, self.around, self.constants = graph, around, graph.constants
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
         self.inputs = {v.name for v in graph.inputs}
+        self.origins: dict[str, str] = {}
+
+    @functools.cached_property
+    def uses(self) -> Counter[str]:
+        """How often each name is read in the graph: by nodes, by the graphs within it, and as an output."""
+        uses = Counter(v.name for v in self.graph.outputs)
+        for node in self.graph.nodes:
+            uses.update(name for name in node.inputs if name)
+            for inner in node.graphs.values():
+                uses.update(inner.captures)
+        return uses
+
+    @functools.cached_property
+    def joined(self) -> Counter[str]:
+        """How often each list is read by a node that joins its members along a new axis."""
+        return Counter(
+            node.inputs[0]
+            for node in self.graph.nodes
+            if node.op_type == "ConcatFromSequence" and not node.domain and node.attributes.get("new_axis")
+        )
+
+    def origin(self, name: str) -> str:
+        """The name of the value that Identity nodes of the graph copy to `name`."""
+        copies = [name]
+        while (node := self.makers.get(name)) is not None and node.op_type == "Identity" and not node.domain:
+            name = self.origins.get(node.inputs[0], node.inputs[0])
+            copies.append(name)
+        self.origins.update(dict.fromkeys(copies, name))
+        return name
 
     def maker(self, name: str) -> Node | None:
         """The node that makes a value; None for inputs, constants and absent values."""
@@ -66,7 +97,7 @@ def simplified(graph: Graph, around: Scope | None = None) -> Graph:
                 attributes=node.attributes | {name: simplified(g, inner) for name, g in node.graphs.items()}
             )
         if node.function in (loop, scan_9):
-            nodes += _replaced(node, graph, scope, stacked)
+            nodes += _replaced(node, scope, stacked)
         elif node.op_type == "SequenceLength" and not node.domain:
             nodes += _counted(node, scope)
         else:
@@ -76,16 +107,6 @@ def simplified(graph: Graph, around: Scope | None = None) -> Graph:
             attributes = stacked[node.inputs[0]] | {"axis": node.attributes["axis"]}
             nodes[i] = new_node(node, "Stack", node.inputs, node.outputs, **attributes)
     return dataclasses.replace(graph, nodes=tuple(nodes))
-
-
-def uses_of(graph: Graph) -> Counter[str]:
-    """How often each name is read in a graph: by nodes, by the graphs within it, and as an output."""
-    uses = Counter(v.name for v in graph.outputs)
-    for node in graph.nodes:
-        uses.update(name for name in node.inputs if name)
-        for inner in node.graphs.values():
-            uses.update(inner.captures)
-    return uses
 
 
 def with_captures(graph: Graph) -> Graph:
@@ -146,7 +167,7 @@ class _States:
         return cls(node, len(node.inputs) - node.attributes["num_scan_inputs"], 0, 0, 0)
 
 
-def _replaced(node: Node, graph: Graph, scope: Scope, stacked: dict[str, dict[str, Any]]) -> list[Node]:
+def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> list[Node]:
     """The nodes that stand for a Loop or Scan.
 
     `stacked` gets the names of results that are no lists anymore but rows, with the attributes of the Stack that joins
@@ -157,15 +178,15 @@ def _replaced(node: Node, graph: Graph, scope: Scope, stacked: dict[str, dict[st
         return [node]
     inside = Scope(body, scope)
     body = _with_gathers(body, inside)
-    inside, uses = Scope(body, scope), uses_of(body)
-    defined, outside = set(_defined(body)), uses_of(graph)
+    inside = Scope(body, scope)
+    uses, defined = inside.uses, set(_defined(body))
     names: dict[str, str] = {}  # of body inputs that become captures
     dropped: list[int] = []  # states
     rows: list[tuple[Value, str]] = []  # of new scan outputs: the value in the body, the name outside
     behind: list[Node] = []
     for k in range(states.count):
         before = body.inputs[states.first_body_input + k]
-        after = _behind_copies(body.outputs[states.first_body_output + k].name, inside)
+        after = inside.origin(body.outputs[states.first_body_output + k].name)
         initial = node.inputs[states.first_input + k]
         result = node.outputs[k] if k < len(node.outputs) else ""
         if not initial:
@@ -184,7 +205,7 @@ def _replaced(node: Node, graph: Graph, scope: Scope, stacked: dict[str, dict[st
             if not result:
                 dropped.append(k)
             elif is_list:
-                if not _is_joined(result, graph, outside):
+                if scope.joined[result] != scope.uses[result]:
                     continue
                 dropped.append(k)
                 rows.append((row, result))
@@ -216,13 +237,6 @@ def _replaced(node: Node, graph: Graph, scope: Scope, stacked: dict[str, dict[st
         outputs=(*kept(outputs, 0), *(name for _, name in rows)),
     )
     return [changed, *behind]
-
-
-def _behind_copies(name: str, scope: Scope) -> str:
-    """The name of the value that Identity nodes of this graph copy to `name`."""
-    while (node := scope.makers.get(name)) is not None and node.op_type == "Identity" and not node.domain:
-        name = node.inputs[0]
-    return name
 
 
 def _appended(
@@ -264,16 +278,6 @@ def _only_axis(node: Node, scope: Scope) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------ lists
-def _is_joined(name: str, graph: Graph, uses: Counter[str]) -> bool:
-    """Return whether all that read a list join it along a new axis."""
-    readers = [
-        node
-        for node in graph.nodes
-        if node.op_type == "ConcatFromSequence" and not node.domain and node.inputs == (name,)
-    ]
-    return len(readers) == uses[name] and all(node.attributes.get("new_axis") for node in readers)
-
-
 def _with_gathers(body: Graph, scope: Scope) -> Graph:
     """Return a body in which members of lists that are slices of a tensor are taken from the tensor."""
     nodes = []
@@ -322,11 +326,16 @@ def _counted(node: Node, scope: Scope) -> list[Node]:
 
 
 def _is_scalar(name: str, body: Graph, scope: Scope) -> bool:
-    """Return whether a value in the body of a Loop has no axes for sure."""
-    if name == body.inputs[0].name:
-        return True
-    node = scope.makers.get(name)
-    if node is not None and node.op_type in ("Add", "Sub", "Mul", "Cast", "Identity") and not node.domain:
-        return all(_is_scalar(argument, body, scope) for argument in node.inputs)
-    constant = scope.constant(name)
-    return constant is not None and constant.shape == ()
+    """Return whether a value in the body of a Loop has no axes for sure: the iteration's number, or a sum with it."""
+    for _ in range(MAX_SUMS):
+        if name == body.inputs[0].name:
+            return True
+        node = scope.makers.get(name)
+        if node is None or node.domain or node.op_type not in ("Add", "Sub", "Mul", "Cast", "Identity"):
+            constant = scope.constant(name)
+            return constant is not None and constant.shape == ()
+        others = [n for n in node.inputs if scope.constant(n) is None]
+        if len(others) > 1 or any(scope.constant(n).shape != () for n in node.inputs if n not in others):
+            return False
+        name = others[0] if others else node.inputs[0]
+    return False

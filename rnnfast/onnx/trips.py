@@ -18,6 +18,7 @@ ELEMENTWISE = frozenset(
     )
 )
 FIRST_COUNT, LARGEST_COUNT = 2**8, 2**20
+MAX_VALUES = 100  # of a body that are computed for the number of iterations
 
 
 def trip_count(planned: Any, inputs: Sequence[Any], known: Sequence[bool], stays_true: bool) -> int | None:
@@ -64,6 +65,8 @@ class _Iterations:
         self.makers: dict[str, Node] = {name: node for node in graph.nodes for name in node.outputs}
         names = [v.name for v in graph.inputs]
         self.iteration, self.condition = names[:2]
+        self.computed: dict[str, np.ndarray | None] = {}
+        self.count = 0
         self.states = {
             names[2 + k]: (state, graph.outputs[1 + k].name)
             for k, (state, is_known) in enumerate(zip(states, known))
@@ -72,6 +75,16 @@ class _Iterations:
 
     def values(self, name: str, count: int) -> np.ndarray | None:
         """The values in the first `count` iterations, or one that all share; None if they are not known."""
+        if count != self.count:
+            self.computed, self.count = {}, count
+        if name not in self.computed:
+            if len(self.computed) == MAX_VALUES:
+                return None
+            self.computed[name] = None  # until it is computed
+            self.computed[name] = self._value(name, count)
+        return self.computed[name]
+
+    def _value(self, name: str, count: int) -> np.ndarray | None:
         if name == self.iteration:
             return np.arange(count)
         if name == self.condition:

@@ -196,6 +196,102 @@ def functions_in_functions(n):
     return bytes_of([helper.make_node("f4", [a], [b], domain="own") for a, b in links(n // 47)], functions=functions)
 
 
+RECURRENT = {"W": np.full((2, 2), 0.1, np.float32), "R": np.full((2, 2), 0.2, np.float32)}
+
+
+def steps(n, state, feedback=False, name="h"):
+    """The nodes of n steps of an RNN cell from the value `state`, and the name of the last output."""
+    nodes = []
+    for i in range(n):
+        new = f"{name}{i}"
+        nodes += [
+            helper.make_node("MatMul", [state if feedback else "x", "W"], [f"{new}p"]),
+            helper.make_node("MatMul", [state, "R"], [f"{new}q"]),
+            helper.make_node("Add", [f"{new}p", f"{new}q"], [f"{new}s"]),
+            helper.make_node("Tanh", [f"{new}s"], [new]),
+        ]
+        state = new
+    return nodes, state
+
+
+ROW = [("x", FLOAT, [1, 2])]
+
+
+def unrolled(n):
+    nodes, last = steps(n // 4, "x")
+    return bytes_of(nodes, ROW, (last,), RECURRENT)
+
+
+def unrolled_with_feedback(n):
+    nodes, last = steps(n // 4, "x", True)
+    return bytes_of(nodes, ROW, (last,), RECURRENT)
+
+
+def many_recurrences(n):
+    made = [steps(5, "x", name=f"h{k}_") for k in range(n // 21)]
+    nodes = [node for part, _ in made for node in part]
+    return bytes_of([*nodes, helper.make_node("Sum", [last for _, last in made], ["y"])], ROW, ("y",), RECURRENT)
+
+
+def recurrences_on_recurrences(n):
+    nodes, last = [], "x"
+    for k in range(n // 20):
+        part, last = steps(5, last, name=f"h{k}_")
+        nodes += part
+    return bytes_of(nodes, ROW, (last,), RECURRENT)
+
+
+def copies_of_a_gate(n):
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in links(n - 20)]
+    part, last = steps(5, "y")
+    return bytes_of([*nodes, *part], ROW, (last,), RECURRENT)
+
+
+def sums_of_a_gate(n):
+    """Each sum adds a value to itself: written out there would be 2**n terms."""
+    nodes = [helper.make_node("Add", [a, a], [b]) for a, b in links(n - 4)]
+    nodes += [helper.make_node("Tanh", ["y"], [f"t{i}"]) for i in range(3)]
+    return bytes_of([*nodes, helper.make_node("Sum", ["t0", "t1", "t2"], ["z"])], ROW, ("z",))
+
+
+def cuts_of_a_gate(n):
+    whole = {"zero": np.array([0]), "all": np.array([9]), "last": np.array([-1])}
+    nodes = [helper.make_node("Slice", [a, "zero", "all", "last"], [b]) for a, b in links(n - 4)]
+    nodes += [helper.make_node("Tanh", ["y"], [f"t{i}"]) for i in range(3)]
+    return bytes_of([*nodes, helper.make_node("Sum", ["t0", "t1", "t2"], ["z"])], ROW, ("z",), whole)
+
+
+def counters(n):
+    """A loop whose condition comes at the end of sums of its counter with itself."""
+    one, names = np.array(1), links(n - 2)
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Add", [a, a], [b]) for a, b in names]
+    nodes += [helper.make_node("Less", ["y", "one"], ["on2"])]
+    states = [value("i", INT64, []), value("on", BOOL, []), value("x", INT64, [])]
+    body = helper.make_graph(nodes, "b", states, [value("on2", BOOL, []), value("y", INT64, [])])
+    node = helper.make_node("Loop", ["one", "", "one"], ["z"], body=body)
+    return bytes_of([node, helper.make_node("Cast", ["z"], ["r"], to=FLOAT)], X, ("r",), {"one": one})
+
+
+def lists(n):
+    """Loops that gather lists, behind each other."""
+    value, nodes = helper.make_tensor_value_info, [helper.make_node("SequenceEmpty", [], ["none"])]
+    member = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))
+    for a, b in links(n // 4):
+        inside = [
+            helper.make_node("Neg", [a], [f"{b}n"]),
+            helper.make_node("SequenceInsert", [f"{b}l", f"{b}n"], [f"{b}m"]),
+        ]
+        inside.append(helper.make_node("Identity", [f"{b}c"], [f"{b}d"]))
+        states = [value(f"{b}i", INT64, []), value(f"{b}c", BOOL, []), helper.make_value_info(f"{b}l", member)]
+        outputs = [value(f"{b}d", BOOL, []), helper.make_value_info(f"{b}m", member)]
+        body = helper.make_graph(inside, "b", states, outputs)
+        nodes.append(helper.make_node("Loop", ["one", "", "none"], [f"{b}r"], body=body))
+        nodes.append(helper.make_node("ConcatFromSequence", [f"{b}r"], [f"{b}s"], axis=0, new_axis=1))
+        nodes.append(helper.make_node("Squeeze", [f"{b}s", "zero"], [b]))
+    return bytes_of(nodes, X, ("y",), {"one": np.array(1), "zero": np.array([0])})
+
+
 KINDS = {
     "chain": chain_of("Relu"),
     "chain of softmax": chain_of("Softmax"),
@@ -223,6 +319,15 @@ KINDS = {
         calls_with_attributes,
         attributes_of_calls,
         functions_in_functions,
+        unrolled,
+        unrolled_with_feedback,
+        many_recurrences,
+        recurrences_on_recurrences,
+        copies_of_a_gate,
+        sums_of_a_gate,
+        cuts_of_a_gate,
+        counters,
+        lists,
     )
 }
 

@@ -19,6 +19,9 @@ from rnnfast.onnx.graph import Graph, Node
 from rnnfast.onnx.ops.control import loop, scan_9
 from rnnfast.onnx.recurrent_nodes import CELL_KINDS
 
+# A pass may find what the one before it brought to light: work between layers that is done at once, other layers.
+MAX_PASSES = 8
+
 
 def may_have_cells(graph: Graph) -> bool:
     """Return whether a graph, or one within it, has the activations of a cell besides recurrent nodes."""
@@ -43,12 +46,13 @@ def with_cells(graph: Graph, around: Values | None = None, given: Mapping[str, F
 
     around: the values of the graph around it. given: what is known of its inputs besides what it declares.
     """
-    while True:
-        values = Values(graph, facts_of(graph, None if around is None else around.facts, given), around)
+    values = Values(graph, facts_of(graph, None if around is None else around.facts, given), around)
+    for _ in range(MAX_PASSES):
         replaced = Chains(values).replaced() or lifted(values)
         if replaced is None:
             break
         graph = replaced
+        values = Values(graph, facts_of(graph, None if around is None else around.facts, given), around)
     nodes: list[Node] = []
     known: dict[str, Fact] = {}
     for node in graph.nodes:

@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
     "Softsign": ("Softsign", ()),
     "Tanh": ("Tanh", ()),
 }
+MAX_TERMS, MAX_DEPTH = 64, 64  # of an affine map, and of the sums within sums
 WHOLE = 2**31 - 1  # the end of a Slice that exporters write for all
 
 
@@ -97,7 +98,10 @@ class Values:
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
         self.read = {v.name for v in graph.outputs}.union(*(node.needs for node in graph.nodes))
         self._origins: dict[str, str] = {}
+        self._bases: dict[str, tuple[str, int]] = {}
         self._activated: dict[str, Any] = {}
+        self._affine: dict[Any, Affine | None] = {}
+        self._depth = 0
 
     def fact(self, name: str) -> Fact:
         """What is known of a value."""
@@ -110,15 +114,17 @@ class Values:
 
     def origin(self, name: str) -> str:
         """The name of the value that is only copied to `name`."""
-        found = self._origins.get(name)
-        if found is not None:
-            return found
-        start, node = name, self.maker(name)
-        while node is not None and self.copies(node):
-            name = node.inputs[0]
+        copies = []
+        while name not in self._origins:
+            copies.append(name)
             node = self.maker(name)
-        self._origins[start] = name
-        return name
+            if node is None or not self.copies(node):
+                self._origins[name] = name
+                break
+            name = node.inputs[0]
+        origin = self._origins[name]
+        self._origins.update(dict.fromkeys(copies, origin))
+        return origin
 
     def copies(self, node: Node) -> bool:
         """Return whether a node only hands on its input."""
@@ -150,11 +156,24 @@ class Values:
         shape = self.fact(name).shape
         if not shape or not isinstance(shape[-1], int):
             return None
-        start, size = 0, shape[-1]
-        while (cut := self._cut(name)) is not None:
-            name, first = cut
+        base, start = self._uncut(name)
+        return base, start, start + shape[-1]
+
+    def _uncut(self, name: str) -> tuple[str, int]:
+        """(the value behind all cuts along the last axis, the first column of it that `name` has)."""
+        passed: list[tuple[str, int]] = []
+        while name not in self._bases:
+            cut = self._cut(name)
+            if cut is None:
+                self._bases[name] = name, 0
+                break
+            passed.append((name, cut[1]))
+            name = cut[0]
+        base, start = self._bases[name]
+        for cut_name, first in reversed(passed):
             start += first
-        return name, start, start + size
+            self._bases[cut_name] = base, start
+        return base, start
 
     def _cut(self, name: str) -> tuple[str, int] | None:
         """(the value that a Split or Slice cuts along its last axis to give a value, the first column)."""
@@ -254,10 +273,20 @@ class Values:
         at: (axis, index) of the slice of the value that is meant; None for the whole value. None is returned for values
         that no float32 product or sum of such gives.
         """
-        name = self.origin(name)
-        while (cut := self._cut(name)) is not None:
-            name, first = cut
-            start, stop = start + first, stop + first
+        name, first = self._uncut(self.origin(name))
+        key = name, start + first, stop + first, at
+        if key not in self._affine:
+            if self._depth == MAX_DEPTH:
+                return None
+            self._depth += 1
+            try:
+                found = self._find_affine(*key)
+            finally:
+                self._depth -= 1
+            self._affine[key] = None if found is None or len(found.products) + len(found.biases) > MAX_TERMS else found
+        return self._affine[key]
+
+    def _find_affine(self, name: str, start: int, stop: int, at: tuple[int, int | str] | None) -> Affine | None:
         constant = self.constant(name)
         if constant is not None:
             return self._constant(constant, start, stop, at)

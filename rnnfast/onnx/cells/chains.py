@@ -15,6 +15,8 @@ from rnnfast.onnx.facts import Size
 from rnnfast.onnx.graph import Graph, in_order
 
 MIN_STEPS = 3
+# How many chains of a graph are looked at whose inputs come late, so that all nodes behind them must be looked at.
+MAX_SCANS = 32
 STEP_OPERATORS = {"Add", "Mul", *ACTIVATIONS, "Clip"}
 
 
@@ -32,18 +34,27 @@ class Chains:
     def __init__(self, values: Values) -> None:
         self.values, self.graph = values, values.graph
         self.matcher = Matcher(values)
+        self.places = {name: i for i, node in enumerate(self.graph.nodes) for name in node.outputs}
+        self.node_of = {name: node for node in self.graph.nodes for name in node.outputs}
+        self.outputs = {values.origin(v.name) for v in self.graph.outputs}
+        self.scans = 0
 
     def replaced(self) -> Graph | None:
-        """The graph with a recurrent node in place of the longest chain that can be replaced; None if there is none."""
-        for chain in self._chains():
-            new = self._replacement(chain)
-            if new is not None:
-                gone = {name for link in chain for name in (link.step.h, link.step.c) if name}
-                kept = [node for node in self.graph.nodes if gone.isdisjoint(node.outputs)]
-                nodes = in_order(live([*kept, *new.nodes], self.graph), "a recurrence")
-                constants = {**self.graph.constants, **new.constants}
-                return dataclasses.replace(self.graph, nodes=tuple(nodes), constants=constants)
-        return None
+        """The graph with recurrent nodes in place of chains; None if there is no chain that can be replaced.
+
+        No two chains can wait for each other, as each would wait for itself then.
+        """
+        found = [(chain, new) for chain in self._chains() if (new := self._replacement(chain)) is not None]
+        if not found:
+            return None
+        gone = {name for chain, _ in found for link in chain for name in (link.step.h, link.step.c) if name}
+        nodes = [node for node in self.graph.nodes if gone.isdisjoint(node.outputs)]
+        constants = dict(self.graph.constants)
+        for _, new in found:
+            nodes += new.nodes
+            constants |= new.constants
+        nodes = in_order(live(nodes, self.graph), "a recurrence")
+        return dataclasses.replace(self.graph, nodes=tuple(nodes), constants=constants)
 
     # ------------------------------------------------------------------------------------------ chains
     def _chains(self) -> list[list[Link]]:
@@ -66,10 +77,11 @@ class Chains:
         for start in found:
             if start not in used and start in followers:
                 chain = self._chain(start, followers, found)
+                used.update(link.step.h for link in chain)
+                chain = self._cut(chain)
                 if len(chain) >= MIN_STEPS:
-                    used.update(link.step.h for link in chain)
                     chains.append(chain)
-        return sorted(chains, key=len, reverse=True)
+        return chains
 
     def _chain(self, start: str, followers: dict[str, list[Link]], found: dict[str, list[Step]]) -> list[Link]:
         """The longest chain whose first output is `start`."""
@@ -97,13 +109,13 @@ class Chains:
                 if chain[0].step.h == start:
                     break
             best = max(best, chain, key=len)
-        return self._cut(best)
+        return best
 
     def _cut(self, chain: list[Link]) -> list[Link]:
         """The part of a chain up to the first cell state that something else reads; none of it if an input depends on
         an output, so that not all inputs can be given at once.
         """
-        outputs = {self.values.origin(v.name) for v in self.graph.outputs}
+        outputs = self.outputs
         for k, (link, following) in enumerate(zip(chain, chain[1:])):
             c = link.step.c
             peepholes = (link.weights.peepholes[1], following.weights.peepholes[0], following.weights.peepholes[2])
@@ -113,13 +125,18 @@ class Chains:
                 break
         if not chain:
             return []
-        made = {name for link in chain for name in (link.step.h, link.step.c) if name}
-        dependent = set(made)
-        for node in self.graph.nodes:
-            if not dependent.isdisjoint(map(self.values.origin, node.needs)):
-                dependent.update(node.outputs)
         read = {source.name for link in chain for source, _ in link.weights.inputs}
         read |= {chain[0].before, chain[0].step.c_before}
+        first = min(self.places[name] for name in (chain[0].step.h, chain[0].step.c) if name)
+        if max(self.places.get(name, -1) for name in read) < first:
+            return chain  # All inputs are there before the first output.
+        self.scans += 1
+        if self.scans > MAX_SCANS:
+            return []
+        dependent = {name for link in chain for name in (link.step.h, link.step.c) if name}
+        for node in self.graph.nodes[first:]:
+            if not dependent.isdisjoint(map(self.values.origin, node.needs)):
+                dependent.update(node.outputs)
         return chain if dependent.isdisjoint(read) else []
 
     # ------------------------------------------------------------------------------------------ nodes
@@ -130,7 +147,7 @@ class Chains:
         shapes = [self.values.fact(name).shape for name in states]
         if any(shape is None or len(shape) != 2 or shape[1] != H for shape in shapes):
             return None
-        new = NewNodes(next(node for node in self.graph.nodes if first.step.h in node.outputs), last.h)
+        new = NewNodes(self.node_of[first.step.h], last.h)
         inputs = [
             self._sequence([link.weights.inputs[k][0] for link in chain], new) for k in range(len(first.weights.inputs))
         ]

@@ -14,6 +14,7 @@ from rnnfast.onnx.graph import Graph, Node, in_order
 
 UNARY = {*ACTIVATIONS, "Exp", "Identity", "Neg", "Sqrt"}
 BINARY = {"Add", "Div", "Mul", "Sub"}
+MAX_READERS = 32  # of one step, among which those that do the same are looked for
 
 
 class Steps(NamedTuple):
@@ -31,8 +32,9 @@ class Steps(NamedTuple):
 def lifted(values: Values) -> Graph | None:
     """The graph with joined steps computed at once; None if no node joins all steps of a sequence."""
     lifting = _Lifting(values)
-    for steps in lifting.sequences():
-        lifting.follow(steps)
+    waiting = list(lifting.sequences())
+    while waiting:
+        waiting += lifting.follow(waiting.pop())
     if not lifting.ends:
         return None
     graph = values.graph
@@ -71,29 +73,29 @@ class _Lifting:
             if isinstance(length, int) and length > 1 and all(t in names for t in range(length)):
                 yield Steps(whole, tuple(names[t] for t in range(length)))
 
-    def follow(self, steps: Steps) -> None:
-        """Do at once what is done to all steps, and to the results."""
-        for node in self.readers.get(steps.names[0], ()):
+    def follow(self, steps: Steps) -> Iterator[Steps]:
+        """Do at once what is done to all steps; the results are steps again."""
+        readers = self.readers.get(steps.names[0], ())
+        for node in readers if len(readers) <= MAX_READERS else ():
             if node.domain or node.graphs or not set(node.outputs).isdisjoint(self.ends):
                 continue
-            if self._join(node, steps):
-                continue
-            if len(node.outputs) != 1 or node.inputs.count(steps.names[0]) != 1:
+            if self._join(node, steps) or len(node.outputs) != 1 or node.inputs.count(steps.names[0]) != 1:
                 continue
             place = node.inputs.index(steps.names[0])
             alike = [self._like(node, place, name) for name in steps.names]
-            results = [other for other in alike if other is not None]
-            if len({other.outputs[0] for other in results}) < len(steps.names):
+            results = [other.outputs[0] for other in alike if other is not None]
+            if len(set(results)) < len(steps.names):
                 continue
             new = NewNodes(node, node.outputs[0])
             whole, ones = self._lift(new, node, place, steps)
             if whole is not None:
                 self.new.append(new)
-                self.follow(Steps(whole, tuple(other.outputs[0] for other in results), frozenset(ones)))
+                yield Steps(whole, tuple(results), ones)
 
     def _like(self, node: Node, place: int, name: str) -> Node | None:
         """The node that does to a step what another node does to the first one."""
-        for other in self.readers.get(name, ()):
+        readers = self.readers.get(name, ())
+        for other in readers if len(readers) <= MAX_READERS else ():
             if (
                 other.op_type == node.op_type
                 and other.domain == node.domain
