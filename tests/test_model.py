@@ -160,6 +160,51 @@ def test_python_numbers_that_do_not_fit(elem_type, value):
 
 
 @pytest.mark.parametrize(
+    "elem_type, value, expected",
+    [
+        (TensorProto.FLOAT, [True, False], [1.0, 0.0]),
+        (TensorProto.FLOAT, [np.array([False, True])], [[0.0, 1.0]]),
+        (TensorProto.INT64, [True, 0], [1, 0]),
+        (TensorProto.UINT4, (True, False), [1, 0]),
+        (TensorProto.BOOL, [1, 0], [True, False]),
+        (TensorProto.BOOL, [0.0, 1.0], [False, True]),
+        (TensorProto.STRING, [b"a", b"\xc3\xa9"], ["a", "é"]),
+        (TensorProto.STRING, np.array([b"ab", b"c"]), ["ab", "c"]),
+        (TensorProto.STRING, np.array(["a", b"b"], object), ["a", "b"]),
+    ],
+)
+def test_lists_are_converted_as_onnxruntime_does(elem_type, value, expected):
+    model = identity(elem_type, None)
+    for _ in range(2):
+        y = model(x=value).y
+        assert y.dtype == model.inputs[0].type.dtype and y.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "elem_type, value, error, message",
+    [
+        (TensorProto.BOOL, [2, 0], InputError, "holds a value that bool does not"),
+        (TensorProto.BOOL, [0.5], InputError, "holds a value that bool does not"),
+        (TensorProto.BOOL, [float("nan")], InputError, "holds a value that bool does not"),
+        (TensorProto.BOOL, ["a"], InputTypeError, "list of str"),
+        (TensorProto.FLOAT, [None], InputTypeError, "list of NoneType"),
+        (TensorProto.STRING, [None], InputTypeError, "holds NoneType, expected string"),
+        (TensorProto.STRING, ["a", 1.5, {}], InputTypeError, "holds (float|dict), expected string"),
+        (TensorProto.STRING, np.array(["a", 2], object), InputTypeError, "holds int, expected string"),
+        (TensorProto.STRING, [b"\xff"], InputError, "not UTF-8"),
+        (TensorProto.STRING, {1}, InputTypeError, "holds set, expected string"),
+        (TensorProto.STRING, [True], InputTypeError, "list of bool, expected string"),
+    ],
+)
+def test_lists_that_hold_something_else(elem_type, value, error, message):
+    model = identity(elem_type, None)
+    for _ in range(2):
+        with pytest.raises(error, match=f"input 'x' .*{message}"):
+            model(x=value)
+        model(x=np.zeros(len(value), model.inputs[0].type.dtype).astype(str).astype(model.inputs[0].type.dtype))
+
+
+@pytest.mark.parametrize(
     "feed, error, message",
     [
         ({"q": 1}, InputError, "no input 'q'"),

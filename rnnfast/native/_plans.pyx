@@ -340,7 +340,7 @@ cdef class Plans:
                     self.by_shapes = {shapes: before[:len(before) - 1], **self.by_shapes}
 
     def run(self, feed):
-        """Return the outputs as arrays of their own, or None unless `feed` is a dict of arrays that a plan takes."""
+        """Return the outputs as arrays of their own, or None unless a plan takes `feed`: a dict of arrays of numbers."""
         cdef list args
         cdef Plan plan
         cdef Py_ssize_t i
@@ -349,8 +349,8 @@ cdef class Plans:
         args = [None] * len(self.names)
         for i in range(len(self.names)):
             value = (<dict>feed).get(self.names[i])
-            if type(value) is not cnp.ndarray:
-                return None
+            if type(value) is not cnp.ndarray or cnp.PyArray_TYPE(value) == cnp.NPY_OBJECT:
+                return None             # texts may hold anything, so they are looked at for each call
             args[i] = value
         plan = self.find(args)
         return None if plan is None else plan.run(args)

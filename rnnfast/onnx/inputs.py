@@ -19,7 +19,8 @@ ANY = Type("tensor")
 def validate(value: Any, expected: Type, where: str) -> Any:
     """Return a value as a graph takes it, or raise InputError or InputTypeError.
 
-    Arrays must have the expected type; Python numbers and lists of them are converted to it if it can hold them.
+    Arrays must have the expected type; Python numbers and lists of them are converted to it if it can hold them. In
+    lists True is 1, and 1 is True; a bool or a number alone is taken for itself only.
     """
     if expected.kind == "optional":
         return None if value is None else validate(value, expected.element or ANY, where)
@@ -66,9 +67,11 @@ def _as_array(value: Any, where: str) -> np.ndarray:
 
 def _same_type(array: np.ndarray, dtype: np.dtype | None, where: str) -> np.ndarray:
     """The array if it has this type; arrays of text, and of the other byte order, are converted."""
+    if dtype is not None and dtype.kind == "O" and array.dtype.kind in "OSUT":
+        return _of_text(array, where)
     if dtype is None or array.dtype == dtype:
         return array
-    if dtype.kind == "O" and array.dtype.kind in "US" or array.dtype == dtype.newbyteorder():
+    if array.dtype == dtype.newbyteorder():
         return array.astype(dtype)
     received = (
         f"an array of {DTYPE_KINDS[array.dtype.kind]}" if array.dtype.kind in DTYPE_KINDS else type_name(array.dtype)
@@ -81,17 +84,19 @@ def _converted(value: Any, array: np.ndarray, dtype: np.dtype | None, where: str
 
     `array` is `value` as NumPy reads it.
     """
+    if dtype is not None and dtype.kind == "O" and array.dtype.kind in "OSU":
+        return _of_text(array, where)
     if dtype is None or array.dtype == dtype:
         return array
-    if dtype.kind == "O" and array.dtype.kind == "U":
-        return array.astype(object)
     if array.dtype == object and array.size and {type(v) for v in array.flat} == {int} and dtype.kind in "iufV":
         array = _from_large_ints(array, dtype, where)
-    if array.size and not _convertible(array, dtype):
+    if array.size and not _convertible(array, dtype, isinstance(value, (list, tuple))):
         raise InputTypeError(f"{where} is {_described(value, array)}, expected {type_name(dtype)}")
     with np.errstate(all="ignore"):
         result = array.astype(dtype)
-        if "int" in dtype.name and not (_in_range(array, dtype) and np.array_equal(result.astype(array.dtype), array)):
+        if ("int" in dtype.name or dtype.kind == "b") and not (
+            _in_range(array, dtype) and np.array_equal(result.astype(array.dtype), array)
+        ):
             raise InputError(f"{where} holds a value that {type_name(dtype)} does not")
         if np.any(~np.isfinite(result.astype(np.float64)) & np.isfinite(array.astype(np.float64))):
             raise InputError(f"{where} holds a value beyond the range of {type_name(dtype)}")
@@ -128,9 +133,24 @@ def _described(value: Any, array: np.ndarray) -> str:
     return f"{name} of {DTYPE_KINDS.get(array.dtype.kind) or type_name(array.dtype)}"
 
 
-def _convertible(array: np.ndarray, dtype: np.dtype) -> bool:
-    """Return whether both are types of numbers; bool is none."""
-    return array.dtype.kind in "iuf" and (dtype.kind in "iuf" or dtype.kind == "V")
+def _convertible(array: np.ndarray, dtype: np.dtype, listed: bool) -> bool:
+    """Return whether both are types of numbers; bool is one in a list only."""
+    numbers = "biuf" if listed else "iuf"
+    return array.dtype.kind in numbers and (dtype.kind in numbers or dtype.kind == "V")
+
+
+def _of_text(array: np.ndarray, where: str) -> np.ndarray:
+    """Text as an array of str: str as it is, bytes as UTF-8."""
+    texts = array.astype(object)
+    for i, text in enumerate(texts.flat):
+        if isinstance(text, bytes):
+            try:
+                texts.flat[i] = text.decode()
+            except UnicodeDecodeError as e:
+                raise InputError(f"{where} holds bytes that are not UTF-8: {e}") from e
+        elif not isinstance(text, str):
+            raise InputTypeError(f"{where} holds {type(text).__name__}, expected string")
+    return texts
 
 
 def _check_shape(array: np.ndarray, shape: tuple[int | str | None, ...] | None, where: str) -> None:
