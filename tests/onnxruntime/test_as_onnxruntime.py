@@ -33,7 +33,7 @@ try:
 except NoSuchFile as e:
     print(type(e).__name__)
 try:
-    import onnxruntime.quantization
+    import onnxruntime.training
 except ModuleNotFoundError as e:
     print(e)
 print(__name__, sys.argv[2:])
@@ -41,7 +41,7 @@ print(__name__, sys.argv[2:])
 EXPECTED = """(1, 1, 3)
 InputError
 MissingFileError
-No module named 'onnxruntime.quantization'
+No module named 'onnxruntime.training'
 __main__ ['-v', 'x']
 """
 
@@ -64,6 +64,35 @@ def test_a_program_runs_unchanged(folder):
     for where in (["program.py"], ["-m", "program"]):
         done = run("-m", "rnnfast.as_onnxruntime", *where, "gru.onnx", "-v", "x", cwd=folder)
         assert (done.stdout, done.returncode) == (EXPECTED, 0), done.stderr
+
+
+QUANTIZATION = """
+import sys
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.quantization.quantize import quantize_dynamic as again
+from onnxruntime.quantization.calibrate import CalibrationMethod
+import onnxruntime.quantization.quant_utils
+assert onnxruntime.quantization.quant_utils.QuantType is QuantType and again is quantize_dynamic
+quantize_dynamic(sys.argv[1], "q.onnx", weight_type=QuantType.QUInt8, op_types_to_quantize=["GRU"])
+print([i.name for i in ort.InferenceSession("q.onnx").get_inputs()])
+for refused in (quant_pre_process, quantize_static):
+    try:
+        refused(sys.argv[1], "p.onnx")
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented as e:
+        print(e)
+"""
+QUANTIZED = """['x', 'h']
+onnxruntime.quantization.quant_pre_process is not offered, only quantize_dynamic
+onnxruntime.quantization.quantize_static is not offered, only quantize_dynamic
+"""
+
+
+def test_a_program_that_quantises(folder):
+    (folder / "program.py").write_text(QUANTIZATION)
+    done = run("-m", "rnnfast.as_onnxruntime", "program.py", "gru.onnx", cwd=folder)
+    assert (done.stdout, done.returncode) == (QUANTIZED, 0), done.stderr
 
 
 def test_a_program_finds_what_lies_beside_it(folder):
