@@ -140,6 +140,37 @@ def inputs_of_one_type(domain: str, op_type: str, opset: int, count: int) -> tup
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
+@functools.lru_cache(1024)
+def result_types(domain: str, op_type: str, opset: int, inputs: int, outputs: int) -> tuple[Any, ...]:
+    """For each result of an operator the dtype that ONNX says it has, or the indices of the inputs whose type it has.
+
+    An empty tuple of indices is a type that does not follow from those of the inputs.
+    """
+    from onnx import defs
+
+    try:
+        schema = defs.get_schema(op_type, opset, domain)
+    except defs.SchemaError:
+        return ()
+    allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+
+    def formal(parameters: Sequence[Any], i: int) -> Any:
+        return parameters[min(i, len(parameters) - 1)]
+
+    found: list[Any] = []
+    for i in range(outputs if schema.outputs else 0):
+        result = formal(schema.outputs, i)
+        types = allowed.get(result.type_str, [result.type_str])
+        if not result.is_homogeneous:
+            found.append(())
+        elif len(types) == 1:
+            found.append(tensors.dtype_of_type(types[0]) or ())
+        else:
+            same = [j for j in range(inputs) if formal(schema.inputs, j).type_str == result.type_str]
+            found.append(tuple(j for j in same if formal(schema.inputs, j).is_homogeneous))
+    return tuple(found)
+
+
 def check_types(groups: Sequence[Sequence[int]], inputs: Sequence[Any]) -> None:
     """Raise InputTypeError if inputs of a group are arrays of different types."""
     for group in groups:

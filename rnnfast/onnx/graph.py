@@ -22,7 +22,7 @@ from rnnfast.errors import (
     raise_if_from_handler,
 )
 from rnnfast.limits import Limits
-from rnnfast.onnx import binding, control_checks, ops, recurrent_nodes, tensors
+from rnnfast.onnx import binding, control_checks, ops, recurrent_nodes, static_types, tensors
 from rnnfast.onnx.model_folder import ModelFolder
 
 MIN_IR_VERSION = 3
@@ -99,6 +99,7 @@ class Node:
     attributes: dict[str, Any]
     run: Callable[..., Any] | None = None  # the callable that runs it, set when the graph is folded
     one_type: tuple[tuple[int, ...], ...] = ()  # groups of inputs, by index, that must have one type
+    result_types: tuple[Any, ...] = ()  # for each output its dtype, or the inputs, by index, whose type it has
     alternative: Alternative | None = None
     graphs: dict[str, Graph] = dataclasses.field(init=False)  # the graphs among the attributes: branches and bodies
     needs: set[str] = dataclasses.field(init=False)  # the names that it reads, with those that its graphs capture
@@ -134,6 +135,7 @@ class Node:
             attributes or self.attributes,
             run,
             self.one_type,
+            self.result_types,
             self.alternative,
         )
 
@@ -361,6 +363,7 @@ class _Reader:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
         graph = self.graph(proto.graph, _Scope(opsets, {}, (), 0, ()))
+        static_types.check(graph)
         source = Source(
             label=self.label,
             ir_version=proto.ir_version,
@@ -473,18 +476,21 @@ class _Reader:
         function: Callable[..., Any] | None = None
         bound: dict[str, Any] = {}
         one_type: tuple[tuple[int, ...], ...] = ()
+        result_types: tuple[Any, ...] = ()
         try:
             if own_function is not None:
                 bound["body"] = self.function_body(own_function, attributes, inputs, proto, scope, where)
             else:
                 function, bound = self.operator(proto, domain, inputs, attributes, scope, where)
-                one_type = binding.inputs_of_one_type(domain, proto.op_type, scope.opsets[domain], len(inputs))
+                key = domain, proto.op_type, scope.opsets[domain]
+                one_type = binding.inputs_of_one_type(*key, len(inputs))
+                result_types = binding.result_types(*key, len(inputs), len(proto.output))
         except UnsupportedError as e:
             if self.problems is None:
                 raise
             self.problems.append(e)
         outputs = tuple(map(intern, proto.output))
-        return Node(where, name, domain, op_type, inputs, outputs, function, bound, None, one_type)
+        return Node(where, name, domain, op_type, inputs, outputs, function, bound, None, one_type, result_types)
 
     def operator(
         self, proto: Any, domain: str, inputs: tuple[str, ...], attributes: dict[str, Any], scope: _Scope, where: str

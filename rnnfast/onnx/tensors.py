@@ -80,6 +80,12 @@ def type_name(dtype: np.dtype) -> str:
     return next((row[0] for row in ELEMENT_TYPES.values() if row[1] == dtype.name), dtype.name)
 
 
+def dtype_of_type(text: str) -> np.dtype | None:
+    """The dtype of a type string of a tensor, such as tensor(float); None of any other."""
+    number = next((number for number, row in ELEMENT_TYPES.items() if text == f"tensor({row[0]})"), None)
+    return None if number is None else numpy_dtype(number)
+
+
 def decode(
     tensor: Any, where: str, folder: ModelFolder | None = None, count: Callable[[int, str], None] | None = None
 ) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rnnfast.errors import InputTypeError
+from rnnfast.errors import InputTypeError, ModelError
 from tests.graphs import load, one_node, onnxruntime, random
 
 # float32 sums of up to some hundred terms of size 1 against onnxruntime, which adds in another order
@@ -116,6 +116,10 @@ def test_weights_of_another_type_are_refused():
         ("GRU", {"x": random(0, 2, 2, 4), "w": random(1, 1, 9, 4).astype(np.float64), "r": random(2, 1, 9, 3)}),
     ):
         for constants in ((), tuple(inputs)[1:]):
-            model = load(one_node(op, inputs, constants=constants))
-            with pytest.raises(InputTypeError, match=op):
-                model({n: a for n, a in inputs.items() if n not in constants})
+            model = one_node(op, inputs, constants=constants)
+            with pytest.raises(ModelError, match=f"{op}.*are to have one type"):
+                load(model)
+            for value in model.graph.input:
+                value.type.tensor_type.elem_type = 0  # not declared, so that only a call knows
+            with pytest.raises((InputTypeError, ModelError), match=op):
+                load(model)({n: a for n, a in inputs.items() if n not in constants})
