@@ -54,6 +54,75 @@ def test_options_have_onnxruntime_fields(name):
     assert theirs - device <= set(dir(getattr(rnnfast, name)()))
 
 
+class Holder:
+    """An object of another package that gives an array, as tensors of torch and jax do."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def __array__(self, dtype=None, copy=None):
+        return self.a
+
+
+def reversed_memory(a):
+    return a[::-1, :, ::-1].copy()[::-1, :, ::-1]
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def torch_tensor(a):
+    return pytest.importorskip("torch").from_numpy(a.copy())
+
+
+# How an input is given -> whether onnxruntime takes it too.
+GIVEN = {
+    "read-only": (read_only, True),
+    "of negative strides": (reversed_memory, True),
+    "in Fortran's order": (np.asfortranarray, True),
+    "of other strides": (lambda a: np.repeat(a, 2, axis=-1)[..., ::2], True),
+    "transposed": (lambda a: a.T.copy().T, True),
+    "of a subclass": (lambda a: a.view(np.recarray), True),
+    "masked": (np.ma.array, True),
+    "a list": (lambda a: a.tolist(), True),
+    "a list of arrays": (list, True),
+    "an OrtValue": (rnnfast.OrtValue, False),
+    "a memoryview": (memoryview, False),
+    "a memoryview of negative strides": (lambda a: memoryview(reversed_memory(a)), False),
+    "tuples": (lambda a: tuple(map(tuple, a.tolist())), False),
+    "of the other byte order": (lambda a: a.astype(">f4"), False),
+    "by __array__": (Holder, False),
+    "torch": (torch_tensor, False),
+    "a torch view": (lambda a: torch_tensor(a).transpose(0, 2).contiguous().transpose(0, 2), False),
+}
+
+
+@pytest.mark.parametrize("how", GIVEN)
+def test_inputs_as_onnxruntime_takes_them_or_better(how):
+    make, theirs_too = GIVEN[how]
+    session = rnnfast.InferenceSession(GRU)
+    expected = session.run(None, {"x": X, "h": H})
+    given = make(X)
+    for _ in range(2):
+        for a, b in zip(session.run(None, {"x": given, "h": make(H)}), expected, strict=True):
+            assert type(a) is np.ndarray and a.flags.c_contiguous and a.flags.writeable
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(given.numpy() if hasattr(given, "numpy") else np.asarray(given, np.float32), X)
+    if theirs_too:
+        theirs = pytest.importorskip("onnxruntime").InferenceSession(GRU, providers=["CPUExecutionProvider"])
+        for a, b in zip(theirs.run(None, {"x": make(X), "h": make(H)}), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_a_torch_tensor_that_needs_a_gradient_is_refused():
+    tensor = torch_tensor(X).requires_grad_()
+    with pytest.raises(InputTypeError, match="input 'x' is Tensor, which cannot be read as an array.*requires grad"):
+        rnnfast.InferenceSession(GRU).run(None, {"x": tensor, "h": H})
+
+
 def test_keywords_are_those_of_load_and_of_onnxruntime():
     feed = {"x": X, "h": H}
     expected = rnnfast.InferenceSession(GRU).run(None, feed)
