@@ -81,13 +81,18 @@ def _results(node: Node, found: Types, types: Mapping[str, np.dtype | None]) -> 
         value = attributes.get("value")
         return [np.dtype(np.float32) if value is None else value.dtype]
     if function is constant:
-        ((name, value),) = [(name, value) for name, value in attributes.items() if value is not None] or [("", None)]
-        plain = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-        return [np.dtype(plain[name]) if name in plain else getattr(value, "dtype", None)]
+        given = [name for name, value in attributes.items() if value is not None]
+        return [_constant_type(given[0], attributes[given[0]]) if len(given) == 1 else None]
     if node.op_type == "Cast":
         to = attributes.get("to")
         return [to if isinstance(to, np.dtype) else None]
     return [_result(rule, found) for rule in node.result_types]
+
+
+def _constant_type(name: str, value: Any) -> np.dtype | None:
+    """The type of a Constant by its one attribute."""
+    plain = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    return np.dtype(plain[name]) if name in plain else getattr(value, "dtype", None)
 
 
 def _result(rule: Any, found: Types) -> np.dtype | None:

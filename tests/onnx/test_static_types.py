@@ -146,6 +146,11 @@ def test_what_is_not_proven_is_left_to_a_call(case):
             model(feed | {"c": True})
 
 
+def test_a_constant_of_two_values_is_refused_for_that():
+    with pytest.raises(ModelError, match=r"\(Constant\): 2 value attributes, expected one"):
+        load(model_with([node("Constant", "", "k", value_int=1, value_float=1.0), node("Add", "n k")]))({})
+
+
 def test_an_initializer_that_a_call_may_override():
     """Where the file declares another type for it than it has, nothing is known of it."""
     inputs = [("x", FLOAT, [2]), ("w", DOUBLE, [2])]

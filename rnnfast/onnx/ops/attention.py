@@ -104,7 +104,7 @@ def attention(
     kind = wide[0].dtype.type
     scores = (wide[0] * kind(root)) @ (wide[1] * kind(root)).swapaxes(2, 3)
     stages = [scores]
-    if softcap:
+    if softcap > 0:
         scores = kind(softcap) * np.tanh(scores / kind(softcap))
     stages.append(scores)
     allowed = _allowed(q_steps, k_steps, offset, is_causal, left_window_size, right_window_size)
