@@ -18,12 +18,11 @@ pytestmark = pytest.mark.usefixtures("unsanitized")
 # Case -> why it does not pass.
 RANDOM_DROPOUT = "Dropout in training mode drops at random: the expected numbers are those of NumPy's generator"
 EXCLUDED_NODE_CASES = {
-    "test_if_opt": "makes an empty optional from a type attribute",
     **{
         f"test_training_dropout{form}{release}": RANDOM_DROPOUT
         for form in ("", "_default", "_mask", "_default_mask")
         for release in ("", "@1.9.0", "@1.15.0")
-    },
+    }
 }
 BEFORE_7 = "an operator as it was before opset 7"
 NOT_YET = "an operator of a later opset"

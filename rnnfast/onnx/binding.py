@@ -13,7 +13,7 @@ import numpy as np
 
 from rnnfast.errors import InputTypeError, ModelError, UnsupportedError
 from rnnfast.onnx import ops, tensors
-from rnnfast.onnx.ops.types import Dtype, Floats, Ints, Strs, Subgraph, Tensor
+from rnnfast.onnx.ops.types import DeclaredType, Dtype, Floats, Ints, Strs, Subgraph, Tensor
 
 # From this opset on, broadcasting and inference modes are those of today; `_same_before` treats older ones.
 MODERN_OPSET = 7
@@ -68,6 +68,7 @@ CONVERSIONS: dict[type, tuple[str, Callable[[Any, Any], Any]]] = {
     Strs: ("STRINGS", lambda a, context: Strs(s.decode() for s in a.strings)),
     Dtype: ("INT", lambda a, context: tensors.numpy_dtype(a.i)),
     Tensor: ("TENSOR", lambda a, context: context.tensor(a.t)),
+    DeclaredType: ("TYPE_PROTO", lambda a, context: a.tp.SerializeToString()),
     Subgraph: ("GRAPH", lambda a, context: context.subgraph(a.g)),
 }
 

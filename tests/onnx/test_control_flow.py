@@ -455,3 +455,59 @@ def test_function_errors():
     ):
         with pytest.raises(ModelError, match=message):
             rnnfast.load(with_functions(f"g (float[n] x) => (float[n] y) {{ y = {call} }}", functions))
+
+
+def test_an_optional_value_is_carried_from_none_on():
+    """What TorchScript writes for a variable that is None before the first step: here the difference of two steps."""
+    float_type = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    optional = helper.make_optional_type_proto(float_type)
+    value = helper.make_tensor_value_info
+    shown = helper.make_graph(
+        [helper.make_node("OptionalGetElement", ["before"], ["old"]), helper.make_node("Sub", ["row", "old"], ["d"])],
+        "then",
+        [],
+        [value("d", TensorProto.FLOAT, None)],
+    )
+    nothing = helper.make_graph(
+        [helper.make_node("Identity", ["row"], ["same"])], "else", [], [value("same", TensorProto.FLOAT, None)]
+    )
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still"]),
+            helper.make_node("Gather", ["x", "i"], ["row"], axis=0),
+            helper.make_node("OptionalHasElement", ["before"], ["has"]),
+            helper.make_node("If", ["has"], ["step"], then_branch=shown, else_branch=nothing),
+            helper.make_node("Optional", ["row"], ["after"]),
+        ],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("going", TensorProto.BOOL, []),
+            helper.make_value_info("before", optional),
+        ],
+        [
+            value("still", TensorProto.BOOL, []),
+            helper.make_value_info("after", optional),
+            value("step", TensorProto.FLOAT, None),
+        ],
+    )
+    model = model_of(
+        [
+            helper.make_node("Optional", [], ["none"], type=float_type),
+            helper.make_node("Loop", ["count", "", "none"], ["last", "y"], body=body),
+            helper.make_node("OptionalHasElement", ["none"], ["any"]),
+        ],
+        [("x", TensorProto.FLOAT, ["t", 3])],
+        [("y", TensorProto.FLOAT, ["t", 3]), ("any", TensorProto.BOOL, [])],
+        {"count": np.array(4)},
+        opset=18,
+    )
+    for _ in range(2):
+        x = random(0, 4, 3)
+        found = load(model)(x=x)
+        np.testing.assert_array_equal(found.y, np.concatenate([x[:1], np.diff(x, axis=0)]))
+        assert not found["any"]
+    np.testing.assert_allclose(onnxruntime(model, {"x": x})["y"], found.y, rtol=0, atol=1e-6)
+    model.graph.node[0].ClearField("attribute")
+    with pytest.raises(ModelError, match="neither an input nor a type"):
+        load(model)(x=x)

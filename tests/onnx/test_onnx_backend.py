@@ -44,7 +44,6 @@ EXCLUDED = {
         ),
         RANDOM_DROPOUT,
     ),
-    "test_if_opt": "makes an empty optional from a type attribute",
 }
 GROUPED = ("", "_scaled", "_causal", "_attn_mask", "_softcap", "_with_past_and_present", "_with_past_and_present_fp16")
 MASKS = ("", "_3d_mask", "_4d_mask", "_3d_mask_causal", "_4d_mask_causal")

@@ -4,11 +4,11 @@ specification, for example SequenceInsert-11).
 
 import numpy as np
 
-from rnnfast.errors import InputError, InputTypeError, LimitError
+from rnnfast.errors import InputError, InputTypeError, LimitError, ModelError
 from rnnfast.onnx.ops.arguments import check_axis, integer, integers
 from rnnfast.onnx.ops.numeric import same_dtype
 from rnnfast.onnx.ops.shape import concat, parts
-from rnnfast.onnx.ops.types import Dtype, Flag
+from rnnfast.onnx.ops.types import DeclaredType, Dtype, Flag
 
 # Each tensor of a sequence is a Python object of some hundred bytes, however few elements it has.
 MAX_PARTS = 2**20
@@ -114,8 +114,10 @@ def split_to_sequence(x, split=None, *, axis: int = 0, keepdims: Flag = 1):
     return pieces if keepdims or size > 1 else [part.squeeze(axis) for part in pieces]
 
 
-def optional(element):
-    """Optional: the element itself."""
+def optional(element=None, *, type: DeclaredType | None = None):
+    """Optional: the element itself; None without one, when the type says what it could be."""
+    if element is None and type is None:
+        raise ModelError("neither an input nor a type")
     return element
 
 

@@ -33,6 +33,10 @@ class Subgraph:
     """A graph attribute: the body of If, Loop or Scan."""
 
 
+class DeclaredType:
+    """A type as an attribute (ONNX attribute type TYPE_PROTO), handed to the operator as its bytes."""
+
+
 Flag = Literal[0, 1]
 """An attribute that is off or on."""
 

@@ -17,7 +17,7 @@ def by_loops(q, k, v, mask, scale, softcap, offset, causal, left, right, lengths
         scores = []
         for j in range(k.shape[2]):
             score = scale * float(q[n, h, i] @ k[n, h // groups, j])
-            score = softcap * np.tanh(score / softcap) if softcap else score
+            score = softcap * np.tanh(score / softcap) if softcap > 0 else score
             p = offset[n] + i
             hidden = causal and j > p or 0 <= left < p - j or 0 <= right < j - p or j >= lengths[n]
             if mask is not None and mask.dtype == bool:
@@ -54,7 +54,7 @@ def test_attention_is_its_definition(case):
     ]
     attributes = {
         "is_causal": int(rng.integers(2)),
-        "softcap": float(rng.choice([0, 2])),
+        "softcap": float(rng.choice([0, 2, -2])),
         "scale": [None, 0.3][case % 2],
     }
     attributes |= {"left_window_size": int(rng.integers(-1, 3)), "right_window_size": int(rng.integers(-1, 3))}
