@@ -1,5 +1,7 @@
 """quantize_dynamic: which weights become integers, which values they have, and what is refused."""
 
+import inspect
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rnnfast
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from rnnfast.onnxruntime import quantization
 from rnnfast.onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, refused
 from tests.graphs import load, model_of, random
 
@@ -199,6 +202,16 @@ def test_models_that_cannot_be_quantised(tmp_path):
         quantize_dynamic(network(6), tmp_path / "q.onnx")
     with pytest.raises(UnsupportedError, match=r"onnxruntime.quantization.quantize_static is not offered"):
         refused("quantize_static")("model.onnx", "q.onnx", None)
+
+
+def test_names_are_onnxruntimes():
+    theirs = pytest.importorskip("onnxruntime.quantization")
+    ours = [*inspect.signature(quantize_dynamic).parameters]
+    assert ours == [*inspect.signature(theirs.quantize_dynamic).parameters]
+    for kind in (quantization.QuantType, quantization.QuantFormat, quantization.CalibrationMethod):
+        for member in getattr(theirs, kind.__name__):
+            assert kind[member.name].value == member.value
+    assert all(hasattr(theirs, name) for name in quantization.REFUSED)
 
 
 def test_names_of_types():
