@@ -340,7 +340,7 @@ cdef class Plans:
                     self.by_shapes = {shapes: before[:len(before) - 1], **self.by_shapes}
 
     def run(self, feed):
-        """Return the outputs as arrays of their own, or None unless a plan takes `feed`: a dict of arrays of numbers."""
+        """Return the outputs as arrays of their own; None unless a plan takes `feed`, a dict of arrays of numbers."""
         cdef list args
         cdef Plan plan
         cdef Py_ssize_t i
