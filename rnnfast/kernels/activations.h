@@ -26,6 +26,10 @@ INLINE vf activate(int kind, float alpha, float beta, vf x)
     case ACT_LOG: return v_log(x);
     case ACT_LOG1P: return v_log1p(x);
     case ACT_ERF: return v_erf(x);
+    case ACT_SIN: return v_sin(x);
+    case ACT_COS: return v_cos(x);
+    case ACT_TAN: return v_tan(x);
+    case ACT_ATAN: return v_atan(x);
     }
     return x;
 }
@@ -43,6 +47,7 @@ static void unary_kernel(activation act, const float *x, float *y, size_t n)
     CASE(ACT_RELU) CASE(ACT_TANH) CASE(ACT_SIGMOID) CASE(ACT_AFFINE) CASE(ACT_LEAKY_RELU) CASE(ACT_THRESHOLDED_RELU)
     CASE(ACT_SCALED_TANH) CASE(ACT_HARD_SIGMOID) CASE(ACT_ELU) CASE(ACT_SOFTSIGN) CASE(ACT_SOFTPLUS)
     CASE(ACT_EXP) CASE(ACT_EXPM1) CASE(ACT_LOG) CASE(ACT_LOG1P) CASE(ACT_ERF)
+    CASE(ACT_SIN) CASE(ACT_COS) CASE(ACT_TAN) CASE(ACT_ATAN)
     }
 #undef CASE
     const size_t tail = n % VL;

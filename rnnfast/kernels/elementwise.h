@@ -76,6 +76,7 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
     CASE(E_OR, v_max(x, Y))
     CASE(E_PRELU, v_select(v_lt(x, zero), v_mul(x, Y), x))
     CASE(E_WHERE, v_select(v_eq(x, zero), take(c + i, n - i), Y))
+    CASE(E_POWER, v_power(x, Y))
     default:
         unary_kernel((activation){ (int)q->code, (float)q->alpha, (float)q->beta }, a, to, (size_t)n);
     }

@@ -52,6 +52,39 @@ def log_erfc_weight(y):
     return y * mp.erfc(-y) / mp.erf(-y)
 
 
+def odd_q(f, s):
+    """Return q in f(r) = c r + r^3 q(r^2) at s = r^2, where c is the derivative of f at 0."""
+    r = mp.sqrt(s)
+    return (f(r) - mp.diff(f, 0) * r) / r**3
+
+
+def odd_weight(f, s):
+    """Return the weight of an error of that q."""
+    return mp.sqrt(s) ** 3 / f(mp.sqrt(s))
+
+
+def cos_q(s):
+    """Return q in cos(r) = 1 - r^2 / 2 + r^4 q(r^2) at s = r^2."""
+    return (mp.cos(mp.sqrt(s)) - 1 + s / 2) / s**2
+
+
+def cos_weight(s):
+    """Return the weight of an error of that q."""
+    return s**2 / mp.cos(mp.sqrt(s))
+
+
+def log_quotient_q(z):
+    """Return q in log((1 + s) / (1 - s)) = 2 s + s^3 (2 / 3 + s^2 q(s^2)) at z = s^2."""
+    s = mp.sqrt(z)
+    return ((mp.atanh(s) - s) * 2 / s**3 - mp.mpf(2) / 3) / z
+
+
+def log_quotient_weight(z):
+    """Return the weight of an error of that q."""
+    s = mp.sqrt(z)
+    return s**5 / (2 * mp.atanh(s))
+
+
 WIDER = mp.mpf("1.001")  # the rounding of x * log2(e) may carry the reduced argument past its bound
 FITS = [
     Fit(
@@ -89,6 +122,42 @@ FITS = [
         mp.mpf(-4),
         mp.mpf(0),
         9,
+    ),
+    Fit(
+        "SIN_Q",
+        "sin(r) = r + r^3 q(r^2) on |r| <= pi / 4, relative to sin(r)",
+        partial(odd_q, mp.sin),
+        partial(odd_weight, mp.sin),
+        mp.mpf(0),
+        WIDER * (mp.pi / 4) ** 2,
+        3,
+    ),
+    Fit(
+        "COS_Q",
+        "cos(r) = 1 - r^2 / 2 + r^4 q(r^2) on |r| <= pi / 4, relative to cos(r)",
+        cos_q,
+        cos_weight,
+        mp.mpf(0),
+        WIDER * (mp.pi / 4) ** 2,
+        3,
+    ),
+    Fit(
+        "ATAN_Q",
+        "atan(t) = t + t^3 q(t^2) on |t| <= tan(pi / 8), relative to atan(t)",
+        partial(odd_q, mp.atan),
+        partial(odd_weight, mp.atan),
+        mp.mpf(0),
+        WIDER * mp.tan(mp.pi / 8) ** 2,
+        5,
+    ),
+    Fit(
+        "LOG_QUOTIENT_Q",
+        "log((1 + s) / (1 - s)) = 2 s + s^3 (2 / 3 + s^2 q(s^2)) on |s| <= 3 - sqrt(8), relative to it",
+        log_quotient_q,
+        log_quotient_weight,
+        mp.mpf(0),
+        WIDER * (3 - mp.sqrt(8)) ** 2,
+        3,
     ),
 ]
 
@@ -160,7 +229,19 @@ def logarithms():
     return "\n".join(f"#define {name} {literal(np.float32(float(v)))}" for name, v in values.items())
 
 
+def sums():
+    """Return the constants that are sums of floats: PI_2_* of pi / 2, PI_4_* of pi / 4, TWO_THIRDS_* of 2 / 3."""
+    lines = [f"#define TWO_OVER_PI {literal(np.float32(float(2 / mp.pi)))}"]
+    for name, rest, parts in (("PI_2", mp.pi / 2, 3), ("PI_4", mp.pi / 4, 2), ("TWO_THIRDS", mp.mpf(2) / 3, 2)):
+        for part in range(1, parts + 1):
+            value = np.float32(float(rest))
+            lines.append(f"#define {name}_{part} {literal(value)}")
+            rest -= mp.mpf(float(value))
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(logarithms())
+    print(sums())
     for row in FITS:
         print(table(row))

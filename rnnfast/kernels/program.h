@@ -93,7 +93,8 @@ enum { TILE = 256, REGISTERS = 24 };
 enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64 };
 enum {                          /* codes of instructions, beside the ACT_* of kernels.h, which have one argument */
     E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
-    E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE
+    E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE,
+    E_POWER
 };
 
 /* An operand: the type of its items is an ITEM_*, its strides are in bytes. */

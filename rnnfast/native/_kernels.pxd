@@ -8,6 +8,7 @@ from rnnfast.native._interrupts cimport interrupt, look_at, spend, watch, watch_
 cdef extern from "kernels.h" nogil:
     int ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_AFFINE, ACT_LEAKY_RELU, ACT_THRESHOLDED_RELU, ACT_SCALED_TANH
     int ACT_HARD_SIGMOID, ACT_ELU, ACT_SOFTSIGN, ACT_SOFTPLUS, ACT_EXP, ACT_EXPM1, ACT_LOG, ACT_LOG1P, ACT_ERF
+    int ACT_SIN, ACT_COS, ACT_TAN, ACT_ATAN
     int CELL_RNN, CELL_LSTM, CELL_GRU, CELL_GRU_RESET_FIRST
 
     ctypedef struct activation:

@@ -36,7 +36,10 @@ ACTIVATIONS = {
     "ThresholdedRelu": ACT_THRESHOLDED_RELU, "ScaledTanh": ACT_SCALED_TANH, "HardSigmoid": ACT_HARD_SIGMOID,
     "Elu": ACT_ELU, "Softsign": ACT_SOFTSIGN, "Softplus": ACT_SOFTPLUS,
 }
-FUNCTIONS = ACTIVATIONS | {"Exp": ACT_EXP, "Expm1": ACT_EXPM1, "Log": ACT_LOG, "Log1p": ACT_LOG1P, "Erf": ACT_ERF}
+FUNCTIONS = ACTIVATIONS | {
+    "Exp": ACT_EXP, "Expm1": ACT_EXPM1, "Log": ACT_LOG, "Log1p": ACT_LOG1P, "Erf": ACT_ERF,
+    "Sin": ACT_SIN, "Cos": ACT_COS, "Tan": ACT_TAN, "Atan": ACT_ATAN,
+}
 MATMULS = ("packed", "blas")
 
 

@@ -24,7 +24,7 @@ from rnnfast.onnx.ops.linear import gemm_1
 from rnnfast.onnx.ops.windows import Windows, pad, windows_for
 
 # ONNX operator -> the kernel, for the functions whose bits differ between processors if NumPy computes them.
-UNARY = {"Exp": "Exp", "Erf": "Erf", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus"}
+UNARY = {name: name for name in ("Exp", "Erf", "Sigmoid", "Tanh", "Softplus", "Sin", "Cos", "Tan", "Atan")}
 # Floats of a convolution's windows that are copied at a time, so that they stay in the second-level cache.
 WINDOW_FLOATS = 2**17
 

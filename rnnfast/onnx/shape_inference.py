@@ -17,6 +17,8 @@ ALWAYS_COSTLY = {"AveragePool", "Conv", "Gemm", "LogSoftmax", "MatMul", "MaxPool
 ELEMENTWISE = {
     *("Abs", "Add", "Div", "Elu", "Erf", "Exp", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow"),
     *("Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Sum", "Tanh"),
+    *("Atan", "Celu", "Cos", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Selu", "Shrink", "Sin", "Softsign", "Swish"),
+    *("Tan", "ThresholdedRelu"),
 }
 ZERO = bytes(4)  # the memory of all results that are not computed
 

@@ -17,11 +17,15 @@ FUNCTIONS = {
     "Tanh": (np.tanh, 2.0, 0.518919),
     "Softplus": (lambda x: np.logaddexp(0, x), 2.0, 0.00274112),
     "Erf": (special.erf, 1.95, 0.216744781),
+    "Sin": (np.sin, 1.6, 1.23493919340199e36),
+    "Cos": (np.cos, 1.6, 17971480.0),
+    "Tan": (np.tan, 3.8, 415005.15625),
+    "Atan": (np.arctan, 2.1, 0.41930118203163147),
 }
 TINY = np.finfo(np.float32).tiny
 INF, NAN = np.inf, np.nan
 STRIDE = 1741  # odd and prime: 2.5 million of the 2^32 patterns, of every exponent, ends and NaNs
-# overflow and underflow of exp, where tanh and erf become 1, where sums round, the ends of range reductions
+# overflow and underflow of exp, where tanh and erf become 1, where sums round, the ends of range reductions, angles
 LANDMARKS = (
     0,
     TINY,
@@ -39,6 +43,13 @@ LANDMARKS = (
     88.3763,
     88.72283,
     2**25,
+    0.41421357,
+    2.4142137,
+    np.pi / 4,
+    np.pi / 2,
+    np.pi,
+    2**16,
+    3e38,
 )
 
 
@@ -117,6 +128,10 @@ def test_same_bits_on_every_instruction_set(name):
         ("Tanh", [-INF, -9.02, -0.0, 0, 9.02, INF], [-1, -1, -0.0, 0, 1, 1]),
         ("Softplus", [-INF, -88, 100, 1e38, INF], [0, 0, 100, 1e38, INF]),
         ("Erf", [-INF, -3.93, -0.0, 0, 3.93, INF], [-1, -1, -0.0, 0, 1, 1]),
+        ("Sin", [-INF, -0.0, 0, INF], [NAN, -0.0, 0, NAN]),
+        ("Cos", [-INF, -0.0, 0, INF], [NAN, 1, 1, NAN]),
+        ("Tan", [-INF, -0.0, 0, INF], [NAN, -0.0, 0, NAN]),
+        ("Atan", [-INF, -0.0, 0, INF], [-np.pi / 2, -0.0, 0, np.pi / 2]),
     ],
 )
 def test_special_values(isa, name, x, y):
@@ -132,7 +147,7 @@ def test_denormals_count_as_zero(isa, name):
         np.testing.assert_array_equal(bits(_kernels.unary(name, x)), bits(_kernels.unary(name, zeros)))
 
 
-@pytest.mark.parametrize("name", ["Tanh", "Erf"])
+@pytest.mark.parametrize("name", ["Tanh", "Erf", "Sin", "Tan", "Atan"])
 def test_odd(isa, name):
     x = samples(name)
     np.testing.assert_array_equal(bits(_kernels.unary(name, -x)), bits(-_kernels.unary(name, x)))

@@ -1,5 +1,7 @@
 """Elementwise operators: each gives its output an expression, which becomes a command when a view of it is needed."""
 
+import math
+
 import numpy as np
 
 from rnnfast.native import _kernels
@@ -22,6 +24,7 @@ from rnnfast.onnx.compile.expressions import (
     NEG,
     NOT,
     OR,
+    POWER,
     PRELU,
     RECIPROCAL,
     ROUND,
@@ -46,7 +49,7 @@ UNARY = {
     "IsNaN": IS_NAN,
 }
 BINARY = {"Add": ADD, "Sub": SUB, "Mul": MUL, "Div": DIV, "PRelu": PRELU}
-VARIADIC = {"Sum": ADD, "Min": MIN, "Max": MAX}
+VARIADIC = {"Sum": ADD, "Min": MIN, "Max": MAX, "Mean": ADD}
 # operator -> its name in the kernels
 FUNCTIONS = {
     "Exp": "Exp",
@@ -60,6 +63,10 @@ FUNCTIONS = {
     "HardSigmoid": "HardSigmoid",
     "Softsign": "Softsign",
     "Log": "Log",
+    "Sin": "Sin",
+    "Cos": "Cos",
+    "Tan": "Tan",
+    "Atan": "Atan",
 }
 # operator -> the defaults of its alpha and beta
 DEFAULTS = {"Elu": (1.0, 0.0), "LeakyRelu": (0.01, 0.0), "HardSigmoid": (0.2, 0.5)}
@@ -74,6 +81,103 @@ COMPARISONS = {
 LOGIC = {"And": AND, "Or": OR}
 # exponent -> the instruction whose results are as exact as those of NumPy's power
 POWERS = {2.0: lambda x: Instruction(MUL, (x, x)), 1.0: lambda x: x, 0.5: lambda x: Instruction(SQRT, (x,))}
+# Powers with exponents of these types may be computed in float32, which holds small integers exactly.
+EXPONENTS = (np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64))
+LARGEST_EXPONENT = 2**24
+
+
+# ------------------------------------------------------------------------------------------------ compositions
+def function(name, x, alpha=0.0, beta=0.0):
+    """Return the instruction of a function of the kernels, a key of `_kernels.FUNCTIONS`."""
+    return Instruction(_kernels.FUNCTIONS[name], (x,), alpha, beta)
+
+
+def affine(x, factor, summand=-0.0):
+    """Return factor * x + summand, rounded once. The product alone keeps the sign of zeros: -0 is added to it."""
+    return function("Affine", x, factor, summand)
+
+
+def _selu(builder, x, alpha=activations.SELU_ALPHA, gamma=activations.SELU_GAMMA):
+    return affine(function("Elu", x, alpha), gamma)
+
+
+def _celu(builder, x, alpha=1.0):
+    """max(x, 0) + alpha * (exp(min(x, 0) / alpha) - 1)"""
+    below = Instruction(NEG, (function("Relu", Instruction(NEG, (x,))),))
+    return Instruction(ADD, (function("Relu", x), affine(function("Expm1", affine(below, 1 / alpha)), alpha)))
+
+
+def _hard_swish(builder, x):
+    return Instruction(MUL, (x, function("HardSigmoid", x, 1 / 6, 0.5)))
+
+
+def _swish(builder, x, alpha=1.0):
+    return Instruction(MUL, (x, function("Sigmoid", x if alpha == 1 else affine(x, alpha))))
+
+
+def _mish(builder, x):
+    return Instruction(MUL, (x, function("Tanh", function("Softplus", x))))
+
+
+def _gelu(builder, x, approximate="none"):
+    """x * (erf(x / sqrt(2)) / 2 + 1 / 2), or with tanh: x * sigmoid(2 * c * (x + 0.044715 * x^3)), c = sqrt(2 / pi)"""
+    if approximate == "none":
+        return Instruction(MUL, (x, affine(function("Erf", affine(x, math.sqrt(0.5))), 0.5, 0.5)))
+    c = 2 * math.sqrt(2 / math.pi)
+    inner = Instruction(MUL, (affine(Instruction(MUL, (x, x)), c * 0.044715, c), x))
+    return Instruction(MUL, (x, function("Sigmoid", inner)))
+
+
+def _thresholded_relu(builder, x, alpha=1.0):
+    return Instruction(WHERE, (Instruction(LT, (_number(builder, alpha), x)), x, _number(builder, 0)))
+
+
+def _shrink(builder, x, bias=0.0, lambd=0.5):
+    above = Instruction(LT, (_number(builder, lambd), x))
+    below = Instruction(LT, (x, _number(builder, -lambd)))
+    rest = Instruction(WHERE, (above, affine(x, 1.0, -bias), _number(builder, 0)))
+    return Instruction(WHERE, (below, affine(x, 1.0, bias), rest))
+
+
+def _asin(builder, x):
+    """atan(x / sqrt((1 - x) * (1 + x)))"""
+    both = Instruction(MUL, (affine(x, -1.0, 1.0), affine(x, 1.0, 1.0)))
+    return function("Atan", Instruction(DIV, (x, Instruction(SQRT, (both,)))))
+
+
+def _acos(builder, x):
+    """2 * atan(sqrt((1 - x) / (1 + x)))"""
+    ratio = Instruction(DIV, (affine(x, -1.0, 1.0), affine(x, 1.0, 1.0)))
+    return affine(function("Atan", Instruction(SQRT, (ratio,))), 2.0)
+
+
+def _is_inf(builder, x, detect_negative=1, detect_positive=1):
+    if detect_negative and detect_positive:
+        x = Instruction(ABS, (x,))
+    elif not detect_negative and not detect_positive:
+        return Instruction(LT, (x, x))
+    return Instruction(EQ, (x, _number(builder, math.inf if detect_positive else -math.inf)))
+
+
+# operator -> function(builder, x, **attributes) that makes the expression of several instructions
+COMPOSED = {
+    "Acos": _acos,
+    "Asin": _asin,
+    "Celu": _celu,
+    "Gelu": _gelu,
+    "HardSwish": _hard_swish,
+    "IsInf": _is_inf,
+    "Mish": _mish,
+    "Selu": _selu,
+    "Shrink": _shrink,
+    "Swish": _swish,
+    "ThresholdedRelu": _thresholded_relu,
+}
+
+
+def _number(builder, value):
+    """Return the view of a constant."""
+    return builder.constant(np.array(value, np.float32))
 
 
 def _argument(builder, operand, shape):
@@ -120,6 +224,28 @@ def emit_function(builder, node, inputs, outputs):
     return True
 
 
+def emit_composed(builder, node, inputs, outputs):
+    """Set the expression of a function that takes several instructions; False if it is not float32, and for the alpha
+    of Celu that is not positive.
+    """
+    if not _are_float32(*inputs) or node.op_type == "Celu" and not node.attributes.get("alpha", 1) > 0:
+        return False
+    define(builder, outputs[0], lambda x: COMPOSED[node.op_type](builder, x, **node.attributes), inputs)
+    return True
+
+
+def emit_swiglu(builder, node, inputs, outputs):
+    """Set the expression of SwiGLU; False if it is not float32."""
+    if not _are_float32(*inputs):
+        return False
+
+    def make(a, b):
+        return Instruction(MUL, (_swish(builder, a, **node.attributes), b))
+
+    define(builder, outputs[0], make, inputs)
+    return True
+
+
 def emit_binary(builder, node, inputs, outputs):
     """Set the expression of an arithmetic operator; False if it is not float32 or broadcasts as before opset 7."""
     if (
@@ -133,13 +259,15 @@ def emit_binary(builder, node, inputs, outputs):
 
 
 def emit_variadic(builder, node, inputs, outputs):
-    """Set the expression of Sum, Min or Max; False for types other than float32 and for more than 8 inputs."""
+    """Set the expression of Sum, Min, Max or Mean; False for types other than float32 and for more than 8 inputs."""
     if not _are_float32(*inputs) or len(inputs) > 8:
         return False
 
     def make(first, *others):
         for other in others:
             first = Instruction(VARIADIC[node.op_type], (first, other))
+        if node.op_type == "Mean":
+            first = Instruction(DIV, (first, _number(builder, len(inputs))))
         return first
 
     define(builder, outputs[0], make, inputs)
@@ -178,31 +306,37 @@ def emit_where(builder, node, inputs, outputs):
 
 
 def emit_pow(builder, node, inputs, outputs):
-    """Set the expression of Pow by a constant 2, 1 or 1/2; False for others, other types and broadcast results."""
-    exponent = inputs[1].known
-    if not _are_float32(inputs[0]) or exponent is None or exponent.size != 1 or outputs[0].shape != inputs[0].shape:
+    """Set the expression of Pow; False if the base is not float32, for exponents of other types or integers that a run
+    computes or float32 does not hold, and for the broadcasting before opset 7.
+    """
+    x, y = inputs
+    known = None if y.known is None else np.asarray(y.known)
+    if not _are_float32(x) or y.dtype not in EXPONENTS or {"axis", "broadcast"} & node.attributes.keys():
         return False
-    power = POWERS.get(float(exponent.ravel()[0]))
-    if power is None:
+    if known is not None and known.size == 1 and outputs[0].shape == x.shape:
+        power = POWERS.get(float(known.ravel()[0]))
+        if power is not None:
+            define(builder, outputs[0], power, inputs[:1])
+            return True
+    if y.dtype != np.float32 and (known is None or known.size and np.abs(known).max() > LARGEST_EXPONENT):
         return False
-    define(builder, outputs[0], power, inputs[:1])
+    define(builder, outputs[0], lambda a, b: Instruction(POWER, (a, b)), inputs)
     return True
 
 
 def emit_clip(builder, node, inputs, outputs):
-    """Set the expression of Clip by constant bounds; False if a bound is computed or the input is not float32."""
-    if not _are_float32(inputs[0]):
+    """Set the expression of Clip; False if it is not float32."""
+    if not _are_float32(*[operand for operand in inputs if operand is not None]):
         return False
     bounds = [node.attributes.get("min", -FLOAT32_MAX), node.attributes.get("max", FLOAT32_MAX)]
+    bounds = [_number(builder, bound) for bound in bounds]
     for i, operand in enumerate(inputs[1:]):
         if operand is not None:
-            if operand.known is None:
-                return False
-            bounds[i] = operand.known
+            bounds[i] = builder.reshaped(builder.view(operand), ())
 
     def make(x):
         for code, bound in zip((MAX, MIN), bounds):
-            x = Instruction(code, (x, builder.constant(np.asarray(bound, np.float32).reshape(()))))
+            x = Instruction(code, (x, bound))
         return x
 
     define(builder, outputs[0], make, inputs[:1])
@@ -227,7 +361,15 @@ EMIT = (
     | dict.fromkeys(BINARY, emit_binary)
     | dict.fromkeys(VARIADIC, emit_variadic)
     | dict.fromkeys(FUNCTIONS, emit_function)
+    | dict.fromkeys(COMPOSED, emit_composed)
     | dict.fromkeys(COMPARISONS, emit_comparison)
     | dict.fromkeys(LOGIC, emit_logic)
-    | {"Not": emit_not, "Where": emit_where, "Pow": emit_pow, "Clip": emit_clip, "Cast": emit_cast}
+    | {
+        "Not": emit_not,
+        "Where": emit_where,
+        "Pow": emit_pow,
+        "Clip": emit_clip,
+        "Cast": emit_cast,
+        "SwiGLU": emit_swiglu,
+    }
 )

@@ -33,7 +33,8 @@ FIRST_CODE = 32
     OR,
     PRELU,
     WHERE,
-) = range(FIRST_CODE, FIRST_CODE + 24)
+    POWER,
+) = range(FIRST_CODE, FIRST_CODE + 25)
 # code -> the name that profiles show
 NAMES = {
     SQRT: "sqrt",
@@ -60,6 +61,7 @@ NAMES = {
     OR: "or",
     PRELU: "prelu",
     WHERE: "where",
+    POWER: "power",
 }
 NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
 ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64))}  # ITEM_* of program.h
@@ -71,12 +73,15 @@ MIN_FUSED_BYTES = 1 << 17  # bytes of outputs: from this size on, elementwise fu
 
 
 class Instruction:
-    """An instruction of an elementwise command; its arguments are the results of others, or views."""
+    """An instruction of an elementwise command; its arguments are the results of others, or views.
 
-    __slots__ = ("code", "args", "alpha", "beta")
+    step: the operand that the instruction's step computes; a step may have several instructions.
+    """
+
+    __slots__ = ("code", "args", "alpha", "beta", "step")
 
     def __init__(self, code, args, alpha=0.0, beta=0.0):
-        self.code, self.args, self.alpha, self.beta = code, args, alpha, beta
+        self.code, self.args, self.alpha, self.beta, self.step = code, args, alpha, beta, None
 
 
 def _parts(root):
@@ -110,6 +115,9 @@ class Expression:
     def is_small(self):
         """Return whether one command can hold the expression."""
         views, instructions = _parts(self.root)
+        for instruction in instructions:
+            if instruction.step is None:
+                instruction.step = self.operand
         return len(views) <= MAX_INPUTS and len(instructions) <= MAX_INSTRUCTIONS
 
     def compute(self, builder, view=None):
@@ -140,9 +148,8 @@ def emit_views(builder, code, out, *views):
 
 def _is_last_use(builder, operand, instructions):
     """Return whether nothing but these instructions reads the operand."""
-    # Each step that reads the operand has at most one instruction here that does.
-    uses = sum(any(arg is operand.view for arg in instruction.args) for instruction in instructions)
-    return uses == operand.uses and builder.operands_of(operand.view) == {id(operand)}
+    steps = {id(i.step) for i in instructions if any(arg is operand.view for arg in i.args)}
+    return len(steps) == operand.uses and builder.operands_of(operand.view) == {id(operand)}
 
 
 def _fusable_lines(builder, out, views):

@@ -79,24 +79,28 @@ def elu(x, *, alpha: float = 1.0):
 
 
 @floating
+@shaped(unchanged)
 def selu(x, *, alpha: float = SELU_ALPHA, gamma: float = SELU_GAMMA):
     """Selu: gamma * (alpha * (exp(x) - 1) for x <= 0, otherwise x)."""
     return gamma * np.where(x <= 0, alpha * np.expm1(np.minimum(x, 0)), x)
 
 
 @floating
+@shaped(unchanged)
 def celu(x, *, alpha: float = 1.0):
     """Celu: max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
     return np.maximum(x, 0) + np.minimum(alpha * np.expm1(x / alpha), 0)
 
 
 @floating
+@shaped(unchanged)
 def hard_sigmoid(x, *, alpha: float = HARD_ALPHA, beta: float = 0.5):
     """HardSigmoid: max(0, min(1, alpha * x + beta))."""
     return np.clip(alpha * x + beta, 0, 1)
 
 
 @floating
+@shaped(unchanged)
 def hard_swish(x):
     """HardSwish: x * max(0, min(1, x / 6 + 1 / 2))."""
     return x * np.clip(x / 6 + 0.5, 0, 1)
@@ -110,12 +114,14 @@ def softplus(x):
 
 
 @floating
+@shaped(unchanged)
 def softsign(x):
     """Softsign: x / (1 + |x|)."""
     return x / (1 + np.abs(x))
 
 
 @floating
+@shaped(unchanged)
 def gelu(x, *, approximate: Literal["none", "tanh"] = "none"):
     """Gelu: x * Phi(x), Phi being the normal distribution function; with approximate = "tanh", 0.5 * x * (1 +
     tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))).
@@ -126,12 +132,14 @@ def gelu(x, *, approximate: Literal["none", "tanh"] = "none"):
 
 
 @floating
+@shaped(unchanged)
 def mish(x):
     """Mish: x * tanh(softplus(x))."""
     return x * np.tanh(_softplus(x))
 
 
 @floating
+@shaped(unchanged)
 def swish(x, *, alpha: float = 1.0):
     """Swish: x * sigmoid(alpha * x)."""
     return x * _sigmoid(alpha * x)
@@ -146,12 +154,14 @@ def swiglu(a, b, *, alpha: float = 1.0):
 
 
 @floating
+@shaped(unchanged)
 def thresholded_relu(x, *, alpha: float = 1.0):
     """ThresholdedRelu: x for x > alpha, otherwise 0."""
     return np.where(x > alpha, x, 0)
 
 
 @numeric
+@shaped(unchanged)
 def shrink(x, *, bias: float = 0.0, lambd: float = 0.5):
     """Shrink: x + bias for x < -lambd, x - bias for x > lambd, otherwise 0."""
     check_numbers(x)
