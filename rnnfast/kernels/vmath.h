@@ -291,7 +291,7 @@ INLINE vf v_tan(vf x)
     return v_xor(v_div(v_select(odd, v_neg(c), s), v_select(odd, s, c)), v_sign(x));
 }
 
-/* atan(x): that of t, where x = t, (1 + t) / (1 - t) or -1 / t and |t| <= tan(pi / 8), plus 0, pi / 4 or pi / 2. 2.1
+/* atan(x): that of t, where x = t, (1 + t) / (1 - t) or -1 / t and |t| <= tan(pi / 8), plus 0, pi / 4 or pi / 2. 2.15
  * ULP. */
 INLINE vf v_atan(vf x)
 {

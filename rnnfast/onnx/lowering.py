@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import rnnfast.native._kernels as _kernels
-from rnnfast.onnx import recurrent_nodes
+from rnnfast.onnx import packed_einsum, recurrent_nodes
 from rnnfast.onnx.folding import LoadBudget
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.convolution import check_bias, check_kernel
@@ -156,6 +156,26 @@ def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: i
     return lowered
 
 
+def _lower_einsum(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
+    """An Einsum of two operands of which one is constant, as products with packed matrices, where that is possible.
+
+    Native steps read the attribute `packed` of the callable.
+    """
+    equation = node.attributes["equation"]
+    for at in (0, 1):
+        if len(constants) == 2 and packed_einsum.fits(equation, constants, at):
+            weights = constants[1 - at]
+            lowered = load_budget.packed(
+                ("Einsum", equation, at),
+                [weights],
+                lambda: packed_einsum.PackedEinsum(equation, weights, at, matmul),  # noqa: B023 - called at once
+            )
+            run = _for_float32(functools.partial(lowered, threads=threads), node)
+            run.packed = lowered
+            return run
+    return None
+
+
 def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     """A convolution whose kernel is packed once if it is constant, else at each call.
 
@@ -231,4 +251,5 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "MatMul": _lower_matmul,
     "Gemm": _lower_gemm,
     "Conv": _lower_conv,
+    "Einsum": _lower_einsum,
 }

@@ -13,7 +13,7 @@ from rnnfast.onnx.graph import Node
 
 # An elementwise operator is costly if its result has at least this many elements; products and windows always are.
 COSTLY = 1 << 9
-ALWAYS_COSTLY = {"AveragePool", "Conv", "Gemm", "LogSoftmax", "MatMul", "MaxPool", "Softmax"}
+ALWAYS_COSTLY = {"AveragePool", "Conv", "Einsum", "Gemm", "LogSoftmax", "MatMul", "MaxPool", "Softmax"}
 ELEMENTWISE = {
     *("Abs", "Add", "Div", "Elu", "Erf", "Exp", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow"),
     *("Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Sum", "Tanh"),

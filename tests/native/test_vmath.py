@@ -17,10 +17,10 @@ FUNCTIONS = {
     "Tanh": (np.tanh, 2.0, 0.518919),
     "Softplus": (lambda x: np.logaddexp(0, x), 2.0, 0.00274112),
     "Erf": (special.erf, 1.95, 0.216744781),
-    "Sin": (np.sin, 1.6, 1.23493919340199e36),
-    "Cos": (np.cos, 1.6, 17971480.0),
+    "Sin": (np.sin, 1.6, 8.771086649088173e26),
+    "Cos": (np.cos, 1.6, 6564296192.0),
     "Tan": (np.tan, 3.8, 415005.15625),
-    "Atan": (np.arctan, 2.1, 0.41930118203163147),
+    "Atan": (np.arctan, 2.15, 0.42258980870246887),
 }
 TINY = np.finfo(np.float32).tiny
 INF, NAN = np.inf, np.nan

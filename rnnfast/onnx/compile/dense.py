@@ -69,6 +69,14 @@ def _emit_multiply(builder, inputs, outputs):
         return False
     x, w = view_of_rows(builder, inputs[0]), builder.view(inputs[1])
     x, w = x[None] if x.ndim == 1 else x, w[:, None] if w.ndim == 1 else w
+    builder.set(outputs[0], multiplied(builder, x, w).reshape(outputs[0].shape))
+    return True
+
+
+def multiplied(builder, x, w):
+    """Emit a multiply command for stacks of matrices x [..., M, K], whose last axis is contiguous, and w [..., K, N];
+    return its result. Raises NotNative if the axes of the stacks do not merge into three.
+    """
     stack = np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
     out = builder.new((*stack, x.shape[-2], w.shape[-1]))
     x, w = (np.broadcast_to(v, (*stack, *v.shape[-2:])) for v in (x, w))
@@ -103,8 +111,7 @@ def _emit_multiply(builder, inputs, outputs):
         out=out,
         flops=2 * out.size * K,
     )
-    builder.set(outputs[0], out.reshape(outputs[0].shape))
-    return True
+    return out
 
 
 def emit_gemm(builder, node, inputs, outputs):

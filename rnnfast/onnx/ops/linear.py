@@ -180,7 +180,16 @@ def _contract(a, a_labels, b, b_labels, kept, sizes):
     return y.reshape([sizes[label] for label in labels]), labels
 
 
+def _einsum_shape(*xs, equation):
+    """Shape rule of Einsum."""
+    _, output, sizes = labels_of(equation, [x.shape for x in xs])
+    shape = tuple([sizes[label] for label in output])
+    check_size(shape, xs[0].dtype)
+    return (shape,)
+
+
 @numeric
+@shaped(_einsum_shape)
 def einsum(*xs, equation: str):
     """Einsum: sums of products by the equation.
 
@@ -189,7 +198,6 @@ def einsum(*xs, equation: str):
     """
     check_numbers(xs[0])
     terms, output, sizes = labels_of(equation, [x.shape for x in xs])
-    check_size([sizes[label] for label in output], xs[0].dtype)
     y, labels = xs[0], terms[0]
     for i, (x, term) in enumerate(zip(xs[1:], terms[1:]), 1):
         y, labels = _contract(y, labels, x, term, set(output).union(*terms[i + 1 :]), sizes)
