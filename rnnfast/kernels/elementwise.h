@@ -108,9 +108,22 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
     case ITEM_BOOL: LOAD(uint8_t, x != 0 ? 1.0f : 0.0f)
     case ITEM_INT32: LOAD(int32_t, (float)x)
     case ITEM_INT64: LOAD(int64_t, (float)x)
+    case ITEM_UINT8: LOAD(uint8_t, (float)x)
+    case ITEM_INT8: LOAD(int8_t, (float)x)
     }
 #undef LOAD
     return converted;
+}
+
+/* Truncate to int64; -2^63 for NaN and for what it does not hold. */
+static int64_t truncated(float x) { return x >= -0x1p63f && x < 0x1p63f ? (int64_t)x : INT64_MIN; }
+
+/* Return whether a float is not zero; a denormal is not. */
+static int is_not_zero(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & 0x7fffffffu) != 0;
 }
 
 /* Convert n floats to the type of an output and store them. */
@@ -122,9 +135,11 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
     break;
     switch (e->item) {
     case ITEM_FLOAT32: STORE(float, x[i])
-    case ITEM_BOOL: STORE(uint8_t, x[i] != 0)
-    case ITEM_INT32: STORE(int32_t, (int32_t)x[i])
-    case ITEM_INT64: STORE(int64_t, (int64_t)x[i])
+    case ITEM_BOOL: STORE(uint8_t, (uint8_t)is_not_zero(x[i]))
+    case ITEM_INT32: STORE(int32_t, (int32_t)truncated(x[i]))
+    case ITEM_INT64: STORE(int64_t, truncated(x[i]))
+    case ITEM_UINT8: STORE(uint8_t, (uint8_t)truncated(x[i]))
+    case ITEM_INT8: STORE(int8_t, (int8_t)truncated(x[i]))
     }
 #undef STORE
 }

@@ -312,7 +312,7 @@ static void integer_to(ptrdiff_t item, void *p, int64_t value)
     }
 }
 
-/* Return code(a, b); sums, differences and products wrap around. */
+/* Return code(a, b), which is not I_SELECT; sums, differences, products and -2^63 / -1 wrap around. */
 static int64_t integer_result(ptrdiff_t code, int64_t a, int64_t b)
 {
     switch (code) {
@@ -322,23 +322,51 @@ static int64_t integer_result(ptrdiff_t code, int64_t a, int64_t b)
     case I_LT: return a < b;
     case I_LE: return a <= b;
     case I_EQ: return a == b;
+    case I_DIV: return b == 0 ? 0 : b == -1 ? (int64_t)-(uint64_t)a : a / b;
+    case I_MOD: return b == 0 || b == -1 ? 0 : a % b + (a % b != 0 && (a < 0) != (b < 0) ? b : 0);
+    case I_FMOD: return b == 0 || b == -1 ? 0 : a % b;
+    case I_MIN: return a < b ? a : b;
+    case I_MAX: return a > b ? a : b;
+    case I_AND: return a & b;
+    case I_OR: return a | b;
+    case I_XOR: return a ^ b;
     }
     return a;
 }
 
-/* Compute the axes from `axis` on. Returns whether the call was stopped. */
-static int integer_axes(const integer_command *m, const context *x, ptrdiff_t axis, char *to, const char *a,
-                        const char *b)
+/* The places of an integer_command at one index of its outer axes. */
+typedef struct {
+    char *to;
+    const char *a, *b, *c;
+} integer_places;
+
+static integer_places integers_at(const integer_command *m, integer_places p, ptrdiff_t axis, ptrdiff_t i)
 {
-    const int last = axis >= AXES - 1 || axis == m->axes - 1;
+    return (integer_places){ p.to + i * m->to_stride[axis], p.a + i * m->a_stride[axis], p.b + i * m->b_stride[axis],
+                             p.c + i * m->c_stride[axis] };
+}
+
+/* Compute the axes from `axis` on. Returns whether the call was stopped. */
+static int integer_axes(const integer_command *m, const context *x, ptrdiff_t axis, integer_places p, int64_t *status)
+{
+    const int last = axis >= AXES - 1 || axis == m->axes - 1, selects = m->code == I_SELECT;
+    const int divides = status && m->code >= I_DIV && m->code <= I_FMOD;
     for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
-        char *to_i = to + i * m->to_stride[axis];
-        const char *a_i = a + i * m->a_stride[axis], *b_i = b + i * m->b_stride[axis];
-        if (last)
-            integer_to(m->to_item, to_i, integer_result(m->code, integer_at(m->item, a_i), integer_at(m->item, b_i)));
-        else if (integer_axes(m, x, axis + 1, to_i, a_i, b_i))
-            return 1;
-        if (last && i % TILE == TILE - 1 && spend(x, 4 * TILE))
+        const integer_places q = integers_at(m, p, axis, i);
+        if (!last) {
+            if (integer_axes(m, x, axis + 1, q, status))
+                return 1;
+            continue;
+        }
+        if (selects) {
+            integer_to(m->to_item, q.to, integer_at(m->item, *q.c ? q.a : q.b));
+        } else {
+            const int64_t b = integer_at(m->item, q.b);
+            if (divides && b == 0)
+                status[0] = 1;
+            integer_to(m->to_item, q.to, integer_result(m->code, integer_at(m->item, q.a), b));
+        }
+        if (i % TILE == TILE - 1 && spend(x, 4 * TILE))
             return 1;
     }
     return last && spend(x, m->shape[axis] % TILE * 4);
@@ -347,7 +375,61 @@ static int integer_axes(const integer_command *m, const context *x, ptrdiff_t ax
 void rnnfast_integer(const command *c, const context *x)
 {
     const integer_command *m = (const integer_command *)c;
-    integer_axes(m, x, 0, address_of(x, m->to), address_of(x, m->a), address_of(x, m->b));
+    const integer_places p = {
+        address_of(x, m->to), address_of(x, m->a), address_of(x, m->b), address_of(x, m->c),
+    };
+    int64_t *status = m->status.buffer < 0 ? NULL : address_of(x, m->status);
+    if (status)
+        status[0] = status[1] = 0;
+    integer_axes(m, x, 0, p, status);
+}
+
+/* One line of a running_command: n items `stride` bytes apart of code(before, x); before and to may be one. */
+static void run_line(const running_command *m, ptrdiff_t n, char *to, ptrdiff_t to_stride, const char *before,
+                     const char *x, ptrdiff_t x_stride)
+{
+    if (m->item == ORDER_FLOAT32) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const float a = *(const float *)(before + i * to_stride), b = *(const float *)(x + i * x_stride);
+            *(float *)(to + i * to_stride) = m->code == I_ADD ? a + b : a * b;
+        }
+        return;
+    }
+    for (ptrdiff_t i = 0; i < n; i++)
+        integer_to(m->item, to + i * to_stride,
+                   integer_result(m->code, integer_at(m->item, before + i * to_stride),
+                                  integer_at(m->item, x + i * x_stride)));
+}
+
+/* Compute the axes from `axis` on. Returns whether the call was stopped. */
+static int running_axes(const running_command *m, const context *c, ptrdiff_t axis, char *to, const char *x)
+{
+    static const ptrdiff_t bytes[] = {
+        [INTEGER_BOOL] = 1, [INTEGER_UINT8] = 1, [INTEGER_INT8] = 1, [INTEGER_INT32] = 4, [INTEGER_INT64] = 8,
+        [ORDER_FLOAT32] = 4,
+    };
+    const ptrdiff_t n = m->shape[axis];
+    if (axis < AXES - 1 && axis < m->axes - 1) {
+        for (ptrdiff_t i = 0; i < n; i++)
+            if (running_axes(m, c, axis + 1, to + i * m->to_stride[axis], x + i * m->x_stride[axis]))
+                return 1;
+        return 0;
+    }
+    for (ptrdiff_t i = 0; i < n; i++)
+        memcpy(to + i * m->to_stride[axis], x + i * m->x_stride[axis], (size_t)bytes[m->item]);
+    for (ptrdiff_t k = 1; k < m->n; k++) {
+        char *to_k = to + k * m->to_step;
+        run_line(m, n, to_k, m->to_stride[axis], to_k - m->to_step, x + k * m->x_step, m->x_stride[axis]);
+        if (spend(c, 4 * n))
+            return 1;
+    }
+    return spend(c, n);
+}
+
+void rnnfast_running(const command *c, const context *x)
+{
+    const running_command *m = (const running_command *)c;
+    running_axes(m, x, 0, address_of(x, m->to), address_of(x, m->x));
 }
 
 /* Return an integer that sorts as the item does: items with larger keys come later. */

@@ -90,7 +90,7 @@ typedef struct {
  * converted when they are loaded or stored (a truth value is 1 or 0). The inputs and then the instructions follow the
  * struct. */
 enum { TILE = 256, REGISTERS = 24 };
-enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64 };
+enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64, ITEM_UINT8, ITEM_INT8 };
 enum {                          /* codes of instructions, beside the ACT_* of kernels.h, which have one argument */
     E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
     E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE,
@@ -195,15 +195,28 @@ typedef struct {
 } gather_command;
 
 /* to[shape] = code(a[shape], b[shape]) for integers of any type, computed in int64. Strides are in bytes. Truth values
- * are 0 or 1. */
-enum { I_COPY, I_ADD, I_SUB, I_MUL, I_LT, I_LE, I_EQ };
+ * are 0 or 1. I_SELECT takes a where the truth value c[shape] is true, else b; all others do not read c. A quotient is
+ * truncated toward zero, the sign of I_MOD is that of b, of I_FMOD that of a; by zero they give 0 and report it, unless
+ * the buffer of status is -1: status[0] is 1. */
+enum {
+    I_COPY, I_ADD, I_SUB, I_MUL, I_LT, I_LE, I_EQ, I_DIV, I_MOD, I_FMOD, I_MIN, I_MAX, I_AND, I_OR, I_XOR, I_SELECT
+};
 enum { INTEGER_BOOL, INTEGER_UINT8, INTEGER_INT8, INTEGER_INT32, INTEGER_INT64 };
 
 typedef struct {
     command head;
-    location to, a, b;
-    ptrdiff_t code, to_item, item, axes, shape[AXES], to_stride[AXES], a_stride[AXES], b_stride[AXES];
+    location to, a, b, c, status;
+    ptrdiff_t code, to_item, item, axes, shape[AXES], to_stride[AXES], a_stride[AXES], b_stride[AXES], c_stride[AXES];
 } integer_command;
+
+/* to[shape, 0] = x[shape, 0]; to[shape, k] = code(to[shape, k - 1], x[shape, k]) for 0 < k < n: a running sum, or the
+ * sum alone where to_step is 0. Strides are in bytes. The code is I_ADD, I_MUL, I_MIN or I_MAX, items are float32
+ * (ORDER_FLOAT32; I_ADD and I_MUL only) or integers (INTEGER_*). to does not overlap x. */
+typedef struct {
+    command head;
+    location to, x;
+    ptrdiff_t code, item, n, to_step, x_step, axes, shape[AXES], to_stride[AXES], x_stride[AXES];
+} running_command;
 
 /* Find the k items of each row of n items that come first in order: values[..., k] (buffer -1: not wanted) and their
  * int64 places[..., k] in the row. Strides are in bytes. The order is ascending, or descending if `largest`. Of equal
@@ -278,6 +291,7 @@ void rnnfast_rows(const command *c, const context *x);
 void rnnfast_pool(const command *c, const context *x);
 void rnnfast_gather(const command *c, const context *x);
 void rnnfast_integer(const command *c, const context *x);
+void rnnfast_running(const command *c, const context *x);
 
 /* out[i, j, k, :n] = bias + the sum over runs r of x[i, j, k, offset of r + (0 .. length)] .
  * w[r * length + (0 .. length)]. Strides are in floats. out does not overlap x. The runs follow the struct. */

@@ -26,6 +26,7 @@ cdef extern from "program.h" nogil:
     void rnnfast_pool(const command *, const context *)
     void rnnfast_gather(const command *, const context *)
     void rnnfast_integer(const command *, const context *)
+    void rnnfast_running(const command *, const context *)
     void rnnfast_order(const command *, const context *)
     void rnnfast_call(const command *, const context *)
     void rnnfast_branch(const command *, const context *)
@@ -209,6 +210,7 @@ COMMANDS = {
     "pool": <size_t>&rnnfast_pool,
     "gather": <size_t>&rnnfast_gather,
     "integer": <size_t>&rnnfast_integer,
+    "running": <size_t>&rnnfast_running,
     "convolution": <size_t>&run_convolution,
     "convolved": <size_t>&run_convolved,
     "order": <size_t>&rnnfast_order,

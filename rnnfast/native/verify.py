@@ -20,9 +20,11 @@ AXES = LIMITS["axes"]
 CONSTANTS, ARENA = 0, 1  # buffers; the inputs and outputs follow
 BLOCK = 16  # columns of a block of packed weights
 REGISTERS = 24  # of elementwise commands
-ITEMS = (4, 1, 4, 8)  # bytes of ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32 and ITEM_INT64
+ITEMS = (4, 1, 4, 8, 1, 1)  # bytes of ITEM_FLOAT32, _BOOL, _INT32, _INT64, _UINT8 and _INT8
 INTEGERS = (1, 1, 1, 4, 8)  # bytes of INTEGER_BOOL, _UINT8, _INT8, _INT32 and _INT64
 ORDER_FLOAT32 = 8
+SELECT = 15  # I_SELECT
+RUNNING = (1, 3, 10, 11)  # I_ADD, I_MUL, I_MIN and I_MAX
 SWITCHES = (0, 1)
 
 
@@ -278,12 +280,28 @@ def _gather(v: Verifier, w: Words) -> None:
 
 
 def _integer(v: Verifier, w: Words) -> None:
-    places = [w.location() for _ in range(3)]
-    w.one_of(range(7))
+    to, *places, c, status = (w.location() for _ in range(5))
+    code = w.one_of(range(SELECT + 1))
     to_item, item = (INTEGERS[w.one_of(range(len(INTEGERS)))] for _ in range(2))
-    shape, strides = w.axes(3)
-    for i, (place, of_view, nbytes) in enumerate(zip(places, strides, (to_item, item, item))):
-        v.view(w, place, shape, of_view, nbytes, i == 0)
+    shape, strides = w.axes(4)
+    v.view(w, to, shape, strides[0], to_item, True)
+    for place, of_view in zip(places, strides[1:]):
+        v.view(w, place, shape, of_view, item)
+    if code == SELECT:
+        v.view(w, c, shape, strides[3], 1)
+    if status.buffer != -1:
+        v.reach(w, status, 0, 16, 8)
+
+
+def _running(v: Verifier, w: Words) -> None:
+    to, x = w.location(), w.location()
+    w.one_of(RUNNING)
+    kind = w.one_of((*range(len(INTEGERS)), ORDER_FLOAT32))
+    item = 4 if kind == ORDER_FLOAT32 else INTEGERS[kind]
+    n, to_step, x_step = w.count(1), w.take(), w.take()
+    shape, (to_strides, x_strides) = w.axes(2)
+    v.view(w, x, [*shape, n], [*x_strides, x_step], item)
+    v.view(w, to, [*shape, n] if to_step else shape, [*to_strides, to_step] if to_step else to_strides, item, True)
 
 
 def _order(v: Verifier, w: Words) -> None:
@@ -440,6 +458,7 @@ CHECKS: dict[str, Callable[[Verifier, Words], Any]] = {
     "pool": _pool,
     "gather": _gather,
     "integer": _integer,
+    "running": _running,
     "order": _order,
     "call": _call,
     "branch": _branch,

@@ -25,6 +25,7 @@ BODIES = {
     "gather": ("y = Gather (x, i)", {"i": np.array([5, 0, -1])}),
     "order": ("y, i = TopK <axis = 1> (x, k)", {"k": np.array([3])}),
     "integer": ("a = Shape (x)  b = ArgMax (x)  y = Add (b, b)", {}),
+    "running": ("y = CumSum (x, a)", {"a": np.array(1)}),
     "product": ("y = MatMul (x, w)", {"w": random(8, 20)}),
     "multiply": ("t = Transpose (x)  y = MatMul (x, t)", {}),
     "loop": (LOOP, {"n": np.array(4)}),
@@ -102,8 +103,8 @@ def test_places_outside_of_their_buffers_are_found(name):
 
 
 # Words that a command has at these places, by its struct: where its first location's buffer and offset are.
-PLACED = {"copy": 2, "reduce": 2, "rows": 2, "gather": 2, "order": 2, "integer": 2, "multiply": 2, "depthwise": 2,
-          "pool": 2, "product": 3, "convolution": 3, "recurrent": 3, "loop": 2, "branch": 2}  # fmt: skip
+PLACED = {"copy": 2, "reduce": 2, "rows": 2, "gather": 2, "order": 2, "integer": 2, "running": 2, "multiply": 2,
+          "depthwise": 2, "pool": 2, "product": 3, "convolution": 3, "recurrent": 3, "loop": 2, "branch": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLACED)

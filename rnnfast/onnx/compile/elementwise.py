@@ -344,15 +344,15 @@ def emit_clip(builder, node, inputs, outputs):
 
 
 def emit_cast(builder, node, inputs, outputs):
-    """Set the expression of a cast to float32 or from bool, or a view if the type stays; False for other casts."""
+    """Set the expression of a cast from or to float32 or from bool, or a view if the type stays; False for others."""
     source, target = inputs[0].dtype, outputs[0].dtype
     if source == target:
         builder.set(outputs[0], builder.view(inputs[0]))
         return True
-    exact = target == np.float32 and source in ITEMS or source == np.bool_ and target in ITEMS
-    if not exact:
+    through_float32 = np.float32 in (source, target) or source == np.bool_
+    if not through_float32 or source not in ITEMS or target not in ITEMS:
         return False
-    define(builder, outputs[0], lambda x: x, inputs)
+    define(builder, outputs[0], lambda x: x, inputs[:1])
     return True
 
 

@@ -64,7 +64,8 @@ NAMES = {
     POWER: "power",
 }
 NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
-ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64))}  # ITEM_* of program.h
+# ITEM_* of program.h
+ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64, np.uint8, np.int8))}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 REGISTERS = 24  # of program.h
 MAX_INPUTS = 12  # of an expression, so that instructions have registers too
@@ -144,6 +145,11 @@ class Expression:
 def emit_views(builder, code, out, *views):
     """Emit one instruction that writes to `out` from views of its shape."""
     _emit(builder, out, views, [Instruction(code, views)])
+
+
+def emit_expression(builder, out, root):
+    """Emit the command that writes an expression of views to the view `out`."""
+    _emit(builder, out, *_parts(root))
 
 
 def _is_last_use(builder, operand, instructions):

@@ -142,9 +142,29 @@ def emit_pad(builder, node, inputs, outputs):
     return True
 
 
+def emit_blocks(builder, node, inputs, outputs):
+    """Set the reshaped view of DepthToSpace or SpaceToDepth, for which a copy is emitted; False without elements."""
+    if 0 in inputs[0].shape:
+        return False
+    x, b, by_depth = builder.view(inputs[0]), node.attributes["blocksize"], node.attributes.get("mode", "DCR") == "DCR"
+    batch, channels, height, width = x.shape
+    if node.op_type == "DepthToSpace":
+        channels //= b * b
+        first = (b, b, channels) if by_depth else (channels, b, b)
+        blocks = builder.reshaped(x, (batch, *first, height, width))
+        blocks = blocks.transpose((0, 3, 4, 1, 5, 2) if by_depth else (0, 1, 4, 2, 5, 3))
+    else:
+        blocks = builder.reshaped(x, (batch, channels, height // b, b, width // b, b))
+        blocks = blocks.transpose((0, 3, 5, 1, 2, 4) if by_depth else (0, 1, 3, 5, 2, 4))
+    builder.set(outputs[0], builder.reshaped(blocks, outputs[0].shape))
+    return True
+
+
 EMIT = dict.fromkeys(VIEWS, emit_view) | {
     "Concat": emit_concat,
+    "DepthToSpace": emit_blocks,
     "Pad": emit_pad,
     "ReverseSequence": emit_reverse_sequence,
+    "SpaceToDepth": emit_blocks,
     "Stack": emit_stack,
 }

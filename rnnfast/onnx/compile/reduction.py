@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from rnnfast.onnx.compile.builder import AXES, NotNative, axes, merge_axes
-from rnnfast.onnx.compile.elementwise import define
-from rnnfast.onnx.compile.expressions import ADD, MUL, Instruction
+from rnnfast.onnx.compile.elementwise import define, function
+from rnnfast.onnx.compile.expressions import ABS, ADD, DIV, EQ, MUL, SUB, WHERE, Instruction, emit_expression
 from rnnfast.onnx.ops import activations, normalization
 
 # The codes REDUCE_*, FINISH_* and ROWS_* of program.h, in its order
@@ -29,6 +29,7 @@ REDUCTIONS = {
     "ReduceSum": (SUM, NOTHING),
     "ReduceSumSquare": (SQUARES, NOTHING),
 }
+NORMS = {1: (L1, NOTHING), 2: (SQUARES, SQRT)}
 GLOBAL = {"GlobalAveragePool": (SUM, MEAN), "GlobalMaxPool": (MAX, NOTHING)}
 ROWS = {"Softmax": SOFTMAX, "LogSoftmax": LOG_SOFTMAX}
 
@@ -90,7 +91,7 @@ def _emit_reduce(builder, view, out, kind, finish, across, kept_layout, lines, s
     )
 
 
-def _axes(node, inputs):
+def axes_of(node, inputs):
     """Return the axes that a node reduces, counted from the front; None if they are not constant."""
     rank = len(inputs[0].shape)
     if len(inputs) > 1 and inputs[1] is not None:
@@ -106,11 +107,53 @@ def _axes(node, inputs):
 
 def emit_reduce(builder, node, inputs, outputs):
     """Emit a reduce command; False if the axes are not constant, for other types than float32, or without elements."""
-    over = _axes(node, inputs)
+    over = axes_of(node, inputs)
     if over is None or not _are_float32(inputs[0]):
         return False
     result = reduced(builder, builder.view(inputs[0]), over, *REDUCTIONS[node.op_type])
     builder.set(outputs[0], result.reshape(outputs[0].shape))
+    return True
+
+
+def emit_log_sum_exp(builder, node, inputs, outputs):
+    """Emit the commands of m + log(sum(exp(x - m))), where m is the largest x, or 0 if that is infinite; False if the
+    axes are not constant, for other types than float32, or without elements.
+    """
+    over = axes_of(node, inputs)
+    if over is None or not _are_float32(inputs[0]):
+        return False
+    x = builder.view(inputs[0])
+    peak = reduced(builder, x, over, MAX, NOTHING)
+    infinite = Instruction(EQ, (Instruction(ABS, (peak,)), builder.constant(np.array(math.inf, np.float32))))
+    shift = _written(
+        builder, Instruction(WHERE, (infinite, builder.constant(np.zeros((), np.float32)), peak)), peak.shape
+    )
+    powers = _written(builder, function("Exp", Instruction(SUB, (x, shift))), x.shape)
+    logs = reduced(builder, powers, over, SUM, LOG)
+    shape = outputs[0].shape
+    logs, shift = builder.reshaped(logs, shape), builder.reshaped(shift, shape)
+    define(builder, outputs[0], lambda: Instruction(ADD, (shift, logs)), [])
+    return True
+
+
+def _written(builder, expression, shape):
+    """Emit the command of an expression of views, whose value has this shape; return the view of it."""
+    out = builder.new(shape)
+    emit_expression(builder, out, expression)
+    return out
+
+
+def emit_lp_normalization(builder, node, inputs, outputs):
+    """Emit a reduce command for the norm and define x / norm, 0 where that is 0; False for scalars, other types than
+    float32, or without elements.
+    """
+    if not _are_float32(inputs[0]) or not inputs[0].shape:
+        return False
+    x = builder.view(inputs[0])
+    norm = reduced(builder, x, (node.attributes.get("axis", -1) % x.ndim,), *NORMS[node.attributes.get("p", 2)])
+    zero = builder.constant(np.zeros((), np.float32))
+    make = Instruction(WHERE, (Instruction(EQ, (norm, zero)), zero, Instruction(DIV, (x, norm))))
+    define(builder, outputs[0], lambda: make, [])
     return True
 
 
@@ -261,6 +304,7 @@ def emit_batch_normalization(builder, node, inputs, outputs):
 
 EMIT = (
     dict.fromkeys(REDUCTIONS, emit_reduce)
+    | {"ReduceLogSumExp": emit_log_sum_exp, "LpNormalization": emit_lp_normalization}
     | dict.fromkeys(GLOBAL, emit_global)
     | dict.fromkeys(ROWS, emit_softmax)
     | {

@@ -16,6 +16,7 @@ from rnnfast.onnx.compile import (
     pooling,
     recurrent_steps,
     reduction,
+    running,
 )
 from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
 
@@ -28,6 +29,7 @@ TABLES = (
     convolution.EMIT,
     recurrent_steps.EMIT,
     reduction.EMIT,
+    running.EMIT,
     indexing.EMIT,
     pooling.EMIT,
     control.EMIT,

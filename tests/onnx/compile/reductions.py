@@ -13,6 +13,7 @@ RNG = np.random.default_rng(3)
 REDUCTIONS = [
     "ReduceL1",
     "ReduceL2",
+    "ReduceLogSumExp",
     "ReduceMax",
     "ReduceMean",
     "ReduceMin",

@@ -1,9 +1,11 @@
 """Native views and copies: transposition, slices, concatenation, padding, and inputs of any layout."""
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.graphs import load, parse, random
+from tests.onnx.compile import reductions
 from tests.onnx.compile.helpers import compare, plain
 
 
@@ -145,3 +147,12 @@ def test_padding_of_a_scalar(mode):
     model = load(parse(text, pads=np.zeros(0, np.int64)))
     for _ in range(2):
         np.testing.assert_allclose(model(x=2.0).z, -np.tanh(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("op, opset", [("DepthToSpace", 13), ("SpaceToDepth", 13), ("SpaceToDepth", 28)])
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_blocks(op, opset, mode):
+    if opset > onnx.defs.onnx_opset_version():
+        pytest.skip(f"this onnx has no opset {opset}")
+    attributes = {"blocksize": 2} | ({"mode": mode} if (op, opset) != ("SpaceToDepth", 13) else {})
+    reductions.compare(op, random(3, 2, 12, 4, 6), {}, opset, tolerance=None, **attributes)

@@ -50,7 +50,7 @@ def test_reductions_over_no_axes(isa, op):
     compare(op, x, {"axes": ints()}, noop_with_empty_axes=0)
 
 
-@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceProd"])
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean", "ReduceProd", "ReduceLogSumExp"])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_reductions_of_nan_and_infinity(isa, op, axis):
     x = random(5, 21, 35)
@@ -137,3 +137,19 @@ def test_a_row_alone_and_in_a_batch(isa, op, opset, others, attributes, layout):
     whole = run(op, x, others, layout, opset, **attributes)
     for i in 0, 17, 32:
         np.testing.assert_array_equal(run(op, x[i : i + 1], others, layout, opset, **attributes), whole[i : i + 1])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38, -3e38])
+def test_log_sum_exp_of_large_values(isa, value):
+    x = random(5, 4, 35)
+    x[1], x[2, 3] = value, value
+    compare("ReduceLogSumExp", x, {"axes": ints(1)})
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("shape, axis", [((3, 37), -1), ((3, 5, 21), 1), ((2, 18, 1, 3), 0), ((7,), 0)])
+def test_lp_normalization(isa, shape, axis, p):
+    x = random(6, *shape)
+    x[..., 0] = 0
+    compare("LpNormalization", x, {}, axis=axis, p=p)
+    compare("LpNormalization", np.zeros_like(x), {}, axis=axis, p=p)
