@@ -176,6 +176,16 @@ def _lower_einsum(node: Node, constants: list[Any], matmul: str | None, threads:
     return None
 
 
+def _lower_transform(
+    node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget
+) -> Any:
+    """The NumPy function of DFT or STFT with a dict `matrices`, in which native steps keep what they pack."""
+    assert node.function is not None
+    run: Any = functools.partial(node.function, **node.attributes)
+    run.matrices = {}
+    return run
+
+
 def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget) -> Any:
     """A convolution whose kernel is packed once if it is constant, else at each call.
 
@@ -252,4 +262,6 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "Gemm": _lower_gemm,
     "Conv": _lower_conv,
     "Einsum": _lower_einsum,
+    "DFT": _lower_transform,
+    "STFT": _lower_transform,
 }

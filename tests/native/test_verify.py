@@ -104,7 +104,8 @@ def test_places_outside_of_their_buffers_are_found(name):
 
 # Words that a command has at these places, by its struct: where its first location's buffer and offset are.
 PLACED = {"copy": 2, "reduce": 2, "rows": 2, "gather": 2, "order": 2, "integer": 2, "running": 2, "multiply": 2,
-          "depthwise": 2, "pool": 2, "product": 3, "convolution": 3, "recurrent": 3, "loop": 2, "branch": 2}  # fmt: skip
+          "depthwise": 2, "pool": 2, "product": 3, "convolution": 3, "recurrent": 3, "loop": 2,
+          "branch": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLACED)

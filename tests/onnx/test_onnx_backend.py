@@ -83,6 +83,8 @@ LAST_PLACE = {
     },
     "test_attention_4d_causal_fp16_expanded": 2**-8,
 }
+# Results that would be 0, of which the expected numbers have the rounding errors of another transform: 2e-7.
+ZEROS = dict.fromkeys(("test_dft_inverse", "test_dft_inverse_opset19"), 1e-6)
 
 
 def operators(graph):
@@ -146,7 +148,9 @@ def run_case(case):
     model = rnnfast.load(case.model.SerializeToString())
     for inputs, outputs in case.data_sets:
         got = model(dict(zip([v.name for v in case.model.graph.input], values(inputs))))
-        assert_equal(list(got.values()), values(outputs), LAST_PLACE.get(case.name, case.rtol), case.atol)
+        assert_equal(
+            list(got.values()), values(outputs), LAST_PLACE.get(case.name, case.rtol), ZEROS.get(case.name, case.atol)
+        )
 
 
 @pytest.mark.parametrize("name", CASES)

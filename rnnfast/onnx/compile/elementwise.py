@@ -34,6 +34,7 @@ from rnnfast.onnx.compile.expressions import (
     WHERE,
     Expression,
     Instruction,
+    number,
 )
 from rnnfast.onnx.ops import activations
 
@@ -129,13 +130,13 @@ def _gelu(builder, x, approximate="none"):
 
 
 def _thresholded_relu(builder, x, alpha=1.0):
-    return Instruction(WHERE, (Instruction(LT, (_number(builder, alpha), x)), x, _number(builder, 0)))
+    return Instruction(WHERE, (Instruction(LT, (number(builder, alpha), x)), x, number(builder, 0)))
 
 
 def _shrink(builder, x, bias=0.0, lambd=0.5):
-    above = Instruction(LT, (_number(builder, lambd), x))
-    below = Instruction(LT, (x, _number(builder, -lambd)))
-    rest = Instruction(WHERE, (above, affine(x, 1.0, -bias), _number(builder, 0)))
+    above = Instruction(LT, (number(builder, lambd), x))
+    below = Instruction(LT, (x, number(builder, -lambd)))
+    rest = Instruction(WHERE, (above, affine(x, 1.0, -bias), number(builder, 0)))
     return Instruction(WHERE, (below, affine(x, 1.0, bias), rest))
 
 
@@ -156,7 +157,7 @@ def _is_inf(builder, x, detect_negative=1, detect_positive=1):
         x = Instruction(ABS, (x,))
     elif not detect_negative and not detect_positive:
         return Instruction(LT, (x, x))
-    return Instruction(EQ, (x, _number(builder, math.inf if detect_positive else -math.inf)))
+    return Instruction(EQ, (x, number(builder, math.inf if detect_positive else -math.inf)))
 
 
 # operator -> function(builder, x, **attributes) that makes the expression of several instructions
@@ -173,11 +174,6 @@ COMPOSED = {
     "Swish": _swish,
     "ThresholdedRelu": _thresholded_relu,
 }
-
-
-def _number(builder, value):
-    """Return the view of a constant."""
-    return builder.constant(np.array(value, np.float32))
 
 
 def _argument(builder, operand, shape):
@@ -267,7 +263,7 @@ def emit_variadic(builder, node, inputs, outputs):
         for other in others:
             first = Instruction(VARIADIC[node.op_type], (first, other))
         if node.op_type == "Mean":
-            first = Instruction(DIV, (first, _number(builder, len(inputs))))
+            first = Instruction(DIV, (first, number(builder, len(inputs))))
         return first
 
     define(builder, outputs[0], make, inputs)
@@ -329,7 +325,7 @@ def emit_clip(builder, node, inputs, outputs):
     if not _are_float32(*[operand for operand in inputs if operand is not None]):
         return False
     bounds = [node.attributes.get("min", -FLOAT32_MAX), node.attributes.get("max", FLOAT32_MAX)]
-    bounds = [_number(builder, bound) for bound in bounds]
+    bounds = [number(builder, bound) for bound in bounds]
     for i, operand in enumerate(inputs[1:]):
         if operand is not None:
             bounds[i] = builder.reshaped(builder.view(operand), ())

@@ -147,9 +147,16 @@ def emit_views(builder, code, out, *views):
     _emit(builder, out, views, [Instruction(code, views)])
 
 
-def emit_expression(builder, out, root):
-    """Emit the command that writes an expression of views to the view `out`."""
+def number(builder, value):
+    """Return the view of a constant."""
+    return builder.constant(np.array(value, np.float32))
+
+
+def written(builder, root, shape):
+    """Emit the command of an expression of views, whose value has this shape; return the view of it."""
+    out = builder.new(shape)
     _emit(builder, out, *_parts(root))
+    return out
 
 
 def _is_last_use(builder, operand, instructions):

@@ -38,7 +38,7 @@ def emit_gather(builder, node, inputs, outputs):
         if known.ndim == 0:
             builder.set(outputs[0], view[(*before, int(known), ...)])
             return True
-        regular = _regular_view(view, known, axis)
+        regular = regular_view(view, known, axis)
         if regular is not None:
             builder.set(outputs[0], regular)
             return True
@@ -53,7 +53,21 @@ def emit_gather(builder, node, inputs, outputs):
     return True
 
 
-def _regular_view(view, indices, axis):
+def emit_constant_gather(builder, view, indices, axis):
+    """Return what a vector of indices, which count from the front, gathers: a view if they have one step, or each of
+    them comes equally often before the next, otherwise the result of a gather command.
+    """
+    count = len(indices)
+    for repeats in sorted({1, count // max(1, len(np.unique(indices)))}):
+        if count % repeats == 0:
+            regular = regular_view(view, indices.reshape(-1, repeats), axis)
+            if regular is not None:
+                return builder.reshaped(regular, (*view.shape[:axis], count, *view.shape[axis + 1 :]))
+    index = builder.constant(np.ascontiguousarray(indices, np.int64))
+    return _emit_gather(builder, view, index, builder.status(), axis)
+
+
+def regular_view(view, indices, axis):
     """Return the view that gathers these indices if they have one step along each of their axes, otherwise None."""
     steps = [int(np.diff(indices, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(indices.shape)]
     first = int(indices.flat[0])

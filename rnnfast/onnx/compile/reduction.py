@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnfast.onnx.compile.builder import AXES, NotNative, axes, merge_axes
 from rnnfast.onnx.compile.elementwise import define, function
-from rnnfast.onnx.compile.expressions import ABS, ADD, DIV, EQ, MUL, SUB, WHERE, Instruction, emit_expression
+from rnnfast.onnx.compile.expressions import ABS, ADD, DIV, EQ, MUL, SUB, WHERE, Instruction, number, written
 from rnnfast.onnx.ops import activations, normalization
 
 # The codes REDUCE_*, FINISH_* and ROWS_* of program.h, in its order
@@ -124,23 +124,14 @@ def emit_log_sum_exp(builder, node, inputs, outputs):
         return False
     x = builder.view(inputs[0])
     peak = reduced(builder, x, over, MAX, NOTHING)
-    infinite = Instruction(EQ, (Instruction(ABS, (peak,)), builder.constant(np.array(math.inf, np.float32))))
-    shift = _written(
-        builder, Instruction(WHERE, (infinite, builder.constant(np.zeros((), np.float32)), peak)), peak.shape
-    )
-    powers = _written(builder, function("Exp", Instruction(SUB, (x, shift))), x.shape)
+    infinite = Instruction(EQ, (Instruction(ABS, (peak,)), number(builder, math.inf)))
+    shift = written(builder, Instruction(WHERE, (infinite, number(builder, 0), peak)), peak.shape)
+    powers = written(builder, function("Exp", Instruction(SUB, (x, shift))), x.shape)
     logs = reduced(builder, powers, over, SUM, LOG)
     shape = outputs[0].shape
     logs, shift = builder.reshaped(logs, shape), builder.reshaped(shift, shape)
     define(builder, outputs[0], lambda: Instruction(ADD, (shift, logs)), [])
     return True
-
-
-def _written(builder, expression, shape):
-    """Emit the command of an expression of views, whose value has this shape; return the view of it."""
-    out = builder.new(shape)
-    emit_expression(builder, out, expression)
-    return out
 
 
 def emit_lp_normalization(builder, node, inputs, outputs):
@@ -151,7 +142,7 @@ def emit_lp_normalization(builder, node, inputs, outputs):
         return False
     x = builder.view(inputs[0])
     norm = reduced(builder, x, (node.attributes.get("axis", -1) % x.ndim,), *NORMS[node.attributes.get("p", 2)])
-    zero = builder.constant(np.zeros((), np.float32))
+    zero = number(builder, 0)
     make = Instruction(WHERE, (Instruction(EQ, (norm, zero)), zero, Instruction(DIV, (x, norm))))
     define(builder, outputs[0], lambda: make, [])
     return True

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from rnnfast.errors import LimitError, with_location
 from rnnfast.native._programs import LIMITS
 from rnnfast.onnx.compile import (
+    attention,
     control,
     convolution,
     dense,
@@ -16,7 +17,9 @@ from rnnfast.onnx.compile import (
     pooling,
     recurrent_steps,
     reduction,
+    resampling,
     running,
+    spectra,
 )
 from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
 
@@ -30,6 +33,9 @@ TABLES = (
     recurrent_steps.EMIT,
     reduction.EMIT,
     running.EMIT,
+    resampling.EMIT,
+    spectra.EMIT,
+    attention.EMIT,
     indexing.EMIT,
     pooling.EMIT,
     control.EMIT,

@@ -33,7 +33,7 @@ def _joined(past, x, name):
     return np.concatenate([past, x], 2)
 
 
-def _allowed(q_steps, k_steps, offset, is_causal, left, right):
+def allowed_keys(q_steps, k_steps, offset, is_causal, left, right):
     """Return which keys each query may attend, [batch or 1, 1, q_steps, k_steps], or None for all.
 
     offset: int [batch or 1], the position of the first query among the keys.
@@ -107,7 +107,7 @@ def attention(
     if softcap > 0:
         scores = kind(softcap) * np.tanh(scores / kind(softcap))
     stages.append(scores)
-    allowed = _allowed(q_steps, k_steps, offset, is_causal, left_window_size, right_window_size)
+    allowed = allowed_keys(q_steps, k_steps, offset, is_causal, left_window_size, right_window_size)
     if lengths is not None:
         within = (np.arange(k_steps) < lengths[:, None])[:, None, None]
         allowed = within if allowed is None else allowed & within

@@ -101,15 +101,20 @@ def _taps(x, size, scale, settings):
     return np.clip(index, 0, size - 1).astype(np.int64), weight
 
 
-def _along(x, axis, target, scale, roi, settings):
-    """Return x resized along one axis; weighted sums are in float64."""
-    size = x.shape[axis]
+def taps_along(size, target, scale, roi, settings):
+    """Return (positions, indices, weights) of the outputs of an axis: see `_positions` and `_taps`."""
     # The nearest input is chosen in float32, as by onnxruntime: 3 / 0.6 is 5 there, but less in float64, since the file
     # has 0.6 as a float32, which is a little more.
     short = settings.mode == "nearest" and max(size, target) < FLOAT32_LENGTH
     kind = np.float32 if short else np.float64
     position = _positions(size, target, scale, roi, settings.coordinates, kind)
-    index, weight = _taps(position, size, scale, settings)
+    return position, *_taps(position, size, scale, settings)
+
+
+def _along(x, axis, target, scale, roi, settings):
+    """Return x resized along one axis; weighted sums are in float64."""
+    size = x.shape[axis]
+    position, index, weight = taps_along(size, target, scale, roi, settings)
     shape = (*x.shape[:axis], target, *x.shape[axis + 1 :])
     check_size(shape, np.float64)
     if weight is None:
@@ -160,7 +165,7 @@ def _by_sizes(x, sizes, axes, policy):
     """Return the sizes of an output and the scales of the axes."""
     if min(sizes, default=0) < 0:
         raise InputError(f"sizes are {sizes}, expected 0 or more")
-    targets, scales = list(x.shape), [1.0] * x.ndim
+    targets, scales = list(x.shape), [1.0] * len(x.shape)
     if any(not x.shape[axis] for axis in axes):
         raise InputError(f"a tensor of shape {x.shape} has empty axes, and cannot be resized")
     if policy != "stretch" and axes:
@@ -182,6 +187,68 @@ def _spread(values, axes, rank, default):
     return spread
 
 
+class Resampling(NamedTuple):
+    """What a Resize does with each axis: the length of its result, the scale, and what is resized, as shares of it."""
+
+    targets: list
+    scales: list
+    rois: list
+    settings: _Settings
+
+
+def _resampling(
+    x,
+    roi=None,
+    scales=None,
+    sizes=None,
+    *,
+    antialias=0,
+    axes=None,
+    coordinate_transformation_mode="half_pixel",
+    cubic_coeff_a=-0.75,
+    exclude_outside=0,
+    extrapolation_value=0.0,
+    keep_aspect_ratio_policy="stretch",
+    mode="nearest",
+    nearest_mode="round_prefer_floor",
+):
+    """Return the Resampling of a Resize; x is anything with a shape and a type."""
+    rank = len(x.shape)
+    axes = check_axes(axes, rank)
+    crops = coordinate_transformation_mode == "tf_crop_and_resize"
+    if crops and (roi is None or roi.size != 2 * len(axes)):
+        shape = "none" if roi is None else list(roi.shape)
+        raise InputError(f"roi is {shape}, expected the begins and the ends of {len(axes)} axes")
+    rois = [(0.0, 1.0)] * rank
+    if crops:
+        ends = roi.astype(np.float64).reshape(2, -1).T.tolist()
+        rois = _spread([tuple(pair) for pair in ends], axes, rank, (0.0, 1.0))
+        if not np.isfinite(ends).all():
+            raise InputError("roi has values that are not finite")
+    by_scales, by_sizes = (v is not None and v.size > 0 for v in (scales, sizes))
+    if by_scales == by_sizes and axes:
+        raise InputError(f"{'both' if by_scales else 'neither'} of scales and sizes given, expected one of them")
+    given = scales if by_scales else sizes
+    if axes and (given.ndim != 1 or len(given) != len(axes)):
+        raise InputError(f"{given.size} scales or sizes for {len(axes)} axes")
+    if by_scales:
+        every = _spread(scales.astype(np.float64).tolist(), axes, rank, 1.0)
+        targets, factors = _by_scales(x, every)
+    else:
+        targets, factors = _by_sizes(x, integers(sizes, "sizes") if axes else [], axes, keep_aspect_ratio_policy)
+    check_size(targets, x.dtype)
+    settings = _Settings(
+        mode,
+        coordinate_transformation_mode,
+        nearest_mode,
+        cubic_coeff_a,
+        bool(exclude_outside),
+        bool(antialias) and mode != "nearest",
+        extrapolation_value,
+    )
+    return Resampling(targets, factors, rois, settings)
+
+
 @quiet
 def resize(
     x,
@@ -200,61 +267,58 @@ def resize(
     nearest_mode: NEAREST = "round_prefer_floor",
 ):
     """Resize: each output is the nearest input, or a weighted sum of inputs around its place along each axis."""
-    axes = check_axes(axes, x.ndim)
-    crops = coordinate_transformation_mode == "tf_crop_and_resize"
-    if crops and (roi is None or roi.size != 2 * len(axes)):
-        shape = "none" if roi is None else list(roi.shape)
-        raise InputError(f"roi is {shape}, expected the begins and the ends of {len(axes)} axes")
-    rois = [(0.0, 1.0)] * x.ndim
-    if crops:
-        ends = roi.astype(np.float64).reshape(2, -1).T.tolist()
-        rois = _spread([tuple(pair) for pair in ends], axes, x.ndim, (0.0, 1.0))
-        if not np.isfinite(ends).all():
-            raise InputError("roi has values that are not finite")
-    by_scales, by_sizes = (v is not None and v.size > 0 for v in (scales, sizes))
-    if by_scales == by_sizes and axes:
-        raise InputError(f"{'both' if by_scales else 'neither'} of scales and sizes given, expected one of them")
-    given = scales if by_scales else sizes
-    if axes and (given.ndim != 1 or len(given) != len(axes)):
-        raise InputError(f"{given.size} scales or sizes for {len(axes)} axes")
-    if by_scales:
-        every = _spread(scales.astype(np.float64).tolist(), axes, x.ndim, 1.0)
-        targets, factors = _by_scales(x, every)
-    else:
-        targets, factors = _by_sizes(x, integers(sizes, "sizes") if axes else [], axes, keep_aspect_ratio_policy)
-    check_size(targets, x.dtype)
-    settings = _Settings(
-        mode,
-        coordinate_transformation_mode,
-        nearest_mode,
-        cubic_coeff_a,
-        bool(exclude_outside),
-        bool(antialias) and mode != "nearest",
-        extrapolation_value,
+    return _resized(
+        x,
+        *_resampling(
+            x,
+            roi,
+            scales,
+            sizes,
+            antialias=antialias,
+            axes=axes,
+            coordinate_transformation_mode=coordinate_transformation_mode,
+            cubic_coeff_a=cubic_coeff_a,
+            exclude_outside=exclude_outside,
+            extrapolation_value=extrapolation_value,
+            keep_aspect_ratio_policy=keep_aspect_ratio_policy,
+            mode=mode,
+            nearest_mode=nearest_mode,
+        ),
     )
-    return _resized(x, targets, factors, rois, settings)
 
 
 @quiet
 def resize_10(x, scales, *, mode: Literal["nearest", "linear"] = "nearest"):
     """Resize before opset 11: the place of output o is o / scale, and the nearest input the one below."""
-    return _by_vector(x, scales.astype(np.float64).tolist() if scales.ndim == 1 else None, mode)
+    return _resized(x, *_resampling_10(x, scales, mode=mode))
 
 
 @quiet
 def upsample_7(x, *, scales: Floats, mode: Literal["nearest", "linear"] = "nearest"):
     """Upsample before opset 9: the scales are an attribute."""
+    return _resized(x, *_resampling_7(x, scales=scales, mode=mode))
+
+
+def _resampling_10(x, scales, *, mode="nearest"):
+    return _by_vector(x, scales.astype(np.float64).tolist() if scales.ndim == 1 else None, mode)
+
+
+def _resampling_7(x, *, scales, mode="nearest"):
     return _by_vector(x, list(scales), mode)
 
 
 def _by_vector(x, scales, mode):
-    """Return x resized by a scale for each axis, as before opset 11."""
-    if scales is None or len(scales) != x.ndim:
-        raise InputError(f"scales {scales} for {x.ndim} axes")
-    rois = [(0.0, 1.0)] * x.ndim
+    """Return the Resampling by a scale for each axis, as before opset 11."""
+    rank = len(x.shape)
+    if scales is None or len(scales) != rank:
+        raise InputError(f"scales {scales} for {rank} axes")
     targets, scales = _by_scales(x, scales)
     check_size(targets, x.dtype)
-    return _resized(x, targets, scales, rois, _Settings(mode, "asymmetric"))
+    return Resampling(targets, scales, [(0.0, 1.0)] * rank, _Settings(mode, "asymmetric"))
+
+
+# The function of a node -> the function that takes the same and returns its Resampling.
+RESAMPLINGS = {resize: _resampling, resize_10: _resampling_10, upsample_7: _resampling_7}
 
 
 # ------------------------------------------------------------------------------------------------- GridSample

@@ -47,15 +47,20 @@ def _as_pairs(z, dtype):
     return np.stack([z.real, z.imag], -1).astype(dtype)
 
 
+def points_of(given, length, inverse, onesided):
+    """Return how many points a DFT of `given` ones has, if it is not cut or padded to a length."""
+    n = (2 * (given - 1) if inverse and onesided else given) if length is None else integer(length, "dft_length")
+    if n < 1:
+        raise InputError(f"a transform of {n} points, expected at least 1")
+    return n
+
+
 def _dft(x, length, axis, inverse, onesided):
     """Return the discrete Fourier transform of x along an axis, cut or padded with zeros to a length."""
     axis = check_axis(axis, x.ndim)
     _check_signal(x, axis, "the input")
     z = _as_complex(x)
-    given = z.shape[axis]
-    n = (2 * (given - 1) if inverse and onesided else given) if length is None else integer(length, "dft_length")
-    if n < 1:
-        raise InputError(f"a transform of {n} points, expected at least 1")
+    n = points_of(z.shape[axis], length, inverse, onesided)
     check_size((*z.shape[:axis], n, *z.shape[axis + 1 :]), np.complex128)
     if onesided and inverse:
         return np.fft.irfft(z, n, axis)[..., None].astype(x.dtype)
