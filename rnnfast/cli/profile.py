@@ -13,9 +13,10 @@ from rnnfast.cli.bench import inputs_of, measuring_options
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import pinned, quartiles
-from rnnfast.model import load
+from rnnfast.model import Model, load
 from rnnfast.native._programs import NativeProgram
 from rnnfast.native.threads import limit
+from rnnfast.onnx.budget import Counted
 from rnnfast.onnx.graph import Graph
 from rnnfast.onnx.summary import flops
 
@@ -52,30 +53,41 @@ def profile(
     """
     model = load(file, threads=threads)
     feed = inputs_of(model, given, dims, batch, steps, seed)
-    args = model.prepare(feed)[1]
-    meters: list[_Meter] = []
-    metered = model.build(meter=lambda step: _meter(step, meters))
-    with pinned(threads), np.errstate(all="ignore"):
-        whole = _measure(lambda: model(feed), lambda: metered(args), meters, runs)
-        rows = [row for meter in meters for row in meter.rows(len(whole))]
+    with pinned(threads):
+        whole, rows, nodes = measured(model, feed, runs)
     total = sum(row["seconds"] for row in rows)
-    for row in rows:
-        row["share"] = row["seconds"] / total if total else 0
     facts = {
         "file": file,
         "threads": min(threads, limit()),
         "runs": len(whole),
         "seconds": quartiles(whole),
         "seconds_in_steps": total,
+        "share_in_numpy": sum(row["share"] for row in rows if row["step"] == "numpy"),
         "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
         "nodes_in_file": _count(model.graph),
-        "nodes_after_folding": _count(metered.graph),
+        "nodes_after_folding": nodes,
         "steps": sorted(rows, key=lambda row: -row["seconds"]),
     }
     if as_json:
         print_json(facts)
     else:
         _print(facts)
+
+
+def measured(model: Model, feed: Any, runs: int) -> tuple[list[float], list[dict[str, Any]], int]:
+    """The seconds of each of up to `runs` calls, the facts of the steps with their shares of the steps' time, and the
+    number of nodes that do not depend on constants alone.
+    """
+    args = model.prepare(feed)[1]
+    meters: list[_Meter] = []
+    metered = model.build(meter=lambda step: _meter(step, meters))
+    with np.errstate(all="ignore"):
+        whole = _measure(lambda: model(feed), lambda: metered(args), meters, runs)
+        rows = [row for meter in meters for row in meter.rows(len(whole))]
+    total = sum(row["seconds"] for row in rows)
+    for row in rows:
+        row["share"] = row["seconds"] / total if total else 0
+    return whole, rows, _count(metered.graph)
 
 
 def _measure(call: Callable[[], Any], metered: Callable[[], Any], meters: list[_Meter], runs: int) -> list[float]:
@@ -134,6 +146,8 @@ class _Meter:
         results = self.step.run(*inputs)
         self.seconds += time.perf_counter() - start
         self.calls += 1
+        if isinstance(self.step.run, Counted):
+            inputs = inputs[1:]  # behind the Budget of the call
         self.inputs = inputs
         if self.step.node is not None:
             outputs = results if isinstance(results, tuple) else (results,)
@@ -203,7 +217,8 @@ def _print(facts: dict[str, Any]) -> None:
     python = sum(row["step"] == "numpy" for row in facts["steps"])
     screen.write_line(
         f"{facts['nodes_in_file']} nodes in the file, {facts['nodes_after_folding']} that do not depend on "
-        f"constants alone, {len(facts['steps'])} steps, {python} of them NumPy's"
+        f"constants alone, {len(facts['steps'])} steps, {python} of them NumPy's, which take "
+        f"{facts['share_in_numpy']:.1%} of the steps' time"
     )
     columns = {"node": "left", "operator": "left", "step": "left", "shape": "left"} | dict.fromkeys(
         ("microseconds", "share", "calls", "flops", "bytes", "GFLOP/s", "GB/s"), "right"

@@ -93,9 +93,27 @@ def test_profile_of_a_file():
     assert sum(node["share"] for node in facts["steps"]) == pytest.approx(1)
     times = [node["seconds"] for node in facts["steps"]]
     assert times == sorted(times, reverse=True) and facts["seconds"][1] > 0
-    assert facts["threads"] == 1
+    assert facts["threads"] == 1 and facts["share_in_numpy"] == 0
     result = rnnfast("profile", MODELS / "tagger.onnx", "--runs", 2, "--threads", 2)
+    assert "0 of them NumPy's, which take 0.0% of the steps' time" in result.stdout
     assert result.exit_code == 0 and "LSTM" in result.stdout
+
+
+def test_profile_of_steps_of_numpy(tmp_path):
+    """Their share of the time; one has a result whose shape depends on values, and takes the budget of the call."""
+    import onnx
+
+    text = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[n] x) => (float[m] y) {
+        s = Sinh(x)  c = Greater(s, s)  o = Not(c)  p = Compress(s, o)  q = Sinh(p)  y = Neg(q) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "numpy.onnx")
+    result = rnnfast("profile", tmp_path / "numpy.onnx", "--dim", "n=1000", "--runs", 3, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    steps = [row for row in facts["steps"] if row["step"] == "numpy"]
+    assert {row["op_type"] for row in steps} == {"Sinh", "Compress", "Neg"}
+    assert (
+        facts["share_in_numpy"] == pytest.approx(sum(row["share"] for row in steps)) and facts["share_in_numpy"] > 0.5
+    )
 
 
 @pytest.mark.parametrize(
