@@ -20,9 +20,10 @@ from rnnfast.errors import (
     NotOnnxError,
     UnsupportedError,
     raise_if_from_handler,
+    with_location,
 )
 from rnnfast.limits import Limits
-from rnnfast.onnx import binding, control_checks, ops, recurrent_nodes, static_types, tensors
+from rnnfast.onnx import binding, control_checks, fusions, ops, recurrent_nodes, static_types, tensors
 from rnnfast.onnx.model_folder import ModelFolder
 
 MIN_IR_VERSION = 3
@@ -478,8 +479,11 @@ class _Reader:
         one_type: tuple[tuple[int, ...], ...] = ()
         result_types: tuple[Any, ...] = ()
         try:
+            fusion = fusions.find(domain, op_type, scope.opsets.get(domain)) if domain in scope.opsets else None
             if own_function is not None:
                 bound["body"] = self.function_body(own_function, attributes, inputs, proto, scope, where)
+            elif fusion is not None:
+                bound["body"] = self.fusion_body(fusion, attributes, inputs, proto, scope, where)
             else:
                 function, bound = self.operator(proto, domain, inputs, attributes, scope, where)
                 key = domain, proto.op_type, scope.opsets[domain]
@@ -500,6 +504,11 @@ class _Reader:
             if domain == "":
                 raise ModelError(f"{where}: no opset is given for ONNX's own operators")
             raise UnsupportedError(f"{where}: operator {domain}.{proto.op_type} is not supported")
+        if domain == fusions.BLOCKED:
+            raise UnsupportedError(
+                f"{where}: operator {domain}.{proto.op_type} is not supported: the file was saved for one processor; "
+                "onnxruntime saves it for all of them at ORT_ENABLE_EXTENDED"
+            )
         opset = scope.opsets[domain]
         function = binding.find(domain, proto.op_type, opset, where)
         binding.check_inputs(function, inputs, where)
@@ -576,6 +585,33 @@ class _Reader:
         )
         self.bodies[body_key] = _Body(graph, (attributes, opsets), self.n_nodes - before, _depth(graph))
         return graph
+
+    def fusion_body(
+        self,
+        fusion: fusions.Fusion,
+        attributes: dict[str, Any],
+        inputs: tuple[str, ...],
+        proto: Any,
+        scope: _Scope,
+        where: str,
+    ) -> Graph:
+        """The graph of one of onnxruntime's fused operators."""
+        try:
+            body, outputs = fusions.body_of(fusion, proto.name, inputs, proto.output, attributes)
+        except (UnsupportedError, ModelError) as e:
+            raise with_location(e, where) from None
+        inner = _Scope({"": fusions.OPSET}, {}, (), scope.depth, (*scope.calls, (proto.domain, proto.op_type, "")))
+        anything = Type("tensor")
+        names = [name or f"input {i}" for i, name in enumerate(body.inputs)]
+        return self.checked_graph(
+            proto.op_type,
+            tuple(Value(name, anything) for name in names),
+            tuple(Value(name or names[0], anything) for name in outputs),
+            body.constants,
+            body.nodes,
+            inner,
+            where,
+        )
 
 
 class _Context:

@@ -81,13 +81,13 @@ def _contract(builder, a, a_labels, b, b_labels, kept, sizes):
     a = _arranged(a, a_labels, [*batch, *of_a, *inner], sizes)
     b = _arranged(b, b_labels, [*batch, *inner, *of_b], sizes)
     labels = [*batch, *of_a, *of_b]
-    shapes = [[sizes[label] for label in group] for group in (batch, of_a, inner, of_b)]
     if not inner:
         y = builder.new([sizes[label] for label in labels])
         new = (None,)
         emit_views(builder, MUL, y, a[(..., *new * len(of_b))], b[(slice(None),) * len(batch) + new * len(of_a)])
         return y, labels
-    of_stack, rows, k, columns = shapes[0], *(math.prod(shape) for shape in shapes[1:])
+    of_stack = [sizes[label] for label in batch]
+    rows, k, columns = (math.prod([sizes[label] for label in group]) for group in (of_a, inner, of_b))
     a = builder.reshaped(a, (*of_stack, rows, k))
     if k > 1 and a.strides[-1] != a.itemsize:
         a = builder.contiguous(a)

@@ -366,6 +366,7 @@ EMIT = (
         "Pow": emit_pow,
         "Clip": emit_clip,
         "Cast": emit_cast,
+        "CastLike": emit_cast,
         "SwiGLU": emit_swiglu,
     }
 )

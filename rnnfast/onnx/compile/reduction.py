@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
+from rnnfast.onnx.compile import expressions
 from rnnfast.onnx.compile.builder import AXES, NotNative, axes, merge_axes
-from rnnfast.onnx.compile.elementwise import define, function
+from rnnfast.onnx.compile.elementwise import affine, define, function
 from rnnfast.onnx.compile.expressions import ABS, ADD, DIV, EQ, MUL, SUB, WHERE, Instruction, number, written
 from rnnfast.onnx.ops import activations, normalization
 
@@ -241,6 +242,24 @@ def emit_layer_normalization(builder, node, inputs, outputs):
     return True
 
 
+def emit_rms_normalization(builder, node, inputs, outputs):
+    """Emit a reduce command for the mean of squares and define x / sqrt(mean + epsilon) * scale; False for other types
+    than float32, or without elements.
+    """
+    if not _are_float32(*inputs):
+        return False
+    shape = inputs[0].shape
+    axis = node.attributes.get("axis", -1) % len(shape)
+    x, scale = builder.view(inputs[0]), builder.view(inputs[1])
+    mean = reduced(builder, x, range(axis, len(shape)), SQUARES, MEAN)
+    epsilon = node.attributes.get("epsilon", normalization.EPSILON)
+    scaled = Instruction(
+        MUL, (Instruction(DIV, (x, Instruction(expressions.SQRT, (affine(mean, 1.0, epsilon),)))), scale)
+    )
+    define(builder, outputs[0], lambda: scaled, [])
+    return True
+
+
 def _emit_groups(builder, node, inputs, outputs, groups, scale, bias):
     """Emit a rows command over groups of channels and define its scaling per channel; return True."""
     shape = inputs[0].shape
@@ -300,6 +319,7 @@ EMIT = (
     | dict.fromkeys(ROWS, emit_softmax)
     | {
         "LayerNormalization": emit_layer_normalization,
+        "RMSNormalization": emit_rms_normalization,
         "InstanceNormalization": emit_instance_normalization,
         "GroupNormalization": emit_group_normalization,
         "BatchNormalization": emit_batch_normalization,

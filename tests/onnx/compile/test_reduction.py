@@ -1,6 +1,7 @@
 """Native reductions, softmax and normalisation; the bits of a row do not depend on its batch."""
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.graphs import random
@@ -153,3 +154,11 @@ def test_lp_normalization(isa, shape, axis, p):
     x[..., 0] = 0
     compare("LpNormalization", x, {}, axis=axis, p=p)
     compare("LpNormalization", np.zeros_like(x), {}, axis=axis, p=p)
+
+
+@pytest.mark.skipif(onnx.defs.onnx_opset_version() < 23, reason="this onnx has no RMSNormalization")
+@pytest.mark.parametrize("shape, axis", [((3, 37), -1), ((3, 5, 21), 1), ((2, 18, 1, 3), -2), ((7,), 0)])
+def test_rms_normalization(isa, shape, axis):
+    for constant in True, False:
+        scale = random(7, *shape[axis:])
+        compare("RMSNormalization", random(6, *shape), {"scale": scale}, 23, constant, axis=axis, epsilon=1e-4)

@@ -1,0 +1,262 @@
+"""The fused operators of onnxruntime against onnxruntime, alone and in the files that it saves of published models."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import rnnfast
+from rnnfast.errors import ModelError, UnsupportedError
+from rnnfast.native import _programs
+from rnnfast.onnx import fusions
+from tests.cli.test_numpy_share import feed_of, is_quantised
+from tests.graphs import load, onnxruntime, random
+from tests.paths import ROOT, SHARED
+from tests.published import ABSENT
+
+TOLERANCE = 3e-6  # sums of up to some ten products of size 1 in other orders
+RNG = np.random.default_rng(11)
+
+
+def ids(*shape):
+    return RNG.integers(0, 5, shape).astype(np.int32)
+
+
+def mask(*shape):
+    mask = RNG.integers(0, 2, shape).astype(np.int32)
+    mask[:, 0] = 1
+    return mask
+
+
+X, W2 = random(0, 2, 5, 8), random(1, 8, 24)
+HEADS = {"num_heads": 2}
+# (operator, inputs (None: absent), names of constants, attributes, outputs)
+CASES = [
+    ("FusedConv", [random(0, 2, 3, 9), random(1, 4, 3, 3), random(2, 4)], {"activation": "Relu", "pads": [1, 1]}, 1),
+    (
+        "FusedConv",
+        [random(0, 1, 3, 9, 7), random(1, 4, 3, 3, 2), None, random(3, 1, 4, 7, 6)],
+        {"activation": "Tanh"},
+        1,
+    ),
+    (
+        "FusedConv",
+        [random(0, 2, 3, 9), random(1, 4, 3, 3)],
+        {"activation": "LeakyRelu", "activation_params": [0.3], "strides": [2]},
+        1,
+    ),
+    (
+        "FusedConv",
+        [random(0, 2, 3, 9), random(1, 4, 3, 3)],
+        {"activation": "Clip", "activation_params": [-0.5, 0.7]},
+        1,
+    ),
+    (
+        "FusedConv",
+        [random(0, 2, 3, 9), random(1, 4, 3, 3)],
+        {"activation": "HardSigmoid", "activation_params": [0.3, 0.4]},
+        1,
+    ),
+    ("FusedGemm", [random(0, 3, 8), random(1, 8, 5), random(2, 5)], {"activation": "Sigmoid"}, 1),
+    (
+        "FusedGemm",
+        [random(0, 8, 3), random(1, 5, 8), random(2, 5)],
+        {"activation": "LeakyRelu", "activation_alpha": 0.3, "transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0},
+        1,
+    ),
+    ("FusedMatMul", [random(0, 2, 3, 8), random(1, 8, 5)], {"alpha": 0.5}, 1),
+    ("FusedMatMul", [random(0, 2, 3, 8), random(1, 5, 8)], {"transB": 1}, 1),
+    ("FusedMatMul", [random(0, 2, 4, 8, 3), random(1, 2, 4, 8, 5)], {"transA": 1, "alpha": 2.5}, 1),
+    ("FusedMatMul", [random(0, 3, 2, 4, 8), random(1, 8, 2, 4, 5)], {"transBatchA": 1, "transBatchB": 1}, 1),
+    (
+        "FusedMatMul",
+        [random(0, 8, 2, 4, 3), random(1, 5, 2, 4, 8)],
+        {"transBatchA": 1, "transBatchB": 1, "transA": 1, "transB": 1},
+        1,
+    ),
+    ("Gelu", [X], {}, 1),
+    ("BiasGelu", [X, random(2, 8)], {}, 1),
+    ("FastGelu", [X], {}, 1),
+    ("FastGelu", [X, random(2, 8)], {}, 1),
+    ("QuickGelu", [X], {}, 1),
+    ("QuickGelu", [X], {"alpha": 1.0}, 1),
+    ("SkipLayerNormalization", [X, random(1, 2, 5, 8), random(2, 8), random(3, 8)], {"epsilon": 1e-5}, 1),
+    ("SkipLayerNormalization", [X, random(1, 2, 5, 8), random(2, 8), None, random(4, 8)], {"epsilon": 1e-5}, 4),
+    ("SkipLayerNormalization", [X, random(1, 2, 5, 8), random(2, 8), random(3, 8), random(4, 8)], {}, 1),
+    ("SkipSimplifiedLayerNormalization", [X, random(1, 2, 5, 8), random(2, 8)], {"epsilon": 1e-5}, 1),
+    ("SkipSimplifiedLayerNormalization", [X, random(1, 2, 5, 8), random(2, 8), random(3, 8)], {"epsilon": 1e-5}, 4),
+    (
+        "EmbedLayerNormalization",
+        [ids(2, 5), ids(2, 5), random(0, 6, 8), random(1, 9, 8), random(2, 6, 8), random(3, 8), random(4, 8)],
+        {"epsilon": 1e-5},
+        2,
+    ),
+    (
+        "EmbedLayerNormalization",
+        [ids(2, 5), None, random(0, 6, 8), random(1, 9, 8), None, random(3, 8), random(4, 8), mask(2, 5), ids(2, 5)],
+        {"epsilon": 1e-5},
+        3,
+    ),
+    ("Attention", [X, W2, random(2, 24)], HEADS, 1),
+    ("Attention", [X, W2, random(2, 24)], HEADS | {"unidirectional": 1, "scale": 0.3}, 1),
+    ("Attention", [X, W2, random(2, 24), mask(2, 5)], HEADS, 1),
+    ("Attention", [X, W2, random(2, 24), None, None, random(3, 2, 2, 5, 5)], HEADS, 1),
+    ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 6)], HEADS, 1),
+    ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 8), random(3, 24)], HEADS | {"scale": 0.3}, 1),
+    ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 8), None, mask(2, 7)], HEADS, 1),
+    ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 8), None, None, random(4, 1, 2, 5, 7)], HEADS, 1),
+    (
+        "MatMulIntegerToFloat",
+        [
+            RNG.integers(0, 255, (2, 3, 8)).astype(np.uint8),
+            RNG.integers(-100, 100, (8, 5)).astype(np.int8),
+            np.float32(0.01),
+            np.float32([0.02, 0.03, 0.01, 0.04, 0.05]),
+            np.uint8(100),
+            None,
+            random(0, 5),
+        ],
+        {},
+        1,
+    ),
+    (
+        "DynamicQuantizeMatMul",
+        [random(0, 2, 3, 8), RNG.integers(-60, 60, (8, 5)).astype(np.int8), np.float32([0.02]), np.int8([3])],
+        {},
+        1,
+    ),
+]
+IDS = [f"{case[0]}-{i}" for i, case in enumerate(CASES)]
+
+
+def model_of(op_type, inputs, attributes, n_outputs, constants=(), domain=fusions.DOMAIN):
+    """Return (model, feed)."""
+    names = [f"i{i}" if x is not None else "" for i, x in enumerate(inputs)]
+    arrays = {name: np.asarray(x) for name, x in zip(names, inputs) if name}
+    feed = {name: x for name, x in arrays.items() if name not in constants}
+    counts = op_type == "EmbedLayerNormalization"  # its second output, which onnxruntime asks for
+    outputs = [f"o{i}" if i in (0, n_outputs - 1) or counts else "" for i in range(n_outputs)]
+    node = helper.make_node(op_type, names, outputs, "fused", domain=domain, **attributes)
+    kinds = {name: helper.np_dtype_to_tensor_dtype(x.dtype) for name, x in arrays.items()}
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(name, kinds[name], x.shape) for name, x in feed.items()],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT32 if counts and i == 1 else TensorProto.FLOAT, None)
+            for i, name in enumerate(outputs)
+            if name
+        ],
+        [numpy_helper.from_array(x, name) for name, x in arrays.items() if name in constants],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(fusions.DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8), feed
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_fused_operators(case, constant):
+    op_type, inputs, attributes, n_outputs = case
+    model, feed = model_of(op_type, inputs, attributes, n_outputs, [f"i{i}" for i in range(1, 9)] if constant else ())
+    expected = onnxruntime(model, feed)
+    ours = load(model)
+    got = ours(feed)
+    for name, want in expected.items():
+        assert got[name].dtype == want.dtype and got[name].shape == want.shape
+        np.testing.assert_allclose(got[name], want, rtol=TOLERANCE, atol=TOLERANCE)
+    by_numpy = "Integer" in op_type or "Quantize" in op_type or attributes.get("alpha") == 0.5 and "Gemm" in op_type
+    if constant and not by_numpy:
+        assert [type(run) for run, *_ in ours.planned.plans.kept[0].steps] == [_programs.NativeProgram]
+
+
+def test_every_fused_operator_has_a_case():
+    ours = {op_type for domain, op_type in fusions.FUSIONS if domain}
+    assert ours - {"TransposeMatMul"} == {case[0] for case in CASES}  # of which FusedMatMul is the newer name
+
+
+def test_the_page_names_every_fused_operator():
+    page = (ROOT / "docs" / "operators.md").read_text().partition("`com.microsoft`")[2].replace("\n", " ")
+    assert not [op_type for _, op_type in fusions.FUSIONS if f" {op_type}" not in page]
+
+
+@pytest.mark.parametrize("op_type", ["LayerNormalization", "SimplifiedLayerNormalization"])
+def test_normalizations_that_onnxruntime_leaves_in_onnxs_domain(op_type):
+    model, feed = model_of(op_type, [X, random(2, 8)], {"axis": -1, "epsilon": 1e-5}, 1, domain="")
+    model.opset_import[0].version = 11
+    expected = onnxruntime(model, feed)["o0"]
+    np.testing.assert_allclose(load(model)(feed).o0, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+REFUSED = [
+    ("QuickGelu", [X], {"beta": 1.0}, UnsupportedError, "attribute 'beta'"),
+    ("QuickGelu", [X], {"alpha": 1}, ModelError, "attribute 'alpha' = 1, expected float"),
+    ("QuickGelu", [X, X], {}, ModelError, "2 inputs, expected 1 to 1"),
+    ("FusedConv", [X, W2], {"activation": "Sinh"}, UnsupportedError, "'Sinh'"),
+    ("FusedConv", [X, W2], {"activation": "Relu", "activation_params": [1.0]}, UnsupportedError, "activation_params"),
+    ("FusedGemm", [X, W2], {"activation": "Relu", "activation_alpha": 1.0}, UnsupportedError, "'alpha' of activation"),
+    ("FusedMatMul", [X, W2], {"transA": 2}, UnsupportedError, "'transA' = 2"),
+    ("Attention", [X, W2], {}, ModelError, "'num_heads' is missing"),
+    ("Attention", [X, W2], HEADS | {"do_rotary": 1}, UnsupportedError, "'do_rotary' = 1"),
+    ("Attention", [X, W2, None, None, X], HEADS, UnsupportedError, "'past'"),
+    ("MultiHeadAttention", [X], HEADS, UnsupportedError, "in one input"),
+    ("SkipLayerNormalization", [X, X, X], {}, UnsupportedError, "output 1 .* is not computed"),
+]
+
+
+@pytest.mark.parametrize("op_type, inputs, attributes, error, message", REFUSED)
+def test_what_is_not_computed_is_refused(op_type, inputs, attributes, error, message):
+    model, _ = model_of(op_type, inputs, attributes, 2 if op_type == "SkipLayerNormalization" else 1)
+    with pytest.raises(error, match=rf"node 'fused' \({op_type}\): .*{message}"):
+        load(model)
+
+
+def test_the_layout_of_one_processor_is_refused():
+    """The order of its weights is that of the processor on which the file was saved."""
+    node = helper.make_node("ReorderInput", ["x"], ["y"], "fused", domain=fusions.BLOCKED)
+    values = [helper.make_tensor_value_info(name, 1, [1, 16, 4, 4]) for name in "xy"]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(fusions.BLOCKED, 1)]
+    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]), opset_imports=imports)
+    with pytest.raises(UnsupportedError, match=r"ReorderInput.* saved for one processor.* ORT_ENABLE_EXTENDED"):
+        load(model)
+
+
+def test_masks_of_other_forms_are_refused():
+    model, feed = model_of("Attention", [X, W2, None, np.array([5, 3], np.int32)], HEADS, 1)
+    with pytest.raises(rnnfast.Error, match="Transpose"):
+        load(model)(feed)
+
+
+def saved_models():
+    """Parameters: (folder, entry) of the published models that are not quantised."""
+    found = []
+    for folder in ("models", "models-more"):
+        file = SHARED / folder / "models.json"
+        found += [
+            pytest.param(folder, entry, id=entry["file"])
+            for entry in (json.loads(file.read_text()) if file.exists() else ())
+            if not is_quantised(entry)
+        ]
+    return found or [pytest.param(None, None, id="none", marks=pytest.mark.skip(reason=ABSENT))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder, entry", saved_models())
+def test_files_that_onnxruntime_saved_after_optimising(folder, entry, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    path = SHARED / folder / entry["file"]
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model = rnnfast.load(tmp_path / "optimised.onnx")
+    feed = feed_of(model, SHARED / folder / entry["reference"])
+    expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed)))
+    # IR version 3 lists initializers among the inputs; onnxruntime leaves those there that it folded away.
+    read = {name for node in model.graph.nodes for name in node.needs}
+    for v in model.inputs:
+        if v.name not in feed and v.name not in read and v.name not in model.graph.constants:
+            feed[v.name] = np.zeros([n if isinstance(n, int) else 1 for n in v.type.shape], v.type.dtype)
+    for name, y in model(feed).items():
+        np.testing.assert_allclose(y, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
