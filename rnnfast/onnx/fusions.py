@@ -370,10 +370,12 @@ def _values(expected: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
         if name not in expected:
             raise UnsupportedError(f"attribute {name!r} is not supported")
         value: Any = helper.get_attribute_value(proto)
-        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if type(value) is bytes:
+            value = value.decode("utf-8", "replace")
         default = expected[name]
         kind = default if isinstance(default, type) else int if default is REQUIRED else type(default)
-        if type(value) is not kind and not (kind is list and hasattr(value, "__len__") and not isinstance(value, str)):
+        given_kind: Any = str if proto.type == proto.STRING else type(value)
+        if given_kind is not kind and not (kind is list and proto.type in (proto.INTS, proto.FLOATS)):
             raise ModelError(f"attribute {name!r} = {value!r}, expected {kind.__name__}")
         if kind is float and not math.isfinite(value) and name != "mask_filter_value":
             raise UnsupportedError(f"attribute {name!r} = {value} is not supported")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnnfast.onnx.axes.rules import (
+    attention,
     elementwise,
     indexing,
     linear,
@@ -18,6 +19,7 @@ from rnnfast.onnx.axes.rules import (
     quantize,
     recurrent,
     reduction,
+    sampling,
     sequence,
     windows,
 )
@@ -27,7 +29,10 @@ from rnnfast.onnx.axes.values import Meets
 
 __all__ = ["RULES", "SIZE_INPUTS", "Follower", "Frames"]
 
-FAMILIES = (elementwise, indexing, linear, movement, quantize, recurrent, reduction, sequence, windows)
+FAMILIES = (
+    *(attention, elementwise, indexing, linear, movement, quantize, recurrent, reduction, sampling, sequence),
+    windows,
+)
 
 
 def _no_inputs(follower: Follower, event: Any) -> None:

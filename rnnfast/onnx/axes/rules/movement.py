@@ -279,6 +279,7 @@ SIZE_INPUTS = {
     "Gather": (1,),
     "Range": (0, 1, 2),
     "Reshape": (1,),
+    "Resize": (3,),
     "Slice": (1, 2, 3, 4),
     "Tile": (1,),
 }
