@@ -384,9 +384,9 @@ void rnnfast_integer(const command *c, const context *x)
     integer_axes(m, x, 0, p, status);
 }
 
-/* One line of a running_command: n items `stride` bytes apart of code(before, x); before and to may be one. */
-static void run_line(const running_command *m, ptrdiff_t n, char *to, ptrdiff_t to_stride, const char *before,
-                     const char *x, ptrdiff_t x_stride)
+/* n items, `stride` bytes apart, of code(before, x); before and to may be one. */
+static void run_across(const running_command *m, ptrdiff_t n, char *to, ptrdiff_t to_stride, const char *before,
+                       const char *x, ptrdiff_t x_stride)
 {
     if (m->item == ORDER_FLOAT32) {
         for (ptrdiff_t i = 0; i < n; i++) {
@@ -399,6 +399,27 @@ static void run_line(const running_command *m, ptrdiff_t n, char *to, ptrdiff_t 
         integer_to(m->item, to + i * to_stride,
                    integer_result(m->code, integer_at(m->item, before + i * to_stride),
                                   integer_at(m->item, x + i * x_stride)));
+}
+
+/* The results from first to last of one line of the axis, of which that before the first is there. */
+static void run_along(const running_command *m, ptrdiff_t first, ptrdiff_t last, char *to, const char *x)
+{
+    const ptrdiff_t to_step = m->to_step, x_step = m->x_step;
+    const char *before = to + (first - 1) * to_step;
+    if (m->item == ORDER_FLOAT32) {
+        float y = *(const float *)before;
+        for (ptrdiff_t k = first; k < last; k++) {
+            const float value = *(const float *)(x + k * x_step);
+            y = m->code == I_ADD ? y + value : y * value;
+            *(float *)(to + k * to_step) = y;
+        }
+        return;
+    }
+    int64_t y = integer_at(m->item, before);
+    for (ptrdiff_t k = first; k < last; k++) {
+        y = integer_result(m->code, y, integer_at(m->item, x + k * x_step));
+        integer_to(m->item, to + k * to_step, y);
+    }
 }
 
 /* Compute the axes from `axis` on. Returns whether the call was stopped. */
@@ -417,11 +438,16 @@ static int running_axes(const running_command *m, const context *c, ptrdiff_t ax
     }
     for (ptrdiff_t i = 0; i < n; i++)
         memcpy(to + i * m->to_stride[axis], x + i * m->x_stride[axis], (size_t)bytes[m->item]);
-    for (ptrdiff_t k = 1; k < m->n; k++) {
+    for (ptrdiff_t k = 1; k < m->n;) {
+        const ptrdiff_t last = n == 1 ? piece_end(k, m->n) : k + 1;
         char *to_k = to + k * m->to_step;
-        run_line(m, n, to_k, m->to_stride[axis], to_k - m->to_step, x + k * m->x_step, m->x_stride[axis]);
-        if (spend(c, 4 * n))
+        if (n == 1)
+            run_along(m, k, last, to, x);
+        else
+            run_across(m, n, to_k, m->to_stride[axis], to_k - m->to_step, x + k * m->x_step, m->x_stride[axis]);
+        if (spend(c, 4 * n * (last - k)))
             return 1;
+        k = last;
     }
     return spend(c, n);
 }
