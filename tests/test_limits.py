@@ -199,7 +199,15 @@ def test_results_larger_than_a_call_may_have_are_not_allocated():
 
 @pytest.mark.parametrize(
     "nodes",
-    ["y = Cast <to = 11> (h)", "y = IsNaN (h)", "y = CumSum (h, a)", "y = Clip (h)", "y = Selu (h)", "y = Hardmax (h)"],
+    [
+        "y = Cast <to = 11> (h)",
+        "y = IsNaN (h)",
+        "y = CumSum (h, a)",
+        "y = Clip (h)",
+        "y = Selu (h)",
+        "y = Hardmax (h)",
+        "y = Neg (h)",
+    ],
 )
 def test_results_of_known_shapes_are_not_allocated(nodes):
     """A result that the limit does not leave room for is refused before, not counted after."""

@@ -179,6 +179,8 @@ cdef class Plan:
             for step in self.steps:
                 run, inputs, outputs, large, released, where = step
                 check()
+                if budget is not None and large and type(run) is NativeProgram:
+                    budget.make_room((<NativeProgram>run).nbytes - (<NativeProgram>run).arena)
                 if budget is not None and type(run) is NativeProgram and (<NativeProgram>run).loops:
                     result = counted(<NativeProgram>run, gathered(values, inputs), budget)
                 else:

@@ -124,6 +124,13 @@ class Budget:
         self.counted[id(array)] = weakref.ref(array)
         self._grow(array.nbytes)
 
+    def make_room(self, nbytes: int) -> None:
+        """Raise LimitError if the results of a native step, of so many bytes, would be more than the call may hold."""
+        allowed = self.limits.bytes_of_a_call
+        if allowed is not None and self.nbytes + nbytes > allowed:
+            self._recount()
+            self.limits.check("bytes_of_a_call", self.nbytes + nbytes, "the bytes of the call's results are")
+
     def keep_row(self, row: np.ndarray) -> None:
         """Count a row of a scan output until `drop_rows`; a large row is counted for as long as it lives."""
         if row.nbytes >= COUNTED_BYTES:
