@@ -13,8 +13,6 @@ from tests.published import ABSENT
 
 MOST = 0.05
 RUNS = 5
-# Whose loops carry values that change their shapes, and so are traced step by step.
-LOOPS = {"sleepecg__ws-gru-mesa_tf2onnx.onnx"}
 
 
 def is_quantised(entry):
@@ -28,9 +26,8 @@ def entries():
     for folder in ("models", "models-more"):
         file = SHARED / folder / "models.json"
         for entry in json.loads(file.read_text()) if file.exists() else ():
-            marks = [pytest.mark.xfail(reason="loops", strict=False)] if entry["file"] in LOOPS else []
             if not is_quantised(entry):
-                found.append(pytest.param(folder, entry, id=entry["file"], marks=marks))
+                found.append(pytest.param(folder, entry, id=entry["file"]))
     return found or [pytest.param(None, None, id="none", marks=pytest.mark.skip(reason=ABSENT))]
 
 

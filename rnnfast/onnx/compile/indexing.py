@@ -1,5 +1,5 @@
-"""Gather and ScatterND: views and copies where indices are constant and regular, otherwise the gather command; TopK,
-ArgMax and ArgMin: the order command.
+"""Gather, ScatterND and ReverseSequence: views and copies where indices are constant and regular, otherwise the gather
+command; TopK, ArgMax and ArgMin: the order command.
 """
 
 import math
@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from rnnfast.onnx.budget import owner
+from rnnfast.onnx.compile import integer
 from rnnfast.onnx.compile.builder import AXES, NotNative, address, axes, merge_axes
 from rnnfast.onnx.compile.integer import ITEMS
 
@@ -262,4 +263,49 @@ def emit_arg(builder, node, inputs, outputs):
     return True
 
 
-EMIT = {"Gather": emit_gather, "ScatterND": emit_scatter_nd, "TopK": emit_top_k, "ArgMax": emit_arg, "ArgMin": emit_arg}
+def emit_reverse_sequence(builder, node, inputs, outputs):
+    """Emit integer commands that compute where each step comes from, and a gather command; a length out of range is
+    reported. False without elements, and for lengths that are neither int32 nor int64.
+    """
+    x, lengths = inputs
+    if 0 in x.shape or lengths.dtype not in (np.int32, np.int64):
+        return False
+    time = node.attributes.get("time_axis", 0)
+    steps, batch = x.shape[time], x.shape[1 - time]
+    along, across = ((-1, 1), (1, -1)) if time == 0 else ((1, -1), (-1, 1))
+    n = builder.reshaped(builder.view(lengths), (1, batch) if time == 0 else (batch, 1))
+    if n.dtype != np.int64:
+        n = integer.computed(builder, integer.COPY, builder.new(n.shape, np.int64), n, n)
+
+    def constant(values):
+        return builder.constant(np.array(values, np.int64))
+
+    def compute(code, a, b, condition=None, dtype=np.int64):
+        shapes = [view.shape for view in (a, b, condition) if view is not None]
+        return integer.computed(builder, code, builder.new(np.broadcast_shapes(*shapes), dtype), a, b, condition)
+
+    # What a vector of so many numbers gathers does not matter: the command reports a length that is none of its places.
+    status = builder.status(f"sequence_lens has a length that is not from 0 to {steps}")
+    checked = compute(integer.SELECT, constant(steps + 1), n, compute(integer.LT, n, constant(0), dtype=np.bool_))
+    _emit_gather(builder, constant(np.zeros(steps + 1)), checked.reshape(-1), status, 0)
+
+    step, row = constant(np.arange(steps).reshape(along)), np.arange(batch).reshape(across)
+    mirrored = compute(integer.SUB, compute(integer.SUB, n, constant(1)), step)
+    source = compute(integer.SELECT, mirrored, step, compute(integer.LT, step, n, dtype=np.bool_))
+    if time == 0:
+        source = compute(integer.MUL, source, constant(batch))
+    source = compute(integer.ADD, source, constant(row if time == 0 else row * steps))
+    flat = builder.reshaped(builder.view(x), (steps * batch, *x.shape[2:]))
+    out = _emit_gather(builder, flat, source.reshape(-1), builder.status(), 0)
+    builder.set(outputs[0], builder.reshaped(out, x.shape))
+    return True
+
+
+EMIT = {
+    "ArgMax": emit_arg,
+    "ArgMin": emit_arg,
+    "Gather": emit_gather,
+    "ReverseSequence": emit_reverse_sequence,
+    "ScatterND": emit_scatter_nd,
+    "TopK": emit_top_k,
+}

@@ -34,7 +34,7 @@ def _are_integers(*operands):
     return all(o is None or o.dtype in ITEMS for o in operands)
 
 
-def _computed(builder, code, to, x, y, condition=None, status=None):
+def computed(builder, code, to, x, y, condition=None, status=None):
     """Emit an integer command that writes to the view `to`, and return that.
 
     condition: the view of truth values of SELECT. Raises NotNative if there are too many axes.
@@ -63,7 +63,7 @@ def _computed(builder, code, to, x, y, condition=None, status=None):
 
 def _emit(builder, code, out, x, y, condition=None, status=None):
     """Emit an integer command that computes the operand `out`."""
-    builder.set(out, _computed(builder, code, builder.new(out.shape, out.dtype), x, y, condition, status))
+    builder.set(out, computed(builder, code, builder.new(out.shape, out.dtype), x, y, condition, status))
 
 
 def emit_binary(builder, node, inputs, outputs):
@@ -90,7 +90,7 @@ def emit_variadic(builder, node, inputs, outputs):
     y = builder.view(inputs[0])
     for operand in inputs[1:]:
         shape = outputs[0].shape
-        y = _computed(builder, VARIADIC[node.op_type], builder.new(shape, y.dtype), y, builder.view(operand))
+        y = computed(builder, VARIADIC[node.op_type], builder.new(shape, y.dtype), y, builder.view(operand))
     builder.set(outputs[0], y)
     return True
 
@@ -103,7 +103,7 @@ def emit_clip(builder, node, inputs, outputs):
     for code, bound in zip((MAX, MIN), inputs[1:]):
         if bound is not None:
             to = builder.new(outputs[0].shape, y.dtype)
-            y = _computed(builder, code, to, y, builder.reshaped(builder.view(bound), ()))
+            y = computed(builder, code, to, y, builder.reshaped(builder.view(bound), ()))
     builder.set(outputs[0], y)
     return True
 
@@ -117,14 +117,14 @@ def emit_sign(builder, node, inputs, outputs):
         _emit(builder, XOR, outputs[0], x, builder.constant(np.asarray(np.invert(zero))))
     elif node.op_type == "Sign":
         signs = [builder.new(x.shape, x.dtype) for _ in range(2)]
-        _computed(builder, LT, signs[0], zero, x), _computed(builder, LT, signs[1], x, zero)
+        computed(builder, LT, signs[0], zero, x), computed(builder, LT, signs[1], x, zero)
         _emit(builder, SUB, outputs[0], *signs)
     elif node.op_type == "Abs" and x.dtype == np.uint8:
         builder.set(outputs[0], x)
     elif node.op_type == "Neg":
         _emit(builder, SUB, outputs[0], zero, x)
     else:
-        _emit(builder, MAX, outputs[0], x, _computed(builder, SUB, builder.new(x.shape, x.dtype), zero, x))
+        _emit(builder, MAX, outputs[0], x, computed(builder, SUB, builder.new(x.shape, x.dtype), zero, x))
     return True
 
 

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from rnnfast.errors import InputError
 from rnnfast.native import _programs
 from rnnfast.onnx import ops
-from tests.graphs import load, model_of, random
+from tests.graphs import load, model_of, parse, random
 from tests.onnx.compile.reductions import RNG, compare, ints, laid_out, layouts
 
 # ------------------------------------------------------------------------------------------------ indices
@@ -186,3 +186,26 @@ def test_top_k(dtype, shape):
                     np.testing.assert_array_equal(out["y"], expected[0])
                     np.testing.assert_array_equal(out["i"], expected[1])
                     assert [type(step[0]) for step in model.planned.plans.kept[0].steps] == [_programs.NativeProgram]
+
+
+# ------------------------------------------------------------------------------------------------ sequences
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.int8])
+@pytest.mark.parametrize("time", [0, 1])
+@pytest.mark.parametrize("rest", [(), (3,), (2, 3)])
+def test_reversed_sequences(time, rest, dtype):
+    lengths = ints(0, 5, 1, 3)
+    shape = ((5, 4) if time == 0 else (4, 5)) + rest
+    x = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    for constant in True, False:
+        attributes = {"time_axis": time, "batch_axis": 1 - time}
+        compare("ReverseSequence", x, {"n": lengths}, constant=constant, tolerance=None, **attributes)
+
+
+@pytest.mark.parametrize("length", [-1, 6, 2**40])
+def test_lengths_out_of_range_are_reported(length):
+    model = load(parse("g (float[5,2,3] x, int64[2] n) => (z) { y = ReverseSequence (x, n)  z = Neg (y) }"))
+    x = random(0, 5, 2, 3)
+    model(x=x, n=ints(5, 0))
+    assert [type(step[0]) for step in model.planned.plans.kept[0].steps] == [_programs.NativeProgram]
+    with pytest.raises(InputError, match=r"\(ReverseSequence\): sequence_lens .* not from 0 to 5"):
+        model(x=x, n=ints(2, length))
