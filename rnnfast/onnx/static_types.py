@@ -46,7 +46,7 @@ def check(graph: Graph, around: Mapping[str, np.dtype | None] | None = None, giv
     for node in graph.nodes:
         found = [types.get(name) if name else None for name in node.inputs]
         for group in node.one_type:
-            _check_group(node, [(i, found[i]) for i in group if found[i] is not None])
+            _check_group(node, [(i, dtype) for i in group if (dtype := found[i]) is not None])
         for name, dtype in zip(node.outputs, _results(node, found, types)):
             types[name] = dtype
     return [types.get(value.name) for value in graph.outputs]
