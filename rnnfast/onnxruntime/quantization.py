@@ -255,7 +255,8 @@ class _Weights:
             nodes = [helper.make_node("DequantizeLinear", [q, s, z], [flat], axis=axis)]
         else:
             casted, centred = self._name(f"{name}_float"), self._name(f"{name}_centred")
-            initializers += [numpy_helper.from_array(scale, s), numpy_helper.from_array(np.array(self.offset, np.float32), z)]
+            offset = np.array(self.offset, np.float32)
+            initializers += [numpy_helper.from_array(scale, s), numpy_helper.from_array(offset, z)]
             nodes = [
                 helper.make_node("Cast", [q], [casted], to=TensorProto.FLOAT),
                 helper.make_node("Sub", [casted, z], [centred]),
