@@ -1,7 +1,7 @@
 """What is known of a graph's values before any run: types, shapes, and small integer vectors computed from shapes.
 
-A size is an integer, a name that stands for one size of one input, or None if nothing is known. What is said here holds
-for each run that does not fail.
+A size is an integer, a name that stands for one size of one input, several such names joined by "|" for what results
+from broadcasting them, or None if nothing is known. What is said here holds for each run that does not fail.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rnnfast.onnx.result_shapes import type_of
 
 Size = int | str | None
 MAX_DATA = 16  # elements of a vector whose values are followed
+MAX_NAMES = 8  # in one size
 LARGEST = 2**31 - 1  # of what is computed, so that nothing is beyond the range of a type
 
 
@@ -49,12 +50,12 @@ def facts_of(
     around: those of the values that it captures. given: those of its inputs; None for a whole model, whose calls must
     have the shapes that it declares. known: those of results of nodes with graphs, which no rule tells.
     """
-    facts = {**(around or {}), **(given or {})}
+    facts = {**(around or {}), **dict.fromkeys((v.name for v in graph.inputs), UNKNOWN), **(given or {})}
     facts |= {name: _of_constant(value) for name, value in graph.constants.items()}
-    for v in graph.inputs if given is None else ():
+    for place, v in enumerate(graph.inputs if given is None else ()):
         declared = v.type.shape if v.type.kind == "tensor" else None
         # A name in a declaration says nothing; each size of each input gets a name of its own.
-        shape = declared and tuple(n if isinstance(n, int) else f"{v.name}: {i}" for i, n in enumerate(declared))
+        shape = declared and tuple(n if isinstance(n, int) else f"{place}:{i}" for i, n in enumerate(declared))
         facts[v.name] = Fact(v.type.dtype, shape)
     for node in graph.nodes:
         rule = RULES.get(node.op_type) if not node.domain and not node.graphs and node.function is not None else None
@@ -66,6 +67,7 @@ def facts_of(
             except (Error, ValueError, TypeError, IndexError, KeyError, AttributeError):
                 results = UNKNOWN  # the node fails when it runs
         results = results if isinstance(results, list) else [results]
+        facts.update(dict.fromkeys(filter(None, node.outputs), UNKNOWN))
         facts.update((name, fact) for name, fact in zip(node.outputs, results) if name)
         if known and node.graphs:
             facts.update((name, known[name]) for name in node.outputs if name in known)
@@ -94,9 +96,14 @@ def _common(sizes: Sequence[Size]) -> Size:
     if not others:
         return 1
     fixed = [n for n in others if isinstance(n, int)]
+    if len(fixed) > 1:
+        raise ValueError(f"sizes {fixed} do not broadcast")
     if fixed:
         return fixed[0]
-    return others.pop() if len(others) == 1 else None
+    if None in others:
+        return None
+    names = sorted({name for n in others if isinstance(n, str) for name in n.split("|")})
+    return "|".join(names) if len(names) <= MAX_NAMES else None
 
 
 def _axis(axis: int, shape: tuple[Size, ...]) -> int:
@@ -266,7 +273,9 @@ def slice_of(node: Node, facts: Sequence[Any]) -> list[tuple[int, int, int, int]
         steps = None
     if starts is None or ends is None:
         return None
-    places = range(len(starts)) if axes is None else [axis % rank for axis in axes]
+    places = range(len(starts)) if axes is None else [axis % rank for axis in axes if -rank <= axis < rank]
+    if len(places) != len(starts):
+        return None
     return list(zip(places, starts, ends, [1] * len(starts) if steps is None else steps))
 
 
@@ -334,7 +343,9 @@ def _reshape(node: Node, facts: list[Any]) -> Fact:
         place, known = shape.index(-1), None
         others: list[Any] = [n for i, n in enumerate(shape) if i != place]
         if x.shape is not None and all(isinstance(n, int) for n in (*x.shape, *others)) and math.prod(others):
-            known = math.prod(x.shape) // math.prod(others)
+            known, rest = divmod(math.prod(x.shape), math.prod(others))
+            if rest:
+                raise ValueError(f"{x.shape} as {shape}")
         shape[place] = known
     return Fact(x.dtype, tuple(shape))
 

@@ -81,6 +81,11 @@ class Alternative(NamedTuple):
     rows: tuple[tuple[str, int], ...]
     frames: tuple[tuple[str, int], ...]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the values that it reads, or of which it reads a size."""
+        return self.graph.captures.union(name for name, _ in self.rows + self.frames)
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Node:
@@ -108,6 +113,8 @@ class Node:
     def __post_init__(self) -> None:
         self.graphs = {name: value for name, value in self.attributes.items() if isinstance(value, Graph)}
         self.needs = set(self.inputs).union(*(graph.captures for graph in self.graphs.values()))
+        if self.alternative is not None:
+            self.needs |= self.alternative.names
         self.needs.discard("")
 
     def __reduce__(self) -> tuple[Any, ...]:

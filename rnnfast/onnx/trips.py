@@ -30,6 +30,8 @@ def trip_count(planned: Any, inputs: Sequence[Any], known: Sequence[bool], stays
     trips, going = inputs[:2]
     if trips is not None and not known[0] or going is not None and not known[1]:
         return None
+    if trips is not None and (trips.dtype != np.int64 or trips.size != 1):
+        return None  # The run fails.
     most = None if trips is None else max(0, trips.item())
     if going is not None and not condition(going):
         return 0

@@ -1,6 +1,7 @@
 """Recurrences that files spell out: what is recognised gives what the file says, and what is none is left alone."""
 
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import rnnfast
+from rnnfast.onnx.trace import PlannedGraph
 from tests.graphs import onnxruntime, parse, random
 
 I, H = 5, 7
@@ -173,6 +175,38 @@ def feed_of(cell, rows, *shape, state_rows=None):
     return feed | ({"c0": random(92, rows, H)} if cell.has_c else {})
 
 
+def operators_of(model, feed):
+    """The operators of the nodes that a call runs, one by one."""
+    operators = []
+
+    def meter(step):
+        operators.append(step.node.op_type)
+        return step.run
+
+    planned, args = model.prepare(feed)
+    PlannedGraph(planned.graph, planned.names, "", meter=meter, specialises=True)(args)
+    return operators
+
+
+def same(data, feed):
+    """The model gives what it gives without recognised cells and by the reference, or all of them refuse the call."""
+    ours, plain = rnnfast.load(data), rnnfast.load(data, recognise_cells=False)
+    calls = (functools.partial(plain, feed), functools.partial(plain.reference, feed), functools.partial(ours, feed))
+    try:
+        expected = calls[0]()
+    except rnnfast.Error:
+        for call in calls:
+            with pytest.raises(rnnfast.Error):
+                call()
+        return ours
+    for call in calls:
+        got = call()
+        for name, value in expected.items():
+            assert np.shape(got[name]) == np.shape(value)
+            np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=5e-6)
+    return ours
+
+
 def check(data, feed, kind, count=1):
     """The model has `count` recognised cells, and gives what it gives without them, and what onnxruntime gives."""
     ours, plain = rnnfast.load(data), rnnfast.load(data, recognise_cells=False)
@@ -204,6 +238,7 @@ def test_loops(name, form):
     cell = CELLS[name]
     data = looped(cell, form)
     ours = check(data, feed_of(cell, 3, 8, 3, I), cell.kind)
+    assert not {"Loop", "Scan"} & set(operators_of(ours, feed_of(cell, 3, 8, 3, I)))
     for frames, rows in ((1, 1), (2, 5), (31, 2)):
         feed = feed_of(cell, rows, frames, rows, I)
         for name, value in onnxruntime(data, feed).items():
@@ -314,3 +349,149 @@ def test_states_that_others_read():
         {"  ".join(lines)}  y = Add (c4, h{T})  z = Mul (f6, h2) }}"""
     data = parse(text, **cell.weights, **{f"t{t}": np.array(t) for t in range(T)})
     check(data, feed_of(cell, 3, 3, T, I), "LSTM", 2)
+
+
+@pytest.mark.parametrize("copy", ["", "cc = Identity (c4)"])
+def test_states_that_branches_read(copy):
+    """A cell state that a graph within reads, itself or a copy of it, is there for it."""
+    cell, T = CELLS["torch's LSTMCell"], 5
+    lines = [f"x{t} = Gather <axis = 1> (x, t{t})  {cell.step(t, t + 1)}" for t in range(T)]
+    text = f"""g (float[b,{T},{I}] x, float[b,{H}] h0, float[b,{H}] c0, bool q) => (float[b,{H}] y, float[b,{H}] h5) {{
+        {"  ".join(lines)}  {copy}
+        y = If (q) <then_branch = a () => (float[b,{H}] u) {{ u = Neg ({"cc" if copy else "c4"}) }},
+                    else_branch = e () => (float[b,{H}] v) {{ v = Abs (h2) }}> }}"""
+    data = parse(text, **cell.weights, **{f"t{t}": np.array(t) for t in range(T)})
+    for q in (True, False):
+        check(data, feed_of(cell, 3, 3, T, I) | {"q": np.array(q)}, "LSTM")
+
+
+def test_products_that_gates_share():
+    """One peephole product for two gates leaves no room for another reader of the cell state."""
+    cell, T = CELLS["peepholes"], 5
+    text = cell.text.replace("pf@ = Mul (pf, c@)  gf@ = Add (pf@, sf@)", "gf@ = Add (pi@, sf@)")
+    lines = [f"x{t} = Gather <axis = 1> (x, t{t})" for t in range(T)]
+    lines += [dataclasses.replace(cell, text=text).step(t, t + 1) for t in range(T)]
+    data = parse(
+        f"""g (float[b,{T},{I}] x, float[b,{H}] h0, float[b,{H}] c0) => (float[b,{H}] y, float[b,{H}] h{T}) {{
+        {"  ".join(lines)}  y = Neg (c3) }}""",
+        **cell.weights,
+        **{f"t{t}": np.array(t) for t in range(T)},
+    )
+    check(data, feed_of(cell, 3, 3, T, I), "LSTM")
+
+
+def test_chains_that_wait_for_each_other():
+    """Of two chains that take each other's first step at their third, one becomes a node."""
+    cell = CELLS["RNN, Tanh"]
+    lines = [f"x{t} = Identity (u{t})  l_x{t} = Identity (v{t})" for t in (0, 1)]
+    lines += ["x2 = Identity (l_h1)  l_x2 = Identity (h1)"]
+    lines += [cell.step(t, t + 1) + "  " + cell.step(t, t + 1, "l_") for t in range(3)]
+    names = ("u0", "u1", "v0", "v1", "h0", "l_h0")
+    data = parse(
+        f"""g ({", ".join(f"float[2,{H}] {name}" for name in names)}) => (float[2,{H}] h3, float[2,{H}] l_h3) {{
+        {"  ".join(lines)} }}""",
+        **{**cell.weights, "W": dense(1, H, H), "WW": dense(3, H, H), "RR": dense(4, H, H)},
+    )
+    check(data, {name: random(i, 2, H) for i, name in enumerate(names)}, "RNN")
+
+
+@pytest.mark.parametrize("rows", [(3, 3, 3), (1, 3, 3), (3, 1, 3), (1, 1, 3)])
+def test_steps_of_other_rows(rows):
+    """Inputs of steps whose numbers of rows are not known to be equal may differ: one row serves several."""
+    cell = CELLS["RNN, Tanh"]
+    lines = [f"x{t} = Add (X{t}, Y{t})  {cell.step(t, t + 1)}" for t in range(3)]
+    inputs = ", ".join(f"float[r{t},{I}] X{t}, float[s{t},{I}] Y{t}" for t in range(3))
+    data = parse(f"g ({inputs}, float[b,{H}] h0) => (float[b,{H}] h3, float[b,{H}] h1) {{ {'  '.join(lines)} }}",
+                 **cell.weights)  # fmt: skip
+    feed = {f"{key}{t}": random(10 * t, n, I) for t, n in enumerate(rows) for key in "XY"} | {"h0": random(9, 3, H)}
+    assert not same(data, feed).recognised_cells
+
+
+@pytest.mark.parametrize("frames", [(3, 3), (1, 3), (3, 1)])
+def test_frames_of_a_sum(frames):
+    """One frame that is added to several serves all of them."""
+    lines = ["xa = Add (A, A2)  xb = Add (B, B2)  pa = MatMul (xa, W)  pb = MatMul (xb, W2)  sum = Add (pa, pb)"]
+    lines += [f"g{t} = Gather (sum, t{t})  q{t} = MatMul (h{t}, R)  s{t} = Add (q{t}, g{t})  h{t + 1} = Tanh (s{t})"
+              for t in range(3)]  # fmt: skip
+    names = ("A", "A2", "B", "B2")
+    data = parse(
+        f"""g ({", ".join(f"float[{name}t,b,{I}] {name}" for name in names)}, float[b,{H}] h0) => (float[b,{H}] h3) {{
+        {"  ".join(lines)} }}""",
+        **{f"t{t}": np.array(t) for t in range(3)},
+        **{"W": dense(1, I, H), "W2": dense(2, I, H), "R": dense(3, H, H)},
+    )
+    same(data, {name: random(i, frames[i // 2], 2, I) for i, name in enumerate(names)} | {"h0": random(9, 2, H)})
+
+
+def test_weights_that_do_not_fit():
+    """What is refused without recognition is refused with it: a matrix of more rows than there are columns."""
+    cell = CELLS["products of x and h in one"]
+    wrong = dataclasses.replace(cell, weights={**cell.weights, "WR": dense(1, I + H + 2, 4 * H)})
+    same(unrolled(wrong, 4), feed_of(cell, 3, 3, 4, I))
+    same(looped(wrong, "Scan"), feed_of(cell, 3, 4, 3, I))
+
+
+LOOP = f"""g (float[t,b,{I}] x, float[b,{H}] h0) => (float[t,b,{H}] y, float[b,{H}] h) {{
+    shape = Shape (x)  trips = Gather (shape, zero)  go = Constant <value = bool {{1}}> ()  count = Cast <to = 6> (trips)
+    h, last, y = Loop (trips, go, h0, zero) <body = s (int64 k, bool g, float[b,{H}] h_i, int64 j)
+    => (bool g2, float[b,{H}] h_n, int64 j2, float[b,{H}] row) {{
+    g2 = Identity (g)  j2 = Add (j, one)  x_i = Gather (x, j)  {CELLS["RNN, Tanh"].step("_i", "_n")}
+    row = Identity (h_n) }}> }}"""
+LOOPS = {
+    "as it is": (),
+    "a counter that gets an axis": (("(j, one)", "(j, ones)"),),
+    "a condition of another type": (
+        ("trips, go,", "trips, ,"),
+        ("bool g2", "float g2"),
+        ("Identity (g)", "Cast <to = 1> (g)"),
+    ),
+    "a condition of two elements": (("trips, go,", "trips, ,"), ("Identity (g)", "Expand (g, twos)")),
+    "a count of another type": (("(trips, go,", "(count, go,"),),
+    "a name of the body": (("g2 =", "x = Abs (other)  g2 ="),),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_that_differ(name):
+    """A loop that fails is refused, though a cell is all that it computes; names of the body are its own."""
+    text = LOOP
+    for old, new in LOOPS[name]:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    constants = {"zero": np.array(0), "one": np.array(1), "ones": np.array([1]), "twos": np.array([2])}
+    cell = CELLS["RNN, Tanh"]
+    data = parse(text, **constants, **cell.weights, other=random(7, 4, 3, I))
+    same(data, feed_of(cell, 3, 4, 3, I))
+
+
+SCAN = f"""g (float[t,b,{I}] x, float[b,{H}] h0, float[t2,3] u) => (float[p,q,r] y, float[b,{H}] h) {{
+    h, y = Scan <num_scan_inputs = 2, @ body = s (float[b,{H}] h_i, float[b,{I}] x_i, float[3] u_i)
+    => (float[b,{H}] h_n, float[b,{H}] row) {{ {CELLS["RNN, Tanh"].step("_i", "_n")}
+    row = Identity (h_n) }}> (h0, x, u) }}"""
+
+
+@pytest.mark.parametrize("length", [4, 5])
+@pytest.mark.parametrize("attribute", [
+    "", "scan_output_axes = [-1],", "scan_output_axes = [3],", "scan_output_axes = [0, 0],",
+    "scan_output_directions = [2],", "scan_input_axes = [3, 0],", "scan_input_axes = [0],",
+    "scan_input_axes = [-3, -2],", "scan_input_directions = [2, 0],", "scan_input_directions = [1, 1, 1],",
+])  # fmt: skip
+def test_scans_that_differ(attribute, length):
+    """A Scan with wrong attributes, or another input of another length, is refused."""
+    cell = CELLS["RNN, Tanh"]
+    same(parse(SCAN.replace("@", attribute), **cell.weights), feed_of(cell, 3, 4, 3, I) | {"u": random(1, length, 3)})
+
+
+def test_products_before_the_loop():
+    """Inputs that are multiplied before a Scan are multiplied by the layer, and held as long as that needs them."""
+    cell = CELLS["RNN, Tanh"]
+    text = f"""g (float[t,b,{I}] x, float[b,{H}] h0) => (float[t,b,{H}] y, float[b,{H}] h) {{
+        v = Abs (x)  p1 = MatMul (v, W)  p = Add (p1, b)
+        h, y = Scan <num_scan_inputs = 1, body = s (float[b,{H}] h_i, float[b,{H}] p_i)
+        => (float[b,{H}] h_n, float[b,{H}] row) {{
+        q_i = MatMul (h_i, R)  s_i = Add (q_i, p_i)  h_n = Tanh (s_i)  row = Identity (h_n) }}> (h0, p) }}"""
+    data = parse(text, **cell.weights)
+    for rows in (1, 3):
+        feed = feed_of(cell, 3, 4, rows, I)
+        model = check(data, feed, "RNN")
+        assert ("Scan" in operators_of(model, feed)) == (rows == 1)

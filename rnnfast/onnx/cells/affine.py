@@ -140,9 +140,13 @@ class Values:
         if name in self.graph.constants:
             value = self.graph.constants[name]
             return value if isinstance(value, np.ndarray) else None
-        if self.around is None or name in self.makers or any(v.name == name for v in self.graph.inputs):
+        if self.around is None or self.defines(name):
             return None
         return self.around.constant(name)
+
+    def defines(self, name: str) -> bool:
+        """Return whether a value is one of this graph, not of those around it."""
+        return name in self.graph.constants or name in self.makers or any(v.name == name for v in self.graph.inputs)
 
     def single(self, name: str) -> float | None:
         """The value of a constant of one element."""
@@ -328,7 +332,7 @@ class Values:
                 end = row + part_shape[-1]
                 products.append((self._slice_of(self.origin(part), at), Part(weight[row:end], start, stop), (0, 0)))
                 row = end
-            return Affine(tuple(products))
+            return Affine(tuple(products)) if row == len(weight) else None
         return Affine(((self._slice_of(name, at), Part(weight, start, stop), (0, 0)),))
 
     def _slice_of(self, name: str, at: tuple[int, int | str] | None) -> Source:
@@ -396,6 +400,8 @@ class Values:
                 axis = at[0]
                 if len(shape) != len(whole) or shape[axis] == 1 or shape[axis] != whole[axis]:
                     return None
+                if shape[axis] is None and isinstance(at[1], int):
+                    return None  # Tensors of one slice and of several may be added.
             elif shape[-1:] not in (whole[-1:], ()) and self.constant(name) is None:
                 return None
             part = self.affine(name, start, stop, at)

@@ -56,7 +56,7 @@ class Body:
             backwards = attributes.get("scan_input_directions") or (0,) * len(sources)
             for name, source, axis, way in zip(names[count:], sources, axes, backwards):
                 fact = facts.get(source, Fact())
-                if fact.shape is not None:
+                if fact.shape is not None and -len(fact.shape) <= axis < len(fact.shape):
                     axis %= len(fact.shape)
                     given[name] = Fact(fact.dtype, (*fact.shape[:axis], *fact.shape[axis + 1 :]))
                     self.scanned[name] = Scanned(source, axis, bool(way))
@@ -124,8 +124,7 @@ class Body:
         if source.position in self.scanned:  # of a value that was multiplied before the loop
             return Scanned(source.name, source.axis, self.scanned[source.position].backwards)
         if isinstance(source.position, str) and self._counts(source.position):
-            known = source.name not in self.values.makers and source.name not in {s[0] for s in self.states}
-            return Scanned(source.name, source.axis, False) if known else None
+            return None if self.values.defines(source.name) else Scanned(source.name, source.axis, False)
         return None
 
     def _counts(self, name: str) -> bool:
@@ -146,15 +145,34 @@ class Body:
         if node is None or node.op_type != "Add":
             return False
         return any(
-            self.values.origin(one) == before and self.values.single(other) == 1
+            self.values.origin(one) == before and self.values.single(other) == 1 and self.values.fact(other).shape == ()
             for one, other in (node.inputs, node.inputs[::-1])
         )
+
+    def _may_iterate(self) -> bool:
+        """Return whether no iteration of a loop can fail for its condition, its scanned inputs or its scan outputs."""
+        node = self.node
+        if node.function is not loop:
+            count = node.attributes["num_scan_inputs"]
+            lengths = {"scan_input_axes": count, "scan_input_directions": count}
+            lengths |= dict.fromkeys(("scan_output_axes", "scan_output_directions"), len(self.rows))
+            given = {name: node.attributes[name] for name in lengths if node.attributes.get(name) is not None}
+            return (
+                len(self.scanned) == count
+                and all(len(values) == lengths[name] for name, values in given.items())
+                and all(set(values) <= {0, 1} for name, values in given.items() if name.endswith("directions"))
+                and all(-3 <= axis < 3 for axis in self.axes)
+            )
+        if len(node.inputs) > 1 and node.inputs[1]:
+            return True  # The condition is computed before it is known how many iterations there are.
+        going = self.values.fact(node.attributes["body"].outputs[0].name)
+        return going.dtype == bool and going.shape is not None and set(going.shape) <= {1}
 
     # ------------------------------------------------------------------------------------------ nodes
     def alternative(self) -> Alternative | None:
         """The recurrent node, with what belongs to it, that stands for the loop; None if the loop is no recurrence."""
         found = self.step()
-        if found is None:
+        if found is None or not self._may_iterate():
             return None
         step, weights, h, c = found
         taken = [self._taken(source) for source, _ in weights.inputs]
@@ -167,12 +185,14 @@ class Body:
             return None
         new = NewNodes(self.node, next(name for name in self.outputs if name))
         states = [self.states[k][2] for k in (h, c) if k is not None]
-        names, sizes, rows, frames = [], [], [(name, 0) for name in states], []
+        names, sizes, rows = [], [], [(name, 0) for name in states]
+        frames = [(scanned.name, scanned.axis) for scanned in self.scanned.values()]
         for scanned, shape in zip(sequences, shapes):
             assert shape is not None
             if scanned.axis > 1 or not isinstance(shape[2], int):
                 return None
             rows.append((scanned.name, 1 - scanned.axis))
+            frames.append((scanned.name, scanned.axis))
             frames.append((scanned.name, scanned.axis))
             sizes.append(shape[2])
             names.append(new.add("Transpose", [scanned.name], perm=(1, 0, 2)) if scanned.axis else scanned.name)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rnnfast.errors import ModelError
 from rnnfast.onnx.cells.affine import ACTIVATIONS, Source, Values
 from rnnfast.onnx.cells.new_nodes import NewNodes, live
 from rnnfast.onnx.cells.steps import Matcher, Step, Weights, arrays, signature, weights_of, weights_size
@@ -42,12 +43,22 @@ class Chains:
     def replaced(self) -> Graph | None:
         """The graph with recurrent nodes in place of chains; None if there is no chain that can be replaced.
 
-        No two chains can wait for each other, as each would wait for itself then.
+        Chains of which each waits for a step of the other cannot all be replaced; the first can.
         """
         found = [(chain, new) for chain in self._chains() if (new := self._replacement(chain)) is not None]
         if not found:
             return None
-        gone = {name for chain, _ in found for link in chain for name in (link.step.h, link.step.c) if name}
+        try:
+            return self._with(found)
+        except ModelError:
+            return self._with(found[:1])
+
+    def _with(self, found: Sequence[tuple[list[Link], NewNodes]]) -> Graph:
+        """The graph with these nodes in place of these chains; ModelError if they wait for each other.
+
+        The nodes of cell states within a chain stay where something reads them, such as a branch of an If.
+        """
+        gone = {name for chain, _ in found for name in (*(link.step.h for link in chain), chain[-1].step.c) if name}
         nodes = [node for node in self.graph.nodes if gone.isdisjoint(node.outputs)]
         constants = dict(self.graph.constants)
         for _, new in found:
@@ -176,8 +187,8 @@ class Chains:
         if all(source.position is None for source in sources):
             if shape is None or any(self.values.fact(source.name).shape != shape for source in sources):
                 return None
-            if len(shape) != 2 or not isinstance(shape[1], int):
-                return None
+            if len(shape) != 2 or shape[0] is None or not isinstance(shape[1], int):
+                return None  # Rows that are not known may differ: one row serves several.
             return new.add("Concat", [new.with_axis(s.name, 0) for s in sources], axis=0), shape[0], shape[1]
         indices = [source.position for source in sources if isinstance(source.position, int)]
         if len(indices) < len(sources) or any(source[:2] != first[:2] for source in sources):

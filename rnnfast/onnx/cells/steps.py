@@ -53,7 +53,7 @@ class Matcher:
         for node in values.graph.nodes:
             if values.copies(node):
                 continue
-            for name in {values.origin(name) for name in node.inputs if name}:
+            for name in set(map(values.origin, node.needs)):
                 self.readers.setdefault(name, []).append(node)
 
     def steps(self, name: str) -> Iterator[Step]:
