@@ -78,6 +78,13 @@ class Scope:
             return node.function(**node.attributes)
         return None if self.around is None or self._defines(name) else self.around.constant(name)
 
+    def sees(self, name: str, other: str) -> bool:
+        """Return whether a name means here what it means in a graph around this one, the one that defines `other`."""
+        scope = self.around if not self._defines(name) and not self._defines(other) else None
+        while scope is not None and not scope._defines(other):
+            scope = None if scope._defines(name) else scope.around
+        return scope is not None
+
     def _defines(self, name: str) -> bool:
         return name in self.inputs or name in self.constants or name in self.makers
 
@@ -177,8 +184,9 @@ def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> l
     if len(body.inputs) < states.first_body_input + states.count:
         return [node]
     inside = Scope(body, scope)
-    body = _with_gathers(body, inside)
-    inside = Scope(body, scope)
+    if node.function is loop:
+        body = _with_gathers(body, inside)
+        inside = Scope(body, scope)
     uses, defined = inside.uses, set(_defined(body))
     names: dict[str, str] = {}  # of body inputs that become captures
     dropped: list[int] = []  # states
@@ -279,7 +287,7 @@ def _only_axis(node: Node, scope: Scope) -> int | None:
 
 # ------------------------------------------------------------------------------------------------ lists
 def _with_gathers(body: Graph, scope: Scope) -> Graph:
-    """Return a body in which members of lists that are slices of a tensor are taken from the tensor."""
+    """Return the body of a Loop in which members of lists that are slices of a tensor are taken from the tensor."""
     nodes = []
     for node in body.nodes:
         if node.op_type == "SequenceAt" and not node.domain:
@@ -307,9 +315,7 @@ def _gathered(node: Node, body: Graph, scope: Scope) -> Node | None:
     if split is None or split.attributes.get("keepdims", 1):
         return None
     source, axis = split.inputs[0], split.attributes.get("axis", 0)
-    if source in scope.makers or source in scope.inputs or source in scope.constants:
-        return None  # The body has another value of that name.
-    if not _is_scalar(node.inputs[1], body, scope):
+    if not scope.sees(source, node.inputs[0]) or not _is_scalar(node.inputs[1], body, scope):
         return None
     return new_node(node, "Gather", (source, node.inputs[1]), node.outputs, axis=axis)
 

@@ -418,7 +418,9 @@ def test_frames_of_a_sum(frames):
         f"""g ({", ".join(f"float[{name}t,b,{I}] {name}" for name in names)}, float[b,{H}] h0) => (float[b,{H}] h3) {{
         {"  ".join(lines)} }}""",
         **{f"t{t}": np.array(t) for t in range(3)},
-        **{"W": dense(1, I, H), "W2": dense(2, I, H), "R": dense(3, H, H)},
+        W=dense(1, I, H),
+        W2=dense(2, I, H),
+        R=dense(3, H, H),
     )
     same(data, {name: random(i, frames[i // 2], 2, I) for i, name in enumerate(names)} | {"h0": random(9, 2, H)})
 
@@ -432,7 +434,8 @@ def test_weights_that_do_not_fit():
 
 
 LOOP = f"""g (float[t,b,{I}] x, float[b,{H}] h0) => (float[t,b,{H}] y, float[b,{H}] h) {{
-    shape = Shape (x)  trips = Gather (shape, zero)  go = Constant <value = bool {{1}}> ()  count = Cast <to = 6> (trips)
+    shape = Shape (x)  trips = Gather (shape, zero)  go = Constant <value = bool {{1}}> ()
+    count = Cast <to = 6> (trips)
     h, last, y = Loop (trips, go, h0, zero) <body = s (int64 k, bool g, float[b,{H}] h_i, int64 j)
     => (bool g2, float[b,{H}] h_n, int64 j2, float[b,{H}] row) {{
     g2 = Identity (g)  j2 = Add (j, one)  x_i = Gather (x, j)  {CELLS["RNN, Tanh"].step("_i", "_n")}

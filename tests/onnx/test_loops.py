@@ -169,3 +169,23 @@ def test_batch_axes(name, axis):
     text, constants = CASES[name]
     axes = load(parse(text, **W, **constants)).batch_axes()
     assert axes.inputs == {"x": 1, "h0": 0} and axes.outputs == {"y": axis, "h": 0}
+
+
+def test_lists_of_slices():
+    """A member of a list of slices is taken from the tensor only where that is the same."""
+    x = random(1, 4, 2, 3)
+    nested = """g (float[t,b,3] x) => (float[p,q,r,s] y) {
+        go = Constant <value = bool {1}> ()  parts = SplitToSequence <axis = 0, keepdims = 0> (x, one)
+        y = Loop (three, go) <body = b (int64 i, bool c) => (bool c2, float[q,r,s] v) {
+            c2 = Identity (c)  f = Cast <to = 1> (i)  x = Add (other, f)
+            v = Loop (three, c) <body = b2 (int64 k, bool d) => (bool d2, float[r,s] w) {
+                d2 = Identity (d)  xt = SequenceAt (parts, k)  w = Neg (xt) }> }> }"""
+    of_state = """g (float[t,b,3] x) => (float[t,b,3] y) {
+        parts = SplitToSequence <axis = 0, keepdims = 0> (x, one)
+        s, y = Scan <num_scan_inputs = 1, body = b (int64[k] i, float[b,3] u) => (int64[k] i2, float[b,3] v) {
+            i2 = Add (i, one)  part = SequenceAt (parts, i)  v = Neg (part) }> (start, x) }"""
+    for text in (nested, of_state):
+        model = load(parse(text, one=np.array(1), three=np.array(3), start=np.array([0]), other=random(9, 4, 2, 3)))
+        got, expected = model({"x": x})["y"], model.reference({"x": x})["y"]
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
