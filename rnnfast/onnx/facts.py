@@ -43,35 +43,46 @@ def facts_of(
     graph: Graph,
     around: Mapping[str, Fact] | None = None,
     given: Mapping[str, Fact] | None = None,
-    known: Mapping[str, Fact] | None = None,
 ) -> dict[str, Fact]:
     """The Facts of all values that a folded graph sees.
 
     around: those of the values that it captures. given: those of its inputs; None for a whole model, whose calls must
-    have the shapes that it declares. known: those of results of nodes with graphs, which no rule tells.
+    have the shapes that it declares.
     """
-    facts = {**(around or {}), **dict.fromkeys((v.name for v in graph.inputs), UNKNOWN), **(given or {})}
+    facts = first_facts(graph, around, given)
+    for node in graph.nodes:
+        note_results(facts, node)
+    return facts
+
+
+def first_facts(
+    graph: Graph, around: Mapping[str, Fact] | None = None, given: Mapping[str, Fact] | None = None
+) -> dict[str, Fact]:
+    """The Facts of the values that a graph sees before any of its nodes."""
+    facts = {name: around[name] for name in graph.captures if name in around} if around else {}
+    facts |= {**dict.fromkeys((v.name for v in graph.inputs), UNKNOWN), **(given or {})}
     facts |= {name: _of_constant(value) for name, value in graph.constants.items()}
     for place, v in enumerate(graph.inputs if given is None else ()):
         declared = v.type.shape if v.type.kind == "tensor" else None
         # A name in a declaration says nothing; each size of each input gets a name of its own.
         shape = declared and tuple(n if isinstance(n, int) else f"{place}:{i}" for i, n in enumerate(declared))
         facts[v.name] = Fact(v.type.dtype, shape)
-    for node in graph.nodes:
-        rule = RULES.get(node.op_type) if not node.domain and not node.graphs and node.function is not None else None
-        results: Any = UNKNOWN
-        if rule is not None or hasattr(node.function, "shapes"):
-            inputs = [facts.get(name, UNKNOWN) if name else None for name in node.inputs]
-            try:
-                results = (rule or _by_its_shapes)(node, inputs)
-            except (Error, ValueError, TypeError, IndexError, KeyError, AttributeError):
-                results = UNKNOWN  # the node fails when it runs
-        results = results if isinstance(results, list) else [results]
-        facts.update(dict.fromkeys(filter(None, node.outputs), UNKNOWN))
-        facts.update((name, fact) for name, fact in zip(node.outputs, results) if name)
-        if known and node.graphs:
-            facts.update((name, known[name]) for name in node.outputs if name in known)
     return facts
+
+
+def note_results(facts: dict[str, Fact], node: Node) -> None:
+    """Add what is known of the results of a node, after those of the nodes before it."""
+    rule = RULES.get(node.op_type) if not node.domain and not node.graphs and node.function is not None else None
+    results: Any = UNKNOWN
+    if rule is not None or hasattr(node.function, "shapes"):
+        inputs = [facts.get(name, UNKNOWN) if name else None for name in node.inputs]
+        try:
+            results = (rule or _by_its_shapes)(node, inputs)
+        except (Error, ValueError, TypeError, IndexError, KeyError, AttributeError):
+            results = UNKNOWN  # the node fails when it runs
+    results = results if isinstance(results, list) else [results]
+    facts.update(dict.fromkeys(filter(None, node.outputs), UNKNOWN))
+    facts.update((name, fact) for name, fact in zip(node.outputs, results) if name)
 
 
 def _of_constant(value: Any) -> Fact:

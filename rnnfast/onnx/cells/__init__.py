@@ -14,7 +14,7 @@ from rnnfast.onnx.cells.bodies import Body
 from rnnfast.onnx.cells.chains import MIN_STEPS, Chains
 from rnnfast.onnx.cells.lifting import lifted
 from rnnfast.onnx.cells.new_nodes import recognised_as
-from rnnfast.onnx.facts import UNKNOWN, Fact, facts_of
+from rnnfast.onnx.facts import UNKNOWN, Fact, facts_of, first_facts, note_results
 from rnnfast.onnx.graph import Graph, Node
 from rnnfast.onnx.ops.control import loop, scan_9
 from rnnfast.onnx.recurrent_nodes import CELL_KINDS
@@ -46,23 +46,25 @@ def with_cells(graph: Graph, around: Values | None = None, given: Mapping[str, F
 
     around: the values of the graph around it. given: what is known of its inputs besides what it declares.
     """
-    values = Values(graph, facts_of(graph, None if around is None else around.facts, given), around)
+    facts_around = None if around is None else around.facts
     for _ in range(MAX_PASSES):
+        values = Values(graph, facts_of(graph, facts_around, given), around)
         replaced = Chains(values).replaced() or lifted(values)
         if replaced is None:
             break
         graph = replaced
-        values = Values(graph, facts_of(graph, None if around is None else around.facts, given), around)
+    # Loops see what is known before them, the results of other loops among it.
+    facts = first_facts(graph, facts_around, given)
+    values = Values(graph, facts, around)
     nodes: list[Node] = []
-    known: dict[str, Fact] = {}
     for node in graph.nodes:
+        note_results(facts, node)
         if node.function in (loop, scan_9):
-            body = Body(node, values, values.facts)
+            body = Body(node, values, facts)
             alternative = body.alternative()
             if alternative is not None:
                 node = dataclasses.replace(node, alternative=alternative)
-                known |= body.facts_of_outputs()
-                values = Values(graph, facts_of(graph, None if around is None else around.facts, given, known), around)
+                facts |= body.facts_of_outputs()
         if node.graphs:
             node = _with_cells_within(node, values)
         nodes.append(node)
