@@ -40,9 +40,7 @@ UNKNOWN = Fact()
 
 
 def facts_of(
-    graph: Graph,
-    around: Mapping[str, Fact] | None = None,
-    given: Mapping[str, Fact] | None = None,
+    graph: Graph, around: Mapping[str, Fact] | None = None, given: Mapping[str, Fact] | None = None
 ) -> dict[str, Fact]:
     """The Facts of all values that a folded graph sees.
 
@@ -224,7 +222,9 @@ def _unsqueeze(node: Node, facts: list[Any]) -> Fact:
     if x.shape is None or axes is None:
         return Fact(x.dtype)
     rank = len(x.shape) + len(axes)
-    places, sizes = {axis % rank for axis in axes}, iter(x.shape)
+    places, sizes = {axis % rank for axis in axes if -rank <= axis < rank}, iter(x.shape)
+    if len(places) < len(axes):
+        raise ValueError(axes)
     shape = tuple(1 if i in places else next(sizes) for i in range(rank))
     return Fact(x.dtype, shape, x.data.reshape(1) if x.data is not None and shape == (1,) else None)
 

@@ -498,3 +498,44 @@ def test_products_before_the_loop():
         feed = feed_of(cell, 3, 4, rows, I)
         model = check(data, feed, "RNN")
         assert ("Scan" in operators_of(model, feed)) == (rows == 1)
+
+
+def test_rows_of_joined_values():
+    """One row of the state does not serve several of the input where both are joined before the product."""
+    cell = CELLS["products of x and h in one"]
+    for rows in (1, 3):
+        for state_rows in (1, 3):
+            same(unrolled(cell, 4, rows="one"), feed_of(cell, rows, rows, 4, I, state_rows=state_rows))
+            feed = feed_of(cell, 3, 3, 4, I, state_rows=3)
+            same(unrolled(cell, 4, rows="one"), feed | {"c0": feed["c0"][:state_rows]})
+
+
+@pytest.mark.parametrize("rows", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 3)])
+def test_rows_of_two_inputs(rows):
+    """One row of an input serves several of another one."""
+    lines = [f"x{t} = Gather (x, t{t})  u{t} = Gather (u, t{t})  p{t} = MatMul (x{t}, W)  r{t} = MatMul (u{t}, W2)  "
+             f"q{t} = MatMul (h{t}, R)  s{t} = Add (p{t}, q{t})  v{t} = Add (r{t}, s{t})  h{t + 1} = Tanh (v{t})"
+             for t in range(4)]  # fmt: skip
+    data = parse(
+        f"""g (float[4,b,{I}] x, float[4,c,{I}] u, float[d,{H}] h0) => (float[b,{H}] h4, float[b,{H}] h1) {{
+        {"  ".join(lines)} }}""",
+        **{f"t{t}": np.array(t) for t in range(4)},
+        W=dense(1, I, H),
+        W2=dense(2, I, H),
+        R=dense(3, H, H),
+    )
+    feed = {"x": random(1, 4, rows[0], I), "u": random(2, 4, rows[1], I), "h0": random(3, rows[2], H)}
+    assert len(same(data, feed).recognised_cells) == 1
+
+
+@pytest.mark.parametrize("form", ["unrolled", "Loop"])
+def test_infinite_inputs(form):
+    """A gate that does not read the input stays finite where that is infinite."""
+    cell = CELLS["a product for each gate"]
+    text = cell.text.replace("yf@ = Add (xf@, rf@)", "yf@ = Identity (rf@)")
+    assert text != cell.text
+    for other in (cell, dataclasses.replace(cell, text=text)):
+        data = unrolled(other, 4) if form == "unrolled" else looped(other, form)
+        feed = feed_of(cell, 2, 2, 4, I) if form == "unrolled" else feed_of(cell, 2, 4, 2, I)
+        feed["x"][:, :, 2] = np.inf
+        assert len(same(data, feed).recognised_cells) == (other is cell)

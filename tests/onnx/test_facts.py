@@ -96,6 +96,7 @@ def test_nodes_that_fail():
     for text, constants in (
         ("r = Reshape (x, s)  v = Shape (r)", {"s": np.array([5, -1])}),
         ("r = Add (x, s)  v = Shape (r)", {"s": np.ones(4, np.float32)}),
+        ("r = Unsqueeze (x, a)  v = Shape (r)", {"a": np.array([0, 0])}),
         ("r = Slice (x, a, a, s)  v = Shape (r)", {"a": np.array([0]), "s": np.array([2])}),
     ):
         model = load(parse(f"g (float[2,3] x) => (int64[k] v) {{ {text} }}", **constants))

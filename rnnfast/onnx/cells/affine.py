@@ -68,16 +68,22 @@ class Affine(NamedTuple):
     """The map sum of source . matrix + sum of source * vector + sum of biases.
 
     An entry of `products` has None in place of a Part if the columns of the source itself are added; `columns` says
-    which.
+    which. joined: whether sources are joined before the product, so that they must have equal numbers of rows.
     """
 
     products: tuple[tuple[Source, Part | None, tuple[int, int]], ...] = ()
     diagonals: tuple[tuple[Source, Part], ...] = ()
     biases: tuple[Part, ...] = ()
+    joined: bool = False
 
     def plus(self, other: Affine) -> Affine:
         """The sum of both."""
-        return Affine(self.products + other.products, self.diagonals + other.diagonals, self.biases + other.biases)
+        return Affine(
+            self.products + other.products,
+            self.diagonals + other.diagonals,
+            self.biases + other.biases,
+            self.joined or other.joined,
+        )
 
     def bias(self, size: int) -> np.ndarray:
         """The sum of the biases."""
@@ -332,7 +338,7 @@ class Values:
                 end = row + part_shape[-1]
                 products.append((self._slice_of(self.origin(part), at), Part(weight[row:end], start, stop), (0, 0)))
                 row = end
-            return Affine(tuple(products)) if row == len(weight) else None
+            return Affine(tuple(products), joined=True) if row == len(weight) else None
         return Affine(((self._slice_of(name, at), Part(weight, start, stop), (0, 0)),))
 
     def _slice_of(self, name: str, at: tuple[int, int | str] | None) -> Source:

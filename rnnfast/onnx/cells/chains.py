@@ -127,10 +127,9 @@ class Chains:
         an output, so that not all inputs can be given at once.
         """
         outputs = self.outputs
-        for k, (link, following) in enumerate(zip(chain, chain[1:])):
+        for k, link in enumerate(chain[:-1]):
             c = link.step.c
-            peepholes = (link.weights.peepholes[1], following.weights.peepholes[0], following.weights.peepholes[2])
-            expected = 2 + sum(part is not None for part in peepholes)
+            expected = 2 + len(link.weights.peepholes)
             if c and (c in outputs or len(self.matcher.readers.get(c, ())) > expected):
                 chain = chain[: k + 1]
                 break
@@ -169,10 +168,16 @@ class Chains:
         if weights is None:
             return None
         names = [found[0] for found in inputs if found is not None]
-        x = names[0] if len(names) == 1 else new.add("Concat", names, axis=2)
         states = [new.with_axis(name, 0) for name in (first.before, first.step.c_before) if name]
         if len(rows) != 1 or None in rows:
-            x, *states = new.with_rows_of_all([x, *states])
+            if any(gate.joined for link in chain for gate in link.step.gates):
+                if len(names) > 1:
+                    return None
+                states[1:] = new.with_rows_of_all([*names, *states[1:]])[1:]
+            else:
+                both = new.with_rows_of_all([*names, *states])
+                names, states = both[: len(names)], both[len(names) :]
+        x = names[0] if len(names) == 1 else new.add("Concat", names, axis=2)
         y, *ends = new.recurrent(first.step, weights, x, states)
         rows_of_y = new.without_axis(y, 1)
         for t, link in enumerate(chain):

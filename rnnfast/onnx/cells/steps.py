@@ -6,7 +6,7 @@ The equations are those of the ONNX operator specification (RNN-14, GRU-14, LSTM
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -178,14 +178,14 @@ class Weights(NamedTuple):
     """The weights of a step, by what they multiply.
 
     Attributes:
-        inputs: The sources of the input, each with its matrices for the gates; None where a gate does not read it.
+        inputs: The sources of the input, each with its matrices for the gates.
         recurrent: The matrices of the output before, for the gates.
-        peepholes: The vectors of an LSTM's cell states for i, o and f; None where a gate has none.
+        peepholes: The vectors of an LSTM's cell states for i, o and f; empty if there are none.
     """
 
-    inputs: tuple[tuple[Source, tuple[Part | None, ...]], ...]
-    recurrent: tuple[Part | None, ...]
-    peepholes: tuple[Part | None, ...]
+    inputs: tuple[tuple[Source, tuple[Part, ...]], ...]
+    recurrent: tuple[Part, ...]
+    peepholes: tuple[Part, ...]
 
 
 def weights_of(step: Step, before: str) -> Weights | None:
@@ -211,10 +211,21 @@ def weights_of(step: Step, before: str) -> Weights | None:
         if own[2] is not None or not _is_of(step.recurrent, before):
             return None
         own[2] = step.recurrent.products[0][1]
-    if all(part is None for part in own):
+    # A gate that does not read a value has no weights of zero for it, which would make infinite values NaN.
+    recurrent, seen_by = _all_or_none(own), _all_or_none(peepholes)
+    read = [(source, _all_or_none(parts)) for source, parts in inputs.items()]
+    if not recurrent or seen_by is None or any(parts is None for _, parts in read):
         return None
-    ordered = sorted(inputs.items(), key=lambda item: str([None if p is None else p.key for p in item[1]]))
-    return Weights(tuple((source, tuple(parts)) for source, parts in ordered), tuple(own), tuple(peepholes))
+    ordered = sorted(
+        ((source, parts) for source, parts in read if parts), key=lambda item: str([p.key for p in item[1]])
+    )
+    return Weights(tuple(ordered), recurrent, seen_by)
+
+
+def _all_or_none(parts: Sequence[Part | None]) -> tuple[Part, ...] | None:
+    """The parts of all gates, or an empty tuple if no gate has one; None if some have and some have not."""
+    given = tuple(part for part in parts if part is not None)
+    return given if len(given) in (0, len(parts)) else None
 
 
 def signature(step: Step, weights: Weights) -> tuple[object, ...]:
@@ -222,7 +233,7 @@ def signature(step: Step, weights: Weights) -> tuple[object, ...]:
     parts = [*weights.recurrent, *weights.peepholes, *itertools.chain(*(parts for _, parts in weights.inputs))]
     biases = [sorted(part.key for part in gate.biases) for gate in step.gates]
     behind = None if step.recurrent is None else sorted(part.key for part in step.recurrent.biases)
-    keys = tuple(None if part is None else part.key for part in parts)
+    keys = tuple(part.key for part in parts)
     return step.kind, step.activations, step.negated, keys, tuple(map(tuple, biases)), behind and tuple(behind)
 
 
@@ -232,12 +243,8 @@ def arrays(step: Step, weights: Weights, sizes: list[int]) -> dict[str, np.ndarr
     rows_w, rows_r, bias_w, bias_r = [], [], [], []
     for gate, affine in enumerate(step.gates):
         sign = -1.0 if step.negated and gate == 0 else 1.0
-        parts = [
-            np.zeros((size, H)) if given[gate] is None else given[gate].values()  # type: ignore[union-attr]
-            for (_, given), size in zip(weights.inputs, sizes)
-        ]
-        own = weights.recurrent[gate]
-        own_matrix = np.zeros((H, H)) if own is None else own.values()
+        parts = [given[gate].values() for _, given in weights.inputs]
+        own_matrix = weights.recurrent[gate].values()
         if own_matrix.shape != (H, H) or any(p.shape != (size, H) for p, size in zip(parts, sizes)):
             return None
         rows_w.append(sign * np.concatenate(parts).T)
@@ -249,12 +256,11 @@ def arrays(step: Step, weights: Weights, sizes: list[int]) -> dict[str, np.ndarr
         "R": np.concatenate(rows_r)[None],
         "B": np.concatenate(bias_w + bias_r)[None],
     }
-    if any(part is not None for part in weights.peepholes):
-        made["P"] = np.concatenate([np.zeros(H) if part is None else part.values() for part in weights.peepholes])[None]
+    if weights.peepholes:
+        made["P"] = np.concatenate([part.values() for part in weights.peepholes])[None]
     return {name: np.ascontiguousarray(array, np.float32) for name, array in made.items()}
 
 
 def weights_size(weights: Weights) -> int:
     """The number of hidden units."""
-    part = next(part for part in weights.recurrent if part is not None)
-    return part.stop - part.start
+    return weights.recurrent[0].stop - weights.recurrent[0].start
