@@ -202,6 +202,8 @@ def _gather(node: Node, facts: list[Any]) -> Fact:
     x, index = facts
     if x.shape is None or index.shape is None:
         return Fact(x.dtype)
+    if index.dtype not in (None, np.int32, np.int64):
+        raise TypeError(index.dtype)
     axis = _axis(node.attributes.get("axis", 0), x.shape)
     at, data = _integers(index), None
     if x.data is not None and x.data.ndim == 1 and at is not None:
@@ -323,13 +325,21 @@ def _matmul(node: Node, facts: list[Any]) -> Fact:
     a, b = facts
     if a.shape is None or b.shape is None or len(a.shape) < 2 or len(b.shape) != 2:
         return Fact(a.dtype)
+    _check_inner(a.shape[-1], b.shape[0])
     return Fact(a.dtype, (*a.shape[:-1], b.shape[1]))
+
+
+def _check_inner(size: Size, other: Size) -> None:
+    """Raise ValueError if sizes over which a product sums are known to differ."""
+    if isinstance(size, int) and isinstance(other, int) and size != other:
+        raise ValueError(f"{size} and {other} do not multiply")
 
 
 def _gemm(node: Node, facts: list[Any]) -> Fact:
     a, b = facts[:2]
-    rows = None if a.shape is None else a.shape[1 if node.attributes.get("transA") else 0]
-    columns = None if b.shape is None else b.shape[0 if node.attributes.get("transB") else 1]
+    (rows, inner) = (None, None) if a.shape is None else a.shape[:: -1 if node.attributes.get("transA") else 1]
+    (other, columns) = (None, None) if b.shape is None else b.shape[:: -1 if node.attributes.get("transB") else 1]
+    _check_inner(inner, other)
     return Fact(a.dtype, (rows, columns))
 
 

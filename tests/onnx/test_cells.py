@@ -317,6 +317,24 @@ def test_loops_above_loops():
     check(data, {"x": random(1, 5, 2, I), "h0": random(2, 2, H), "l_h0": random(3, 2, H)}, "RNN", 2)
 
 
+@pytest.mark.parametrize("join", ["Concat", "SequenceConstruct"])
+@pytest.mark.parametrize("axis", [-5, -4, -3, -1, 0, 2, 3])
+def test_joined_steps(join, axis):
+    """What is done to each step is done at once if no step of it fails."""
+    cell, T = CELLS["n + z (h - n)"], 4
+    lines = [f"x{t} = Gather (x, t{t})  {cell.step(t, t + 1)}  e{t} = Gemm (h{t + 1}, F, fb)" for t in range(T)]
+    parts = ", ".join(f"e{t}" for t in range(T))
+    if join == "Concat":
+        lines += [f"o{t} = Unsqueeze (e{t}, axes)" for t in range(T)]
+        lines += [f"y = Concat <axis = {axis}> ({parts.replace('e', 'o')})"]
+    else:
+        lines += [f"list = SequenceConstruct ({parts})  y = ConcatFromSequence <axis = {axis}, new_axis = 1> (list)"]
+    text = f"g (float[{T},b,{I}] x, float[b,{H}] h0) => (float[p,q,r] y) {{ {'  '.join(lines)} }}"
+    constants = {**cell.weights, "axes": np.array([axis % 3]), **{f"t{t}": np.array(t) for t in range(T)}}
+    for matrix, row in (((H, 3), 3), ((1, H, 3), 3), ((H + 1, 3), 3), ((H, 3), 4)):
+        same(parse(text, F=dense(1, *matrix), fb=dense(2, row), **constants), feed_of(cell, 3, T, 3, I))
+
+
 NOT_CELLS = {
     "another gate's activation": ("torch's LSTMCell", "o@ = Sigmoid (go@)", "o@ = Tanh (go@)"),
     "feedback of the output": ("torch's LSTMCell", "(x@, WT, b)", "(h@, WT2, b)"),

@@ -241,6 +241,30 @@ def recurrences_on_recurrences(n):
     return bytes_of(nodes, ROW, (last,), RECURRENT)
 
 
+def loops_that_are_recurrences(n):
+    """Scans next to each other, as a loop over many parts of a network."""
+    step = [
+        helper.make_node("MatMul", ["xt", "W"], ["p"]),
+        helper.make_node("MatMul", ["h", "R"], ["q"]),
+        helper.make_node("Add", ["p", "q"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["h2"]),
+        helper.make_node("Identity", ["h2"], ["row"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, FLOAT, [1, 2]) for name in ("h", "xt")]
+    outputs = [helper.make_tensor_value_info(name, FLOAT, [1, 2]) for name in ("h2", "row")]
+    body = helper.make_graph(step, "body", inputs, outputs)
+    scan = helper.make_node("Scan", ["h0", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    names = [f"last{k}" for k in range(n // 6)]
+    nodes = []
+    for name in names:
+        node = onnx.NodeProto()
+        node.CopyFrom(scan)
+        node.output[:] = [name, ""]
+        nodes.append(node)
+    constants = {**RECURRENT, "h0": np.zeros((1, 2), np.float32)}
+    return bytes_of([*nodes, helper.make_node("Sum", names, ["y"])], [("x", FLOAT, [3, 1, 2])], ("y",), constants)
+
+
 def copies_of_a_gate(n):
     nodes = [helper.make_node("Identity", [a], [b]) for a, b in links(n - 20)]
     part, last = steps(5, "y")
@@ -323,6 +347,7 @@ KINDS = {
         unrolled_with_feedback,
         many_recurrences,
         recurrences_on_recurrences,
+        loops_that_are_recurrences,
         copies_of_a_gate,
         sums_of_a_gate,
         cuts_of_a_gate,

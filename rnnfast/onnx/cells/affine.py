@@ -351,7 +351,7 @@ class Values:
     def slice_taken(self, name: str) -> tuple[str, int, int | str] | None:
         """(the tensor, the axis, the index) if a value is one slice of a tensor along an axis that is not the last."""
         node = self.maker(name)
-        if node is None:
+        if node is None or self.fact(name).shape is None:
             return None
         shape = self.fact(node.inputs[0]).shape
         if node.op_type == "Gather" and shape is not None and self.fact(node.inputs[1]).shape == ():

@@ -81,6 +81,8 @@ class _Lifting:
                 continue
             if self._join(node, steps) or len(node.outputs) != 1 or node.inputs.count(steps.names[0]) != 1:
                 continue
+            if self.values.fact(node.outputs[0]).shape is None:
+                continue  # Perhaps it fails.
             place = node.inputs.index(steps.names[0])
             alike = [self._like(node, place, name) for name in steps.names]
             results = [other.outputs[0] for other in alike if other is not None]
@@ -165,13 +167,15 @@ class _Lifting:
         new, whole = NewNodes(node, node.outputs[0]), steps.whole
         if node.op_type == "Concat":
             axis = node.attributes["axis"] % rank
-            if axis not in steps.ones:
+            if axis not in steps.ones or self.values.fact(node.outputs[0]).shape is None:
                 return False
             whole, rank = new.without_axis(whole, axis + 1), rank - 1
             joined = node.outputs[0]
         elif node.op_type == "SequenceConstruct" and len(self.readers.get(node.outputs[0], ())) == 1:
             (reader,) = self.readers[node.outputs[0]]
             if reader.op_type != "ConcatFromSequence" or not reader.attributes.get("new_axis"):
+                return False
+            if not -rank - 1 <= reader.attributes["axis"] <= rank:
                 return False
             axis, joined = reader.attributes["axis"] % (rank + 1), reader.outputs[0]
         else:
