@@ -6,6 +6,7 @@ import itertools
 import re
 
 import numpy as np
+import onnx
 import pytest
 
 import rnnfast
@@ -315,6 +316,18 @@ def test_loops_above_loops():
         W2=dense(40, H, H),
     )
     check(data, {"x": random(1, 5, 2, I), "h0": random(2, 2, H), "l_h0": random(3, 2, H)}, "RNN", 2)
+
+
+def test_names_like_added_ones():
+    """A file whose names are like those of values that are added keeps its nodes."""
+    cell = CELLS["RNN, Tanh"]
+    feed = feed_of(cell, 3, 3, 4, I)
+    for name in ("h4 (cell: W)", "h4 (cell: Y)"):
+        model = onnx.load_from_string(unrolled(cell, 4))
+        model.graph.input[0].name = name
+        for node in model.graph.node:
+            node.input[:] = [name if read == "x" else read for read in node.input]
+        assert not same(model.SerializeToString(), {name: feed["x"], "h0": feed["h0"]}).recognised_cells
 
 
 @pytest.mark.parametrize("join", ["Concat", "SequenceConstruct"])

@@ -13,7 +13,7 @@ from rnnfast.onnx.cells.affine import ACTIVATIONS, Values
 from rnnfast.onnx.cells.bodies import Body
 from rnnfast.onnx.cells.chains import MIN_STEPS, Chains
 from rnnfast.onnx.cells.lifting import lifted
-from rnnfast.onnx.cells.new_nodes import recognised_as
+from rnnfast.onnx.cells.new_nodes import MARK, recognised_as
 from rnnfast.onnx.facts import UNKNOWN, Fact, facts_of, first_facts, note_results
 from rnnfast.onnx.graph import Graph, Node
 from rnnfast.onnx.ops.control import loop, scan_9
@@ -46,6 +46,9 @@ def with_cells(graph: Graph, around: Values | None = None, given: Mapping[str, F
 
     around: the values of the graph around it. given: what is known of its inputs besides what it declares.
     """
+    names = {v.name for v in graph.inputs}.union(graph.captures, graph.constants, *(n.outputs for n in graph.nodes))
+    if any(MARK in name for name in names):
+        return graph  # Names that are added could be its own.
     facts_around = None if around is None else around.facts
     for _ in range(MAX_PASSES):
         values = Values(graph, facts_of(graph, facts_around, given), around)

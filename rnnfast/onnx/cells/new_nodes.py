@@ -12,6 +12,7 @@ from rnnfast.onnx.cells.steps import Step
 from rnnfast.onnx.graph import Graph, Node
 
 OPSET = 14  # whose operators are added
+MARK = " (cell: "  # in the names of values that are added
 
 
 def recognised_as(op_type: str) -> str:
@@ -31,8 +32,8 @@ class NewNodes:
         self.constants: dict[str, np.ndarray] = {}
 
     def name(self, what: str) -> str:
-        """A name of a value that no file has."""
-        return f"{self.label} ({what})"
+        """A name of a value that no graph has in which cells are looked for."""
+        return f"{self.label}{MARK}{what})"
 
     def constant(self, what: str, array: np.ndarray) -> str:
         """Add a constant and return its name."""
