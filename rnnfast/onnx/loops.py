@@ -61,6 +61,16 @@ class Scope:
         self.origins.update(dict.fromkeys(copies, name))
         return name
 
+    def unused(self, name: str) -> str:
+        """This name, or a longer one, that no value has which the graph sees."""
+        while self.has(name):
+            name += "'"
+        return name
+
+    def has(self, name: str) -> bool:
+        """Return whether the graph or one around it has a value of this name."""
+        return self._defines(name) or self.around is not None and self.around.has(name)
+
     def maker(self, name: str) -> Node | None:
         """The node that makes a value; None for inputs, constants and absent values."""
         if name in self.makers:
@@ -219,7 +229,7 @@ def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> l
                 rows.append((row, result))
                 stacked[result] = attributes
             else:
-                name = f"{result} (rows)"
+                name = scope.unused(f"{result} (rows)")
                 dropped.append(k)
                 rows.append((row, name))
                 behind.append(new_node(node, "Stack", (name, initial), (result,), **attributes))
@@ -325,7 +335,7 @@ def _counted(node: Node, scope: Scope) -> list[Node]:
     split = _slices(node.inputs[0], scope)
     if split is None or node.inputs[0] not in scope.makers:
         return [node]
-    axis, size = split.attributes.get("axis", 0), f"{node.outputs[0]} (size)"
+    axis, size = split.attributes.get("axis", 0), scope.unused(f"{node.outputs[0]} (size)")
     bounds = {"start": axis} if axis == -1 else {"start": axis, "end": axis + 1}
     shape = new_node(node, "Shape", split.inputs[:1], (size,), **bounds)
     return [shape, new_node(node, "Squeeze", (size,), node.outputs)]

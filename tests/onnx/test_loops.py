@@ -1,6 +1,7 @@
 """Loops as exporters write them become loops of one native program, which give what the loops of the file give."""
 
 import numpy as np
+import onnx
 import pytest
 
 import rnnfast
@@ -189,3 +190,16 @@ def test_lists_of_slices():
         got, expected = model({"x": x})["y"], model.reference({"x": x})["y"]
         assert got.shape == expected.shape
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_names_that_a_file_has():
+    """Values that are added have names that the file does not have."""
+    text, constants = CASES["grown"]
+    data = parse(text.replace("=> (float", "=> (float[t2,b2,c2] taken, float"), **W, **constants)
+    model = onnx.load_model_from_string(data)
+    model.graph.node.append(onnx.helper.make_node("Neg", ["x"], ["y (rows)"]))
+    next(v for v in model.graph.output if v.name == "taken").name = "y (rows)"
+    feed = {"x": random(1, 4, 2, 3), "h0": random(5, 2, 4)}
+    got, expected = load(model.SerializeToString())(feed), onnxruntime(parse(text, **W, **constants), feed)
+    np.testing.assert_array_equal(got["y (rows)"], -feed["x"])
+    np.testing.assert_allclose(got["y"], expected["y"], atol=1e-6)
