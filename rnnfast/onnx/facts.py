@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error
+from rnnfast.errors import raise_if_from_handler
 from rnnfast.onnx.graph import Graph, Node
 from rnnfast.onnx.ops.shape_inputs import SHAPE_INPUTS
 from rnnfast.onnx.result_shapes import type_of
@@ -76,7 +76,8 @@ def note_results(facts: dict[str, Fact], node: Node) -> None:
         inputs = [facts.get(name, UNKNOWN) if name else None for name in node.inputs]
         try:
             results = (rule or _by_its_shapes)(node, inputs)
-        except (Error, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        except Exception as e:
+            raise_if_from_handler(e)
             results = UNKNOWN  # the node fails when it runs
     results = results if isinstance(results, list) else [results]
     facts.update(dict.fromkeys(filter(None, node.outputs), UNKNOWN))

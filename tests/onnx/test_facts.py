@@ -119,3 +119,22 @@ def test_names_of_two_graphs():
     around = {name: Fact(np.dtype(np.float32), (2, 3)) for name in "xef"}
     facts = facts_of(body, around, {})
     assert all(facts[name].shape is None for name in "xef")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "v = Slice (x, zero, one, zero, one)",
+        "v, w2 = Split <axis = 0> (x)",
+        "v = Concat <axis = 0> (x, x)",
+        "v = Gather (x, one)",
+        "v = Squeeze (x, zero)",
+        "v = Unsqueeze (x, most)",
+        "v = ReduceSum (x, zero)",
+    ],
+)
+def test_operators_without_axes(text):
+    """What cannot be done to a scalar is refused by the operator, when it runs, beside activations too."""
+    data = parse(f"g (float x) => (float[m] y) {{ {text}  a = Tanh (v)  b = Tanh (a)  y = Tanh (b) }}", **CONSTANTS)
+    with pytest.raises(InputError, match="node #0"):
+        load(data)({"x": np.float32(1)})

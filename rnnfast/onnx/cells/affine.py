@@ -192,7 +192,7 @@ class Values:
             return None
         facts = [self.fact(n) if n else None for n in node.inputs]
         shape = self.fact(node.inputs[0]).shape
-        if shape is None:
+        if not shape or self.fact(name).shape is None:
             return None
         last = len(shape) - 1
         if node.op_type == "Split":
@@ -327,7 +327,7 @@ class Values:
             return None
         name = self.origin(name)
         node, shape = self.maker(name), self.fact(name).shape
-        if shape is None:
+        if not shape:
             return None
         if node is not None and node.op_type == "Concat" and node.attributes["axis"] % len(shape) == len(shape) - 1:
             row, products = 0, []
@@ -354,7 +354,7 @@ class Values:
         if node is None or self.fact(name).shape is None:
             return None
         shape = self.fact(node.inputs[0]).shape
-        if node.op_type == "Gather" and shape is not None and self.fact(node.inputs[1]).shape == ():
+        if node.op_type == "Gather" and shape and self.fact(node.inputs[1]).shape == ():
             axis, index = node.attributes.get("axis", 0) % len(shape), self.constant(node.inputs[1])
             if axis == len(shape) - 1:
                 return None
@@ -367,7 +367,7 @@ class Values:
         """The slice that a Squeeze takes of one that a Split or Slice cut."""
         shape, cut = self.fact(node.inputs[0]).shape, self.maker(self.origin(node.inputs[0]))
         axes = node.attributes.get("axes") if len(node.inputs) < 2 else self.constant(node.inputs[1])
-        if shape is None or cut is None or axes is None or np.size(axes) != 1:
+        if not shape or cut is None or axes is None or np.size(axes) != 1:
             return None
         axis, name = int(np.ravel(axes)[0]) % len(shape), self.origin(node.inputs[0])
         facts = [self.fact(n) if n else None for n in cut.inputs]

@@ -161,7 +161,7 @@ class _Lifting:
     def _join(self, node: Node, steps: Steps) -> bool:
         """Replace a node that joins all steps in their order; return whether it is such a node."""
         shape = self.values.fact(steps.names[0]).shape
-        if node.inputs != steps.names or shape is None:
+        if node.inputs != steps.names or shape is None or node.op_type == "Concat" and not shape:
             return False
         rank = len(shape)
         new, whole = NewNodes(node, node.outputs[0]), steps.whole
