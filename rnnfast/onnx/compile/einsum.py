@@ -7,7 +7,7 @@ import numpy as np
 from rnnfast.onnx.compile import dense, reduction
 from rnnfast.onnx.compile.builder import merge_axes
 from rnnfast.onnx.compile.expressions import MUL, emit_views
-from rnnfast.onnx.ops.linear import labels_of
+from rnnfast.onnx.ops.linear import diagonals, labels_of
 
 
 def emit_einsum(builder, node, inputs, outputs):
@@ -55,10 +55,7 @@ def _multiply_packed(builder, packed, inputs):
 
 def _without(builder, x, labels, kept):
     """Return x with one axis per label and all labels outside of `kept` added up, and its labels."""
-    for label in dict.fromkeys(labels):
-        while labels.count(label) > 1:
-            i, j = (axis for axis, other in enumerate(labels) if other == label and labels[:axis].count(label) < 2)
-            x, labels = np.diagonal(x, axis1=i, axis2=j), [*labels[:i], *labels[i + 1 : j], *labels[j + 1 :], label]
+    x, labels = diagonals(x, labels)
     summed = tuple(axis for axis, label in enumerate(labels) if label not in kept)
     if summed:
         x = np.squeeze(reduction.reduced(builder, x, summed, reduction.SUM, reduction.NOTHING), summed)

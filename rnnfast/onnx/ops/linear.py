@@ -129,12 +129,18 @@ def labels_of(equation, shapes):
     return labels, result, sizes
 
 
-def _without(x, labels, kept):
-    """Return x with one axis per label and all labels outside of `kept` added up, and its labels."""
+def diagonals(x, labels):
+    """Return a view of x with one axis per label, and its labels."""
     for label in dict.fromkeys(labels):
         while labels.count(label) > 1:
             i, j = (axis for axis, other in enumerate(labels) if other == label and labels[:axis].count(label) < 2)
             x, labels = np.diagonal(x, axis1=i, axis2=j), [*labels[:i], *labels[i + 1 : j], *labels[j + 1 :], label]
+    return x, labels
+
+
+def _without(x, labels, kept):
+    """Return x with one axis per label and all labels outside of `kept` added up, and its labels."""
+    x, labels = diagonals(x, labels)
     summed = tuple(axis for axis, label in enumerate(labels) if label not in kept)
     if summed:
         x = flatten_axes(x, summed).sum(axis=-1, dtype=x.dtype)
