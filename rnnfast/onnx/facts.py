@@ -1,4 +1,4 @@
-"""What is known of a graph's values before any run: types, shapes, and small integer vectors computed from shapes.
+"""Finds what is known of a graph's values before any run: types, shapes, and small vectors computed from shapes.
 
 A size is an integer, a name that stands for one size of one input, several such names joined by "|" for what results
 from broadcasting them, or None if nothing is known. What is said here holds for each run that does not fail.
@@ -25,7 +25,7 @@ LARGEST = 2**31 - 1  # of what is computed, so that nothing is beyond the range 
 
 
 class Fact(NamedTuple):
-    """What is known of one value.
+    """The facts of one value.
 
     dtype: its type, or None. shape: its sizes, or None if not even their number is known. data: an object array of its
     elements, each like a size; None if they are not followed.

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -166,22 +166,20 @@ def _defined(graph: Graph) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------ one loop
-@dataclasses.dataclass
-class _States:
+class States(NamedTuple):
     """How a Loop or Scan carries states: at which inputs and outputs of the node and of its body they are."""
 
-    node: Node
-    count: int
+    number: int
     first_input: int  # of the node's inputs, the index of the first state
     first_body_input: int
     first_body_output: int
 
     @classmethod
-    def of(cls, node: Node) -> _States:
-        """Those of a node."""
+    def of(cls, node: Node) -> States:
+        """Find how a node carries its states."""
         if node.function is loop:
-            return cls(node, max(0, len(node.inputs) - 2), 2, 2, 1)
-        return cls(node, len(node.inputs) - node.attributes["num_scan_inputs"], 0, 0, 0)
+            return cls(max(0, len(node.inputs) - 2), 2, 2, 1)
+        return cls(len(node.inputs) - node.attributes["num_scan_inputs"], 0, 0, 0)
 
 
 def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> list[Node]:
@@ -190,8 +188,8 @@ def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> l
     `stacked` gets the names of results that are no lists anymore but rows, with the attributes of the Stack that joins
     them.
     """
-    body, states = node.attributes["body"], _States.of(node)
-    if len(body.inputs) < states.first_body_input + states.count:
+    body, states = node.attributes["body"], States.of(node)
+    if len(body.inputs) < states.first_body_input + states.number:
         return [node]
     inside = Scope(body, scope)
     if node.function is loop:
@@ -202,7 +200,7 @@ def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> l
     dropped: list[int] = []  # states
     rows: list[tuple[Value, str]] = []  # of new scan outputs: the value in the body, the name outside
     behind: list[Node] = []
-    for k in range(states.count):
+    for k in range(states.number):
         before = body.inputs[states.first_body_input + k]
         after = inside.origin(body.outputs[states.first_body_output + k].name)
         initial = node.inputs[states.first_input + k]
@@ -260,8 +258,8 @@ def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> l
 def _appended(
     after: str, before: Value, initial: str, inside: Scope, scope: Scope, uses: Counter[str]
 ) -> tuple[str, np.dtype | None, dict[str, Any], bool] | None:
-    """What a body adds to a state that only grows: (the value, its type, the attributes of a Stack, whether the state
-    is a list), or None.
+    """Find what a body adds to a state that only grows: (the value, its type, the attributes of a Stack, whether the
+    state is a list), or None.
     """
     node = inside.makers.get(after)
     if node is None or node.domain or uses[after] != 1:

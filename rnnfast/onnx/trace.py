@@ -368,7 +368,7 @@ class _Tracer:
         return [scope[v.name] for v in graph.outputs]
 
     def _last_uses(self, graph: Graph) -> list[set[str]]:
-        """What `_find_last_uses` finds, once for all plans."""
+        """Return what `_find_last_uses` finds, which is looked for once for all plans."""
         found = self.last_uses.get(id(graph))
         if found is None:
             found = self.last_uses[id(graph)] = _find_last_uses(graph)

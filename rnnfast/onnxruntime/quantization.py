@@ -294,7 +294,7 @@ class _Weights:
 
 
 def _layout(node: Any) -> str:
-    """What a row of a node's weights is: "recurrent", "rows" of the matrix, or "columns"."""
+    """Say what a row of a node's weights is: "recurrent", "rows" of the matrix, or "columns"."""
     if node.op_type in RECURRENT:
         return "recurrent"
     transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)

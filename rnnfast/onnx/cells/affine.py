@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What equal parts of one constant have in common."""
+        """A key that equal parts of one constant share."""
         interface = self.array.__array_interface__
         return interface["data"][0], self.array.shape, interface["strides"], self.start, self.stop
 
@@ -110,7 +110,7 @@ class Values:
         self._depth = 0
 
     def fact(self, name: str) -> Fact:
-        """What is known of a value."""
+        """Return the facts of a value."""
         return self.facts.get(name, UNKNOWN)
 
     def maker(self, name: str) -> Node | None:

@@ -12,7 +12,7 @@ from rnnfast.onnx.cells.new_nodes import NewNodes
 from rnnfast.onnx.cells.steps import Matcher, Step, Weights, arrays, weights_of
 from rnnfast.onnx.facts import Fact, Size, facts_of
 from rnnfast.onnx.graph import Alternative, Graph, Node, Type, Value
-from rnnfast.onnx.loops import with_captures
+from rnnfast.onnx.loops import States, with_captures
 from rnnfast.onnx.ops.control import loop
 
 ITERATION, GOING = Fact(np.dtype(np.int64), ()), Fact(np.dtype(bool), ())
@@ -38,11 +38,11 @@ class Body:
         self.node, self.outside = node, outside
         self.outputs = tuple(name if name in outside.read else "" for name in node.outputs)
         body, is_loop = node.attributes["body"], node.function is loop
-        first, attributes = (2, {}) if is_loop else (0, node.attributes)
-        count = len(node.inputs) - (first if is_loop else attributes["num_scan_inputs"])
-        names = [v.name for v in body.inputs][first:]
-        afters = [v.name for v in body.outputs][1 if is_loop else 0 :]
-        initial = node.inputs[first : first + count]
+        states, attributes = States.of(node), {} if is_loop else node.attributes
+        count = states.number
+        names = [v.name for v in body.inputs][states.first_body_input :]
+        afters = [v.name for v in body.outputs][states.first_body_output :]
+        initial = node.inputs[states.first_input : states.first_input + count]
         self.states = list(zip(names[:count], afters[:count], initial))
         self.rows = afters[count:]
         given = {name: facts.get(source, Fact()) for name, _, source in self.states}
@@ -213,7 +213,7 @@ class Body:
         return new.constant("unused", np.zeros((), np.float32))
 
     def facts_of_outputs(self) -> dict[str, Fact]:
-        """What is known of the outputs of a loop that is a recurrence, also where it runs as the file says."""
+        """Return the facts of the outputs of a loop that is a recurrence, also where it runs as the file says."""
         found = self.step()
         facts = {}
         if found is not None:

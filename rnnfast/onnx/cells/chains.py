@@ -209,7 +209,7 @@ class Chains:
 
 
 def _outputs_before(step: Step) -> list[str]:
-    """What the output of the step before may be: each value of which a matrix product is part of all gates."""
+    """Return what names the output of the step before may have: a matrix product of it is part of all gates."""
     if step.before:
         return [step.before]
     names = [source.name for source, part, _ in step.gates[0].products if source.position is None and part is not None]

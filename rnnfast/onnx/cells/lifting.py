@@ -1,4 +1,4 @@
-"""What a graph does to each step of a sequence, one by one, it does to the whole sequence at once."""
+"""Replaces what a graph does to the steps of a sequence, one by one, by what it does to the whole sequence at once."""
 
 from __future__ import annotations
 

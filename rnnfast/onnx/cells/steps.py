@@ -229,7 +229,7 @@ def _all_or_none(parts: Sequence[Part | None]) -> tuple[Part, ...] | None:
 
 
 def signature(step: Step, weights: Weights) -> tuple[object, ...]:
-    """What the steps of one cell have in common: the formula and the weights."""
+    """Return what the steps of one cell have in common: the formula and the weights."""
     parts = [*weights.recurrent, *weights.peepholes, *itertools.chain(*(parts for _, parts in weights.inputs))]
     biases = [sorted(part.key for part in gate.biases) for gate in step.gates]
     behind = None if step.recurrent is None else sorted(part.key for part in step.recurrent.biases)

@@ -188,7 +188,7 @@ def _spread(values, axes, rank, default):
 
 
 class Resampling(NamedTuple):
-    """What a Resize does with each axis: the length of its result, the scale, and what is resized, as shares of it."""
+    """How a Resize treats each axis: the length of its result, the scale, and what is resized, as shares of it."""
 
     targets: list
     scales: list
