@@ -29,6 +29,18 @@ class Cell(Module):
         """ "RNN", "GRU" or "LSTM"."""
         return self.layer.kind
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        matmul: Matmul = None,
+        threads: int | None = None,
+        rng: Seed = None,
+    ) -> None:
+        self._configure(input_size, hidden_size, bias, matmul=matmul, threads=threads, rng=rng)
+
     def _configure(self, input_size, hidden_size, bias, *, matmul, threads, rng, **options):
         """Make the layer from the arguments of a constructor, and store these."""
         layer: Any = self.layer_class
@@ -201,18 +213,6 @@ class GRUCell(_OneStateCell):
 
     layer_class = GRU
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        matmul: Matmul = None,
-        threads: int | None = None,
-        rng: Seed = None,
-    ) -> None:
-        self._configure(input_size, hidden_size, bias, matmul=matmul, threads=threads, rng=rng)
-
 
 class LSTMCell(Cell):
     """One step of an LSTM, as torch.nn.LSTMCell; the equations are those of LSTM.
@@ -232,18 +232,6 @@ class LSTMCell(Cell):
     """
 
     layer_class = LSTM
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        matmul: Matmul = None,
-        threads: int | None = None,
-        rng: Seed = None,
-    ) -> None:
-        self._configure(input_size, hidden_size, bias, matmul=matmul, threads=threads, rng=rng)
 
     def __call__(self, x: ArrayLike, hx: tuple[ArrayLike | None, ArrayLike | None] | None = None) -> LSTMState:
         """Take one step.
