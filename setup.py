@@ -38,6 +38,7 @@ EXTENSIONS = {
     "rnnfast.native._engine": [],
     "rnnfast.native._backward": [],
     "rnnfast.native._arrays": [],
+    "rnnfast.native._formulas": [],
     "rnnfast.native._programs": ["program.c"],
     "rnnfast.native._plans": [],
     "rnnfast.native._blas": [],

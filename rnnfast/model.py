@@ -535,10 +535,11 @@ class Model:
         weights = {id(owner(value)) for graph in (self.graph, self.folded) for value in graph.constants.values()}
         held: dict[int, Any] = {}
         for planned in graphs:
-            for plan in planned.plans.kept:
-                for value in plan.held():
-                    value = owner(value) if isinstance(value, np.ndarray) else value
-                    held[id(value)] = value
+            values = [value for plan in planned.plans.kept for value in plan.held()]
+            values += planned.symbolic.held() if planned.symbolic is not None else []
+            for value in values:
+                value = owner(value) if isinstance(value, np.ndarray) else value
+                held[id(value)] = value
         return self._target.arenas.held + sum(
             getattr(value, "nbytes", 0) for key, value in held.items() if key not in weights
         )

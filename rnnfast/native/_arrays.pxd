@@ -7,5 +7,5 @@ cdef inline bint same_type(cnp.ndarray a, cnp.ndarray b):
 
 
 cpdef bint is_like(value, like)
-cdef bint same_values(value, cnp.ndarray expected) except -1
+cpdef bint same_values(value, cnp.ndarray expected) except -1
 cpdef nbytes_of(shape, dtype)

@@ -17,7 +17,14 @@ def pattern(value):
     """
     if type(value) is list:
         return [pattern(v) for v in value]
-    return None if value is None else np.broadcast_to(np.empty((), value.dtype), value.shape)
+    return None if value is None else shaped(value.shape, value.dtype)
+
+
+def shaped(shape, dtype):
+    """Return an array of a shape and a type whose elements are one in memory."""
+    if dtype.hasobject:
+        return np.broadcast_to(np.empty((), dtype), shape)
+    return np.ndarray(shape, dtype, bytes(dtype.itemsize), 0, (0,) * len(shape))
 
 
 cpdef bint is_like(value, like):
@@ -25,7 +32,7 @@ cpdef bint is_like(value, like):
     return like is not None and type(value) is cnp.ndarray and same_type(value, like)
 
 
-cdef bint same_values(value, cnp.ndarray expected) except -1:
+cpdef bint same_values(value, cnp.ndarray expected) except -1:
     """Return whether two arrays of the same type and shape have the same bytes."""
     if not cnp.PyArray_Check(value) or not cnp.PyArray_ISCARRAY_RO(value):
         value = np.require(value, expected.dtype, ("C", "A"))

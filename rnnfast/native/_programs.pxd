@@ -13,7 +13,8 @@ cdef extern from "program.h" nogil:
 
 cdef class NativeProgram:
     cdef readonly Py_ssize_t arena, live
-    cdef readonly tuple inputs, outputs, notes, checks
+    cdef readonly tuple inputs, outputs, checks
+    cdef object noted_commands                      # the notes, or a function that returns them
     cdef object arrays                              # own the memory of words and noted
     cdef const Py_ssize_t *words                    # the program
     cdef const Py_ssize_t *noted                    # where in the arena each check has its status

@@ -1,5 +1,5 @@
 # Types of the extension module _programs.pyx.
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,13 +41,13 @@ class NativeProgram:
     def address(self) -> int: ...
     def __init__(
         self,
-        program: Sequence[int],
+        program: Sequence[int] | np.ndarray,
         arena: int,
         live: int,
         inputs: Iterable[Any],
         outputs: Iterable[tuple[tuple[int, ...], DTypeLike]],
         keep: Any,
-        notes: tuple[Any, ...],
+        notes: tuple[Any, ...] | Callable[[], tuple[Any, ...]],
         checks: Iterable[tuple[int, type[Exception], str, str]],
         threads: int,
         loops: bool,

@@ -240,7 +240,7 @@ cdef class NativeProgram:
         live: The most of these bytes that are needed at the same time.
         inputs, outputs: A pair (shape, type) for each input and each output.
         keep: The objects that the program points to, which are kept alive.
-        notes: A CommandNote for each command.
+        notes: A CommandNote for each command, or a function that returns them.
         checks: For each command that may report a value out of range: (where in the arena its status is, the class of
             the error, a message with a place for the value, where it stands in the file).
         threads: The most threads to use.
@@ -256,7 +256,7 @@ cdef class NativeProgram:
         cdef cnp.ndarray code = np.array(program, np.intp), noted = np.array([offset for offset, *_ in checks], np.intp)
         self.arrays, self.n_words, self.n_noted = (code, noted), code.size, noted.size
         self.words, self.noted = <const Py_ssize_t *>cnp.PyArray_DATA(code), <const Py_ssize_t *>cnp.PyArray_DATA(noted)
-        self.arena, self.live, self.keep, self.notes = arena, live, keep, notes
+        self.arena, self.live, self.keep, self.noted_commands = arena, live, keep, notes
         self.checks, self.threads, self.loops = tuple(checks), threads, loops
         self.allowed.iterations, self.allowed.work = iterations, work
         self.inputs = tuple(inputs)
@@ -276,6 +276,13 @@ cdef class NativeProgram:
 
     def __call__(self, *args):
         return self.run(args)
+
+    @property
+    def notes(self):
+        """A CommandNote for each command."""
+        if type(self.noted_commands) is not tuple:
+            self.noted_commands = self.noted_commands()
+        return self.noted_commands
 
     @property
     def nbytes(self):

@@ -8,18 +8,16 @@ as later calls do, so that all of them give the same bits.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import LimitError, ModelError, raise_if_from_handler, with_location
+from rnnfast.errors import ModelError, raise_if_from_handler, with_location
 from rnnfast.limits import Limits
 from rnnfast.native._arrays import pattern
 from rnnfast.native._interrupts import check, within
 from rnnfast.native._plans import Plan, Plans, separate
-from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import COUNTED_BYTES, Budget, Counted, is_lowered, owner
@@ -32,7 +30,9 @@ from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.random import draws
 from rnnfast.onnx.ops.shape_inputs import ALL, SHAPE_INPUTS
 from rnnfast.onnx.shape_inference import like_results
+from rnnfast.onnx.symbolic.plans import SymbolicPlans
 from rnnfast.onnx.tensors import type_name
+from rnnfast.onnx.trace_plans import check_work, make_plan, needed_steps
 from rnnfast.onnx.trips import trip_count
 from rnnfast.onnx.work import works_of
 
@@ -91,17 +91,18 @@ class PlannedGraph:
         self.outputs = [v.type for v in graph.outputs]
         self.plans = Plans(names, plans, plan_bytes)
         self.transcript: Transcript | None = None  # of the next trace, if one is wanted
+        whole = specialises and target is not None and record is None and meter is None
+        self.symbolic = SymbolicPlans(self) if whole else None
         self.last_uses: dict[int, list[set[str]]] = {}  # of each graph by its id, which the names are no longer needed
 
     def __call__(self, args: list[Any], budget: Budget | None = None) -> list[Any]:
         """Run on arguments in the order of `names`; the outputs may share memory with them and with each other."""
-        plan = self.plans.find(args)
+        plan = self._kept_plan(args)
         if plan is not None:
             if budget is not None:  # the work of the whole call's plan was counted when that was made
                 budget.spend(plan.work)
             return plan.shared(args, budget)
-        plan, outputs = trace(self, args, budget or Budget(args, self.limits), self.transcript)
-        self.plans.add(plan, args)
+        plan, outputs = self._trace(args, budget)
         if not plan.compiled and outputs is not None:
             return outputs
         if budget is not None:
@@ -111,12 +112,28 @@ class PlannedGraph:
 
     def plan(self, args: list[Any]) -> Plan:
         """The plan that takes such arguments: one that is kept, or a new one."""
-        plan = self.plans.find(args)
+        plan = self._kept_plan(args)
         if plan is None:
             with np.errstate(all="ignore"):
-                plan, _ = trace(self, args, Budget(args, self.limits), self.transcript)
-            self.plans.add(plan, args)
+                plan, _ = self._trace(args)
         return plan
+
+    def _kept_plan(self, args: list[Any]) -> Plan | None:
+        """The plan for these arguments that is kept or follows from a symbolic one; None if a trace is needed."""
+        plan: Plan | None = self.plans.find(args)
+        if plan is None and self.symbolic is not None and self.transcript is None:
+            plan = self.symbolic.plan_for(args)
+            if plan is not None:
+                self.plans.add(plan, args)
+        return plan
+
+    def _trace(self, args: list[Any], budget: Budget | None = None) -> tuple[Plan, list[Any] | None]:
+        """Make and keep the plan for these arguments; return it with the outputs as `trace` does."""
+        plan, outputs = trace(self, args, budget or Budget(args, self.limits), self.transcript)
+        self.plans.add(plan, args)
+        if self.symbolic is not None:
+            self.symbolic.note(args, plan)
+        return plan, outputs
 
     def run(self, args: list[Any]) -> list[Any]:
         """Run on arguments in the order of `names`; the outputs share no memory with them or with each other."""
@@ -300,56 +317,22 @@ class _Tracer:
     def plan(self, outputs: list[_Value]) -> Plan:
         """The plan of the steps that these outputs need, made native where that is possible."""
         slots = tuple(self.assign_slot(value) for value in outputs)
-        needed, steps, n_args = set(slots), [], len(self.inputs) + 1
-        made = {slot: operand for step in self.steps for slot, operand in zip(step.output_slots, step.results)}
-        for value in outputs:
-            _count_use(value.operand)
-        for step in reversed(self.steps):
-            if needed.isdisjoint(step.output_slots):
-                continue
-            needed.update(step.input_slots)
-            steps.append(step)
-            for operand in step.operands or map(made.get, step.input_slots):
-                _count_use(operand)
+        steps = needed_steps(self.steps, slots, [value.operand for value in outputs])
         # The least that it can be, before compiling takes time and addresses.
-        self._check_work([(min(step.work), step.where) for step in steps])
-        native = compiled(steps[::-1], slots, self.target) if self.target else steps[::-1]
-        needed, steps = set(slots), []
-        for step in reversed(native):
-            # values that no later step needs are released, so that a call holds no more than it must
-            released = {
-                i for i in step.input_slots + step.output_slots if i >= n_args and self.initial_values[i] is None
-            } - needed
-            needed.update(step.input_slots)
-            run = self.meter(step) if self.meter else step.run
-            steps.append((run, step.input_slots, step.output_slots, step.large, tuple(released), step.where))
-        work = self._check_work([(step.work[1], step.where) for step in native])
-        counts = any(large or self.budget_input.slot in inputs for _, inputs, _, large, *_ in steps)
-        # A program that is the whole plan counts its loops itself; more of them share what the call allows.
-        counts |= len(native) > 1 and any(type(step.run) is NativeProgram and step.run.loops for step in native)
+        check_work([(min(step.work), step.where) for step in steps], self.limits)
+        native = compiled(steps, slots, self.target) if self.target else steps
         fixed_shapes = all(v.fixed_shape and isinstance(v.data, np.ndarray) for v in outputs)
-        return Plan(
+        return make_plan(
             [v.data for v in self.inputs],
             self.initial_values,
-            tuple(steps[::-1]),
+            native,
             slots,
-            functools.partial(Budget, limits=self.limits, work=work) if counts else None,
+            self.limits,
+            self.meter,
             self.folding_budget,
             tuple(sorted(self.pinned)),
-            tuple(native),
             tuple([pattern(v.data) for v in outputs]) if fixed_shapes else None,
-            work,
-            self.limits.seconds,
         )
-
-    def _check_work(self, works: list[tuple[int, str]]) -> int:
-        """The sum of pairs (work, where); LimitError at the costliest if it is more than the limit."""
-        total = sum([work for work, _ in works])
-        try:
-            self.limits.check("work", total, "the work of the call is")
-        except LimitError as e:
-            raise with_location(e, max(works)[1]) from None
-        return total
 
     def graph(self, graph: Graph, scope: _Scope) -> list[_Value]:
         """Trace a graph and return the values of its outputs; others leave the scope after their last use."""
@@ -581,11 +564,6 @@ class _Tracer:
         if self.record is not None:
             self.record(node, [v.data for v in inputs], results)
         return outputs
-
-
-def _count_use(operand: Operand | None) -> None:
-    if operand is not None:
-        operand.uses += 1
 
 
 def _is_large(value: Any) -> bool:

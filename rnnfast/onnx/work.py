@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rnnfast.onnx.ops.arguments import broadcast_shapes
 from rnnfast.onnx.ops.linear import labels_of
 from rnnfast.onnx.ops.types import check_size
 from rnnfast.onnx.ops.windows import windows_for
@@ -107,7 +108,7 @@ def product_of(node: Node, inputs: Sequence[Any], native: bool) -> int:
 # of them, the shape of the result).
 def _product(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
     rows, columns = (1, *a)[-2], b[-1] if len(b) > 1 else 1
-    stack = np.broadcast_shapes(a[:-2], b[:-2])
+    stack = broadcast_shapes(a[:-2], b[:-2])
     shape = (*stack, *a[-2:-1], *b[-1:][: len(b) - 1])
     return rows, math.prod(stack) * rows * a[-1] * columns, shape
 

@@ -77,6 +77,7 @@ def check(path, feed):
         found.append(Finding("second call", f"other bits: {different(first, again)}"))
     found += compare_machines(path, feed, first)
     found += compare_rows(model, feed)
+    found += compare_sizes(path, feed)
     if refused_by_functions is None:
         found += compare_values(model, path, feed, first, by_functions)
     return found
@@ -132,6 +133,28 @@ def compare_rows(model, feed):
         part = [np.take(value, [i], axes.outputs[v.name]) for value, v in zip(together, model.outputs)]
         if refused or different(part, alone):
             return [Finding("rows", f"row {i} of {count}, {axes}: {refused or different(part, alone)}")]
+    return []
+
+
+def compare_sizes(path, feed):
+    """Findings where a plan for other sizes, made without a trace, differs from one that was traced.
+
+    Each length of an axis becomes larger by the same everywhere, so that inputs still fit each other.
+    """
+    arrays = {name: value for name, value in feed.items() if isinstance(value, np.ndarray)}
+    model, traced = (rnnfast.load(path, limits=LIMITS) for _ in range(2))
+    traced.planned.symbolic = None
+    attempt(lambda: model.run(feed))
+    for n in sorted({n for value in arrays.values() for n in value.shape}, reverse=True)[:2]:
+        for more in (1, 4, 2):
+            shapes = {name: [m + more if m == n else m for m in value.shape] for name, value in arrays.items()}
+            other = feed | {name: np.resize(value, shapes[name]) for name, value in arrays.items()}
+            got, refused = attempt(lambda other=other: model.run(other))
+            expected, refused_by_trace = attempt(lambda other=other: traced.run(other))
+            if str(refused) != str(refused_by_trace) or type(refused) is not type(refused_by_trace):
+                return [Finding("sizes", f"{n} + {more}: {refused!r}; traced: {refused_by_trace!r}")]
+            if refused is None and different(got, expected):
+                return [Finding("sizes", f"{n} + {more}: {different(got, expected)}")]
     return []
 
 

@@ -21,15 +21,19 @@ from rnnfast.native._programs import address
 from rnnfast.onnx import budget
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import arena
+from rnnfast.onnx.symbolic.views import View
 
 ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
 AXES = _programs.LIMITS["axes"]
 MAPPED_BYTES = 1 << 20  # larger views are mapped, so that they take addresses but no memory
+VIEWS = np.ndarray, View
 DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "float64", "float16")))
 
 
 def _reshaped(view, shape):
     """Return a view in another shape; ValueError or AttributeError where that takes a copy, which is not begun."""
+    if type(view) is View:
+        return view.reshaped(shape)
     if np.lib.NumpyVersion(np.__version__) >= "2.1.0":
         return np.reshape(view, shape, copy=False)
     result = view.view()
@@ -89,7 +93,21 @@ class Allocation:
 
     def __init__(self, kind, array):
         self.kind, self.array, self.first, self.last, self.index = kind, array, None, None, None
-        self.address = address(array)
+        self.address = address(array) if type(array) is np.ndarray else 0
+
+
+def memory_of(view):
+    """Return what owns the memory of a view."""
+    return view.memory if type(view) is View else owner(view)
+
+
+def strided(view, shape, strides):
+    """Return the view of another shape and other strides that begins where `view` does."""
+    if type(view) is View:
+        return view.strided(shape, strides)
+    memory = owner(view)
+    flat = memory.reshape(-1).view(np.uint8)
+    return np.ndarray(shape, view.dtype, flat, address(view) - address(memory), strides)
 
 
 def broadcast(view, shape):
@@ -112,7 +130,7 @@ class Builder:
         self.node = None  # the node to which the next commands belong
         self._nodes = {}  # id of an Operand with an expression -> the node of the expression
         self.loops = False  # whether the commands have loops
-        self._checks = []  # (view of a status, class of the error, its message, where it says that it happened)
+        self._checks = []  # (view of a status, class of the error, its message, where it happened, the limit)
 
     # ------------------------------------------------------------------------------------------ values
     def new(self, shape, dtype=np.float32):
@@ -127,10 +145,14 @@ class Builder:
 
     def constant(self, array):
         """Return the array as the view of a constant, which the program reads at its own address."""
-        base = owner(array)
+        base = memory_of(array)
         if id(base) not in self._allocations:
             self._allocations[id(base)] = Allocation(CONSTANT, base)
         return array
+
+    def zeros(self, count):
+        """Return the view of a constant of so many float32 zeros."""
+        return self.constant(np.zeros(count, np.float32))
 
     def view(self, operand):
         """Return the view of an operand.
@@ -146,7 +168,7 @@ class Builder:
             return self.constant(operand.known)
         if operand.view is None:
             view = self.new(operand.shape, operand.dtype)
-            self._allocations[id(view)].kind = INPUT
+            self.allocation_of(view).kind = INPUT
             self.inputs.append(operand)
             self.set(operand, view)
         return operand.view
@@ -155,7 +177,7 @@ class Builder:
         """Give the operand its view in this program."""
         operand.view = view
         self._seen.append(operand)
-        self._showing.setdefault(id(owner(view)), []).append(operand)
+        self._showing.setdefault(id(memory_of(view)), []).append(operand)
 
     def set_expression(self, operand, expression):
         """Give the operand an expression, which is emitted when a view of it is first wanted, perhaps never."""
@@ -170,24 +192,24 @@ class Builder:
 
     def operands_of(self, view):
         """Return the ids of the Operands that have this very view."""
-        return {id(operand) for operand in self._showing[id(owner(view))] if operand.view is view}
+        return {id(operand) for operand in self._showing[id(memory_of(view))] if operand.view is view}
 
     def allocation_of(self, view):
         """Return the Allocation that a view shows."""
-        return self._allocations[id(owner(view))]
+        return self._allocations[id(memory_of(view))]
 
     def can_overwrite(self, operand):
         """Return whether its one reader may overwrite the operand: its view is a whole arena allocation that no other
         operand shows."""
         if operand.view is None or operand.uses != 1:
             return False
-        base = owner(operand.view)
+        base = memory_of(operand.view)
         allocation = self._allocations[id(base)]
         return (
             allocation.kind == ARENA
             and operand.view.flags.c_contiguous
             and operand.view.nbytes == base.nbytes
-            and all(o is operand or o.view is None or owner(o.view) is not base for o in self._showing[id(base)])
+            and all(o is operand or o.view is None or memory_of(o.view) is not base for o in self._showing[id(base)])
         )
 
     def contiguous(self, view):
@@ -208,7 +230,7 @@ class Builder:
     # ------------------------------------------------------------------------------------------ commands
     def nested(self, name, words):
         """Return a command as words that another command contains."""
-        count = sum(2 if word is None or isinstance(word, np.ndarray) else 1 for word in words)
+        count = sum(2 if word is None or isinstance(word, VIEWS) else 1 for word in words)
         return _programs.COMMANDS[name], 2 + count, *words
 
     def emit(self, name, *words, out, flops=0, weights=0, note=None):
@@ -219,7 +241,7 @@ class Builder:
         """
         self.last_convolution = None
         self.commands.append((name, words))
-        views = [word for word in words if type(word) is np.ndarray]
+        views = [word for word in words if type(word) in VIEWS]
         nbytes = weights + sum([_distinct_bytes(view) for view in views])
         self.notes.append(CommandNote(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
         for view in views:
@@ -244,23 +266,63 @@ class Builder:
             raise NotNative(f"{len(shape)} axes")
         self.emit("copy", to, source, to.itemsize, len(shape), *axes(shape), *axes(to_strides), *axes(strides), out=to)
 
-    def status(self, message=None, error=InputError, where=None):
+    def status(self, message=None, error=InputError, where=None, limit=0):
         """Return a new view where a command reports a value that is out of range: [1 if there is one, the value].
 
-        message: the text of the error that a run then raises, with {} for the value; None for no error. where: the
-        location that the error names, if not the node's.
+        message: the text of the error that a run then raises, with {} for the value and {limit} for the limit; None for
+        no error. where: the location that the error names, if not the node's.
         """
         view = self.new((2,), np.int64)
         if message is not None:
-            self._checks.append((view, error, message, where or self.node.where))
+            self._checks.append((view, error, message, where or self.node.where, limit))
         return view
+
+    def made(self, function, *args):
+        """Return what a function makes of sizes and other arguments, which the program keeps."""
+        made = function(*args)
+        self.keep.append(made)
+        return made
+
+    def computed(self, function, *args):
+        """Return the integer that a function computes of sizes."""
+        return int(function(*args))
 
     # ------------------------------------------------------------------------------------------ the program
     def program(self, outputs, work):
         """Return the NativeProgram that takes the arrays of `inputs` and returns those of the Operands `outputs`, each
         in memory of its own. work: that of a run, without that of loops whose trip counts are not known.
         """
-        allowed = self.target.limits.work
+        self._place_outputs(outputs)
+        size, live = arena.place(self._in_arena())
+        program = array.array("q")
+        for name, words in self.commands:
+            values = []
+            for word in words:
+                if type(word) is int:
+                    values.append(word)
+                elif type(word) is np.ndarray:
+                    values += self._location_of(word)
+                elif word is None:
+                    values += (-1, 0)
+                elif isinstance(word, float):
+                    values += words_of(word)
+                else:
+                    values.append(int(word))
+            program.extend((_programs.COMMANDS[name], 2 + len(values), *values))
+        shapes = [(operand.shape, operand.dtype) for operand in outputs]
+        inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
+        checks = [
+            (self.allocation_of(status).index, error, with_limit(message, limit), where)
+            for status, error, message, where, limit in self._checks
+        ]
+        keep = self._constants() + self.keep
+        self.forget()
+        return native_program(
+            self.target, program, size, live, inputs, shapes, keep, tuple(self.notes), checks, self.loops, work
+        )
+
+    def _place_outputs(self, outputs):
+        """Make the views of Operands outputs of the program, copying where needed, and number inputs and outputs."""
         taken = set()
         for operand in outputs:
             view = self.view(operand)
@@ -277,45 +339,14 @@ class Builder:
         self._checks = [check for check in self._checks if self.allocation_of(check[0]).first is not None]
         for status, *_ in self._checks:
             self.allocation_of(status).last = len(self.commands)
-        size, live = arena.place([a for a in self._allocations.values() if a.kind == ARENA and a.first is not None])
-        program = array.array("q")
-        for name, words in self.commands:
-            values = []
-            for word in words:
-                if type(word) is int:
-                    values.append(word)
-                elif type(word) is np.ndarray:
-                    values += self._location_of(word)
-                elif word is None:
-                    values += (-1, 0)
-                elif isinstance(word, float):
-                    values += struct.unpack("q", struct.pack("d", word))
-                else:
-                    values.append(int(word))
-            program.extend((_programs.COMMANDS[name], 2 + len(values), *values))
-        keep = [a.array for a in self._allocations.values() if a.kind == CONSTANT] + self.keep
-        shapes = [(operand.shape, operand.dtype) for operand in outputs]
-        inputs = [(operand.shape, operand.dtype) for operand in self.inputs]
-        checks = [(self.allocation_of(status).index, *rest) for status, *rest in self._checks]
-        self.forget()
-        nbytes = size + sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
-        self.target.limits.check("bytes_of_a_call", nbytes, "the bytes of the call's results are")
-        return _programs.NativeProgram(
-            program,
-            size,
-            live,
-            inputs,
-            shapes,
-            keep,
-            tuple(self.notes),
-            checks,
-            self.target.threads,
-            self.loops,
-            budget.MAX_ITERATIONS,
-            budget.MOST_WORK if allowed is None else min(budget.MOST_WORK, max(0, allowed - work)),
-            self.target.arenas,
-            self.target.limits.seconds,
-        )
+
+    def _in_arena(self):
+        """Return the Allocations that need room in the arena."""
+        return [a for a in self._allocations.values() if a.kind == ARENA and a.first is not None]
+
+    def _constants(self):
+        """Return the arrays that the program reads as constants."""
+        return [a.array for a in self._allocations.values() if a.kind == CONSTANT]
 
     def _location_of(self, view):
         """Return the two words of a view: the index of its buffer, and the offset in bytes in it."""
@@ -324,6 +355,43 @@ class Builder:
             return 0, address(view)
         offset = address(view) - allocation.address
         return (1, allocation.index + offset) if allocation.kind == ARENA else (allocation.index, offset)
+
+
+def native_program(target, words, size, live, inputs, outputs, keep, notes, checks, loops, work):
+    """Return the NativeProgram of these words with an arena of `size` bytes, of which `live` are in use at one time.
+
+    work: that of a run, without that of loops whose trip counts are not known. Raises LimitError if a run takes more
+    bytes than the limits allow.
+    """
+    nbytes = size + sum(math.prod(shape) * dtype.itemsize for shape, dtype in outputs)
+    target.limits.check("bytes_of_a_call", nbytes, "the bytes of the call's results are")
+    allowed = target.limits.work
+    return _programs.NativeProgram(
+        words,
+        size,
+        live,
+        inputs,
+        outputs,
+        keep,
+        notes,
+        checks,
+        target.threads,
+        loops,
+        budget.MAX_ITERATIONS,
+        budget.MOST_WORK if allowed is None else min(budget.MOST_WORK, max(0, allowed - work)),
+        target.arenas,
+        target.limits.seconds,
+    )
+
+
+def with_limit(message, limit):
+    """Return the message of a check that names a limit."""
+    return message.replace("{limit}", str(limit))
+
+
+def words_of(number):
+    """Return the words of a float."""
+    return struct.unpack("q", struct.pack("d", number))
 
 
 def _distinct_bytes(view):

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast.native import _kernels
-from rnnfast.native._programs import address
-from rnnfast.onnx.budget import owner
+from rnnfast.onnx.compile.builder import strided
 from rnnfast.onnx.compile.dense import emit_product
 from rnnfast.onnx.compile.expressions import ADD, SUB, emit_views
 from rnnfast.onnx.ops.convolution import transposed_windows_for
@@ -69,9 +68,7 @@ def _channel_last(builder, operand, begin, end, repeat=1):
     padded, inside = _padded(builder, (*view.shape[:3], channels * repeat), begin, end)
     source = np.broadcast_to(view[..., None], (*view.shape, repeat))
     _clear_ends(builder, padded, begin, end)
-    builder.copy(
-        np.ndarray(source.shape, np.float32, _bytes_of(inside), 0, (*inside.strides[:3], 4 * repeat, 4)), source
-    )
+    builder.copy(strided(inside, source.shape, (*inside.strides[:3], 4 * repeat, 4)), source)
     return padded
 
 
@@ -109,13 +106,6 @@ def _mirrored(w):
         if even and opposite[even:].all():
             return first, even
     return None
-
-
-def _bytes_of(view):
-    """Return the bytes of memory from the start of the view to the end of its allocation."""
-    base = owner(view)
-    flat = base.reshape(-1).view(np.uint8)
-    return flat[address(view) - address(base) :]
 
 
 def _cached(run, key, sources, make):
@@ -172,8 +162,7 @@ class _ConvolutionEmitter:
         if len(runs) == 1 and 0 <= runs[0].line and last + runs[0].line < x.shape[1]:
             rows = x[:, runs[0].line :, runs[0].position :]
             strides = (x.strides[0], step[0] * x.strides[1], step[1] * x.strides[2], 4)
-            rows = np.ndarray((*out.shape[:3], matrix.K), np.float32, _bytes_of(rows), 0, strides)
-            emit_product(self.builder, matrix, out, rows)
+            emit_product(self.builder, matrix, out, strided(rows, (*out.shape[:3], matrix.K), strides))
             return
         total = out.size // out.shape[3]
         self.builder.keep.append(matrix)
@@ -184,7 +173,7 @@ class _ConvolutionEmitter:
             out,
             matrix.N,
             *self._layout_words(x, out, step),
-            int(matrix.cost(total)),
+            self.builder.computed(matrix.cost, total),
             matrix.K // max(1, len(runs)),
             len(runs),
             *self._run_words(x, runs),
@@ -230,7 +219,7 @@ class _ConvolutionEmitter:
         taps = self.w.shape[3]
         n, single = (taps - first) // 2, [*range(first), *([(taps + first) // 2] if (taps - first) % 2 else [])]
         strides = (x.strides[0], step * x.strides[1], 4)
-        windows = np.ndarray((*out.shape[:2], taps), np.float32, _bytes_of(x), 0, strides)
+        windows = strided(x, (*out.shape[:2], taps), strides)
         front, back = windows[..., first : first + n], windows[..., : taps - n - 1 : -1]
         folded = self.builder.new(windows.shape)  # the sums, the taps without a partner, the differences
         emit_views(self.builder, ADD, folded[..., :n], front, back)

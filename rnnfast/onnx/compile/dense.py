@@ -1,8 +1,11 @@
 """MatMul and Gemm: products with packed constant weights, and MatMul of two computed operands."""
 
+import math
+
 import numpy as np
 
 from rnnfast.onnx.compile.builder import NotNative, merge_axes
+from rnnfast.onnx.ops.arguments import broadcast_shapes
 
 BLOCK = 16  # columns of one block of a packed matrix
 
@@ -19,7 +22,7 @@ def emit_product(builder, matrix, to, source):
     shape, from_strides, to_strides = (
         [fill] * extra + list(v) for fill, v in ((1, shape), (0, from_strides), (0, to_strides))
     )
-    total = int(np.prod(shape))
+    total = math.prod(shape)
     builder.keep.append(matrix)
     builder.emit(
         "product",
@@ -30,7 +33,7 @@ def emit_product(builder, matrix, to, source):
         *shape,
         *(s // 4 for s in from_strides),
         *(s // 4 for s in to_strides),
-        int(matrix.cost(total)),
+        builder.computed(matrix.cost, total),
         out=to,
         weights=matrix.nbytes,
         flops=2 * total * matrix.K * matrix.N,
@@ -77,7 +80,7 @@ def multiplied(builder, x, w):
     """Emit a multiply command for stacks of matrices x [..., M, K], whose last axis is contiguous, and w [..., K, N];
     return its result. Raises NotNative if the axes of the stacks do not merge into three.
     """
-    stack = np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
+    stack = broadcast_shapes(x.shape[:-2], w.shape[:-2])
     out = builder.new((*stack, x.shape[-2], w.shape[-1]))
     x, w = (np.broadcast_to(v, (*stack, *v.shape[-2:])) for v in (x, w))
     shape, *strides = merge_axes(stack, *(v.strides[:-2] for v in (out, x, w)))
@@ -88,7 +91,7 @@ def multiplied(builder, x, w):
     rows, K = x.shape[-2:]
     N = w.shape[-1]
     columns = (N + BLOCK - 1) // BLOCK * BLOCK
-    packed, zeros = builder.new((K * columns,)), builder.constant(np.zeros(columns, np.float32))
+    packed, zeros = builder.new((K * columns,)), builder.zeros(columns)
     builder.emit(
         "multiply",
         x,

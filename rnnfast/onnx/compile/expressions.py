@@ -3,8 +3,7 @@
 import numpy as np
 
 from rnnfast.native import _kernels
-from rnnfast.onnx.budget import owner
-from rnnfast.onnx.compile.builder import AXES, NotNative, axes, broadcast, merge_axes
+from rnnfast.onnx.compile.builder import AXES, NotNative, axes, broadcast, memory_of, merge_axes
 
 # The codes E_* of program.h, in its order
 FIRST_CODE = 32
@@ -173,7 +172,7 @@ def _fusable_lines(builder, out, views):
         return None
     operand, convolution = builder.last_convolution
     n, lines = convolution.shape[:2]
-    convolution_views = [v for v in views if owner(v) is owner(convolution)]
+    convolution_views = [v for v in views if memory_of(v) is memory_of(convolution)]
     whole = operand.shape == out.shape and len(convolution_views) == 1 and convolution_views[0] is operand.view
     if not whole or convolution.nbytes < MIN_FUSED_BYTES or convolution.size == n * lines or n > 1:
         return None

@@ -8,8 +8,9 @@ import numpy as np
 
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.compile import integer
-from rnnfast.onnx.compile.builder import AXES, NotNative, address, axes, merge_axes
+from rnnfast.onnx.compile.builder import AXES, NotNative, axes, merge_axes, strided
 from rnnfast.onnx.compile.integer import ITEMS
+from rnnfast.onnx.ops.arguments import broadcast_shapes
 
 ORDERED = ITEMS | {np.dtype(np.float32): 8}  # INTEGER_* and ORDER_FLOAT32 of program.h: types of an order command
 
@@ -35,10 +36,10 @@ def emit_gather(builder, node, inputs, outputs):
     view = builder.view(inputs[0])
     before = (slice(None),) * axis
     if indices.known is not None:
-        known = indices.known.astype(np.int64) % n
-        if known.ndim == 0:
-            builder.set(outputs[0], view[(*before, int(known), ...)])
+        if indices.known.ndim == 0:
+            builder.set(outputs[0], view[(*before, int(indices.known), ...)])
             return True
+        known = indices.known.astype(np.int64) % n
         regular = regular_view(view, known, axis)
         if regular is not None:
             builder.set(outputs[0], regular)
@@ -46,7 +47,7 @@ def emit_gather(builder, node, inputs, outputs):
         index, status = builder.constant(np.ascontiguousarray(known)), builder.status()
     elif indices.dtype in (np.int32, np.int64):
         index = builder.contiguous(builder.view(indices))
-        status = builder.status(f"index {{}} is out of range for an axis of {n} elements")
+        status = builder.status("index {} is out of range for an axis of {limit} elements", limit=n)
     else:
         return False
     out = _emit_gather(builder, view, index, status, axis)
@@ -76,17 +77,13 @@ def regular_view(view, indices, axis):
         indices, first + sum(np.ogrid[tuple(map(slice, indices.shape))][i] * step for i, step in enumerate(steps))
     ):
         return None
-    memory, start = owner(view), view[(slice(None),) * axis + (slice(first, None),)]
-    if not memory.flags.c_contiguous:
+    if type(view) is np.ndarray and not owner(view).flags.c_contiguous:
         return None
-    shape = view.shape[:axis] + indices.shape + view.shape[axis + 1 :]
-    strides = [step * view.strides[axis] for step in steps]
-    return np.ndarray(
-        shape,
-        view.dtype,
-        memory.reshape(-1).view(np.uint8),
-        address(start) - address(memory),
-        view.strides[:axis] + tuple(strides) + view.strides[axis + 1 :],
+    strides = tuple([step * view.strides[axis] for step in steps])
+    return strided(
+        view[(slice(None),) * axis + (slice(first, None),)],
+        view.shape[:axis] + indices.shape + view.shape[axis + 1 :],
+        view.strides[:axis] + strides + view.strides[axis + 1 :],
     )
 
 
@@ -282,10 +279,10 @@ def emit_reverse_sequence(builder, node, inputs, outputs):
 
     def compute(code, a, b, condition=None, dtype=np.int64):
         shapes = [view.shape for view in (a, b, condition) if view is not None]
-        return integer.computed(builder, code, builder.new(np.broadcast_shapes(*shapes), dtype), a, b, condition)
+        return integer.computed(builder, code, builder.new(broadcast_shapes(*shapes), dtype), a, b, condition)
 
     # What a vector of so many numbers gathers does not matter: the command reports a length that is none of its places.
-    status = builder.status(f"sequence_lens has a length that is not from 0 to {steps}")
+    status = builder.status("sequence_lens has a length that is not from 0 to {limit}", limit=steps)
     checked = compute(integer.SELECT, constant(steps + 1), n, compute(integer.LT, n, constant(0), dtype=np.bool_))
     _emit_gather(builder, constant(np.zeros(steps + 1)), checked.reshape(-1), status, 0)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rnnfast.onnx.budget import owner
+from rnnfast.onnx.compile.builder import memory_of
 
 # Operators whose NumPy function returns a view of its first input, or a copy where no view can do.
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Expand", "Identity")
@@ -28,7 +28,7 @@ def emit_view(builder, node, inputs, outputs):
     else:
         results = node.run(view, *others)
     results = results if isinstance(results, tuple) else (results,)
-    if any(owner(result) is not owner(view) for result in results):
+    if any(memory_of(result) is not memory_of(view) for result in results):
         return False
     for operand, result in zip(outputs, results):
         if operand is not None:

@@ -37,15 +37,14 @@ def emit_recurrent(builder, node, inputs, outputs):
         whole = y = builder.new((T, D, rows, H))
     last = [builder.new((D, rows, H)) for _ in range(2 if node.op_type == "LSTM" else 1)]
     strides = [s // 4 for s in (x.strides[0], x.strides[1], y.strides[0], y.strides[2], y.strides[1])]
-    prepared = _engine.Prepared(cells, run.reverse, T, rows, strides, run.threads, inputs[4] is not None)
-    builder.keep.append(prepared)
+    prepared = builder.made(_engine.Prepared, cells, run.reverse, T, rows, strides, run.threads, inputs[4] is not None)
     workspace = builder.new((prepared.workspace,))
     step_flops = sum(2 * gate_products(cell) for cell in cells)
     lengths = [None] * 3
     if inputs[4] is not None:
         lengths = [
             builder.contiguous(builder.view(inputs[4])),
-            builder.status(f"sequence_lens has {{}}, expected 0 to {T}"),
+            builder.status("sequence_lens has {}, expected 0 to {limit}", limit=T),
             builder.new((2 * rows + T,), np.int64),
         ]
     builder.emit(

@@ -64,10 +64,13 @@ class Step(NamedTuple):
     work: tuple = (0, 0)
 
 
-def compiled(steps, kept, target):
-    """Return the Steps with consecutive native ones joined. kept: the slots that are read after the last step."""
+def compiled(steps, kept, target, new_builder=Builder):
+    """Return the Steps with consecutive native ones joined.
+
+    kept: the slots that are read after the last step. new_builder: makes a Builder for a target.
+    """
     joined, waiting = [], []
-    builder = Builder(target)
+    builder = new_builder(target)
     last_reader = _last_readers(steps, kept)
     for i, step in enumerate(steps):
         builder.node = step.node
@@ -76,7 +79,7 @@ def compiled(steps, kept, target):
             continue
         joined += _join(builder, waiting, last_reader, i, step)
         joined.append(step)
-        builder, waiting = Builder(target), []
+        builder, waiting = new_builder(target), []
     return joined + _join(builder, waiting, last_reader, len(steps))
 
 

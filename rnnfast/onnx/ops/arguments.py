@@ -40,6 +40,19 @@ def integer(x, name):
     return integers(x.reshape(1), name)[0]
 
 
+def broadcast_shapes(*shapes):
+    """Return the shape to which shapes broadcast, as numpy.broadcast_shapes; ValueError if there is none."""
+    rank = max(map(len, shapes), default=0)
+    result = [1] * rank
+    for shape in shapes:
+        for axis, n in enumerate(shape, rank - len(shape)):
+            if result[axis] == 1:
+                result[axis] = n
+            elif n != 1 and n != result[axis]:
+                raise ValueError(f"shapes {shapes} do not broadcast")
+    return tuple(result)
+
+
 def check_indices(indices, size):
     """Return indices into an axis of `size` elements as a new int64 array, counted from the axis's front.
 

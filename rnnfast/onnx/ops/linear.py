@@ -6,6 +6,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.native._interrupts import check
+from rnnfast.onnx.ops.arguments import broadcast_shapes
 from rnnfast.onnx.ops.numeric import (
     check_broadcasts_to,
     check_numbers,
@@ -30,7 +31,7 @@ def _product(a, b):
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1:] != inner:
         raise InputError(f"A and B have shapes {a.shape} and {b.shape}, which do not multiply")
     try:
-        stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        stack = broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:
         raise InputError(f"A and B have shapes {a.shape} and {b.shape}, whose stacks do not broadcast") from None
     shape = (*stack, *rows, *(b.shape[-1:] if b.ndim > 1 else ()))
@@ -107,7 +108,7 @@ def labels_of(equation, shapes):
             raise InputError(f"term {term!r} of equation {equation!r} does not fit an input of shape {shape}")
         end = len(shape) - len(after)
         if dots:
-            ellipsis = np.broadcast_shapes(ellipsis, shape[len(before) : end])
+            ellipsis = broadcast_shapes(ellipsis, shape[len(before) : end])
         labels.append([*before, *range(len(before) - end, 0), *after])
         for letter, size in zip(before + after, shape[: len(before)] + shape[end:]):
             if not letter.isascii() or not letter.isalpha():

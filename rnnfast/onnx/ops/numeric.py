@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 from rnnfast.errors import InputError, InputTypeError
+from rnnfast.onnx.ops.arguments import broadcast_shapes
 from rnnfast.onnx.ops.types import check_size
 
 
@@ -115,10 +116,10 @@ def unchanged(x, **attributes):
 def broadcast(*inputs, **attributes):
     """Shape rule: the inputs broadcast to a tensor within the size limit."""
     first = inputs[0].shape
-    if all(x.shape == first for x in inputs):
+    if all(len(x.shape) == len(first) and x.shape == first for x in inputs):
         return (first,)
     try:
-        shape = np.broadcast_shapes(*(x.shape for x in inputs))
+        shape = broadcast_shapes(*(x.shape for x in inputs))
     except ValueError:
         raise InputError(f"inputs of shapes {', '.join(str(x.shape) for x in inputs)} do not broadcast") from None
     check_size(shape, inputs[0].dtype)

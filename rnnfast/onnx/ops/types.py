@@ -86,7 +86,8 @@ def check_size(shape, dtype):
     """
     if len(shape) > MAX_RANK:
         raise LimitError(f"a tensor of {len(shape)} axes, more than the limit of {MAX_RANK}")
-    size = math.prod([n if n > 1 else 1 for n in map(int, shape)]) * np.dtype(dtype).itemsize
+    sizes = [int(n) if isinstance(n, np.integer) else n for n in shape]  # products of NumPy's integers wrap around
+    size = math.prod([n if n > 1 else 1 for n in sizes]) * np.dtype(dtype).itemsize
     if size > _room.nbytes and _room.recount is not None:
         _room.nbytes = _room.recount()
     if size > _room.nbytes:

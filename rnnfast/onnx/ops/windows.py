@@ -74,9 +74,13 @@ def split_padding(total, auto_pad):
     return (smaller, total - smaller) if auto_pad == "SAME_UPPER" else (total - smaller, smaller)
 
 
-@functools.lru_cache(256)
-def windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
+def windows_for(size, kernel, **attributes):
     """Return the Windows over an input of spatial shape `size`, from the attributes of Conv or a pooling operator."""
+    kept = all(type(n) is int for n in size)  # symbolic sizes have no hash
+    return (_kept_windows_for if kept else _windows_for)(size, kernel, **attributes)
+
+
+def _windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0):
     rank = len(size)
     if rank == 0:
         raise InputError("the input has no spatial axes")
@@ -105,6 +109,9 @@ def windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=0
                 )
         output.append(count)
     return Windows(tuple(size), kernel, strides, dilations, tuple(begin), tuple(end), tuple(output))
+
+
+_kept_windows_for = functools.lru_cache(256)(_windows_for)
 
 
 def pad(x, windows, fill):
