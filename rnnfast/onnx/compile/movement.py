@@ -5,7 +5,7 @@ import numpy as np
 from rnnfast.onnx.compile.builder import memory_of
 
 # Operators whose NumPy function returns a view of its first input, or a copy where no view can do.
-VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Expand", "Identity")
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Expand", "Identity", "Dropout")
 RESHAPES = ("Reshape", "Flatten")
 
 
