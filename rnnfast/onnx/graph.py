@@ -507,15 +507,11 @@ class _Reader:
         self, proto: Any, domain: str, inputs: tuple[str, ...], attributes: dict[str, Any], scope: _Scope, where: str
     ) -> tuple[Callable[..., Any], dict[str, Any]]:
         """Find the function of an operator and its keyword arguments; check the numbers of inputs and outputs."""
-        if domain not in scope.opsets:
-            if domain == "":
-                raise ModelError(f"{where}: no opset is given for ONNX's own operators")
-            raise UnsupportedError(f"{where}: operator {domain}.{proto.op_type} is not supported")
-        if domain == fusions.BLOCKED:
-            raise UnsupportedError(
-                f"{where}: operator {domain}.{proto.op_type} is not supported: the file was saved for one processor; "
-                "onnxruntime saves it for all of them at ORT_ENABLE_EXTENDED"
-            )
+        if domain == "" and domain not in scope.opsets:
+            raise ModelError(f"{where}: no opset is given for ONNX's own operators")
+        why = fusions.why_refused(domain, proto.op_type)
+        if why or domain not in scope.opsets:
+            raise UnsupportedError(f"{where}: operator {domain}.{proto.op_type} is not supported{why}")
         opset = scope.opsets[domain]
         function = binding.find(domain, proto.op_type, opset, where)
         binding.check_inputs(function, inputs, where)

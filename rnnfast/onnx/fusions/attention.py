@@ -1,0 +1,216 @@
+"""Attention of several heads, and the positions that it is told of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnfast.errors import UnsupportedError
+from rnnfast.onnx.fusions.body import REQUIRED, Body, Fusion, refuse_unless
+
+INT32, INT64, DOUBLE = 6, 7, 11  # of TensorProto
+# Distances whose logarithm is a whole number of buckets begin one, though the computed quotient may lie an ULP below.
+ROUNDING = 1e-6
+
+
+def _attention(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """Attention of the three parts of input . weights + bias; present is [2, batch, heads, steps, size], as past is."""
+    x, weights, bias, mask, past, added = map(body.input, range(6))
+    refuse_unless(a, do_rotary=0, past_present_share_buffer=0)
+    projected = body.plus(body.add("MatMul", x, weights), bias)
+    sizes = a["qkv_hidden_sizes"]
+    if sizes:
+        parts = body.several("Split", [projected, body.constant(sizes)], 3, axis=-1)
+    else:
+        parts = body.several("Split", [projected], 3, axis=-1, num_outputs=3)
+    pasts = ["", ""]
+    if past:
+        halves = body.several("Split", [past], 2, axis=0, num_outputs=2)
+        pasts = [body.add("Squeeze", half, body.constant([0])) for half in halves]
+    mask = _mask_of(body, mask, x, _total(body, parts[1], pasts[0]), a["mask_filter_value"], added)
+    y, *present = _attended(body, [*parts, mask, *pasts], a, 3)
+    joined = [body.add("Unsqueeze", x, body.constant([0])) for x in present] if body.n_outputs > 1 else []
+    return [y, body.add("Concat", *joined, axis=0) if joined else ""]
+
+
+def _multi_head_attention(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """Attention of queries, keys and values that are given apart or packed."""
+    query, key, value, bias, mask, added, *pasts = map(body.input, range(8))
+    body.refuse_inputs(8)
+    if body.n_outputs > 3:
+        refuse_unless(a, unidirectional=0)  # whose scores onnxruntime fills with a number
+    if key and value:
+        parts = [query, key, value]
+    elif key:
+        if bias:
+            raise UnsupportedError("input 'bias' beside keys and values in one input is not supported")
+        parts = [query, *_unpacked(body, key, 2)]
+    elif value:
+        raise UnsupportedError("values without keys are not supported")
+    else:
+        parts = _unpacked(body, query, 3)
+    if bias:
+        sizes = body.joined(*(body.size(x, -1) for x in parts))
+        of_parts = body.several("Split", [bias, sizes], 3, axis=0)
+        parts = [body.add("Add", x, b) for x, b in zip(parts, of_parts)]
+    mask = _mask_of(body, mask, query, _total(body, parts[1], pasts[0]), a["mask_filter_value"], added)
+    return _attended(body, [*parts, mask, *pasts], a, body.n_outputs)
+
+
+def _unpacked(body: Body, x: str, count: int) -> list[str]:
+    """Add the parts [batch, steps, heads * size] of a tensor [batch, steps, heads, parts, size]."""
+    parts = body.several("Split", [x, body.constant([1] * count)], count, axis=3)
+    return [body.add("Reshape", part, body.constant([0, 0, -1])) for part in parts]
+
+
+def _total(body: Body, key: str, past: str) -> str:
+    """Add the number of past and new keys, in a tensor of one element."""
+    return body.plus(body.size(key, -2), past and body.size(past, -2))
+
+
+def _mask_of(body: Body, mask: str, x: str, total: str, filtered: float, bias: str) -> str:
+    """Add what is added to the scores: `filtered` where a mask forbids to attend, and the bias of positions.
+
+    The mask is either of numbers, which allow if they are greater than 0, as [batch, keys], [batch, queries, keys]
+    or [batch, 1, queries, keys]; or it tells where the keys of each row end, [batch], or where they end and begin,
+    [2 * batch].
+    """
+    if not mask:
+        return bias
+
+    def of_numbers() -> str:
+        wide = body.joined(body.size(mask, 0), body.constant([1, -1]), body.size(mask, -1))
+        matrix = body.add("Greater", body.add("Reshape", mask, wide), body.constant(0, np.int32))
+        return body.add("Expand", matrix, body.joined(body.constant([1, 1, 1]), total))  # refuses others than `total`
+
+    def of_places() -> str:
+        return body.choose(body.add("Equal", body.number(body.size(mask, 0)), body.number(batch)), of_ends, of_both)
+
+    def of_ends() -> str:
+        return body.add("Less", keys, body.add("Unsqueeze", mask, body.constant([1, 2, 3])))
+
+    def of_both() -> str:
+        shape = body.joined(body.constant([2]), batch, body.constant([1, 1, 1]))
+        places = body.several("Split", [body.add("Reshape", mask, shape), body.constant([1, 1])], 2, axis=0)
+        end, begin = (body.add("Squeeze", place, body.constant([0])) for place in places)
+        return body.add("And", body.add("Less", keys, end), body.add("GreaterOrEqual", keys, begin))
+
+    batch, keys = body.size(x, 0), body.add("Cast", body.counted(total), to=INT32)
+    allowed = body.choose(body.add("Equal", body.rank(mask), body.constant(1)), of_places, of_numbers)
+    return body.plus(body.add("Where", allowed, body.like(0, x), body.like(filtered, x)), bias)
+
+
+def _attended(body: Body, inputs: Sequence[str], a: dict[str, Any], outputs: int) -> list[str]:
+    """Add an Attention with as many heads of keys as of queries; the fourth output has the masked scores."""
+    inputs = list(inputs)
+    while not inputs[-1]:
+        inputs.pop()
+    heads = a["num_heads"]
+    return body.several(
+        "Attention",
+        inputs,
+        outputs,
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        is_causal=a["unidirectional"],
+        qk_matmul_output_mode=2 if outputs > 3 else None,
+        scale=a["scale"] or None,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ positions
+def _rotary_embedding(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """RotaryEmbedding, whose positions may be the first one alone, and whose heads may have the caches' size"""
+    x, positions, cos, sin = map(body.input, range(4))
+    refuse_unless(a, is_packed_batching=0, scale=1.0)
+    steps = body.size(x, -2)
+    whole = body.add("Div", body.rank(positions), body.constant(2))  # 1 for [batch, steps], 0 for the first alone
+    begin = body.add("Reshape", body.add("Mul", whole, body.constant(2)), body.constant([1]))
+    shape = body.joined(body.constant([1, 1]), body.add("Shape", positions))
+    shape = body.add("Slice", shape, begin, body.add("Add", begin, body.constant([2])))
+    further = body.add("Mul", body.counted(steps), body.add("Sub", body.constant(1), whole))
+    positions = body.add("Add", body.add("Reshape", positions, shape), further)
+    positions = body.add("Expand", positions, body.joined(body.size(x, 0), steps))
+    settings = {name: a[name] for name in ("interleaved", "num_heads", "rotary_embedding_dim")}
+
+    def turned(x: str) -> str:
+        return body.add("RotaryEmbedding", x, cos, sin, positions, **settings)
+
+    def of_caches() -> str:
+        size = body.add("Mul", body.size(cos, -1), body.constant([2]))
+        heads = body.add("Reshape", x, body.joined(body.constant([0, 0, -1]), size))
+        y = turned(body.add("Transpose", heads, perm=[0, 2, 1, 3]))
+        return body.add("Reshape", body.add("Transpose", y, perm=[0, 2, 1, 3]), body.add("Shape", x))
+
+    if a["num_heads"]:
+        return [turned(x)]
+    return [body.choose(body.add("Equal", body.rank(x), body.constant(3)), of_caches, lambda: turned(x))]
+
+
+def _relative_position_bias(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """T5's bias of distances, [1, heads, keys, keys], of a table [buckets, heads] that is stored column by column
+
+    A short distance has a bucket of its own, longer ones up to max_distance share buckets by their logarithm. In both
+    directions, keys behind the query have half of the buckets; in one, they count as distance 0.
+    """
+    table, query_length, key_length = map(body.input, range(3))
+    if a["is_bidirectional"] not in (0, 1):
+        raise UnsupportedError(f"attribute 'is_bidirectional' = {a['is_bidirectional']}, expected 0 or 1")
+    zero, two = body.constant(0), body.constant(2)
+    keys = body.counted(key_length)
+    one_axis = body.constant([1])
+    queries = body.add("Reshape", keys, body.add("Reshape", query_length, one_axis))  # as many as keys, or an error
+    behind = body.add("Sub", keys, body.add("Unsqueeze", queries, one_axis))
+    buckets = body.number(body.size(table, 0))
+    if a["is_bidirectional"]:
+        buckets = body.add("Div", buckets, two)
+        distance = body.add("Abs", behind)
+        first = body.add("Where", body.add("Greater", behind, zero), buckets, zero)
+    else:
+        distance = body.add("Max", body.add("Neg", behind), zero)
+        first = zero
+    short = body.add("Div", buckets, two)
+    shared = body.add("Sub", buckets, short)
+
+    def logarithm(x: str) -> str:
+        """Add the logarithm of x to the number of short distances."""
+        return body.add("Log", body.add("Div", *(body.add("Cast", value, to=DOUBLE) for value in (x, short))))
+
+    whole = body.add("Div", logarithm(body.add("Max", distance, short)), logarithm(body.constant(a["max_distance"])))
+    place = body.add("Mul", whole, body.add("Cast", shared, to=DOUBLE))
+    place = body.add("Cast", body.add("Add", place, body.constant(ROUNDING, np.float64)), to=INT64)
+    last = body.add("Sub", buckets, body.constant(1))
+    long = body.add("Min", body.add("Add", short, place), last)
+    bucket = body.add("Where", body.add("Less", distance, short), distance, long)
+    columns = body.add("Reshape", table, body.joined(body.size(table, 1), body.size(table, 0)))
+    biases = body.add("Gather", columns, body.add("Add", first, bucket), axis=1)
+    return [body.add("Unsqueeze", biases, body.constant([0]))]
+
+
+def _gated_relative_position_bias(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """(u * (r * eco_a - 1) + 2) * rel_pos, where u and r, sigmoid(query . weight + bias), are each the sum of a half"""
+    query, query_bias, biases, weight, bias, eco = map(body.input, range(6))
+    if body.input(6):
+        raise UnsupportedError("input 'token_offset' is not supported")
+    heads = body.add("Reshape", body.add("Add", query, query_bias), body.constant([0, 0, a["num_heads"], -1]))
+    gates = body.add("MatMul", body.add("Transpose", heads, perm=[0, 2, 1, 3]), weight)
+    halves = body.several("Split", [body.add("Add", gates, bias)], 2, axis=-1, num_outputs=2)
+    u, r = (body.add("Sigmoid", body.add("ReduceSum", half, body.constant([-1]))) for half in halves)
+    gate = body.add("Mul", u, body.add("Sub", body.add("Mul", r, eco), body.like(1, query)))
+    return [body.add("Mul", body.add("Add", gate, body.like(2, query)), biases)]
+
+
+OF_HEADS = {"num_heads": REQUIRED, "unidirectional": 0, "scale": 0.0, "mask_filter_value": -10000.0}
+OF_ROTATION = {"interleaved": 0, "is_packed_batching": 0, "num_heads": 0, "rotary_embedding_dim": 0, "scale": 1.0}
+
+FUSIONS = {
+    "Attention": Fusion(
+        _attention, (2, 6), OF_HEADS | {"qkv_hidden_sizes": [], "do_rotary": 0, "past_present_share_buffer": 0}, 2
+    ),
+    "GatedRelativePositionBias": Fusion(_gated_relative_position_bias, (6, 7), {"num_heads": REQUIRED}),
+    "MultiHeadAttention": Fusion(_multi_head_attention, (1, 10), OF_HEADS, 4),
+    "RelativePositionBias": Fusion(_relative_position_bias, (3, 3), {"is_bidirectional": 0, "max_distance": REQUIRED}),
+    "RotaryEmbedding": Fusion(_rotary_embedding, (4, 4), OF_ROTATION),
+}
