@@ -191,7 +191,7 @@ CASES = [
 ]
 # Those whose ONNX operators have no native form, or are views and nothing else.
 BY_NUMPY = ("DynamicQuantizeMatMul", "ExpandDims", "GatherND", "GridSample", "MatMulIntegerToFloat", "Pad", "Range")
-BY_NUMPY += ("RotaryEmbedding", "Trilu", "Unique")
+BY_NUMPY += ("Trilu", "Unique")
 # (operator, output) -> its type, if it is not float32
 OTHER_TYPES = {
     ("EmbedLayerNormalization", 1): TensorProto.INT32,
@@ -341,6 +341,25 @@ def test_the_layout_of_one_processor_is_refused(tmp_path):
     feed = {"x": random(2, 1, 3, 8, 8)}
     expected = onnxruntime(model, feed)["y"]
     np.testing.assert_allclose(rnnfast.load(tmp_path / "saved.onnx")(feed).y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_where_onnxruntime_differs_from_its_documentation():
+    """A past is seen though no present is asked for; the last query sees no more keys than those before it."""
+    model, feed = model_of("MultiHeadAttention", [X, K, V, None, None, None, *PAST], HEADS, 3)
+    expected = onnxruntime(model, feed)["o0"]
+    model, feed = model_of("MultiHeadAttention", [X, K, V, None, None, None, *PAST], HEADS, 1)
+    np.testing.assert_allclose(load(model)(feed).o0, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    model, feed = model_of("MultiHeadAttention", [X, K[:, :5], V[:, :5]], CAUSAL, 1)
+    expected = onnxruntime(model, feed)["o0"]
+    model, feed = model_of("MultiHeadAttention", [X, K, V], CAUSAL, 1)
+    np.testing.assert_allclose(load(model)(feed).o0, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_positions_beyond_the_caches_are_refused():
+    for wrong in (-1, 9):
+        model, feed = model_of("RotaryEmbedding", [X, np.full((2, 5), wrong), *CACHES], {}, 1)
+        with pytest.raises(InputError, match="Gather"):
+            load(model)(feed)
 
 
 def saved_models():

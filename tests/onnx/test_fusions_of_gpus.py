@@ -66,6 +66,10 @@ def skip_group_norm(x, gamma, beta, skip, bias=0, **attributes):
     return group_norm(s, gamma, beta, **attributes), s
 
 
+def nhwc_conv(x, w, bias=None, strides=(1, 1)):
+    return nhwc_fused_conv(x, np.moveaxis(w, 3, 1), bias, strides=strides)
+
+
 def nhwc_fused_conv(x, w, bias=None, added=None, activation="", strides=(1, 1)):
     height, width = ((x.shape[1 + i] - w.shape[2 + i]) // strides[i] + 1 for i in range(2))
     y = np.zeros((x.shape[0], height, width, w.shape[0]))
@@ -175,6 +179,8 @@ CASES = [
     ("MultiHeadAttention", packed_attention, [PACKED], HEADS),
     ("MultiHeadAttention", packed_attention, [PACKED, None, None, random(2, 24)], HEADS),
     ("MultiHeadAttention", packed_attention, [X, random(1, 2, 7, 2, 2, 4)], HEADS),
+    ("NhwcConv", nhwc_conv, [random(0, 2, 5, 6, 3), random(1, 4, 2, 3, 3)], {"strides": [2, 1]}),
+    ("NhwcConv", nhwc_conv, [random(0, 2, 5, 6, 3), random(1, 4, 2, 2, 3), random(2, 4)], {}),
     ("NhwcFusedConv", nhwc_fused_conv, [random(0, 2, 5, 6, 3), random(1, 4, 3, 2, 3)], {"strides": [1, 2]}),
     (
         "NhwcFusedConv",

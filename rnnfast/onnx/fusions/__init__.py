@@ -36,11 +36,10 @@ REFUSED = {
     "DecoderMaskedMultiHeadAttention": "its past is a buffer that it changes in place",
     "DecoderMaskedSelfAttention": "its past is a buffer that it changes in place",
     "GreedySearch": _SEARCH,
-    "GroupQueryAttention": "its past is a buffer that it changes in place",
+    "GroupQueryAttention": "its past is a buffer that each row fills to another length",
     "Inverse": "ONNX has no inverse of a matrix",
     "Irfft": "its documentation and onnxruntime give its output different sizes",
     "LongformerAttention": "its attention is sparse",
-    "NhwcConv": "the order of its weights is not the one that is documented",
     "PackedAttention": _FOR_GPUS,
     "PackedMultiHeadAttention": _FOR_GPUS,
     "RemovePadding": _FOR_GPUS,
@@ -59,7 +58,7 @@ def find(domain: str, op_type: str, opset: int | None) -> Fusion | None:
 
 
 def why_refused(domain: str, op_type: str) -> str:
-    """Why an operator of onnxruntime is not computed, to follow the message that it is not; "" for other operators."""
+    """The reason why an operator of onnxruntime is not computed, to follow the message that it is not; or ""."""
     if domain == BLOCKED:
         return (
             ": the file was saved at ORT_ENABLE_ALL for one processor, and does not tell the order of its weights; "

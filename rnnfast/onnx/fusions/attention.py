@@ -122,7 +122,7 @@ def _attended(body: Body, inputs: Sequence[str], a: dict[str, Any], outputs: int
 
 # ------------------------------------------------------------------------------------------------ positions
 def _rotary_embedding(body: Body, a: dict[str, Any]) -> Sequence[str]:
-    """RotaryEmbedding, whose positions may be the first one alone, and whose heads may have the caches' size"""
+    """Pairs of numbers of each head, turned by the angle of their position; positions may be the first one alone"""
     x, positions, cos, sin = map(body.input, range(4))
     refuse_unless(a, is_packed_batching=0, scale=1.0)
     steps = body.size(x, -2)
@@ -133,20 +133,37 @@ def _rotary_embedding(body: Body, a: dict[str, Any]) -> Sequence[str]:
     further = body.add("Mul", body.counted(steps), body.add("Sub", body.constant(1), whole))
     positions = body.add("Add", body.add("Reshape", positions, shape), further)
     positions = body.add("Expand", positions, body.joined(body.size(x, 0), steps))
-    settings = {name: a[name] for name in ("interleaved", "num_heads", "rotary_embedding_dim")}
+    # A negative position is an error, as one beyond the caches is.
+    beyond = body.size(cos, 0)
+    positions = body.add("Where", body.add("Less", positions, body.constant(0)), beyond, positions)
+    half = body.size(cos, -1)
+    sizes = [half, body.constant([2])] if a["interleaved"] else [body.constant([2]), half]
+    pairs, axis = body.joined(body.constant([0, 0, 0]), *sizes), -1 if a["interleaved"] else -2
+    sin = body.add("Reshape", sin, body.add("Shape", cos))
+    of_axes = [body.add("Unsqueeze", body.add("Gather", x, positions), body.constant([1, axis])) for x in (cos, sin)]
 
-    def turned(x: str) -> str:
-        return body.add("RotaryEmbedding", x, cos, sin, positions, **settings)
+    def turned(heads: str) -> str:
+        """Add heads [batch, heads, steps, size], of which the first rotary_embedding_dim numbers are turned, or all."""
+        if not a["rotary_embedding_dim"]:
+            return turned_whole(heads)
+        size, rotated = body.size(heads, -1), body.constant([a["rotary_embedding_dim"]])
+        first, rest = body.several("Split", [heads, body.joined(rotated, body.add("Sub", size, rotated))], 2, axis=-1)
+        return body.add("Concat", turned_whole(first), rest, axis=-1)
 
-    def of_caches() -> str:
-        size = body.add("Mul", body.size(cos, -1), body.constant([2]))
-        heads = body.add("Reshape", x, body.joined(body.constant([0, 0, -1]), size))
+    def turned_whole(heads: str) -> str:
+        x, y = body.several("Split", [body.add("Reshape", heads, pairs)], 2, axis=axis, num_outputs=2)
+        cos, sin = of_axes
+        real = body.add("Sub", body.add("Mul", x, cos), body.add("Mul", y, sin))
+        imaginary = body.add("Add", body.add("Mul", x, sin), body.add("Mul", y, cos))
+        return body.add("Reshape", body.add("Concat", real, imaginary, axis=axis), body.add("Shape", heads))
+
+    def of_steps() -> str:
+        size = body.constant([-1]) if a["rotary_embedding_dim"] else body.add("Mul", half, body.constant([2]))
+        heads = body.add("Reshape", x, body.joined(body.constant([0, 0, a["num_heads"] or -1]), size))
         y = turned(body.add("Transpose", heads, perm=[0, 2, 1, 3]))
         return body.add("Reshape", body.add("Transpose", y, perm=[0, 2, 1, 3]), body.add("Shape", x))
 
-    if a["num_heads"]:
-        return [turned(x)]
-    return [body.choose(body.add("Equal", body.rank(x), body.constant(3)), of_caches, lambda: turned(x))]
+    return [body.choose(body.add("Equal", body.rank(x), body.constant(3)), of_steps, lambda: turned(x))]
 
 
 def _relative_position_bias(body: Body, a: dict[str, Any]) -> Sequence[str]:

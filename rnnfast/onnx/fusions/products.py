@@ -8,6 +8,7 @@ from typing import Any
 from rnnfast.errors import UnsupportedError
 from rnnfast.onnx.fusions.body import Body, Fusion
 
+CHANNELS_SECOND, CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 # activation -> (its attributes in the order of activation_params)
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Relu": (),
@@ -38,25 +39,32 @@ def _activated(body: Body, x: str, activation: str, values: Mapping[str, float])
     return body.add(activation, x, **values)
 
 
-def _convolved(body: Body, a: dict[str, Any], x: str, added: str) -> str:
+def _convolved(body: Body, a: dict[str, Any], x: str, w: str, added: str) -> str:
     """Add act(Conv(X, W, B) + Z)."""
     activation, parameters = a.pop("activation"), a.pop("activation_params")
     names = ("min", "max") if activation == "Clip" else ACTIVATIONS.get(activation, ())
     if len(parameters) > len(names):
         raise UnsupportedError(f"attribute 'activation_params' = {parameters} of activation {activation!r}")
-    y = body.add("Conv", x, *filter(None, (body.input(i) for i in (1, 2))), **a)
+    y = body.add("Conv", x, w, *filter(None, [body.input(2)]), **a)
     return _activated(body, body.plus(y, added), activation, dict(zip(names, parameters)))
 
 
 def _fused_conv(body: Body, a: dict[str, Any]) -> Sequence[str]:
     """act(Conv(X, W, B) + Z)"""
-    return [_convolved(body, a, body.input(0), body.input(3))]
+    return [_convolved(body, a, body.input(0), body.input(1), body.input(3))]
 
 
 def _nhwc_fused_conv(body: Body, a: dict[str, Any]) -> Sequence[str]:
     """act(Conv(X, W, B) + Z) of images whose channels are the last axis; W has the order of Conv."""
-    x, added = (name and body.add("Transpose", name, perm=[0, 3, 1, 2]) for name in (body.input(0), body.input(3)))
-    return [body.add("Transpose", _convolved(body, a, x, added), perm=[0, 2, 3, 1])]
+    x, added = (name and body.add("Transpose", name, perm=CHANNELS_SECOND) for name in (body.input(0), body.input(3)))
+    return [body.add("Transpose", _convolved(body, a, x, body.input(1), added), perm=CHANNELS_LAST)]
+
+
+def _nhwc_conv(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """Conv(X, W, B) of images and weights whose channels are the last axis, as the optimiser writes them"""
+    x, w = (body.add("Transpose", body.input(i), perm=CHANNELS_SECOND) for i in range(2))
+    a |= {"activation": "", "activation_params": []}
+    return [body.add("Transpose", _convolved(body, a, x, w, ""), perm=CHANNELS_LAST)]
 
 
 def _activation_values(a: dict[str, Any]) -> dict[str, float]:
@@ -133,6 +141,7 @@ FUSIONS = {
     "FusedMatMulActivation": Fusion(_fused_matmul_activation, (2, 2), TRANSPOSED | {"activation": ""} | OF_ACTIVATION),
     "GemmFastGelu": Fusion(_gemm_fast_gelu, (2, 3), {}),
     "MatMulIntegerToFloat": Fusion(_matmul_integer_to_float, (4, 7), {}),
+    "NhwcConv": Fusion(_nhwc_conv, (2, 3), CONV),
     "NhwcFusedConv": Fusion(_nhwc_fused_conv, (2, 4), FUSED_CONV),
     "TransposeMatMul": Fusion(_fused_matmul, (2, 2), TRANSPOSED),
 }
