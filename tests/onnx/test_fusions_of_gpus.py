@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import onnx
 import pytest
 
 from rnnfast.errors import InputError, UnsupportedError
@@ -241,6 +242,16 @@ def test_other_numbers_of_queries_than_of_keys_are_refused():
     model, feed = model_of("RelativePositionBias", [TABLE, length(5), length(7)], {"max_distance": 5}, 1)
     with pytest.raises(InputError, match="Reshape"):
         load(model)(feed)
+
+
+def test_groups_of_halves_are_normalized_with_weights_in_float32():
+    inputs = [IMAGES.astype(np.float16), GAMMA, BETA]
+    model, feed = model_of("GroupNorm", inputs, OF_GROUPS, 1)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    y = load(model)(feed).o0
+    expected = group_norm(inputs[0].astype(np.float64), GAMMA, BETA, **OF_GROUPS)
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y, expected, rtol=2**-10, atol=0)  # an ULP of halves, of which rounding takes half
 
 
 def test_shapes_that_skip_may_not_have_are_refused():

@@ -78,14 +78,17 @@ def _skip_group_norm(body: Body, a: dict[str, Any]) -> Sequence[str]:
 
 
 def _of_groups(body: Body, x: str, a: dict[str, Any]) -> str:
-    """Add a GroupNormalization of images and its activation."""
+    """Add a GroupNormalization of images and its activation, computed in the type of gamma, float32 for halves too."""
     if a["activation"] not in (0, 1):
         raise UnsupportedError(f"attribute 'activation' = {a['activation']} is not supported, expected 0 or 1")
     last = a["channels_last"]
+    given, gamma = x, body.input(1)
+    x = body.add("CastLike", x, gamma)
     x = body.add("Transpose", x, perm=[0, 3, 1, 2]) if last else x
-    y = body.add("GroupNormalization", x, body.input(1), body.input(2), epsilon=a["epsilon"], num_groups=a["groups"])
+    y = body.add("GroupNormalization", x, gamma, body.input(2), epsilon=a["epsilon"], num_groups=a["groups"])
     y = body.add("Mul", y, body.add("Sigmoid", y)) if a["activation"] else y
-    return body.add("Transpose", y, perm=[0, 2, 3, 1]) if last else y
+    y = body.add("Transpose", y, perm=[0, 2, 3, 1]) if last else y
+    return body.add("CastLike", y, given)
 
 
 # ------------------------------------------------------------------------------------------------ softmax
