@@ -37,6 +37,12 @@ HEADS = {"num_heads": 2}
 CAUSAL = HEADS | {"unidirectional": 1}
 K, V, PAST = random(1, 2, 7, 8), random(2, 2, 7, 8), [random(3, 2, 2, 3, 4), random(4, 2, 2, 3, 4)]
 POSITIONS, CACHES = RNG.integers(0, 9, (2, 5)), [random(0, 9, 2), random(1, 9, 2)]
+# Four heads of queries for two of keys; caches of 11 rows, of which each row of the batch has filled some.
+GROUPS = {"num_heads": 4, "kv_num_heads": 2}
+ROTATED = GROUPS | {"do_rotary": 1}
+GROUPED = [random(1, 2, 5, 64), random(2, 2, 5, 32), random(3, 2, 5, 32)]
+ONE, CACHED = [x[:, :1] for x in GROUPED], [random(4, 2, 2, 11, 16), random(5, 2, 2, 11, 16)]
+ANGLES = [random(6, 20, 8), random(7, 20, 8)]
 
 
 def places(*n):
@@ -138,6 +144,23 @@ CASES = [
     ("MultiHeadAttention", [X, K, V, None, places(7, 4)], HEADS, 1),
     ("MultiHeadAttention", [X, K, V, None, mask(2, 5, 7)], HEADS, 1),
     ("MultiHeadAttention", [X, K, V, None, mask(2, 7)], HEADS | {"scale": 0.3}, 4),
+    ("GroupQueryAttention", [*GROUPED, None, None, places(4, 4), places(5)], GROUPS, 3),
+    ("GroupQueryAttention", [*GROUPED, *CACHED, places(4, 4), places(5), *ANGLES], ROTATED | {"softcap": 1.5}, 3),
+    ("GroupQueryAttention", [*ONE, *CACHED, places(7, 3), places(8)], GROUPS | {"local_window_size": 3}, 3),
+    (
+        "GroupQueryAttention",
+        [*GROUPED, None, None, places(4, 4), places(5), *ANGLES],
+        {"num_heads": 2, "kv_num_heads": 1, "do_rotary": 1},
+        3,
+    ),
+    ("GroupQueryAttention", [*ONE, *CACHED, places(9, 3), np.array(10, np.int32), *ANGLES], ROTATED, 3),
+    ("GroupQueryAttention", [*ONE, *CACHED, places(10, 3), places(11)], GROUPS | {"scale": 0.3}, 3),
+    (
+        "GroupQueryAttention",
+        [random(1, 2, 5, 128), None, None, None, None, places(4, 4), places(5), *ANGLES],
+        ROTATED | {"rotary_interleaved": 1},
+        3,
+    ),
     ("RotaryEmbedding", [X, POSITIONS, *CACHES], {}, 1),
     ("RotaryEmbedding", [X, np.array([3]), *CACHES], {"interleaved": 1}, 1),
     ("RotaryEmbedding", [X, np.array(4), *CACHES], {"num_heads": 2}, 1),
@@ -207,7 +230,7 @@ def model_of(op_type, inputs, attributes, n_outputs, constants=(), domain=fusion
     arrays = {name: np.asarray(x) for name, x in zip(names, inputs) if name}
     feed = {name: x for name, x in arrays.items() if name not in constants}
     # whose second output onnxruntime asks for
-    every = op_type in ("EmbedLayerNormalization", "MultiHeadAttention", "Unique")
+    every = op_type in ("EmbedLayerNormalization", "GroupQueryAttention", "MultiHeadAttention", "Unique")
     outputs = [f"o{i}" if i in (0, n_outputs - 1) or every else "" for i in range(n_outputs)]
     node = helper.make_node(op_type, names, outputs, "fused", domain=domain, **attributes)
     kinds = {name: helper.np_dtype_to_tensor_dtype(x.dtype) for name, x in arrays.items()}
@@ -277,6 +300,26 @@ REFUSED = [
     ),
     ("CDist", [X, X], {"metric": "cosine"}, UnsupportedError, "'metric' = 'cosine'"),
     ("GridSample", [X, X], {"mode": "linear"}, UnsupportedError, "'mode' = 'linear'"),
+    ("GroupQueryAttention", [*GROUPED, None, None, X, X], GROUPS | {"causal": 0}, UnsupportedError, "'causal' = 0"),
+    (
+        "GroupQueryAttention",
+        [*GROUPED, None, None, X, X],
+        GROUPS | {"qk_output": 1},
+        UnsupportedError,
+        "'qk_output' = 1",
+    ),
+    ("GroupQueryAttention", [*GROUPED, None, None, X, X], GROUPS | {"smooth_softmax": 1}, UnsupportedError, "smooth"),
+    ("GroupQueryAttention", [*GROUPED, None, None, X, X], GROUPS | {"local_window_size": 0}, UnsupportedError, "= 0"),
+    ("GroupQueryAttention", [*GROUPED, *CACHED, X, X, X, X, X], GROUPS, UnsupportedError, "input 9"),
+    ("GroupQueryAttention", [*GROUPED, None, X, X, X], GROUPS, ModelError, "'past_key' and the one behind it"),
+    ("GroupQueryAttention", [*GROUPED, None, None, X, X], ROTATED, ModelError, "caches of angles"),
+    (
+        "GroupQueryAttention",
+        [*GROUPED, *CACHED, X, X],
+        GROUPS | {"k_quant_type": "PER_TENSOR"},
+        UnsupportedError,
+        "quant",
+    ),
     ("MultiHeadAttention", [X, K, V, None, None, None, *PAST, ids(1)], HEADS, UnsupportedError, "input 8"),
     ("RotaryEmbedding", [X, POSITIONS, *CACHES], {"scale": 2.0}, UnsupportedError, "'scale' = 2.0"),
     (
@@ -341,6 +384,23 @@ def test_the_layout_of_one_processor_is_refused(tmp_path):
     feed = {"x": random(2, 1, 3, 8, 8)}
     expected = onnxruntime(model, feed)["y"]
     np.testing.assert_allclose(rnnfast.load(tmp_path / "saved.onnx")(feed).y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_prompt_that_are_padded():
+    """Outputs behind the end of a row are undefined, and new keys there are in the present nevertheless."""
+    model, feed = model_of("GroupQueryAttention", [*GROUPED, *CACHED, places(4, 2), places(5)], GROUPS, 3)
+    expected, got = onnxruntime(model, feed), load(model)(feed)
+    for row, end in enumerate((5, 3)):
+        np.testing.assert_allclose(got.o0[row, :end], expected["o0"][row, :end], rtol=TOLERANCE, atol=TOLERANCE)
+    for name in ("o1", "o2"):
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_keys_that_a_cache_has_no_place_for_are_refused():
+    for lengths, total in ((places(4, 11), 8), (places(4, -1), 8), (places(4, 12), 13)):
+        model, feed = model_of("GroupQueryAttention", [*ONE, *CACHED, lengths, places(total)], GROUPS, 3)
+        with pytest.raises(InputError, match="Gather"):
+            load(model)(feed)
 
 
 def test_where_onnxruntime_differs_from_its_documentation():

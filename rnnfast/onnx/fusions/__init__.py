@@ -36,7 +36,6 @@ REFUSED = {
     "DecoderMaskedMultiHeadAttention": "its past is a buffer that it changes in place",
     "DecoderMaskedSelfAttention": "its past is a buffer that it changes in place",
     "GreedySearch": _SEARCH,
-    "GroupQueryAttention": "its past is a buffer that each row fills to another length",
     "Inverse": "ONNX has no inverse of a matrix",
     "Irfft": "its documentation and onnxruntime give its output different sizes",
     "LongformerAttention": "its attention is sparse",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rnnfast.errors import UnsupportedError
+from rnnfast.errors import ModelError, UnsupportedError
 from rnnfast.onnx.fusions.body import REQUIRED, Body, Fusion, refuse_unless
 
 INT32, INT64, DOUBLE = 6, 7, 11  # of TensorProto
@@ -120,6 +120,93 @@ def _attended(body: Body, inputs: Sequence[str], a: dict[str, Any], outputs: int
     )
 
 
+def _check_groups(body: Body, a: dict[str, Any]) -> None:
+    """Raise an error unless a GroupQueryAttention has what it needs and asks for nothing else."""
+    body.refuse_inputs(9)
+    for name, i in (("key", 1), ("past_key", 3), ("cos_cache", 7)):
+        if bool(body.input(i)) != bool(body.input(i + 1)):
+            raise ModelError(f"input {name!r} and the one behind it, expected both or neither")
+    if not (body.input(5) and body.input(6)) or a["do_rotary"] and not body.input(7):
+        raise ModelError("an input that is required is absent: seqlens_k, total_sequence_length, or caches of angles")
+    refuse_unless(a, causal=1, qk_output=0, sliding_window_cache=0, kv_cache_bit_width=0)
+    refuse_unless(a, k_quant_type="NONE", v_quant_type="NONE", do_rotary=int(a["do_rotary"] != 0))
+    if a["local_window_size"] < 1 and a["local_window_size"] != -1:
+        raise UnsupportedError(f"attribute 'local_window_size' = {a['local_window_size']}, expected -1 or more than 0")
+    if a["smooth_softmax"] > 0:
+        raise UnsupportedError(f"attribute 'smooth_softmax' = {a['smooth_softmax']} is not supported")
+
+
+def _group_query_attention(body: Body, a: dict[str, Any]) -> Sequence[str]:
+    """Attention of groups of heads over a past of which each row has filled another part, and the past with new keys
+
+    Row b has seqlens_k[b] + 1 keys, of which the last are new. Where the whole sequence is new, its rows begin at 0 and
+    are padded at their ends. Places of the present that no key has are 0.
+    """
+    _check_groups(body, a)
+    query, key, value, *pasts, lengths, total, cos, sin = map(body.input, range(9))
+    heads, of_keys = a["num_heads"], a["kv_num_heads"]
+    if key:
+        parts = [_of_heads(body, x, n) for x, n in ((query, heads), (key, of_keys), (value, of_keys))]
+    else:
+        whole = _of_heads(body, query, heads + 2 * of_keys)
+        parts = body.several("Split", [whole, body.constant([heads, of_keys, of_keys])], 3, axis=1)
+    steps, total = body.size(query, 1), body.add("Cast", body.add("Reshape", total, body.constant([1])), to=INT64)
+    ends = body.add("Cast", body.add("Reshape", lengths, body.size(query, 0)), to=INT64)
+    begin = body.add("Sub", body.add("Add", ends, body.constant(1)), steps)
+    begin = body.add("Where", body.add("Equal", steps, total), body.constant(0), begin)
+    begin = body.add("Unsqueeze", begin, body.constant([1]))
+    positions = body.add("Add", begin, body.counted(steps))
+    if a["do_rotary"]:
+        turned = _turned(body, positions, cos, sin, a["rotary_interleaved"], None)
+        parts[:2] = map(turned, parts[:2])
+    before = body.size(pasts[0], 2) if pasts[0] else body.constant([0])
+    rows = body.add("Max", before, total)  # of the present
+    places = body.add("Unsqueeze", body.counted(rows), body.constant([0]))
+    sources = _sources(body, places, begin, steps, before, rows)
+    presents = [_present(body, past, x, sources) for past, x in zip(pasts, parts[1:])]
+    positions = body.add("Unsqueeze", positions, body.constant([1, 3]))
+    allowed = body.add("LessOrEqual", places, positions)
+    if a["local_window_size"] > 0:
+        first = body.add("Sub", positions, body.constant(a["local_window_size"]))
+        allowed = body.add("And", allowed, body.add("Greater", places, first))
+    y = body.add("Attention", parts[0], *presents, allowed, scale=a["scale"] or None, softcap=a["softcap"])
+    y = body.add("Reshape", body.add("Transpose", y, perm=[0, 2, 1, 3]), body.constant([0, 0, -1]))
+    return [y, *presents]
+
+
+def _sources(body: Body, places: str, begin: str, steps: str, before: str, rows: str) -> str:
+    """Add where each of the places [1, rows] of a present comes from: a row of `before` past ones, of new ones, or 0.
+
+    begin: the place of the first new key, [batch, 1]. steps, before, rows: how many are new, past and present, [1].
+    """
+    zero = body.constant(0)
+    since = body.add("Sub", places, begin)
+    new = body.add("And", body.add("GreaterOrEqual", since, zero), body.add("Less", since, steps))
+    old = body.add("Where", body.add("Less", since, zero), places, body.add("Add", before, steps))
+    sources = body.add("Where", new, body.add("Add", since, before), old)
+    # New keys that are not next to the past, or not within the present, are an error of the Gather that follows.
+    most = body.add("Min", before, body.add("Sub", rows, steps))
+    within = body.add("And", body.add("GreaterOrEqual", begin, zero), body.add("LessOrEqual", begin, most))
+    return body.add("Where", within, sources, body.constant(2**62))
+
+
+def _of_heads(body: Body, x: str, count: int) -> str:
+    """Add [batch, heads, steps, size] of a tensor [batch, steps, heads * size]."""
+    return body.add("Transpose", body.add("Reshape", x, body.constant([0, 0, count, -1])), perm=[0, 2, 1, 3])
+
+
+def _present(body: Body, past: str, x: str, sources: str) -> str:
+    """Add the rows that `sources` [batch, rows] tells of a past, x and zeros, each [batch, heads, rows, size]."""
+    batch, heads, size = (body.size(x, axis) for axis in (0, 1, 3))
+    zeros = body.add("Expand", body.like(0, x), body.joined(batch, heads, body.constant([1]), size))
+    whole = body.add("Concat", *filter(None, [past]), x, zeros, axis=2)
+    first = body.add("Mul", body.counted(batch), body.number(body.size(whole, 2)))  # row of each of the batch
+    whole = body.add("Transpose", whole, perm=[0, 2, 1, 3])
+    whole = body.add("Reshape", whole, body.joined(body.constant([-1]), heads, size))
+    sources = body.add("Add", sources, body.add("Unsqueeze", first, body.constant([1])))
+    return body.add("Transpose", body.add("Gather", whole, sources), perm=[0, 2, 1, 3])
+
+
 # ------------------------------------------------------------------------------------------------ positions
 def _rotary_embedding(body: Body, a: dict[str, Any]) -> Sequence[str]:
     """Pairs of numbers of each head, turned by the angle of their position; positions may be the first one alone"""
@@ -133,37 +220,57 @@ def _rotary_embedding(body: Body, a: dict[str, Any]) -> Sequence[str]:
     further = body.add("Mul", body.counted(steps), body.add("Sub", body.constant(1), whole))
     positions = body.add("Add", body.add("Reshape", positions, shape), further)
     positions = body.add("Expand", positions, body.joined(body.size(x, 0), steps))
+    turned = _turned(body, positions, cos, sin, a["interleaved"], a["rotary_embedding_dim"])
+
+    def of_steps() -> str:
+        size = body.constant([-1]) if a["rotary_embedding_dim"] else _doubled(body, body.size(cos, -1))
+        heads = body.add("Reshape", x, body.joined(body.constant([0, 0, a["num_heads"] or -1]), size))
+        y = turned(body.add("Transpose", heads, perm=[0, 2, 1, 3]))
+        return body.add("Reshape", body.add("Transpose", y, perm=[0, 2, 1, 3]), body.add("Shape", x))
+
+    return [body.choose(body.add("Equal", body.rank(x), body.constant(3)), of_steps, lambda: turned(x))]
+
+
+def _doubled(body: Body, x: str) -> str:
+    """Add twice a value."""
+    return body.add("Add", x, x)
+
+
+def _turned(
+    body: Body, positions: str, cos: str, sin: str, interleaved: int, rotated: int | None
+) -> Callable[[str], str]:
+    """A function that adds heads [batch, heads, steps, size] turned by the angles of their positions [batch, steps].
+
+    rotated: How many numbers of a head are turned, the first ones; 0 for all of them, None for as many as the caches
+    [positions, rotated / 2] have angles for.
+    """
     # A negative position is an error, as one beyond the caches is.
     beyond = body.size(cos, 0)
     positions = body.add("Where", body.add("Less", positions, body.constant(0)), beyond, positions)
     half = body.size(cos, -1)
-    sizes = [half, body.constant([2])] if a["interleaved"] else [body.constant([2]), half]
-    pairs, axis = body.joined(body.constant([0, 0, 0]), *sizes), -1 if a["interleaved"] else -2
+    sizes = [half, body.constant([2])] if interleaved else [body.constant([2]), half]
+    pairs, axis = body.joined(body.constant([0, 0, 0]), *sizes), -1 if interleaved else -2
     sin = body.add("Reshape", sin, body.add("Shape", cos))
     of_axes = [body.add("Unsqueeze", body.add("Gather", x, positions), body.constant([1, axis])) for x in (cos, sin)]
 
-    def turned(heads: str) -> str:
-        """Add heads [batch, heads, steps, size], of which the first rotary_embedding_dim numbers are turned, or all."""
-        if not a["rotary_embedding_dim"]:
-            return turned_whole(heads)
-        size, rotated = body.size(heads, -1), body.constant([a["rotary_embedding_dim"]])
-        first, rest = body.several("Split", [heads, body.joined(rotated, body.add("Sub", size, rotated))], 2, axis=-1)
-        return body.add("Concat", turned_whole(first), rest, axis=-1)
-
-    def turned_whole(heads: str) -> str:
+    def whole(heads: str) -> str:
         x, y = body.several("Split", [body.add("Reshape", heads, pairs)], 2, axis=axis, num_outputs=2)
         cos, sin = of_axes
         real = body.add("Sub", body.add("Mul", x, cos), body.add("Mul", y, sin))
         imaginary = body.add("Add", body.add("Mul", x, sin), body.add("Mul", y, cos))
         return body.add("Reshape", body.add("Concat", real, imaginary, axis=axis), body.add("Shape", heads))
 
-    def of_steps() -> str:
-        size = body.constant([-1]) if a["rotary_embedding_dim"] else body.add("Mul", half, body.constant([2]))
-        heads = body.add("Reshape", x, body.joined(body.constant([0, 0, a["num_heads"] or -1]), size))
-        y = turned(body.add("Transpose", heads, perm=[0, 2, 1, 3]))
-        return body.add("Reshape", body.add("Transpose", y, perm=[0, 2, 1, 3]), body.add("Shape", x))
+    def partly(heads: str) -> str:
+        count = body.constant([rotated]) if rotated else _doubled(body, half)
+        sizes = body.joined(count, body.add("Sub", body.size(heads, -1), count))
+        first, rest = body.several("Split", [heads, sizes], 2, axis=-1)
+        return body.add("Concat", whole(first), rest, axis=-1)
 
-    return [body.choose(body.add("Equal", body.rank(x), body.constant(3)), of_steps, lambda: turned(x))]
+    def by_caches(heads: str) -> str:
+        same = body.add("Equal", body.number(body.size(heads, -1)), body.number(_doubled(body, half)))
+        return body.choose(same, lambda: whole(heads), lambda: partly(heads))
+
+    return by_caches if rotated is None else partly if rotated else whole
 
 
 def _relative_position_bias(body: Body, a: dict[str, Any]) -> Sequence[str]:
@@ -220,6 +327,9 @@ def _gated_relative_position_bias(body: Body, a: dict[str, Any]) -> Sequence[str
 
 
 OF_HEADS = {"num_heads": REQUIRED, "unidirectional": 0, "scale": 0.0, "mask_filter_value": -10000.0}
+GROUPED = {"causal": 1, "do_rotary": 0, "k_quant_type": "NONE", "kv_cache_bit_width": 0, "kv_num_heads": REQUIRED}
+GROUPED |= {"local_window_size": -1, "num_heads": REQUIRED, "qk_output": 0, "rotary_interleaved": 0, "scale": 0.0}
+GROUPED |= {"sliding_window_cache": 0, "smooth_softmax": -1, "softcap": 0.0, "v_quant_type": "NONE"}
 OF_ROTATION = {"interleaved": 0, "is_packed_batching": 0, "num_heads": 0, "rotary_embedding_dim": 0, "scale": 1.0}
 
 FUSIONS = {
@@ -227,6 +337,7 @@ FUSIONS = {
         _attention, (2, 6), OF_HEADS | {"qkv_hidden_sizes": [], "do_rotary": 0, "past_present_share_buffer": 0}, 2
     ),
     "GatedRelativePositionBias": Fusion(_gated_relative_position_bias, (6, 7), {"num_heads": REQUIRED}),
+    "GroupQueryAttention": Fusion(_group_query_attention, (7, 17), GROUPED, 4),
     "MultiHeadAttention": Fusion(_multi_head_attention, (1, 10), OF_HEADS, 4),
     "RelativePositionBias": Fusion(_relative_position_bias, (3, 3), {"is_bidirectional": 0, "max_distance": REQUIRED}),
     "RotaryEmbedding": Fusion(_rotary_embedding, (4, 4), OF_ROTATION),
