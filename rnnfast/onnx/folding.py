@@ -32,8 +32,9 @@ OPTIONAL = {"Identity", "If", "Loop", "Optional", "OptionalGetElement", "Optiona
 # Bytes that a plan keeps of results that depend on shapes alone; results beyond that are computed again at each call.
 MAX_FOLDED_BYTES = 2**24
 # Bytes that a model keeps of results that depend on constants alone: MAX_FOLDED_BYTES, and so many times the bytes of
-# the constants themselves (weights of one byte become floats of four).
-FOLDED_RATIO = 4
+# the constants themselves. Weights of half a byte become floats of four; unpacking them and looking them up in a table
+# takes 29 times their bytes, as the results on the way count too.
+FOLDED_RATIO = 32
 # Tensors of so many bytes are always computed, as steps on the way to smaller ones.
 MIN_ROOM = 2**25
 

@@ -311,12 +311,20 @@ class _Scope:
     opsets: dict[str, int]
     references: dict[str, Any]  # inside a function: the AttributeProtos of the call, by name
     around: tuple[set[str], ...]  # the names that are defined: those of each graph around the node, the innermost first
+    constants: tuple[dict[str, np.ndarray], ...]  # the initializers of these graphs, in the same order
     depth: int  # of graphs within graphs
     calls: tuple[tuple[str, str, str], ...]  # the keys of the functions that are being called
 
     def defines(self, name: str) -> bool:
         """Return whether a graph around the node defines the name."""
         return any(name in names for names in self.around)
+
+    def dtype(self, name: str) -> np.dtype | None:
+        """The dtype of an initializer; None for other names."""
+        for names, constants in zip(self.around, self.constants):
+            if name in names:
+                return constants[name].dtype if name in constants else None
+        return None
 
 
 class _Body(NamedTuple):
@@ -370,7 +378,7 @@ class _Reader:
             if key in self.functions:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
-        graph = self.graph(proto.graph, _Scope(opsets, {}, (), 0, ()))
+        graph = self.graph(proto.graph, _Scope(opsets, {}, (), (), 0, ()))
         static_types.check(graph)
         source = Source(
             label=self.label,
@@ -447,7 +455,8 @@ class _Reader:
             if output in defined:
                 raise ModelError(f"{where}: tensor {output!r} is defined twice")
             defined.add(output)
-        inner = dataclasses.replace(scope, around=(defined, *scope.around), depth=scope.depth + 1)
+        around, known = (defined, *scope.around), (constants, *scope.constants)
+        inner = dataclasses.replace(scope, around=around, constants=known, depth=scope.depth + 1)
         nodes = [self.node(proto, i, inner) for i, proto in enumerate(protos)]
         for value in outputs:
             if not inner.defines(value.name):
@@ -575,7 +584,7 @@ class _Reader:
             self.count_nodes(body.n_nodes)
             return copied(body.graph)
         before = self.n_nodes
-        inner = _Scope(opsets, defaults | attributes, (), scope.depth, (*scope.calls, key))
+        inner = _Scope(opsets, defaults | attributes, (), (), scope.depth, (*scope.calls, key))
         anything = Type("tensor")
         graph = self.checked_graph(
             function.name,
@@ -600,10 +609,12 @@ class _Reader:
     ) -> Graph:
         """The graph of one of onnxruntime's fused operators."""
         try:
-            body, outputs = fusions.body_of(fusion, proto.name, inputs, proto.output, attributes)
+            dtypes = [scope.dtype(name) for name in inputs]
+            body, outputs = fusions.body_of(fusion, proto.name, inputs, proto.output, attributes, dtypes)
         except (UnsupportedError, ModelError) as e:
             raise with_location(e, where) from None
-        inner = _Scope({"": fusions.OPSET}, {}, (), scope.depth, (*scope.calls, (proto.domain, proto.op_type, "")))
+        calls = (*scope.calls, (proto.domain, proto.op_type, ""))
+        inner = _Scope({"": fusions.OPSET}, {}, (), (), scope.depth, calls)
         anything = Type("tensor")
         names = [name or f"input {i}" for i, name in enumerate(body.inputs)]
         return self.checked_graph(

@@ -191,30 +191,9 @@ CASES = [
     ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 8), random(3, 24)], HEADS | {"scale": 0.3}, 1),
     ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 8), None, mask(2, 7)], HEADS, 1),
     ("MultiHeadAttention", [X, random(1, 2, 7, 8), random(2, 2, 7, 8), None, None, random(4, 1, 2, 5, 7)], HEADS, 1),
-    (
-        "MatMulIntegerToFloat",
-        [
-            RNG.integers(0, 255, (2, 3, 8)).astype(np.uint8),
-            RNG.integers(-100, 100, (8, 5)).astype(np.int8),
-            np.float32(0.01),
-            np.float32([0.02, 0.03, 0.01, 0.04, 0.05]),
-            np.uint8(100),
-            None,
-            random(0, 5),
-        ],
-        {},
-        1,
-    ),
-    (
-        "DynamicQuantizeMatMul",
-        [random(0, 2, 3, 8), RNG.integers(-60, 60, (8, 5)).astype(np.int8), np.float32([0.02]), np.int8([3])],
-        {},
-        1,
-    ),
 ]
 # Those whose ONNX operators have no native form, or are views and nothing else.
-BY_NUMPY = ("DynamicQuantizeMatMul", "ExpandDims", "GatherND", "GridSample", "MatMulIntegerToFloat", "Pad", "Range")
-BY_NUMPY += ("Trilu", "Unique")
+BY_NUMPY = ("ExpandDims", "GatherND", "GridSample", "Pad", "Range", "Trilu", "Unique")
 # (operator, output) -> its type, if it is not float32
 OTHER_TYPES = {
     ("EmbedLayerNormalization", 1): TensorProto.INT32,

@@ -1,4 +1,4 @@
-"""The fused operators that onnxruntime saves after it has optimised a graph: each is a body of ONNX's own operators.
+"""The operators that onnxruntime's optimisers and quantisers write: each is a body of ONNX's own operators.
 
 A graph reads the body in place of the node, as for one of the model's own functions, so that all that holds for ONNX's
 operators (native steps, packed weights, the proof of axes) holds for these. Definitions: ContribOperators.md of
@@ -11,15 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rnnfast.errors import ModelError, UnsupportedError
-from rnnfast.onnx.fusions import attention, elementwise, forms, normalizations, products
+from rnnfast.onnx.fusions import attention, elementwise, forms, normalizations, products, quantized
 from rnnfast.onnx.fusions.body import REQUIRED, Body, Fusion
 
 OPSET = 23  # of the bodies
 DOMAIN = "com.microsoft"
 BLOCKED = "com.microsoft.nchwc"  # of operators on the layout of one processor
 
-MODULES = attention, elementwise, forms, normalizations, products
+MODULES = attention, elementwise, forms, normalizations, products, quantized
 FUSIONS: dict[tuple[str, str], Fusion] = {
     (DOMAIN, op_type): fusion for module in MODULES for op_type, fusion in module.FUSIONS.items()
 } | {("", op_type): fusion for op_type, fusion in normalizations.IN_ONNX.items()}
@@ -67,12 +69,18 @@ def why_refused(domain: str, op_type: str) -> str:
 
 
 def body_of(
-    fusion: Fusion, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any]
+    fusion: Fusion,
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    attributes: Mapping[str, Any],
+    dtypes: Sequence[np.dtype | None] = (),
 ) -> tuple[Body, list[str]]:
     """The body of a node and the names of its outputs in it.
 
-    inputs, outputs: the names of the node's. attributes: its AttributeProtos by name. Raises UnsupportedError for an
-    attribute, an input or an output that the body would not compute, and ModelError for one that the operator lacks.
+    inputs, outputs: the names of the node's. attributes: its AttributeProtos by name. dtypes: those of the inputs, None
+    for what is not constant. Raises UnsupportedError for an attribute, an input or an output that the body would not
+    compute, and ModelError for one that the operator lacks.
     """
     least, most = fusion.inputs
     if not least <= len(inputs) <= most or "" in inputs[:1]:
@@ -80,7 +88,7 @@ def body_of(
     if not 1 <= len(outputs) <= fusion.outputs:
         raise ModelError(f"{len(outputs)} outputs, expected 1 to {fusion.outputs}")
     values = _values(fusion.attributes, attributes)
-    body = Body(name, [bool(name) for name in inputs], len(outputs))
+    body = Body(name, [bool(name) for name in inputs], len(outputs), dtypes)
     results = list(fusion.expand(body, values))[: len(outputs)]
     for i, (wanted, result) in enumerate(zip(outputs, results)):
         if wanted and not result:
@@ -99,10 +107,12 @@ def _values(expected: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
         value: Any = helper.get_attribute_value(proto)
         if type(value) is bytes:
             value = value.decode("utf-8", "replace")
+        elif proto.type == proto.STRINGS:
+            value = [text.decode("utf-8", "replace") for text in value]
         default = expected[name]
         kind = default if isinstance(default, type) else int if default is REQUIRED else type(default)
         given_kind: Any = str if proto.type == proto.STRING else type(value)
-        if given_kind is not kind and not (kind is list and proto.type in (proto.INTS, proto.FLOATS)):
+        if given_kind is not kind and not (kind is list and proto.type in (proto.INTS, proto.FLOATS, proto.STRINGS)):
             raise ModelError(f"attribute {name!r} = {value!r}, expected {kind.__name__}")
         if kind is float and not math.isfinite(value) and name != "mask_filter_value":
             raise UnsupportedError(f"attribute {name!r} = {value} is not supported")

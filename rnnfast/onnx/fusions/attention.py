@@ -29,8 +29,8 @@ def _attention(body: Body, a: dict[str, Any]) -> Sequence[str]:
     if past:
         halves = body.several("Split", [past], 2, axis=0, num_outputs=2)
         pasts = [body.add("Squeeze", half, body.constant([0])) for half in halves]
-    mask = _mask_of(body, mask, x, _total(body, parts[1], pasts[0]), a["mask_filter_value"], added)
-    y, *present = _attended(body, [*parts, mask, *pasts], a, 3)
+    mask = mask_of(body, mask, x, total_keys(body, parts[1], pasts[0]), a["mask_filter_value"], added)
+    y, *present = attended(body, [*parts, mask, *pasts], a, 3)
     joined = [body.add("Unsqueeze", x, body.constant([0])) for x in present] if body.n_outputs > 1 else []
     return [y, body.add("Concat", *joined, axis=0) if joined else ""]
 
@@ -55,8 +55,8 @@ def _multi_head_attention(body: Body, a: dict[str, Any]) -> Sequence[str]:
         sizes = body.joined(*(body.size(x, -1) for x in parts))
         of_parts = body.several("Split", [bias, sizes], 3, axis=0)
         parts = [body.add("Add", x, b) for x, b in zip(parts, of_parts)]
-    mask = _mask_of(body, mask, query, _total(body, parts[1], pasts[0]), a["mask_filter_value"], added)
-    return _attended(body, [*parts, mask, *pasts], a, body.n_outputs)
+    mask = mask_of(body, mask, query, total_keys(body, parts[1], pasts[0]), a["mask_filter_value"], added)
+    return attended(body, [*parts, mask, *pasts], a, body.n_outputs)
 
 
 def _unpacked(body: Body, x: str, count: int) -> list[str]:
@@ -65,12 +65,12 @@ def _unpacked(body: Body, x: str, count: int) -> list[str]:
     return [body.add("Reshape", part, body.constant([0, 0, -1])) for part in parts]
 
 
-def _total(body: Body, key: str, past: str) -> str:
+def total_keys(body: Body, key: str, past: str) -> str:
     """Add the number of past and new keys, in a tensor of one element."""
     return body.plus(body.size(key, -2), past and body.size(past, -2))
 
 
-def _mask_of(body: Body, mask: str, x: str, total: str, filtered: float, bias: str) -> str:
+def mask_of(body: Body, mask: str, x: str, total: str, filtered: float, bias: str) -> str:
     """Add what is added to the scores: `filtered` where a mask forbids to attend, and the bias of positions.
 
     The mask is either of numbers, which allow if they are greater than 0, as [batch, keys], [batch, queries, keys]
@@ -102,7 +102,7 @@ def _mask_of(body: Body, mask: str, x: str, total: str, filtered: float, bias: s
     return body.plus(body.add("Where", allowed, body.like(0, x), body.like(filtered, x)), bias)
 
 
-def _attended(body: Body, inputs: Sequence[str], a: dict[str, Any], outputs: int) -> list[str]:
+def attended(body: Body, inputs: Sequence[str], a: dict[str, Any], outputs: int) -> list[str]:
     """Add an Attention with as many heads of keys as of queries; the fourth output has the masked scores."""
     inputs = list(inputs)
     while not inputs[-1]:

@@ -31,8 +31,10 @@ class Fusion(NamedTuple):
 class Body:
     """The nodes and constants of a body while it is made."""
 
-    def __init__(self, name: str, present: Sequence[bool], n_outputs: int) -> None:
-        self.name, self.n_outputs = name, n_outputs
+    def __init__(
+        self, name: str, present: Sequence[bool], n_outputs: int, dtypes: Sequence[np.dtype | None] = ()
+    ) -> None:
+        self.name, self.n_outputs, self.dtypes = name, n_outputs, dtypes
         self.inputs = [f"input {i}" if there else "" for i, there in enumerate(present)]
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
@@ -41,6 +43,10 @@ class Body:
     def input(self, index: int) -> str:
         """The name of an input; "" if it is absent."""
         return self.inputs[index] if index < len(self.inputs) else ""
+
+    def dtype(self, index: int) -> np.dtype | None:
+        """The dtype of an input that is constant; None for others."""
+        return self.dtypes[index] if index < len(self.dtypes) else None
 
     def several(self, op_type: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
         """Add a node; return the names of its outputs."""

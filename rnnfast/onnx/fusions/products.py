@@ -107,26 +107,6 @@ def _gemm_fast_gelu(body: Body, a: dict[str, Any]) -> Sequence[str]:
     return [body.add("Gelu", y, approximate="tanh")]
 
 
-# ------------------------------------------------------------------------------------------------ quantised
-def _integer_product(body: Body, a: Sequence[str], b: Sequence[str], bias: str) -> str:
-    """Add the product of quantised matrices, each as (values, scale, zero point), as floats, plus a bias."""
-    (x, x_scale, x_zero), (w, w_scale, w_zero) = a, b
-    zeros = [x_zero, w_zero] if w_zero else [x_zero] if x_zero else []
-    y = body.add("CastLike", body.add("MatMulInteger", x, w, *zeros), x_scale)
-    return body.plus(body.add("Mul", y, body.add("Mul", x_scale, w_scale)), bias)
-
-
-def _matmul_integer_to_float(body: Body, a: dict[str, Any]) -> Sequence[str]:
-    x, w, x_scale, w_scale, x_zero, w_zero, bias = map(body.input, range(7))
-    return [_integer_product(body, (x, x_scale, x_zero), (w, w_scale, w_zero), bias)]
-
-
-def _dynamic_quantize_matmul(body: Body, a: dict[str, Any]) -> Sequence[str]:
-    x, w, w_scale, w_zero, bias = map(body.input, range(5))
-    quantised = body.several("DynamicQuantizeLinear", [x], 3)
-    return [_integer_product(body, quantised, (w, w_scale, w_zero), bias)]
-
-
 CONV = {"auto_pad": str, "dilations": list, "group": int, "kernel_shape": list, "pads": list, "strides": list}
 FUSED_CONV = CONV | {"activation": "", "activation_params": []}
 GEMM = {"alpha": float, "beta": float, "transA": int, "transB": int}
@@ -134,13 +114,11 @@ OF_ACTIVATION = {"activation_alpha": float, "activation_beta": float, "activatio
 TRANSPOSED = {"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0}
 
 FUSIONS = {
-    "DynamicQuantizeMatMul": Fusion(_dynamic_quantize_matmul, (3, 5), {}),
     "FusedConv": Fusion(_fused_conv, (2, 4), FUSED_CONV),
     "FusedGemm": Fusion(_fused_gemm, (2, 3), GEMM | {"activation": ""} | OF_ACTIVATION),
     "FusedMatMul": Fusion(_fused_matmul, (2, 2), TRANSPOSED),
     "FusedMatMulActivation": Fusion(_fused_matmul_activation, (2, 2), TRANSPOSED | {"activation": ""} | OF_ACTIVATION),
     "GemmFastGelu": Fusion(_gemm_fast_gelu, (2, 3), {}),
-    "MatMulIntegerToFloat": Fusion(_matmul_integer_to_float, (4, 7), {}),
     "NhwcConv": Fusion(_nhwc_conv, (2, 3), CONV),
     "NhwcFusedConv": Fusion(_nhwc_fused_conv, (2, 4), FUSED_CONV),
     "TransposeMatMul": Fusion(_fused_matmul, (2, 2), TRANSPOSED),
