@@ -77,6 +77,7 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
     CASE(E_PRELU, v_select(v_lt(x, zero), v_mul(x, Y), x))
     CASE(E_WHERE, v_select(v_eq(x, zero), take(c + i, n - i), Y))
     CASE(E_POWER, v_power(x, Y))
+    CASE(E_QUANTIZE, v_min(v_set1((float)q->beta), v_max(v_set1((float)q->alpha), v_round(v_div(x, Y)))))
     default:
         unary_kernel((activation){ (int)q->code, (float)q->alpha, (float)q->beta }, a, to, (size_t)n);
     }
@@ -98,10 +99,16 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
         return converted;
     }
 #define LOAD(type, value)                                                                                            \
-    for (ptrdiff_t i = 0; i < n; i++) {                                                                              \
-        const type x = *(const type *)(p + i * stride);                                                              \
-        converted[i] = value;                                                                                        \
-    }                                                                                                                \
+    if (stride == sizeof(type))                                                                                      \
+        for (ptrdiff_t i = 0; i < n; i++) {                                                                          \
+            const type x = ((const type *)p)[i];                                                                     \
+            converted[i] = value;                                                                                    \
+        }                                                                                                            \
+    else                                                                                                             \
+        for (ptrdiff_t i = 0; i < n; i++) {                                                                          \
+            const type x = *(const type *)(p + i * stride);                                                          \
+            converted[i] = value;                                                                                    \
+        }                                                                                                            \
     break;
     switch (e->item) {
     case ITEM_FLOAT32: LOAD(float, x)
@@ -110,6 +117,8 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
     case ITEM_INT64: LOAD(int64_t, (float)x)
     case ITEM_UINT8: LOAD(uint8_t, (float)x)
     case ITEM_INT8: LOAD(int8_t, (float)x)
+    case ITEM_UINT16: LOAD(uint16_t, (float)x)
+    case ITEM_INT16: LOAD(int16_t, (float)x)
     }
 #undef LOAD
     return converted;
@@ -117,6 +126,15 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
 
 /* Truncate to int64; -2^63 for NaN and for what it does not hold. */
 static int64_t truncated(float x) { return x >= -0x1p63f && x < 0x1p63f ? (int64_t)x : INT64_MIN; }
+
+/* Return whether int32 holds all of n floats once they are truncated. */
+static int fit_int32(const float *x, ptrdiff_t n)
+{
+    int fit = 1;
+    for (ptrdiff_t i = 0; i < n; i++)
+        fit &= (x[i] >= -0x1p31f) & (x[i] < 0x1p31f);
+    return fit;
+}
 
 /* Return whether a float is not zero; a denormal is not. */
 static int is_not_zero(float x)
@@ -133,14 +151,24 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
     for (ptrdiff_t i = 0; i < n; i++)                                                                                \
         *(type *)(p + i * stride) = value;                                                                           \
     break;
+#define STORE_INTEGERS(type)                                                                                         \
+    if (stride == sizeof(type) && fit_int32(x, n)) {                                                                 \
+        for (ptrdiff_t i = 0; i < n; i++)                                                                            \
+            ((type *)p)[i] = (type)(int32_t)x[i];                                                                    \
+        break;                                                                                                       \
+    }                                                                                                                \
+    STORE(type, (type)truncated(x[i]))
     switch (e->item) {
     case ITEM_FLOAT32: STORE(float, x[i])
     case ITEM_BOOL: STORE(uint8_t, (uint8_t)is_not_zero(x[i]))
-    case ITEM_INT32: STORE(int32_t, (int32_t)truncated(x[i]))
+    case ITEM_INT32: STORE_INTEGERS(int32_t)
     case ITEM_INT64: STORE(int64_t, truncated(x[i]))
-    case ITEM_UINT8: STORE(uint8_t, (uint8_t)truncated(x[i]))
-    case ITEM_INT8: STORE(int8_t, (int8_t)truncated(x[i]))
+    case ITEM_UINT8: STORE_INTEGERS(uint8_t)
+    case ITEM_INT8: STORE_INTEGERS(int8_t)
+    case ITEM_UINT16: STORE_INTEGERS(uint16_t)
+    case ITEM_INT16: STORE_INTEGERS(int16_t)
     }
+#undef STORE_INTEGERS
 #undef STORE
 }
 

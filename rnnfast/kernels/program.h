@@ -90,11 +90,11 @@ typedef struct {
  * converted when they are loaded or stored (a truth value is 1 or 0). The inputs and then the instructions follow the
  * struct. */
 enum { TILE = 256, REGISTERS = 24 };
-enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64, ITEM_UINT8, ITEM_INT8 };
+enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64, ITEM_UINT8, ITEM_INT8, ITEM_UINT16, ITEM_INT16 };
 enum {                          /* codes of instructions, beside the ACT_* of kernels.h, which have one argument */
     E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
     E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE,
-    E_POWER
+    E_POWER, E_QUANTIZE
 };
 
 /* An operand: the type of its items is an ITEM_*, its strides are in bytes. */
@@ -103,7 +103,8 @@ typedef struct {
     ptrdiff_t item, stride[AXES];
 } element;
 
-/* register[to] = code(register[a], register[b], register[c]) */
+/* register[to] = code(register[a], register[b], register[c]). alpha and beta are the parameters of ACT_*, and the least
+ * and the largest value of E_QUANTIZE, a / b rounded to integers. */
 typedef struct {
     ptrdiff_t code, to, a, b, c;
     double alpha, beta;
@@ -145,13 +146,14 @@ typedef struct {
 
 /* out[kept axes] = the reduction of x over two more axes, `lines` and `columns`. Strides are in floats. If `across`,
  * the last kept axis is contiguous in x and in out; otherwise there is one line, whose columns are contiguous. out
- * does not overlap x. */
+ * does not overlap x. If there is a status (its buffer is not -1), which is not `across`, status[0] is 1 if an output is
+ * NaN. */
 enum { REDUCE_SUM, REDUCE_L1, REDUCE_SQUARES, REDUCE_PRODUCT, REDUCE_MAX, REDUCE_MIN };
 enum { FINISH_NOTHING, FINISH_MEAN, FINISH_SQRT, FINISH_LOG };
 
 typedef struct {
     command head;
-    location x, out;
+    location x, out, status;
     ptrdiff_t kind, finish, across;
     ptrdiff_t axes, shape[AXES], x_stride[AXES], out_stride[AXES];      /* the kept axes */
     ptrdiff_t lines, columns, line_stride, column_stride;

@@ -134,7 +134,8 @@ INLINE vf of_columns(int kind, const reduce_command *m, const context *context, 
 }
 
 /* Compute one line of outputs along the innermost kept axis. Returns whether the call was stopped. */
-INLINE int reduce_line(int kind, const reduce_command *m, const context *context, const float *x, float *out)
+INLINE int reduce_line(int kind, const reduce_command *m, const context *context, const float *x, float *out,
+                       int64_t *status)
 {
     const ptrdiff_t axis = m->axes - 1, n = m->shape[axis], x_stride = m->x_stride[axis], stride = m->out_stride[axis];
     if (m->across) {
@@ -152,6 +153,8 @@ INLINE int reduce_line(int kind, const reduce_command *m, const context *context
     for (ptrdiff_t i = 0; i < n; i++) {
         v_store(t, finished(m, v_set1(of_row(kind, context, x + i * x_stride, m->columns, 1))));
         out[i * stride] = t[0];
+        if (status && t[0] != t[0])
+            status[0] = 1;
         if (spend(context, m->columns / 16))
             return 1;
     }
@@ -159,28 +162,33 @@ INLINE int reduce_line(int kind, const reduce_command *m, const context *context
 }
 
 /* Compute the outputs of the kept axes from `axis` on. Returns whether the call was stopped. */
-static int reduce_axes(const reduce_command *m, const context *context, ptrdiff_t axis, const float *x, float *out)
+static int reduce_axes(const reduce_command *m, const context *context, ptrdiff_t axis, const float *x, float *out,
+                       int64_t *status)
 {
     if (axis < AXES - 1 && axis < m->axes - 1) {
         for (ptrdiff_t i = 0; i < m->shape[axis]; i++)
-            if (reduce_axes(m, context, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis]))
+            if (reduce_axes(m, context, axis + 1, x + i * m->x_stride[axis], out + i * m->out_stride[axis],
+                            status))
                 return 1;
         return 0;
     }
     switch (m->kind) {
-    case REDUCE_SUM: return reduce_line(REDUCE_SUM, m, context, x, out);
-    case REDUCE_L1: return reduce_line(REDUCE_L1, m, context, x, out);
-    case REDUCE_SQUARES: return reduce_line(REDUCE_SQUARES, m, context, x, out);
-    case REDUCE_PRODUCT: return reduce_line(REDUCE_PRODUCT, m, context, x, out);
-    case REDUCE_MAX: return reduce_line(REDUCE_MAX, m, context, x, out);
-    default: return reduce_line(REDUCE_MIN, m, context, x, out);
+    case REDUCE_SUM: return reduce_line(REDUCE_SUM, m, context, x, out, status);
+    case REDUCE_L1: return reduce_line(REDUCE_L1, m, context, x, out, status);
+    case REDUCE_SQUARES: return reduce_line(REDUCE_SQUARES, m, context, x, out, status);
+    case REDUCE_PRODUCT: return reduce_line(REDUCE_PRODUCT, m, context, x, out, status);
+    case REDUCE_MAX: return reduce_line(REDUCE_MAX, m, context, x, out, status);
+    default: return reduce_line(REDUCE_MIN, m, context, x, out, status);
     }
 }
 
 static void reduce_kernel(const command *c, const context *x)
 {
     const reduce_command *m = (const reduce_command *)c;
-    reduce_axes(m, x, 0, address_of(x, m->x), address_of(x, m->out));
+    int64_t *status = m->status.buffer < 0 ? NULL : address_of(x, m->status);
+    if (status)
+        status[0] = status[1] = 0;
+    reduce_axes(m, x, 0, address_of(x, m->x), address_of(x, m->out), status);
 }
 
 /* Set out[i] to an expression for each i of n values, 16 at a time. Where these are `many`, the work is counted and the

@@ -20,7 +20,7 @@ AXES = LIMITS["axes"]
 CONSTANTS, ARENA = 0, 1  # buffers; the inputs and outputs follow
 BLOCK = 16  # columns of a block of packed weights
 REGISTERS = 24  # of elementwise commands
-ITEMS = (4, 1, 4, 8, 1, 1)  # bytes of ITEM_FLOAT32, _BOOL, _INT32, _INT64, _UINT8 and _INT8
+ITEMS = (4, 1, 4, 8, 1, 1, 2, 2)  # bytes of ITEM_FLOAT32, _BOOL, _INT32, _INT64, _UINT8, _INT8, _UINT16 and _INT16
 INTEGERS = (1, 1, 1, 4, 8)  # bytes of INTEGER_BOOL, _UINT8, _INT8, _INT32 and _INT64
 ORDER_FLOAT32 = 8
 SELECT = 15  # I_SELECT
@@ -217,7 +217,7 @@ def _depthwise(v: Verifier, w: Words) -> None:
 
 
 def _reduce(v: Verifier, w: Words) -> None:
-    x, out = w.location(), w.location()
+    x, out, status = (w.location() for _ in range(3))
     w.one_of(range(6)), w.one_of(range(4))
     across = w.one_of(SWITCHES)
     shape, (x_strides, out_strides) = w.axes(2)
@@ -231,6 +231,10 @@ def _reduce(v: Verifier, w: Words) -> None:
         if lines != 1:
             raise w.fail(f"{lines} lines")
         v.floats(w, x, shape, x_strides, columns)
+    if status.buffer != -1:
+        if across:
+            raise w.fail("a status across rows")
+        v.reach(w, status, 0, 16, 8)
 
 
 def _rows(v: Verifier, w: Words) -> None:

@@ -105,6 +105,34 @@ def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads:
     return lowered
 
 
+def _lower_matmul_integer(
+    node: Node, constants: list[Any], matmul: str | None, threads: int, load_budget: LoadBudget
+) -> Any:
+    """The NumPy function of MatMulInteger or QLinearMatMul with an attribute `packed`, which native steps read.
+
+    It is a matrix of B less its zero points, as float32, and the largest sum of magnitudes of a column; None if B is
+    not a constant matrix.
+    """
+    assert node.function is not None
+    run: Any = functools.partial(node.function, **node.attributes)
+    run.packed = None
+    at, zero_at = (1, 3) if node.op_type == "MatMulInteger" else (3, 5)
+    b, zero = constants[at], constants[zero_at] if zero_at < len(constants) else None
+    has_zero = zero_at < len(node.inputs) and node.inputs[zero_at] != ""
+    if b is None or b.ndim != 2 or b.dtype.itemsize != 1 or has_zero and zero is None or matmul == "blas":
+        return run
+
+    def pack() -> Any:
+        load_budget.take(3 * b.nbytes)  # besides the bytes of B itself
+        centred = b.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
+        largest = np.abs(centred).sum(axis=0, dtype=np.float64).max(initial=0)
+        return _kernels.Matrix(centred, matmul=matmul), float(largest)
+
+    if zero is None or zero.shape in ((), (1,), b.shape[1:]):
+        run.packed = load_budget.packed("MatMulInteger", (b, zero), pack)
+    return run
+
+
 def _multiply_stacks(a: np.ndarray, b: np.ndarray, matmul: str | None, threads: int) -> np.ndarray:
     """Multiply matrices [..., M, K] by [..., K, N], with the leading axes broadcast."""
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -260,6 +288,8 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(recurrent_nodes.CELL_KINDS, recurrent_nodes.lower),
     "MatMul": _lower_matmul,
     "Gemm": _lower_gemm,
+    "MatMulInteger": _lower_matmul_integer,
+    "QLinearMatMul": _lower_matmul_integer,
     "Conv": _lower_conv,
     "Einsum": _lower_einsum,
     "DFT": _lower_transform,

@@ -22,7 +22,7 @@ MAX_SHORT = 16  # a padded 1-d convolution of at most so many outputs skips its 
 MIN_MIRRORED = 32  # kernels that are their own mirror images save half the products from so many taps on
 
 
-def _two_axes(values, fill):
+def two_axes(values, fill):
     """Return values of two axes; those of a 1-d convolution get another axis in front."""
     return tuple(values) if len(values) == 2 else (fill, *values)
 
@@ -33,7 +33,7 @@ def _constant_weights(inputs):
     bias = inputs[2] if len(inputs) > 2 else None
     if w is None or w.dtype != np.float32 or w.ndim not in (3, 4) or bias is not None and bias.known is None:
         return None
-    return w.reshape(*w.shape[:2], *_two_axes(w.shape[2:], 1)), None if bias is None else bias.known
+    return w.reshape(*w.shape[:2], *two_axes(w.shape[2:], 1)), None if bias is None else bias.known
 
 
 class _Run(NamedTuple):
@@ -52,11 +52,13 @@ def _channel_last(builder, operand, begin, end, repeat=1):
     """
     if operand.view is None and operand.expression is not None and repeat == 1 and (begin or end):
         n, channels, *size = operand.shape
-        padded, inside = _padded(builder, (n, *_two_axes(size, 1), channels), begin, end)
+        padded, inside = _padded(builder, (n, *two_axes(size, 1), channels), begin, end)
         view = inside.transpose(0, 3, 1, 2)
-        builder.set(operand, operand.expression.compute(builder, view if len(size) == 2 else view[:, :, 0]))
-        _clear_ends(builder, padded, begin, end)
-        return padded
+        view = view if len(size) == 2 else view[:, :, 0]
+        if operand.expression.is_fast_in(view):
+            builder.set(operand, operand.expression.compute(builder, view))
+            _clear_ends(builder, padded, begin, end)
+            return padded
     view = builder.view(operand)
     if view.ndim == 3:
         view = view[:, :, None]
@@ -108,7 +110,7 @@ def _mirrored(w):
     return None
 
 
-def _cached(run, key, sources, make):
+def cached(run, key, sources, make):
     """Return make(), computed once for all plans of a node as long as the arrays `sources` are the same."""
     cache = run.__dict__.setdefault("plan_cache", {})
     found = cache.get(key)
@@ -156,7 +158,7 @@ class _ConvolutionEmitter:
 
     def _emit_runs(self, key, pack, x, out, step, runs):
         """Emit a product command if one run inside of the input is all, otherwise a convolution command."""
-        matrix = _cached(self.node.run, key, self.sources, lambda: pack(self.w, self.bias))
+        matrix = cached(self.node.run, key, self.sources, lambda: pack(self.w, self.bias))
         self.commands.append((len(self.builder.commands), key, pack))
         last = (out.shape[1] - 1) * step[0]
         if len(runs) == 1 and 0 <= runs[0].line and last + runs[0].line < x.shape[1]:
@@ -193,7 +195,7 @@ class _ConvolutionEmitter:
                 np.zeros(len(w), np.float32) if bias is None else np.array(bias, np.float32),
             )
 
-        packed = _cached(self.node.run, key, self.sources, lambda: pack(self.w, self.bias))
+        packed = cached(self.node.run, key, self.sources, lambda: pack(self.w, self.bias))
         weights, start = map(self.builder.constant, packed)
         self.commands.append((len(self.builder.commands), key, pack))
         self.builder.emit(
@@ -237,7 +239,7 @@ class _ConvolutionEmitter:
                 return _kernels.Matrix(w[outputs, 0, 0][:, order].T, None if bias is None else bias[outputs])
 
             if out[..., outputs].size:
-                matrix = _cached(self.node.run, key, self.sources, lambda pack=pack: pack(self.w, self.bias))
+                matrix = cached(self.node.run, key, self.sources, lambda pack=pack: pack(self.w, self.bias))
                 self.commands.append((len(self.builder.commands), key, pack))
                 emit_product(self.builder, matrix, out[..., outputs], rows)
 
@@ -256,7 +258,7 @@ class _ConvolutionEmitter:
         bias = shift if self.bias is None else self.bias * scale + shift
         for index, key, pack in self.commands:
             name, words = self.builder.commands[index]
-            packed = _cached(
+            packed = cached(
                 self.node.run, (key, "folded"), (*self.sources, scale, shift), lambda pack=pack: pack(w, bias)
             )
             if self.depthwise:
@@ -283,24 +285,36 @@ def emit_conv(builder, node, inputs, outputs):
     tensor is empty.
     """
     constants = _constant_weights(inputs)
-    if constants is None or builder.target.blas or outputs[0].dtype != np.float32:
+    if constants is None or outputs[0].dtype != np.float32:
         return False
-    w, bias = constants
+    sources = [v.known for v in inputs[1:] if v is not None]
+    return convolve(builder, node, sources, *constants, lambda: inputs[0], inputs[0].shape, outputs[0])
+
+
+def convolve(builder, node, sources, w, bias, operand, shape, output):
+    """Emit the convolution of an operand of this shape by float32 weights, as the attributes of the node say.
+
+    sources: the constant arrays from which the weights w [M, C / group, kh, kw] and the bias come. operand: called for
+    the operand, once it is needed. Return False if BLAS multiplies, if there are too many groups, or if a tensor is
+    empty.
+    """
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group = settings.pop("group", 1)
     settings.pop("kernel_shape", None)
-    emitter = _ConvolutionEmitter(builder, node, [v.known for v in inputs[1:] if v is not None], w, bias, group)
-    if 0 in inputs[0].shape or 0 in outputs[0].shape or 0 in w.shape or group > MAX_GROUPS and not emitter.depthwise:
+    emitter = _ConvolutionEmitter(builder, node, sources, w, bias, group)
+    if builder.target.blas or 0 in shape or 0 in output.shape or 0 in w.shape:
         return False
-    windows = windows_for(inputs[0].shape[2:], inputs[1].shape[2:], **settings)
-    step, dilation = _two_axes(windows.strides, 1), _two_axes(windows.dilations, 1)
-    begin = _two_axes(windows.begin, 0)
+    if group > MAX_GROUPS and not emitter.depthwise:
+        return False
+    windows = windows_for(shape[2:], w.shape[4 - len(shape[2:]) :], **settings)
+    step, dilation = two_axes(windows.strides, 1), two_axes(windows.dilations, 1)
+    begin = two_axes(windows.begin, 0)
     end = max(0, windows.covered(-1) - begin[1] - windows.size[-1])
     one_axis = len(windows.size) == 1
     short = one_axis and (begin[1] or end) and windows.output[0] <= MAX_SHORT
     padding = (0, 0) if short else (begin[1], end)
-    x = _channel_last(builder, inputs[0], *padding, w.shape[0] // group if emitter.depthwise else 1)
-    out = builder.new((x.shape[0], *_two_axes(windows.output, 1), w.shape[0]))
+    x = _channel_last(builder, operand(), *padding, w.shape[0] // group if emitter.depthwise else 1)
+    out = builder.new((x.shape[0], *two_axes(windows.output, 1), w.shape[0]))
     kh, kw = w.shape[2:]
     joined = kw == 1 or dilation[1] == 1 and group == 1
     if short:
@@ -317,7 +331,7 @@ def emit_conv(builder, node, inputs, outputs):
         columns = [tuple(range(kw))] if joined else [(j,) for j in range(kw)]
         runs = [_Run(i * dilation[0] - begin[0], taps[0] * dilation[1], i, taps) for i in range(kh) for taps in columns]
         emitter.emit("conv", x, out, step, runs)
-    _set_output(builder, emitter, outputs[0], out)
+    _set_output(builder, emitter, output, out)
     return True
 
 
@@ -340,8 +354,8 @@ def emit_conv_transpose(builder, node, inputs, outputs):
     if group > MAX_GROUPS and not emitter.depthwise:
         return False
     strides, dilations, begin, output = transposed_windows_for(inputs[0].shape[2:], inputs[1].shape[2:], **settings)
-    step, dilation, begin = _two_axes(strides, 1), _two_axes(dilations, 1), _two_axes(begin, 0)
-    size, output = _two_axes(inputs[0].shape[2:], 1), _two_axes(output, 1)
+    step, dilation, begin = two_axes(strides, 1), two_axes(dilations, 1), two_axes(begin, 0)
+    size, output = two_axes(inputs[0].shape[2:], 1), two_axes(output, 1)
     remainders = [
         [_remainder(*settings_of_axis, r) for r in range(settings_of_axis[0])]
         for settings_of_axis in zip(step, w.shape[2:], dilation, begin, output)
@@ -396,7 +410,7 @@ def emit_batch_normalization(builder, node, inputs, outputs):
         factor = scale / np.sqrt(var + settings["epsilon"])
         return factor.astype(np.float32), (shift - mean * factor).astype(np.float32)
 
-    builder.folds[id(inputs[0])](*_cached(node.run, "factors", constants, factors))
+    builder.folds[id(inputs[0])](*cached(node.run, "factors", constants, factors))
     builder.set(outputs[0], builder.view(inputs[0])[...])
     if builder.last_convolution is not None and builder.last_convolution[0] is inputs[0]:
         builder.last_convolution = outputs[0], builder.last_convolution[1]

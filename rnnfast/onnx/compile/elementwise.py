@@ -187,12 +187,17 @@ def _argument(builder, operand, shape):
 
 def define(builder, out, make, inputs):
     """Give `out` the expression `make(*arguments)`; if one command cannot hold it, the arguments become views first."""
+    define_exact(builder, out, make, inputs)
+    if out.dtype != np.float32:
+        builder.set(out, out.expression.compute(builder))  # storing it rounds it to a value of the type
+
+
+def define_exact(builder, out, make, inputs):
+    """Give `out` an expression as `define` does, whose values are exact in the type of `out` and in float32."""
     expression = Expression(out, make(*[_argument(builder, operand, out.shape) for operand in inputs]))
     if not expression.is_small():
         expression = Expression(out, make(*map(builder.view, inputs)))
     builder.set_expression(out, expression)
-    if out.dtype != np.float32:
-        builder.set(out, expression.compute(builder))  # expressions are float32: values of other types are stored
 
 
 # ------------------------------------------------------------------------------------------------ operators

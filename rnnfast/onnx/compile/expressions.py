@@ -33,7 +33,8 @@ FIRST_CODE = 32
     PRELU,
     WHERE,
     POWER,
-) = range(FIRST_CODE, FIRST_CODE + 25)
+    QUANTIZE,
+) = range(FIRST_CODE, FIRST_CODE + 26)
 # code -> the name that profiles show
 NAMES = {
     SQRT: "sqrt",
@@ -61,14 +62,19 @@ NAMES = {
     PRELU: "prelu",
     WHERE: "where",
     POWER: "power",
+    QUANTIZE: "quantize",
 }
 NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
 # ITEM_* of program.h
-ITEMS = {np.dtype(t): i for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64, np.uint8, np.int8))}
+ITEMS = {
+    np.dtype(t): i
+    for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64, np.uint8, np.int8, np.uint16, np.int16))
+}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 REGISTERS = 24  # of program.h
 MAX_INPUTS = 12  # of an expression, so that instructions have registers too
 MAX_INSTRUCTIONS = 32
+FEW_INSTRUCTIONS = 1  # computing so many in another memory order takes no longer than a copy to that order
 MIN_FUSED_BYTES = 1 << 17  # bytes of outputs: from this size on, elementwise functions are fused into a convolution
 
 
@@ -120,6 +126,15 @@ class Expression:
                 instruction.step = self.operand
         return len(views) <= MAX_INPUTS and len(instructions) <= MAX_INSTRUCTIONS
 
+    def is_fast_in(self, view):
+        """Return whether the memory order of a view costs little: the arguments have it, or there is little to compute.
+
+        Otherwise the innermost axis of the view may be short, and the arguments are read across their own.
+        """
+        views, instructions = _parts(self.root)
+        inner = {_innermost(v) for v in views if v.shape == view.shape and 0 not in v.strides}
+        return len(instructions) <= FEW_INSTRUCTIONS or not inner or _innermost(view) in inner
+
     def compute(self, builder, view=None):
         """Emit the command that writes the operand to `view`, or to a new view; return that view."""
         root, out = self.root, self.operand
@@ -139,6 +154,11 @@ class Expression:
         if view.size:
             _emit(builder, view, views, instructions, lines)
         return view
+
+
+def _innermost(view):
+    """Return the axis along which neighbours in memory lie."""
+    return min((i for i in range(view.ndim) if view.shape[i] > 1), key=lambda i: abs(view.strides[i]), default=None)
 
 
 def emit_views(builder, code, out, *views):

@@ -41,10 +41,11 @@ def _are_float32(*operands):
 
 
 # ------------------------------------------------------------------------------------------------ reductions
-def reduced(builder, view, over, kind, finish):
+def reduced(builder, view, over, kind, finish, status=None):
     """Emit a reduce command; return its result, in which the axes `over` have length 1.
 
-    The others keep the memory order that they have in `view`. Raises NotNative if they do not merge into few enough.
+    The other axes keep the memory order that they have in `view`. status: where the command reports a result that is
+    NaN; for reductions of all axes only. Raises NotNative if the other axes do not merge into few enough.
     """
     kept = [axis for axis in range(view.ndim) if axis not in over]
     order = sorted(kept, key=lambda axis: -(abs(view.strides[axis]) or math.inf))
@@ -53,22 +54,22 @@ def reduced(builder, view, over, kind, finish):
     across = bool(outer) and view.strides[outer[-1]] == view.itemsize
     in_row = len(lines) == 1 and (strides[0] == view.itemsize or lines[0] == 1)
     if not in_row and (not across or len(lines) > 2):
-        return reduced_rows(builder, view, kept, over, kind, finish)
+        return reduced_rows(builder, view, kept, over, kind, finish, status)
     out = builder.new([view.shape[axis] for axis in order])
     kept_layout = merge_axes(out.shape, [view.strides[axis] for axis in order], out.strides)
-    _emit_reduce(builder, view, out, kind, finish, across and not in_row, kept_layout, lines, strides)
+    _emit_reduce(builder, view, out, kind, finish, across and not in_row, kept_layout, lines, strides, status)
     result = out.transpose([order.index(axis) for axis in kept])
     return np.expand_dims(result, tuple(over))
 
 
-def reduced_rows(builder, view, kept, over, kind, finish):
+def reduced_rows(builder, view, kept, over, kind, finish, status=None):
     """Emit a copy in which the axes `over` come last, and the reduce command on it; return the result of `reduced`."""
     moved = builder.contiguous(view.transpose(kept + list(over)))
-    result = reduced(builder, moved, range(len(kept), view.ndim), kind, finish)
+    result = reduced(builder, moved, range(len(kept), view.ndim), kind, finish, status)
     return np.expand_dims(result.reshape(result.shape[: len(kept)]), tuple(over))
 
 
-def _emit_reduce(builder, view, out, kind, finish, across, kept_layout, lines, strides):
+def _emit_reduce(builder, view, out, kind, finish, across, kept_layout, lines, strides, status):
     """Emit a reduce command. kept_layout: (shape, strides of view, strides of out) of the axes that stay."""
     shape, x_strides, out_strides = kept_layout
     if len(shape) > AXES:
@@ -78,6 +79,7 @@ def _emit_reduce(builder, view, out, kind, finish, across, kept_layout, lines, s
         "reduce",
         view,
         out,
+        status,
         kind,
         finish,
         across,

@@ -9,6 +9,10 @@ from rnnfast.onnx.ops.cast import convert, is_integer, limits
 from rnnfast.onnx.ops.numeric import axis_index, floating, is_floating, is_half, quiet, widen
 from rnnfast.onnx.ops.types import Dtype, Flag
 
+NOT_A_NUMBER = "the input contains NaN, which no quantized number stands for"
+LEAST_SCALE = float(np.finfo(np.float32).tiny)
+"""The least scale of DynamicQuantizeLinear, as denormals count as zero."""
+
 
 def centred(x, zero_point):
     """Return x - zero_point in float64, where sums of products of 8-bit numbers are exact and BLAS multiplies."""
@@ -95,7 +99,7 @@ def quantize_linear(
     quotient = widen(x.astype(precision)) / widen(scale.astype(precision))
     if np.isnan(quotient).any():
         if is_floating(x.dtype) and np.isnan(x).any():
-            raise InputError("the input contains NaN, which no quantized number stands for")
+            raise InputError(NOT_A_NUMBER)
         # 0 / 0 comes from a row of zeros whose scale was computed from the row.
         quotient = np.where(np.isnan(quotient), 0, quotient)
     return quantized(quotient.astype(precision) if is_half(precision) else quotient, zero_point, dtype, saturate)
@@ -123,13 +127,13 @@ def dequantize_linear(
 def dynamic_quantize_linear(x):
     """DynamicQuantizeLinear: x quantized to uint8, the scale, and the zero point.
 
-    The scale is (max - min) / 255 of the range of x and 0, or 1 if all elements are zero.
+    The scale is (max - min) / 255 of the range of x and 0, or 1 if that is zero or denormal.
     """
     if np.isnan(x).any():
-        raise InputError("the input contains NaN, which no quantized number stands for")
+        raise InputError(NOT_A_NUMBER)
     lowest, highest = x.min(initial=0), x.max(initial=0)
     scale = (highest - lowest) / x.dtype.type(255)
-    if scale == 0:
+    if scale < LEAST_SCALE:
         scale = x.dtype.type(1)
     zero_point = np.asarray(np.rint(np.clip(-lowest / scale, 0, 255))).astype(np.uint8)
     return quantized(x / scale, zero_point, zero_point.dtype), np.asarray(scale, x.dtype), zero_point

@@ -10,7 +10,9 @@ from rnnfast.native import _kernels, _programs
 from rnnfast.onnx.compile import expressions, indexing, integer, reduction
 
 KERNELS = Path(__file__).parents[3] / "rnnfast" / "kernels"
-TYPES = {name.upper(): np.dtype(name) for name in ("float32", "bool", "int8", "uint8", "int32", "int64")}
+TYPES = {
+    name.upper(): np.dtype(name) for name in ("float32", "bool", "int8", "uint8", "int16", "uint16", "int32", "int64")
+}
 
 
 def enums(header):

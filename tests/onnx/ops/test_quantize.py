@@ -45,6 +45,8 @@ def test_quantizers_of_zeros_denormals_and_nan():
     y, scale, point = run("DynamicQuantizeLinear", [zeros])
     assert y.tolist() == [0, 0, 0] and scale == 1 and point == 0
     y, scale, point = run("DynamicQuantizeLinear", [np.float32([1e-40, -1e-41, 0])])
+    assert y.tolist() == [0, 0, 0] and scale == 1 and point == 0  # the scale is denormal, which counts as zero
+    y, scale, point = run("DynamicQuantizeLinear", [np.float32([1e-30, -1e-31, 0])])
     assert y[0] == 255 and y[1] == 0 and y[2] == point
     for op_type, inputs in [
         ("QuantizeLinear", [np.float32([math.nan]), np.ones((), np.float32)]),

@@ -1,0 +1,270 @@
+"""Native quantisers and products and convolutions of integers, to the bit those of the operators' NumPy functions."""
+
+import math
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from rnnfast.errors import InputError
+from rnnfast.native import _programs
+from tests.graphs import load, model_of, one_node
+from tests.onnx.compile.helpers import compare, plain, plan_of, segment_of
+
+RNG = np.random.default_rng(23)
+INTEGERS = [np.uint8, np.int8, np.uint16, np.int16]
+EDGES = [0, 0.25, 0.75, 1.25, -0.25, -0.75, 1e-40, 1e30, -1e30, 3e38, math.inf, -math.inf]
+
+
+def integers(dtype, *shape):
+    limits = np.iinfo(dtype)
+    return RNG.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+
+
+def floats(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def node_of(op_type, inputs, constants=(), **attributes):
+    """Return (the loaded model of one node of opset 21, its feed); None among the inputs (name -> array) is absent."""
+    inputs = {name if x is not None else f"_{name}": x for name, x in inputs.items()}
+    present = {name: np.asarray(x) for name, x in inputs.items() if x is not None}
+    names = [name if x is not None else "" for name, x in inputs.items()]
+    model = one_node(op_type, present, 1, 21, [n for n in constants if n in present], **attributes)
+    del model.graph.node[0].input[:]
+    model.graph.node[0].input.extend(names)
+    model.graph.output[0].type.Clear()
+    return load(model), {name: x for name, x in present.items() if name not in constants}
+
+
+# ------------------------------------------------------------------------------------------------ quantisers
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("axis", [None, 0, -2, 2])
+def test_quantize_and_dequantize(isa, dtype, axis):
+    shape = (3, 5, 33)
+    sizes = () if axis is None else (shape[axis],)
+    scale = RNG.uniform(0.01, 2, sizes).astype(np.float32)
+    zero = integers(dtype, *sizes)
+    x = floats(*shape) * 100
+    x.reshape(-1)[: len(EDGES)] = np.float32(EDGES) * 0.5
+    attributes = {} if axis is None else {"axis": axis}
+    for given in (zero, None) if dtype is np.uint8 else (zero,):
+        model, feed = node_of("QuantizeLinear", {"x": x, "s": scale, "z": given}, "sz", **attributes)
+        (y,) = compare(model, **feed)
+        assert y.dtype == dtype
+        back, feed = node_of("DequantizeLinear", {"x": y, "s": scale, "z": given}, "sz", **attributes)
+        compare(back, **feed)
+
+
+def test_dequantize_int32():
+    x = np.array([[2**31 - 1, -(2**31), 2**24 + 1], [5, -7, 0]], np.int32)
+    model, feed = node_of("DequantizeLinear", {"x": x, "s": np.float32(0.3), "z": None}, "s")
+    compare(model, **feed)
+
+
+def pair(x, *middle):
+    """The model of a QuantizeLinear to int8, nodes, and a DequantizeLinear; constants s, z."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        *middle,
+        helper.make_node("DequantizeLinear", [middle[-1].output[0] if middle else "q", "s", "z"], ["y"]),
+    ]
+    constants = {"s": np.float32(0.1), "z": np.int8(3)}
+    shape = [("x", TensorProto.FLOAT, x.shape)]
+    return load(model_of(nodes, shape, [("y", TensorProto.FLOAT, None)], constants, 21))
+
+
+def test_a_pair_is_one_command_besides_the_look_for_nan():
+    x = floats(4, 70) * 10
+    model = pair(x)
+    compare(model, x=x)
+    commands = [note.command for note in segment_of(model).notes]
+    assert commands == ["reduce", "quantize affine"]
+
+
+def test_quantised_values_that_others_read():
+    """A transposition reads the stored integers, and so does an output of the graph."""
+    x = floats(4, 70) * 10
+    compare(pair(x, helper.make_node("Transpose", ["q"], ["t"])), x=x)
+    model = model_of(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, x.shape)],
+        [("y", TensorProto.FLOAT, None), ("q", TensorProto.INT8, None)],
+        {"s": np.float32(0.1), "z": np.int8(3)},
+        21,
+    )
+    compare(load(model), x=x)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (700,), (3, 5, 7)])
+def test_nan_is_refused(isa, shape):
+    x = np.array(floats(*shape))
+    models = [pair(x), node_of("DynamicQuantizeLinear", {"x": x})[0]]
+    for model in models:
+        compare(model, x=x)
+    x.reshape(-1)[-1] = np.nan
+    for model, op_type in zip(models, ("QuantizeLinear", "DynamicQuantizeLinear")):
+        with pytest.raises(InputError, match=rf"\({op_type}\): .*NaN"):
+            model(x=x)
+
+
+def test_nan_of_values_that_cannot_have_it_is_not_looked_for():
+    """A product of dequantised numbers has none, unless scales are so large that it overflows."""
+    for scale, looks in ((1, 0), (1e28, 1)):
+        q = integers(np.uint8, 3, 40)
+        nodes = [
+            helper.make_node("DequantizeLinear", ["q", "large"], ["a"]),
+            helper.make_node("DequantizeLinear", ["q", "large"], ["b"]),
+            helper.make_node("Mul", ["a", "b"], ["c"]),
+            helper.make_node("QuantizeLinear", ["c", "s", "z"], ["y"]),
+        ]
+        constants = {"large": np.float32(scale), "s": np.float32(0.1), "z": np.uint8(3)}
+        model = load(
+            model_of(nodes, [("q", TensorProto.UINT8, q.shape)], [("y", TensorProto.UINT8, None)], constants, 21)
+        )
+        compare(model, q=q)
+        assert [note.command for note in segment_of(model).notes].count("reduce") == looks
+
+
+@pytest.mark.parametrize("x", [floats(3, 70), abs(floats(5)), -abs(floats(1, 3)), np.zeros(4, np.float32), floats()])
+def test_dynamic_quantize(isa, x):
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])
+    outputs = [("y", TensorProto.UINT8, None), ("s", TensorProto.FLOAT, None), ("z", TensorProto.UINT8, None)]
+    model = load(model_of([node], [("x", TensorProto.FLOAT, x.shape)], outputs, {}, 21))
+    compare(model, x=x)
+
+
+@pytest.mark.parametrize("values", [[1e-40, -1e-41, 0], [1e-30, -1e-31, 0], [math.inf, 1, -2], [-math.inf, math.inf]])
+def test_dynamic_quantize_at_the_limits(isa, values):
+    x = np.float32(values)
+    model, feed = node_of("DynamicQuantizeLinear", {"x": x})
+    with np.errstate(all="ignore"):
+        compare(model, **feed)
+
+
+def test_quantisers_that_stay_with_numpy():
+    """Their scales are computed by the call, tiny, or for blocks."""
+    x, zero = floats(4, 6), np.uint8(3)
+    cases = [
+        ({"x": x, "s": np.float32(0.1), "z": zero}, (), {}),
+        ({"x": x, "s": np.float32(1e-35), "z": zero}, ("s", "z"), {}),
+        ({"x": x, "s": abs(floats(2, 6)), "z": integers(np.uint8, 2, 6)}, ("s", "z"), {"axis": 0, "block_size": 2}),
+    ]
+    for inputs, constants, attributes in cases:
+        model, feed = node_of("QuantizeLinear", inputs, constants, **attributes)
+        (y,), (expected,) = model(feed).values(), plain(model, **feed)
+        np.testing.assert_array_equal(y, expected)
+        assert type(plan_of(model).steps[0][0]) is not _programs.NativeProgram
+
+
+# ------------------------------------------------------------------------------------------------ products
+# Columns of so many rows of extreme values: their sums are within 2^24, need two parts, and are beyond those.
+SHORT, LONG, TOO_LONG = 200, 600, 20000
+
+
+def product(a_type, b_type, k, zeros, n=19, extreme=True):
+    """Inputs of a product; extreme: the sums are as large as they can be."""
+    a, b = integers(a_type, 2, 3, k), integers(b_type, k, n)
+    if extreme:
+        a[0, 0], b[:, 0] = np.iinfo(a_type).max, np.iinfo(b_type).min
+    a_zero = np.array(np.iinfo(a_type).min + 9, a_type) if zeros else None
+    b_zero = {"one": np.array(9, b_type), "columns": integers(b_type, n)}.get(zeros)
+    return a, b, a_zero, b_zero
+
+
+@pytest.mark.parametrize("k", [1, 37, SHORT])
+@pytest.mark.parametrize("zeros", [None, "one", "columns"])
+@pytest.mark.parametrize("b_type", [np.uint8, np.int8])
+@pytest.mark.parametrize("a_type", [np.uint8, np.int8])
+def test_matmul_integer(isa, a_type, b_type, zeros, k):
+    a, b, a_zero, b_zero = product(a_type, b_type, k, zeros)
+    model, feed = node_of("MatMulInteger", {"a": a, "b": b, "az": a_zero, "bz": b_zero}, ["b", "bz"])
+    (y,) = compare(model, **feed)
+    left = a.astype(np.int64) - (0 if a_zero is None else int(a_zero))
+    np.testing.assert_array_equal(y, left @ (b.astype(np.int64) - (0 if b_zero is None else b_zero.astype(np.int64))))
+    assert y.dtype == np.int32
+
+
+@pytest.mark.parametrize("k, native", [(SHORT, True), (LONG, True), (TOO_LONG, False)])
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("a_type", [np.uint8, np.int8])
+def test_qlinear_matmul(isa, a_type, per_column, k, native):
+    a, b, a_zero, b_zero = product(a_type, a_type, k, "columns" if per_column else "one")
+    b_scale = RNG.uniform(0.01, 0.02, (19,) if per_column else ()).astype(np.float32)
+    inputs = {"a": a, "as": np.float32(0.02), "az": a_zero, "b": b, "bs": b_scale, "bz": b_zero}
+    inputs |= {"ys": np.float32(0.003 * k), "yz": np.array(11, a_type)}
+    model, feed = node_of("QLinearMatMul", inputs, [*inputs][1:])
+    (y,), (expected,) = model(feed).values(), plain(model, **feed)
+    np.testing.assert_array_equal(y, expected)
+    assert (type(plan_of(model).steps[0][0]) is _programs.NativeProgram) == native
+
+
+@pytest.mark.parametrize("k, native", [(LONG, True), (TOO_LONG, False)])
+def test_sums_of_int32_that_float32_does_not_hold(isa, k, native):
+    a, b, a_zero, b_zero = product(np.uint8, np.int8, k, "one")
+    model, feed = node_of("MatMulInteger", {"a": a, "b": b, "az": a_zero, "bz": b_zero}, ["b", "bz"])
+    (y,) = model(feed).values()
+    expected = (a.astype(np.int64) - int(a_zero)) @ (b.astype(np.int64) - int(b_zero))
+    assert np.abs(expected).max() > 2**24
+    np.testing.assert_array_equal(y, expected)
+    assert (type(plan_of(model).steps[0][0]) is _programs.NativeProgram) == native
+
+
+@pytest.mark.parametrize("k", [SHORT, LONG])
+def test_sums_that_become_floats(k):
+    """As dynamic quantisation writes them: the sums are cast to float32, which rounds them once."""
+    a, b, a_zero, _ = product(np.uint8, np.int8, k, "one")
+    nodes = [
+        helper.make_node("MatMulInteger", ["a", "b", "az"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    constants = {"b": b, "az": a_zero, "s": np.float32(0.01)}
+    model = load(model_of(nodes, [("a", TensorProto.UINT8, a.shape)], [("y", TensorProto.FLOAT, None)], constants, 21))
+    (y,) = compare(model, a=a)
+    sums = (a.astype(np.int64) - int(a_zero)) @ b.astype(np.int64)
+    np.testing.assert_array_equal(y, sums.astype(np.float32) * np.float32(0.01))
+
+
+# ------------------------------------------------------------------------------------------------ convolutions
+CONVOLUTIONS = [
+    ((2, 3, 17), (5, 3, 4), {"pads": [2, 1], "strides": [2]}),
+    ((1, 4, 9, 8), (6, 2, 3, 2), {"group": 2, "pads": [1, 0, 2, 1], "dilations": [2, 1]}),
+    ((2, 5, 7, 6), (5, 1, 3, 3), {"group": 5, "pads": [1, 1, 1, 1]}),
+    ((1, 3, 8, 8), (4, 3, 1, 1), {}),
+]
+
+
+@pytest.mark.parametrize("w_type", [np.uint8, np.int8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("shape, kernel, attributes", CONVOLUTIONS)
+def test_conv_integer(isa, shape, kernel, attributes, zeros, w_type):
+    inputs = {"x": integers(np.uint8, *shape), "w": integers(w_type, *kernel)}
+    inputs |= {"xz": np.uint8(130), "wz": np.array(100, w_type)} if zeros else {}
+    model, feed = node_of("ConvInteger", inputs, ["w", "xz", "wz"], **attributes)
+    compare(model, **feed)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("shape, kernel, attributes", CONVOLUTIONS)
+def test_qlinear_conv(isa, shape, kernel, attributes, dtype, per_channel):
+    channels = (kernel[0],) if per_channel else ()
+    scale = RNG.uniform(0.01, 0.02, channels).astype(np.float32)
+    inputs = {"x": integers(dtype, *shape), "xs": np.float32(0.02), "xz": np.array(7, dtype)}
+    inputs |= {"w": integers(dtype, *kernel), "ws": scale, "wz": integers(dtype, *channels)}
+    inputs |= {"ys": np.float32(0.5), "yz": np.array(11, dtype)}
+    for bias in (None, RNG.integers(-5000, 5000, kernel[0]).astype(np.int32)):
+        model, feed = node_of("QLinearConv", inputs | {"B": bias}, [*[*inputs][1:], "B"], **attributes)
+        compare(model, **feed)
+
+
+def test_large_convolutions_stay_with_numpy():
+    x, w = integers(np.uint8, 1, 300, 5), np.full((2, 300, 3), -128, np.int8)
+    model, feed = node_of("ConvInteger", {"x": x, "w": w}, ["w"])
+    (y,), (expected,) = model(feed).values(), plain(model, **feed)
+    np.testing.assert_array_equal(y, expected)
+    assert type(plan_of(model).steps[0][0]) is not _programs.NativeProgram
