@@ -132,7 +132,8 @@ def _collect(
                 pairs = zip(inner.inputs, node.inputs)
                 outside = collections.ChainMap({v.name: known[actual] for v, actual in pairs if actual in known})
             _collect(inner, outside, recorded, layers, others)
-        weights = _weights(node, known)
+        calls = node.function is None and node.graphs
+        weights = [] if calls else _weights(node, known)  # those of a call are in its body
         shape, count = recorded.get(id(node), (None, None))
         if weights:
             layers.append(
@@ -180,6 +181,10 @@ MOVES = {
 }
 
 
+# Convolution -> the index of its kernel
+KERNELS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
+
+
 def flops(op_type: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Floating-point operations of one run of a node.
 
@@ -189,10 +194,10 @@ def flops(op_type: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     if op_type in CELL_KINDS:
         X, W, R = inputs[:3]
         return 2 * math.prod(X.shape[:2]) * (W.size + R.size)
-    if op_type in ("MatMul", "Gemm"):
+    if op_type in ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"):
         return 2 * sizes[0] * inputs[0].shape[-1]
-    if op_type == "Conv":
-        return 2 * sizes[0] * math.prod(inputs[1].shape[1:])
+    if op_type in KERNELS:
+        return 2 * sizes[0] * math.prod(inputs[KERNELS[op_type]].shape[1:])
     if op_type == "ConvTranspose":
         return 2 * inputs[0].size * math.prod(inputs[1].shape[1:])
     return 0 if op_type in MOVES else sum(sizes)

@@ -467,6 +467,17 @@ def test_weights_become_constants_that_are_packed():
         assert [type(run) for run, *_ in ours.planned.plans.kept[0].steps] == [_programs.NativeProgram]
 
 
+def test_a_summary_counts_weights_once():
+    for case, op_type, parameters, flops in (
+        (nbits(4, 5, 70, 32), "MatMul", 5 * 70, 2 * 6 * 5 * 70),
+        (qgemm(np.uint8, np.int8, {}), "MatMulInteger", 33 * 7, 2 * 5 * 33 * 7),
+        (integer_product("DynamicQuantizeMatMul"), "MatMulInteger", 8 * 5, 2 * 6 * 8 * 5),
+    ):
+        model, _ = built(case)
+        (layer,) = [layer for layer in load(model).summary().layers if layer.op_type.startswith("MatMul")]
+        assert (layer.op_type, layer.parameters, layer.flops) == (op_type, parameters, flops)
+
+
 # ------------------------------------------------------------------------------------------------ files of others
 STEPS = 3e-4  # of the largest output: a rounding of float32 before a quantiser turns a step of it, measured 2.04e-4
 # By chance the errors of onnxruntime's activations make up for those of the weights, the only ones here: measured 1.13

@@ -26,7 +26,7 @@ def quantized(quotient, zero_point, dtype, saturate=1):
         if zero_point is not None:
             quotient = quotient + zero_point.astype(quotient.dtype)
         return convert(quotient, dtype, saturate)
-    quotient = np.rint(quotient)
+    quotient = widen(np.rint(quotient))  # float16 does not hold the sums with 16-bit zero points
     if zero_point is not None:
         quotient = quotient + zero_point.astype(quotient.dtype)
     return np.clip(quotient, *limits(dtype)).astype(np.int32).astype(dtype)

@@ -3,8 +3,12 @@
 import math
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
+import rnnfast
 from rnnfast.errors import InputError
 from tests.onnx.ops.helpers import assert_like_onnxruntime, floats, run
 
@@ -37,6 +41,47 @@ def test_quantize_by_axis_and_by_block():
     back = run("DequantizeLinear", [y, scale, zero], opset=21, axis=1, block_size=2)
     for i in range(5):
         np.testing.assert_array_equal(back[:, i], (y[:, i].astype(np.float32) - zero[:, i // 2]) * scale[:, i // 2])
+
+
+# Element types of quantised tensors -> the opset that gave the quantisers this type
+TYPES = dict.fromkeys(("UINT8", "INT8", "UINT16", "INT16", "UINT4", "INT4"), 21)
+TYPES |= dict.fromkeys(("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ"), 21)
+TYPES |= {"FLOAT4E2M1": 23, "INT2": 25, "UINT2": 25}
+BITS = {"UINT4": (0, 15), "INT4": (-8, 7), "UINT2": (0, 3), "INT2": (-2, 1)}
+
+
+@pytest.mark.parametrize("scale_type", [np.float32, np.float16])
+@pytest.mark.parametrize("form", [{}, {"axis": 1}, {"axis": -1, "block_size": 3}])
+@pytest.mark.parametrize("kind", TYPES)
+def test_forms_of_quantisers_against_those_of_onnx(kind, form, scale_type):
+    if TYPES[kind] > min(onnx.defs.onnx_opset_version(), 28) or not hasattr(TensorProto, kind):
+        pytest.skip("this version of onnx does not have the type")
+    number = getattr(TensorProto, kind)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(number))
+    rng, shape = np.random.default_rng([14, *kind.encode()]), (3, 5, 8)
+    sizes = (3, 5, 3) if "block_size" in form else (5,) if form else ()
+    scale, x = rng.uniform(0.1, 0.5, sizes).astype(scale_type), floats(rng, *shape).astype(scale_type) * 3
+    zero = np.zeros(sizes, np.float32).astype(dtype)
+    if "INT" in kind:
+        low, high = BITS.get(kind) or (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        zero = rng.integers(low, high, sizes, endpoint=True).astype(dtype)
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        arrays = {"x": x, "s": scale, "z": zero}
+        types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in arrays.items()}
+        output = number if op_type == "QuantizeLinear" else types["s"]
+        graph = helper.make_graph(
+            [helper.make_node(op_type, list("xsz"), ["y"], **form)],
+            "one",
+            [helper.make_tensor_value_info(name, types[name], array.shape) for name, array in arrays.items()],
+            [helper.make_tensor_value_info("y", output, shape)],
+        )
+        imports = [helper.make_opsetid("", TYPES[kind])]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=13 if TYPES[kind] > 23 else 11)
+        (expected,) = ReferenceEvaluator(model).run(None, arrays)
+        y = rnnfast.load(model.SerializeToString())(arrays).y
+        assert y.dtype == expected.dtype
+        np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))
+        x = y
 
 
 def test_quantizers_of_zeros_denormals_and_nan():
