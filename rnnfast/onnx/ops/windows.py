@@ -87,6 +87,8 @@ def _windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=
     kernel = attribute(kernel, 1, rank, 1, "kernel_shape")
     strides = attribute(strides, 1, rank, 1, "strides")
     dilations = attribute(dilations, 1, rank, 1, "dilations")
+    # Of one tap there is no distance to another one, which may be so large that C could not add to it.
+    dilations = tuple([distance if taps > 1 else 1 for distance, taps in zip(dilations, kernel)])
     begin, end = map(list, explicit_pads(pads, auto_pad, rank))
     output = []
     for axis in range(rank):
