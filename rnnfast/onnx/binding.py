@@ -99,7 +99,15 @@ def _attribute(parameter: inspect.Parameter) -> Attribute:
     if typing.get_origin(annotation) is Literal:
         choices = typing.get_args(annotation)
         annotation = type(choices[0])
-    return Attribute(*CONVERSIONS[annotation], choices, parameter.default is parameter.empty)
+    onnx_type, convert = CONVERSIONS[annotation]
+    if annotation is Dtype and parameter.default is None:
+        convert = _optional_dtype
+    return Attribute(onnx_type, convert, choices, parameter.default is parameter.empty)
+
+
+def _optional_dtype(proto: Any, context: Any) -> np.dtype | None:
+    """The dtype of an attribute that may be absent, as which a file may also give number 0, its default in ONNX."""
+    return tensors.numpy_dtype(proto.i) if proto.i else None
 
 
 @functools.lru_cache(1024)

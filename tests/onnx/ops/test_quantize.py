@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 import rnnfast
-from rnnfast.errors import InputError
+from rnnfast.errors import InputError, UnsupportedError
+from tests.graphs import load, one_node
 from tests.onnx.ops.helpers import assert_like_onnxruntime, floats, run
 
 
@@ -82,6 +83,18 @@ def test_forms_of_quantisers_against_those_of_onnx(kind, form, scale_type):
         assert y.dtype == expected.dtype
         np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))
         x = y
+
+
+def test_an_output_type_of_0_is_none():
+    """It is the default; onnxruntime writes it into the files that it saves."""
+    x, scale = np.float32([1, 2, 3]), np.float32(0.5)
+    for attributes in ({"output_dtype": 0}, {"output_dtype": 0, "precision": 0}):
+        model = one_node("QuantizeLinear", {"x": x, "s": scale}, 1, 23, **attributes)
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+        assert load(model)(x=x, s=scale).out0.tolist() == [2, 4, 6]
+    model = one_node("Cast", {"x": x}, 1, 23, to=0)
+    with pytest.raises(UnsupportedError, match="'to': element type 0"):
+        load(model)
 
 
 def test_quantizers_of_zeros_denormals_and_nan():
