@@ -15,19 +15,13 @@ MOST = 0.05
 RUNS = 5
 
 
-def is_quantised(entry):
-    """Return whether a model computes with quantised weights, which NumPy does."""
-    return any("Quant" in op or "Integer" in op for op in entry["ops"])
-
-
 def entries():
     """Parameters: (folder, entry of its models.json) of every model, or one that is skipped."""
     found = []
     for folder in ("models", "models-more"):
         file = SHARED / folder / "models.json"
         for entry in json.loads(file.read_text()) if file.exists() else ():
-            if not is_quantised(entry):
-                found.append(pytest.param(folder, entry, id=entry["file"]))
+            found.append(pytest.param(folder, entry, id=entry["file"]))
     return found or [pytest.param(None, None, id="none", marks=pytest.mark.skip(reason=ABSENT))]
 
 
