@@ -87,6 +87,59 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
 #undef Y
 }
 
+/* The floats of the bits of float16 and bfloat16, which float32 holds, denormals too. */
+static float from_float16(uint16_t h)
+{
+    const uint32_t exponent = h >> 10 & 31, mantissa = h & 0x3ffu, sign = (uint32_t)(h & 0x8000u) << 16;
+    const float small = (float)mantissa * 0x1p-24f;
+    uint32_t bits;
+    memcpy(&bits, &small, sizeof bits);
+    if (exponent != 0)
+        bits = (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+    bits |= sign;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static float from_bfloat16(uint16_t h)
+{
+    const uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* bits / 2^shift, rounded to nearest, ties to even. */
+static uint32_t shifted(uint32_t bits, uint32_t shift)
+{
+    return (bits + (1u << (shift - 1)) - 1 + (bits >> shift & 1)) >> shift;
+}
+
+/* The bits of a float as float16 and as bfloat16, rounded to nearest, ties to even; infinity beyond the largest. */
+static uint16_t to_float16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    if (size > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u | (size >> 13 & 0x3ffu));
+    if (size >= 0x47800000u)                    /* 2^16 */
+        return (uint16_t)(sign | 0x7c00u);
+    if (size >= 0x38800000u)                    /* 2^-14: what rounds up to 2^16 carries into infinity */
+        return (uint16_t)(sign | shifted(size - (112u << 23), 13));
+    if (size < 0x33000000u)                     /* 2^-25 */
+        return (uint16_t)sign;
+    return (uint16_t)(sign | shifted((size & 0x7fffffu) | 0x800000u, 126 - (size >> 23)));
+}
+
+static uint16_t to_bfloat16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : shifted(bits, 16));
+}
+
 /* Return n values of an input as contiguous floats: the input itself where it is stored like that, otherwise
  * `converted`, to which they are written. */
 static const float *loaded(const element *e, const char *p, ptrdiff_t stride, ptrdiff_t n, float *converted)
@@ -119,6 +172,8 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
     case ITEM_INT8: LOAD(int8_t, (float)x)
     case ITEM_UINT16: LOAD(uint16_t, (float)x)
     case ITEM_INT16: LOAD(int16_t, (float)x)
+    case ITEM_FLOAT16: LOAD(uint16_t, from_float16(x))
+    case ITEM_BFLOAT16: LOAD(uint16_t, from_bfloat16(x))
     }
 #undef LOAD
     return converted;
@@ -167,6 +222,8 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
     case ITEM_INT8: STORE_INTEGERS(int8_t)
     case ITEM_UINT16: STORE_INTEGERS(uint16_t)
     case ITEM_INT16: STORE_INTEGERS(int16_t)
+    case ITEM_FLOAT16: STORE(uint16_t, to_float16(x[i]))
+    case ITEM_BFLOAT16: STORE(uint16_t, to_bfloat16(x[i]))
     }
 #undef STORE_INTEGERS
 #undef STORE

@@ -90,7 +90,10 @@ typedef struct {
  * converted when they are loaded or stored (a truth value is 1 or 0). The inputs and then the instructions follow the
  * struct. */
 enum { TILE = 256, REGISTERS = 24 };
-enum { ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64, ITEM_UINT8, ITEM_INT8, ITEM_UINT16, ITEM_INT16 };
+enum {                          /* types of the items of an operand */
+    ITEM_FLOAT32, ITEM_BOOL, ITEM_INT32, ITEM_INT64, ITEM_UINT8, ITEM_INT8, ITEM_UINT16, ITEM_INT16, ITEM_FLOAT16,
+    ITEM_BFLOAT16
+};
 enum {                          /* codes of instructions, beside the ACT_* of kernels.h, which have one argument */
     E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
     E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE,

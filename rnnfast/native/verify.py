@@ -20,7 +20,8 @@ AXES = LIMITS["axes"]
 CONSTANTS, ARENA = 0, 1  # buffers; the inputs and outputs follow
 BLOCK = 16  # columns of a block of packed weights
 REGISTERS = 24  # of elementwise commands
-ITEMS = (4, 1, 4, 8, 1, 1, 2, 2)  # bytes of ITEM_FLOAT32, _BOOL, _INT32, _INT64, _UINT8, _INT8, _UINT16 and _INT16
+# Bytes of ITEM_FLOAT32, _BOOL, _INT32, _INT64, _UINT8, _INT8, _UINT16, _INT16, _FLOAT16 and _BFLOAT16
+ITEMS = (4, 1, 4, 8, 1, 1, 2, 2, 2, 2)
 INTEGERS = (1, 1, 1, 4, 8)  # bytes of INTEGER_BOOL, _UINT8, _INT8, _INT32 and _INT64
 ORDER_FLOAT32 = 8
 SELECT = 15  # I_SELECT

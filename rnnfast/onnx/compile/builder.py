@@ -27,9 +27,7 @@ ARENA, CONSTANT, INPUT, OUTPUT = "arena", "constant", "input", "output"
 AXES = _programs.LIMITS["axes"]
 MAPPED_BYTES = 1 << 20  # larger views are mapped, so that they take addresses but no memory
 VIEWS = np.ndarray, View
-DTYPES = frozenset(
-    map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "uint16", "int16", "float64", "float16"))
-)
+DTYPES = frozenset(map(np.dtype, ("float32", "int64", "int32", "bool", "uint8", "int8", "uint16", "int16", "float64")))
 
 
 def _reshaped(view, shape):

@@ -37,6 +37,7 @@ from rnnfast.onnx.compile.expressions import (
     number,
 )
 from rnnfast.onnx.ops import activations
+from rnnfast.onnx.ops.numeric import is_half
 
 UNARY = {
     "Sqrt": SQRT,
@@ -345,13 +346,17 @@ def emit_clip(builder, node, inputs, outputs):
 
 
 def emit_cast(builder, node, inputs, outputs):
-    """Set the expression of a cast from or to float32 or from bool, or a view if the type stays; False for others."""
+    """Set the expression of a cast that float32 holds, or a view if the type stays; False for others.
+
+    These casts are those from or to float32, from bool, from float16 or bfloat16, and of integers to float16, of which
+    float32 holds each that does not become infinite.
+    """
     source, target = inputs[0].dtype, outputs[0].dtype
     if source == target:
         builder.set(outputs[0], builder.view(inputs[0]))
         return True
-    through_float32 = np.float32 in (source, target) or source == np.bool_
-    if not through_float32 or source not in ITEMS or target not in ITEMS:
+    through_float32 = np.float32 in (source, target) or source == np.bool_ or is_half(source) or target == np.float16
+    if not through_float32 or source.name not in ITEMS or target.name not in ITEMS:
         return False
     define(builder, outputs[0], lambda x: x, inputs[:1])
     return True

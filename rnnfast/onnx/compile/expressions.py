@@ -65,10 +65,12 @@ NAMES = {
     QUANTIZE: "quantize",
 }
 NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
-# ITEM_* of program.h
+# ITEM_* of program.h; by name, because bfloat16 is a type of another package
 ITEMS = {
-    np.dtype(t): i
-    for i, t in enumerate((np.float32, np.bool_, np.int32, np.int64, np.uint8, np.int8, np.uint16, np.int16))
+    name: i
+    for i, name in enumerate(
+        ("float32", "bool", "int32", "int64", "uint8", "int8", "uint16", "int16", "float16", "bfloat16")
+    )
 }
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 REGISTERS = 24  # of program.h
@@ -228,9 +230,9 @@ def _emit(builder, out, views, instructions, lines=None):
         shape, strides = [lines, *shape], [[v.strides[2], *s] for v, s in zip((out, *whole), strides)]
     if len(shape) > AXES:
         raise NotNative(f"{len(shape)} axes")
-    words = [len(shape), *axes(shape, 1), len(views), len(instructions), out, ITEMS[out.dtype], *axes(strides[0])]
+    words = [len(shape), *axes(shape, 1), len(views), len(instructions), out, ITEMS[out.dtype.name], *axes(strides[0])]
     for view, view_strides in zip(views, strides[1:]):
-        words += [view, ITEMS[view.dtype], *axes(view_strides)]
+        words += [view, ITEMS[view.dtype.name], *axes(view_strides)]
     words += _instruction_words(views, instructions)
     flops = sum(instruction.code != COPY for instruction in instructions) * out.size
     note = " ".join(NAMES[instruction.code] for instruction in instructions)

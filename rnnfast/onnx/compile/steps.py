@@ -23,6 +23,7 @@ from rnnfast.onnx.compile import (
     spectra,
 )
 from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
+from rnnfast.onnx.ops.numeric import is_half
 
 TABLES = (
     integer.EMIT,
@@ -89,7 +90,7 @@ def _emit_step(builder, step):
     """Emit the commands of a step; return False if it has none."""
     if not step.results or step.node.domain or step.node.op_type not in EMIT:
         return False
-    if any(o is not None and o.dtype not in DTYPES for o in step.operands + step.results):
+    if any(o is not None and o.dtype not in DTYPES and not is_half(o.dtype) for o in step.operands + step.results):
         return False
     try:
         return any(emit(builder, step.node, step.operands, step.results) for emit in EMIT[step.node.op_type])
