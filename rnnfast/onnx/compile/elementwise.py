@@ -161,6 +161,8 @@ def _is_inf(builder, x, detect_negative=1, detect_positive=1):
     return Instruction(EQ, (x, number(builder, math.inf if detect_positive else -math.inf)))
 
 
+# Of Celu: what is lost of a result is at most 1.2e-38 of alpha.
+LARGEST_ALPHA = 2.0**64
 # operator -> function(builder, x, **attributes) that makes the expression of several instructions
 COMPOSED = {
     "Acos": _acos,
@@ -228,9 +230,9 @@ def emit_function(builder, node, inputs, outputs):
 
 def emit_composed(builder, node, inputs, outputs):
     """Set the expression of a function that takes several instructions; False if it is not float32, and for the alpha
-    of Celu that is not positive.
+    of Celu that is not positive, or so large that x / alpha may be a denormal, which counts as zero.
     """
-    if not _are_float32(*inputs) or node.op_type == "Celu" and not node.attributes.get("alpha", 1) > 0:
+    if not _are_float32(*inputs) or node.op_type == "Celu" and not 0 < node.attributes.get("alpha", 1) <= LARGEST_ALPHA:
         return False
     define(builder, outputs[0], lambda x: COMPOSED[node.op_type](builder, x, **node.attributes), inputs)
     return True

@@ -70,6 +70,11 @@ def test_exact_elementwise(isa, expression):
     compare(model, a=a, b=b)
 
 
+def test_celu_of_a_large_alpha():
+    model = load(parse("g(float[2] x) => (float[2] y) { y = Celu<alpha = 3e38>(x) }"))
+    np.testing.assert_allclose(model(x=np.float32([-3, 2])).y, [-3, 2], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "function",
     [
