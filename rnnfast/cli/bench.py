@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 import rnnfast
-from rnnfast.cli.check import TOLERANCE, arrays, difference, draw, largest
+from rnnfast.cli.check import TOLERANCE, allowed, arrays, difference, draw
 from rnnfast.cli.lengths import CALLS, measured, parsed
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, table
@@ -106,11 +106,10 @@ def bench(
         if peers:
             calls["onnxruntime"] = _onnxruntime(file, model, feed, threads)
         expected = _flat(model.reference(feed))
-        scale = max([1.0, *map(largest, expected)])
         results: dict[str, dict[str, Any]] = {
             name: {"error": difference(_flat(call()), expected)} for name, call in calls.items()
         }
-        good = {name: call for name, call in calls.items() if results[name]["error"] <= TOLERANCE * scale}
+        good = {name: call for name, call in calls.items() if results[name]["error"] <= allowed(expected, TOLERANCE)}
         progress = functools.partial(track, description=file)
         timed = (
             interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, WARMUP if threads > 1 else 0, progress) if good else {}
@@ -167,7 +166,7 @@ def _bench_lengths(
             for engine, make in makers.items():
                 error = difference(_flat(make()(feeds[n])), expected)
                 results[engine]["error"] = max(error, results[engine]["error"])
-                if error > TOLERANCE * max([1.0, *map(largest, expected)]):
+                if error > allowed(expected, TOLERANCE):
                     good.pop(engine, None)
         if good:
             for engine, seconds in measured(good, feeds, seed, functools.partial(track, description=file)).items():

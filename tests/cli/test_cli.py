@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 from click.testing import CliRunner
 
 from rnnfast.cli import main
-from rnnfast.cli.check import difference
+from rnnfast.cli.check import allowed, difference
 from rnnfast.cli.input_files import read_wav
 from tests.paths import MODELS
 
@@ -174,6 +174,16 @@ def test_check_for_programs():
 def test_check_fails_over_tolerance():
     result = rnnfast("check", MODELS / "denoiser.onnx", "--tolerance", "1e-12")
     assert result.exit_code == 1 and "FAILED" in result.stdout
+
+
+@pytest.mark.parametrize("dtype, unit", [("float16", 2.0**-10), ("bfloat16", 2.0**-7)])
+def test_results_of_16_bits_may_differ_by_one_unit(dtype, unit):
+    dtype = np.dtype(getattr(pytest.importorskip("ml_dtypes"), dtype) if dtype == "bfloat16" else dtype)
+    expected = np.array([8.0, 1.5]).astype(dtype)
+    assert difference([np.array([8 + 8 * unit, 1.5]).astype(dtype)], [expected]) <= allowed([expected], 1e-4)
+    assert difference([np.array([8 + 16 * unit, 1.5]).astype(dtype)], [expected]) > allowed([expected], 1e-4)
+    assert allowed([expected.astype(np.float32)], 1e-4) == 8e-4
+    assert allowed([], 1e-4) == allowed([expected[:0]], 1e-4) == 1e-4
 
 
 def test_check_fails_for_nan(tmp_path):
