@@ -59,6 +59,9 @@ def load(
 ) -> Model:
     """Read, check and prepare an ONNX model.
 
+    A graph of float16 or bfloat16 tensors is computed in float32. Its inputs and outputs keep their types; nothing
+    between them is rounded to 16 bits.
+
     Args:
         source: The path of an ONNX file, or the file's bytes. Tensors stored as external data are read from inside
             the file's folder only, so a model given as bytes cannot have any. See SECURITY.md for links.
@@ -115,7 +118,7 @@ class Model:
             `shape`; `str(type)` is the name that onnxruntime gives it, such as `tensor(float)`. An input that has an
             initializer may be left out of a call.
         outputs: The outputs, in the order of the file, each with `name` and `type`.
-        graph: The checked graph as the file has it.
+        graph: The checked graph as the file has it, but computed in float32 where the file has float16 or bfloat16.
         source: What the file says besides its graph: label, opsets, producer and metadata.
         matmul: The argument of `load`.
         threads: The most threads that one call may use.
@@ -263,7 +266,7 @@ class Model:
 
     @raises_limit_error
     def reference(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Outputs:
-        """Run the same graph with float64 in place of float32, by NumPy alone.
+        """Run the same graph with float64 in place of float32, by NumPy alone; also where the file has float16.
 
         This is slow; `rnnfast check` compares a model with it.
 

@@ -237,7 +237,8 @@ def read(
     """Read and check a model, given as a path or as the bytes of a file; `edit` changes the ModelProto before.
 
     Raises ModelError, UnsupportedError or LimitError. If `problems` is a list, the UnsupportedErrors of nodes are
-    appended to it instead, and these nodes have no function. With external_data=False no file but the model's is read.
+    appended to it instead, and these nodes have no function; else a graph of float16 or bfloat16 is rewritten to one
+    that computes in float32. With external_data=False no file but the model's is read.
     """
     label = "<bytes>"
     with contextlib.ExitStack() as cleanup:
@@ -379,7 +380,11 @@ class _Reader:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
         graph = self.graph(proto.graph, _Scope(opsets, {}, (), (), 0, ()))
-        static_types.check(graph)
+        proof = static_types.Proof(graph, self.label)
+        if proof.has_halves and self.problems is None:
+            from rnnfast.onnx.halves import in_float32
+
+            graph = in_float32(graph, proof, self.label, self.count_bytes)
         source = Source(
             label=self.label,
             ir_version=proto.ir_version,
