@@ -3,6 +3,7 @@
 import numpy as np
 
 from rnnfast.onnx.ops.control import if_
+from rnnfast.onnx.ops.numeric import is_half
 
 # Operators whose results depend on the shape of their first input alone.
 SHAPE_ONLY = {"EyeLike", "Shape", "Size"}
@@ -20,7 +21,7 @@ def idle_state(graph, states):
         states: {state input: state output}.
     """
     for name, output in states.items():
-        flow = _Flow(name)
+        flow = _Flow(next(v for v in graph.inputs if v.name == name))
         used, same = flow.through(graph, {name: ()})
         if not used.intersection(v.name for v in graph.outputs):
             return name, "no output depends on its values"
@@ -30,10 +31,15 @@ def idle_state(graph, states):
 
 
 class _Flow:
-    """The flow of the values of one input, `name`, through a graph."""
+    """The flow of the values of one input, a Value, through a graph.
 
-    def __init__(self, name):
-        self.name = name
+    A Cast keeps them if it is to the input's type, or from float16 or bfloat16 to float32, in which their graphs run.
+    """
+
+    def __init__(self, state):
+        dtype = state.type.dtype
+        self.name = state.name
+        self.kept_types = (dtype, np.float32) if dtype is not None and is_half(dtype) else (dtype,)
 
     def through(self, graph, given):
         """(names that depend on the values of the input, {name: permutation of its axes} of those that are the input).
@@ -89,6 +95,8 @@ class _Flow:
             return permutation if fits and bool(np.all(other == NEUTRAL[op])) else None
         if op == "Concat" and len(node.inputs) == 1 or op == "Dropout":
             return permutation
+        if op == "Cast":
+            return permutation if node.attributes["to"] in self.kept_types else None
         return permutation if op in KEEP_ORDER and not permutation else None
 
 

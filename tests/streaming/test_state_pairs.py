@@ -26,7 +26,7 @@ def found(inputs, outputs, given=None):
         outputs=outputs,
         required_inputs=[v.name for v in inputs],
         source=SimpleNamespace(label="m.onnx"),
-        folded=SimpleNamespace(nodes=(mix,), outputs=outputs, constants={}),
+        folded=SimpleNamespace(nodes=(mix,), inputs=inputs, outputs=outputs, constants={}),
     )
     return find_state_pairs(model, given)
 
@@ -155,17 +155,19 @@ SAME = """<domain: "local", opset_import: ["" : 17]> same (a) => (c) { c = Ident
     <domain: "local", opset_import: ["" : 17]> more (a) => (c) { c = Neg (a) }"""
 
 
-def with_state(body):
+def with_state(body, dtype):
     y2 = ", float[1,4] y2" if "y2" in body else ""
     text = f"g (float[1,4] x, float[1,4] s) => (float[1,4] y, float[1,4] s_out{y2}) {{ y = Tanh (x)  {body} }}{SAME}"
-    constants = {"zero": [0], "flat": [-1], "shape": [1, 4], "nought": np.float32(0), "one": np.float32(1)}
+    text = text.replace("float[", "float16[") if dtype == np.float16 else text
+    constants = {"zero": [0], "flat": [-1], "shape": [1, 4], "nought": dtype(0), "one": dtype(1)}
     return graphs.load(graphs.parse(text, **constants, yes=np.array(True)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("name", IDLE)
-def test_states_that_are_none(name):
+def test_states_that_are_none(name, dtype):
     body, why = IDLE[name]
-    model = with_state(body)
+    model = with_state(body, dtype)
     with pytest.raises(InputError, match=rf"'s' and output 's_out' have the names of a state, but {why}; .*states="):
         model.stream()
     with pytest.raises(InputError, match=why):
@@ -174,6 +176,9 @@ def test_states_that_are_none(name):
     assert model.stream(states={}, s=[[1.0] * 4]).step(x=[[2.0] * 4]).keys() >= {"y", "s_out"}
 
 
-@pytest.mark.parametrize("name", LIVE)
-def test_states_that_are_used(name):
-    assert with_state(LIVE[name]).stream().states == {"s": "s_out"}
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("name", [*LIVE, "rounded to integers"])
+def test_states_that_are_used(name, dtype):
+    kind = {np.float32: 1, np.float16: 10}[dtype]
+    body = LIVE.get(name, f"i = Cast <to = 7> (s)  s_out = Cast <to = {kind}> (i)")
+    assert with_state(body, dtype).stream().states == {"s": "s_out"}
