@@ -87,57 +87,38 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
 #undef Y
 }
 
-/* The floats of the bits of float16 and bfloat16, which float32 holds, denormals too. */
+static float float_of(uint32_t bits) { float x; memcpy(&x, &bits, sizeof x); return x; }
+static uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, sizeof bits); return bits; }
+
+/* a if `first` is 1, b if it is 0. */
+static uint32_t chosen(uint32_t first, uint32_t a, uint32_t b) { return b ^ ((a ^ b) & -first); }
+
+/* The floats of the bits of float16 and bfloat16, which float32 holds, denormals too. These functions and the two that
+ * follow have no branches, so that compilers make vectors of them. */
 static float from_float16(uint16_t h)
 {
-    const uint32_t exponent = h >> 10 & 31, mantissa = h & 0x3ffu, sign = (uint32_t)(h & 0x8000u) << 16;
-    const float small = (float)mantissa * 0x1p-24f;
-    uint32_t bits;
-    memcpy(&bits, &small, sizeof bits);
-    if (exponent != 0)
-        bits = (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-    bits |= sign;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, size = (uint32_t)(h & 0x7fffu) << 13;
+    const uint32_t small = bits_of(float_of(size + (113u << 23)) - 0x1p-14f);   /* without the leading 1 */
+    const uint32_t normal = size + chosen(size >= 0x7c00u << 13, 224u << 23, 112u << 23);
+    return float_of(chosen(size < 0x400u << 13, small, normal) | sign);
 }
 
-static float from_bfloat16(uint16_t h)
-{
-    const uint32_t bits = (uint32_t)h << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* bits / 2^shift, rounded to nearest, ties to even. */
-static uint32_t shifted(uint32_t bits, uint32_t shift)
-{
-    return (bits + (1u << (shift - 1)) - 1 + (bits >> shift & 1)) >> shift;
-}
+static float from_bfloat16(uint16_t h) { return float_of((uint32_t)h << 16); }
 
 /* The bits of a float as float16 and as bfloat16, rounded to nearest, ties to even; infinity beyond the largest. */
 static uint16_t to_float16(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
-    if (size > 0x7f800000u)
-        return (uint16_t)(sign | 0x7e00u | (size >> 13 & 0x3ffu));
-    if (size >= 0x47800000u)                    /* 2^16 */
-        return (uint16_t)(sign | 0x7c00u);
-    if (size >= 0x38800000u)                    /* 2^-14: what rounds up to 2^16 carries into infinity */
-        return (uint16_t)(sign | shifted(size - (112u << 23), 13));
-    if (size < 0x33000000u)                     /* 2^-25 */
-        return (uint16_t)sign;
-    return (uint16_t)(sign | shifted((size & 0x7fffffu) | 0x800000u, 126 - (size >> 23)));
+    const uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    const uint32_t small = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);      /* neighbours of 0.5 are 2^-24 apart */
+    const uint32_t normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1)) >> 13;
+    const uint32_t beyond = chosen(size > 0x7f800000u, 0x7e00u | (size >> 13 & 0x3ffu), 0x7c00u);
+    return (uint16_t)(sign | chosen(size >= 0x47800000u, beyond, chosen(size < 0x38800000u, small, normal)));
 }
 
 static uint16_t to_bfloat16(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : shifted(bits, 16));
+    const uint32_t bits = bits_of(x), rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)chosen((bits & 0x7fffffffu) > 0x7f800000u, bits >> 16 | 0x40u, rounded);
 }
 
 /* Return n values of an input as contiguous floats: the input itself where it is stored like that, otherwise
@@ -151,6 +132,7 @@ static const float *loaded(const element *e, const char *p, ptrdiff_t stride, pt
             converted[i] = ((const float *)p)[-i];
         return converted;
     }
+    /* Of items that lie behind each other compilers make vectors. */
 #define LOAD(type, value)                                                                                            \
     if (stride == sizeof(type))                                                                                      \
         for (ptrdiff_t i = 0; i < n; i++) {                                                                          \
@@ -192,19 +174,18 @@ static int fit_int32(const float *x, ptrdiff_t n)
 }
 
 /* Return whether a float is not zero; a denormal is not. */
-static int is_not_zero(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (bits & 0x7fffffffu) != 0;
-}
+static int is_not_zero(float x) { return (bits_of(x) & 0x7fffffffu) != 0; }
 
 /* Convert n floats to the type of an output and store them. */
 static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, const float *x)
 {
 #define STORE(type, value)                                                                                           \
-    for (ptrdiff_t i = 0; i < n; i++)                                                                                \
-        *(type *)(p + i * stride) = value;                                                                           \
+    if (stride == sizeof(type))                                                                                      \
+        for (ptrdiff_t i = 0; i < n; i++)                                                                            \
+            ((type *)p)[i] = value;                                                                                  \
+    else                                                                                                             \
+        for (ptrdiff_t i = 0; i < n; i++)                                                                            \
+            *(type *)(p + i * stride) = value;                                                                       \
     break;
 #define STORE_INTEGERS(type)                                                                                         \
     if (stride == sizeof(type) && fit_int32(x, n)) {                                                                 \
