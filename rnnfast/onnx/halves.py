@@ -79,16 +79,17 @@ class _Rewriter:
             if isinstance(dtype, np.dtype) and is_half(dtype) and v.name not in given
         }
         names = {name: self.unused(f"{name} (float32)") for name in (*(v.name for v in inputs), *outputs)}
-        makers = {name: node for node in graph.nodes for name in node.outputs}
+        casts = {
+            node.outputs[0]: node.inputs[0]
+            for node in graph.nodes
+            if node.op_type in CASTS and not node.domain and id(node) not in self.proof.moves
+        }
         before = [self.cast(v.name, names[v.name], FLOAT32, "input") for v in inputs]
         after = []
         for name, dtype in outputs.items():
-            maker = makers.get(name)
-            source = names[name]
-            if maker is not None and maker.op_type in CASTS and id(maker) not in self.proof.moves:
-                # float64 is cast to this type at once: by way of float32 it would be rounded twice
-                source = names.get(maker.inputs[0], maker.inputs[0])
-            after.append(self.cast(source, name, dtype, "output"))
+            # float64 is cast to this type at once: by way of float32 it would be rounded twice
+            source = casts.get(name)
+            after.append(self.cast(names[name] if source is None else names.get(source, source), name, dtype, "output"))
         # An initializer that a call may override stays what it is: the cast behind it is computed at load.
         kept = {name: array for name, array in graph.constants.items() if name in given}
         constants = {
@@ -140,7 +141,7 @@ class _Rewriter:
             function = ops.lookup("", "Identity", OPSET)
             yield Node(node.where, node.name, "", "Identity", inputs[:1], outputs, function, {}, None, (), ((0,),))
             return
-        if node.op_type == "BitCast":
+        if id(node) in self.proof.bits:
             yield from self.bit_cast(node, inputs, outputs)
             return
         attributes = {name: self.value(value, node.where) for name, value in node.attributes.items()}

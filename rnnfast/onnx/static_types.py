@@ -6,7 +6,7 @@ operator whose results have the type of an input or always the same. All else is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from rnnfast.onnx.tensors import type_name
 if TYPE_CHECKING:
     from rnnfast.onnx.graph import Graph, Node, Type
 
+CASTS = ("Cast", "CastLike", "BitCast")
 FLOAT32 = np.dtype(np.float32)
 # Attributes that give the type of a result.
 GIVEN = ("to", "dtype", "output_dtype", "output_datatype", "stash_type")
@@ -56,6 +57,7 @@ class Proof:
 
     Attributes:
         outputs: The types of the outputs of the graph.
+        kinds: The types of all values, None if one is unknown.
         has_halves: Whether a value is known to be float16 or bfloat16, or a sequence of such tensors.
         is_whole: Whether the types of all values are known.
         moves: The ids of the nodes that cast float32, float16 or bfloat16 to another one of these.
@@ -64,7 +66,7 @@ class Proof:
     """
 
     def __init__(self, graph: Graph, label: str) -> None:
-        self.has_halves, self.is_whole = False, True
+        self.kinds: set[Any] = set()
         self.moves: set[int] = set()
         self.bits: dict[int, Any] = {}
         self.misdeclared: list[str] = []
@@ -73,13 +75,8 @@ class Proof:
             if value.name in graph.constants and given[i] != graph.constants[value.name].dtype:
                 given[i] = None  # a call may override it with another type
         self.outputs = self._graph(graph, {}, given, label)
-
-    def _note(self, dtype: np.dtype | ListOf | None) -> None:
-        """Note the type of a value."""
-        if dtype is None:
-            self.is_whole = False
-        elif _is_half(dtype):
-            self.has_halves = True
+        self.is_whole = None not in self.kinds
+        self.has_halves = _is_half(*self.kinds - {None})
 
     def _graph(
         self, graph: Graph, around: Mapping[str, np.dtype | ListOf | None], given: Sequence[Any], where: str
@@ -92,17 +89,16 @@ class Proof:
         types |= {name: getattr(value, "dtype", None) for name, value in graph.constants.items()}
         for i, value in enumerate(graph.inputs):
             types[value.name] = given[i] if i < len(given) else None
-        for name in (*graph.constants, *(value.name for value in graph.inputs)):
-            self._note(types[name])
         for node in graph.nodes:
             found = [types.get(name) if name else None for name in node.inputs]
             for group in node.one_type:
                 _check_group(node, [(i, dtype) for i in group if (dtype := found[i]) is not None])
             results = self._results(node, found, types)
-            for i, name in enumerate(node.outputs):
-                if name:
-                    types[name] = results[i] if i < len(results) else None
-                    self._note(types[name])
+            if len(results) < len(node.outputs):
+                results = [*results, *[None] * (len(node.outputs) - len(results))]
+            types.update(zip(node.outputs, results))
+        types.pop("", None)
+        self.kinds.update(types.values())
         outputs = [types.get(value.name) for value in graph.outputs]
         for value, dtype in zip(graph.outputs, outputs):
             declared = _declared(value.type)
@@ -133,13 +129,13 @@ class Proof:
         if function is sequence_map:
             given = [_member(dtype) if isinstance(dtype, ListOf) else dtype for dtype in found]
             return [_list_of(dtype) for dtype in self._graph(attributes["body"], types, given, node.where)]
-        results = list(_types_of(node, found))
-        if node.domain:
-            return results
-        if node.op_type in ("Cast", "CastLike") and all(map(_is_narrow, (found[0], *results))):
-            self.moves.add(id(node))
-        elif node.op_type == "BitCast":
-            self.bits[id(node)] = found[0]
+        results = _types_of(node, found)
+        if node.op_type in CASTS and not node.domain:
+            kinds: list[Any] = [found[0], *results]
+            if node.op_type == "BitCast":
+                self.bits[id(node)] = found[0]
+            elif all(map(_is_narrow, kinds)) and _is_half(*kinds):
+                self.moves.add(id(node))
         return results
 
 
@@ -183,26 +179,23 @@ def _name(dtype: np.dtype | ListOf) -> str:
     return f"seq({type_name(dtype.dtype)})" if isinstance(dtype, ListOf) else type_name(dtype)
 
 
-def _types_of(node: Node, found: Types) -> Iterator[np.dtype | ListOf | None]:
+def _types_of(node: Node, found: Types) -> Types:
     """The types of the results of a node without graphs."""
     attributes = node.attributes
     if node.function is constant_of_shape:
         value = attributes.get("value")
-        yield FLOAT32 if value is None else value.dtype
-    elif node.function in (constant, constant_1):
+        return [FLOAT32 if value is None else value.dtype]
+    if node.function in (constant, constant_1):
         given = [name for name, value in attributes.items() if value is not None]
-        yield _constant_type(given[0], attributes[given[0]]) if len(given) == 1 else None
-    elif not node.domain and node.op_type in SEQUENCES:
-        yield SEQUENCES[node.op_type](attributes, [*found, None, None])
-    else:
-        stated = next((attributes[name] for name in GIVEN if isinstance(attributes.get(name), np.dtype)), None)
-        for rule in node.result_types:
-            if rule == ():
-                other = OTHERWISE.get(node.op_type, rule)
-                other = (other,) if isinstance(other, int) else other
-                yield stated if stated is not None else _result(other, found)
-            else:
-                yield _result(rule, found)
+        return [_constant_type(given[0], attributes[given[0]]) if len(given) == 1 else None]
+    if node.op_type in SEQUENCES and not node.domain:
+        return [SEQUENCES[node.op_type](attributes, [*found, None, None])]
+    if () not in node.result_types:
+        return [_result(rule, found) for rule in node.result_types]
+    stated = next((attributes[name] for name in GIVEN if isinstance(attributes.get(name), np.dtype)), None)
+    other = OTHERWISE.get(node.op_type, ())
+    other = _result((other,) if isinstance(other, int) else other, found) if stated is None else stated
+    return [other if rule == () else _result(rule, found) for rule in node.result_types]
 
 
 def _constant_type(name: str, value: Any) -> np.dtype | None:
