@@ -15,7 +15,7 @@ from rnnfast.errors import InputTypeError, LimitError, ModelError
 from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx import halves
 from rnnfast.onnx.ops.numeric import is_half
-from tests.graphs import load, model_of, parse, random
+from tests.graphs import by_numpy, load, model_of, parse, random
 
 FLOAT = np.dtype(np.float32)
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest relative error of one rounding
@@ -280,6 +280,23 @@ def test_lists_of_halves_as_inputs_and_outputs():
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(outputs.y[2], x[0] * x[0])
     assert outputs.z.tolist() == outputs.y[2].tolist() and outputs.z.dtype == np.float16
+
+
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_halves_that_stay_are_moved_natively(half):
+    """In a graph with a list of them as input, which is not rewritten."""
+    text = """g(T[4,6] x, seq(T[n]) list, int64[3] i, bool[4,6] c) => (T a, T b, T d, T e, T f, T g, T h, float k, T m)
+        <int64[2] from = {1, 0}, int64[2] to = {3, 6}, int64[4] pads = {1, 0, 0, 2}, int64[3] shape = {2, 4, 6}> {
+        a = Transpose<perm = [1, 0]>(x) b = Concat<axis = 0>(x, x) d = Slice(x, from, to) e = Gather<axis = 1>(x, i)
+        f = Pad(x, pads) g = Expand(x, shape) h = Where(c, x, x) k = Cast<to = 1>(a) m = SequenceAt(list, zero) }"""
+    model = load(parse(re.sub(r"\bT\b", half.name, text), zero=np.array(0)))
+    x = random(0, 4, 6).astype(half)
+    feed = {"x": x, "list": [x[0]], "i": np.array([5, 0, 2]), "c": x > 0}
+    for name, expected in by_numpy(model, feed).items():
+        output = model(feed)[name]
+        assert output.dtype == expected.dtype and output.tobytes() == expected.tobytes()
+    (plan,) = model.planned.plans.kept
+    assert any(type(run) is NativeProgram and len(run.notes) >= 7 for run, *_ in plan.steps)
 
 
 @pytest.mark.skipif(onnx.defs.onnx_opset_version() < 26, reason="BitCast is of opset 26")
