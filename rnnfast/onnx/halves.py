@@ -16,7 +16,7 @@ from rnnfast.errors import ModelError
 from rnnfast.onnx import ops
 from rnnfast.onnx.graph import Graph, Node, Type, Value
 from rnnfast.onnx.ops.numeric import is_half
-from rnnfast.onnx.static_types import ListOf, Proof
+from rnnfast.onnx.static_types import ListOf, Proof, contains_half
 
 OPSET = 21  # The operators that are added are those of this version.
 CASTS = ("Cast", "CastLike")
@@ -27,7 +27,7 @@ def in_float32(graph: Graph, proof: Proof, label: str, count: Callable[[int, str
     """Return the graph computed in float32; itself if it has no halves.
 
     It is returned as it is, too, where the type of a value is not proven, so that a call can refuse what does not fit,
-    and where an input or output of the model is a sequence or an optional of halves.
+    and where an input or output of the model is an optional of halves.
 
     Args:
         graph: The main graph of a model.
@@ -37,8 +37,7 @@ def in_float32(graph: Graph, proof: Proof, label: str, count: Callable[[int, str
     """
     if not proof.has_halves or not proof.is_whole:
         return graph
-    inputs_fit = all(v.type.kind == "tensor" or not _has_halves(v.type) for v in graph.inputs)
-    if not inputs_fit or any(isinstance(dtype, ListOf) and is_half(dtype.dtype) for dtype in proof.outputs):
+    if any(v.type.kind == "optional" and _has_halves(v.type) for v in (*graph.inputs, *graph.outputs)):
         return graph
     if proof.misdeclared:
         raise ModelError(proof.misdeclared[0])
@@ -71,12 +70,12 @@ class _Rewriter:
     def main(self, graph: Graph) -> Graph:
         """The main graph, with casts behind its inputs and in front of its outputs."""
         self.taken.update(_names(graph))
-        inputs = [v for v in graph.inputs if v.type.dtype is not None and is_half(v.type.dtype)]
+        inputs = [v for v in graph.inputs if _has_halves(v.type)]
         given = {v.name for v in graph.inputs}
         outputs = {
             v.name: dtype
             for v, dtype in zip(graph.outputs, self.proof.outputs)
-            if isinstance(dtype, np.dtype) and is_half(dtype) and v.name not in given
+            if dtype is not None and contains_half(dtype) and v.name not in given
         }
         names = {name: self.unused(f"{name} (float32)") for name in (*(v.name for v in inputs), *outputs)}
         casts = {
@@ -84,7 +83,10 @@ class _Rewriter:
             for node in graph.nodes
             if node.op_type in CASTS and not node.domain and id(node) not in self.proof.moves
         }
-        before = [self.cast(v.name, names[v.name], FLOAT32, "input") for v in inputs]
+        before = [
+            self.cast(v.name, names[v.name], FLOAT32 if v.type.kind == "tensor" else ListOf(FLOAT32), "input")
+            for v in inputs
+        ]
         after = []
         for name, dtype in outputs.items():
             # float64 is cast to this type at once: by way of float32 it would be rounded twice
@@ -108,11 +110,18 @@ class _Rewriter:
         self.taken.add(name)
         return name
 
-    def cast(self, source: str, result: str, dtype: np.dtype, kind: str) -> Node:
-        """A node that casts an input or output."""
+    def cast(self, source: str, result: str, dtype: np.dtype | ListOf, kind: str) -> Node:
+        """A node that casts an input or output, or the members of a list."""
         where = f"{self.label}: {kind} {result if kind == 'output' else source!r} (Cast)"
-        function, attributes = ops.lookup("", "Cast", OPSET), {"to": dtype}
-        return Node(where, "", "", "Cast", (source,), (result,), function, attributes, result_types=(dtype,))
+        if isinstance(dtype, ListOf):
+            member, anything = self.cast("member", "cast member", dtype.dtype, kind), Type("tensor")
+            inputs, outputs = (Value("member", anything),), (Value("cast member", anything),)
+            attributes: dict[str, Any] = {"body": Graph("cast", inputs, outputs, {}, (member,), frozenset())}
+            op_type = "SequenceMap"
+        else:
+            op_type, attributes = "Cast", {"to": dtype}
+        function = ops.lookup("", op_type, OPSET)
+        return Node(where, "", "", op_type, (source,), (result,), function, attributes, result_types=(dtype,))
 
     def nodes(self, graph: Graph, names: Mapping[str, str]) -> Iterator[Node]:
         """The nodes of a graph, which read and make values of other names where `names` has some."""

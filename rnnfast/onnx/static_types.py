@@ -76,7 +76,7 @@ class Proof:
                 given[i] = None  # a call may override it with another type
         self.outputs = self._graph(graph, {}, given, label)
         self.is_whole = None not in self.kinds
-        self.has_halves = _is_half(*self.kinds - {None})
+        self.has_halves = contains_half(*self.kinds - {None})
 
     def _graph(
         self, graph: Graph, around: Mapping[str, np.dtype | ListOf | None], given: Sequence[Any], where: str
@@ -102,7 +102,7 @@ class Proof:
         outputs = [types.get(value.name) for value in graph.outputs]
         for value, dtype in zip(graph.outputs, outputs):
             declared = _declared(value.type)
-            if dtype != declared and dtype is not None and declared is not None and _is_half(dtype, declared):
+            if dtype != declared and dtype is not None and declared is not None and contains_half(dtype, declared):
                 kind = f"seq(tensor({dtype.dtype}))" if isinstance(dtype, ListOf) else f"tensor({type_name(dtype)})"
                 self.misdeclared.append(f"{where}: output {value.name!r} is {kind}, but declared {value.type}")
         return outputs
@@ -134,7 +134,7 @@ class Proof:
             kinds: list[Any] = [found[0], *results]
             if node.op_type == "BitCast":
                 self.bits[id(node)] = found[0]
-            elif all(map(_is_narrow, kinds)) and _is_half(*kinds):
+            elif all(map(_is_narrow, kinds)) and contains_half(*kinds):
                 self.moves.add(id(node))
         return results
 
@@ -159,7 +159,7 @@ def _is_narrow(dtype: Any) -> bool:
     return isinstance(dtype, np.dtype) and (dtype == FLOAT32 or is_half(dtype))
 
 
-def _is_half(*types: np.dtype | ListOf) -> bool:
+def contains_half(*types: np.dtype | ListOf) -> bool:
     """Return whether one of the types is float16 or bfloat16, or a sequence of such tensors."""
     return any(is_half(dtype.dtype if isinstance(dtype, ListOf) else dtype) for dtype in types)
 

@@ -117,7 +117,7 @@ def types_within(model, feed):
     found = set()
 
     def note(node, inputs, outputs):
-        if node.op_type != "Cast":
+        if node.op_type not in ("Cast", "SequenceMap"):
             arrays = [a for v in (*inputs, *outputs) for a in (v if isinstance(v, list) else [v])]
             found.update(a.dtype for a in arrays if isinstance(a, np.ndarray))
 
@@ -272,26 +272,39 @@ def test_outputs_that_are_declared_otherwise_are_refused(declared):
 
 
 def test_lists_of_halves_as_inputs_and_outputs():
-    """Such a graph is computed as it says, with each result rounded."""
     text = """g(seq(float16[n]) x, int64 i) => (seq(float16[n]) y, float16[n] z) {
-        a = SequenceAt(x, i) z = Mul(a, a) y = SequenceInsert(x, z) }"""
+        a = SequenceAt(x, i) b = Mul(a, a) c = Sqrt(b) z = Neg(c) y = SequenceInsert(x, c) }"""
+    model = load(parse(text))
     x = [np.float16([0.1, 300]), np.float16([2, 3])]
-    outputs = load(parse(text))(x=x, i=0)
-    with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(outputs.y[2], x[0] * x[0])
-    assert outputs.z.tolist() == outputs.y[2].tolist() and outputs.z.dtype == np.float16
+    outputs = model(x=x, i=0)
+    assert [member.tolist() for member in outputs.y] == [x[0].tolist(), x[1].tolist(), x[0].tolist()]
+    assert {member.dtype for member in (*outputs.y, outputs.z)} == {np.dtype(np.float16)}
+    assert outputs.z.tolist() == (-x[0]).tolist() and types_within(model, {"x": x, "i": 0}) == {
+        FLOAT,
+        np.dtype(np.int64),
+    }
+    empty = load(parse("g(seq(float16[n]) x, int64 i) => (seq(float16[n]) y) { y = SequenceErase(x, i) }"))
+    assert empty(x=x[:1], i=0).y == []
+
+
+def test_optional_halves_as_inputs():
+    """Such a graph is computed as it says, with each result rounded."""
+    text = """g(optional(float16[n]) x) => (float16[n] y, bool z) {
+        a = OptionalGetElement(x) b = Mul(a, a) y = Sqrt(b) z = OptionalHasElement(x) }"""
+    assert load(parse(text, opset=18))(x=np.float16([2, 300])).y.tolist() == [2, np.inf]
 
 
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_halves_that_stay_are_moved_natively(half):
-    """In a graph with a list of them as input, which is not rewritten."""
-    text = """g(T[4,6] x, seq(T[n]) list, int64[3] i, bool[4,6] c) => (T a, T b, T d, T e, T f, T g, T h, float k, T m)
+    """In a graph with an optional as input, which is not rewritten."""
+    text = """g(T[4,6] x, optional(T[n]) option, int64[3] i, bool[4,6] c) =>
+        (T a, T b, T d, T e, T f, T g, T h, float k, T m)
         <int64[2] from = {1, 0}, int64[2] to = {3, 6}, int64[4] pads = {1, 0, 0, 2}, int64[3] shape = {2, 4, 6}> {
         a = Transpose<perm = [1, 0]>(x) b = Concat<axis = 0>(x, x) d = Slice(x, from, to) e = Gather<axis = 1>(x, i)
-        f = Pad(x, pads) g = Expand(x, shape) h = Where(c, x, x) k = Cast<to = 1>(a) m = SequenceAt(list, zero) }"""
-    model = load(parse(re.sub(r"\bT\b", half.name, text), zero=np.array(0)))
+        f = Pad(x, pads) g = Expand(x, shape) h = Where(c, x, x) k = Cast<to = 1>(a) m = OptionalGetElement(option) }"""
+    model = load(parse(re.sub(r"\bT\b", half.name, text), opset=18))
     x = random(0, 4, 6).astype(half)
-    feed = {"x": x, "list": [x[0]], "i": np.array([5, 0, 2]), "c": x > 0}
+    feed = {"x": x, "option": x[0], "i": np.array([5, 0, 2]), "c": x > 0}
     for name, expected in by_numpy(model, feed).items():
         output = model(feed)[name]
         assert output.dtype == expected.dtype and output.tobytes() == expected.tobytes()
