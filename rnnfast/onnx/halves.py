@@ -15,10 +15,10 @@ import numpy as np
 from rnnfast.errors import ModelError
 from rnnfast.onnx import ops
 from rnnfast.onnx.graph import Graph, Node, Type, Value
+from rnnfast.onnx.loops import OPSET
 from rnnfast.onnx.ops.numeric import is_half
 from rnnfast.onnx.static_types import ListOf, Proof, contains_half
 
-OPSET = 21  # The operators that are added are those of this version.
 CASTS = ("Cast", "CastLike")
 FLOAT32 = np.dtype(np.float32)
 
