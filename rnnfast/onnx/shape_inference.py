@@ -10,6 +10,8 @@ import numpy as np
 
 from rnnfast.native._plans import RecurrentStep
 from rnnfast.onnx.graph import Node
+from rnnfast.onnx.symbolic.integers import NotSymbolic
+from rnnfast.onnx.symbolic.shapes import results_of
 
 # An elementwise operator is costly if its result has at least this many elements; products and windows always are.
 COSTLY = 1 << 9
@@ -20,6 +22,9 @@ ELEMENTWISE = {
     *("Atan", "Celu", "Cos", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Selu", "Shrink", "Sin", "Softsign", "Swish"),
     *("Tan", "ThresholdedRelu"),
 }
+# Those whose shapes have rules of their own, for float32 inputs.
+BY_RULES = {"BatchNormalization", "Clip", "Concat", "GlobalAveragePool", "GroupNormalization", "InstanceNormalization",
+            "LayerNormalization", "PRelu", "RMSNormalization"}  # fmt: skip
 ZERO = bytes(4)  # the memory of all results that are not computed
 
 
@@ -31,12 +36,21 @@ def like_results(node: Node, run: Any, inputs: Sequence[Any]) -> tuple[np.ndarra
     if isinstance(run, RecurrentStep):  # it was made for these types and shapes, which were checked
         T, D, rows, size = run.shape
         return _zeros((run.shape, *[(D, rows, size)] * (2 if node.op_type == "LSTM" else 1)))
-    if node.domain or node.op_type not in ALWAYS_COSTLY | ELEMENTWISE or len(node.outputs) > 1:
+    if node.domain or node.op_type not in ALWAYS_COSTLY | ELEMENTWISE | BY_RULES:
         return None
     if any(x is not None and (x.dtype != np.float32 or x.size == 0) for x in inputs):
         return None
-    shapes = node.function.shapes(*inputs, **node.attributes)  # type: ignore[union-attr]
-    if node.op_type in ELEMENTWISE and math.prod(shapes[0]) < COSTLY:
+    if node.op_type in BY_RULES:
+        try:
+            results, _ = results_of(node, inputs, False)
+        except NotSymbolic:
+            return None
+        shapes = [view.shape for view in results]
+    elif len(node.outputs) == 1:
+        shapes = node.function.shapes(*inputs, **node.attributes)  # type: ignore[union-attr]
+    else:
+        return None
+    if node.op_type not in ALWAYS_COSTLY and max(map(math.prod, shapes)) < COSTLY:
         return None
     return _zeros(shapes)
 

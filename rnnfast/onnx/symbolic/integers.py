@@ -8,7 +8,6 @@ worth as much as long as all conditions hold. Whatever else needs the value of a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,22 +140,12 @@ def _examples(args: Any) -> Any:
 
 
 def _terms(x: Any) -> Terms | None:
+    """The terms of a symbolic or other integer; None for anything else."""
     if type(x) is SymbolicInt:
         return x.terms
-    if isinstance(x, (int, np.integer)):
+    if type(x) is int or isinstance(x, (int, np.integer)):
         return {(): int(x)} if x else {}
     return None
-
-
-def _operator(function: Callable[[SymbolicInt, Terms], Any]) -> Callable[[SymbolicInt, Any], Any]:
-    """An operator of a symbolic integer and the terms of another integer."""
-
-    @functools.wraps(function)
-    def operate(self: SymbolicInt, other: Any) -> Any:
-        terms = _terms(other)
-        return NotImplemented if terms is None else function(self, terms)
-
-    return operate
 
 
 class SymbolicInt:
@@ -167,31 +156,29 @@ class SymbolicInt:
     def __init__(self, sizes: Sizes, terms: Terms, value: int) -> None:
         self.sizes, self.terms, self.value = sizes, terms, value
 
-    def _new(self, terms: Terms) -> Any:
-        """The integer of these terms: a plain one if it is constant."""
-        terms = {term: factor for term, factor in terms.items() if factor}
+    def _new(self, terms: Terms, value: int) -> Any:
+        """The integer of these terms, none of which is 0: a plain one if it is constant."""
         if not terms or len(terms) == 1 and () in terms:
-            return terms.get((), 0)
-        values, total = self.sizes.values, 0
-        for term, factor in terms.items():
-            if len(term) > MAX_DEGREE:
-                raise NotSymbolic("a product of many sizes")
-            for i in term:
-                factor *= values[i]
-            total += factor
-        return SymbolicInt(self.sizes, terms, total)
+            return value
+        return SymbolicInt(self.sizes, terms, value)
 
-    @_operator
-    def __add__(self, other: Terms) -> Any:
+    def __add__(self, other: Any) -> Any:
+        others = _terms(other)
+        if others is None:
+            return NotImplemented
         terms = dict(self.terms)
-        for term, factor in other.items():
-            terms[term] = terms.get(term, 0) + factor
-        return self._new(terms)
+        for term, factor in others.items():
+            total = terms.get(term, 0) + factor
+            if total:
+                terms[term] = total
+            else:
+                del terms[term]
+        return self._new(terms, self.value + int_of(other))
 
     __radd__ = __add__
 
     def __neg__(self) -> Any:
-        return self._new({term: -factor for term, factor in self.terms.items()})
+        return SymbolicInt(self.sizes, {term: -factor for term, factor in self.terms.items()}, -self.value)
 
     def __sub__(self, other: Any) -> Any:
         return self + -other
@@ -199,14 +186,22 @@ class SymbolicInt:
     def __rsub__(self, other: Any) -> Any:
         return -self + other
 
-    @_operator
-    def __mul__(self, other: Terms) -> Any:
-        terms: Terms = {}
+    def __mul__(self, other: Any) -> Any:
+        others = _terms(other)
+        if others is None:
+            return NotImplemented
+        if len(others) == 1 and () in others:  # as most are
+            factor = others[()]
+            terms = {term: factor * own for term, own in self.terms.items()}
+            return SymbolicInt(self.sizes, terms, self.value * factor)
+        terms = {}
         for term, factor in self.terms.items():
-            for term2, factor2 in other.items():
-                both = tuple(sorted(term + term2)) if term and term2 else term or term2
+            for term2, factor2 in others.items():
+                both = tuple(sorted(term + term2))
+                if len(both) > MAX_DEGREE:
+                    raise NotSymbolic("a product of many sizes")
                 terms[both] = terms.get(both, 0) + factor * factor2
-        return self._new(terms)
+        return self._new({term: factor for term, factor in terms.items() if factor}, self.value * int_of(other))
 
     __rmul__ = __mul__
 
@@ -236,7 +231,10 @@ class SymbolicInt:
             terms[tuple(left)] = n // factor
         if term and not self.sizes.is_positive(other):
             return None
-        return self._new(terms)
+        divisor = factor
+        for i in term:
+            divisor *= self.sizes.values[i]
+        return self._new(terms, self.value // divisor)
 
     def __mod__(self, other: Any) -> Any:
         return self - self // other * other
