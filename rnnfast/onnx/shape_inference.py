@@ -42,10 +42,9 @@ def like_results(node: Node, run: Any, inputs: Sequence[Any]) -> tuple[np.ndarra
         return None
     if node.op_type in BY_RULES:
         try:
-            results, _ = results_of(node, inputs, False)
+            shapes = [view.shape for view in results_of(node, inputs)]
         except NotSymbolic:
             return None
-        shapes = [view.shape for view in results]
     elif len(node.outputs) == 1:
         shapes = node.function.shapes(*inputs, **node.attributes)  # type: ignore[union-attr]
     else:

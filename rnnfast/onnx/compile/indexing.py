@@ -35,7 +35,7 @@ def emit_gather(builder, node, inputs, outputs):
         return False
     view = builder.view(inputs[0])
     before = (slice(None),) * axis
-    if indices.known is not None:
+    if isinstance(indices.known, np.ndarray):  # not one that depends on sizes
         if indices.known.ndim == 0:
             builder.set(outputs[0], view[(*before, int(indices.known), ...)])
             return True

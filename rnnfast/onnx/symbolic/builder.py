@@ -26,9 +26,7 @@ from rnnfast.onnx.compile.builder import (
     words_of,
 )
 from rnnfast.onnx.symbolic.integers import LEAST, Made, NotSymbolic, Sizes, SymbolicInt, Terms, int_of
-from rnnfast.onnx.symbolic.views import Memory, View, empty
-
-__all__ = ["Formulas", "SymbolicBuilder", "SymbolicProgram"]
+from rnnfast.onnx.symbolic.views import Memory, View, empty, made
 
 
 class Formulas:
@@ -74,6 +72,8 @@ class Formulas:
         """Arguments with indices of formulas instead of symbolic integers."""
         if isinstance(x, (list, tuple)):
             return tuple([self._indexed(member) for member in x])
+        if type(x) is Made:
+            return _MadeIndex(x.index)
         return _Index(self.add(x)) if type(x) is SymbolicInt else x
 
     def variables_of(self, inputs: Sequence[int]) -> np.ndarray | None:
@@ -94,10 +94,11 @@ class Formulas:
 
     def values(self, variables: np.ndarray) -> tuple[list[Any], np.ndarray]:
         """Return the objects that functions make for these variables, which it completes, and the formulas' values."""
-        made, values = [], self._polynomials.values(variables)
+        made: list[Any] = []
+        values = self._polynomials.values(variables)
         of = values.tolist()
         for function, args, wanted in self._made:
-            result = function(*_resolved(args, of))
+            result = function(*_resolved(args, of, made))
             made.append(result)
             for i, name in wanted:
                 variables[i] = result if name is None else getattr(result, name)
@@ -109,9 +110,24 @@ class _Index(int):
     """The index of the formula of an argument."""
 
 
-def _resolved(args: tuple[Any, ...], values: list[int]) -> tuple[Any, ...]:
-    """Return arguments with the values of formulas instead of their indices."""
-    return tuple([values[x] if type(x) is _Index else _resolved(x, values) if type(x) is tuple else x for x in args])
+class _MadeIndex(int):
+    """The index of an object that is an argument."""
+
+
+def _resolved(args: tuple[Any, ...], values: list[int], made: list[Any]) -> tuple[Any, ...]:
+    """Return arguments with the values of formulas, and objects that were made, instead of their indices."""
+    return tuple(
+        [
+            values[x]
+            if type(x) is _Index
+            else _resolved(x, values, made)
+            if type(x) is tuple
+            else made[x]
+            if type(x) is _MadeIndex
+            else x
+            for x in args
+        ]
+    )
 
 
 class SymbolicBuilder(Builder):
@@ -131,6 +147,8 @@ class SymbolicBuilder(Builder):
     def constant(self, array: Any) -> View:
         if type(array) is not np.ndarray and not isinstance(array, View):
             raise NotSymbolic("a constant that depends on sizes")
+        if isinstance(array, View) and array.memory.make is not None:
+            return self._made_constant(array)
         known: Any = array.memory.array if isinstance(array, View) else array
         kept = self._kept.get(id(array))
         if kept is None:
@@ -141,13 +159,30 @@ class SymbolicBuilder(Builder):
             kept = self._kept[id(array)] = array, view
         return kept[1]
 
+    def _made_constant(self, view: View) -> View:
+        """Return the view of a constant that is made for each set of sizes."""
+        kept = self._kept.get(id(view.memory))
+        if kept is None:
+            memory = Memory(view.memory.nbytes)
+            self._allocations[id(memory)] = Allocation(CONSTANT, memory)
+            whole = View(memory, self._made_of(view).address, view.shape, view.strides, view.dtype)
+            kept = self._kept[id(view.memory)] = view.memory, whole
+        return kept[1]
+
+    def _made_of(self, view: View) -> Made:
+        """Return the object that makes the constant of a view, and those of its arguments before it."""
+        memory = view.memory
+        if memory.made is None:
+            assert memory.make is not None
+            function, args = memory.make
+            args = [self._made_of(x) if type(x) is View else x for x in args]
+            memory.made = self.made(Constant, function, view.shape, view.dtype, *args)
+        return memory.made  # type: ignore[no-any-return]
+
     def zeros(self, count: Any) -> View:
         if type(count) is not SymbolicInt:
             return super().zeros(count)  # type: ignore[no-any-return]
-        view = empty((count,), np.float32)
-        view.offset = self.made(_Zeros, count).address
-        self._allocations[id(view.memory)] = Allocation(CONSTANT, view.memory)
-        return view
+        return self._made_constant(made((count,), np.float32, _zeros, count))
 
     def made(self, function: Any, *args: Any) -> Any:
         return Made(self._formulas.sizes, function, args)
@@ -228,13 +263,19 @@ class SymbolicBuilder(Builder):
         return {"shape": tuple([add(n) for n in note.shape]), "flops": add(note.flops), "nbytes": add(note.nbytes)}
 
 
-class _Zeros:
-    """Zeros at an address."""
+class Constant:
+    """A constant that a function makes, and its address."""
 
-    def __init__(self, count: int) -> None:
-        self.array = np.zeros(count, np.float32)
+    def __init__(self, function: Any, shape: tuple[int, ...], dtype: Any, *args: Any) -> None:
+        result = np.require(function(*[x.array if type(x) is Constant else x for x in args]), None, ("C", "A"))
+        if result.shape != shape or result.dtype != dtype:
+            raise NotSymbolic(f"a constant of shape {result.shape}, not {shape}")
+        self.array: np.ndarray = result
         self.address = address(self.array)
-        self.nbytes = self.array.nbytes
+
+
+def _zeros(count: int) -> np.ndarray:
+    return np.zeros(count, np.float32)
 
 
 def _sections(allocations: Sequence[Allocation]) -> list[list[Allocation]]:

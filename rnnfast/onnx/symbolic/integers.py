@@ -29,16 +29,20 @@ class NotSymbolic(Exception):
 
 
 class Made:
-    """An object that a function makes of symbolic integers; its attributes that `of` names are symbolic integers."""
+    """An object that a function makes of symbolic integers and other such objects; its attributes are symbolic
+    integers.
+
+    index: which of those that `Sizes.made` knows it is. example: the object for the sizes of the call that is traced.
+    """
 
     def __init__(self, sizes: Sizes, function: Callable[..., Any], args: Sequence[Any]) -> None:
-        self._sizes, self._index = sizes, len(sizes.made)
-        self._example = function(*_examples(args))
+        self._sizes, self.index = sizes, len(sizes.made)
+        self.example = function(*_examples(args))
         sizes.made.append((function, tuple(args)))
 
     def __getattr__(self, name: str) -> SymbolicInt:
-        value = getattr(self._example, name)
-        variable = self._sizes.variable(("made", self._index, name), value, None)
+        value = getattr(self.example, name)
+        variable = self._sizes.variable(("made", self.index, name), value, None)
         setattr(self, name, variable)
         return variable
 
@@ -135,8 +139,12 @@ def is_symbolic(x: Any) -> bool:
 
 
 def _examples(args: Any) -> Any:
-    """Arguments with the values of symbolic integers in place of these."""
-    return tuple([_examples(x) if isinstance(x, (list, tuple)) else int_of(x) if is_symbolic(x) else x for x in args])
+    """Arguments with the examples of symbolic integers and Made objects in place of these."""
+    return tuple([_examples(x) if isinstance(x, (list, tuple)) else _example(x) for x in args])
+
+
+def _example(x: Any) -> Any:
+    return x.example if type(x) is Made else int_of(x) if is_symbolic(x) else x
 
 
 def _terms(x: Any) -> Terms | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import LimitError, raise_if_from_handler
+from rnnfast.errors import raise_if_from_handler
 from rnnfast.native._arrays import pattern, same_values, shaped
 from rnnfast.native._interrupts import check
 from rnnfast.native._plans import Plan
@@ -19,10 +20,10 @@ from rnnfast.onnx.folding import MAX_FOLDED_BYTES, FoldingBudget, protect
 from rnnfast.onnx.graph import Graph, Node
 from rnnfast.onnx.ops.control import condition, if_
 from rnnfast.onnx.ops.random import draws
-from rnnfast.onnx.symbolic.builder import Formulas, SymbolicBuilder, SymbolicProgram
+from rnnfast.onnx.symbolic.builder import Constant, Formulas, SymbolicBuilder, SymbolicProgram
 from rnnfast.onnx.symbolic.integers import LEAST, NotSymbolic, Sizes
-from rnnfast.onnx.symbolic.shapes import results_of
-from rnnfast.onnx.symbolic.views import View, empty
+from rnnfast.onnx.symbolic.shapes import TAKES_SIZES, Vector, as_made, as_view, known_results_of, results_of
+from rnnfast.onnx.symbolic.views import View, empty, made
 from rnnfast.onnx.trace_plans import check_work, make_plan, needed_steps
 from rnnfast.onnx.work import works_of
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # How many symbolic plans a graph keeps, of different symbolic sizes or conditions; and how many it makes at most.
 MOST_KEPT, MOST_MADE = 8, 32
+# The largest constant that is computed for each set of sizes; larger ones are computed at each run.
+MOST_MADE_BYTES = 2**20
 
 
 class SymbolicPlans:
@@ -189,12 +192,16 @@ class SymbolicPlan:
         try:
             made, values = self._formulas.values(variables)
             steps = [self._step(step, values, made, work, results) for step, work, results in self._steps]
-        except (LimitError, OverflowError):
-            return None  # a trace may take less, or says what is too much
+        except Exception as e:  # a trace may take less, or says what is wrong
+            raise_if_from_handler(e)
+            return None
+        constants = FoldingBudget(MAX_FOLDED_BYTES, self._planned.folding_budget)
+        if not constants.keeps([x.array for x in made if type(x) is Constant], ()):
+            return None
         of = values.tolist()
         results = tuple([shaped(tuple([of[n] for n in shape]), dtype) for shape, dtype in self._results])
         return make_plan(
-            args, self._initial, steps, self._slots, self._planned.limits, None, None, self._pinned, results
+            args, self._initial, steps, self._slots, self._planned.limits, None, constants, self._pinned, results
         )
 
     def _step(self, step: Step, values: np.ndarray, made: list[Any], work: int, results: list[Any]) -> Step:
@@ -206,6 +213,13 @@ class SymbolicPlan:
         large = tuple([slot for slot, nbytes, _ in results if values[nbytes] >= COUNTED_BYTES])
         done = int(values[work])
         return step._replace(run=run, large=large, work=(done, done), operands=(), results=())
+
+
+def _result(run: Any, i: int, *inputs: Any) -> Any:
+    """One result of an operator."""
+    with np.errstate(all="ignore"):
+        results = run(*inputs)
+    return results[i] if isinstance(results, tuple) else results
 
 
 class _Checked:
@@ -286,6 +300,19 @@ class _SymbolicTracer:
             scope.update(zip(node.outputs, outputs))
         return [scope[v.name] for v in graph.outputs]
 
+    def _made(self, node: Node, data: list[Any]) -> list[View] | None:
+        """The results of a node on constants and sizes alone, which are constants for each set of sizes; None if they
+        are too large.
+        """
+        first = 1 if node.op_type in TAKES_SIZES else len(data)
+        views = results_of(node, [as_view(x) if type(x) is Vector else x for x in data[:first]] + data[first:])
+        if any(view.nbytes > MOST_MADE_BYTES for view in views):
+            return None
+        function: Any = node.function
+        run = functools.partial(function, **node.attributes)
+        args = [as_made(x) for x in data]
+        return [made(view.shape, view.dtype, functools.partial(_result, run, i), *args) for i, view in enumerate(views)]
+
     def _node(self, node: Node, inputs: list[_Value]) -> list[_Value]:
         """Trace an operator."""
         data = [v.data for v in inputs]
@@ -303,9 +330,17 @@ class _SymbolicTracer:
                 raise NotSymbolic("constants that are too large")
             protect(results)
             return [_Value(x, True) for x in results]
-        results, of_sizes = results_of(node, data, all(are_known))
-        if of_sizes:
-            return [_Value(x, True) for x in results]
+        known = known_results_of(node, data, all(are_known))
+        if known is None and all(are_known):
+            known = self._made(node, data)
+        if known is not None:
+            return [_Value(x, True) for x in known]
+        first = 1 if node.op_type in TAKES_SIZES else len(inputs)
+        inputs = [_Value(as_view(v.data), True) if type(v.data) is Vector else v for v in inputs[:first]] + inputs[
+            first:
+        ]
+        data = [v.data for v in inputs]
+        results = results_of(node, data)
         for view in results:
             self._limits.check("bytes_of_a_call", view.nbytes, "the bytes of a result are")
         outputs = [self.new(view) for view in results]

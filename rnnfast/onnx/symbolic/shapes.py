@@ -15,9 +15,10 @@ import numpy as np
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.arguments import broadcast_shapes, check_axes, check_axis, check_indices
 from rnnfast.onnx.ops.numeric import check_broadcasts_to
+from rnnfast.onnx.ops.types import check_size
 from rnnfast.onnx.result_shapes import TYPES, type_of
 from rnnfast.onnx.symbolic.integers import NotSymbolic, is_symbolic
-from rnnfast.onnx.symbolic.views import View, empty, repeated
+from rnnfast.onnx.symbolic.views import View, empty, made, repeated
 
 LARGEST = 2**62  # of what is computed from sizes, so that an int64 holds it
 
@@ -47,36 +48,42 @@ def known(array: np.ndarray, dtype: Any) -> Any:
     return np.array(array.tolist(), dtype).reshape(array.shape)
 
 
-def results_of(node: Node, inputs: Sequence[Any], is_known: bool) -> tuple[list[Any], bool]:
-    """Return what the node's results are, and whether they depend on constants and sizes alone.
+def known_results_of(node: Node, inputs: Sequence[Any], is_known: bool) -> list[Any] | None:
+    """Return the results of a node that depend on constants and sizes alone; None if it has none.
 
     inputs: arrays, Vectors, views or None. is_known: whether all of them depend on constants and sizes alone.
     """
-    if node.domain or node.function is None or node.graphs:
-        raise NotSymbolic(node.op_type)
-    rule = OF_SIZES.get(node.op_type)
+    rule = OF_SIZES.get(node.op_type) if not node.domain else None
     if rule is not None and (node.op_type in OF_SHAPES or is_known):
         result = rule(node, *inputs)
         if result is not None:
-            return [result], True
-    if any(type(x) is Vector for x in (inputs if node.op_type not in TAKES_SIZES else inputs[:1])):
-        raise NotSymbolic(f"sizes as an input of {node.op_type}")
+            return [result]
+    one = inputs[0].repeated_element() if is_known and inputs and type(inputs[0]) is View else None
+    if one is None or node.op_type not in MOVES or node.domain:
+        return None
+    return [repeated(one, view.shape) for view in results_of(node, inputs)]
+
+
+def results_of(node: Node, inputs: Sequence[Any]) -> list[View]:
+    """Return views like the results of a node. inputs: arrays, views or None, and Vectors for `TAKES_SIZES`."""
+    if node.domain or node.function is None or node.graphs:
+        raise NotSymbolic(node.op_type)
     rule = RULES.get(node.op_type)
     if rule is not None:
         results = rule(node, *inputs)
-    elif hasattr(node.function, "shapes"):
-        shapes = node.function.shapes(*inputs, **node.attributes)
-        results = [empty(shape, type_of(node, inputs)) for shape in shapes]
-    else:
+        return results if isinstance(results, list) else [results]
+    if not hasattr(node.function, "shapes"):
         raise NotSymbolic(node.op_type)
-    results = results if isinstance(results, list) else [results]
-    one = inputs[0].repeated_element() if is_known and type(inputs[0]) is View else None
-    if one is not None and node.op_type in MOVES:
-        return [repeated(one, view.shape) for view in results], True
-    return results, False
+    shapes = node.function.shapes(*inputs, **node.attributes)  # type: ignore[attr-defined]
+    return [empty(shape, type_of(node, inputs)) for shape in shapes]
 
 
 # ------------------------------------------------------------------------------------------------ of sizes
+def _are_elements(*inputs: Any) -> bool:
+    """Return whether all inputs are Vectors or arrays, not views."""
+    return not any(type(x) is View for x in inputs)
+
+
 def _elements(x: Any) -> np.ndarray:
     """The elements of a Vector or an array of integers, which is a scalar or a vector."""
     if type(x) is Vector:
@@ -108,6 +115,8 @@ def _moved(node: Node, *inputs: Any) -> Any:
 
 
 def _arithmetic(node: Node, a: Any, b: Any) -> Any:
+    if not _are_elements(a, b):
+        return None
     dtype, x, y = a.dtype, _elements(a), _elements(b)
     if b.dtype != dtype:
         raise NotSymbolic("types that differ")
@@ -151,21 +160,21 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _comparison(node: Node, a: Any, b: Any) -> Any:
+    if not _are_elements(a, b):
+        return None
     compared = np.frompyfunc(COMPARE[node.op_type], 2, 1)(_elements(a), _elements(b))
     return np.asarray(compared, bool)
 
 
 def _cast(node: Node, x: Any) -> Any:
     dtype = np.dtype(node.attributes["to"])
-    if type(x) is not Vector:
+    if type(x) is not Vector or dtype.kind != "i" or dtype.itemsize < 4:
         return None
-    if dtype.kind != "i" or dtype.itemsize < 4:
-        raise NotSymbolic("sizes of another type")
     return known(_checked(x.array, dtype), dtype)
 
 
 def _chosen(node: Node, condition: Any, x: Any, y: Any) -> Any:
-    if not isinstance(condition, np.ndarray) or Vector not in (type(x), type(y)):
+    if not isinstance(condition, np.ndarray) or Vector not in (type(x), type(y)) or not _are_elements(x, y):
         return None
     return known(np.array(np.where(condition, _elements(x), _elements(y)), object), x.dtype)
 
@@ -199,6 +208,40 @@ def _expanded(node: Node, x: Any, shape: Any) -> Any:
     return repeated(x, broadcast_shapes(x.shape, sizes))
 
 
+def _counted(node: Node, start: Any, limit: Any, delta: Any) -> Any:
+    """The constant of a Range."""
+    if not _are_elements(start, limit, delta) or any(x.size != 1 for x in (start, limit, delta)):
+        return None
+    first, end, step = (_elements(x).reshape(-1)[0] for x in (start, limit, delta))
+    if not isinstance(step, int) or step < 1:
+        raise NotSymbolic("a step that is no number above 0")
+    count = (end - first + step - 1) // step if end > first else 0
+    check_size((count,), start.dtype)
+    return made((count,), start.dtype, _range_of, first, end, step, start.dtype.char)
+
+
+def _range_of(first: int, end: int, step: int, dtype: str) -> np.ndarray:
+    return np.arange(first, end, step).astype(dtype)
+
+
+def as_view(x: Vector) -> View:
+    """A Vector as the view of a constant."""
+    return made(x.shape, x.dtype, _array_of, x.ravel().tolist(), x.shape, x.dtype.char)
+
+
+def as_made(x: Any) -> Any:
+    """A value that depends on constants and sizes alone as an argument of what makes another one."""
+    if type(x) is Vector:
+        return as_view(x)
+    if type(x) is View and x.memory.make is None:
+        return made(x.shape, x.dtype, np.broadcast_to, x.memory.array, x.shape)
+    return x
+
+
+def _array_of(elements: Sequence[int], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.array(elements, dtype).reshape(shape)
+
+
 OF_SHAPES = {"Shape", "Size"}
 OF_SIZES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("Concat", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"), _moved),
@@ -208,6 +251,7 @@ OF_SIZES: dict[str, Callable[..., Any]] = {
     "Cast": _cast,
     "ConstantOfShape": _filled,
     "Expand": _expanded,
+    "Range": _counted,
     "Shape": _shape,
     "Size": _size,
     "Where": _chosen,
@@ -356,7 +400,7 @@ def _recurrent(node: Node, x: Any, *inputs: Any) -> list[View]:
     return [empty(shape, x.dtype), *[empty(state, x.dtype)] * (2 if node.op_type == "LSTM" else 1)]
 
 
-# Operators whose later inputs may be sizes.
+# Operators whose later inputs may be Vectors; for others they are views of constants.
 TAKES_SIZES = {"Expand", "Reshape", "Slice"}
 REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
               "ReduceProd", "ReduceSum", "ReduceSumSquare")  # fmt: skip

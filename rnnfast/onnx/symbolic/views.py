@@ -12,12 +12,19 @@ from rnnfast.onnx.symbolic.integers import NotSymbolic
 
 
 class Memory:
-    """The memory that views show: an allocation of so many bytes, or the memory of `array`."""
+    """The memory that views show: an allocation of so many bytes, or that of a constant.
 
-    __slots__ = ("nbytes", "array")
+    array: the constant; None if there is none, or if it depends on sizes. make: (function, arguments) that makes a
+    constant that depends on sizes; None for others. made: the Made object of that, once a builder needs it.
+    """
 
-    def __init__(self, nbytes: Any, array: np.ndarray | None = None) -> None:
-        self.nbytes, self.array = nbytes, array
+    __slots__ = ("nbytes", "array", "make", "made")
+
+    def __init__(
+        self, nbytes: Any, array: np.ndarray | None = None, make: tuple[Callable[..., np.ndarray], Any] | None = None
+    ) -> None:
+        self.nbytes, self.array, self.make = nbytes, array, make
+        self.made: Any = None
 
 
 class _Flags:
@@ -203,6 +210,13 @@ def empty(shape: Sequence[Any], dtype: Any) -> View:
     """A contiguous view of new memory."""
     dtype = np.dtype(dtype)
     return View(Memory(math.prod(shape) * dtype.itemsize), 0, shape, contiguous_strides(shape, dtype.itemsize), dtype)
+
+
+def made(shape: Sequence[Any], dtype: Any, function: Callable[..., np.ndarray], *args: Any) -> View:
+    """A view of the constant of this shape and type that a function makes of sizes, such views, and other arguments."""
+    view = empty(shape, dtype)
+    view.memory.make = function, args
+    return view
 
 
 def repeated(array: np.ndarray, shape: Sequence[Any]) -> View:

@@ -99,6 +99,23 @@ GRAPHS = {
         {"from": ints(-2), "to": ints(2**31 - 1), "axis": ints(1), "pads": ints(0, 1, 0, 0, 2, 0), "end": np.int64(-1)}
         | {"end1": ints(-1), "start": ints(-(2**31)), "back": ints(-1), "zero": ints(0), "three": ints(3)},
     ),
+    "a mask of lengths": (
+        """g (float[b,t,6] x, int64[b] n) => (float[b,t,6] y, float[b,6] mean) {
+            s = Shape <start = 1, end = 2> (x)  l = Squeeze (s)  r = Range (first, l, one)  u = Unsqueeze (n, last)
+            m = Less (r, u)  f = Cast <to = 1> (m)  w = Unsqueeze (f, behind)  y = Mul (x, w)
+            total = ReduceSum <keepdims = 0> (y, last)  count = Cast <to = 1> (s)  mean = Div (total, count) }""",
+        dict(first=np.int64(0), one=np.int64(1), last=ints(1), behind=ints(2)),
+    ),
+    "a causal mask and positions": (
+        """g (float[b,t,6] x) => (float[b,t,6] y) {
+            s = Shape <start = 1, end = 2> (x)  l = Squeeze (s)  r = Range (first, l, one)
+            place = Gather (table, r)  z = Add (x, place)
+            i = Unsqueeze (r, zero)  j = Unsqueeze (r, last)  m = LessOrEqual (i, j)  low = Where (m, nothing, much)
+            k = Transpose <perm = [0, 2, 1]> (z)  c = MatMul (z, k)  d = Add (c, low)  p = Softmax (d)
+            y = MatMul (p, x) }""",
+        dict(first=np.int64(0), one=np.int64(1), zero=ints(0), last=ints(1), table=random(3, 60, 6))
+        | dict(nothing=np.float32(0), much=np.float32(-1e4)),
+    ),
     "a step of NumPy between": (
         """g (float[b,t,6] x) => (float[b,t,6] y) {
             r = Relu (x)  h = Hardmax (r)  a = Add (h, x)  n = ReduceMax <axes = [1]> (a)  y = Sub (a, n) }""",
