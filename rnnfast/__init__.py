@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rnnfast.onnxruntime.values import OrtDevice as OrtDevice
     from rnnfast.onnxruntime.values import OrtValue as OrtValue
     from rnnfast.onnxruntime.values import SparseTensor as SparseTensor
+    from rnnfast.quantization.quantizer import quantize as quantize
     from rnnfast.serving.batcher import Batcher as Batcher
     from rnnfast.streaming.model_stream import Stream as Stream
     from rnnfast.streaming.pool import Pool as Pool
@@ -82,6 +83,7 @@ _LAZY = {
     "Pool": "rnnfast.streaming.pool",
     "Stream": "rnnfast.streaming.model_stream",
     "capi": "rnnfast.onnxruntime",
+    "quantize": "rnnfast.quantization.quantizer",
     **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),
 }
 __all__ = ["Error", "errors", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,7 +1,7 @@
-"""The `rnnfast` command: info, check, run, bench and profile.
+"""The `rnnfast` command: info, check, run, quantize, bench and profile.
 
-The exit status is 0 if all is well; 1 if `info` found something that is not supported, or `check` or `bench` a
-difference; 2 if a file, an input or the usage is wrong.
+The exit status is 0 if all is well; 1 if `info` found something that is not supported, `check` or `bench` a
+difference, or `quantize` layers whose error is over the tolerance; 2 if a file, an input or the usage is wrong.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rnnfast.cli.bench import bench
 from rnnfast.cli.check import check
 from rnnfast.cli.info import info
 from rnnfast.cli.profile import profile
+from rnnfast.cli.quantize import quantize
 from rnnfast.cli.run import run
 from rnnfast.errors import Error, printable
 
@@ -77,5 +78,5 @@ def main() -> None:
     """Inspect, check, run and measure ONNX models with recurrent networks on the CPU."""
 
 
-for command in (info, check, run, bench, profile):
+for command in (info, check, run, quantize, bench, profile):
     main.add_command(command)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from rnnfast.cli.tables import Screen, print_json, table
+from rnnfast.cli.tables import Screen, print_json, strict, table
 from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
 from rnnfast.errors import raise_if_from_handler
 from rnnfast.model import Model, load
@@ -62,7 +62,7 @@ def check(file: str, given: Sequence[str], dims: Sequence[str], seed: int, toler
                 "file": file,
                 "tolerance": tolerance,
                 "onnxruntime": absent or "compared",
-                "outputs": list(map(_strict, rows)),
+                "outputs": list(map(strict, rows)),
                 "passed": passed,
             }
         )
@@ -141,11 +141,6 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.max(np.where(a == b, 0, np.abs(a - b)), initial=0)
-
-
-def _strict(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with NaN and infinity as text, because JSON has no such numbers."""
-    return {key: str(v) if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()}
 
 
 def _print(rows: Sequence[dict[str, Any]], tolerance: float, absent: str | None) -> None:

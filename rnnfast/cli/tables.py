@@ -7,6 +7,7 @@ as an escape sequence.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,3 +55,8 @@ def table(title: str | None, columns: Mapping[str, str], rows: Iterable[tuple[st
 def print_json(facts: Any) -> None:
     """Print JSON in ASCII. Of the characters that do not print json.dumps escapes all but DEL."""
     click.echo(json.dumps(facts, indent=2).replace("\x7f", "\\u007f"))
+
+
+def strict(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with NaN and infinity as text, because JSON has no such numbers."""
+    return {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

@@ -17,13 +17,18 @@ import numpy as np
 
 from rnnfast.atomic_write import write_whole
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from rnnfast.quantization.weight_types import BROADCASTING_SINCE, UINT8, WEIGHT_TYPES, WeightType
+from rnnfast.quantization.weights import (
+    RECURRENT_OPERATORS,
+    Reader,
+    Rewriter,
+    find_readers,
+    graphs_of,
+    opset_of,
+    remove_unread,
+)
 
-RECURRENT = ("GRU", "LSTM", "RNN")
-QUANTIZED = ("Gemm", "MatMul", *RECURRENT)
-# From this opset on DequantizeLinear has a scale for each row.
-ROWS_SINCE = 13
-# From this opset on Mul and Sub broadcast as they do today.
-BROADCASTING_SINCE = 7
+QUANTIZED = ("Gemm", "MatMul", *RECURRENT_OPERATORS)
 # Entries of extra_options that change nothing here: activations are not quantised, weights are symmetric, and weights
 # that are computed stay as they are.
 WITHOUT_EFFECT = {"ActivationSymmetric", "MatMulConstBOnly", "WeightSymmetric"}
@@ -168,11 +173,11 @@ def quantize_dynamic(
             model = onnx.load_model(model_input)
         except Exception as e:
             raise InputError(f"{model_input}: {type(e).__name__}: {e}") from e
-    graphs = [model.graph, *_bodies(model.graph)]
+    graphs = list(graphs_of(model.graph))
     unknown = sorted((only | never) - {node.name for graph in graphs for node in graph.node})
     if unknown:
         raise InputError(f"the model has no node {unknown[0]!r}")
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     if opset < BROADCASTING_SINCE:
         raise UnsupportedError(f"the model has opset {opset}, which is too old: {BROADCASTING_SINCE} is the least")
 
@@ -180,10 +185,14 @@ def quantize_dynamic(
         named = node.name not in never and (not only or node.name in only)
         return node.op_type in kinds and node.domain in ("", "ai.onnx") and named
 
-    taken = {name for graph in graphs for node in graph.node for name in (*node.input, *node.output)}
-    weights = _Weights(weight_type, opset, taken | {value.name for graph in graphs for value in graph.initializer})
-    weights.visit(model.graph, {}, chosen, subgraphs)
-    weights.insert(model)
+    weights = UINT8 if weight_type is QuantType.QUInt8 else WEIGHT_TYPES["int8"]
+    own = list(model.graph.node)
+    readers = [
+        reader
+        for reader in find_readers(model, overridable=True)
+        if chosen(reader.node) and reader.index > 0 and (subgraphs or any(reader.node is node for node in own))
+    ]
+    _rewrite(model, readers, weights)
     if use_external_data_format:
         location = os.path.basename(os.fspath(model_output)) + ".data"
         onnx.save_model(model, model_output, save_as_external_data=True, location=location)
@@ -191,127 +200,17 @@ def quantize_dynamic(
         write_whole(model_output, model.SerializeToString())
 
 
-class _Weights:
-    """The weights of a model that have been quantised."""
-
-    def __init__(self, weight_type: QuantType, opset: int, taken: set[str]) -> None:
-        self.offset = 128 if weight_type is QuantType.QUInt8 else 0
-        self.opset, self.taken = opset, taken
-        self.made: dict[tuple[int, str, str], str] = {}  # (id of the graph, name, operand's layout) -> the new name
-        self.parts: list[tuple[Any, str, list[Any], list[Any]]] = []  # graph, old name, new nodes, new initializers
-
-    def visit(self, graph: Any, outer: dict[str, Any], chosen: Any, subgraphs: bool) -> None:
-        """Let the chosen nodes of a graph, and of the bodies in it, read quantised weights.
-
-        `outer` has for each visible constant of the graphs around this one the graph and the array.
-        """
-        from onnx import numpy_helper
-
-        own = {tensor.name: (graph, tensor) for tensor in graph.initializer}
-        own |= {
-            node.output[0]: (graph, attribute.t)
-            for node in graph.node
-            for attribute in node.attribute
-            if node.op_type == "Constant" and attribute.name == "value"
-        }
-        computed = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
-        scope = {name: pair for name, pair in outer.items() if name not in computed} | own
-        for node in list(graph.node):
-            for index in (1, 2) if node.op_type in RECURRENT else (1,):
-                if not chosen(node) or index >= len(node.input) or node.input[index] not in scope:
-                    continue
-                home, tensor = scope[node.input[index]]
-                array = numpy_helper.to_array(tensor)
-                if array.dtype == np.float32 and array.ndim > 1 and array.size:
-                    node.input[index] = self._quantized(home, node.input[index], array, _layout(node))
-            for body in _own_bodies(node) if subgraphs else ():
-                self.visit(body, scope, chosen, subgraphs)
-
-    def _quantized(self, graph: Any, name: str, array: np.ndarray, layout: str) -> str:
-        """The name of the dequantised weight, which is made once for each graph that has such a constant."""
-        key = id(graph), name, layout
-        if key not in self.made:
-            self.made[key] = self._make(graph, name, array, layout)
-        return self.made[key]
-
-    def _make(self, graph: Any, name: str, array: np.ndarray, layout: str) -> str:
-        from onnx import TensorProto, helper, numpy_helper
-
-        rows = array.reshape(-1, array.shape[-1]) if layout == "recurrent" else array
-        axis = 0 if layout in ("recurrent", "rows") else array.ndim - 1
-        if not np.all(np.isfinite(rows)):
-            raise InputError(f"weights {name!r} are not finite")
-        largest = np.max(np.abs(rows), axis=tuple(i for i in range(rows.ndim) if i != axis), keepdims=True)
-        scale = largest / np.float32(127)
-        scale[scale == 0] = 1
-        integers = np.clip(np.rint(rows / scale), -127, 127) + self.offset
-        zeros = np.full(scale.size, self.offset)
-        kind = np.uint8 if self.offset else np.int8
-        q, s, z, y = (self._name(f"{name}_{part}") for part in ("quantized", "scale", "zero_point", "dequantized"))
-        flat = y if rows.shape == array.shape else self._name(f"{name}_rows")
-        initializers = [numpy_helper.from_array(integers.astype(kind), q)]
-        if self.opset >= ROWS_SINCE:
-            initializers += [numpy_helper.from_array(scale.ravel(), s), numpy_helper.from_array(zeros.astype(kind), z)]
-            nodes = [helper.make_node("DequantizeLinear", [q, s, z], [flat], axis=axis)]
-        else:
-            casted, centred = self._name(f"{name}_float"), self._name(f"{name}_centred")
-            offset = np.array(self.offset, np.float32)
-            initializers += [numpy_helper.from_array(scale, s), numpy_helper.from_array(offset, z)]
-            nodes = [
-                helper.make_node("Cast", [q], [casted], to=TensorProto.FLOAT),
-                helper.make_node("Sub", [casted, z], [centred]),
-                helper.make_node("Mul", [centred, s], [flat]),
-            ]
-        if flat != y:
-            shape = self._name(f"{name}_shape")
-            initializers.append(numpy_helper.from_array(np.array(array.shape), shape))
-            nodes.append(helper.make_node("Reshape", [flat, shape], [y]))
-        self.parts.append((graph, name, nodes, initializers))
-        return y
-
-    def _name(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
-
-    def insert(self, model: Any) -> None:
-        """Add the nodes, and remove the constants that nothing reads any more."""
-        for graph, _, nodes, initializers in self.parts:
-            graph.initializer.extend(initializers)
-            for node in reversed(nodes):
-                graph.node.insert(0, node)
-        graphs = [model.graph, *_bodies(model.graph)]
-        used = {name for graph in graphs for node in graph.node for name in node.input}
-        used |= {value.name for graph in graphs for value in graph.output}
-        for graph, name, _, _ in self.parts:
-            if name not in used:
-                for field in (graph.initializer, graph.input, graph.value_info):
-                    for value in [value for value in field if value.name == name]:
-                        field.remove(value)
-                for node in [n for n in graph.node if n.op_type == "Constant" and n.output[0] == name]:
-                    graph.node.remove(node)
-
-
-def _layout(node: Any) -> str:
-    """Say what a row of a node's weights is: "recurrent", "rows" of the matrix, or "columns"."""
-    if node.op_type in RECURRENT:
-        return "recurrent"
-    transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
-    return "rows" if transposed else "columns"
-
-
-def _own_bodies(node: Any) -> list[Any]:
-    """The graphs that are attributes of a node."""
-    return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
-
-
-def _bodies(graph: Any) -> Iterator[Any]:
-    """Yield all graphs inside of a graph."""
-    for node in graph.node:
-        for body in _own_bodies(node):
-            yield body
-            yield from _bodies(body)
+def _rewrite(model: Any, readers: Iterable[Reader], weights: WeightType) -> None:
+    """Let the readers read quantised weights, and remove the constants that nothing reads any more."""
+    opset, rewriter, quantised = opset_of(model), Rewriter(model), []
+    for reader in readers:
+        array = reader.array(opset)
+        if array is not None:
+            if not np.all(np.isfinite(array)):
+                raise InputError(f"weights {reader.weights.name!r} are not finite")
+            reader.node.input[reader.index] = rewriter.stored(reader, array, weights.store).output
+            quantised.append(reader.weights)
+    remove_unread(model, quantised)
 
 
 def _names(what: str, names: Iterable[str] | None) -> set[str]:
