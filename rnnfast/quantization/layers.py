@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from rnnfast.quantization import dynamic_lstm
 from rnnfast.quantization.weight_types import Stored, WeightType
-from rnnfast.quantization.weights import OVERRIDABLE_SINCE, Reader, Rewriter, find_readers, opset_of, remove_unread
+from rnnfast.quantization.weights import OVERRIDABLE_SINCE, Reader, Rewriter, find_readers, fingerprint, opset_of, remove_unread
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,16 +37,17 @@ class Layer:
     @property
     def nbytes(self) -> int:
         """The bytes of the weights."""
-        return sum(array.nbytes for array in self._distinct().values())
+        return sum(array.nbytes for array in self._distinct)
 
     @property
     def norm(self) -> float:
         """The root of the sum of the weights' squares."""
-        return root_of_squares(self._distinct().values())
+        return root_of_squares(self._distinct)
 
-    def _distinct(self) -> dict[int, np.ndarray]:
-        """The weights, each once."""
-        return {id(reader.weights): array for reader, array in zip(self.readers, self.arrays)}
+    @functools.cached_property
+    def _distinct(self) -> list[np.ndarray]:
+        """The weights, equal ones once."""
+        return list({fingerprint(array): array for array in self.arrays}.values())
 
 
 @dataclasses.dataclass(eq=False)

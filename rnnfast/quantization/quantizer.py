@@ -144,7 +144,7 @@ class Quantizer:
         self._type, self._dynamic = WEIGHT_TYPES[weights], form == "onnxruntime"
         self.model, self._proto, self._bytes_before = inlined(source)
         label = self.model.source.label
-        self._converted = opset_of(self._proto) < self._type.least_opset
+        self._original, self._converted = self._proto, opset_of(self._proto) < self._type.least_opset
         if self._converted:
             self._proto = converted(self._proto, self._type.least_opset, label, weights)
         self._layers = find_layers(self._proto)
@@ -185,6 +185,8 @@ class Quantizer:
         while True:
             chosen = [i for i, layer in enumerate(measured) if not layer.kept]
             data, stored = with_stored(self._proto, [self._layers[i] for i in chosen], self._type, self._dynamic)
+            if not chosen:
+                data = self._original.SerializeToString()
             whole = measure(data)
             if tolerance is None or whole is None or whole <= tolerance or not chosen:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -185,7 +186,7 @@ def _layout(node: Any, index: int) -> str:
 class Rewriter:
     """Stores the weights of a ModelProto in other types.
 
-    A constant is stored once for each layout in which it is read.
+    Equal weights of one graph are stored once for each layout in which they are read, whatever makes them.
     """
 
     def __init__(self, model: Any) -> None:
@@ -196,9 +197,11 @@ class Rewriter:
         self._stored: dict[Any, Stored] = {}
 
     def stored(self, reader: Reader, array: np.ndarray, store: Callable[..., Stored]) -> Stored:
-        """Store a reader's weights in the graph that their constant is in, by a function like a weight type's."""
-        home, name = reader.weights.graph, reader.weights.name
-        key = id(home), name, reader.layout, store
+        """Store a reader's weights by a function like a weight type's, in the graph of the tensors they are made of."""
+        roots = {id(root.graph): root.graph for root in reader.weights.roots() if root.floating}
+        home = next(iter(roots.values())) if len(roots) == 1 else reader.weights.graph
+        name = reader.weights.name
+        key = id(home), fingerprint(array), reader.layout, store
         if key not in self._stored:
             stored = self._stored[key] = store(array, reader.layout, name, self.new_name, self._opset)
             home.initializer.extend(stored.tensors)
@@ -212,6 +215,11 @@ class Rewriter:
             name += "_"
         self._taken.add(name)
         return name
+
+
+def fingerprint(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    """The same for arrays of equal shapes and values, and another for all others."""
+    return array.shape, hashlib.blake2b(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def remove_unread(model: Any, candidates: Iterable[Constant]) -> None:
