@@ -208,7 +208,7 @@ def _rewrite(model: Any, readers: Iterable[Reader], weights: WeightType) -> None
         if array is not None:
             if not np.all(np.isfinite(array)):
                 raise InputError(f"weights {reader.weights.name!r} are not finite")
-            reader.node.input[reader.index] = rewriter.stored(reader, array, weights.store).output
+            reader.node.input[reader.index] = rewriter.stored(reader, array, weights).output
             quantised.append(reader.weights)
     remove_unread(model, quantised)
 

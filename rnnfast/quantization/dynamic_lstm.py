@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rnnfast.errors import UnsupportedError
-from rnnfast.quantization.weight_types import Stored, rows_in_8_bits
+from rnnfast.quantization.weight_types import BROADCASTING_SINCE, Stored, WeightType, rows_in_8_bits
 
 DOMAIN = "com.microsoft"
 N_INPUTS = 8  # of an LSTM; behind them are the scales and zero points of W and R
@@ -26,7 +26,7 @@ def check(node: Any, constant_inputs: set[int]) -> None:
         raise UnsupportedError(f"{where}, which has no attribute 'layout'")
 
 
-def store(array: np.ndarray, layout: str, name: str, new_name: Callable[[str], str], opset: int) -> Stored:
+def _store(array: np.ndarray, layout: str, name: str, new_name: Callable[[str], str], opset: int) -> Stored:
     """Weights [D, 4H, I] as integers [D, I, 4H], with scales and zero points [D, 4H]."""
     from onnx import numpy_helper
 
@@ -42,8 +42,11 @@ def store(array: np.ndarray, layout: str, name: str, new_name: Callable[[str], s
     return Stored(tensors, [], q, values)
 
 
+WEIGHT_TYPE = WeightType("int8", BROADCASTING_SINCE, True, _store)
+
+
 def rewrite(model: Any, node: Any, w: Stored, r: Stored) -> None:
-    """Make an LSTM node a DynamicQuantizeLSTM that reads what `store` made of its W and R."""
+    """Make an LSTM node a DynamicQuantizeLSTM that reads what WEIGHT_TYPE made of its W and R."""
     inputs = [*node.input, *[""] * (N_INPUTS - len(node.input))]
     inputs[1:3] = w.output, r.output
     inputs += [tensor.name for stored in (w, r) for tensor in stored.tensors[1:]]

@@ -40,6 +40,11 @@ class Layer:
         return sum(array.nbytes for array in self._distinct)
 
     @property
+    def finite(self) -> bool:
+        """Whether all weights are finite."""
+        return all(bool(np.all(np.isfinite(array))) for array in self._distinct)
+
+    @property
     def norm(self) -> float:
         """The root of the sum of the weights' squares."""
         return root_of_squares(self._distinct)
@@ -119,7 +124,7 @@ def with_stored(
         for number, array in zip(layer.numbers, layer.arrays):
             reader = readers[number]
             as_lstm = dynamic and reader.node.op_type == "LSTM"
-            stored = rewriter.stored(reader, array, dynamic_lstm.store if as_lstm else weight_type.store)
+            stored = rewriter.stored(reader, array, dynamic_lstm.WEIGHT_TYPE if as_lstm else weight_type)
             made[id(stored)] = array, stored
             if as_lstm:
                 lstms.setdefault(id(reader.node), (reader.node, {}))[1][reader.index] = stored

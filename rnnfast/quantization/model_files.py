@@ -55,12 +55,15 @@ def converted(model: Any, opset: int, label: str, why: str) -> Any:
     """
     from onnx import version_converter
 
+    refused = f"{label}: {why} needs opset {opset}, to which it cannot be converted"
+    if model.functions:
+        raise UnsupportedError(f"{refused}: it has functions of its own, which ONNX's converter would drop")
     try:
         result = version_converter.convert_version(model, opset)
     except Exception as e:  # its errors are those of C++
         raise_if_from_handler(e)
         text = " ".join(str(e).split())
-        raise UnsupportedError(f"{label}: {why} needs opset {opset}, to which it cannot be converted: {text}") from e
+        raise UnsupportedError(f"{refused}: {text}") from e
     declared = {value.name for value in model.graph.value_info}
     for value in [value for value in result.graph.value_info if value.name not in declared]:
         result.graph.value_info.remove(value)  # what the converter inferred, which may be as large as small weights

@@ -192,7 +192,7 @@ class Quantizer:
                 break
             worst = max(chosen, key=lambda i: measured[i].output_error or 0.0)
             measured[worst] = _over_tolerance(measured[worst], "the whole model's error would be over the tolerance")
-        norm = math.hypot(*(layer.norm for layer in self._layers))
+        norm = math.hypot(*(layer.norm for layer in self._layers if layer.finite))
         lost = math.hypot(*(layer.lost for layer in stored)) / norm if norm else 0.0
         return Quantized(tuple(measured), self._bytes_before, len(data), lost, whole), data
 
@@ -203,9 +203,12 @@ class Quantizer:
         facts = QuantizedLayer(layer.names, layer.readers[0].node.op_type, layer.nbytes, layer.nbytes, None, None)
         if self._keep.intersection(layer.names):
             return dataclasses.replace(facts, kept="as asked for")
+        infinite = dataclasses.replace(facts, kept=f"weights are not finite in {self._type.name}")
+        if not layer.finite:
+            return infinite
         data, (stored,) = with_stored(self._proto, [layer], self._type, self._dynamic)
         if not stored.finite:
-            return dataclasses.replace(facts, kept=f"weights are not finite in {self._type.name}")
+            return infinite
         if len(data) >= n_plain:
             return dataclasses.replace(facts, kept="the file would not be smaller")
         return self._judged(facts, layer, stored, measure(data), tolerance)

@@ -44,12 +44,14 @@ class WeightType:
     Attributes:
         name: The name for users.
         least_opset: The least opset whose operators can read it.
+        by_rows: Whether it matters what a row of the weights is.
         store: The function that makes the Stored of an array: store(array, layout, name, new_name, opset), where
             new_name makes a name that is not taken.
     """
 
     name: str
     least_opset: int
+    by_rows: bool
     store: Callable[[np.ndarray, str, str, Callable[[str], str], int], Stored]
 
 
@@ -128,12 +130,12 @@ def _cast(element_type: str) -> Callable[..., Stored]:
     return store
 
 
-UINT8 = WeightType("uint8", BROADCASTING_SINCE, _in_8_bits(128))
+UINT8 = WeightType("uint8", BROADCASTING_SINCE, True, _in_8_bits(128))
 WEIGHT_TYPES = {
     row.name: row
     for row in (
-        WeightType("int8", BROADCASTING_SINCE, _in_8_bits(0)),
-        WeightType("fp16", BROADCASTING_SINCE, _cast("float16")),
-        WeightType("bf16", BFLOAT16_SINCE, _cast("bfloat16")),
+        WeightType("int8", BROADCASTING_SINCE, True, _in_8_bits(0)),
+        WeightType("fp16", BROADCASTING_SINCE, False, _cast("float16")),
+        WeightType("bf16", BFLOAT16_SINCE, False, _cast("bfloat16")),
     )
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from rnnfast.errors import Error
 from rnnfast.model import Model
-from rnnfast.quantization.weight_types import COLUMNS, LEFT, RECURRENT, ROWS, Stored
+from rnnfast.quantization.weight_types import COLUMNS, LEFT, RECURRENT, ROWS, Stored, WeightType
 
 # Operator -> the inputs that may be weights.
 RECURRENT_OPERATORS = ("GRU", "LSTM", "RNN")
@@ -186,7 +186,8 @@ def _layout(node: Any, index: int) -> str:
 class Rewriter:
     """Stores the weights of a ModelProto in other types.
 
-    Equal weights of one graph are stored once for each layout in which they are read, whatever makes them.
+    Equal weights of one graph are stored once, whatever makes them; or once for each layout in which they are read, if
+    that matters.
     """
 
     def __init__(self, model: Any) -> None:
@@ -196,14 +197,14 @@ class Rewriter:
         self._taken |= {tensor.name for graph in graphs for tensor in (*graph.initializer, *graph.input, *graph.output)}
         self._stored: dict[Any, Stored] = {}
 
-    def stored(self, reader: Reader, array: np.ndarray, store: Callable[..., Stored]) -> Stored:
-        """Store a reader's weights by a function like a weight type's, in the graph of the tensors they are made of."""
+    def stored(self, reader: Reader, array: np.ndarray, weight_type: WeightType) -> Stored:
+        """Store a reader's weights, in the graph of the tensors that they are made of."""
         roots = {id(root.graph): root.graph for root in reader.weights.roots() if root.floating}
         home = next(iter(roots.values())) if len(roots) == 1 else reader.weights.graph
         name = reader.weights.name
-        key = id(home), fingerprint(array), reader.layout, store
+        key = id(home), fingerprint(array), weight_type, reader.layout if weight_type.by_rows else ""
         if key not in self._stored:
-            stored = self._stored[key] = store(array, reader.layout, name, self.new_name, self._opset)
+            stored = self._stored[key] = weight_type.store(array, reader.layout, name, self.new_name, self._opset)
             home.initializer.extend(stored.tensors)
             for node in reversed(stored.nodes):
                 home.node.insert(0, node)

@@ -1,0 +1,468 @@
+"""quantize: which values weights have, how they are found and stored, what the errors say, and what is refused."""
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import rnnfast
+from rnnfast import nn, quantize
+from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedError
+from rnnfast.quantization import model_files
+from rnnfast.quantization.quantizer import outputs_error
+from rnnfast.quantization.weight_types import WEIGHT_TYPES
+from tests.graphs import load, model_of, onnxruntime, random
+from tests.published import published_models
+
+FLOAT = TensorProto.FLOAT
+# (values, axis of the rows) of each weight; of "w" and "r" rows are all axes but the last.
+WEIGHTS = {
+    "conv": (random(1, 14, 3, 5), 0),
+    "m": (random(2, 14, 18), 1),
+    "left": (random(3, 21, 10), 0),
+    "bt": (random(4, 17, 18), 0),
+    "c": (random(5, 17, 15), 1),
+    "w": (random(6, 2, 28, 15), None),
+    "r": (random(7, 2, 28, 7), None),
+    "gw": (random(8, 1, 27, 7), None),
+    "gr": (random(9, 1, 27, 9), None),
+    "rw": (random(10, 1, 21, 9), None),
+    "rr": (random(11, 1, 21, 21), None),
+}
+for array, _ in WEIGHTS.values():
+    array *= 0.3  # so that no recurrence makes rounding grow
+WEIGHTS["conv"][0][1] = 0
+WEIGHTS["m"][0][2, 3] = 9
+WEIGHTS["bt"][0][4] *= 1e-40  # denormal numbers
+X = random(12, 2, 3, 9)
+# Engines sum in another order than rnnfast. Measured: 2.3e-6; what the weights' rounding makes is 3e-4 to 2e-2.
+OTHERS = 1e-5
+# The same for published models, relative to the largest output: 2.7e-5 for a Silero VAD on noise.
+PUBLISHED = 1e-4
+
+
+def network(opset=17, **changes):
+    """Return a model with each operator whose weights are stored, in each of the layouts."""
+    weights = {name: array for name, (array, _) in WEIGHTS.items()} | changes
+    shapes = {"shape_g": [10, 18], "shape_s": [21, 2, 15], "shape_h": [21, 2, 9], "one": [1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "conv"], ["v"], name="conv", kernel_shape=[5]),
+        helper.make_node("Transpose", ["v"], ["vt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["vt", "m"], ["vm"], name="product"),
+        helper.make_node("Reshape", ["vm", "shape_g"], ["g"]),
+        helper.make_node("Gemm", ["g", "bt"], ["g1"], transB=1, name="rows"),
+        helper.make_node("MatMul", ["left", "g1"], ["g2"], name="left"),
+        helper.make_node("Gemm", ["g2", "c"], ["g3"], name="columns"),
+        helper.make_node("Concat", ["g3", "g3"], ["g4"], axis=0),
+        helper.make_node("Reshape", ["g4", "shape_s"], ["s"]),
+        helper.make_node("LSTM", ["s", "w", "r"], ["y"], hidden_size=7, direction="bidirectional", name="lstm"),
+        helper.make_node("ReduceMax", ["y"], ["z"], axes=[1], keepdims=0)
+        if opset < 18
+        else helper.make_node("ReduceMax", ["y", "one"], ["z"], keepdims=0),
+        helper.make_node("GRU", ["z", "gw", "gr"], ["h"], hidden_size=9, name="gru"),
+        helper.make_node("Reshape", ["h", "shape_h"], ["h2"]),
+        helper.make_node("RNN", ["h2", "rw", "rr"], ["out"], hidden_size=21),
+    ]
+    constants = weights | {name: np.array(shape) for name, shape in shapes.items()}
+    if opset < 18:
+        del constants["one"]
+    return model_of(nodes, [("x", FLOAT, [2, 3, 9])], [("out", FLOAT, [21, 1, 2, 21])], constants, opset=opset)
+
+
+def rounded(array, axis, weights):
+    """Return the values that a weight type can hold, by another way than the quantiser's."""
+    if weights == "fp16":
+        return array.astype(np.float16).astype(np.float32)
+    if weights == "bf16":  # to the nearest of the upper halves, an even one if two are as near
+        bits = array.view(np.uint32).astype(np.uint64)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+    rows = array.reshape(-1, array.shape[-1]) if axis is None else np.moveaxis(array, axis, 0)
+    made = np.empty_like(rows)
+    for i in range(len(rows)):
+        scale = np.abs(rows[i]).max() / np.float32(127)
+        for place, value in np.ndenumerate(rows[i]):
+            made[i][place] = np.float32(max(-127, min(127, round(float(value / scale))))) * scale if scale else value
+    return made.reshape(array.shape) if axis is None else np.moveaxis(made, 0, axis)
+
+
+def quantised(folder, model, weights="int8", **options):
+    """Return what `quantize` says, and the ModelProto that it wrote, which is correct."""
+    result = quantize(model if isinstance(model, bytes) else model.SerializeToString(), folder / "q.onnx", weights, **options)
+    made = onnx.load(folder / "q.onnx")
+    onnx.checker.check_model(made)
+    assert result.bytes_after == (folder / "q.onnx").stat().st_size
+    return result, made
+
+
+def product(weights, x_size=5, **options):
+    """Return a model of one MatMul."""
+    node = helper.make_node("MatMul", ["x", "b"], ["y"], name="product")
+    shapes = [("x", FLOAT, [3, x_size])], [("y", FLOAT, [3, weights.shape[1]])]
+    return model_of([node], *shapes, {"b": weights}, **options)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 21])
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_a_file_has_the_rounded_weights(weights, opset, tmp_path):
+    result, made = quantised(tmp_path, network(opset), weights, feed={"x": X})
+    assert [layer.op_type for layer in result.layers] == "Conv MatMul Gemm MatMul Gemm LSTM GRU RNN".split()
+    assert [layer.kept for layer in result.layers] == [""] * 8
+    changes = {name: rounded(a, axis, weights) for name, (a, axis) in WEIGHTS.items()}
+    expected = load(network(opset, **changes))(x=X).out
+    np.testing.assert_array_equal(rnnfast.load(tmp_path / "q.onnx")(x=X).out, expected)
+    before = load(network(opset))(x=X).out
+    error = np.abs(expected - before).max() / np.abs(before).max()
+    assert error > 1e-5 and result.output_error == pytest.approx(error, rel=1e-9)
+    assert not WEIGHTS.keys() & {tensor.name for tensor in made.graph.initializer}
+    assert made.opset_import[0].version == (max(13, opset) if weights == "bf16" else opset)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 21])
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_onnxruntime_reads_it(weights, opset, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    quantised(tmp_path, network(opset), weights)
+    options = ort.SessionOptions()  # by default it rounds the activations of products with such weights too
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    theirs = ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
+    ours = rnnfast.load(tmp_path / "q.onnx")(x=X).out
+    np.testing.assert_allclose(theirs.run(None, {"x": X})[0], ours, rtol=0, atol=OTHERS)
+
+
+def test_layers_are_measured_alone(tmp_path):
+    result, _ = quantised(tmp_path, network(), feed={"x": X})
+    before = load(network())(x=X).out
+    names = {"conv": ["conv"], "product": ["m"], "rows": ["bt"], "lstm": ["w", "r"]}
+    layers = {layer.names[0]: layer for layer in result.layers}
+    for node, own in names.items():
+        changes = {name: rounded(*WEIGHTS[name], "int8") for name in own}
+        error = np.abs(load(network(**changes))(x=X).out - before).max() / np.abs(before).max()
+        assert layers[node].output_error == pytest.approx(error, rel=1e-9)
+        lost = sum(np.sum((changes[name].astype(float) - WEIGHTS[name][0]) ** 2) for name in own)
+        norm = sum(np.sum(WEIGHTS[name][0].astype(float) ** 2) for name in own)
+        assert layers[node].weights_error == pytest.approx(np.sqrt(lost / norm), rel=1e-9)
+    lstm = layers["lstm"]  # integers, a scale for each row, and two shapes
+    assert (lstm.bytes_before, lstm.bytes_after) == (4 * 56 * 22, 56 * 22 + 2 * 4 * 56 + 2 * 24)
+
+
+def test_a_tolerance_skips_layers(tmp_path):
+    free, _ = quantised(tmp_path, network(), feed={"x": X})
+    errors = sorted(layer.output_error for layer in free.layers if not layer.kept)
+    limit = (errors[-2] + errors[-1]) / 2
+    result, made = quantised(tmp_path, network(), feed={"x": X}, tolerance=limit)
+    worst = max((layer for layer in free.layers if not layer.kept), key=lambda layer: layer.output_error)
+    skipped = [layer for layer in result.layers if layer.over_tolerance]
+    assert worst.names in [layer.names for layer in skipped] and result.output_error <= limit
+    assert all(layer.bytes_after == layer.bytes_before for layer in skipped)
+    none, made = quantised(tmp_path, network(), feed={"x": X}, tolerance=0)
+    assert none.output_error == 0 and made == network()
+    assert {layer.kept for layer in none.layers} <= {"its error is over the tolerance", "the file would not be smaller"}
+
+
+def test_layers_are_skipped_until_the_whole_is_within_the_tolerance(tmp_path):
+    """Two layers whose errors add up: each alone is within the tolerance."""
+    nodes = [helper.make_node("MatMul", ["x", n], [f"y{n}"], name=n) for n in "ab"]
+    nodes.append(helper.make_node("Add", ["ya", "yb"], ["y"]))
+    b = random(1, 40, 40)
+    shapes = [("x", FLOAT, [3, 40])], [("y", FLOAT, [3, 40])]
+    model = model_of(nodes, *shapes, {"a": b, "b": b * 1.01})
+    feed = {"x": random(2, 3, 40)}
+    free, _ = quantised(tmp_path, model, feed=feed)
+    alone = max(layer.output_error for layer in free.layers)
+    assert free.output_error > alone
+    result, _ = quantised(tmp_path, model, feed=feed, tolerance=(free.output_error + alone) / 2)
+    assert [layer.kept for layer in result.layers].count("the whole model's error would be over the tolerance") == 1
+    assert 0 < result.output_error <= alone
+
+
+def test_nodes_that_are_to_be_kept(tmp_path):
+    result, made = quantised(tmp_path, network(), keep=["lstm", "out"])
+    kept = [layer.names for layer in result.layers if layer.kept == "as asked for"]
+    assert kept == [("lstm",), ("out",)]
+    assert {"w", "r", "rw", "rr"} <= {tensor.name for tensor in made.graph.initializer}
+    assert result.output_error is None and all(layer.output_error is None for layer in result.layers)
+
+
+def branches():
+    """Return a model with weights in branches, of constants that are moved, and of nodes that share them."""
+    moved = [
+        helper.make_node("Transpose", ["outer"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "turned"], ["t"], name="turned"),
+        helper.make_node("MatMul", ["t", "own"], ["y0"], name="own"),
+    ]
+    then = helper.make_graph(
+        moved,
+        "then",
+        [],
+        [helper.make_tensor_value_info("y0", FLOAT, [3, 40])],
+        [numpy_helper.from_array(random(1, 90, 40), "own")],
+    )
+    other = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["b_else"], value=numpy_helper.from_array(random(3, 20, 40), "")),
+            helper.make_node("Constant", [], ["first"], value_ints=[1]),
+            helper.make_node("Constant", [], ["last"], value=numpy_helper.from_array(np.array([21]), "")),
+            helper.make_node("Constant", [], ["axis"], value_ints=[0]),
+            helper.make_node("Slice", ["outer", "first", "last", "axis"], ["part"]),
+            helper.make_node("MatMul", ["x", "part"], ["u"], name="part"),
+            helper.make_node("MatMul", ["u", "b_else"], ["y1"], name="constant"),
+        ],
+        "else",
+        [],
+        [helper.make_tensor_value_info("y1", FLOAT, [3, 40])],
+    )
+    return model_of(
+        [
+            helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other),
+            helper.make_node("MatMul", ["x", "twice"], ["z0"], name="first"),
+            helper.make_node("MatMul", ["z0", "twice"], ["z"], name="second"),
+            helper.make_node("Gemm", ["z", "twice"], ["g"], name="third", transB=1),
+        ],
+        [("c", TensorProto.BOOL, []), ("x", FLOAT, [3, 20])],
+        [("y", FLOAT, [3, 40]), ("z", FLOAT, [3, 20]), ("g", FLOAT, [3, 20])],
+        {"outer": random(4, 90, 20), "twice": random(5, 20, 20)},
+    )
+
+
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_weights_in_branches_moved_and_shared(weights, tmp_path):
+    result, made = quantised(tmp_path, branches(), weights, feed={"c": True, "x": random(6, 3, 20)})
+    assert [layer.names for layer in result.layers] == [
+        ("part", "turned"),
+        ("constant",),
+        ("own",),
+        ("first", "second", "third"),
+    ]
+    assert not any(layer.kept for layer in result.layers)
+    # of "twice" there is one copy for each way in which its rows are read
+    assert result.layers[-1].bytes_before == 1600
+    assert result.layers[-1].bytes_after == (2 * 480 if weights == "int8" else 800)
+    graphs = [made.graph, *(a.g for node in made.graph.node if node.op_type == "If" for a in node.attribute)]
+    stored = [t for g in graphs for t in g.initializer if t.data_type != FLOAT or len(t.dims) > 1]
+    assert all(tensor.data_type != FLOAT for tensor in stored)
+    for c in (True, False):
+        x = random(7, 3, 20)
+        ours, before = load(made)(c=c, x=x), load(branches())(c=c, x=x)
+        for name, value in before.items():
+            assert 0 < np.abs(ours[name] - value).max() < 0.02 * np.abs(value).max()
+
+
+def test_initializers_that_are_inputs_stay(tmp_path):
+    """Callers may override them. In old files, where all initializers are inputs, they are weights like others."""
+    b = random(1, 50, 40)
+    model = product(b, 50)
+    model.graph.input.append(helper.make_tensor_value_info("b", FLOAT, b.shape))
+    with pytest.raises(UnsupportedError, match="no layer has float32 weights that are constants"):
+        quantised(tmp_path, model)
+    assert not (tmp_path / "q.onnx").exists()
+    model.ir_version, model.opset_import[0].version = 3, 8
+    _, made = quantised(tmp_path, model)
+    assert made.ir_version == 4 and [value.name for value in made.graph.input] == ["x"]
+    x = random(2, 3, 50)
+    np.testing.assert_array_equal(load(made)(x=x).y, load(product(rounded(b, 1, "int8"), 50))(x=x).y)
+
+
+def test_weights_that_others_read_stay(tmp_path):
+    model = product(random(1, 50, 40), 50)
+    model.graph.node.append(helper.make_node("Gather", ["b", "i"], ["rows"]))
+    model.graph.input.append(helper.make_tensor_value_info("i", TensorProto.INT64, [2]))
+    model.graph.output.append(helper.make_tensor_value_info("rows", FLOAT, [2, 40]))
+    result, made = quantised(tmp_path, model)
+    assert [layer.kept for layer in result.layers] == ["the file would not be smaller"] and made == model
+
+
+@pytest.mark.parametrize(
+    "value, weights, stored", [(7e4, "fp16", False), (7e4, "bf16", True), (np.nan, "int8", False), (np.inf, "bf16", False)]
+)
+def test_weights_beyond_a_type(value, weights, stored, tmp_path):
+    b = random(1, 50, 40)
+    b[3, 4] = value
+    result, made = quantised(tmp_path, product(b, 50), weights)
+    assert [layer.kept for layer in result.layers] == ["" if stored else f"weights are not finite in {weights}"]
+    assert stored or made == product(b, 50)
+
+
+def test_external_data(tmp_path):
+    """The file that is written has all weights in itself."""
+    model = network()
+    expected, _ = quantised(tmp_path, model)
+    made = (tmp_path / "q.onnx").read_bytes()
+    (tmp_path / "in").mkdir()
+    onnx.save(model, tmp_path / "in/m.onnx", save_as_external_data=True, location="data", size_threshold=0)
+    result = quantize(tmp_path / "in/m.onnx", tmp_path / "q.onnx", "int8")
+    assert (tmp_path / "q.onnx").read_bytes() == made and result.layers == expected.layers
+    assert result.bytes_before > sum(a.nbytes for a, _ in WEIGHTS.values())
+    with pytest.raises(ModelError, match="given as bytes"):
+        quantize((tmp_path / "in/m.onnx").read_bytes(), tmp_path / "q.onnx", "int8")
+
+
+def test_large_models_are_refused(tmp_path, monkeypatch):
+    onnx.save(network(), tmp_path / "m.onnx", save_as_external_data=True, location="data", size_threshold=0)
+    monkeypatch.setattr(model_files, "MAX_BYTES", 10_000)
+    with pytest.raises(UnsupportedError, match=r"a model of \d+ bytes cannot be quantised, .*: 2 GB at most"):
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", "int8")
+
+
+def test_old_opsets(tmp_path):
+    """The opset is raised where no operator of the old one could read the weights, if that changes nothing."""
+    b, feed = random(1, 50, 40), {"x": random(2, 3, 50)}
+    for weights, opset, new in (("int8", 6, 7), ("fp16", 9, 9), ("bf16", 9, 13), ("bf16", 17, 17)):
+        result, made = quantised(tmp_path, product(b, 50, opset=opset), weights, feed=feed)
+        assert not result.layers[0].kept and made.opset_import[0].version == new and not made.graph.value_info
+    model = product(b, 50, opset=9)
+    model.opset_import.add(domain="local", version=1)
+    model.functions.append(
+        helper.make_function("local", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 9)])
+    )
+    model.graph.node.append(helper.make_node("Twice", ["y"], ["z"], domain="local"))
+    model.graph.output[0].name = "z"
+    assert not quantised(tmp_path, model, "fp16")[0].layers[0].kept
+    with pytest.raises(UnsupportedError, match="bf16 needs opset 13, to which it cannot be converted"):
+        quantised(tmp_path, model, "bf16")
+
+
+def test_a_conversion_that_fails(tmp_path, monkeypatch):
+    def fail(model, opset):
+        raise RuntimeError("No Adapter From Version $9 for Identity")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", fail)
+    with pytest.raises(UnsupportedError, match=r"<bytes>: bf16 needs opset 13, .* No Adapter From Version \$9"):
+        quantised(tmp_path, product(random(1, 50, 40), 50, opset=9), "bf16")
+
+
+def test_a_conversion_that_changes_results_is_refused(tmp_path, monkeypatch):
+    changed = product(random(2, 50, 40), 50, opset=13)
+    monkeypatch.setattr("rnnfast.quantization.quantizer.converted", lambda *args: changed)
+    model, feed = product(random(1, 50, 40), 50, opset=9), {"x": random(3, 3, 50)}
+    with pytest.raises(UnsupportedError, match="other results after it was converted"):
+        quantised(tmp_path, model, "bf16", feed=feed)
+    assert not (tmp_path / "q.onnx").exists()
+
+
+# ------------------------------------------------------------------------------------ DynamicQuantizeLSTM
+def lstm(constant=("w", "r"), **attributes):
+    """Return a model of an LSTM with all that it may have."""
+    arrays = {"w": random(1, 2, 28, 15) * 0.3, "r": random(2, 2, 28, 7) * 0.3, "b": random(3, 2, 56), "p": random(4, 2, 21)}
+    arrays |= {"lengths": np.array([5, 3], np.int32), "h": random(5, 2, 2, 7), "c": random(6, 2, 2, 7)}
+    node = helper.make_node(
+        "LSTM",
+        ["x", "w", "r", "b", "lengths", "h", "c", "p"],
+        ["y", "yh", "yc"],
+        name="cell",
+        hidden_size=7,
+        direction="bidirectional",
+        clip=2.5,
+        **attributes,
+    )
+    inputs = [("x", FLOAT, [5, 2, 15]), *((name, FLOAT, arrays[name].shape) for name in "wr" if name not in constant)]
+    outputs = [("y", FLOAT, [5, 2, 2, 7]), ("yh", FLOAT, [2, 2, 7]), ("yc", FLOAT, [2, 2, 7])]
+    return model_of([node], inputs, outputs, {name: a for name, a in arrays.items() if name not in "wr" or name in constant})
+
+
+def test_the_form_of_onnxruntime(tmp_path):
+    model, x = lstm(), random(7, 5, 2, 15)
+    quantised(tmp_path, model)
+    expected = rnnfast.load(tmp_path / "q.onnx")(x=x)
+    result = quantize(model.SerializeToString(), tmp_path / "q.onnx", "int8", feed={"x": x}, form="onnxruntime")
+    made = onnx.load(tmp_path / "q.onnx")
+    assert [node.op_type for node in made.graph.node] == ["DynamicQuantizeLSTM"]
+    ours = rnnfast.load(tmp_path / "q.onnx")(x=x)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value)
+    assert 0 < result.output_error < 0.05
+    theirs = onnxruntime(made, {"x": x})
+    for name, value in expected.items():  # its activations are rounded to 8 bits
+        assert 0 < np.abs(theirs[name] - value).max() < 0.05
+
+
+def test_other_operators_in_the_form_of_onnxruntime(tmp_path):
+    quantize(network().SerializeToString(), tmp_path / "q.onnx", "int8", form="onnxruntime")
+    ours = rnnfast.load(tmp_path / "q.onnx")(x=X).out
+    text = (tmp_path / "q.onnx").read_bytes()
+    assert text.count(b"DynamicQuantizeLSTM") == 1 and text.count(b"DequantizeLinear") == 9
+    quantised(tmp_path, network())
+    np.testing.assert_array_equal(ours, rnnfast.load(tmp_path / "q.onnx")(x=X).out)
+
+
+def test_lstms_that_cannot_have_the_form_of_onnxruntime(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"node 'cell' \(LSTM\) .*: W and R must both be constants"):
+        quantised(tmp_path, lstm(["w"]), form="onnxruntime")
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="batched", hidden_size=7, layout=1)
+    constants = {"w": random(1, 1, 28, 5), "r": random(2, 1, 28, 7)}
+    model = model_of([node], [("x", FLOAT, [2, 3, 5])], [("y", FLOAT, [2, 3, 1, 7])], constants)
+    with pytest.raises(UnsupportedError, match=r"node 'batched' \(LSTM\) .* has no attribute 'layout'"):
+        quantised(tmp_path, model, form="onnxruntime")
+    result, _ = quantised(tmp_path, model, form="onnxruntime", keep=["batched"])
+    assert result.layers[0].kept == "as asked for"
+
+
+# ------------------------------------------------------------------------------------------------- the rest
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"weights": "int4"}, InputError, "weights is 'int4', expected one of int8, fp16, bf16"),
+        ({"form": "qdq"}, InputError, "form is 'qdq'"),
+        ({"form": "onnxruntime", "weights": "fp16"}, InputError, "has int8 only"),
+        ({"keep": ["lstn"]}, InputError, "node 'lstn'"),
+        ({"keep": "lstm"}, InputTypeError, "keep is 'lstm'"),
+        ({"tolerance": 0.1}, InputError, "no feed"),
+        ({"tolerance": -0.1, "feed": {"x": X}}, InputError, "tolerance is -0.1"),
+        ({"tolerance": float("nan"), "feed": {"x": X}}, InputError, "tolerance is nan"),
+        ({"feed": {"z": X}}, InputError, "'z'"),
+    ],
+)
+def test_wrong_arguments(options, error, message, tmp_path):
+    options = {"weights": "int8"} | options
+    with pytest.raises(error, match=message):
+        quantize(network().SerializeToString(), tmp_path / "q.onnx", **options)
+    assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_models_of_layers(weights, tmp_path):
+    layers = nn.Sequential(nn.Linear(9, 31), nn.LSTM(31, 21, bidirectional=True), nn.GRU(42, 17), nn.Linear(17, 5))
+    layers.save(tmp_path / "m.onnx")
+    x = random(1, 7, 3, 9)
+    result = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", weights, feed={"x": x})
+    assert sorted(layer.op_type for layer in result.layers) == ["GRU", "LSTM", "MatMul", "MatMul"]
+    assert result.bytes_after < {"int8": 0.45, "fp16": 0.6, "bf16": 0.6}[weights] * result.bytes_before
+    assert 0 < result.output_error < {"int8": 0.03, "fp16": 1e-3, "bf16": 0.01}[weights]
+
+
+def errors(expected, ours):
+    return outputs_error({"y": ours}, {"y": expected})
+
+
+def test_the_error_of_outputs():
+    a = np.array([1.0, -4, np.nan, np.inf], np.float32)
+    assert errors(a, a) == 0 and errors(a, a + np.float32([1, 0, 0, 0])) == 0.25
+    assert errors(a, np.array([np.nan, -4, np.nan, np.inf])) == errors(a, a[:3]) == errors(a, -a) == np.inf
+    assert errors(np.zeros(2), np.array([0, 0.5])) == 0.5
+    assert errors(np.array([3, 4, 5, 6]), np.array([3, 4, 9, 6])) == 0.25
+    assert errors([a, a], [a, a + np.float32([0, 2, 0, 0])]) == 0.5 and errors([a], [a, a]) == np.inf
+    assert errors(None, None) == 0 and errors(None, a) == errors(a, None) == np.inf
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+@pytest.mark.parametrize("path", published_models())
+def test_published_models(path, weights, tmp_path):
+    """Each is smaller, unless it is tiny, and gives what onnxruntime gives for the file."""
+    ort = pytest.importorskip("onnxruntime")
+    model = rnnfast.load(path)
+    arrays = np.load(path.with_suffix(".npz"))
+    feed = {v.name: arrays["in_" + re.sub(r"[^\w.-]", "_", v.name)] for v in model.inputs}
+    result = quantize(path, tmp_path / "q.onnx", weights, feed=feed)
+    onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
+    assert result.bytes_after < 0.92 * result.bytes_before or result.bytes_before < 3000
+    assert result.weights_error < {"int8": 0.013, "fp16": 3e-4, "bf16": 2e-3}[weights]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
+    ours = rnnfast.load(tmp_path / "q.onnx")(feed)
+    types = {v.name: v.type.dtype for v in model.inputs}
+    theirs = session.run(list(ours), {name: np.asarray(value, types[name]) for name, value in feed.items()})
+    assert outputs_error(ours, dict(zip(ours, theirs))) < PUBLISHED
