@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import click
 import numpy as np
@@ -67,7 +67,8 @@ def quantize(
     feed = fill(read_inputs(given, quantizer.model), quantizer.model, Sizes(dims, DEFAULT_SIZE), drawn)
     result, data = quantizer.run(feed, tolerance, lambda layers: track(layers, "quantize"))
     write_whole(path, data)
-    passed = bool(np.isfinite(result.output_error)) and not any(layer.over_tolerance for layer in result.layers)
+    finite = result.output_error is not None and math.isfinite(result.output_error)
+    passed = finite and not any(layer.over_tolerance for layer in result.layers)
     if as_json:
         facts = {"file": file, "output": path, "weights": weights, "form": form, "tolerance": tolerance}
         layers = [strict(dataclasses.asdict(layer)) for layer in result.layers]

@@ -12,7 +12,15 @@ import numpy as np
 
 from rnnfast.quantization import dynamic_lstm
 from rnnfast.quantization.weight_types import Stored, WeightType
-from rnnfast.quantization.weights import OVERRIDABLE_SINCE, Reader, Rewriter, find_readers, fingerprint, opset_of, remove_unread
+from rnnfast.quantization.weights import (
+    OVERRIDABLE_SINCE,
+    Reader,
+    Rewriter,
+    find_readers,
+    fingerprint,
+    opset_of,
+    remove_unread,
+)
 
 
 @dataclasses.dataclass(eq=False)

@@ -89,7 +89,9 @@ def rounded(array, axis, weights):
 
 def quantised(folder, model, weights="int8", **options):
     """Return what `quantize` says, and the ModelProto that it wrote, which is correct."""
-    result = quantize(model if isinstance(model, bytes) else model.SerializeToString(), folder / "q.onnx", weights, **options)
+    result = quantize(
+        model if isinstance(model, bytes) else model.SerializeToString(), folder / "q.onnx", weights, **options
+    )
     made = onnx.load(folder / "q.onnx")
     onnx.checker.check_model(made)
     assert result.bytes_after == (folder / "q.onnx").stat().st_size
@@ -274,7 +276,8 @@ def test_weights_that_others_read_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, weights, stored", [(7e4, "fp16", False), (7e4, "bf16", True), (np.nan, "int8", False), (np.inf, "bf16", False)]
+    "value, weights, stored",
+    [(7e4, "fp16", False), (7e4, "bf16", True), (np.nan, "int8", False), (np.inf, "bf16", False)],
 )
 def test_weights_beyond_a_type(value, weights, stored, tmp_path):
     b = random(1, 50, 40)
@@ -314,7 +317,9 @@ def test_old_opsets(tmp_path):
     model = product(b, 50, opset=9)
     model.opset_import.add(domain="local", version=1)
     model.functions.append(
-        helper.make_function("local", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 9)])
+        helper.make_function(
+            "local", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 9)]
+        )
     )
     model.graph.node.append(helper.make_node("Twice", ["y"], ["z"], domain="local"))
     model.graph.output[0].name = "z"
@@ -344,7 +349,12 @@ def test_a_conversion_that_changes_results_is_refused(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ DynamicQuantizeLSTM
 def lstm(constant=("w", "r"), **attributes):
     """Return a model of an LSTM with all that it may have."""
-    arrays = {"w": random(1, 2, 28, 15) * 0.3, "r": random(2, 2, 28, 7) * 0.3, "b": random(3, 2, 56), "p": random(4, 2, 21)}
+    arrays = {
+        "w": random(1, 2, 28, 15) * 0.3,
+        "r": random(2, 2, 28, 7) * 0.3,
+        "b": random(3, 2, 56),
+        "p": random(4, 2, 21),
+    }
     arrays |= {"lengths": np.array([5, 3], np.int32), "h": random(5, 2, 2, 7), "c": random(6, 2, 2, 7)}
     node = helper.make_node(
         "LSTM",
@@ -358,7 +368,9 @@ def lstm(constant=("w", "r"), **attributes):
     )
     inputs = [("x", FLOAT, [5, 2, 15]), *((name, FLOAT, arrays[name].shape) for name in "wr" if name not in constant)]
     outputs = [("y", FLOAT, [5, 2, 2, 7]), ("yh", FLOAT, [2, 2, 7]), ("yc", FLOAT, [2, 2, 7])]
-    return model_of([node], inputs, outputs, {name: a for name, a in arrays.items() if name not in "wr" or name in constant})
+    return model_of(
+        [node], inputs, outputs, {name: a for name, a in arrays.items() if name not in "wr" or name in constant}
+    )
 
 
 def test_the_form_of_onnxruntime(tmp_path):
