@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -115,7 +116,7 @@ def quantize(
             its opset is too old and cannot be raised, or an LSTM cannot be a DynamicQuantizeLSTM.
         InputError: An argument has a value that is not allowed, `keep` names no node of a layer, a tolerance is given
             and no feed, or the file cannot be written.
-        InputTypeError: `keep` is a string and no sequence of them.
+        InputTypeError: `keep` is no sequence of names, or `tolerance` no number.
     """
     quantizer = Quantizer(source, weights, keep, form)
     result, data = quantizer.run(feed, tolerance)
@@ -139,7 +140,8 @@ class Quantizer:
             raise InputError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
         if form == "onnxruntime" and weights != "int8":
             raise InputError(f"weights is {weights!r}, but the form 'onnxruntime' has int8 only")
-        if isinstance(keep, (str, bytes)):
+        kept = [keep] if isinstance(keep, (str, bytes)) else list(keep)
+        if isinstance(keep, (str, bytes)) or not all(isinstance(name, str) for name in kept):
             raise InputTypeError(f"keep is {keep!r}, expected a sequence of names")
         self._type, self._dynamic = WEIGHT_TYPES[weights], form == "onnxruntime"
         self.model, self._proto, self._bytes_before = inlined(source)
@@ -150,7 +152,7 @@ class Quantizer:
         self._layers = find_layers(self._proto)
         if not self._layers:
             raise UnsupportedError(f"{label}: no layer has float32 weights that are constants")
-        self._keep = set(keep)
+        self._keep = set(kept)
         unknown = sorted(self._keep - {name for layer in self._layers for name in layer.names})
         if unknown:
             raise InputError(f"{label}: no layer with constant weights has a node {unknown[0]!r}")
@@ -167,6 +169,8 @@ class Quantizer:
 
         `track` shows the progress through the layers.
         """
+        if tolerance is not None and not isinstance(tolerance, numbers.Real):
+            raise InputTypeError(f"tolerance is {tolerance!r}, expected a number or None")
         if tolerance is not None and not tolerance >= 0:
             raise InputError(f"tolerance is {tolerance!r}, expected a number of at least 0, or None")
         if tolerance is not None and feed is None:
