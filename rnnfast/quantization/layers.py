@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,24 +23,28 @@ from rnnfast.quantization.weights import (
 )
 
 
+class Member(NamedTuple):
+    """A reader of a layer: its number among those that `find_readers` gives, the reader, and its weights."""
+
+    number: int
+    reader: Reader
+    array: np.ndarray
+
+
 @dataclasses.dataclass(eq=False)
 class Layer:
     """Nodes that read the same weights.
 
     Attributes:
-        numbers: The numbers of the readers among those that `find_readers` gives.
-        readers: The readers.
-        arrays: The weights of each.
+        members: Their readers, in the order of the file.
     """
 
-    numbers: list[int]
-    readers: list[Reader]
-    arrays: list[np.ndarray]
+    members: list[Member]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the nodes."""
-        return tuple(dict.fromkeys(reader.name for reader in self.readers))
+        return tuple(dict.fromkeys(member.reader.name for member in self.members))
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +64,7 @@ class Layer:
     @functools.cached_property
     def _distinct(self) -> list[np.ndarray]:
         """The weights, equal ones once."""
-        return list({fingerprint(array): array for array in self.arrays}.values())
+        return list({fingerprint(member.array): member.array for member in self.members}.values())
 
 
 @dataclasses.dataclass(eq=False)
@@ -94,18 +98,14 @@ def find_layers(model: Any) -> list[Layer]:
         keys = [("node", id(reader.node)), *((id(root.graph), root.name) for root in roots)]
         found = list(dict.fromkeys(group[key] for key in keys if key in group))
         if not found:
-            layers.append(Layer([], [], []))
+            layers.append(Layer([]))
             found = layers[-1:]
-        layer, *others = found
+        layer, *others = sorted(found, key=layers.index)
         for other in others:  # the reader joins layers that had nothing in common before
             layers.remove(other)
-            layer.numbers += other.numbers
-            layer.readers += other.readers
-            layer.arrays += other.arrays
+            layer.members = sorted(layer.members + other.members, key=lambda member: member.number)
             group.update({key: layer for key, value in group.items() if value is other})
-        layer.numbers.append(number)
-        layer.readers.append(reader)
-        layer.arrays.append(array)
+        layer.members.append(Member(number, reader, array))
         group.update(dict.fromkeys(keys, layer))
     return layers
 
@@ -129,7 +129,7 @@ def with_stored(
     for layer in layers:
         made: dict[int, tuple[np.ndarray, Stored]] = {}
         lstms: dict[int, tuple[Any, dict[int, Stored]]] = {}
-        for number, array in zip(layer.numbers, layer.arrays):
+        for number, _, array in layer.members:
             reader = readers[number]
             as_lstm = dynamic and reader.node.op_type == "LSTM"
             stored = rewriter.stored(reader, array, dynamic_lstm.WEIGHT_TYPE if as_lstm else weight_type)
@@ -142,7 +142,7 @@ def with_stored(
             dynamic_lstm.rewrite(copy, node, stored_inputs[1], stored_inputs[2])
         results.append(_facts(list(made.values())))
     copy.ir_version = max(copy.ir_version, OVERRIDABLE_SINCE)  # before it every initializer had to be an input
-    remove_unread(copy, [readers[number].weights for layer in layers for number in layer.numbers])
+    remove_unread(copy, [readers[member.number].weights for layer in layers for member in layer.members])
     return copy.SerializeToString(), results
 
 

@@ -204,7 +204,9 @@ class Quantizer:
         self, layer: Layer, measure: Callable[[bytes], float | None], tolerance: float | None, n_plain: int
     ) -> QuantizedLayer:
         """The facts of a layer, of which the others are left as they are; `n_plain` are the bytes without any."""
-        facts = QuantizedLayer(layer.names, layer.readers[0].node.op_type, layer.nbytes, layer.nbytes, None, None)
+        facts = QuantizedLayer(
+            layer.names, layer.members[0].reader.node.op_type, layer.nbytes, layer.nbytes, None, None
+        )
         if self._keep.intersection(layer.names):
             return dataclasses.replace(facts, kept="as asked for")
         infinite = dataclasses.replace(facts, kept=f"weights are not finite in {self._type.name}")
@@ -241,9 +243,10 @@ def _over_tolerance(layer: QuantizedLayer, why: str) -> QuantizedLayer:
 def _check_lstms(layers: Iterable[Layer]) -> None:
     """Raise UnsupportedError if an LSTM node of layers cannot be a DynamicQuantizeLSTM."""
     for layer in layers:
-        for reader in layer.readers:
+        for _, reader, _ in layer.members:
             if reader.node.op_type == "LSTM":
-                dynamic_lstm.check(reader.node, {r.index for r in layer.readers if r.node is reader.node})
+                same = {member.reader.index for member in layer.members if member.reader.node is reader.node}
+                dynamic_lstm.check(reader.node, same)
 
 
 def outputs_error(ours: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
