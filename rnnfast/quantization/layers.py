@@ -94,7 +94,7 @@ def find_layers(model: Any) -> list[Layer]:
         array = arrays[id(reader.weights)]
         if array is None:
             continue
-        roots = [root for root in reader.weights.roots() if root.floating]
+        roots = [root for root in reader.weights.roots if root.floating]
         keys = [("node", id(reader.node)), *((id(root.graph), root.name) for root in roots)]
         found = list(dict.fromkeys(group[key] for key in keys if key in group))
         if not found:

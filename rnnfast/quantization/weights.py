@@ -18,6 +18,8 @@ RECURRENT_OPERATORS = ("GRU", "LSTM", "RNN")
 WEIGHT_INPUTS = dict.fromkeys(RECURRENT_OPERATORS, (1, 2)) | {"Conv": (1,), "Gemm": (1,), "MatMul": (1, 0)}
 # Operators that move values and change none: what they make of constants is a constant, which can be stored instead.
 MOVING = {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+# Nodes that follow each other between a tensor and weights; published models have up to 4.
+MAX_DEPTH = 100
 FLOAT = 1  # TensorProto.DataType
 # From this version of the file format on an initializer that is an input may be overridden by callers.
 OVERRIDABLE_SINCE = 4
@@ -51,6 +53,8 @@ class Constant:
         tensor: The TensorProto, or None.
         node: The NodeProto of an operator that moves values, or None.
         inputs: The constants that the node reads.
+        roots: The tensors that it is made of, each once.
+        depth: The number of nodes from the furthest tensor to it.
     """
 
     graph: Any
@@ -58,22 +62,28 @@ class Constant:
     tensor: Any = None
     node: Any = None
     inputs: tuple[Constant | None, ...] = ()
+    roots: tuple[Constant, ...] = dataclasses.field(init=False)
+    depth: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        made_of = [constant for constant in self.inputs if constant is not None]
+        own = {} if self.tensor is None else {self: None}
+        self.roots = tuple(own | dict.fromkeys(root for constant in made_of for root in constant.roots))
+        self.depth = 1 + max((constant.depth for constant in made_of), default=-1)
+        self._values: dict[int, np.ndarray | None] = {}
 
     @property
     def floating(self) -> bool:
         """Whether it is a tensor of float32."""
         return self.tensor is not None and self.tensor.data_type == FLOAT
 
-    def roots(self) -> Iterator[Constant]:
-        """Yield the tensors that it is made of."""
-        if self.tensor is not None:
-            yield self
-        for constant in self.inputs:
-            if constant is not None:
-                yield from constant.roots()
-
     def value(self, opset: int) -> np.ndarray | None:
         """The array, or None if it cannot be computed."""
+        if opset not in self._values:
+            self._values[opset] = self._computed(opset)
+        return self._values[opset]
+
+    def _computed(self, opset: int) -> np.ndarray | None:
         from onnx import helper, numpy_helper
 
         if self.tensor is not None:
@@ -154,7 +164,9 @@ def _visit(graph: Any, outer: dict[str, Constant], overridable: bool, readers: l
         elif node.op_type in MOVING and all(not name or name in scope for name in node.input):
             constants = tuple(scope[name] if name else None for name in node.input)
             for name in filter(None, node.output):
-                scope[name] = Constant(graph, name, None, node, constants)
+                constant = Constant(graph, name, None, node, constants)
+                if constant.depth <= MAX_DEPTH:
+                    scope[name] = constant
     for node in graph.node:
         if node.domain in ("", "ai.onnx"):
             for index in WEIGHT_INPUTS.get(node.op_type, ()):
@@ -199,7 +211,7 @@ class Rewriter:
 
     def stored(self, reader: Reader, array: np.ndarray, weight_type: WeightType) -> Stored:
         """Store a reader's weights, in the graph of the tensors that they are made of."""
-        roots = {id(root.graph): root.graph for root in reader.weights.roots() if root.floating}
+        roots = {id(root.graph): root.graph for root in reader.weights.roots if root.floating}
         home = next(iter(roots.values())) if len(roots) == 1 else reader.weights.graph
         name = reader.weights.name
         key = id(home), fingerprint(array), weight_type, reader.layout if weight_type.by_rows else ""
@@ -229,11 +241,15 @@ def remove_unread(model: Any, candidates: Iterable[Constant]) -> None:
     The entries of removed initializers among the graph's inputs go too.
     """
     waiting = list(candidates)
+    removed: set[Constant] = set()
     while waiting:
         constant = waiting.pop(0)
+        if constant in removed:
+            continue
         names = set(constant.node.output) if constant.node is not None else {constant.name}
         if names & _read(model):
             continue
+        removed.add(constant)
         graph = constant.graph
         for node in [node for node in graph.node if names & set(node.output)]:
             graph.node.remove(node)

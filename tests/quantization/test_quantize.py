@@ -318,6 +318,30 @@ def test_weights_that_branches_make_are_stored_once_around_them(tmp_path):
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.parametrize("n, stored", [(90, True), (3000, False)])
+def test_long_chains_of_constants(n, stored, tmp_path):
+    """Each name is read twice, so that there are 2 ** n ways to the weights; those that are too long stay."""
+    chain = [
+        node
+        for i in range(n // 2)
+        for node in (
+            (None, helper.make_node("Concat", [f"b{i}", f"b{i}"], [f"c{i}"], axis=1)),
+            (None, helper.make_node("Slice", [f"c{i}", "zero", "size", "one"], [f"b{i + 1}"])),
+        )
+    ]
+    constants = {"b0": random(1, 20, 30), "zero": np.array([0]), "size": np.array([30]), "one": np.array([1])}
+    model = matrices([*chain, ("y0", f"b{n // 2}")], constants)
+    if not stored:
+        with pytest.raises(UnsupportedError, match="no layer"):
+            quantised(tmp_path, model)
+        return
+    _, made = quantised(tmp_path, model)
+    x = random(2, 3, 20)
+    expected = load(matrices([("y0", "b0")], {"b0": rounded(constants["b0"], 1, "int8")}))(x=x).y0
+    np.testing.assert_array_equal(load(made)(x=x).y0, expected)
+    assert [node.op_type for node in made.graph.node] == ["DequantizeLinear", "MatMul"]
+
+
 def test_of_two_constants_one_is_the_weights(tmp_path):
     nodes = [helper.make_node("MatMul", ["a", "b"], ["c"], name="product"), helper.make_node("Add", ["x", "c"], ["y"])]
     shapes = [("x", FLOAT, [30, 40])], [("y", FLOAT, [30, 40])]
