@@ -18,7 +18,7 @@ RECURRENT_OPERATORS = ("GRU", "LSTM", "RNN")
 WEIGHT_INPUTS = dict.fromkeys(RECURRENT_OPERATORS, (1, 2)) | {"Conv": (1,), "Gemm": (1,), "MatMul": (1, 0)}
 # Operators that move values and change none: what they make of constants is a constant, which can be stored instead.
 MOVING = {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-# Nodes that follow each other between a tensor and weights; published models have up to 4.
+# Nodes that follow each other between a tensor and weights; published models have up to 3.
 MAX_DEPTH = 100
 FLOAT = 1  # TensorProto.DataType
 # From this version of the file format on an initializer that is an input may be overridden by callers.
