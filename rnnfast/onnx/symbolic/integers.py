@@ -221,6 +221,8 @@ class SymbolicInt:
         return self.sizes.quotient(self, other) if exact is None else exact
 
     def __rfloordiv__(self, other: Any) -> Any:
+        if self == 0:
+            raise NotSymbolic("a division by zero")
         return self.sizes.quotient(other, self) if other else 0
 
     def _exact_quotient(self, other: Terms) -> Any:
@@ -305,6 +307,8 @@ class SymbolicInt:
         if self is other:
             return True
         if _terms(other) is None:
+            if isinstance(other, (float, np.floating)):
+                raise NotSymbolic("a comparison with a float")
             return NotImplemented
         difference = self - other
         return difference._is_zero() if type(difference) is SymbolicInt else difference == 0

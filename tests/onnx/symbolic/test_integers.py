@@ -122,3 +122,18 @@ def test_a_symbolic_integer_is_one_of_numpy_too():
     n = Sizes([5]).size(0)
     values = np.array([1, 2], object) * n
     assert isinstance(values[1], SymbolicInt) and values[1].value == 10
+
+
+def test_floats_are_not_compared_without_a_condition():
+    n = Sizes([4]).size(0)
+    for other in (4.0, np.float64(4), np.float32(3)):
+        with pytest.raises(NotSymbolic):
+            n == other  # noqa: B015 - it is the comparison that raises
+    assert n != "4" and n != None  # noqa: E711
+
+
+def test_nothing_is_divided_by_zero():
+    n = Sizes([4]).size(0)
+    for divided in (lambda: 0 // (n - 4), lambda: 0 % (n - 4), lambda: 5 // (n - 4)):
+        with pytest.raises(NotSymbolic):
+            divided()
