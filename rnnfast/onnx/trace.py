@@ -218,6 +218,8 @@ def trace(
                 raise
             # it may have failed on the zeros in place of results that were not computed
             predicts, computes_all = False, True
+    if planned.symbolic is not None:
+        planned.symbolic.note_branches(tuple(tracer.branches))
     return tracer.plan(outputs), None if tracer.skipped else [value.data for value in outputs]
 
 
@@ -264,6 +266,7 @@ class _Tracer:
     pinned: indices of the inputs whose values the plan is made for. specialises: whether more inputs may be pinned.
     predicts: as of a PlannedGraph. computes_all: whether costly results are computed too; `skipped` says whether any
     was not. planned_graphs: those of the nodes with graphs, by their ids, which the attempts of one trace share.
+    branches: the ids of the graphs of the branches that it takes, in order.
     """
 
     def __init__(
@@ -281,6 +284,7 @@ class _Tracer:
         self.predicts, self.planned_graphs, self.transcript = predicts, planned_graphs, transcript
         self.initial_values: list[Any] = []
         self.steps: list[Step] = []
+        self.branches: list[int] = []
         self.budget = budget
         self.record, self.meter, self.target = planned.record, planned.meter, planned.target
         self.last_uses = planned.last_uses
@@ -363,10 +367,11 @@ class _Tracer:
         if node.function is None:
             outputs = self.call(node, inputs)
         elif node.function is if_ and inputs[0].known:
-            branch = "then_branch" if condition(inputs[0].data) else "else_branch"
+            branch = node.attributes["then_branch" if condition(inputs[0].data) else "else_branch"]
+            self.branches.append(id(branch))
             if self.transcript is not None:
                 self.transcript.note(node, inputs)
-            outputs = self.graph(node.attributes[branch], _Scope(scope))
+            outputs = self.graph(branch, _Scope(scope))
         elif node.graphs:
             if node.function is if_:
                 self._pin_inputs_of(inputs[0])

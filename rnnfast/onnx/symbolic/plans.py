@@ -51,9 +51,11 @@ class SymbolicPlans:
         self._varying: frozenset[tuple[int, int]] = frozenset()  # (argument, axis) of the sizes that differed
         self._left = MOST_MADE
         self._failed = False  # whether none could be made for the arguments of the call, which may be wrong
+        self._taken: set[tuple[int, ...]] = set()  # the branches of each trace, by the ids of their graphs
 
     def plan_for(self, args: list[Any]) -> Plan | None:
         """Return a plan for arguments like these from a symbolic plan, perhaps a new one; None if there is none."""
+        self._failed = False
         for symbolic in self._plans:
             plan = symbolic.plan_for(args)
             if plan is not None:
@@ -75,19 +77,29 @@ class SymbolicPlans:
         try:
             with np.errstate(all="ignore"):
                 symbolic = SymbolicPlan(self._planned, args, pinned, varying)
+                if symbolic.branches not in self._taken:
+                    # A trace takes them now, and checks the types, ranks and attributes of their nodes.
+                    self._failed = len(self._taken) >= MOST_MADE
+                    return None
                 plan = symbolic.plan_for(args)
         except Exception as e:  # whatever it is, a trace of these arguments tells it
             raise_if_from_handler(e)
+            plan = None
+        if plan is None:
             self._failed = True
             return None
-        if plan is not None:
-            self._plans = (symbolic, *self._plans[: MOST_KEPT - 1])
-            self._left -= 1
+        self._plans = (symbolic, *self._plans[: MOST_KEPT - 1])
+        self._left -= 1
         return plan
 
     def held(self) -> list[np.ndarray]:
         """Return the arrays that hold the memory of the symbolic plans, besides constants of the graph."""
         return [array for plan in self._plans for array in plan.held()]
+
+    def note_branches(self, branches: tuple[int, ...]) -> None:
+        """Note the branches that a trace took, by the ids of their graphs."""
+        if len(self._taken) < MOST_MADE:
+            self._taken.add(branches)
 
     def note(self, args: list[Any], plan: Plan) -> None:
         """Note a plan that was traced for these arguments."""
@@ -112,6 +124,8 @@ class SymbolicPlan:
 
     args: the arguments of the call that is traced. pinned: indices of the inputs whose values it is made for. varying:
     (argument, axis) of the sizes that are symbolic, none of which is 0 or 1 in this call.
+
+    `branches` are those that it takes, by the ids of their graphs, in order.
 
     Raises NotSymbolic, or whatever an operator raises for these arguments, if it cannot be made.
     """
@@ -151,6 +165,7 @@ class SymbolicPlan:
         target = planned.target
         native = compiled(steps, self._slots, target, lambda target: SymbolicBuilder(target, formulas))
         check_work([(step.work[1], step.where) for step in native], planned.limits)
+        self.branches = tuple(tracer.branches)
         self._steps = [self._prepared(step, tracer) for step in native]
         self._results = [self._shape(v.data) for v in outputs]
         self._initial, self._budget = tracer.initial, tracer.folding_budget
@@ -252,12 +267,16 @@ class _Value:
 
 
 class _SymbolicTracer:
-    """Notes the steps of a plan. initial: the values of slots before a run. views: like the results in slots."""
+    """Notes the steps of a plan. initial: the values of slots before a run. views: like the results in slots.
+
+    branches: the ids of the graphs of the branches that it takes, in order.
+    """
 
     def __init__(self, planned: PlannedGraph) -> None:
         self.steps: list[Step] = []
         self.initial: list[Any] = []
         self.views: dict[int, View] = {}
+        self.branches: list[int] = []
         self.folding_budget = FoldingBudget(MAX_FOLDED_BYTES, planned.folding_budget)
         self._limits = planned.limits
         self._absent = _Value(None, True)
@@ -291,8 +310,9 @@ class _SymbolicTracer:
             check()
             inputs = [scope[name] if name else self._absent for name in node.inputs]
             if node.function is if_ and isinstance(inputs[0].data, np.ndarray):
-                branch = "then_branch" if condition(inputs[0].data) else "else_branch"
-                outputs = self.graph(node.attributes[branch], dict(scope))
+                branch = node.attributes["then_branch" if condition(inputs[0].data) else "else_branch"]
+                self.branches.append(id(branch))
+                outputs = self.graph(branch, dict(scope))
             elif node.op_type == "Identity" and not node.domain:
                 outputs = inputs
             else:
@@ -334,6 +354,11 @@ class _SymbolicTracer:
         if known is None and all(are_known):
             known = self._made(node, data)
         if known is not None:
+            for x in known:
+                if type(x) is View:
+                    self._limits.check("bytes_of_a_call", x.nbytes, "the bytes of a result are")
+                    if x.nbytes > MAX_FOLDED_BYTES:
+                        raise NotSymbolic("constants that are too large")
             return [_Value(x, True) for x in known]
         first = 1 if node.op_type in TAKES_SIZES else len(inputs)
         inputs = [_Value(as_view(v.data), True) if type(v.data) is Vector else v for v in inputs[:first]] + inputs[

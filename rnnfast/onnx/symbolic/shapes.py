@@ -14,7 +14,7 @@ import numpy as np
 
 from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops.arguments import broadcast_shapes, check_axes, check_axis, check_indices
-from rnnfast.onnx.ops.numeric import check_broadcasts_to
+from rnnfast.onnx.ops.numeric import check_broadcasts_to, is_floating
 from rnnfast.onnx.ops.types import check_size
 from rnnfast.onnx.result_shapes import TYPES, type_of
 from rnnfast.onnx.symbolic.integers import NotSymbolic, is_symbolic
@@ -74,6 +74,8 @@ def results_of(node: Node, inputs: Sequence[Any]) -> list[View]:
         return results if isinstance(results, list) else [results]
     if not hasattr(node.function, "shapes"):
         raise NotSymbolic(node.op_type)
+    if node.op_type == "Mean" and not is_floating(inputs[0].dtype):
+        raise NotSymbolic("a mean of integers, which is of another type")
     shapes = node.function.shapes(*inputs, **node.attributes)  # type: ignore[attr-defined]
     return [empty(shape, type_of(node, inputs)) for shape in shapes]
 
@@ -114,9 +116,17 @@ def _moved(node: Node, *inputs: Any) -> Any:
     return known(node.function(*map(_elements, inputs[:count]), *inputs[count:], **node.attributes), dtype)
 
 
+def _check_shapes(node: Node, *inputs: Any) -> None:
+    """Raise what the operator raises for inputs of these shapes: those before opset 7 broadcast less than NumPy."""
+    node.function.shapes(*inputs, **node.attributes)  # type: ignore[union-attr]
+    if "axis" in node.attributes:
+        raise NotSymbolic("inputs that meet at an axis")
+
+
 def _arithmetic(node: Node, a: Any, b: Any) -> Any:
     if not _are_elements(a, b):
         return None
+    _check_shapes(node, a, b)
     dtype, x, y = a.dtype, _elements(a), _elements(b)
     if b.dtype != dtype:
         raise NotSymbolic("types that differ")
@@ -162,6 +172,7 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 def _comparison(node: Node, a: Any, b: Any) -> Any:
     if not _are_elements(a, b):
         return None
+    _check_shapes(node, a, b)
     compared = np.frompyfunc(COMPARE[node.op_type], 2, 1)(_elements(a), _elements(b))
     return np.asarray(compared, bool)
 
@@ -176,11 +187,12 @@ def _cast(node: Node, x: Any) -> Any:
 def _chosen(node: Node, condition: Any, x: Any, y: Any) -> Any:
     if not isinstance(condition, np.ndarray) or Vector not in (type(x), type(y)) or not _are_elements(x, y):
         return None
+    _check_shapes(node, condition, x, y)
     return known(np.array(np.where(condition, _elements(x), _elements(y)), object), x.dtype)
 
 
 def _product(node: Node, x: Any, axes: Any = None) -> Any:
-    if type(x) is not Vector or x.ndim != 1:
+    if type(x) is not Vector or x.ndim != 1 or not _axes_of(node, x, axes):
         return None
     total = math.prod(x.tolist()) if node.op_type == "ReduceProd" else sum(x.tolist())
     values = np.array(total, object)
@@ -195,6 +207,7 @@ def _filled(node: Node, shape: Any) -> Any:
         raise NotSymbolic("a negative size")
     value = node.attributes.get("value")
     array = np.zeros((), np.float32) if value is None else value.reshape(())
+    check_size(sizes, array.dtype)
     return repeated(array, sizes)
 
 
@@ -205,7 +218,9 @@ def _expanded(node: Node, x: Any, shape: Any) -> Any:
     sizes = shape.tolist()
     if any(n < 0 for n in sizes):
         raise NotSymbolic("a negative size")
-    return repeated(x, broadcast_shapes(x.shape, sizes))
+    result = broadcast_shapes(x.shape, sizes)
+    check_size(result, x.dtype)
+    return repeated(x, result)
 
 
 def _counted(node: Node, start: Any, limit: Any, delta: Any) -> Any:
@@ -263,6 +278,24 @@ def _like(node: Node, x: Any, *inputs: Any) -> View:
     return empty(x.shape, TYPES.get(node.op_type, x.dtype))
 
 
+def _running(node: Node, x: Any, axis: Any) -> View:
+    if not isinstance(axis, np.ndarray) or axis.size != 1:
+        raise NotSymbolic("an axis that is not known")
+    check_axis(axis.item(), len(x.shape))
+    return _like(node, x)
+
+
+def _along_axis(node: Node, x: Any) -> View:
+    check_axis(node.attributes.get("axis", -1), len(x.shape))
+    return _like(node, x)
+
+
+def _triangle(node: Node, x: Any, k: Any = None) -> View:
+    if len(x.shape) < 2 or k is not None and k.size != 1:
+        raise NotSymbolic("no matrices")
+    return _like(node, x)
+
+
 def _by_operator(node: Node, x: Any, *inputs: Any) -> list[View]:
     """What the operator's function makes of views, which it moves or reshapes."""
     assert node.function is not None
@@ -282,8 +315,7 @@ def _gathered(node: Node, x: Any, indices: Any) -> View:
         n = x.shape[axis]
         if not -n <= low or not high < n:
             raise NotSymbolic("an index that is out of range")
-    elif indices.dtype.kind != "i":
-        check_indices(np.zeros(0, indices.dtype), 0)
+    check_indices(np.zeros(0, indices.dtype), 0)  # their type
     return empty((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
 
@@ -308,23 +340,29 @@ def _padded(node: Node, x: Any, pads: Any = None, constant: Any = None, axes: An
     places = check_axes(None if axes is None else axes.tolist(), rank)
     if given is None or len(given) != 2 * len(places) or any(n < 0 for n in given):
         raise NotSymbolic("pads")
-    if constant is not None and constant.size != 1:
-        raise NotSymbolic("constants of several elements")
+    if constant is not None and (constant.size != 1 or constant.dtype != x.dtype):
+        raise NotSymbolic("a constant of several elements or of another type")
     shape = list(x.shape)
     for i, axis in enumerate(places):
         before, after = given[i], given[i + len(places)]
         if node.attributes.get("mode", "constant") != "constant" and not max(before, after) < shape[axis]:
             raise NotSymbolic("pads that are longer than an axis")
         shape[axis] = shape[axis] + before + after
+    check_size(shape, x.dtype)
     return empty(shape, x.dtype)
 
 
-def _reduced(node: Node, x: Any, axes: Any = None) -> View:
+def _axes_of(node: Node, x: Any, axes: Any) -> list[int]:
+    """The axes that a reduction adds up."""
     rank = len(x.shape)
     given = node.attributes.get("axes") if axes is None else axes.ravel().tolist()
     if not given:
         given = () if node.attributes.get("noop_with_empty_axes") else range(rank)
-    places = check_axes(given, rank)
+    return check_axes(given, rank)  # type: ignore[no-any-return]
+
+
+def _reduced(node: Node, x: Any, axes: Any = None) -> View:
+    places = _axes_of(node, x, axes)
     if node.attributes.get("keepdims", 1):
         return empty([1 if i in places else n for i, n in enumerate(x.shape)], x.dtype)
     return empty([n for i, n in enumerate(x.shape) if i not in places], x.dtype)
@@ -349,14 +387,16 @@ def _ordered(node: Node, x: Any, k: Any = None) -> list[View]:
 
 def _reversed(node: Node, x: Any, lengths: Any) -> View:
     batch, time = node.attributes.get("batch_axis", 1), node.attributes.get("time_axis", 0)
-    if isinstance(lengths, np.ndarray) and (
-        lengths.shape != (x.shape[batch],) or any(not 0 <= n <= x.shape[time] for n in lengths.tolist())
-    ):
+    if len(x.shape) < 2 or batch == time or lengths.shape != (x.shape[batch],):
+        raise NotSymbolic("lengths that do not fit")
+    if isinstance(lengths, np.ndarray) and any(not 0 <= n <= x.shape[time] for n in lengths.tolist()):
         raise NotSymbolic("lengths that do not fit")
     return _like(node, x)
 
 
 def _global(node: Node, x: Any) -> View:
+    if len(x.shape) < 2 or math.prod(x.shape[2:]) == 0:
+        raise NotSymbolic("channels without positions")
     return empty([*x.shape[:2], *[1] * (len(x.shape) - 2)], x.dtype)
 
 
@@ -373,7 +413,8 @@ def _layer_normalized(node: Node, x: Any, *parameters: Any) -> list[View]:
 def _channels_normalized(node: Node, x: Any, *parameters: Any) -> View:
     if len(x.shape) < 2 or any(p.shape != (x.shape[1],) for p in parameters) or len(node.outputs) > 1:
         raise NotSymbolic("parameters that are not one per channel")
-    if "num_groups" in node.attributes and x.shape[1] % node.attributes["num_groups"]:
+    groups = node.attributes.get("num_groups", 1)
+    if groups < 1 or x.shape[1] % groups:
         raise NotSymbolic("groups that do not fit")
     return _like(node, x)
 
@@ -407,7 +448,7 @@ REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "Reduce
 MOVES = ("DepthToSpace", "Expand", "Flatten", "Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
          "Transpose", "Unsqueeze")  # fmt: skip
 RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("CumSum", "IsInf", "IsNaN", "LpNormalization", "Not", "Trilu"), _like),
+    **dict.fromkeys(("IsInf", "IsNaN", "Not"), _like),
     **dict.fromkeys(("Cast", "CastLike"), _converted),
     **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),
     **dict.fromkeys(REDUCTIONS, _reduced),
@@ -418,9 +459,12 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("BatchNormalization", "GroupNormalization", "InstanceNormalization"), _channels_normalized),
     "Clip": _clipped,
     "Concat": _joined,
+    "CumSum": _running,
     "Gather": _gathered,
+    "LpNormalization": _along_axis,
     "PRelu": _prelu,
     "Pad": _padded,
     "ReverseSequence": _reversed,
     "TopK": _ordered,
+    "Trilu": _triangle,
 }

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast.errors import InputError, LimitError
+from rnnfast.errors import Error, InputError, LimitError
 from rnnfast.native._programs import NativeProgram
 from rnnfast.onnx.budget import Budget
 from rnnfast.onnx.symbolic import plans as symbolic_plans
-from rnnfast.onnx.symbolic.plans import SymbolicPlan
+from rnnfast.onnx.symbolic.plans import MOST_MADE, SymbolicPlan
 from rnnfast.onnx.trace import trace
 from tests.graphs import parse, random
 from tests.published import published_path
@@ -287,6 +287,114 @@ def test_wrong_calls_do_not_end_symbolic_plans():
             model(feed_of(model, rng, dict(b=2, t=t)) | {"h": random(0, 2, 9, 5)})
     model(feed_of(model, rng, dict(b=3, t=50)))
     assert model.planned.symbolic._plans
+
+
+# name -> (operators of the branch of more than ten steps, of x, float[t,3], and b, bool[t,3], and constants of it)
+WRONG_BRANCHES = {
+    "a type": ("n = Add (b, b)  u = Cast <to = 1> (n)", {}),
+    "an axis": ("u = LpNormalization <axis = 7> (x)", {}),
+    "a rank": ("c = Reshape (x, minus)  u = GlobalAveragePool (c)", dict(minus=ints(-1))),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BRANCHES)
+def test_a_branch_that_no_trace_has_taken_is_traced(name):
+    """A trace checks types, ranks and attributes, which shape rules need not do."""
+    operators, initializers = WRONG_BRANCHES[name]
+    text = f"""g (float[t,3] x) => (float[k,l] y) {{
+        s = Shape (x)  n = Gather (s, zero)  many = Greater (n, ten)  b = Cast <to = 9> (x)
+        y = If (many) <then_branch = p () => (float[k,l] u) {{ {operators} }},
+                       else_branch = q () => (float[k,l] v) {{ v = Neg (x) }}> }}"""
+    model = rnnfast.load(parse(text, zero=np.int64(0), ten=np.int64(10), **initializers))
+    alone = rnnfast.load(parse(text, zero=np.int64(0), ten=np.int64(10), **initializers))
+    alone.planned.symbolic = None
+    for t in (3, 4, 5, 11, 12, 6, 13):
+        x = random(t, t, 3)
+        if t < 10:
+            np.testing.assert_array_equal(model(x=x).y, -x)
+            continue
+        with pytest.raises(Error) as wanted:
+            alone(x=x)
+        with pytest.raises(type(wanted.value)) as got:
+            model(x=x)
+        assert str(got.value) == str(wanted.value)
+    assert model.planned.symbolic._left == MOST_MADE - 1
+
+
+# name -> (graph of x, float[t], that gives y, constants, lengths: those that have a symbolic plan come first)
+DECIDED = {
+    "a constant beyond the limit of a tensor": (
+        "s = Shape (x)  n = Mul (s, big)  z = ConstantOfShape (n)  p = Slice (z, zero, one)  y = Add (x, p)",
+        dict(big=ints(2**20), zero=ints(0), one=ints(1)),
+        (2, 3, 4, 1000),
+    ),
+    "an expanded constant beyond the limit of a tensor": (
+        "s = Shape (x)  n = Mul (s, big)  z = Expand (f, n)  p = Slice (z, zero, one)  y = Add (x, p)",
+        dict(big=ints(2**20), zero=ints(0), one=ints(1), f=np.float32(1)),
+        (2, 3, 4, 1000),
+    ),
+    "an axis that a size chooses": (
+        "s = Shape (x)  c = Greater (s, ten)  a = Where (c, five, zero)  y = CumSum (x, a)",
+        dict(ten=ints(10), five=ints(5), zero=ints(0)),
+        (3, 4, 5, 11, 12, 6),
+    ),
+    "a sum over no axes": (
+        "s = Shape (x)  p = ReduceSum <noop_with_empty_axes = 1> (s)  r = Reshape (x, p)  y = Neg (r)",
+        {},
+        (3, 4, 5),
+    ),
+    "a mean of integers, which is a float": (
+        "i = Cast <to = 7> (x)  m = Mean (i, i)  y = Cast <to = 1> (m)",
+        {},
+        (3, 4, 5),
+    ),
+    "a quotient of nothing by nothing": (
+        "s = Shape (x)  n = Sub (s, five)  z = Div (zero, n)  o = Add (z, one)  e = Expand (x, o)  y = Neg (e)",
+        dict(five=ints(5), zero=ints(0), one=ints(1)),
+        (8, 7, 9, 6, 5, 10),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_sizes_decide_is_what_a_trace_says(name):
+    """Neither results nor errors depend on whether there is a symbolic plan."""
+    operators, initializers, lengths = DECIDED[name]
+    text = f"g (float[t] x) => (float[k] y) {{ {operators} }}"
+    model, alone = (rnnfast.load(parse(text, **initializers)) for _ in range(2))
+    alone.planned.symbolic = None
+    for t in lengths:
+        outcomes = []
+        for one in (model, alone):
+            try:
+                outcomes.append(one(x=random(t, t)).y)
+            except Error as e:
+                outcomes.append((type(e), str(e)))
+        np.testing.assert_equal(*outcomes)
+
+
+def test_wrong_calls_do_not_count_as_failures_of_later_ones():
+    text, initializers = GRAPHS["ragged gru with states"]
+    model, rng = rnnfast.load(parse(text, **initializers)), np.random.default_rng(0)
+    model(feed_of(model, rng, dict(b=2, t=5)))
+    with pytest.raises(InputError):
+        model(feed_of(model, rng, dict(b=2, t=7)) | {"h": random(0, 2, 9, 5)})
+    model(feed_of(model, rng, dict(b=1, t=1)))  # no size that could be symbolic: it is traced
+    assert model.planned.symbolic._left == MOST_MADE
+    model(feed_of(model, rng, dict(b=2, t=9)))
+    assert model.planned.symbolic._plans
+
+
+def test_plans_that_limits_refuse_are_not_made_again_and_again(monkeypatch):
+    """A symbolic plan may need more memory than a trace's; where it does not fit, the model goes on with traces."""
+    monkeypatch.setattr(SymbolicPlan, "plan_for", lambda self, args: None)
+    attempts, original = [], SymbolicPlan.__init__
+    monkeypatch.setattr(SymbolicPlan, "__init__", lambda *args: attempts.append(args) or original(*args))
+    text, initializers = GRAPHS["lstm"]
+    model, rng = rnnfast.load(parse(text, **initializers)), np.random.default_rng(0)
+    for t in range(3, 12):
+        model(feed_of(model, rng, dict(b=2, t=t)))
+    assert len(attempts) == 1
 
 
 def test_graphs_without_symbolic_plans_try_once(monkeypatch):
