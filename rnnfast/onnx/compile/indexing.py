@@ -39,11 +39,14 @@ def emit_gather(builder, node, inputs, outputs):
         if indices.known.ndim == 0:
             builder.set(outputs[0], view[(*before, int(indices.known), ...)])
             return True
-        known = indices.known.astype(np.int64) % n
+        known = indices.known.astype(np.int64)
+        if known.min() < 0 <= known.max():
+            known = known % n
         regular = regular_view(view, known, axis)
         if regular is not None:
             builder.set(outputs[0], regular)
             return True
+        known = known % n if known.min() < 0 else known
         index, status = builder.constant(np.ascontiguousarray(known)), builder.status()
     elif indices.dtype in (np.int32, np.int64):
         index = builder.contiguous(builder.view(indices))
@@ -70,7 +73,10 @@ def emit_constant_gather(builder, view, indices, axis):
 
 
 def regular_view(view, indices, axis):
-    """Return the view that gathers these indices if they have one step along each of their axes, otherwise None."""
+    """Return the view that gathers these indices if they have one step along each of their axes, otherwise None.
+
+    Either all of them count from the front, or all from the end, as negative numbers.
+    """
     steps = [int(np.diff(indices, axis=i).flat[0]) if n > 1 else 0 for i, n in enumerate(indices.shape)]
     first = int(indices.flat[0])
     if not np.array_equal(

@@ -145,7 +145,7 @@ class SymbolicBuilder(Builder):
         return view
 
     def constant(self, array: Any) -> View:
-        if type(array) is not np.ndarray and not isinstance(array, View):
+        if type(array) is not np.ndarray and not isinstance(array, View) or array.dtype == np.object_:
             raise NotSymbolic("a constant that depends on sizes")
         if isinstance(array, View) and array.memory.make is not None:
             return self._made_constant(array)

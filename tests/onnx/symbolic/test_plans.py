@@ -116,6 +116,12 @@ GRAPHS = {
         dict(first=np.int64(0), one=np.int64(1), zero=ints(0), last=ints(1), table=random(3, 60, 6))
         | dict(nothing=np.float32(0), much=np.float32(-1e4)),
     ),
+    "indices": (
+        """g (float[b,t,6] x) => (float[b,k,6] y, float[b,l,6] z, float[b,4,6] s) {
+            r = Relu (x)  y = Gather <axis = 1> (r, end)  z = Gather <axis = 1> (r, back)
+            s = Gather <axis = 1> (r, front) }""",
+        dict(end=ints(-1), back=ints(-1, -3), front=ints(0, 2, 1, 1)),
+    ),
     "a step of NumPy between": (
         """g (float[b,t,6] x) => (float[b,t,6] y) {
             r = Relu (x)  h = Hardmax (r)  a = Add (h, x)  n = ReduceMax <axes = [1]> (a)  y = Sub (a, n) }""",
@@ -175,7 +181,10 @@ def test_programs_for_other_sizes_are_those_of_a_trace(name):
     found = 0
     for round in range(40):
         names = {n for v in model.inputs for n in v.type.shape if isinstance(n, str)}
-        sizes = {n: int(rng.integers(6 if name == "convolutions" else 1, 13)) + 4 * (round > 25) for n in sorted(names)}
+        sizes = {
+            n: int(rng.integers(6 if name in ("convolutions", "indices") else 1, 13)) + 4 * (round > 25)
+            for n in sorted(names)
+        }
         planned, args = model.prepare(feed_of(model, rng, sizes))
         before = model.planned.symbolic._plans
         plan = planned.plan(args)
@@ -348,6 +357,7 @@ DECIDED = {
         {},
         (3, 4, 5),
     ),
+    "indices from the front and from the end": ("r = Relu (x)  y = Gather (r, i)", dict(i=ints(0, 0, -1)), (3, 7, 5)),
     "a quotient of nothing by nothing": (
         "s = Shape (x)  n = Sub (s, five)  z = Div (zero, n)  o = Add (z, one)  e = Expand (x, o)  y = Neg (e)",
         dict(five=ints(5), zero=ints(0), one=ints(1)),
