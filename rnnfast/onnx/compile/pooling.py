@@ -6,12 +6,12 @@ from rnnfast.onnx.ops.pooling import windows_of_node
 
 
 def emit_pool(builder, node, inputs, outputs):
-    """Emit a pool command; False for other types than float32, more than two axes, empty results, or if the indices of
-    MaxPool are needed.
+    """Emit a pool command; False for other types than float32, more than two axes, without elements, or if the indices
+    of MaxPool are needed.
     """
     x = inputs[0]
     rank = len(x.shape) - 2
-    if x.dtype != np.float32 or rank not in (1, 2) or 0 in outputs[0].shape:
+    if x.dtype != np.float32 or rank not in (1, 2) or 0 in x.shape or 0 in outputs[0].shape:
         return False
     if any(o is not None and o.uses for o in outputs[1:]):
         return False

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.graphs import random
+from rnnfast.native import _programs
+from tests.graphs import load, one_node, random
 from tests.onnx.compile.reductions import compare, same_on_every_isa
 
 
@@ -42,3 +43,16 @@ def test_the_largest_value_is_nan_where_a_tap_is(isa):
     x = random(30, 1, 20, 9)
     x[0, 3, 4] = np.nan
     compare("MaxPool", x, {}, kernel_shape=[3])
+
+
+@pytest.mark.parametrize("op, expected", [("MaxPool", -np.inf), ("AveragePool", np.nan)])
+def test_windows_without_an_element_are_left_to_numpy(monkeypatch, op, expected):
+    """A window command has taps inside of its input, which verification asks for."""
+    monkeypatch.setenv("RNNFAST_VERIFY", "1")
+    model = load(one_node(op, {"x": random(0, 1, 2, 3)}, kernel_shape=[2], pads=[1, 1]))
+    for length in (3, 0):
+        y = model(x=random(0, 1, 2, length)).out0
+        assert y.shape == (1, 2, length + 1)
+    np.testing.assert_array_equal(y, np.full((1, 2, 1), expected, np.float32))
+    (step, *_), *_ = model.planned.plans.kept[-1].steps
+    assert not isinstance(step, _programs.NativeProgram)
