@@ -30,8 +30,10 @@ from rnnfast.onnx.work import works_of
 if TYPE_CHECKING:
     from rnnfast.onnx.trace import PlannedGraph
 
-# How many symbolic plans a graph keeps, of different symbolic sizes or conditions; and how many it makes at most.
-MOST_KEPT, MOST_MADE = 8, 32
+# How many symbolic plans of different symbolic sizes or conditions a graph makes at most. All are kept: one that was
+# dropped would be made again and again. Two convolutions have up to 18, for batches of one or more, even or odd
+# lengths, and short outputs of each.
+MOST_MADE = 32
 # The largest constant that is computed for each set of sizes; larger ones are computed at each run.
 MOST_MADE_BYTES = 2**20
 
@@ -88,7 +90,7 @@ class SymbolicPlans:
         if plan is None:
             self._failed = True
             return None
-        self._plans = (symbolic, *self._plans[: MOST_KEPT - 1])
+        self._plans = (symbolic, *self._plans)
         self._left -= 1
         return plan
 

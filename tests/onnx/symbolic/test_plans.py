@@ -433,6 +433,16 @@ def test_a_graph_that_decides_by_remainders_gives_up(monkeypatch):
     assert len(model.planned.symbolic._plans) == 3 and model.planned.symbolic._left == 0
 
 
+def test_regimes_are_kept():
+    """Batches of one, parities and short lengths each decide about convolutions: all these plans are kept."""
+    text, initializers = GRAPHS["convolutions"]
+    model, rng = rnnfast.load(parse(text, **initializers)), np.random.default_rng(0)
+    for _ in range(400):
+        model(feed_of(model, rng, dict(b=int(rng.integers(1, 5)), t=int(rng.integers(8, 120)))))
+    symbolic = model.planned.symbolic
+    assert 12 <= len(symbolic._plans) == MOST_MADE - symbolic._left < 20
+
+
 def test_pinned_values_stay_pinned():
     text = """g (float[t,3] x, bool[] up) => (float[t,3] y) {
         y = If (up) <then_branch = a () => (float[t,3] u) { u = Add (x, one) },
