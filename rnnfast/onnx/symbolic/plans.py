@@ -223,13 +223,15 @@ class SymbolicPlan:
 
     def _step(self, step: Step, values: np.ndarray, made: list[Any], work: int, results: list[Any]) -> Step:
         """The step for sizes that have these values of formulas."""
+        like: tuple[np.ndarray, ...] = ()
         if type(step.run) is SymbolicProgram:
             run: Any = step.run.program(values, made)
         else:
-            run = _Checked(step.run, [(tuple([int(values[n]) for n in s]), dtype) for _, _, (s, dtype) in results])
+            like = tuple([shaped(tuple([int(values[n]) for n in shape]), dtype) for _, _, (shape, dtype) in results])
+            run = _Checked(step.run, like)
         large = tuple([slot for slot, nbytes, _ in results if values[nbytes] >= COUNTED_BYTES])
         done = int(values[work])
-        return step._replace(run=run, large=large, work=(done, done), operands=(), results=())
+        return step._replace(run=run, large=large, work=(done, done), operands=(), results=like)
 
 
 def _result(run: Any, i: int, *inputs: Any) -> Any:
@@ -240,17 +242,19 @@ def _result(run: Any, i: int, *inputs: Any) -> Any:
 
 
 class _Checked:
-    """A NumPy function whose results must have these (shape, type), since native steps rely on it."""
+    """A NumPy function whose results must be like these arrays in shape and type, since native steps rely on it."""
 
-    def __init__(self, run: Any, expected: list[tuple[tuple[int, ...], Any]]) -> None:
-        self._run, self._expected = run, expected
+    def __init__(self, run: Any, like: tuple[np.ndarray, ...]) -> None:
+        self._run, self._like = run, like
 
     def __call__(self, *inputs: Any) -> Any:
         results = self._run(*inputs)
         given = results if isinstance(results, tuple) else (results,)
-        for value, (shape, dtype) in zip(given, self._expected):
-            if value is not None and (value.shape != shape or value.dtype != dtype):
-                raise RuntimeError(f"a result of shape {value.shape} and type {value.dtype}, not {shape} and {dtype}")
+        for value, like in zip(given, self._like):
+            if value is not None and (value.shape != like.shape or value.dtype != like.dtype):
+                raise RuntimeError(
+                    f"a result of shape {value.shape} and type {value.dtype}, not {like.shape} and {like.dtype}"
+                )
         return results
 
 

@@ -480,3 +480,13 @@ def test_the_model_knows_what_symbolic_plans_hold():
     model, feed = warmed("lstm", dict(b=1, t=5), dict(b=1, t=9))
     held = model.memory()
     assert held > sum(array.nbytes for array in model.planned.symbolic.held()) > 1000
+
+
+@pytest.mark.parametrize("name", ["lstm", "a step of NumPy between"])
+def test_the_memory_of_a_call_is_known(name):
+    model, feed = warmed(name, dict(b=2, t=5), dict(b=3, t=9))
+    alone = rnnfast.load(parse(GRAPHS[name][0], **GRAPHS[name][1]))
+    alone.planned.symbolic = None
+    inputs = feed(dict(b=4, t=30))
+    expected = alone.memory(inputs)
+    assert expected <= model.memory(inputs) <= 1.5 * expected
