@@ -142,6 +142,8 @@ class View:
             wanted[unknown[0]] = self.size // others
         if math.prod(wanted) != self.size:
             raise ValueError("a reshape to another size")
+        if not unknown and 1 in wanted and len(wanted) == self.ndim and all(n == m for n, m in zip(wanted, self.shape)):
+            return self  # as NumPy does, whose other reshapes give axes of one element new strides
         strides = _reshaped_strides(self.shape, self.strides, wanted, self.itemsize)
         if strides is None:
             raise ValueError("a reshape that takes a copy")
@@ -154,10 +156,10 @@ class View:
             raise ValueError("a broadcast to fewer axes")
         strides: list[Any] = [0] * missing
         for n, stride, wanted in zip(self.shape, self.strides, shape[missing:]):
-            if n == wanted:
-                strides.append(stride)
-            elif n == 1:
+            if n == 1:
                 strides.append(0)
+            elif n == wanted:
+                strides.append(stride)
             else:
                 raise ValueError("a broadcast of sizes that differ")
         return self.strided(shape, strides)
@@ -250,7 +252,7 @@ def _reshaped_strides(shape: Sequence[Any], strides: Sequence[Any], wanted: Sequ
     """Return the strides of the same elements in the wanted shape, which has as many; None if it takes a copy.
 
     Axes of both shapes are taken together as far as needed for equal numbers of elements: the old ones of such a group
-    must lie like one axis.
+    must lie like one axis. Axes of one element get the strides that NumPy gives them, which decide about their order.
     """
     old = [(n, stride) for n, stride in zip(shape, strides) if n != 1]
     if any(n == 0 for n in wanted):
@@ -277,7 +279,7 @@ def _reshaped_strides(shape: Sequence[Any], strides: Sequence[Any], wanted: Sequ
         for place in range(first_wanted, j)[::-1]:
             result[place] = step
             step = step * wanted[place]
-    step = item
+    step = next((stride for stride in result[::-1] if stride is not None), item)
     for place in range(len(wanted))[::-1]:
         if result[place] is None:
             result[place] = step
@@ -313,8 +315,8 @@ def _moved(view: View, source: Any, destination: Any) -> View:
 def _expanded(view: View, axis: Any) -> View:
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
     rank = view.ndim + len(axes)
-    places = {a % rank for a in axes}
-    return view[tuple([None if i in places else slice(None) for i in range(rank)])]
+    places, sizes = {a % rank for a in axes}, iter(view.shape)
+    return view.reshape([1 if i in places else next(sizes) for i in range(rank)])
 
 
 # function of NumPy -> what does the same for views
