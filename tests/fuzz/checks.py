@@ -139,23 +139,48 @@ def compare_rows(model, feed):
 def compare_sizes(path, feed):
     """Findings where a plan for other sizes, made without a trace, differs from one that was traced.
 
-    Each length of an axis becomes larger by the same everywhere, so that inputs still fit each other.
+    Integers and bools of each other call are those of the feed in another order, so that values decide otherwise too.
     """
     arrays = {name: value for name, value in feed.items() if isinstance(value, np.ndarray)}
     model, traced = (rnnfast.load(path, limits=LIMITS) for _ in range(2))
     traced.planned.symbolic = None
     attempt(lambda: model.run(feed))
-    for n in sorted({n for value in arrays.values() for n in value.shape}, reverse=True)[:2]:
-        for more in (1, 4, 2):
-            shapes = {name: [m + more if m == n else m for m in value.shape] for name, value in arrays.items()}
-            other = feed | {name: np.resize(value, shapes[name]) for name, value in arrays.items()}
-            got, refused = attempt(lambda other=other: model.run(other))
-            expected, refused_by_trace = attempt(lambda other=other: traced.run(other))
-            if str(refused) != str(refused_by_trace) or type(refused) is not type(refused_by_trace):
-                return [Finding("sizes", f"{n} + {more}: {refused!r}; traced: {refused_by_trace!r}")]
-            if refused is None and different(got, expected):
-                return [Finding("sizes", f"{n} + {more}: {different(got, expected)}")]
+    rng = np.random.default_rng(0)
+    for shapes in other_shapes({name: value.shape for name, value in arrays.items()}, rng):
+        other = feed | {name: np.resize(shuffled(value, rng), shapes[name]) for name, value in arrays.items()}
+        got, refused = attempt(lambda other=other: model.run(other))
+        expected, refused_by_trace = attempt(lambda other=other: traced.run(other))
+        if str(refused) != str(refused_by_trace) or type(refused) is not type(refused_by_trace):
+            return [Finding("sizes", f"{shapes}: {refused!r}; traced: {refused_by_trace!r}")]
+        if refused is None and different(got, expected):
+            return [Finding("sizes", f"{shapes}: {different(got, expected)}")]
     return []
+
+
+def other_shapes(shapes, rng):
+    """Shapes of inputs by name that may fit each other as the given ones do, in the order in which calls take them.
+
+    Equal lengths become longer together, as sizes of one name do; then all lengths; those of one axis of all inputs;
+    and one axis of one input.
+    """
+    lengths = sorted({n for shape in shapes.values() for n in shape}, reverse=True)
+    for n in lengths[:2]:
+        for more in (1, 4, 2):
+            yield {name: [m + more if m == n else m for m in shape] for name, shape in shapes.items()}
+    for more in (2, 1):
+        yield {name: [m + more if m > 1 else m for m in shape] for name, shape in shapes.items()}
+    for axis in range(min(3, max(map(len, shapes.values()), default=0))):
+        yield {name: [m + (2 if i == axis else 0) for i, m in enumerate(shape)] for name, shape in shapes.items()}
+    places = [(name, axis) for name, shape in shapes.items() for axis in range(len(shape))]
+    for at in rng.permutation(len(places))[:2]:
+        longer = {name: list(shape) for name, shape in shapes.items()}
+        longer[places[at][0]][places[at][1]] += 3
+        yield longer
+
+
+def shuffled(value, rng):
+    """Integers and bools in another order; other arrays as they are."""
+    return rng.permutation(value.ravel()).reshape(value.shape) if value.dtype.kind in "iub" else value
 
 
 def copies(value, axis):

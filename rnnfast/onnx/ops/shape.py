@@ -332,7 +332,7 @@ def reverse_sequence(x, sequence_lens, *, batch_axis: Flag = 1, time_axis: Flag 
         raise InputError(f"{len(lengths)} sequence_lens for a batch of {batch}")
     for n in lengths:
         if not 0 <= n <= steps:
-            raise InputError(f"sequence_lens has a length of {n}, expected 0 to {steps}")
+            raise InputError(f"sequence_lens has a length that is not from 0 to {steps}")  # as a native step says it
     y = x.swapaxes(0, batch_axis).copy()
     for row, n in zip(y, lengths):
         row[:n] = row[:n][::-1]

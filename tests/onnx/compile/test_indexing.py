@@ -205,6 +205,8 @@ def test_reversed_sequences(time, rest, dtype):
 def test_lengths_out_of_range_are_reported(length):
     model = load(parse("g (float[5,2,3] x, int64[2] n) => (z) { y = ReverseSequence (x, n)  z = Neg (y) }"))
     x = random(0, 5, 2, 3)
+    with pytest.raises(InputError, match=r"\(ReverseSequence\): sequence_lens .* not from 0 to 5"):
+        model(x=x, n=ints(2, length))  # a trace, which runs NumPy's function
     model(x=x, n=ints(5, 0))
     assert [type(step[0]) for step in model.planned.plans.kept[0].steps] == [_programs.NativeProgram]
     with pytest.raises(InputError, match=r"\(ReverseSequence\): sequence_lens .* not from 0 to 5"):
