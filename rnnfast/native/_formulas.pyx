@@ -87,7 +87,8 @@ def arranged(cnp.ndarray sizes, cnp.ndarray sections, cnp.ndarray values, Py_ssi
     """Return where the sections of an arena begin, and where the last one ends, int64 [1 + sections].
 
     A section is as long as the longest allocation in it, which begins and ends at multiples of `line` bytes and has
-    `slack` bytes behind it. sizes, sections: for each allocation which of `values` are its bytes, and its section, ascending.
+    `slack` bytes behind it. sizes, sections: for each allocation which of `values` are its bytes, and its section,
+    ascending. OverflowError beyond int64.
     """
     cdef const int64_t *size = data(sizes)
     cdef const int64_t *section = data(sections)
@@ -95,10 +96,15 @@ def arranged(cnp.ndarray sizes, cnp.ndarray sections, cnp.ndarray values, Py_ssi
     cdef Py_ssize_t i, n = cnp.PyArray_SIZE(sizes)
     cdef cnp.ndarray result = np.zeros(section[n - 1] + 2 if n else 1, np.int64)
     cdef int64_t *start = <int64_t *>cnp.PyArray_DATA(result)
+    cdef int64_t end = 0
+    cdef bint overflows = False
     for i in range(n):
-        start[section[i] + 1] = max(start[section[i] + 1], (value[size[i]] + slack + line - 1) // line * line)
+        overflows |= added(value[size[i]], slack + line - 1, &end)
+        start[section[i] + 1] = max(start[section[i] + 1], end // line * line)
     for i in range(1, cnp.PyArray_SIZE(result)):
-        start[i] += start[i - 1]
+        overflows |= added(start[i], start[i - 1], &start[i])
+    if overflows:
+        raise OverflowError("an arena beyond 64 bits")
     return result
 
 

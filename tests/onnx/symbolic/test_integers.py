@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rnnfast.native._formulas import arranged
 from rnnfast.onnx.symbolic.builder import Formulas
 from rnnfast.onnx.symbolic.integers import NotSymbolic, Sizes, SymbolicInt
 
@@ -137,3 +138,12 @@ def test_nothing_is_divided_by_zero():
     for divided in (lambda: 0 // (n - 4), lambda: 0 % (n - 4), lambda: 5 // (n - 4)):
         with pytest.raises(NotSymbolic):
             divided()
+
+
+def test_sections_of_an_arena_lie_behind_each_other():
+    indices = np.arange(3)
+    starts = arranged(indices, np.array([0, 0, 1]), np.array([100, 200, 1]), 64, 64)
+    assert starts.tolist() == [0, 320, 448]
+    for sizes in ([1, 2**62, 2**62], [1, 1, 2**63 - 100]):
+        with pytest.raises(OverflowError):
+            arranged(indices, np.array([0, 1, 2]), np.array(sizes), 64, 64)
