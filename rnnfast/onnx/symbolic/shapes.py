@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rnnfast.onnx.graph import Node
+from rnnfast.onnx.ops import normalization
 from rnnfast.onnx.ops.arguments import broadcast_shapes, check_axes, check_axis, check_indices
 from rnnfast.onnx.ops.numeric import check_broadcasts_to, is_floating
 from rnnfast.onnx.ops.types import check_size
@@ -402,20 +403,27 @@ def _global(node: Node, x: Any) -> View:
 
 def _layer_normalized(node: Node, x: Any, *parameters: Any) -> list[View]:
     axis = check_axis(node.attributes.get("axis", -1), len(x.shape))
-    for parameter in parameters:
+    for name, parameter in zip(("scale", "bias"), parameters):
         if parameter is not None:
-            check_broadcasts_to(parameter, x.shape, "parameter")
+            check_broadcasts_to(parameter, x.shape, name)
     outer = (*x.shape[:axis], *[1] * (len(x.shape) - axis))
     moments = 0 if node.op_type == "RMSNormalization" else 2
     return [empty(x.shape, x.dtype), *[empty(outer, np.float32)] * moments]
 
 
 def _channels_normalized(node: Node, x: Any, *parameters: Any) -> View:
-    if len(x.shape) < 2 or any(p.shape != (x.shape[1],) for p in parameters) or len(node.outputs) > 1:
-        raise NotSymbolic("parameters that are not one per channel")
-    groups = node.attributes.get("num_groups", 1)
-    if groups < 1 or x.shape[1] % groups:
+    settings = {"is_test": 0, "spatial": 1, "training_mode": 0, "num_groups": 1} | node.attributes
+    trains = (
+        settings["training_mode"] or node.function is normalization.batch_normalization_1 and not settings["is_test"]
+    )
+    if trains or not settings["spatial"] or len(node.outputs) > 1:
+        raise NotSymbolic("statistics of a batch, or of each position")
+    groups = settings["num_groups"]
+    if len(x.shape) < 2 or groups < 1 or x.shape[1] % groups:
         raise NotSymbolic("groups that do not fit")
+    of_groups = node.function is normalization.group_normalization_18
+    if any(p.shape != (groups if of_groups else x.shape[1],) for p in parameters):
+        raise NotSymbolic("parameters that are not one per channel or group")
     return _like(node, x)
 
 

@@ -1,9 +1,12 @@
 """Batch, layer, group and instance normalisation against their formulas in float64."""
 
+import re
+
 import numpy as np
 import pytest
 
-from rnnfast.errors import UnsupportedError
+from rnnfast.errors import InputError, UnsupportedError
+from tests.graphs import load, one_node
 from tests.onnx.ops.helpers import assert_close, floats, run
 
 
@@ -57,3 +60,26 @@ def test_normalization_over_trailing_axes_and_groups():
     y = run("InstanceNormalization", [x, per_channel, per_channel])
     each = (exact - exact.mean(2, keepdims=True)) / np.sqrt(exact.var(2, keepdims=True) + 1e-5)
     assert_close(y, ((each + 1) * per_channel[:, None]).astype(np.float32))
+
+
+# name -> (operator, opset, the shapes of its parameters, attributes, error, its message)
+REFUSED = {
+    "training before opset 7": ("BatchNormalization", 6, [(3,)] * 4, {}, UnsupportedError, "is_test = 0"),
+    "parameters of positions": ("BatchNormalization", 7, [(3,)] * 4, {"spatial": 0}, InputError, "scale has shape"),
+    "parameters of groups": ("GroupNormalization", 18, [(3,)] * 2, {"num_groups": 1}, InputError, "expected (1,)"),
+    "no groups": ("GroupNormalization", 21, [(3,)] * 2, {"num_groups": -1}, InputError, "do not make -1 groups"),
+    "a scale": ("LayerNormalization", 17, [(7,)], {}, InputError, "scale of shape (7,)"),
+    "a bias": ("LayerNormalization", 17, [(1,), (7,)], {}, InputError, "bias of shape (7,)"),
+}
+
+
+@pytest.mark.parametrize("length", [2, 500])
+@pytest.mark.parametrize("name", REFUSED)
+def test_results_that_a_trace_does_not_compute_are_refused_too(name, length):
+    """It computes small results, and of large ones only the shapes."""
+    op, opset, shapes, attributes, error, message = REFUSED[name]
+    parameters = {f"p{i}": np.ones(shape, np.float32) for i, shape in enumerate(shapes)}
+    x = np.ones((2, 3, length), np.float32)
+    model = load(one_node(op, {"x": x} | parameters, opset=opset, constants=parameters, **attributes))
+    with pytest.raises(error, match=re.escape(message)):
+        model(x=x)
