@@ -334,10 +334,10 @@ class _SymbolicTracer:
         views = results_of(node, [as_view(x) if type(x) is Vector else x for x in data[:first]] + data[first:])
         if any(view.nbytes > MOST_MADE_BYTES for view in views):
             return None
-        function: Any = node.function
-        run = functools.partial(function, **node.attributes)
-        args = [as_made(x) for x in data]
-        return [made(view.shape, view.dtype, functools.partial(_result, run, i), *args) for i, view in enumerate(views)]
+        args = [as_made(x) for x in data]  # for node.run, which may be a lowering: a trace computes its bits
+        return [
+            made(view.shape, view.dtype, functools.partial(_result, node.run, i), *args) for i, view in enumerate(views)
+        ]
 
     def _node(self, node: Node, inputs: list[_Value]) -> list[_Value]:
         """Trace an operator."""

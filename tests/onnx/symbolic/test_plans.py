@@ -347,6 +347,11 @@ DECIDED = {
         dict(ten=ints(10), five=ints(5), zero=ints(0)),
         (3, 4, 5, 11, 12, 6),
     ),
+    "a function of positions, whose bits are those of a kernel": (
+        "s = Shape (x)  l = Squeeze (s)  r = Range (first, l, step)  f = Cast <to = 1> (r)  p = Sin (f)  y = Mul (x, p)",
+        dict(first=np.int64(0), step=np.int64(1)),
+        (3, 40, 25),
+    ),
     "a sum over no axes": (
         "s = Shape (x)  p = ReduceSum <noop_with_empty_axes = 1> (s)  r = Reshape (x, p)  y = Neg (r)",
         {},
