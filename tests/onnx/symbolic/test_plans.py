@@ -348,8 +348,8 @@ DECIDED = {
         (3, 4, 5, 11, 12, 6),
     ),
     "a function of positions, whose bits are those of a kernel": (
-        "s = Shape (x)  l = Squeeze (s)  r = Range (first, l, step)  f = Cast <to = 1> (r)  p = Sin (f)  y = Mul (x, p)",
-        dict(first=np.int64(0), step=np.int64(1)),
+        "s = Shape (x)  l = Squeeze (s)  r = Range (first, l, one)  f = Cast <to = 1> (r)  p = Sin (f)  y = Add (x, p)",
+        dict(first=np.int64(0), one=np.int64(1)),
         (3, 40, 25),
     ),
     "a sum over no axes": (
