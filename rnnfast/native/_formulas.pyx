@@ -110,7 +110,7 @@ def arranged(cnp.ndarray sizes, cnp.ndarray sections, cnp.ndarray values, Py_ssi
 
 def completed(cnp.ndarray words, cnp.ndarray indices, cnp.ndarray formulas, cnp.ndarray sections, cnp.ndarray values,
               cnp.ndarray starts):
-    """Return a copy of words in which those at `indices` are the `values` at `formulas`, plus where their sections begin.
+    """Return a copy of words in which those at `indices` are `values` at `formulas`, plus where their sections begin.
 
     sections: 1 + the section of each, or 0. starts: those of sections, from `arranged`.
     """
