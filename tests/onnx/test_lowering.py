@@ -91,6 +91,8 @@ def test_matmul_of_no_terms_is_zero():
         ((1, 4, 8, 7), (6, 2, 3, 2), {"group": 2, "strides": [2, 3], "auto_pad": "SAME_LOWER", "kernel_shape": [3, 2]}),
         ((1, 2, 4, 5, 6), (3, 2, 2, 2, 3), {"dilations": [1, 2, 1]}),
         ((70, 8, 300), (5, 8, 9), {"pads": [4, 4]}),
+        ((2, 3, 4), (4, 3, 3), {"strides": [2**63 - 1]}),
+        ((2, 4, 3, 5), (4, 1, 3, 2), {"group": 4, "strides": [2**63 - 1, 2]}),
     ],
 )
 def test_conv(x, w, attributes, constants):

@@ -15,6 +15,8 @@ from rnnfast.onnx.ops.types import check_size
 # Some exporters write an empty string for NOTSET.
 AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID", ""]
 
+LONGEST = 2**40  # an axis of more elements is in no memory
+
 
 class Windows(NamedTuple):
     """Where windows lie, by spatial axis: tap k of window o is at input position o * stride + k * dilation - begin."""
@@ -85,7 +87,8 @@ def _windows_for(size, kernel, *, auto_pad, pads, strides, dilations, ceil_mode=
     if rank == 0:
         raise InputError("the input has no spatial axes")
     kernel = attribute(kernel, 1, rank, 1, "kernel_shape")
-    strides = attribute(strides, 1, rank, 1, "strides")
+    # No axis is longer than LONGEST, so that from there on a stride leads to no second window; C could not multiply it.
+    strides = tuple([min(stride, LONGEST) for stride in attribute(strides, 1, rank, 1, "strides")])
     dilations = attribute(dilations, 1, rank, 1, "dilations")
     # Of one tap there is no distance to another one, which may be so large that C could not add to it.
     dilations = tuple([distance if taps > 1 else 1 for distance, taps in zip(dilations, kernel)])

@@ -29,6 +29,7 @@ def test_global_pools(isa, op, shape):
         ((2, 3, 9, 8), dict(kernel_shape=[3, 3], auto_pad="VALID")),
         ((1, 2, 3, 4), dict(kernel_shape=[5, 6], pads=[2, 2, 2, 2])),
         ((1, 2, 7, 4), dict(kernel_shape=[3, 1], dilations=[2, 2**63 - 1])),
+        ((1, 2, 7, 4), dict(kernel_shape=[3, 4], strides=[2, 2**63 - 1])),
     ],
 )
 def test_pools(op, shape, attributes):
