@@ -311,8 +311,9 @@ class _Scope:
 
     opsets: dict[str, int]
     references: dict[str, Any]  # inside a function: the AttributeProtos of the call, by name
-    around: tuple[set[str], ...]  # the names that are defined: those of each graph around the node, the innermost first
-    constants: tuple[dict[str, np.ndarray], ...]  # the initializers of these graphs, in the same order
+    # The names that are defined, those of each graph around the node, the innermost first; each with its initializer,
+    # input (a Value) or NodeProto.
+    around: tuple[dict[str, Any], ...]
     depth: int  # of graphs within graphs
     calls: tuple[tuple[str, str, str], ...]  # the keys of the functions that are being called
 
@@ -321,10 +322,26 @@ class _Scope:
         return any(name in names for names in self.around)
 
     def dtype(self, name: str) -> np.dtype | None:
-        """The dtype of an initializer; None for other names."""
-        for names, constants in zip(self.around, self.constants):
-            if name in names:
-                return constants[name].dtype if name in constants else None
+        """The dtype of an initializer, a Constant or an input that declares it, or of what is Identity of it; None for
+        other names.
+        """
+        around, seen = self.around, set()
+        while name not in seen:
+            seen.add(name)
+            around = next((around[i:] for i, names in enumerate(around) if name in names), ())
+            maker = around[0][name] if around else None
+            if isinstance(maker, np.ndarray):
+                return maker.dtype
+            if isinstance(maker, Value):
+                return maker.type.dtype
+            if maker is None or _domain(maker.domain):
+                return None
+            if maker.op_type == "Constant":
+                given = [a.t.data_type for a in maker.attribute if a.name == "value" and a.HasField("t")]
+                return tensors.numpy_dtype(given[0]) if given else None
+            if maker.op_type != "Identity" or not maker.input:
+                return None
+            name = maker.input[0]
         return None
 
 
@@ -379,7 +396,7 @@ class _Reader:
             if key in self.functions:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
-        graph = self.graph(proto.graph, _Scope(opsets, {}, (), (), 0, ()))
+        graph = self.graph(proto.graph, _Scope(opsets, {}, (), 0, ()))
         proof = static_types.Proof(graph, self.label)
         if proof.has_halves and self.problems is None:
             from rnnfast.onnx.halves import in_float32
@@ -454,21 +471,21 @@ class _Reader:
         names = [v.name for v in inputs]
         if len(set(names)) < len(names) or "" in names:
             raise ModelError(f"{where}: inputs {names} are not distinct names")
-        produced = [o for node in protos for o in node.output if o]
-        defined = set(constants).union(names)
-        for output in produced:
+        defined: dict[str, Any] = constants | {v.name: v for v in inputs}
+        produced = set()
+        for output, node in [(o, proto) for proto in protos for o in proto.output if o]:
             if output in defined:
                 raise ModelError(f"{where}: tensor {output!r} is defined twice")
-            defined.add(output)
-        around, known = (defined, *scope.around), (constants, *scope.constants)
-        inner = dataclasses.replace(scope, around=around, constants=known, depth=scope.depth + 1)
+            defined[output] = node
+            produced.add(output)
+        inner = dataclasses.replace(scope, around=(defined, *scope.around), depth=scope.depth + 1)
         nodes = [self.node(proto, i, inner) for i, proto in enumerate(protos)]
         for value in outputs:
             if not inner.defines(value.name):
                 raise ModelError(f"{where}: output {value.name!r} is produced by no node")
-        nodes = _sorted(nodes, set(produced), where)
+        nodes = _sorted(nodes, produced, where)
         used = {v.name for v in outputs}.union(*(node.needs for node in nodes))
-        return Graph(name, inputs, outputs, constants, tuple(nodes), frozenset(used - defined))
+        return Graph(name, inputs, outputs, constants, tuple(nodes), frozenset(used - defined.keys()))
 
     # ------------------------------------------------------------------------------------------- nodes
     def count_nodes(self, count: int) -> None:
@@ -589,7 +606,7 @@ class _Reader:
             self.count_nodes(body.n_nodes)
             return copied(body.graph)
         before = self.n_nodes
-        inner = _Scope(opsets, defaults | attributes, (), (), scope.depth, (*scope.calls, key))
+        inner = _Scope(opsets, defaults | attributes, (), scope.depth, (*scope.calls, key))
         anything = Type("tensor")
         graph = self.checked_graph(
             function.name,
@@ -619,7 +636,7 @@ class _Reader:
         except (UnsupportedError, ModelError) as e:
             raise with_location(e, where) from None
         calls = (*scope.calls, (proto.domain, proto.op_type, ""))
-        inner = _Scope({"": fusions.OPSET}, {}, (), (), scope.depth, calls)
+        inner = _Scope({"": fusions.OPSET}, {}, (), scope.depth, calls)
         anything = Type("tensor")
         names = [name or f"input {i}" for i, name in enumerate(body.inputs)]
         return self.checked_graph(

@@ -344,15 +344,12 @@ IDS = [f"{case.op_type}-{i}" for i, case in enumerate(CASES)]
 
 # ------------------------------------------------------------------------------------------------ models
 def built(case, constants=None):
-    """Return (model, feed); weights are constants, all inputs but the first are if `constants` is not given."""
+    """Return (model, feed); all inputs but the one that changes are constants if `constants` is not given."""
     names = [f"i{i}" if x is not None else "" for i, x in enumerate(case.inputs)]
     arrays = {name: np.asarray(x) for name, x in zip(names, case.inputs) if name}
     if constants is None:
-        constants = [name for name in names[1:] if name]
-    elif case.op_type == "MatMulNBits":
-        constants = [name for name in names[3:4] if name]  # the type of its zero points decides
-    if case.op_type == "GatherBlockQuantized":
-        constants = [name for name in names if name and name != "i1"]  # its data have to be
+        changing = "i1" if case.op_type == "GatherBlockQuantized" else "i0"
+        constants = [name for name in names if name and name != changing]
     outputs = [f"o{i}" if i in (0, case.outputs - 1) else "" for i in range(case.outputs)]
     node = helper.make_node(case.op_type, names, outputs, "node", domain=DOMAIN, **case.attributes)
     first = case.expected[0] if isinstance(case.expected, list) else case.expected
@@ -446,12 +443,76 @@ def test_what_is_not_computed_is_refused(op_type, inputs, attributes, error, mes
         load(model)
 
 
-def test_data_that_a_run_computes_are_refused_by_gather_block_quantized():
-    case = gathered(4)
-    names = ["i0", "i1", "i2"]
-    node = helper.make_node(case.op_type, names, ["y"], "node", domain=DOMAIN, **case.attributes)
-    model = model_of(node, dict(zip(names, case.inputs)), [], TensorProto.FLOAT)
-    with pytest.raises(UnsupportedError, match="input 0 that is not constant"):
+# How a graph says the type of a value that decides what an operator computes: of data, or of zero points.
+SAID = {
+    "an initializer": lambda model, name: None,
+    "an input": lambda model, name: model.graph.input.append(_taken(model, name)[1]),
+    "an initializer that a call may override": lambda model, name: model.graph.input.append(_value_info(model, name)),
+    "a Constant": lambda model, name: model.graph.node.insert(
+        0, helper.make_node("Constant", [], [name], value=_taken(model, name)[0])
+    ),
+    "an Identity": lambda model, name: model.graph.node.insert(0, _renamed(model, name)),
+    "an If around the node": lambda model, name: _in_branches(model),
+}
+
+
+def _value_info(model, name):
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    return helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+
+
+def _taken(model, name):
+    """Take an initializer away; return it, and its type."""
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    info, kept = _value_info(model, name), TensorProto.FromString(tensor.SerializeToString())
+    model.graph.initializer.remove(tensor)
+    return kept, info
+
+
+def _renamed(model, name):
+    """Give an initializer another name; return the node that makes the first one of it."""
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    tensor.name = "stored"
+    return helper.make_node("Identity", ["stored"], [name])
+
+
+def _in_branches(model):
+    """Put the node into both branches of an If."""
+    (node,) = model.graph.node
+    empty = helper.make_empty_tensor_value_info(node.output[0])
+    branch = helper.make_graph([node], "branch", [], [empty])
+    choice = helper.make_node("If", ["yes"], list(node.output), "choice", then_branch=branch, else_branch=branch)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node[0].CopyFrom(choice)
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize(
+    "case, name",
+    [
+        (gathered(4, zeros=True), "i0"),
+        (gathered(4, zeros=True, dtype=INT4), "i0"),
+        (nbits(4, 3, 70, 16, "float"), "i3"),
+        (nbits(4, 3, 150, 32, "packed"), "i3"),
+    ],
+    ids=["gathered bytes", "gathered numbers of 4 bits", "zero points of floats", "packed zero points"],
+)
+def test_a_type_that_decides_is_found(case, name, said):
+    model, feed = built(case)
+    value = case.inputs[int(name[1:])]
+    SAID[said](model, name)
+    if said == "an input":
+        feed[name] = value
+    (got,) = load(model)(feed).values()
+    assert_near(got, case.expected, FLOATS)
+
+
+def test_data_of_a_type_that_is_not_known_are_refused_by_gather_block_quantized():
+    model, _ = built(gathered(4))
+    node = _renamed(model, "i0")
+    model.graph.node.insert(0, helper.make_node("Expand", ["stored", "shape"], list(node.output)))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.int64), "shape"))
+    with pytest.raises(UnsupportedError, match="input 0 of a type that is not known"):
         load(model)
 
 

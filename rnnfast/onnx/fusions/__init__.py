@@ -79,7 +79,7 @@ def body_of(
     """The body of a node and the names of its outputs in it.
 
     inputs, outputs: the names of the node's. attributes: its AttributeProtos by name. dtypes: those of the inputs, None
-    for what is not constant. Raises UnsupportedError for an attribute, an input or an output that the body would not
+    where one is not known. Raises UnsupportedError for an attribute, an input or an output that the body would not
     compute, and ModelError for one that the operator lacks.
     """
     least, most = fusion.inputs

@@ -45,7 +45,7 @@ class Body:
         return self.inputs[index] if index < len(self.inputs) else ""
 
     def dtype(self, index: int) -> np.dtype | None:
-        """The dtype of an input that is constant; None for others."""
+        """The dtype of an input, None if it is not known when the file is read."""
         return self.dtypes[index] if index < len(self.dtypes) else None
 
     def several(self, op_type: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:

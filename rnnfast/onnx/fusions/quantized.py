@@ -196,7 +196,7 @@ def _gather_block_quantized(body: Body, a: dict[str, Any]) -> Sequence[str]:
     kind, bits, size = body.dtype(0), a["bits"], a["block_size"]
     _check_block_size(size)
     if kind is None:
-        raise UnsupportedError("input 0 that is not constant is not supported")
+        raise UnsupportedError("input 0 of a type that is not known when the file is read is not supported")
     if kind == np.uint8:
         _check_one_of("bits", bits, PACKED_BITS)
         data = _unpacked(body, data, bits)
