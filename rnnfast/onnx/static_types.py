@@ -28,7 +28,7 @@ GIVEN = ("to", "dtype", "output_dtype", "output_datatype", "stash_type")
 # the index of the input whose type they have.
 OTHERWISE: dict[str, Any] = {
     **dict.fromkeys(("RandomNormal", "RandomUniform", "HannWindow", "HammingWindow", "BlackmanWindow"), FLOAT32),
-    **dict.fromkeys(("RandomNormalLike", "RandomUniformLike", "Bernoulli", "EyeLike"), 0),
+    **dict.fromkeys(("RandomNormalLike", "RandomUniformLike", "Bernoulli", "EyeLike", "LinearAttention"), 0),
     **dict.fromkeys(("LayerNormalization", "MelWeightMatrix"), FLOAT32),
     "Multinomial": np.dtype(np.int32),
     "QuantizeLinear": np.dtype(np.uint8),
@@ -190,12 +190,14 @@ def _types_of(node: Node, found: Types) -> Types:
         return [_constant_type(given[0], attributes[given[0]]) if len(given) == 1 else None]
     if node.op_type in SEQUENCES and not node.domain:
         return [SEQUENCES[node.op_type](attributes, [*found, None, None])]
-    if () not in node.result_types:
-        return [_result(rule, found) for rule in node.result_types]
+    absent = {i for i, name in enumerate(node.inputs) if not name}
+    rules = [() if isinstance(rule, tuple) and absent.issuperset(rule) else rule for rule in node.result_types]
+    if () not in rules:
+        return [_result(rule, found) for rule in rules]
     stated = next((attributes[name] for name in GIVEN if isinstance(attributes.get(name), np.dtype)), None)
     other = OTHERWISE.get(node.op_type, ())
     other = _result((other,) if isinstance(other, int) else other, found) if stated is None else stated
-    return [other if rule == () else _result(rule, found) for rule in node.result_types]
+    return [other if rule == () else _result(rule, found) for rule in rules]
 
 
 def _constant_type(name: str, value: Any) -> np.dtype | None:

@@ -175,8 +175,10 @@ def test_an_initializer_that_a_call_may_override():
 
 
 def test_known_types_are_those_of_onnx():
-    """The types found for the outputs of ONNX's node tests are those of the expected values, or unknown."""
-    known, unknown = 0, []
+    """The types found for the outputs of ONNX's node tests are those of the expected values, but for an If whose
+    branches have different ones.
+    """
+    known, unknown = 0, set()
     for name, case in CASES.items():
         try:
             found = Proof(read(case.model.SerializeToString())[0], name).outputs
@@ -185,8 +187,8 @@ def test_known_types_are_those_of_onnx():
         expected = values(case.data_sets[0][1])
         for dtype, value in zip(found, expected):
             if dtype is None:
-                unknown.append(name)
+                unknown.add(name)
             elif value is not None and (not isinstance(value, list) or value):  # no members have no type
                 assert dtype == (ListOf(value[0].dtype) if isinstance(value, list) else value.dtype), name
                 known += 1
-    assert known > 9 * len(unknown), sorted(unknown)
+    assert known > 1000 and unknown <= {"test_if_opt"}
