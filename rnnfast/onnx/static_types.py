@@ -45,6 +45,7 @@ class ListOf(NamedTuple):
     dtype: np.dtype
 
 
+ABSENT: Any = object()  # in place of a type
 # The types of values: dtypes of tensors, and of sequences; None if a type is unknown.
 Types = list["np.dtype | ListOf | None"]
 
@@ -83,12 +84,15 @@ class Proof:
     ) -> Types:
         """The types of the outputs of a graph, whose inputs have the types `given`, after a check of its nodes.
 
-        around: the types of what it takes from the graphs around it. where: the node whose graph it is.
+        around: the types of what it takes from the graphs around it. given: ABSENT for an input of a function that a
+        call leaves out. where: the node whose graph it is.
         """
         types = dict(around)
         types |= {name: getattr(value, "dtype", None) for name, value in graph.constants.items()}
         for i, value in enumerate(graph.inputs):
             types[value.name] = given[i] if i < len(given) else None
+            if types[value.name] is ABSENT:
+                del types[value.name]  # it has no type that one could know
         for node in graph.nodes:
             found = [types.get(name) if name else None for name in node.inputs]
             for group in node.one_type:
@@ -111,7 +115,11 @@ class Proof:
         """The types of a node's results from those of its inputs; the graphs of the node are checked."""
         function, attributes = node.function, node.attributes
         if function is None:  # a call of one of the model's functions, or an operator that is not supported
-            return self._graph(attributes["body"], {}, found, node.where) if node.graphs else []
+            if not node.graphs:
+                return []
+            passed = [dtype if name else ABSENT for name, dtype in zip(node.inputs, found)]
+            passed += [ABSENT] * (len(attributes["body"].inputs) - len(passed))
+            return self._graph(attributes["body"], {}, passed, node.where)
         if function is if_:
             names = ("then_branch", "else_branch")
             branches = [self._graph(attributes[name], types, (), node.where) for name in names]

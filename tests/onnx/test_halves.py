@@ -249,6 +249,30 @@ def test_functions_share_widened_constants():
     np.testing.assert_allclose(model(x=x).y, expected, rtol=0, atol=np.abs(expected).max() * ROUNDING["float16"])
 
 
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_functions_whose_inputs_are_left_out(half):
+    """What a call of a function, or of a fused operator, leaves out has no type, which does not leave one open."""
+    calls = [
+        helper.make_node("Within", ["x", "", "most"], ["a"], domain="own"),
+        helper.make_node("Within", ["a", "least"], ["b"], domain="own"),
+        helper.make_node("FusedConv", ["b", "w", "", "b"], ["y"], domain="com.microsoft", activation="Relu"),
+    ]
+    model = stored(
+        half, calls, {"w": random(0, 3, 3, 1), "least": np.array(-1), "most": np.array(2)}, random(1, 2, 3, 5)
+    )
+    model.opset_import.extend([helper.make_opsetid("own", 1), helper.make_opsetid("com.microsoft", 1)])
+    body = [helper.make_node("Clip", ["v", "low", "high"], ["clipped"])]
+    imports = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Within", ["v", "low", "high"], ["clipped"], body, imports))
+    feed = {"x": random(1, 2, 3, 5).astype(half) * half.type(2)}
+    model = load(model)
+    assert types_within(model, feed) == {FLOAT}
+    x, w = np.float64(feed["x"]).clip(-1, 2), random(0, 3, 3, 1).astype(half).astype(np.float64)[..., 0]
+    expected = np.maximum(np.einsum("mc,nct->nmt", w, x) + x, 0)
+    got = np.float64(model(feed)["y"])
+    np.testing.assert_allclose(got, expected, rtol=2 * ROUNDING[half.name], atol=1e-6)
+
+
 def test_bytes_of_widened_constants_are_limited():
     data = parse("g(float16[9] x) => (float16[9,100] y) { y = MatMul(x, w) }", w=np.ones((9, 100), np.float16))
     with pytest.raises(LimitError, match=r"tensor 'w': the bytes of constants are 3,600.*bytes_at_load = 3,599"):
