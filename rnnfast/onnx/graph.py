@@ -314,6 +314,7 @@ class _Scope:
     # The names that are defined, those of each graph around the node, the innermost first; each with its initializer,
     # input (a Value) or NodeProto.
     around: tuple[dict[str, Any], ...]
+    passed: dict[str, np.dtype | None]  # inside a function: the dtypes of its inputs, None where one is not known
     depth: int  # of graphs within graphs
     calls: tuple[tuple[str, str, str], ...]  # the keys of the functions that are being called
 
@@ -322,8 +323,8 @@ class _Scope:
         return any(name in names for names in self.around)
 
     def dtype(self, name: str) -> np.dtype | None:
-        """The dtype of an initializer, a Constant or an input that declares it, or of what is Identity of it; None for
-        other names.
+        """The dtype of an initializer, a Constant, or an input that declares it or is passed to a function, or of what
+        is Identity of it; None for other names.
         """
         around, seen = self.around, set()
         while name not in seen:
@@ -333,7 +334,7 @@ class _Scope:
             if isinstance(maker, np.ndarray):
                 return maker.dtype
             if isinstance(maker, Value):
-                return maker.type.dtype
+                return maker.type.dtype or (self.passed.get(name) if len(around) == 1 else None)
             if maker is None or _domain(maker.domain):
                 return None
             if maker.op_type == "Constant":
@@ -396,7 +397,7 @@ class _Reader:
             if key in self.functions:
                 raise ModelError(f"{self.label}: function {function.name!r} is defined twice")
             self.functions[key] = function
-        graph = self.graph(proto.graph, _Scope(opsets, {}, (), 0, ()))
+        graph = self.graph(proto.graph, _Scope(opsets, {}, (), {}, 0, ()))
         proof = static_types.Proof(graph, self.label)
         if proof.has_halves and self.problems is None:
             from rnnfast.onnx.halves import in_float32
@@ -598,7 +599,8 @@ class _Reader:
                 f"{len(function.input)} and {len(function.output)}"
             )
         opsets = opsets or scope.opsets
-        body_key = key, id(opsets), _attributes_key(attributes, bool(scope.calls))
+        passed = {name: scope.dtype(given) for name, given in zip(function.input, inputs)}
+        body_key = key, id(opsets), _attributes_key(attributes, bool(scope.calls)), tuple(passed.values())
         body = self.bodies.get(body_key)
         if body is not None:
             if scope.depth + body.depth - 1 > MAX_DEPTH:
@@ -606,7 +608,7 @@ class _Reader:
             self.count_nodes(body.n_nodes)
             return copied(body.graph)
         before = self.n_nodes
-        inner = _Scope(opsets, defaults | attributes, (), scope.depth, (*scope.calls, key))
+        inner = _Scope(opsets, defaults | attributes, (), passed, scope.depth, (*scope.calls, key))
         anything = Type("tensor")
         graph = self.checked_graph(
             function.name,
@@ -636,7 +638,7 @@ class _Reader:
         except (UnsupportedError, ModelError) as e:
             raise with_location(e, where) from None
         calls = (*scope.calls, (proto.domain, proto.op_type, ""))
-        inner = _Scope({"": fusions.OPSET}, {}, (), scope.depth, calls)
+        inner = _Scope({"": fusions.OPSET}, {}, (), {}, scope.depth, calls)
         anything = Type("tensor")
         names = [name or f"input {i}" for i, name in enumerate(body.inputs)]
         return self.checked_graph(

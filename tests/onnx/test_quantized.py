@@ -453,6 +453,7 @@ SAID = {
     ),
     "an Identity": lambda model, name: model.graph.node.insert(0, _renamed(model, name)),
     "an If around the node": lambda model, name: _in_branches(model),
+    "a call of a function around the node": lambda model, name: _in_a_function(model),
 }
 
 
@@ -484,6 +485,17 @@ def _in_branches(model):
     choice = helper.make_node("If", ["yes"], list(node.output), "choice", then_branch=branch, else_branch=branch)
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
     model.graph.node[0].CopyFrom(choice)
+
+
+def _in_a_function(model):
+    """Put the node into a function that a function calls."""
+    (node,) = model.graph.node
+    names, outputs = [name for name in node.input if name], list(node.output)
+    imports = [*model.opset_import, helper.make_opsetid("own", 1)]
+    model.opset_import.append(imports[-1])
+    for name, body in ("Inner", node), ("Outer", helper.make_node("Inner", names, outputs, "inner", domain="own")):
+        model.functions.append(helper.make_function("own", name, names, outputs, [body], imports))
+    model.graph.node[0].CopyFrom(helper.make_node("Outer", names, outputs, "outer", domain="own"))
 
 
 @pytest.mark.parametrize("said", SAID)
