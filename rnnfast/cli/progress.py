@@ -16,6 +16,9 @@ T = TypeVar("T")
 def track(steps: Sequence[T], description: str) -> Iterator[T]:
     """Yield the items of `steps` and show how many are done."""
     screen = Console(stderr=True)
+    if not screen.is_terminal:  # where the oldest rich that is allowed would still write an empty line
+        yield from steps
+        return
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with Progress(*columns, console=screen, transient=True) as progress:
         yield from progress.track(steps, description=printable(description))
