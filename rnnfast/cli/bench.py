@@ -16,7 +16,7 @@ from rnnfast.cli.lengths import CALLS, measured, parsed
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
-from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option
 from rnnfast.errors import InputError, UnsupportedError, raise_if_from_handler
 from rnnfast.model import Model, load
 from rnnfast.native.threads import limit
@@ -43,7 +43,7 @@ def measuring_options(command: Any) -> Any:
             show_default=True,
             help="Threads of a call; the process is pinned to as many cores.",
         ),
-        click.option("--seed", default=0, show_default=True, help="Seed of the random inputs."),
+        seed_option,
         click.option(
             "--steps",
             type=click.IntRange(1),

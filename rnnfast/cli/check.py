@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from rnnfast.cli.tables import Screen, print_json, strict, table
-from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option
 from rnnfast.errors import raise_if_from_handler
 from rnnfast.model import Model, load
 
@@ -27,7 +27,7 @@ DEFAULT_SIZE = 2
 @click.argument("file")
 @input_option
 @dim_option(DEFAULT_SIZE)
-@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@seed_option
 @click.option(
     "--tolerance",
     default=TOLERANCE,

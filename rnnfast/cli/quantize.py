@@ -14,7 +14,7 @@ from rnnfast.atomic_write import write_whole
 from rnnfast.cli.check import DEFAULT_SIZE, draw
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, strict, table
-from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option
 from rnnfast.quantization.quantizer import FORMS, Quantized, QuantizedLayer, Quantizer
 from rnnfast.quantization.weight_types import WEIGHT_TYPES
 
@@ -25,7 +25,7 @@ from rnnfast.quantization.weight_types import WEIGHT_TYPES
 @click.option("--weights", type=click.Choice(list(WEIGHT_TYPES)), required=True, help="How weights are stored.")
 @input_option
 @dim_option(DEFAULT_SIZE)
-@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@seed_option
 @click.option(
     "--tolerance",
     type=float,

@@ -81,6 +81,9 @@ def _value(text: str, given: str) -> Any:
     raise InputError(f"{given!r}: expected a number, true, false or a file of {', '.join(FILES)}")
 
 
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+
+
 def dim_option(default: int) -> Callable[[Any], Any]:
     """A decorator that adds the option --dim."""
     return click.option(

@@ -15,7 +15,7 @@ import numpy as np
 from rnnfast.errors import ModelError
 from rnnfast.onnx import ops
 from rnnfast.onnx.graph import Graph, Node, Type, Value
-from rnnfast.onnx.loops import OPSET
+from rnnfast.onnx.loops import OPSET, defined_names
 from rnnfast.onnx.ops.numeric import is_half
 from rnnfast.onnx.static_types import ListOf, Proof, contains_half
 
@@ -49,16 +49,6 @@ def _has_halves(type_: Type) -> bool:
     return type_.dtype is not None and is_half(type_.dtype) or type_.element is not None and _has_halves(type_.element)
 
 
-def _names(graph: Graph) -> Iterator[str]:
-    """The names in a graph and in the graphs within it."""
-    yield from (v.name for v in graph.inputs)
-    yield from graph.constants
-    for node in graph.nodes:
-        yield from node.outputs
-        for inner in node.graphs.values():
-            yield from _names(inner)
-
-
 class _Rewriter:
     """Rewrites one model."""
 
@@ -69,7 +59,7 @@ class _Rewriter:
 
     def main(self, graph: Graph) -> Graph:
         """The main graph, with casts behind its inputs and in front of its outputs."""
-        self.taken.update(_names(graph))
+        self.taken.update(defined_names(graph))
         inputs = [v for v in graph.inputs if _has_halves(v.type)]
         given = {v.name for v in graph.inputs}
         outputs = {

@@ -155,14 +155,14 @@ def renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
     return with_captures(dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs))
 
 
-def _defined(graph: Graph) -> Iterator[str]:
+def defined_names(graph: Graph) -> Iterator[str]:
     """The names that a graph and the graphs within it define."""
     yield from (v.name for v in graph.inputs)
     yield from graph.constants
     for node in graph.nodes:
         yield from node.outputs
         for inner in node.graphs.values():
-            yield from _defined(inner)
+            yield from defined_names(inner)
 
 
 # ------------------------------------------------------------------------------------------------ one loop
@@ -195,7 +195,7 @@ def _replaced(node: Node, scope: Scope, stacked: dict[str, dict[str, Any]]) -> l
     if node.function is loop:
         body = _with_gathers(body, inside)
         inside = Scope(body, scope)
-    uses, defined = inside.uses, set(_defined(body))
+    uses, defined = inside.uses, set(defined_names(body))
     names: dict[str, str] = {}  # of body inputs that become captures
     dropped: list[int] = []  # states
     rows: list[tuple[Value, str]] = []  # of new scan outputs: the value in the body, the name outside

@@ -53,7 +53,7 @@ class Layer:
 
     @property
     def finite(self) -> bool:
-        """Whether all weights are finite."""
+        """True if all weights are finite."""
         return all(bool(np.all(np.isfinite(array))) for array in self._distinct)
 
     @property

@@ -74,7 +74,7 @@ class Constant:
 
     @property
     def floating(self) -> bool:
-        """Whether it is a tensor of float32."""
+        """True for a tensor of float32."""
         return self.tensor is not None and self.tensor.data_type == FLOAT
 
     def value(self, opset: int) -> np.ndarray | None:

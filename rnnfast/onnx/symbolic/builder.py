@@ -116,18 +116,16 @@ class _MadeIndex(int):
 
 def _resolved(args: tuple[Any, ...], values: list[int], made: list[Any]) -> tuple[Any, ...]:
     """Return arguments with the values of formulas, and objects that were made, instead of their indices."""
-    return tuple(
-        [
-            values[x]
-            if type(x) is _Index
-            else _resolved(x, values, made)
-            if type(x) is tuple
-            else made[x]
-            if type(x) is _MadeIndex
-            else x
-            for x in args
-        ]
-    )
+    result: list[Any] = []
+    for x in args:
+        if type(x) is _Index:
+            x = values[x]
+        elif type(x) is _MadeIndex:
+            x = made[x]
+        elif type(x) is tuple:
+            x = _resolved(x, values, made)
+        result.append(x)
+    return tuple(result)
 
 
 class SymbolicBuilder(Builder):

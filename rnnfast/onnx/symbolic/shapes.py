@@ -106,7 +106,7 @@ def _size(node: Node, x: Any) -> Any:
 
 
 def _moved(node: Node, *inputs: Any) -> Any:
-    """What an operator makes that only moves elements of its first input, or of all for Concat."""
+    """The elements that an operator moves, of its first input, or of all inputs for Concat."""
     if type(inputs[0]) is not Vector and node.op_type != "Concat":
         return None
     count = len(inputs) if node.op_type == "Concat" else 1
@@ -298,7 +298,7 @@ def _triangle(node: Node, x: Any, k: Any = None) -> View:
 
 
 def _by_operator(node: Node, x: Any, *inputs: Any) -> list[View]:
-    """What the operator's function makes of views, which it moves or reshapes."""
+    """The results of an operator that moves or reshapes its first input, by its function on a view."""
     assert node.function is not None
     results = node.function(empty(x.shape, x.dtype), *inputs, **node.attributes)
     return [empty(y.shape, y.dtype) for y in (results if isinstance(results, tuple) else (results,))]
