@@ -44,6 +44,7 @@ class Cell:
         linear_before_reset: bool = False,
         projection: np.ndarray | None = None,
         matmul: str | None = None,
+        weight_type: str | None = None,
     ) -> None: ...
 
 class Prepared:

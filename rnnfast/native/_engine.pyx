@@ -48,11 +48,12 @@ cdef class Cell:
 
     The kind is "RNN", "LSTM" or "GRU". W [G*H, I], R [G*H, H], B [2*G*H] or None and P [3*H] or None are in ONNX's gate
     order (LSTM i o f c, GRU z r h). `activations` has a triple (name, alpha, beta) for each of f, g and h that the kind
-    has. A projection [P, H], for LSTM only, makes the output P wide; then R is [G*H, P]. `gradient` holds the same
-    weights packed for backward, or None until they are needed.
+    has. A projection [P, H], for LSTM only, makes the output P wide; then R is [G*H, P]. `weight_type` is that of W, R
+    and the projection (see Matrix). `gradient` holds the same weights packed for backward, or None until they are
+    needed.
     """
     def __init__(self, kind, W, R, B=None, P=None, *, activations, clip=None, input_forget=False,
-                 linear_before_reset=False, projection=None, matmul=None):
+                 linear_before_reset=False, projection=None, matmul=None, weight_type=None):
         cdef Py_ssize_t i, padded
         cdef Direction *d = &self.d
         gates = GATES[kind]
@@ -75,19 +76,19 @@ cdef class Cell:
 
         cdef Matrix x, r, x_candidate = None, r_candidate = None, project = None
         if reset_first:
-            x = Matrix(W[:2 * H].T, bias[:2 * H], matmul=matmul, gates=2)
-            x_candidate = Matrix(W[2 * H:].T, bias[2 * H:], matmul=matmul)
-            r = Matrix(R[:2 * H].T, matmul=matmul, gates=2)
-            r_candidate = Matrix(R[2 * H:].T, matmul=matmul)
+            x = Matrix(W[:2 * H].T, bias[:2 * H], matmul=matmul, weight_type=weight_type, gates=2)
+            x_candidate = Matrix(W[2 * H:].T, bias[2 * H:], matmul=matmul, weight_type=weight_type)
+            r = Matrix(R[:2 * H].T, matmul=matmul, weight_type=weight_type, gates=2)
+            r_candidate = Matrix(R[2 * H:].T, matmul=matmul, weight_type=weight_type)
             d.q.r_candidate = r_candidate.w.m
             d.x_candidate, d.r_candidate = &x_candidate.w, &r_candidate.w
         else:
-            x = Matrix(W.T, bias, matmul=matmul, gates=gates)
-            r = Matrix(R.T, matmul=matmul, gates=gates)
+            x = Matrix(W.T, bias, matmul=matmul, weight_type=weight_type, gates=gates)
+            r = Matrix(R.T, matmul=matmul, weight_type=weight_type, gates=gates)
         d.q.r = r.w.m
         d.x, d.r = &x.w, &r.w
         if projection is not None:
-            project = Matrix(readable(projection).T, matmul=matmul)
+            project = Matrix(readable(projection).T, matmul=matmul, weight_type=weight_type)
             d.project = &project.w
         self.matrices = tuple(m for m in (x, x_candidate, r, r_candidate, project) if m is not None)
         padded = blocks_of(H) * BLOCK

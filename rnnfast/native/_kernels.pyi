@@ -48,7 +48,13 @@ class Matrix:
     @property
     def address(self) -> int: ...
     def __init__(
-        self, weight: ArrayLike, bias: ArrayLike | None = None, *, matmul: str | None = None, gates: int = 1
+        self,
+        weight: ArrayLike,
+        bias: ArrayLike | None = None,
+        *,
+        matmul: str | None = None,
+        gates: int = 1,
+        weight_type: str | None = None,
     ) -> None: ...
     def cost(self, rows: int) -> float: ...
     def multiply(

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from rnnfast.errors import InputError, IsaError, LimitError, UnsupportedError
+from rnnfast.native.weight_types import WEIGHT_TYPES
 
 from rnnfast.native._interrupts cimport begin, finish
 
@@ -367,10 +368,12 @@ cdef class Matrix:
 
     Every output is one chain of fused multiply-adds over k from its bias, so the bits of a row do not depend on the
     other rows. With ``matmul="blas"`` BLAS decides them. `gates` divides N into gates whose blocks are stored side by
-    side.
+    side. `weight_type` is a key of WEIGHT_TYPES, to whose values the weights are rounded, or None for float32.
     """
-    def __init__(self, weight, bias=None, *, matmul=None, int gates=1):
+    def __init__(self, weight, bias=None, *, matmul=None, int gates=1, weight_type=None):
         cdef Py_ssize_t k, stride_k, stride_n
+        if weight_type is not None:
+            weight = WEIGHT_TYPES[weight_type].rounded(weight)
         weight = weight if is_float32(weight) else readable(weight)     # with any strides
         if cnp.PyArray_NDIM(weight) != 2:
             raise ValueError(f"weight has shape {weight.shape}, expected two axes")
