@@ -17,6 +17,7 @@ from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.native._arenas import Arenas
 from rnnfast.native._kernels import check_matmul, default_matmul
 from rnnfast.native.threads import check as check_threads
+from rnnfast.native.weight_types import ACTIVATION_BITS, WEIGHT_TYPES, weight_type_of
 from rnnfast.onnx import lowering
 from rnnfast.onnx.budget import owner
 from rnnfast.onnx.cells import may_have_cells, recognised, with_cells
@@ -30,6 +31,7 @@ from rnnfast.onnx.inputs import lengths_inputs, validate
 from rnnfast.onnx.loops import simplified
 from rnnfast.onnx.summary import Summary, summarise
 from rnnfast.onnx.trace import PLAN_BYTES, PlannedGraph, Recorder
+from rnnfast.onnx.weights import with_weight_type
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -48,6 +50,8 @@ SPARE_BYTES = 2**26
 def load(
     source: str | os.PathLike[str] | bytes,
     *,
+    weights: Literal["int8", "fp16", "bf16"] | None = None,
+    activations: Literal[15, 8] = ACTIVATION_BITS,
     matmul: Literal["packed", "blas"] | None = None,
     threads: int | None = None,
     plans: int | None = None,
@@ -65,8 +69,16 @@ def load(
     Args:
         source: The path of an ONNX file, or the file's bytes. Tensors stored as external data are read from inside
             the file's folder only, so a model given as bytes cannot have any. See SECURITY.md for links.
+        weights: The type to which the constant weights of RNN, GRU, LSTM, MatMul, Gemm and Conv nodes are rounded: less
+            memory is read, and results change. `"int8"` has an integer for each weight and a scale for each row, which
+            is what is multiplied for one output; products are computed in integers. `"fp16"` and `"bf16"` are numbers
+            of 16 bits, whose products are those of float32. Weights that the file stores as integers are taken as they
+            are. None leaves all weights as they are; those of onnxruntime's DynamicQuantizeLSTM are integers even so.
+        activations: The bits to which `"int8"` rounds what it multiplies with weights, with a scale for each row. 8 is
+            faster and coarser than 15.
         matmul: How matrix products are computed: `"packed"` by rnnfast's own kernels, `"blas"` by SciPy's BLAS.
-            None is "packed" where there are kernels tuned for this CPU, else "blas" if SciPy is installed.
+            None is "packed" where there are kernels tuned for this CPU, else "blas" if SciPy is installed. BLAS
+            multiplies in float32, by rounded weights if `weights` is given.
         threads: The most threads that one call may use. None uses the environment variable `RNNFAST_NUM_THREADS`, or
             one thread if it is not set. The number of threads does not change the results.
         plans: The most plans that the model keeps; None for as many as `plan_bytes` allows. There is one plan for each
@@ -86,15 +98,17 @@ def load(
 
     Raises:
         ModelError: The source cannot be read or is not a correct ONNX model.
-        UnsupportedError: The graph needs something that rnnfast does not compute, or `matmul` is "blas" and SciPy is
-            not installed.
+        UnsupportedError: The graph needs something that rnnfast does not compute, `matmul` is "blas" and SciPy is not
+            installed, or a weight is not finite in the type `weights`.
         LimitError: The file takes more than the limits allow, or is nested too deeply.
-        InputError: `matmul`, `threads`, `plans`, `plan_bytes`, `external_data`, `spare_bytes` or `recognise_cells` has
-            a value that is not allowed.
+        InputError: `weights`, `activations`, `matmul`, `threads`, `plans`, `plan_bytes`, `external_data`, `spare_bytes`
+            or `recognise_cells` has a value that is not allowed.
         InputTypeError: `threads` is not an integer, or `limits` is no `rnnfast.Limits`.
     """
     return Model(
         source,
+        weights=weights,
+        activations=activations,
         matmul=matmul,
         threads=threads,
         plans=plans,
@@ -120,6 +134,8 @@ class Model:
         outputs: The outputs, in the order of the file, each with `name` and `type`.
         graph: The checked graph as the file has it, but computed in float32 where the file has float16 or bfloat16.
         source: What the file says besides its graph: label, opsets, producer and metadata.
+        weights: The argument of `load`.
+        activations: The argument of `load`.
         matmul: The argument of `load`.
         threads: The most threads that one call may use.
         planned: The planned graph that takes all required inputs and has the initializers as constants.
@@ -135,6 +151,8 @@ class Model:
         self,
         source: str | os.PathLike[str] | bytes,
         *,
+        weights: Literal["int8", "fp16", "bf16"] | None = None,
+        activations: Literal[15, 8] = ACTIVATION_BITS,
         matmul: Literal["packed", "blas"] | None = None,
         threads: int | None = None,
         plans: int | None = None,
@@ -156,13 +174,16 @@ class Model:
         if type(recognise_cells) is not bool:
             raise InputError(f"recognise_cells is {recognise_cells!r}, expected True or False")
         limits = check_limits(limits)
+        weight_type = weight_type_of(weights, activations)
         graph, file = read(source, external_data=external_data, limits=limits, edit=edit)
-        self._prepare(graph, file, matmul, threads, plans, plan_bytes, spare_bytes, recognise_cells, limits)
+        settings = (weight_type, matmul, threads, plans, plan_bytes, spare_bytes, recognise_cells, limits)
+        self._prepare(graph, file, *settings)
 
     def _prepare(
         self,
         graph: Graph,
         source: Source,
+        weight_type: str | None,
         matmul: Literal["packed", "blas"] | None,
         threads: int | None,
         plans: int | None,
@@ -172,9 +193,12 @@ class Model:
         limits: Limits,
     ) -> None:
         """Fold and pack a graph; the other arguments are those of a pickle."""
-        settings = (matmul, threads, plans, plan_bytes, spare_bytes, recognise_cells, limits)
+        settings = (weight_type, matmul, threads, plans, plan_bytes, spare_bytes, recognise_cells, limits)
         self._pickled: tuple[Any, ...] | None = (graph, source, *settings)
-        self._recognise_cells = recognise_cells
+        self._recognise_cells, self._weight_type = recognise_cells, weight_type
+        row = WEIGHT_TYPES.get(weight_type or "")
+        self.weights = None if row is None else row.weights
+        self.activations = row.activation_bits if row is not None and row.integers else ACTIVATION_BITS
         self.source, self.matmul, self._max_plans = source, check_matmul(matmul), plans
         self._plan_bytes = plan_bytes
         self.threads, self.limits = check_threads(threads), limits
@@ -268,7 +292,8 @@ class Model:
     def reference(self, feed: Mapping[str, ArrayLike] | None = None, /, **inputs: ArrayLike) -> Outputs:
         """Run the same graph with float64 in place of float32, by NumPy alone; also where the file has float16.
 
-        This is slow; `rnnfast check` compares a model with it.
+        Weights are rounded as in a call if the model was loaded with `weights`; products are not in integers. This is
+        slow; `rnnfast check` compares a model with it.
 
         Args:
             feed: Inputs by name, as for a call.
@@ -368,6 +393,12 @@ class Model:
         graph = dataclasses.replace(self.graph, constants=constants)
         with np.errstate(all="ignore"):
             if reference:
+                if self._weight_type is not None:
+                    load_budget = LoadBudget(self.limits, constant_bytes(graph))
+                    graph = fold(
+                        graph, functools.partial(lowering.lower_constants, lowering.lower), None, None, load_budget
+                    )
+                    graph = with_weight_type(graph, self._weight_type, load_budget.take)
                 graph, lower = widen(graph), lowering.lower_reference
                 graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))
             else:
@@ -393,10 +424,12 @@ class Model:
         load_budget = LoadBudget(self.limits, nbytes)
         budgets: dict[str, Any] = {"load_budget": load_budget, "budget": folding_budget(nbytes)}
         graph = fold(simplified(graph), functools.partial(lowering.lower_constants, lower), **budgets)
+        graph = with_weight_type(graph, self._weight_type, load_budget.take)
         if self._recognise_cells and may_have_cells(graph):
             nbytes = constant_bytes(graph)
             graph = with_cells(graph)
             load_budget.take(max(0, constant_bytes(graph) - nbytes))
+            graph = with_weight_type(graph, self._weight_type, load_budget.take, cells=True)
         return fold(with_known_sizes(graph, facts_of(graph)), lower, **budgets)
 
     @property

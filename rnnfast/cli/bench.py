@@ -11,12 +11,12 @@ import click
 import numpy as np
 
 import rnnfast
-from rnnfast.cli.check import TOLERANCE, allowed, arrays, difference, draw
+from rnnfast.cli.check import INTEGER_TOLERANCES, TOLERANCE, allowed, arrays, difference, draw, plain
 from rnnfast.cli.lengths import CALLS, measured, parsed
 from rnnfast.cli.progress import track
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.cli.timing import WARMUP, interleave, pinned, quartiles
-from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option, weights_options
 from rnnfast.errors import InputError, UnsupportedError, raise_if_from_handler
 from rnnfast.model import Model, load
 from rnnfast.native.threads import limit
@@ -53,6 +53,7 @@ def measuring_options(command: Any) -> Any:
         click.option(
             "--batch", type=click.IntRange(1), metavar="N", help="Size of the open dimensions named like batch."
         ),
+        weights_options,
         dim_option(DEFAULT_SIZE),
         input_option,
     ):
@@ -86,6 +87,8 @@ def bench(
     seed: int,
     as_json: bool,
     threads: int,
+    weights: Any,
+    activations: Any,
     peers: Sequence[str],
     lengths: str | None,
     rounds: int,
@@ -95,21 +98,28 @@ def bench(
     Outputs are first compared with those of the float64 reference; an engine whose outputs are wrong is not measured.
     Inputs that are not given with -i are random, as for `check`. With --lengths a new model gets calls that nobody has
     prepared, one after the other: the first of a length makes its plan.
+
+    With --weights the error that is shown is the whole one, to the reference of the weights as FILE has them; rnnfast
+    is measured if its outputs are those of the rounded weights.
     """
+    make = functools.partial(load, file, threads=threads, weights=weights, activations=activations)
     if lengths is not None:
-        _bench_lengths(file, given, dims, batch, steps, lengths, seed, as_json, threads, peers)
+        _bench_lengths(file, make, given, dims, batch, steps, lengths, seed, as_json, threads, peers)
         return
     with pinned(threads):
-        model = load(file, threads=threads)
+        model = make()
         feed = inputs_of(model, given, dims, batch, steps, seed)
         calls: dict[str, Callable[[], Mapping[str, Any]]] = {"rnnfast": functools.partial(model, feed)}
         if peers:
             calls["onnxruntime"] = _onnxruntime(file, model, feed, threads)
-        expected = _flat(model.reference(feed))
-        results: dict[str, dict[str, Any]] = {
-            name: {"error": difference(_flat(call()), expected)} for name, call in calls.items()
-        }
-        good = {name: call for name, call in calls.items() if results[name]["error"] <= allowed(expected, TOLERANCE)}
+        references = References(file, model)
+        results: dict[str, dict[str, Any]] = {}
+        good = {}
+        for name, call in calls.items():
+            error, right = references.judged(name, call(), feed)
+            results[name] = {"error": error}
+            if right:
+                good[name] = call
         progress = functools.partial(track, description=file)
         timed = (
             interleave(good, (), rounds, SAMPLE_SECONDS, LIMIT, WARMUP if threads > 1 else 0, progress) if good else {}
@@ -121,6 +131,7 @@ def bench(
     facts = {
         "file": file,
         "threads": min(threads, limit()),
+        "weights": weights,
         "isa": rnnfast.get_isa(),
         "flops": model.summary(feed).flops,
         "inputs": {name: list(np.shape(value)) for name, value in feed.items()},
@@ -134,8 +145,30 @@ def bench(
         click.get_current_context().exit(1)
 
 
+class References:
+    """The float64 references of a model: of its file's weights, and of those that it computes with."""
+
+    def __init__(self, file: str, model: Model) -> None:
+        self.model, self.plain = model, plain(file, model)
+        self.last: tuple[Any, list[np.ndarray], list[np.ndarray]] | None = None
+
+    def judged(self, engine: str, outputs: Mapping[str, Any], feed: Mapping[str, Any]) -> tuple[float, bool]:
+        """The error of an engine's outputs for a feed, and whether they are right."""
+        if self.last is None or self.last[0] is not feed:
+            expected = _flat(self.plain.reference(feed))
+            self.last = feed, expected, expected if self.plain is self.model else _flat(self.model.reference(feed))
+        _, expected, rounded = self.last
+        ours, tolerance = _flat(outputs), TOLERANCE
+        error = wrong = difference(ours, expected)
+        if engine == "rnnfast" and self.plain is not self.model:
+            wrong, expected = difference(ours, rounded), rounded
+            tolerance = INTEGER_TOLERANCES[self.model.activations] if self.model.weights == "int8" else TOLERANCE
+        return error, wrong <= allowed(expected, tolerance)
+
+
 def _bench_lengths(
     file: str,
+    make: Callable[[], Model],
     given: Sequence[str],
     dims: Sequence[str],
     batch: int | None,
@@ -151,22 +184,22 @@ def _bench_lengths(
     if name is None and steps is not None:
         raise InputError(f"--steps {steps}: --lengths {text} sets the same dimensions")
     with pinned(threads):
-        model = load(file, threads=threads)
+        model = make()
         feeds = {}
         for n in range(first, last + 1):
             sizes = dims if name is None else [*dims, f"{name}={n}"]
             feeds[n] = inputs_of(model, given, sizes, batch, n if name is None else steps, seed)
-        makers: dict[str, Callable[[], Callable[[Any], Any]]] = {"rnnfast": lambda: load(file, threads=threads)}
+        makers: dict[str, Callable[[], Callable[[Any], Any]]] = {"rnnfast": make}
         if peers:
             makers["onnxruntime"] = lambda: _session(file, model, threads)
         results: dict[str, dict[str, Any]] = {engine: {"error": 0.0} for engine in makers}
         good = dict(makers)
+        references = References(file, model)
         for n in sorted({first, (first + last) // 2, last}):
-            expected = _flat(model.reference(feeds[n]))
-            for engine, make in makers.items():
-                error = difference(_flat(make()(feeds[n])), expected)
+            for engine, maker in makers.items():
+                error, right = references.judged(engine, maker()(feeds[n]), feeds[n])
                 results[engine]["error"] = max(error, results[engine]["error"])
-                if error > allowed(expected, TOLERANCE):
+                if not right:
                     good.pop(engine, None)
         if good:
             for engine, seconds in measured(good, feeds, seed, functools.partial(track, description=file)).items():

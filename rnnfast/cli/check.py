@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from rnnfast.cli.tables import Screen, print_json, strict, table
-from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, seed_option, weights_options
 from rnnfast.errors import raise_if_from_handler
 from rnnfast.model import Model, load
 
@@ -20,6 +20,9 @@ TOLERANCE = 1e-4
 # The distance of neighbouring numbers of these types, relative to them: results that are almost equal before they are
 # rounded to the type of an output may be so far apart.
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+# The largest difference of integer products to the reference of the same rounded weights, allowed like TOLERANCE, by
+# the bits of activations: a layer's rounding of them adds 1e-4 to results at 15 bits, and layers and steps add up.
+INTEGER_TOLERANCES = {15: 1e-2, 8: 0.5}
 DEFAULT_SIZE = 2
 
 
@@ -34,8 +37,18 @@ DEFAULT_SIZE = 2
     show_default=True,
     help="Largest difference allowed, relative to the output's largest value if that is over 1.",
 )
+@weights_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(file: str, given: Sequence[str], dims: Sequence[str], seed: int, tolerance: float, as_json: bool) -> None:
+def check(
+    file: str,
+    given: Sequence[str],
+    dims: Sequence[str],
+    seed: int,
+    tolerance: float,
+    weights: Any,
+    activations: Any,
+    as_json: bool,
+) -> None:
     """Compare FILE's outputs with those of the float64 reference.
 
     If onnxruntime is installed, they are compared with its outputs too. Outputs of float16 and bfloat16 may differ by
@@ -44,12 +57,15 @@ def check(file: str, given: Sequence[str], dims: Sequence[str], seed: int, toler
 
     Inputs that are not given with -i are random: floats are normally distributed, integers are 0 or 1 (so that they
     are in range if they are indices or lengths). A NaN is a failure.
+
+    With --weights the reference is that of the weights as FILE has them, so that differences are the whole error, and
+    may need a larger --tolerance.
     """
-    model = load(file)
+    model = load(file, weights=weights, activations=activations)
     drawn = functools.partial(draw, np.random.default_rng(seed))
     feed = fill(read_inputs(given, model), model, Sizes(dims, DEFAULT_SIZE), drawn)
     outputs = model(feed)
-    peers: dict[str, Mapping[str, Any] | None] = {"reference": model.reference(feed)}
+    peers: dict[str, Mapping[str, Any] | None] = {"reference": plain(file, model).reference(feed)}
     peers["onnxruntime"], absent = onnxruntime_outputs(file, model, feed)
     rows = [
         _row(name, outputs[name], {peer: theirs and theirs[name] for peer, theirs in peers.items()}, tolerance)
@@ -70,6 +86,11 @@ def check(file: str, given: Sequence[str], dims: Sequence[str], seed: int, toler
         _print(rows, tolerance, absent)
     if not passed:
         click.get_current_context().exit(1)
+
+
+def plain(file: str, model: Model) -> Model:
+    """The model of a file with the weights that it has: `model` itself if that rounds none."""
+    return model if model.weights is None else load(file)
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from rnnfast.cli.tables import Screen, print_json, table
-from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs
+from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_inputs, weights_options
 from rnnfast.errors import UnsupportedError
 from rnnfast.model import Model, load
 from rnnfast.onnx.graph import Graph, Value, read
@@ -27,8 +27,9 @@ DEFAULT_SIZE = 1
 @click.argument("file")
 @input_option
 @dim_option(DEFAULT_SIZE)
+@weights_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) -> None:
+def info(file: str, given: Sequence[str], dims: Sequence[str], weights: Any, activations: Any, as_json: bool) -> None:
     """Show what FILE contains and what in it is not supported.
 
     Inputs, outputs, operators and layers are listed. The layers' shapes and operations are those of a run with the
@@ -50,7 +51,7 @@ def info(file: str, given: Sequence[str], dims: Sequence[str], as_json: bool) ->
     summary = None
     if not problems:
         try:
-            model = load(file)
+            model = load(file, weights=weights, activations=activations)
         except UnsupportedError as e:
             facts["unsupported"] = [str(e)]
         else:

@@ -42,6 +42,8 @@ def profile(
     steps: int | None,
     seed: int,
     threads: int,
+    weights: Any,
+    activations: Any,
     as_json: bool,
     runs: int,
 ) -> None:
@@ -51,7 +53,7 @@ def profile(
     input or with each other, and operators that only reshape data take no step. A native loop is one step; the steps
     within any other loop are summed over its iterations. Inputs that are not given with -i are random, as for `check`.
     """
-    model = load(file, threads=threads)
+    model = load(file, threads=threads, weights=weights, activations=activations)
     feed = inputs_of(model, given, dims, batch, steps, seed)
     with pinned(threads):
         whole, rows, nodes = measured(model, feed, runs)
@@ -59,6 +61,7 @@ def profile(
     facts = {
         "file": file,
         "threads": min(threads, limit()),
+        "weights": weights,
         "runs": len(whole),
         "seconds": quartiles(whole),
         "seconds_in_steps": total,

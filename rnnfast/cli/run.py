@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from rnnfast.atomic_write import write_files
-from rnnfast.cli.values import input_option, read_inputs
+from rnnfast.cli.values import input_option, read_inputs, weights_options
 from rnnfast.errors import InputError, printable
 from rnnfast.model import load
 
@@ -23,6 +23,7 @@ from rnnfast.model import load
 @click.option(
     "--threads", type=click.IntRange(1), help="Most threads of the call (default: RNNFAST_NUM_THREADS, else 1)."
 )
+@weights_options
 @click.option(
     "-o",
     "--output",
@@ -31,12 +32,14 @@ from rnnfast.model import load
     type=click.Path(file_okay=False, path_type=pathlib.Path),
     help="Folder in which OUTPUT.npy is written for each output; made if it does not exist.",
 )
-def run(file: str, given: Sequence[str], threads: int | None, folder: pathlib.Path) -> None:
+def run(
+    file: str, given: Sequence[str], threads: int | None, weights: Any, activations: Any, folder: pathlib.Path
+) -> None:
     """Run FILE once and write its outputs to .npy files.
 
     If anything is wrong, nothing is written. A sequence is written as OUTPUT.0.npy, OUTPUT.1.npy ...
     """
-    model = load(file, threads=threads)
+    model = load(file, threads=threads, weights=weights, activations=activations)
     arrays = _by_file_name(model(read_inputs(given, model)))
     _write(arrays, folder)
     for name, array in arrays.items():

@@ -14,6 +14,7 @@ import numpy as np
 from rnnfast.cli.input_files import read_npy, read_npz, read_wav
 from rnnfast.errors import InputError
 from rnnfast.model import Model
+from rnnfast.native.weight_types import ACTIVATION_BITS, NAMES, activation_bits
 from rnnfast.onnx.graph import Value
 from rnnfast.onnx.ops.types import check_size
 
@@ -31,6 +32,23 @@ def input_option(command: Any) -> Any:
         help="An input: a .npy file, a .wav file (mono, as float32 in [-1, 1]) or a number. A .npz file without a "
         "name gives all the inputs in it. May be repeated.",
     )(command)
+
+
+def weights_options(command: Any) -> Any:
+    """Add the options --weights and --activations, whose values are arguments of `load`."""
+    for option in (
+        click.option(
+            "--activations",
+            type=click.Choice([str(bits) for bits in activation_bits()]),
+            default=str(ACTIVATION_BITS),
+            callback=lambda context, option, value: int(value),
+            show_default=True,
+            help="Bits to which --weights int8 rounds what it multiplies; 8 is faster and coarser.",
+        ),
+        click.option("--weights", type=click.Choice(NAMES), help="Round the layers' weights to this type."),
+    ):
+        command = option(command)
+    return command
 
 
 def read_inputs(given: Iterable[str], model: Model) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The types in which weights are held, one row of WEIGHT_TYPES each, and how float32 weights are rounded to them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from rnnfast.errors import InputError
 
 # The integers of an int8 column are at most this, and its scales have so few bits that their products are exact.
 LARGEST = 127
@@ -18,15 +20,25 @@ class WeightType(NamedTuple):
     """A type of weights.
 
     Attributes:
-        name: Its name for users.
+        name: Its key in WEIGHT_TYPES.
+        weights: Its name for users, who choose between types of one name by `activations`.
         rounded: The function that rounds float32 weights [K, N], whose columns are outputs, to values of this type. It
             returns float32 too; what has been rounded stays as it is.
+        bytes: The bytes of a weight.
         integers: Whether products are computed in integers where that is faster.
+        activation_bits: The bits of the integers by which integer weights are multiplied; 0 of other types.
     """
 
     name: str
+    weights: str
     rounded: Callable[[np.ndarray], np.ndarray]
+    bytes: int
     integers: bool
+    activation_bits: int = 0
+
+    def nbytes(self, K: int, N: int) -> int:
+        """The bytes of weights [K, N], with a float32 scale for each column of integers."""
+        return self.bytes * K * N + (4 * N if self.integers else 0)
 
 
 def integer_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +114,45 @@ def _bfloat16(weight: np.ndarray) -> np.ndarray:
 WEIGHT_TYPES = {
     row.name: row
     for row in (
-        WeightType("int8", _int8, True),
-        WeightType("fp16", _float16, False),
-        WeightType("bf16", _bfloat16, False),
+        WeightType("int8", "int8", _int8, 1, True, 15),
+        WeightType("int8_a8", "int8", _int8, 1, True, 8),
+        WeightType("fp16", "fp16", _float16, 2, False),
+        WeightType("bf16", "bf16", _bfloat16, 2, False),
     )
 }
+NAMES = tuple(dict.fromkeys(row.weights for row in WEIGHT_TYPES.values()))
+ACTIVATION_BITS: Literal[15] = 15  # of integer products, unless users ask for fewer
+
+
+def activation_bits() -> list[int]:
+    """The values that `activations` may have, the most bits first."""
+    return sorted({row.activation_bits for row in WEIGHT_TYPES.values() if row.integers}, reverse=True)
+
+
+def weight_type_of(weights: str | None, activations: int = ACTIVATION_BITS) -> str | None:
+    """Return the key in WEIGHT_TYPES that the arguments `weights` and `activations` of users mean; None for float32.
+
+    Raises:
+        InputError: There is no such type, or `activations` is given without integer weights.
+    """
+    if weights is not None and (type(weights) is not str or weights not in NAMES):
+        raise InputError(f"weights is {weights!r}, expected None or one of {', '.join(map(repr, NAMES))}")
+    if type(activations) is not int or activations not in activation_bits():
+        raise InputError(f"activations is {activations!r}, expected {' or '.join(map(str, activation_bits()))}")
+    for row in WEIGHT_TYPES.values():
+        if row.weights == weights and activations == (row.activation_bits or ACTIVATION_BITS):
+            return row.name
+    if activations != ACTIVATION_BITS:
+        raise InputError(f"activations is {activations} with weights {weights!r}: it is an option of integer weights")
+    return None
+
+
+def is_held(weight: np.ndarray, weight_type: str) -> bool:
+    """Return whether weights [K, N] are values of this type: those of integers to the rounding of float32."""
+    if not np.all(np.isfinite(weight)):
+        return False
+    row = WEIGHT_TYPES[weight_type]
+    rounded = row.rounded(weight)
+    return bool(
+        np.all(np.abs(rounded - weight) <= 2 * ROUNDING * np.abs(weight) if row.integers else rounded == weight)
+    )

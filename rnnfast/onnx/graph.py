@@ -107,6 +107,7 @@ class Node:
     one_type: tuple[tuple[int, ...], ...] = ()  # groups of inputs, by index, that must have one type
     result_types: tuple[Any, ...] = ()  # for each output its dtype, or the inputs, by index, whose type it has
     alternative: Alternative | None = None
+    weight_type: str | None = None  # the key in WEIGHT_TYPES of its constant weights, None for float32; set at load
     graphs: dict[str, Graph] = dataclasses.field(init=False)  # the graphs among the attributes: branches and bodies
     needs: set[str] = dataclasses.field(init=False)  # the names that it reads, with those that its graphs capture
 
@@ -145,6 +146,7 @@ class Node:
             self.one_type,
             self.result_types,
             self.alternative,
+            self.weight_type,
         )
 
 

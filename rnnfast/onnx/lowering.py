@@ -87,7 +87,11 @@ def _lower_matmul(node: Node, constants: list[Any], matmul: str | None, threads:
     """
     packed = None
     if _is_weight(constants[1], 2):
-        packed = load_budget.packed("MatMul", constants[1:2], lambda: _kernels.Matrix(constants[1], matmul=matmul))
+        packed = load_budget.packed(
+            ("MatMul", node.weight_type),
+            constants[1:2],
+            lambda: _kernels.Matrix(constants[1], matmul=matmul, weight_type=node.weight_type),
+        )
 
     def run(a, b):
         if packed is not None:
@@ -155,21 +159,24 @@ def _lower_gemm(node: Node, constants: list[Any], matmul: str | None, threads: i
     if node.function is gemm_1:
         return None
 
-    def pack(b, c, most_axes):
+    def pack(b, c, most_axes, weight_type=None):
         """The packed matrix, and C if it is to be added after the product; a bias row has at most so many axes."""
         b = b.T if settings["transB"] else b
+        matrix = functools.partial(_kernels.Matrix, b, matmul=matmul, weight_type=weight_type)
         if c is None or beta == 0:
-            return _kernels.Matrix(b, matmul=matmul), None
+            return matrix(), None
         is_row = c.ndim <= most_axes and c.shape[:-1] in ((), (1,)) and c.shape[-1:] in ((), (1,), b.shape[1:])
         if alpha == beta == 1 and is_row:
-            return _kernels.Matrix(b, np.broadcast_to(c.reshape(-1), b.shape[1:]), matmul=matmul), None
-        return _kernels.Matrix(b, matmul=matmul), c
+            return matrix(np.broadcast_to(c.reshape(-1), b.shape[1:])), None
+        return matrix(), c
 
     b, c = (*constants, None)[1:3]
     has_c = len(node.inputs) > 2 and node.inputs[2] != ""
     packed = None
     if _is_weight(b, 2) and (not has_c or c is not None and c.dtype == np.float32):
-        packed = load_budget.packed(("Gemm", alpha, beta, settings["transB"]), (b, c), lambda: pack(b, c, 2))
+        packed = load_budget.packed(
+            ("Gemm", alpha, beta, settings["transB"], node.weight_type), (b, c), lambda: pack(b, c, 2, node.weight_type)
+        )
 
     def run(a, b, c=None):
         matrix, added = packed or pack(b, c, 1)
@@ -222,20 +229,25 @@ def _lower_conv(node: Node, constants: list[Any], matmul: str | None, threads: i
     settings = {"auto_pad": "NOTSET", "pads": None, "strides": None, "dilations": None} | node.attributes
     group, kernel_shape = settings.pop("group", 1), settings.pop("kernel_shape", None)
 
-    def pack(w, bias):
+    def pack(w, bias, weight_type=None):
         """The packed matrices of the groups."""
         check_kernel(w, kernel_shape, group)
         check_bias(bias, w.shape[0])
         rows = w.reshape(group, w.shape[0] // group, math.prod(w.shape[1:]))
         biases = [None] * group if bias is None else bias.reshape(group, -1)
-        return [_kernels.Matrix(part.T, part_bias, matmul=matmul) for part, part_bias in zip(rows, biases)]
+        return [
+            _kernels.Matrix(part.T, part_bias, matmul=matmul, weight_type=weight_type)
+            for part, part_bias in zip(rows, biases)
+        ]
 
     w, bias = (*constants, None)[1:3]
     has_bias = len(node.inputs) > 2 and node.inputs[2] != ""
     constant = w is not None and w.dtype == np.float32 and (not has_bias or _is_weight(bias, 1))
     packed = None
     if constant:
-        packed = load_budget.packed(("Conv", group, kernel_shape), (w, bias), lambda: pack(w, bias))
+        packed = load_budget.packed(
+            ("Conv", group, kernel_shape, node.weight_type), (w, bias), lambda: pack(w, bias, node.weight_type)
+        )
 
     def run(x, w, bias=None):
         matrices = packed or pack(w, bias)

@@ -191,7 +191,11 @@ def lower(
     cells = None
     if all(array is not None or not given[i] for i, array in ((1, W), (2, R), (3, B), (7, P))):
         if W.dtype == np.float32:
-            cells = load_budget.packed(attributes, (W, R, B, P), lambda: _cells(attributes, W, R, B, P, matmul))
+            cells = load_budget.packed(
+                (attributes, node.weight_type),
+                (W, R, B, P),
+                lambda: _cells(attributes, W, R, B, P, matmul, node.weight_type),
+            )
     return _Lowered(attributes, cells, dropped, fallback, matmul, threads)
 
 
@@ -214,7 +218,9 @@ def _without(dropped: set[int], run: Callable[..., Any], *inputs: Any) -> Any:
     return run(*[None if i in dropped else x for i, x in enumerate(inputs)] if dropped else inputs)
 
 
-def _cells(attributes: RecurrentAttributes, W, R, B, P, matmul: str | None) -> tuple[Any, ...]:
+def _cells(
+    attributes: RecurrentAttributes, W, R, B, P, matmul: str | None, weight_type: str | None = None
+) -> tuple[Any, ...]:
     """The engine's cells with packed weights, one for each direction."""
     return tuple(
         _engine.Cell(
@@ -228,6 +234,7 @@ def _cells(attributes: RecurrentAttributes, W, R, B, P, matmul: str | None) -> t
             input_forget=attributes.input_forget,
             linear_before_reset=attributes.linear_before_reset,
             matmul=matmul,
+            weight_type=weight_type,
         )
         for d, functions in enumerate(attributes.activations)
     )

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnfast.errors import Error, printable
+from rnnfast.native.weight_types import NAMES, WEIGHT_TYPES
 from rnnfast.onnx.graph import Graph, Node, Type
 from rnnfast.onnx.ops.numeric import is_floating
 from rnnfast.onnx.recurrent_nodes import CELL_KINDS
+from rnnfast.onnx.weights import saved_bytes
 
 # Indices of the inputs of a recurrent node that are weights: W, R, B and P, but not the initial states.
 RECURRENT_WEIGHTS = (1, 2, 3, 7)
@@ -27,7 +29,8 @@ class LayerSummary(NamedTuple):
         shape: The shape of its first output; None if the run that shows it did not reach the node.
         parameters: The number of its parameters.
         flops: The floating-point operations of one run; None if the run did not reach the node.
-        nbytes: The bytes of its parameters.
+        nbytes: The bytes of its parameters, those of its weights in their type.
+        weights: The type of its weights: that of the file's, or int8, fp16 or bf16 if they were rounded at load.
     """
 
     name: str
@@ -36,6 +39,7 @@ class LayerSummary(NamedTuple):
     parameters: int
     flops: int | None
     nbytes: int
+    weights: str
 
 
 class Summary(NamedTuple):
@@ -54,7 +58,7 @@ class Summary(NamedTuple):
     problem: str | None
 
     def __str__(self) -> str:
-        header = ("layer", "operator", "output shape", "parameters", "flops", "bytes")
+        header = ("layer", "operator", "output shape", "parameters", "flops", "bytes", "weights")
         rows = [
             (
                 printable(l.name) or "-",
@@ -63,12 +67,15 @@ class Summary(NamedTuple):
                 f"{l.parameters:,}",
                 "?" if l.flops is None else f"{l.flops:,}",
                 f"{l.nbytes:,}",
+                l.weights,
             )
             for l in self.layers
         ]
         parameters, nbytes = sum(l.parameters for l in self.layers), sum(l.nbytes for l in self.layers)
-        total = ("total", "", "", f"{parameters:,}", f"{self.flops:,}", f"{nbytes:,}")
+        total = ("total", "", "", f"{parameters:,}", f"{self.flops:,}", f"{nbytes:,}", "")
         widths = [max(map(len, column)) for column in zip(header, *rows, total)]
+        if not any(l.weights in NAMES for l in self.layers):
+            widths.pop()  # and with it the column, as nothing was rounded
         lines = [_line(row, widths) for row in (header, *rows)]
         lines[1:1] = ["-" * len(lines[0])]
         lines += [lines[1], _line(total, widths)]
@@ -83,8 +90,8 @@ class Summary(NamedTuple):
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """A line of the table: three columns of text, then numbers."""
-    return "  ".join(cell.ljust(n) if i < 3 else cell.rjust(n) for i, (cell, n) in enumerate(zip(row, widths)))
+    """A line of the table: three columns of text, three of numbers, and one of text if it has a width."""
+    return "  ".join(cell.rjust(n) if 3 <= i < 6 else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths)))
 
 
 def summarise(model: Any, feed: Mapping[str, Any]) -> Summary:
@@ -138,7 +145,13 @@ def _collect(
         if weights:
             layers.append(
                 LayerSummary(
-                    node.name, node.op_type, shape, sum(w.size for w in weights), count, sum(w.nbytes for w in weights)
+                    node.name,
+                    node.op_type,
+                    shape,
+                    sum(w.size for w in weights),
+                    count,
+                    sum(w.nbytes for w in weights) - saved_bytes(node, known),
+                    str(weights[0].dtype) if node.weight_type is None else WEIGHT_TYPES[node.weight_type].weights,
                 )
             )
         elif not node.graphs:

@@ -51,19 +51,24 @@ class _Options:
 class SessionOptions(_Options):
     """onnxruntime's session options.
 
-    These have an effect: `intra_op_num_threads`, `matmul`, `enable_profiling` with `profile_file_prefix`, the
-    overrides of dimensions, and the initializers that are added. The others are accepted and stored; no field can be
-    set that is not here. Nothing is logged.
+    These have an effect: `intra_op_num_threads`, `weights`, `activations`, `matmul`, `enable_profiling` with
+    `profile_file_prefix`, the overrides of dimensions, and the initializers that are added. The others are accepted and
+    stored; no field can be set that is not here. Nothing is logged.
 
     Attributes:
         intra_op_num_threads: The most threads that a call may use; 0 for the default. See `rnnfast.load`.
-        matmul: How matrix products are computed. This one is rnnfast's own; see `rnnfast.load`.
+        weights: The type to which weights are rounded; None for none. This and the next two are rnnfast's own; see
+            `rnnfast.load`.
+        activations: The bits to which int8 weights round what they multiply; None for the default.
+        matmul: How matrix products are computed.
         enable_profiling: Whether the session writes a trace of its runs. See `InferenceSession.end_profiling`.
         profile_file_prefix: The beginning of the name of the trace.
     """
 
     def __init__(self) -> None:
         vars(self).update(
+            weights=None,
+            activations=None,
             matmul=None,
             intra_op_num_threads=0,
             inter_op_num_threads=0,
@@ -88,6 +93,8 @@ class SessionOptions(_Options):
             _files={},
         )
 
+    weights: Literal["int8", "fp16", "bf16"] | None
+    activations: Literal[15, 8] | None
     matmul: Literal["packed", "blas"] | None
     intra_op_num_threads: int
     enable_profiling: bool

@@ -79,7 +79,7 @@ class InferenceSession:
         sess_options: Options; None for the defaults.
         providers: Accepted, with no effect: rnnfast runs on the CPU.
         provider_options: Accepted, with no effect.
-        **kwargs: The keywords of `rnnfast.load`, such as `threads` and `matmul`; and onnxruntime's own
+        **kwargs: The keywords of `rnnfast.load`, such as `threads` and `weights`; and onnxruntime's own
             `disabled_optimizers`, `enable_fallback` and `read_config_from_model`, which have no effect.
 
     Raises:
@@ -107,17 +107,17 @@ class InferenceSession:
         if unknown:
             known = ", ".join(sorted(KEYWORDS | WITHOUT_EFFECT))
             raise InputTypeError(f"InferenceSession has no argument {unknown[0]!r}: its keywords are {known}")
-        # onnxruntime's own SessionOptions are accepted too; they have no `matmul`.
+        # onnxruntime's own SessionOptions are accepted too; they do not have these.
+        options = {name: getattr(self._options, name, None) for name in ("weights", "activations", "matmul")}
         threads = getattr(self._options, "intra_op_num_threads", 0)
-        options = {
-            "matmul": getattr(self._options, "matmul", None),
-            "threads": None if type(threads) is int and threads == 0 else threads,
-        }
+        options["threads"] = None if type(threads) is int and threads == 0 else threads
         for name, value in options.items():
             if settings.get(name) is None:
                 settings[name] = value
             elif value not in (None, settings[name]):
                 raise InputError(f"{name} is {settings[name]!r}, but {value!r} in sess_options")
+        if settings["activations"] is None:
+            del settings["activations"]  # for the default
         level = getattr(self._options, "graph_optimization_level", None)
         if getattr(level, "name", None) == GraphOptimizationLevel.ORT_DISABLE_ALL.name:
             settings.setdefault("recognise_cells", False)

@@ -35,6 +35,18 @@ def test_bench_of_a_file():
     assert "state [1, 1, 32]" in result.stdout and "rnnfast" in result.stdout
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp16"])
+def test_bench_with_rounded_weights(monkeypatch, weights):
+    """The error that is shown is the whole one; rnnfast is measured even so."""
+    monkeypatch.setattr(sys.modules["rnnfast.cli.lengths"], "CALLS", 5)
+    for more in (("--batch", 5, "--rounds", 2), ("--lengths", "batch=3-5")):
+        result = rnnfast("bench", MODELS / "denoiser.onnx", *more, "--weights", weights, "--json")
+        assert result.exit_code == 0, result.output
+        assert 1e-5 < json.loads(result.stdout)["results"]["rnnfast"]["error"] < 0.1
+    result = rnnfast("profile", MODELS / "denoiser.onnx", "--weights", weights, "--runs", 2, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["weights"] == weights
+
+
 @pytest.mark.parametrize("text, batch", [("3-9", 1), ("batch=1-4", None)])
 def test_bench_of_lengths(monkeypatch, text, batch):
     """Calls of random lengths, of each engine anew."""

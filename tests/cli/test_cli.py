@@ -216,6 +216,27 @@ def test_difference():
     assert difference([np.zeros((2, 0))], [np.zeros((0, 2))]) == np.inf and difference([], []) == 0
 
 
+def test_weights_are_rounded(tmp_path):
+    """Differences are to the weights that the file has; what is written is what a model with the type computes."""
+    file = MODELS / "languages.onnx"
+    rows = {}
+    np.savez(tmp_path / "in.npz", x=np.array([[3, 1, 4, 1, 5]]), lengths=np.array([5], np.int32))
+    for options in ((), ("--weights", "fp16"), ("--weights", "int8"), ("--weights", "int8", "--activations", "8")):
+        result = rnnfast("check", file, "-i", tmp_path / "in.npz", *options, "--tolerance", "1e-6", "--json")
+        rows[options] = json.loads(result.stdout)["outputs"][0]["reference"]
+        assert result.exit_code == bool(options)
+        assert rnnfast("check", file, "-i", tmp_path / "in.npz", *options, "--tolerance", "0.5").exit_code == 0
+        assert rnnfast("run", file, "-i", tmp_path / "in.npz", *options, "-o", tmp_path / "out").exit_code == 0
+        model = load(file, weights=options[1] if options else None, activations=8 if "8" in options else 15)
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), model(np.load(tmp_path / "in.npz")).y)
+    plain, half, whole = (rows[options] for options in list(rows)[:3])
+    assert plain < 1e-5 < half < whole / 5
+    result = rnnfast("info", file, "--weights", "bf16")
+    assert result.exit_code == 0 and "Gemm" in result.stdout and result.stdout.count("bf16") == 2
+    result = rnnfast("run", file, "-i", tmp_path / "in.npz", "--activations", "8", "-o", tmp_path / "out")
+    assert refused(result, "activations is 8 with weights None")
+
+
 @pytest.mark.parametrize(
     "option, words",
     [

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rnnfast.native import _kernels
+from rnnfast.native.weight_types import is_held
 from rnnfast.onnx.compile.builder import strided
 from rnnfast.onnx.compile.dense import emit_product
 from rnnfast.onnx.compile.expressions import ADD, SUB, emit_views
@@ -145,7 +146,7 @@ class _ConvolutionEmitter:
                 part = slice(g * outputs, (g + 1) * outputs)
                 rows = [w[part, :, r.row, list(r.columns)].transpose(2, 1, 0).reshape(-1, outputs) for r in runs]
                 rows = np.concatenate(rows) if rows else np.empty((0, outputs), np.float32)
-                return _kernels.Matrix(rows, None if bias is None else bias[part])
+                return self._matrix(rows, None if bias is None else bias[part])
 
             self._emit_runs(
                 (key, g),
@@ -155,6 +156,15 @@ class _ConvolutionEmitter:
                 step,
                 runs,
             )
+
+    def _matrix(self, rows, bias):
+        """Return the packed matrix of weights [K, N]: in the type of the node, unless a scale has made others of them,
+        or float32.
+        """
+        weight_type = self.node.weight_type
+        if weight_type is not None and not is_held(rows, weight_type):
+            weight_type = None
+        return _kernels.Matrix(rows, bias, weight_type=weight_type)
 
     def _emit_runs(self, key, pack, x, out, step, runs):
         """Emit a product command if one run inside of the input is all, otherwise a convolution command."""
@@ -236,7 +246,7 @@ class _ConvolutionEmitter:
         ):
 
             def pack(w, bias, order=order, outputs=outputs):
-                return _kernels.Matrix(w[outputs, 0, 0][:, order].T, None if bias is None else bias[outputs])
+                return self._matrix(w[outputs, 0, 0][:, order].T, None if bias is None else bias[outputs])
 
             if out[..., outputs].size:
                 matrix = cached(self.node.run, key, self.sources, lambda pack=pack: pack(self.w, self.bias))

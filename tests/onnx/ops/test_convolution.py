@@ -1,12 +1,12 @@
 """Conv and ConvTranspose against onnxruntime."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 
 import rnnfast
 from rnnfast.onnx.folding import LoadBudget
+from rnnfast.onnx.graph import Node
 from rnnfast.onnx.ops import lookup
 from tests.onnx.ops.helpers import assert_close, assert_like_onnxruntime, floats, run
 from tests.onnx.ops.windows import window_cases
@@ -37,9 +37,7 @@ def test_conv_of_no_channels_is_its_bias():
     from rnnfast.onnx import lowering
 
     x, w, bias = np.zeros((2, 0, 5), np.float32), np.zeros((3, 0, 2), np.float32), np.float32([1, -2, 3])
-    node = SimpleNamespace(
-        op_type="Conv", domain="", inputs=("x", "w", "b"), attributes={}, function=lookup("", "Conv", 20)
-    )
+    node = Node("", "", "", "Conv", ("x", "w", "b"), ("y",), lookup("", "Conv", 20), {})
     expected = np.broadcast_to(bias[:, None], (2, 3, 4))
     np.testing.assert_array_equal(
         lowering.lower(node, [None, w, bias], LoadBudget(rnnfast.Limits()))(x, w, bias), expected
