@@ -17,16 +17,9 @@ import numpy as np
 
 from rnnfast.atomic_write import write_whole
 from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from rnnfast.onnx.weights import RECURRENT_OPERATORS
 from rnnfast.quantization.weight_types import BROADCASTING_SINCE, UINT8, WEIGHT_TYPES, WeightType
-from rnnfast.quantization.weights import (
-    RECURRENT_OPERATORS,
-    Reader,
-    Rewriter,
-    find_readers,
-    graphs_of,
-    opset_of,
-    remove_unread,
-)
+from rnnfast.quantization.weights import Reader, Rewriter, find_readers, graphs_of, opset_of, remove_unread
 
 QUANTIZED = ("Gemm", "MatMul", *RECURRENT_OPERATORS)
 # Entries of extra_options that change nothing here: activations are not quantised, weights are symmetric, and weights

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from rnnfast.native.weight_types import WEIGHT_TYPES as TYPES_OF_LAYERS
+from rnnfast.native.weight_types import integer_columns
+from rnnfast.onnx.weights import RECURRENT, as_columns, axis_of_rows, from_columns
+
 # From this opset on DequantizeLinear has a scale for each row.
 ROWS_SINCE = 13
 # From this opset on Mul and Sub broadcast as they do today, and Cast names its type by a number.
 BROADCASTING_SINCE = 7
 # From this opset on Cast reads bfloat16.
 BFLOAT16_SINCE = 13
-
-# The layouts of weights, by what a row is, that is, what is multiplied for one output: an index of all axes but the
-# last (W and R of recurrent nodes), of the first axis, of the last, or of the last but one.
-RECURRENT, ROWS, COLUMNS, LEFT = "recurrent", "rows", "columns", "left"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +58,15 @@ class WeightType:
 def rows_in_8_bits(array: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows of weights as integers from -127 to 127, and their scales, which broadcast with them.
 
-    A row's largest weight is 127; rows of zeros have the scale 1. Of RECURRENT weights all axes but the last are one.
+    They are those to which `rnnfast.load` rounds the same weights; rows of zeros have the scale 1. Of RECURRENT weights
+    all axes but the last are one.
     """
     rows = array.reshape(-1, array.shape[-1]) if layout == RECURRENT else array
-    axis = _axis(rows, layout)
-    scale = np.max(np.abs(rows), axis=tuple(i for i in range(rows.ndim) if i != axis), keepdims=True) / np.float32(127)
+    integers, scale = integer_columns(as_columns(array, layout))
     scale[scale == 0] = 1
-    return np.clip(np.rint(rows / scale), -127, 127).astype(np.int8), scale
-
-
-def _axis(rows: np.ndarray, layout: str) -> int:
-    """The axis of rows."""
-    return {RECURRENT: 0, ROWS: 0, COLUMNS: rows.ndim - 1, LEFT: rows.ndim - 2}[layout]
+    shape = [1] * rows.ndim
+    shape[axis_of_rows(layout, rows.ndim)] = -1
+    return from_columns(integers, rows.shape, layout), scale.reshape(shape)
 
 
 def _in_8_bits(offset: int) -> Callable[..., Stored]:
@@ -92,7 +89,9 @@ def _in_8_bits(offset: int) -> Callable[..., Stored]:
             if offset:
                 operands.append(new_name(f"{name}_zero_point"))
                 tensors.append(numpy_helper.from_array(np.full(scale.size, offset, kind), operands[-1]))
-            nodes.append(helper.make_node("DequantizeLinear", operands, [flat], axis=_axis(integers, layout)))
+            nodes.append(
+                helper.make_node("DequantizeLinear", operands, [flat], axis=axis_of_rows(layout, integers.ndim))
+            )
         else:
             tensors.append(numpy_helper.from_array(scale, s))
             factor = new_name(f"{name}_float")
@@ -111,21 +110,22 @@ def _in_8_bits(offset: int) -> Callable[..., Stored]:
     return store
 
 
-def _cast(element_type: str) -> Callable[..., Stored]:
+def _cast(name_of_type: str, element_type: str) -> Callable[..., Stored]:
     """Numbers of 16 bits, "float16" or "bfloat16", which a Cast makes float32."""
 
     def store(array: np.ndarray, layout: str, name: str, new_name: Callable[[str], str], opset: int) -> Stored:
-        import ml_dtypes
         from onnx import TensorProto, helper
 
-        with np.errstate(over="ignore"):  # whoever stores it sees the infinity in the values
-            stored = array.astype(np.float16 if element_type == "float16" else ml_dtypes.bfloat16)
+        values = TYPES_OF_LAYERS[name_of_type].rounded(array)  # infinite ones are seen by whoever stores it
+        if element_type == "float16":
+            bits = values.astype(np.float16).view(np.uint16)
+        else:
+            bits = (values.view(np.uint32) >> 16).astype(np.uint16)
         number = getattr(TensorProto, element_type.upper())
         half, y = new_name(f"{name}_{element_type}"), new_name(f"{name}_float")
-        raw = stored.view(np.uint16).astype("<u2").tobytes()
-        tensor = helper.make_tensor(half, number, array.shape, raw, raw=True)
+        tensor = helper.make_tensor(half, number, array.shape, bits.astype("<u2").tobytes(), raw=True)
         node = helper.make_node("Cast", [half], [y], to=TensorProto.FLOAT)
-        return Stored([tensor], [node], y, stored.astype(np.float32))
+        return Stored([tensor], [node], y, values)
 
     return store
 
@@ -135,7 +135,7 @@ WEIGHT_TYPES = {
     row.name: row
     for row in (
         WeightType("int8", BROADCASTING_SINCE, True, _in_8_bits(0)),
-        WeightType("fp16", BROADCASTING_SINCE, False, _cast("float16")),
-        WeightType("bf16", BFLOAT16_SINCE, False, _cast("bfloat16")),
+        WeightType("fp16", BROADCASTING_SINCE, False, _cast("fp16", "float16")),
+        WeightType("bf16", BFLOAT16_SINCE, False, _cast("bf16", "bfloat16")),
     )
 }

@@ -11,11 +11,9 @@ import numpy as np
 
 from rnnfast.errors import Error
 from rnnfast.model import Model
-from rnnfast.quantization.weight_types import COLUMNS, LEFT, RECURRENT, ROWS, Stored, WeightType
+from rnnfast.onnx.weights import WEIGHT_INPUTS, layout
+from rnnfast.quantization.weight_types import Stored, WeightType
 
-# Operator -> the inputs that may be weights.
-RECURRENT_OPERATORS = ("GRU", "LSTM", "RNN")
-WEIGHT_INPUTS = dict.fromkeys(RECURRENT_OPERATORS, (1, 2)) | {"Conv": (1,), "Gemm": (1,), "MatMul": (1, 0)}
 # Operators that move values and change none: what they make of constants is a constant, which can be stored instead.
 MOVING = {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 # Nodes that follow each other between a tensor and weights; published models have up to 3.
@@ -188,11 +186,7 @@ def _integers(attribute: Any) -> Any:
 
 def _layout(node: Any, index: int) -> str:
     """The layout of a node's weights."""
-    if node.op_type in RECURRENT_OPERATORS:
-        return RECURRENT
-    if node.op_type == "Conv" or node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
-        return ROWS
-    return COLUMNS if index else LEFT
+    return layout(node.op_type, index, any(a.name == "transB" and a.i for a in node.attribute))
 
 
 class Rewriter:

@@ -1,6 +1,7 @@
 """quantize_dynamic: which weights become integers, which values they have, and what is refused."""
 
 import inspect
+import math
 
 import numpy as np
 import onnx
@@ -57,7 +58,8 @@ def rounded(name, array):
     rows = array.T if name in ("b", "c") else array.reshape(-1, array.shape[-1])
     made = []
     for row in rows:
-        scale = max(abs(value) for value in row) / np.float32(127)
+        mantissa, exponent = math.frexp(max(abs(value) for value in row) / np.float32(127))
+        scale = np.float32(math.ldexp(math.ceil(mantissa * 2**17) / 2**17, exponent))  # products are exact
         made.append([np.float32(round(value / scale)) * scale if scale else value for value in row])
     made = np.array(made, np.float32)
     return made.T.copy() if name in ("b", "c") else made.reshape(array.shape)

@@ -1,5 +1,6 @@
 """quantize: which values weights have, how they are found and stored, what the errors say, and what is refused."""
 
+import math
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from rnnfast.errors import InputError, InputTypeError, ModelError, UnsupportedEr
 from rnnfast.quantization import model_files
 from rnnfast.quantization.quantizer import outputs_error
 from rnnfast.quantization.weight_types import WEIGHT_TYPES
+from tests.cases import bits
 from tests.graphs import load, model_of, onnxruntime, random
 from tests.published import published_models
 
@@ -81,9 +83,10 @@ def rounded(array, axis, weights):
     rows = array.reshape(-1, array.shape[-1]) if axis is None else np.moveaxis(array, axis, 0)
     made = np.empty_like(rows)
     for i in range(len(rows)):
-        scale = np.abs(rows[i]).max() / np.float32(127)
+        mantissa, exponent = math.frexp(float(np.abs(rows[i]).max() / np.float32(127)))
+        scale = np.float32(math.ldexp(math.ceil(mantissa * 2**17) / 2**17, exponent))  # products by integers are exact
         for place, value in np.ndenumerate(rows[i]):
-            made[i][place] = np.float32(max(-127, min(127, round(float(value / scale))))) * scale if scale else value
+            made[i][place] = np.float32(round(float(value / scale))) * scale if scale > 1e-35 else 0
     return made.reshape(array.shape) if axis is None else np.moveaxis(made, 0, axis)
 
 
@@ -516,12 +519,12 @@ def lstm(constant=("w", "r"), **attributes):
 def test_the_form_of_onnxruntime(tmp_path):
     model, x = lstm(), random(7, 5, 2, 15)
     quantised(tmp_path, model)
-    expected = rnnfast.load(tmp_path / "q.onnx")(x=x)
+    expected = rnnfast.load(tmp_path / "q.onnx", weights="int8")(x=x)
     result = quantize(model.SerializeToString(), tmp_path / "q.onnx", "int8", feed={"x": x}, form="onnxruntime")
     made = onnx.load(tmp_path / "q.onnx")
     assert [node.op_type for node in made.graph.node] == ["DynamicQuantizeLSTM"]
     ours = rnnfast.load(tmp_path / "q.onnx")(x=x)
-    for name, value in expected.items():
+    for name, value in expected.items():  # the operator's weights are integers without being asked for
         np.testing.assert_array_equal(ours[name], value)
     assert 0 < result.output_error < 0.05
     theirs = onnxruntime(made, {"x": x})
@@ -531,11 +534,11 @@ def test_the_form_of_onnxruntime(tmp_path):
 
 def test_other_operators_in_the_form_of_onnxruntime(tmp_path):
     quantize(network().SerializeToString(), tmp_path / "q.onnx", "int8", form="onnxruntime")
-    ours = rnnfast.load(tmp_path / "q.onnx")(x=X).out
+    ours = rnnfast.load(tmp_path / "q.onnx", weights="int8")(x=X).out
     text = (tmp_path / "q.onnx").read_bytes()
     assert text.count(b"DynamicQuantizeLSTM") == 1 and text.count(b"DequantizeLinear") == 9
     quantised(tmp_path, network())
-    np.testing.assert_array_equal(ours, rnnfast.load(tmp_path / "q.onnx")(x=X).out)
+    np.testing.assert_array_equal(ours, rnnfast.load(tmp_path / "q.onnx", weights="int8")(x=X).out)
 
 
 def test_lstms_that_cannot_have_the_form_of_onnxruntime(tmp_path):
@@ -572,6 +575,54 @@ def test_wrong_arguments(options, error, message, tmp_path):
     with pytest.raises(error, match=message):
         quantize(network().SerializeToString(), tmp_path / "q.onnx", **options)
     assert not (tmp_path / "q.onnx").exists()
+
+
+def same_as_loading(model, quantised, feed, weights, whole=True):
+    """Assert that a model loaded with a weight type has the bits of its quantised file; return its outputs.
+
+    whole: whether the file has all layers quantised.
+    """
+    for activations in (15, 8) if weights == "int8" else (15,):
+        options = {"weights": weights, "activations": activations}
+        ours = rnnfast.load(model, **options)(feed)
+        assert bits(ours.values()) == bits(rnnfast.load(quantised, **options)(feed).values())
+    if whole and weights != "int8":  # products are those of float32, as they are without asking for the type
+        assert bits(ours.values()) == bits(rnnfast.load(quantised)(feed).values())
+    return ours
+
+
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_a_file_has_the_bits_of_loading_with_its_type(weights, tmp_path):
+    x, feeds = random(6, 3, 20), {"network": {"x": X}}
+    feeds |= {f"branch {c}": {"c": c, "x": x} for c in (True, False)}
+    for name, feed in feeds.items():
+        model = network() if name == "network" else branches()
+        _, made = quantised(tmp_path, model, weights)
+        plain = load(model)(feed)
+        ours = same_as_loading(model.SerializeToString(), made.SerializeToString(), feed, weights)
+        assert 1e-5 < outputs_error(ours, plain) < 0.2
+
+
+def normalised_convolution():
+    """Return a convolution with a BatchNormalization, which is folded into its weights, and a depthwise one."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["v"], kernel_shape=[5]),
+        helper.make_node("BatchNormalization", ["v", "scale", "shift", "mean", "var"], ["n"]),
+        helper.make_node("Conv", ["n", "d"], ["y"], group=14),
+    ]
+    constants = {"w": random(1, 14, 3, 5), "b": random(2, 14), "d": random(3, 14, 1, 3)}
+    constants |= {name: random(4 + i, 14) for i, name in enumerate(("scale", "shift", "mean"))} | {
+        "var": np.abs(random(8, 14))
+    }
+    return model_of(nodes, [("x", FLOAT, ["n", 3, "t"])], [("y", FLOAT, ["n", 14, "s"])], constants)
+
+
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_weights_are_rounded_before_they_are_scaled(weights, tmp_path):
+    model, feed = normalised_convolution(), {"x": random(9, 2, 3, 29)}
+    _, made = quantised(tmp_path, model, weights)
+    ours = same_as_loading(model.SerializeToString(), made.SerializeToString(), feed, weights)
+    assert 1e-5 < outputs_error(ours, load(model)(feed)) < 0.05
 
 
 @pytest.mark.parametrize("weights", WEIGHT_TYPES)
@@ -613,6 +664,7 @@ def test_published_models(path, weights, tmp_path):
     onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
     assert result.bytes_after < 0.92 * result.bytes_before or result.bytes_before < 3000
     assert result.weights_error < {"int8": 0.013, "fp16": 3e-4, "bf16": 2e-3}[weights]
+    same_as_loading(path, tmp_path / "q.onnx", feed, weights, not any(layer.kept for layer in result.layers))
     ours = rnnfast.load(tmp_path / "q.onnx")(feed)
     types = {v.name: v.type.dtype for v in model.inputs}
     theirs = peers(tmp_path / "q.onnx", {name: np.asarray(value, types[name]) for name, value in feed.items()})
