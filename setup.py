@@ -12,9 +12,16 @@ from setuptools.command.sdist import sdist
 
 X86 = ("x86_64", "AMD64")
 GNU = "__builtin_cpu_supports"
+AVX512 = ["-mavx512f", "-mavx512bw", "-mfma"]
 # Best first: name, machines (None: any), compiler flags, test in C that this CPU can run it.
 ISAS = [
-    ("avx512", X86, ["-mavx512f", "-mfma"], f'{GNU}("avx512f")'),
+    (
+        "avx512vnni",
+        X86,
+        ["-mavx512f", "-mavx512bw", "-mavx512vnni", "-mfma"],
+        f'{GNU}("avx512vnni") && {GNU}("avx512bw")',
+    ),
+    ("avx512", X86, ["-mavx512f", "-mavx512bw", "-mfma"], f'{GNU}("avx512bw")'),
     ("avx2", X86, ["-mavx2", "-mfma"], f'{GNU}("avx2") && {GNU}("fma")'),
     ("generic", None, ["-O2"], "1"),
 ]

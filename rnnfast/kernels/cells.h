@@ -31,20 +31,24 @@ typedef struct {
     float tile[AHEAD][MAX_TILE];
 } inputs;
 
+/* The left operands of a step: the inputs, if the kernel projects them itself, and what the recurrent weights multiply. */
+typedef struct {
+    operand x, h;
+} operands;
+
 /* Return the input projection of a tile. If the engine has projected the inputs of many steps at once, it is read from
  * xg; otherwise it is computed here, together with those of the next tiles. A step of LSTM H128 with 64 to 1,024 rows
  * takes 0.95 of the time that computing them tile by tile takes. */
-INLINE const float *input_tile(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t *ldx,
+INLINE const float *input_tile(const tiles *t, const operands *in, const matrix *w, const float *xg, ptrdiff_t *ldx,
                                inputs *ahead)
 {
-    if (!s->x)
+    if (!in->x.p)
         return xg + t->row * *ldx + t->block * VL;
     const ptrdiff_t at = (t->of_panel - 1 - t->left) % AHEAD;
     tiles of_w = *t;
     of_w.w = w;
     for (ptrdiff_t i = 0; at == 0 && i < AHEAD; i++) {
-        multiply_tile(&of_w, s->x + of_w.row * s->ld_input, s->ld_input, w->bias + t->block * VL, 0, ahead->tile[i],
-                      t->ldw);
+        multiply_tile(&of_w, &in->x, w->bias + t->block * VL, 0, ahead->tile[i], t->ldw);
         if (of_w.left == 0)
             break;
         next_tile(&of_w);
@@ -55,10 +59,11 @@ INLINE const float *input_tile(const tiles *t, const step *s, const matrix *w, c
 
 /* pre[m, ldw] = init[m, ldi] + h . r for one tile; pre may be init. BLAS may have computed the product before, as
  * s->hr. */
-INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdiff_t ldi, float *pre)
+INLINE void preactivate(const tiles *t, const step *s, const operands *in, const float *init, ptrdiff_t ldi,
+                        float *pre)
 {
     if (!s->hr) {
-        multiply_tile(t, s->h + t->row * s->ldh, s->ldh, init, ldi, pre, t->ldw);
+        multiply_tile(t, &in->h, init, ldi, pre, t->ldw);
         return;
     }
     const float *hr = s->hr + t->row * t->w->blocks * VL + t->block * VL;
@@ -68,11 +73,11 @@ INLINE void preactivate(const tiles *t, const step *s, const float *init, ptrdif
 }
 
 /* pre[m, ldw] = the input projection + h . r for one tile. */
-INLINE void preactivate_input(const tiles *t, const step *s, const matrix *w, const float *xg, ptrdiff_t ldx,
-                              inputs *ahead, float *pre)
+INLINE void preactivate_input(const tiles *t, const step *s, const operands *in, const matrix *w, const float *xg,
+                              ptrdiff_t ldx, inputs *ahead, float *pre)
 {
-    const float *init = input_tile(t, s, w, xg, &ldx, ahead);
-    preactivate(t, s, init, ldx, pre);
+    const float *init = input_tile(t, in, w, xg, &ldx, ahead);
+    preactivate(t, s, in, init, ldx, pre);
 }
 
 /* Loop over every panel p, row i and block of units of a tile. In the body, `unit` is the first unit of the block,
@@ -118,12 +123,12 @@ INLINE void prefetch_saved(const tiles *t, const int gates, ptrdiff_t H, const f
 }
 
 /* A step of an RNN for some panels. A fused one has the activation `kind`. */
-INLINE void rnn_step(const cell *q, const step *s, panels part, const int fused, const int kind)
+INLINE void rnn_step(const cell *q, const step *s, const operands *in, panels part, const int fused, const int kind)
 {
     float pre[MAX_TILE];
     inputs ahead;
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        preactivate_input(&t, s, s->w, s->xg, s->ldx, &ahead, pre);
+        preactivate_input(&t, s, in, s->w, s->xg, s->ldx, &ahead, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
             const vf x = v_load(pre + at);
             store_lanes(s->h_out + (t.row + i) * s->ldo + unit, fused ? activate(kind, 0, 0, x) : gate(q, 0, x), lanes);
@@ -198,7 +203,7 @@ INLINE void lstm_gates(const cell *q, const step *s, const tiles *t, ptrdiff_t p
 }
 
 /* A step of an LSTM for some panels. */
-INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused, const int saving)
+INLINE void lstm_step(const cell *q, const step *s, const operands *in, panels part, const int fused, const int saving)
 {
     const ptrdiff_t padded = q->r.blocks / 4 * VL;
     float pre[MAX_TILE];
@@ -206,7 +211,7 @@ INLINE void lstm_step(const cell *q, const step *s, panels part, const int fused
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
         if (saving)
             prefetch_saved(&t, 4, q->hidden_size, s->saved, SAVED_LSTM, 1);
-        preactivate_input(&t, s, s->w, s->xg, s->ldx, &ahead, pre);
+        preactivate_input(&t, s, in, s->w, s->xg, s->ldx, &ahead, pre);
         if (fused)
             lstm_default_gates(q, s, &t, padded, pre, saving);
         else
@@ -222,7 +227,7 @@ INLINE vf interpolate(vf z, vf n, vf h)
 
 /* A step of a GRU with linear_before_reset = 1 for some panels. The candidate's recurrent product starts from its own
  * bias and is kept apart from its input projection, because r multiplies only the former. */
-INLINE void gru_step(const cell *q, const step *s, panels part, const int fused, const int saving)
+INLINE void gru_step(const cell *q, const step *s, const operands *in, panels part, const int fused, const int saving)
 {
     const ptrdiff_t H = q->hidden_size;
     float pre[MAX_TILE];
@@ -231,14 +236,14 @@ INLINE void gru_step(const cell *q, const step *s, panels part, const int fused,
         ptrdiff_t ldx = s->ldx;
         if (saving)
             prefetch_saved(&t, 3, H, s->saved, SAVED_GRU, 1);
-        const float *xg = input_tile(&t, s, s->w, s->xg, &ldx, &ahead);
+        const float *xg = input_tile(&t, in, s->w, s->xg, &ldx, &ahead);
         EACH_BLOCK(t, 3, q->hidden_size) {
             const float *x = xg + i * ldx + (at - i * t.ldw);
             v_store(pre + at, v_load(x));
             v_store(pre + at + stride, v_load(x + stride));
             v_store(pre + at + 2 * stride, v_load(q->candidate_bias + unit));
         }
-        preactivate(&t, s, pre, t.ldw, pre);
+        preactivate(&t, s, in, pre, t.ldw, pre);
         EACH_BLOCK(t, 3, q->hidden_size) {
             vf z = v_load(pre + at), r = v_load(pre + at + stride);
             if (fused) {
@@ -272,13 +277,13 @@ INLINE void gru_step(const cell *q, const step *s, panels part, const int fused,
 }
 
 /* The gates z and r of a GRU with linear_before_reset = 0 for some panels: writes z and r * h. */
-INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused)
+INLINE void gru_gates(const cell *q, const step *s, const operands *in, panels part, const int fused)
 {
     const ptrdiff_t padded = q->r.blocks / 2 * VL;
     float pre[MAX_TILE];
     inputs ahead;
     for (tiles t = tiles_of(&q->r, part, s->rows); next_tile(&t);) {
-        preactivate_input(&t, s, s->w, s->xg, s->ldx, &ahead, pre);
+        preactivate_input(&t, s, in, s->w, s->xg, s->ldx, &ahead, pre);
         EACH_BLOCK(t, 2, q->hidden_size) {
             const ptrdiff_t to = (t.row + i) * padded + unit;
             const vf h = load_lanes(s->h + (t.row + i) * s->ldh + unit, lanes);
@@ -297,14 +302,14 @@ INLINE void gru_gates(const cell *q, const step *s, panels part, const int fused
 }
 
 /* The output of such a GRU for some panels of the candidate's weights; s->h is the r * h of gru_gates. */
-INLINE void gru_output(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev,
+INLINE void gru_output(const cell *q, const step *s, const operands *in, panels part, const float *h_prev, ptrdiff_t ldh_prev,
                        const int fused)
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
     float pre[MAX_TILE];
     inputs ahead;
     for (tiles t = tiles_of(&q->r_candidate, part, s->rows); next_tile(&t);) {
-        preactivate_input(&t, s, s->w_candidate, s->xg_candidate, s->ldx_candidate, &ahead, pre);
+        preactivate_input(&t, s, in, s->w_candidate, s->xg_candidate, s->ldx_candidate, &ahead, pre);
         EACH_BLOCK(t, 1, q->hidden_size) {
             vf n = v_load(pre + at);
             n = fused ? v_tanh(n) : gate(q, 1, n);
@@ -318,50 +323,135 @@ INLINE void gru_output(const cell *q, const step *s, panels part, const float *h
 }
 
 /* Each combination of constants below is compiled as a function of its own. */
-static void cell_step_kernel(const cell *q, const step *s, panels part)
+static void __attribute__((noinline)) cell_rows(const cell *q, const step *s, const operands *in, panels part)
 {
     switch (q->kind) {
     case CELL_RNN:
         if (q->fused && q->act[0].kind == ACT_TANH)
-            rnn_step(q, s, part, 1, ACT_TANH);
+            rnn_step(q, s, in, part, 1, ACT_TANH);
         else if (q->fused)
-            rnn_step(q, s, part, 1, ACT_RELU);
+            rnn_step(q, s, in, part, 1, ACT_RELU);
         else
-            rnn_step(q, s, part, 0, 0);
+            rnn_step(q, s, in, part, 0, 0);
         break;
     case CELL_LSTM:
         if (q->fused && s->saved)
-            lstm_step(q, s, part, 1, 1);
+            lstm_step(q, s, in, part, 1, 1);
         else if (q->fused)
-            lstm_step(q, s, part, 1, 0);
+            lstm_step(q, s, in, part, 1, 0);
         else
-            lstm_step(q, s, part, 0, 0);
+            lstm_step(q, s, in, part, 0, 0);
         break;
     case CELL_GRU:
         if (q->fused && s->saved)
-            gru_step(q, s, part, 1, 1);
+            gru_step(q, s, in, part, 1, 1);
         else if (q->fused)
-            gru_step(q, s, part, 1, 0);
+            gru_step(q, s, in, part, 1, 0);
         else
-            gru_step(q, s, part, 0, 0);
+            gru_step(q, s, in, part, 0, 0);
         break;
     }
 }
 
-static void gru_gates_kernel(const cell *q, const step *s, panels part)
+static void __attribute__((noinline)) gates_rows(const cell *q, const step *s, const operands *in, panels part)
 {
     if (q->fused)
-        gru_gates(q, s, part, 1);
+        gru_gates(q, s, in, part, 1);
     else
-        gru_gates(q, s, part, 0);
+        gru_gates(q, s, in, part, 0);
+}
+
+static void __attribute__((noinline)) output_rows(const cell *q, const step *s, const operands *in, panels part,
+                                                  const float *h_prev, ptrdiff_t ldh_prev)
+{
+    if (q->fused)
+        gru_output(q, s, in, part, h_prev, ldh_prev, 1);
+    else
+        gru_output(q, s, in, part, h_prev, ldh_prev, 0);
+}
+
+/* The part of a step that is done for some rows: cell_step, gru_gates or gru_output of kernels.h. */
+typedef enum { WHOLE_STEP, GATES, OUTPUT } stage;
+
+INLINE void stage_rows(const stage which, const cell *q, const step *s, const operands *in, panels part,
+                       const float *h_prev, ptrdiff_t ldh_prev)
+{
+    if (which == WHOLE_STEP)
+        cell_rows(q, s, in, part);
+    else if (which == GATES)
+        gates_rows(q, s, in, part);
+    else
+        output_rows(q, s, in, part, h_prev, ldh_prev);
+}
+
+/* Return the operand rows of a[rows, k], as integers in `quads` where w is integers. */
+static operand operand_of(const matrix *w, const float *a, ptrdiff_t lda, ptrdiff_t rows, int bounded, int16_t *quads,
+                          float *scale)
+{
+    operand of = { .p = a, .ld = lda, .quads = quads, .ld_quads = quads_of(w->k), .scale = scale };
+    if (w->integers)
+        of.special = store_quads(a, lda, rows, w->k, bounded, (int)w->planes, quads, scale);
+    return of;
+}
+
+/* A stage with integer weights, a group of rows at a time. */
+static void __attribute__((noinline)) stage_integers(const stage which, const cell *q, const step *s, panels part,
+                                                     const float *h_prev, ptrdiff_t ldh_prev)
+{
+    group g;
+    const matrix *r = which == OUTPUT ? &q->r_candidate : &q->r, *w = which == OUTPUT ? s->w_candidate : s->w;
+    const ptrdiff_t most = rows_of_group(quads_of(r->k) + (s->x ? quads_of(w->k) : 0));
+    const ptrdiff_t padded = (q->hidden_size + VL - 1) / VL * VL;
+    step some = *s;
+    for (ptrdiff_t first = 0; first < s->rows; first += most) {
+        some.rows = s->rows - first < most ? s->rows - first : most;
+        operands in = { .h = operand_of(r, some.h, some.ldh, some.rows, q->bounded, g.quads, g.scale[0]) };
+        if (s->x)
+            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, g.quads + some.rows * quads_of(r->k), g.scale[1]);
+        stage_rows(which, q, &some, &in, part, h_prev, ldh_prev);
+        some.h += most * some.ldh;
+        some.h_out += most * some.ldo;
+        if (s->x)
+            some.x += most * some.ld_input;
+        else
+            some.xg += most * some.ldx;
+        if (!s->x && q->kind == CELL_GRU_RESET_FIRST)
+            some.xg_candidate += most * some.ldx_candidate;
+        if (q->kind == CELL_LSTM)
+            some.c += most * padded;
+        if (q->kind == CELL_GRU_RESET_FIRST) {
+            some.z += most * padded;
+            some.rh += most * padded;
+        }
+        if (which == OUTPUT)
+            h_prev += most * ldh_prev;
+    }
+}
+
+INLINE void run_stage(const stage which, const cell *q, const step *s, panels part, const float *h_prev,
+                      ptrdiff_t ldh_prev)
+{
+    const operands in = { { .p = s->x, .ld = s->ld_input }, { .p = s->h, .ld = s->ldh } };
+    const matrix *r = which == OUTPUT ? &q->r_candidate : &q->r, *w = which == OUTPUT ? s->w_candidate : s->w;
+    if (r->integers || (s->x && w->integers))
+        stage_integers(which, q, s, part, h_prev, ldh_prev);
+    else
+        stage_rows(which, q, s, &in, part, h_prev, ldh_prev);
+}
+
+static void cell_step_kernel(const cell *q, const step *s, panels part)
+{
+    run_stage(WHOLE_STEP, q, s, part, NULL, 0);
+}
+
+static void gru_gates_kernel(const cell *q, const step *s, panels part)
+{
+    run_stage(GATES, q, s, part, NULL, 0);
 }
 
 static void gru_output_kernel(const cell *q, const step *s, panels part, const float *h_prev, ptrdiff_t ldh_prev)
 {
-    if (q->fused)
-        gru_output(q, s, part, h_prev, ldh_prev, 1);
-    else
-        gru_output(q, s, part, h_prev, ldh_prev, 0);
+    run_stage(OUTPUT, q, s, part, h_prev, ldh_prev);
 }
 
 #endif

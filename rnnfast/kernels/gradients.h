@@ -82,13 +82,14 @@ INLINE void gru_candidate_back(const step_back *s, ptrdiff_t H, ptrdiff_t row, p
 INLINE void cell_back(const int kind, const step_back *s, panels part)
 {
     const ptrdiff_t H = s->m->units;
+    const operand a = { .p = s->a, .ld = s->lda };
     float pre[MAX_TILE];
     for (tiles t = tiles_of(s->m, part, s->rows); next_tile(&t);) {
         if (kind == BACK_LSTM)
             prefetch_saved(&t, 1, H, s->saved, SAVED_LSTM, 0);
         gather_gradient(&t, s, pre);
         if (s->a)
-            multiply_tile(&t, s->a + t.row * s->lda, s->lda, pre, t.ldw, pre, t.ldw);
+            multiply_tile(&t, &a, pre, t.ldw, pre, t.ldw);
         EACH_BLOCK(t, 1, H) {
             const ptrdiff_t row = t.row + i;
             const vf e = v_load(pre + at);

@@ -8,6 +8,7 @@
 #define RNNFAST_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "program.h"
 
@@ -25,10 +26,16 @@ typedef struct {
 
 /* A packed matrix [k, gates * units]. Columns are grouped into blocks of 16 and blocks into panels. A panel is an
  * array [k][width][16] of width <= `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one
- * pass over k computes every gate of these units. Missing units of the last block are zeros. */
+ * pass over k computes every gate of these units. Missing units of the last block are zeros.
+ *
+ * Integer weights are panels [ceil(k / 4)][width][16][4] of int8 instead, which integers.h multiplies. */
 typedef struct matrix {
-    const float *w;
+    const float *w;             /* NULL: `integers` holds the weights */
     const float *bias;          /* [blocks * 16], its columns in the same order */
+    const int8_t *integers;
+    const float *scale;         /* [blocks * 16]: a weight is its integer times the scale of its column */
+    const int32_t *offset;      /* [ceil(k / 1024), blocks * 16]: see v_sum */
+    ptrdiff_t planes;           /* of activations: 2 for 15 bits, 1 for 8 */
     ptrdiff_t k, units, gates;
     ptrdiff_t blocks;           /* gates * ceil(units / 16) */
     ptrdiff_t panel;            /* blocks of a full panel: 3 for three gates, else 4 */
@@ -49,6 +56,7 @@ typedef struct {
     float clip;                 /* pre-activations are clipped to [-clip, clip]; INFINITY: not at all */
     int input_forget;           /* LSTM: f = 1 - i */
     int fused;                  /* true: default activations, no clip, no peepholes, no input_forget */
+    int bounded;                /* true: outputs lie between -1 and 1 */
 } cell;
 
 /* Panels first <= p < last of a matrix, in reverse order if `backwards`. Calls alternate the order, so that each starts
@@ -163,6 +171,9 @@ typedef struct kernels {
 /* Write to out[k * blocks * 16] the packed form of w[k * stride_k + n * stride_n], where n = gate * units + unit. m
  * gives the shape; its w and bias are not used. out does not alias w. */
 void rnnfast_pack(const matrix *m, const float *w, ptrdiff_t stride_k, ptrdiff_t stride_n, float *out);
+
+/* The same for the integers w[k * units * gates + n], with m's `planes`: writes panels of integers, and offsets. */
+void rnnfast_pack_integers(const matrix *m, const int8_t *w, int8_t *out, int32_t *offset);
 
 /* Return the i-th table of kernels that this CPU can run, the best first, or NULL if there are not so many. */
 const kernels *rnnfast_kernels(int i);

@@ -1,4 +1,5 @@
-/* The product with a packed matrix. Every output is one chain of fused multiply-adds over k, in order, from its bias.
+/* The product with a packed matrix. Every output is one chain of fused multiply-adds over k, in order, from its bias, or
+ * with integer weights the exact sum of integers.h.
  *
  * A tile is M rows by W blocks of accumulators that stay in registers for all of k. How outputs are divided into tiles
  * depends on the instruction set and the batch, but the chain of one output does not, and so neither do its bits.
@@ -6,11 +7,11 @@
 #ifndef RNNFAST_MATMUL_H
 #define RNNFAST_MATMUL_H
 
+#include "integers.h"
 #include "kernels.h"
 #include "vec.h"
 
 #define MAX_ROWS 14             /* most rows of a tile on any instruction set */
-#define MAX_PANEL 4             /* most blocks of a panel */
 #define MAX_TILE (MAX_ROWS * MAX_PANEL * VL)
 #define INNER_CACHE (1 << 20)   /* bytes of weights that stay in the inner cache from step to step of one row */
 #define ROOM (1 << 19)          /* bytes of weights that stay there even beside the data of several rows */
@@ -161,8 +162,12 @@ INLINE ptrdiff_t tile_height(ptrdiff_t width)
 /* Return the number of tiles into which so many rows of a panel are divided. Up to TILE_ROWS(2) rows take even a panel
  * of four blocks at once, in two halves, so that its weights are read only once. With more rows the weights are in the
  * inner cache by the time that they are read again. */
-INLINE ptrdiff_t tiles_of_panel(ptrdiff_t width, ptrdiff_t rows)
+INLINE ptrdiff_t tiles_of_panel(const matrix *w, ptrdiff_t width, ptrdiff_t rows)
 {
+    if (w->integers) {
+        const ptrdiff_t height = integer_height(width);
+        return (rows + height - 1) / height;
+    }
     const int halves = width == 4 && SPLIT_PANEL(rows) && rows <= TILE_ROWS(2);
     const ptrdiff_t height = halves ? TILE_ROWS(2) : tile_height(width);
     return (rows + height - 1) / height;
@@ -189,7 +194,8 @@ INLINE tiles tiles_of(const matrix *w, panels part, ptrdiff_t rows)
 /* Bytes of the weights of all these panels. */
 INLINE ptrdiff_t part_bytes(const tiles *t)
 {
-    return (t->part.last - t->part.first) * t->w->panel * VL * t->w->k * (ptrdiff_t)sizeof(float);
+    const ptrdiff_t of_weight = t->w->integers ? 1 : (ptrdiff_t)sizeof(float);
+    return (t->part.last - t->part.first) * t->w->panel * VL * t->w->k * of_weight;
 }
 
 /* Move on to the next tile. Returns 0 if there is none. */
@@ -207,9 +213,10 @@ INLINE int next_tile(tiles *t)
         t->width = t->w->blocks - p * t->w->panel;
         if (t->width >= t->w->panel) {
             t->width = t->w->panel;
-            if (ROW_PANELS > 1 && t->all == 1 && part_bytes(t) <= INNER_CACHE) {
+            const ptrdiff_t most = t->w->integers ? INTEGER_PANELS : ROW_PANELS;
+            if (most > 1 && t->all == 1 && part_bytes(t) <= INNER_CACHE) {
                 ptrdiff_t run = t->part.backwards || t->part.last <= full ? left : full - p;
-                t->count = run == 4 ? 2 : run < ROW_PANELS ? run : ROW_PANELS;
+                t->count = run == 4 ? 2 : run < most ? run : most;
                 if (t->part.backwards)
                     p -= t->count - 1;
             }
@@ -217,7 +224,7 @@ INLINE int next_tile(tiles *t)
         t->block = p * t->w->panel;
         t->ldw = t->count * t->width * VL;
         t->row = 0;
-        t->left = t->of_panel = tiles_of_panel(t->width, t->all);
+        t->left = t->of_panel = tiles_of_panel(t->w, t->width, t->all);
     }
     t->m = t->left == 1 ? t->all - t->row : (t->all - t->row + t->left - 1) / t->left;
     t->left--;
@@ -238,21 +245,31 @@ INLINE upcoming upcoming_at(const tiles *t, const float *w)
     return (upcoming){ t->w->w + next * VL * t->w->k + done, stride };
 }
 
-/* c = init + a . w for one tile; init and c point to the tile, a to its first row. init may be c. */
-INLINE void multiply_tile(const tiles *t, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi, float *c,
-                          ptrdiff_t ldc)
+/* c = init + a . w for one tile; init and c point to the tile. init may be c. */
+INLINE void multiply_tile(const tiles *t, const operand *a, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc)
 {
-    const float *w = t->w->w + t->block * VL * t->w->k;
-    if (ROW_PANELS > 1 && t->count > 1)
-        row_panels(t->count, t->width, a, w, t->w->k, init, c);
-    else
-        panel_rows(t->m, t->width, a, lda, w, t->w->k, init, ldi, c, ldc, upcoming_at(t, w));
+    if (t->w->integers) {
+        integer_product(t->w, t->block, t->count, t->width, t->row, t->m, a, init, ldi, c, ldc);
+        return;
+    }
+    const float *w = t->w->w + t->block * VL * t->w->k, *rows = a->p + t->row * a->ld;
+    if (ROW_PANELS > 1 && t->count > 1) {
+        row_panels(t->count, t->width, rows, w, t->w->k, init, c);
+        return;
+    }
+    /* A tile that was made for integer weights may have more rows. */
+    const ptrdiff_t most = t->width == 4 && SPLIT_PANEL(t->m) ? TILE_ROWS(2) : tile_height(t->width);
+    for (ptrdiff_t i = 0, some; i < t->m; i += some) {
+        some = t->m - i < most ? t->m - i : most;
+        panel_rows(some, t->width, rows + i * a->ld, a->ld, w, t->w->k, init + i * ldi, ldi, c + i * ldc, ldc,
+                   upcoming_at(t, w));
+    }
 }
 
 /* c[rows, n] = init[rows, n] + a[rows, k] . w for some panels; init may be c. ldi = 0 uses one row init[blocks * 16]
  * for all rows. */
-INLINE void multiply(const matrix *w, panels part, const float *a, ptrdiff_t lda, const float *init, ptrdiff_t ldi,
-                     float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
+INLINE void multiply(const matrix *w, panels part, const operand *a, const float *init, ptrdiff_t ldi, float *c,
+                     ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
 {
     float edge[MAX_TILE];
     for (tiles t = tiles_of(w, part, rows); next_tile(&t);) {
@@ -260,18 +277,47 @@ INLINE void multiply(const matrix *w, panels part, const float *a, ptrdiff_t lda
         const float *from = init + t.row * ldi + t.block * VL;
         float *out = c + t.row * ldc + t.block * VL;
         if (columns == t.ldw) {
-            multiply_tile(&t, a + t.row * lda, lda, from, ldi, out, ldc);
+            multiply_tile(&t, a, from, ldi, out, ldc);
             continue;
         }
         if (ldi) {
             for (ptrdiff_t i = 0; i < t.m; i++)
                 memcpy(edge + i * t.ldw, from + i * ldi, (size_t)columns * sizeof(float));
-            multiply_tile(&t, a + t.row * lda, lda, edge, t.ldw, edge, t.ldw);
+            multiply_tile(&t, a, edge, t.ldw, edge, t.ldw);
         } else {
-            multiply_tile(&t, a + t.row * lda, lda, from, 0, edge, t.ldw);
+            multiply_tile(&t, a, from, 0, edge, t.ldw);
         }
         for (ptrdiff_t i = 0; i < t.m; i++)
             memcpy(out + i * ldc, edge + i * t.ldw, (size_t)columns * sizeof(float));
+    }
+}
+
+/* Rows of activations as integers, a group of rows at a time: so many that they fit. */
+enum { GROUP_QUADS = 1 << 15, GROUP_ROWS = 256 };
+
+typedef struct {
+    _Alignas(64) int16_t quads[GROUP_QUADS];
+    float scale[2][GROUP_ROWS]; /* of one or two operands */
+} group;
+
+/* Return the most rows of a group for rows of `quads` integers in all. */
+INLINE ptrdiff_t rows_of_group(ptrdiff_t quads)
+{
+    const ptrdiff_t rows = GROUP_QUADS / (quads > 0 ? quads : 1);
+    return rows < 1 ? 1 : rows < GROUP_ROWS ? rows : GROUP_ROWS;
+}
+
+/* The matmul of kernels.h for integer weights. */
+static void __attribute__((noinline)) multiply_integers(const matrix *w, panels part, const float *a, ptrdiff_t lda,
+                                                        float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
+{
+    group g;
+    const ptrdiff_t most = rows_of_group(quads_of(w->k));
+    for (ptrdiff_t first = 0; first < rows; first += most) {
+        const ptrdiff_t some = rows - first < most ? rows - first : most;
+        operand of = { a + first * lda, lda, g.quads, quads_of(w->k), g.scale[0], 0 };
+        of.special = store_quads(of.p, lda, some, w->k, 0, (int)w->planes, g.quads, g.scale[0]);
+        multiply(w, part, &of, w->bias, 0, c + first * ldc, ldc, some, n);
     }
 }
 
@@ -279,14 +325,19 @@ INLINE void multiply(const matrix *w, panels part, const float *a, ptrdiff_t lda
 static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
                           ptrdiff_t rows, ptrdiff_t n)
 {
-    multiply(w, part, a, lda, w->bias, 0, c, ldc, rows, n);
+    const operand of = { .p = a, .ld = lda };
+    if (w->integers)
+        multiply_integers(w, part, a, lda, c, ldc, rows, n);
+    else
+        multiply(w, part, &of, w->bias, 0, c, ldc, rows, n);
 }
 
 /* The accumulate of kernels.h. */
 static void accumulate_kernel(const matrix *w, panels part, const float *a, ptrdiff_t lda, float *c, ptrdiff_t ldc,
                               ptrdiff_t rows, ptrdiff_t n)
 {
-    multiply(w, part, a, lda, c, ldc, c, ldc, rows, n);
+    const operand of = { .p = a, .ld = lda };
+    multiply(w, part, &of, c, ldc, c, ldc, rows, n);
 }
 
 #endif

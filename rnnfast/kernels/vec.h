@@ -3,8 +3,14 @@
  * A block is one AVX-512 register, two AVX2 registers or an array of 16 floats (generic). Kernels are written once,
  * on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation on each lane (fma rounds
  * once), so a kernel gives the same bits on every instruction set. v_min and v_max return their second argument if
- * either is NaN, as x86 does, so v_max(low, x) keeps a NaN in x. v_keep(v_load(p)) makes the compiler load p only once
+ * either is NaN, as x86 does, so v_max(low, x) keeps a NaN in x. v_max_bits compares the bits, so that of two positive
+ * numbers it returns the larger, with a NaN above infinity; v_largest_bits returns the largest bits of a block. v_keep(v_load(p)) makes the compiler load p only once
  * where there are enough registers; without v_keep it may prefer to read memory again at every use.
+ *
+ * Products of integers take four values along k at a time, a quad. v_quads loads the int8 weights of a block [16][4],
+ * v_activations the quad of a row that v_store_activations wrote, and v_dot adds the block's 16 products of quads. The
+ * sums are exact; v_sum rounds them to float. Activations are integers of 15 bits or, with one plane instead of two, of
+ * 8 bits, from -127 to 127. `offset` is -16384 (with one plane -128) times the sum of each column's weights.
  */
 #ifndef RNNFAST_VEC_H
 #define RNNFAST_VEC_H
@@ -79,6 +85,71 @@ INLINE vf v_split(vf x, vf *m) {
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(i, 23));
 }
 
+INLINE vf v_max_bits(vf a, vf b) {
+    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+INLINE uint32_t v_largest_bits(vf a) { return _mm512_reduce_max_epu32(_mm512_castps_si512(a)); }
+
+#if defined(__AVX512VNNI__)
+
+/* vpdpbusd multiplies unsigned by signed bytes, so activations are stored plus an offset, 16384 or 128, as a low and a
+ * high byte; the sums of the two are kept apart. The assembler text keeps gcc from spilling sums. */
+typedef __m512i vq;
+typedef struct { __m512i low, high; } va, vs;
+
+INLINE vq v_quads(const int8_t *p) { return _mm512_loadu_si512(p); }
+INLINE va v_activations(const int16_t *p, const int planes) {
+    va x = { _mm512_set1_epi32(((const int32_t *)p)[0]), _mm512_setzero_si512() };
+    if (planes == 2)
+        x.high = _mm512_set1_epi32(((const int32_t *)p)[1]);
+    return x;
+}
+INLINE vs v_no_sum(void) { return (vs){ _mm512_setzero_si512(), _mm512_setzero_si512() }; }
+INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.low) : "v"(a.low), "v"(w));
+    if (planes == 2)
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.high) : "v"(a.high), "v"(w));
+    return sum;
+}
+INLINE vf v_sum(vs sum, const int32_t *offset) {
+    const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(sum.high, 8), sum.low);
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(both, _mm512_loadu_si512(offset)));
+}
+INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
+    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(planes == 2 ? 1 << 14 : 1 << 7));
+    const __m128i low = _mm512_cvtepi32_epi8(i), high = _mm512_cvtepi32_epi8(_mm512_srli_epi32(i, 8));
+    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi32(low, high));
+    _mm_storeu_si128((__m128i *)p + 1, _mm_unpackhi_epi32(low, high));
+}
+
+#else
+
+typedef struct { __m512i even, odd; } vq, va;
+typedef __m512i vs;
+
+INLINE vq v_quads(const int8_t *p) {
+    const __m512i w = _mm512_loadu_si512(p);
+    return (vq){ _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8) };
+}
+INLINE va v_activations(const int16_t *p, const int planes) {
+    (void)planes;
+    return (va){ _mm512_set1_epi32(((const int32_t *)p)[0]), _mm512_set1_epi32(((const int32_t *)p)[1]) };
+}
+INLINE vs v_no_sum(void) { return _mm512_setzero_si512(); }
+INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
+    (void)planes;
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a.even, w.even));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a.odd, w.odd));
+}
+INLINE vf v_sum(vs sum, const int32_t *offset) { (void)offset; return _mm512_cvtepi32_ps(sum); }
+INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
+    const __m256i i = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
+    (void)planes;
+    _mm256_storeu_si256((__m256i *)p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(i, 0xd8), 0xd8));
+}
+
+#endif
+
 #elif defined(__AVX2__)
 
 #include <immintrin.h>
@@ -148,6 +219,49 @@ INLINE __m256 v_split_half(__m256 x, __m256 *m) {
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(i, 23));
 }
 INLINE vf v_split(vf x, vf *m) { return V_BOTH(vf, v_split_half(x.a, &m->a), v_split_half(x.b, &m->b)); }
+INLINE __m256 v_max_bits_half(__m256 a, __m256 b) {
+    return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+INLINE vf v_max_bits(vf x, vf y) { return V_BOTH(vf, v_max_bits_half(x.a, y.a), v_max_bits_half(x.b, y.b)); }
+INLINE uint32_t v_largest_bits(vf x) {
+    const __m256i all = _mm256_castps_si256(v_max_bits_half(x.a, x.b));
+    __m128i most = _mm_max_epu32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epu32(most, _mm_shuffle_epi32(most, 0xb1)));
+}
+
+typedef struct { __m256i even, odd; } va;
+typedef struct { __m256i even_a, odd_a, even_b, odd_b; } vq;
+typedef struct { __m256i a, b; } vs;
+
+INLINE vq v_quads(const int8_t *p) {
+    const __m256i a = _mm256_loadu_si256((const __m256i *)p), b = _mm256_loadu_si256((const __m256i *)p + 1);
+    return (vq){ _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), _mm256_srai_epi16(a, 8),
+                 _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8) };
+}
+INLINE va v_activations(const int16_t *p, const int planes) {
+    (void)planes;
+    return (va){ _mm256_set1_epi32(((const int32_t *)p)[0]), _mm256_set1_epi32(((const int32_t *)p)[1]) };
+}
+INLINE vs v_no_sum(void) { return V_BOTH(vs, _mm256_setzero_si256(), _mm256_setzero_si256()); }
+INLINE vs v_dot(vs sum, va x, vq w, const int planes) {
+    (void)planes;
+    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(x.even, w.even_a));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.even, w.even_b));
+    sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(x.odd, w.odd_a));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.odd, w.odd_b));
+    return sum;
+}
+INLINE vf v_sum(vs sum, const int32_t *offset) {
+    (void)offset;
+    return V_BOTH(vf, _mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b));
+}
+INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
+    const __m256i halves = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    const __m256i i = _mm256_permute4x64_epi64(halves, 0xd8);
+    (void)planes;
+    _mm256_storeu_si256((__m256i *)p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(i, 0xd8), 0xd8));
+}
 
 #undef V_BOTH
 
@@ -210,6 +324,39 @@ INLINE float v_split_lane(float x, float *m) {
     return (float)((int32_t)u >> 23);
 }
 INLINE vf v_split(vf x, vf *m) { V_LANES(vf, v_split_lane(x.v[i], &m->v[i])); }
+INLINE vf v_max_bits(vf x, vf y) {
+    V_LANES(vf, v_bits(x.v[i]) > v_bits(y.v[i]) ? x.v[i] : y.v[i]);
+}
+INLINE uint32_t v_largest_bits(vf x) {
+    uint32_t most = 0;
+    for (int i = 0; i < VL; i++)
+        most = v_bits(x.v[i]) > most ? v_bits(x.v[i]) : most;
+    return most;
+}
+
+typedef struct { int16_t v[4]; } va;
+typedef struct { int8_t v[4 * VL]; } vq;
+typedef struct { int32_t v[VL]; } vs;
+
+INLINE vq v_quads(const int8_t *p) { vq w; memcpy(w.v, p, sizeof w.v); return w; }
+INLINE va v_activations(const int16_t *p, const int planes) {
+    va x;
+    (void)planes;
+    memcpy(x.v, p, sizeof x.v);
+    return x;
+}
+INLINE vs v_no_sum(void) { V_LANES(vs, 0); }
+INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
+    (void)planes;
+    V_LANES(vs, sum.v[i] + a.v[0] * w.v[4 * i] + a.v[1] * w.v[4 * i + 1] + a.v[2] * w.v[4 * i + 2] +
+                a.v[3] * w.v[4 * i + 3]);
+}
+INLINE vf v_sum(vs sum, const int32_t *offset) { (void)offset; V_LANES(vf, (float)sum.v[i]); }
+INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
+    (void)planes;
+    for (int i = 0; i < VL; i++)
+        p[i] = (int16_t)x.v[i];
+}
 
 #undef V_LANES
 

@@ -232,20 +232,13 @@ cdef void steps_part(void *argument, int part, int parts) noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------- products of a chunk
-cdef matrix packed_rows(float *w, const float *zeros, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
-    """Return the matrix [rows, n] whose packed weights are at w."""
-    cdef matrix m
-    m.w, m.bias, m.k, m.units, m.gates, m.blocks, m.panel = w, zeros, rows, n, 1, blocks_of(n), 4
-    return m
-
-
 cdef void pack_rows(const float **at, const float *a, Py_ssize_t rows, Py_ssize_t n, float *out, int part,
                     int parts) noexcept nogil:
     """Pack rows of n floats like weights [rows, n], for part `part` of the panels.
 
     The rows are those of the table `at` or, if it is NULL, of a[rows, n]. out does not alias them.
     """
-    cdef matrix m = packed_rows(out, NULL, rows, n)
+    cdef matrix m = packed_floats(out, NULL, rows, n)
     cdef panels share = share_of(&m, part, parts)
     cdef Py_ssize_t p, i, width, used
     cdef const float *row
@@ -286,7 +279,7 @@ cdef void prepare_part(void *argument, int part, int parts) noexcept nogil:
 cdef void weights_part(const Job *j, float *w, Py_ssize_t n, const float *a, float *c, Py_ssize_t rows, int part,
                        int parts) noexcept nogil:
     """c[rows, n] += a[rows, rows of the chunk] . w for part `part` of the rows; the first chunk sets c instead."""
-    cdef matrix m = packed_rows(w, j.zeros, j.rows, n)
+    cdef matrix m = packed_floats(w, j.zeros, j.rows, n)
     cdef Py_ssize_t first = rows * part // parts
     (active.matmul if j.last == j.T else active.accumulate)(
         &m, share_of(&m, 0, 1), a + first * j.ldt, j.ldt, c + first * n, n, rows * (part + 1) // parts - first, n)

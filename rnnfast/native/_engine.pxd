@@ -28,6 +28,7 @@ cdef class Cell:
     cdef AlignedFloats extra
     cdef readonly str kind
     cdef readonly Py_ssize_t input_size, hidden_size, output_size
+    cdef bint rounded           # weight_type is not None
     cdef object for_backward    # its property is `gradient`
 
 cdef Arenas workspaces

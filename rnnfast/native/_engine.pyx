@@ -90,6 +90,7 @@ cdef class Cell:
         if projection is not None:
             project = Matrix(readable(projection).T, matmul=matmul, weight_type=weight_type)
             d.project = &project.w
+        self.rounded = weight_type is not None
         self.matrices = tuple(m for m in (x, x_candidate, r, r_candidate, project) if m is not None)
         padded = blocks_of(H) * BLOCK
         d.H, d.O, d.padded = H, self.output_size, padded
@@ -103,6 +104,7 @@ cdef class Cell:
         names = tuple(name for name, _, _ in activations)
         d.q.fused = (clip is None and P is None and not input_forget and
                      names in (("Tanh",), ("Relu",), ("Sigmoid", "Tanh"), ("Sigmoid", "Tanh", "Tanh")))
+        d.q.bounded = d.q.fused and names != ("Relu",) and projection is None
 
         self.extra = AlignedFloats(4 * padded)
         extra = np.zeros((4, padded), np.float32)
@@ -140,8 +142,10 @@ cdef class Cell:
 
     @property
     def differentiable(self):
-        """True if it has the default activations (or an RNN's Relu) and no clip, peepholes or input_forget."""
-        return bool(self.d.q.fused)
+        """True if it has float32 weights, the default activations (or an RNN's Relu) and no clip, peepholes or
+        input_forget.
+        """
+        return bool(self.d.q.fused) and not self.rounded
 
     @property
     def nbytes(self):
@@ -801,7 +805,7 @@ def recurrent(tuple cells, tuple reverse, x, y, initial_h=None, initial_c=None, 
         b.saved_t = b.B * b.width
         rows = b.T * b.B if lens is None else np.sum(lens)
         for i in range(D):
-            if not q.d.q.fused or saved[i].shape != (rows, b.width) or not is_float32(saved[i]):
+            if not q.differentiable or saved[i].shape != (rows, b.width) or not is_float32(saved[i]):
                 raise ValueError("saved does not fit")
             layer.saved[i] = address(saved[i])
     run_layer(&layer, q, threads)

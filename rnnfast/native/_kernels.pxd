@@ -1,5 +1,6 @@
 # Declarations of rnnfast/kernels/kernels.h, and the parts of _kernels.pyx that other extension modules use.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -18,7 +19,10 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct matrix:
         const float *w
         const float *bias
-        Py_ssize_t k, units, gates, blocks, panel
+        const int8_t *integers
+        const float *scale
+        const int32_t *offset
+        Py_ssize_t planes, k, units, gates, blocks, panel
 
     ctypedef struct cell:
         int kind
@@ -28,7 +32,7 @@ cdef extern from "kernels.h" nogil:
         const float *peephole
         activation act[3]
         float clip
-        int input_forget, fused
+        int input_forget, fused, bounded
 
     ctypedef struct panels:
         Py_ssize_t first, last
@@ -104,6 +108,7 @@ cdef extern from "kernels.h" nogil:
         void (*restore_mode)(unsigned) noexcept nogil
 
     void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept nogil
+    void rnnfast_pack_integers(const matrix *, const int8_t *, int8_t *, int32_t *) noexcept nogil
     const kernels *rnnfast_kernels(int) noexcept
 
 cdef extern from "program.h" nogil:
@@ -151,6 +156,13 @@ cdef enum:
     BLAS_COST = 8000000         # nanoseconds of a piece of a product by BLAS, which is a multiple of so many rows
     BLAS_ROWS = 1024            # fewer take longer: 512 by 2048 weights with 384 rows at a time 1.05 of the time
     UNARY_PIECE = 1 << 20       # values
+    # Weights of less or more than so many inputs, or of fewer outputs, are computed as floats. With 100 rows 32 by 48
+    # weights take 0.99 of the time as integers, 16 by 48 1.19 and 32 by 32 1.23. A row of MOST_INPUTS fits the memory
+    # of a group in matmul.h.
+    LEAST_INPUTS = 32
+    MOST_INPUTS = 1 << 14
+    LEAST_OUTPUTS = 48
+    SEGMENT = 1024              # inputs whose sum of products with int8 weights is exact in 32 bits
 
 cdef const kernels *active      # the kernels of the instruction set in use
 
@@ -171,14 +183,24 @@ cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil
 
 cdef class Matrix:
     cdef weights w
-    cdef AlignedFloats weight, bias
+    cdef AlignedFloats weight, bias, scale, offset
     cdef readonly Py_ssize_t K, N
+    cdef int pack_row(self, const float[::1] values, AlignedFloats out) except -1
+    cdef int pack_floats(self, weight) except -1
+    cdef int pack_integers(self, integers, scales) except -1
 
 cdef object readable(a)
 
 cdef inline Py_ssize_t blocks_of(Py_ssize_t units) noexcept nogil:
     """Return the number of blocks of so many units."""
     return (units + BLOCK - 1) // BLOCK
+
+cdef inline matrix packed_floats(const float *w, const float *bias, Py_ssize_t k, Py_ssize_t n) noexcept nogil:
+    """Return the matrix [k, n] whose packed float32 weights are at w."""
+    cdef matrix m
+    memset(&m, 0, sizeof(m))
+    m.w, m.bias, m.k, m.units, m.gates, m.blocks, m.panel = w, bias, k, n, 1, blocks_of(n), 4
+    return m
 
 cdef inline panels share_of(const matrix *m, int part, int parts) noexcept nogil:
     """Return the panels of part `part` of `parts`."""

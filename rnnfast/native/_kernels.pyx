@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from rnnfast.errors import InputError, IsaError, LimitError, UnsupportedError
-from rnnfast.native.weight_types import WEIGHT_TYPES
+from rnnfast.native.weight_types import WEIGHT_TYPES, integer_columns
 
 from rnnfast.native._interrupts cimport begin, finish
 
@@ -371,14 +371,9 @@ cdef class Matrix:
     side. `weight_type` is a key of WEIGHT_TYPES, to whose values the weights are rounded, or None for float32.
     """
     def __init__(self, weight, bias=None, *, matmul=None, int gates=1, weight_type=None):
-        cdef Py_ssize_t k, stride_k, stride_n
-        if weight_type is not None:
-            weight = WEIGHT_TYPES[weight_type].rounded(weight)
         weight = weight if is_float32(weight) else readable(weight)     # with any strides
         if cnp.PyArray_NDIM(weight) != 2:
             raise ValueError(f"weight has shape {weight.shape}, expected two axes")
-        cdef const float *source = <const float *>cnp.PyArray_DATA(weight)
-        stride_k, stride_n = cnp.PyArray_STRIDE(weight, 0) // 4, cnp.PyArray_STRIDE(weight, 1) // 4
         self.w.blas = use_blas(matmul)
         self.K, self.N = weight.shape
         if self.N % gates:
@@ -390,17 +385,38 @@ cdef class Matrix:
         self.w.m.panel = 3 if gates == 3 else 4
         if self.w.blas and max(self.K, self.w.m.blocks * BLOCK) > INT_MAX:
             raise LimitError(f"weight has shape {weight.shape}: BLAS counts in int, which ends at {INT_MAX}")
-        self.weight = AlignedFloats(self.K * self.w.m.blocks * BLOCK)
         self.bias = AlignedFloats(self.w.m.blocks * BLOCK)
         memset(self.bias.p, 0, self.bias.size * sizeof(float))
-        cdef matrix row = self.w.m
-        row.k = 1
+        self.w.m.bias = self.bias.p
         if bias is not None:
             bias = np.ascontiguousarray(bias, dtype=np.float32)
             if bias.shape != (self.N,):
                 raise ValueError(f"bias of shape {bias.shape}, expected ({self.N},)")
-            if self.N:
-                rnnfast_pack(&row, <const float *>cnp.PyArray_DATA(bias), 0, 1, self.bias.p)
+            self.pack_row(bias, self.bias)
+        row = None if weight_type is None else WEIGHT_TYPES[weight_type]
+        if (row is not None and row.integers and not self.w.blas and LEAST_INPUTS <= self.K <= MOST_INPUTS
+                and self.N >= LEAST_OUTPUTS):
+            self.w.m.planes = 2 if row.activation_bits > 8 else 1
+            integers, scales = integer_columns(weight)
+            self.pack_integers(integers, scales)
+        else:
+            self.pack_floats(weight if row is None else row.rounded(weight))
+
+    cdef int pack_row(self, const float[::1] values, AlignedFloats out) except -1:
+        """Write values [N] in the order of packed columns."""
+        cdef matrix row = self.w.m
+        row.k = 1
+        if self.N:
+            rnnfast_pack(&row, &values[0], 0, 1, out.p)
+        return 0
+
+    cdef int pack_floats(self, weight) except -1:
+        """Pack float32 weights [K, N] with any strides."""
+        cdef const float *source = <const float *>cnp.PyArray_DATA(weight)
+        cdef Py_ssize_t stride_k = cnp.PyArray_STRIDE(weight, 0) // 4, stride_n = cnp.PyArray_STRIDE(weight, 1) // 4, k
+        cdef matrix row = self.w.m
+        row.k = 1
+        self.weight = AlignedFloats(self.K * self.w.m.blocks * BLOCK)
         if weight.size and not self.w.blas:
             rnnfast_pack(&self.w.m, source, stride_k, stride_n, self.weight.p)
         elif weight.size:
@@ -408,12 +424,27 @@ cdef class Matrix:
             for k in range(self.K):
                 rnnfast_pack(&row, source + k * stride_k, 0, stride_n, self.weight.p + k * self.w.m.blocks * BLOCK)
         self.w.m.w = self.weight.p
-        self.w.m.bias = self.bias.p
+        return 0
+
+    cdef int pack_integers(self, integers, scales) except -1:
+        """Pack int8 weights [K, N] with the scales [N] of their columns."""
+        cdef const int8_t[:, ::1] values = np.ascontiguousarray(integers)
+        cdef Py_ssize_t columns = self.w.m.blocks * BLOCK
+        self.weight = AlignedFloats((self.K + 3) // 4 * columns)
+        self.scale = AlignedFloats(columns)
+        self.offset = AlignedFloats((self.K + SEGMENT - 1) // SEGMENT * columns)
+        memset(self.scale.p, 0, columns * sizeof(float))
+        self.pack_row(scales, self.scale)
+        if values.size:
+            rnnfast_pack_integers(&self.w.m, &values[0, 0], <int8_t *>self.weight.p, <int32_t *>self.offset.p)
+        self.w.m.integers, self.w.m.scale = <int8_t *>self.weight.p, self.scale.p
+        self.w.m.offset = <int32_t *>self.offset.p
+        return 0
 
     @property
     def nbytes(self):
         """The bytes of the packed weights and bias."""
-        return 4 * (self.weight.size + self.bias.size)
+        return 4 * sum(part.size for part in (self.weight, self.bias, self.scale, self.offset) if part is not None)
 
     @property
     def blas(self):

@@ -104,12 +104,10 @@ cdef void run_multiply(const command *head, const context *x) noexcept nogil:
     cdef const float *one
     cdef float *c = <float *>address_of(x, m.c)
     cdef float *packed = <float *>address_of(x, m.packed)
-    cdef matrix w
+    cdef matrix w = packed_floats(packed, <const float *>address_of(x, m.zeros), m.k, m.n)
     cdef Py_ssize_t i, j, k, block, blocks
     cdef matrix some
     cdef int64_t cost = <int64_t>(<double>m.rows * m.k * m.n / 64)
-    w.w, w.bias = packed, <const float *>address_of(x, m.zeros)
-    w.k, w.units, w.gates, w.panel, w.blocks = m.k, m.n, 1, 4, blocks_of(m.n)
     blocks = w.panel * max(1, (1 << 16) // max(1, m.k))      # that are packed before the work is counted
     for i in range(m.shape[0]):
         for j in range(m.shape[1]):
