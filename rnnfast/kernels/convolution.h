@@ -142,6 +142,91 @@ static void runs_of_lines(const convolution_command *m, interrupt *call, panels 
     }
 }
 
+/* Copy the inputs of one output to row[k], whose first run's inputs x points to: zeros for runs outside the input. */
+INLINE void gather_row(const convolution_command *m, const float *x, ptrdiff_t line, float *row)
+{
+    for (const run *r = m->run; r < m->run + m->runs; r++, row += m->length) {
+        if ((size_t)(line * m->step + r->line) < (size_t)m->input_lines)
+            memcpy(row, x + r->offset, (size_t)m->length * sizeof(float));
+        else
+            memset(row, 0, (size_t)m->length * sizeof(float));
+    }
+}
+
+/* Outputs of a convolution: `positions` of each line, of which `first` is the first. */
+typedef struct {
+    ptrdiff_t line, first, positions;
+} outputs;
+
+/* Set *x and *out to the first input and the output of the i-th of some outputs, and return its line. */
+INLINE ptrdiff_t output_at(const convolution_command *m, const outputs *o, ptrdiff_t i, const float **x, float **out)
+{
+    const ptrdiff_t line = o->line + i / o->positions, k = o->first + i % o->positions;
+    *x += line / m->shape[1] * m->x_stride[0] + line % m->shape[1] * m->x_stride[1] + k * m->x_stride[2];
+    *out += line / m->shape[1] * m->out_stride[0] + line % m->shape[1] * m->out_stride[1] + k * m->out_stride[2];
+    return line % m->shape[1];
+}
+
+/* Compute `rows` outputs with integer weights, as many as a group holds at most. The inputs of an output are a row of
+ * its own, with its own scale. */
+static void convolve_group(const convolution_command *m, const outputs *o, ptrdiff_t rows, const float *x, float *out,
+                           group *g, float *row)
+{
+    const matrix *w = m->w;
+    const ptrdiff_t ld = quads_of(w->k);
+    operand a = { row, w->k, g->quads, ld, g->scale[0], 0 };
+    int special = 0;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *from = x;
+        float *to = out;
+        const ptrdiff_t line = output_at(m, o, i, &from, &to);
+        gather_row(m, from, line, row);
+        special |= store_quads(row, w->k, 1, w->k, 0, (int)w->planes, g->quads + i * ld, g->scale[0] + i);
+    }
+    float c[MAX_TILE];
+    for (ptrdiff_t block = 0; block < w->blocks; block += w->panel) {
+        const ptrdiff_t width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
+        const ptrdiff_t height = integer_height(width);
+        const ptrdiff_t columns = m->n - block * VL < width * VL ? m->n - block * VL : width * VL;
+        for (ptrdiff_t first = 0, some; first < rows; first += some) {
+            some = rows - first < height ? rows - first : height;
+            integer_product(w, block, 1, width, first, some, &a, w->bias + block * VL, 0, c, width * VL);
+            for (ptrdiff_t i = first; i < first + some; i++) {
+                const float *from = x;
+                float *to = out;
+                const ptrdiff_t line = output_at(m, o, i, &from, &to);
+                if (special && g->scale[0][i] == SPECIAL) {
+                    const operand alone = { row, w->k, g->quads + i * ld, ld, g->scale[0] + i, 1 };
+                    gather_row(m, from, line, row);
+                    integer_product(w, block, 1, width, 0, 1, &alone, w->bias + block * VL, 0, c + (i - first) * width * VL,
+                                    width * VL);
+                }
+                memcpy(to + block * VL, c + (i - first) * width * VL, (size_t)columns * sizeof(float));
+            }
+        }
+    }
+}
+
+/* convolution_kernel with integer weights for first <= k < last of the lines first_line <= line < last_line. */
+static void __attribute__((noinline)) convolve_integers(const convolution_command *m, const command *then,
+                                                        const context *quiet, ptrdiff_t first_line, ptrdiff_t last_line,
+                                                        ptrdiff_t first, ptrdiff_t last, const float *x, float *out)
+{
+    group g;
+    float row[GROUP_QUADS / 2];
+    const ptrdiff_t positions = last - first, most = rows_of_group(quads_of(m->w->k));
+    const ptrdiff_t lines = positions > 0 && most > positions ? most / positions : 1;
+    for (ptrdiff_t line = first_line; line < last_line && positions > 0; line += lines) {
+        const ptrdiff_t some = last_line - line < lines ? last_line - line : lines;
+        for (ptrdiff_t k = first; k < last; k += most) {
+            const outputs o = { line, k, last - k < most ? last - k : most };
+            convolve_group(m, &o, some * o.positions, x, out, &g, row);
+        }
+        if (then)
+            elementwise_part((const elementwise_command *)then, quiet, line, line + some);
+    }
+}
+
 /* Compute part `part` of `parts`: some of the lines or, where there are few lines, some positions of each. If `then` is
  * not NULL, it is an elementwise_command whose first axis is the lines; it is run on each line while that is in the
  * cache. */
@@ -152,7 +237,7 @@ static void convolution_kernel(const command *head, const command *then, const c
     float *out = address_of(call, m->out);
     const ptrdiff_t lines = m->shape[0] * m->shape[1], end = (m->w->blocks + m->w->panel - 1) / m->w->panel;
     ptrdiff_t first_line = 0, last_line = lines, first = 0, last = m->shape[2];
-    if (last < FEW_POSITIONS && m->shape[1] > last && !then) {
+    if (last < FEW_POSITIONS && m->shape[1] > last && !then && !m->w->integers) {
         const panels some = { end * part / parts, end * (part + 1) / parts, 0 };
         for (ptrdiff_t i = 0; i < m->shape[0]; i++)
             for (ptrdiff_t k = 0; k < last; k++)
@@ -169,6 +254,10 @@ static void convolution_kernel(const command *head, const command *then, const c
     }
     context quiet = *call;           /* other threads than the caller's may be here, which counts this work */
     quiet.watch = NULL;
+    if (m->w->integers) {
+        convolve_integers(m, then, &quiet, first_line, last_line, first, last, x, out);
+        return;
+    }
     const int stay = m->w->blocks * VL * m->w->k * (ptrdiff_t)sizeof(float) <= INNER_CACHE;
     for (ptrdiff_t p = 0; p < end; p += stay ? end : 1) {
         const panels some = { p, stay ? end : p + 1, 0 };
