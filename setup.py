@@ -22,7 +22,7 @@ ISAS = [
         f'{GNU}("avx512vnni") && {GNU}("avx512bw")',
     ),
     ("avx512", X86, ["-mavx512f", "-mavx512bw", "-mfma"], f'{GNU}("avx512bw")'),
-    ("avx2", X86, ["-mavx2", "-mfma"], f'{GNU}("avx2") && {GNU}("fma")'),
+    ("avx2", X86, ["-mavx2", "-mfma", "-mf16c"], f'{GNU}("avx2") && {GNU}("fma") && {GNU}("f16c")'),
     ("generic", None, ["-O2"], "1"),
 ]
 KERNELS = "rnnfast/kernels"

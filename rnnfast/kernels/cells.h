@@ -389,7 +389,7 @@ static operand operand_of(const matrix *w, const float *a, ptrdiff_t lda, ptrdif
                           float *scale)
 {
     operand of = { .p = a, .ld = lda, .quads = quads, .ld_quads = quads_of(w->k), .scale = scale };
-    if (w->integers)
+    if (w->type == INT8)
         of.special = store_quads(a, lda, rows, w->k, bounded, (int)w->planes, quads, scale);
     return of;
 }
@@ -433,7 +433,7 @@ INLINE void run_stage(const stage which, const cell *q, const step *s, panels pa
 {
     const operands in = { { .p = s->x, .ld = s->ld_input }, { .p = s->h, .ld = s->ldh } };
     const matrix *r = which == OUTPUT ? &q->r_candidate : &q->r, *w = which == OUTPUT ? s->w_candidate : s->w;
-    if (r->integers || (s->x && w->integers))
+    if (r->type == INT8 || (s->x && w->type == INT8))
         stage_integers(which, q, s, part, h_prev, ldh_prev);
     else
         stage_rows(which, q, s, &in, part, h_prev, ldh_prev);

@@ -131,7 +131,7 @@ static void runs_of_lines(const convolution_command *m, interrupt *call, panels 
                     high--;
                 float *to = c + (low - j) * ldw;
                 if (low < high)
-                    panel_rows(high - low, width, x + low * lda + r->offset, lda, of_run, m->length, to, ldw, to, ldw,
+                    float32_panel_rows(high - low, width, x + low * lda + r->offset, lda, of_run, m->length, to, ldw, to, ldw,
                                (upcoming){ of_run, 0 });
             }
             for (ptrdiff_t i = j; i < end; i++)
@@ -237,7 +237,7 @@ static void convolution_kernel(const command *head, const command *then, const c
     float *out = address_of(call, m->out);
     const ptrdiff_t lines = m->shape[0] * m->shape[1], end = (m->w->blocks + m->w->panel - 1) / m->w->panel;
     ptrdiff_t first_line = 0, last_line = lines, first = 0, last = m->shape[2];
-    if (last < FEW_POSITIONS && m->shape[1] > last && !then && !m->w->integers) {
+    if (last < FEW_POSITIONS && m->shape[1] > last && !then && m->w->type == FLOAT32) {
         const panels some = { end * part / parts, end * (part + 1) / parts, 0 };
         for (ptrdiff_t i = 0; i < m->shape[0]; i++)
             for (ptrdiff_t k = 0; k < last; k++)
@@ -254,7 +254,7 @@ static void convolution_kernel(const command *head, const command *then, const c
     }
     context quiet = *call;           /* other threads than the caller's may be here, which counts this work */
     quiet.watch = NULL;
-    if (m->w->integers) {
+    if (m->w->type == INT8) {
         convolve_integers(m, then, &quiet, first_line, last_line, first, last, x, out);
         return;
     }

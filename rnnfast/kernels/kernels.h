@@ -24,18 +24,24 @@ typedef struct {
     float alpha, beta;
 } activation;
 
+/* The types of weights. */
+enum { FLOAT32, FLOAT16, BFLOAT16, INT8 };
+
 /* A packed matrix [k, gates * units]. Columns are grouped into blocks of 16 and blocks into panels. A panel is an
  * array [k][width][16] of width <= `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one
  * pass over k computes every gate of these units. Missing units of the last block are zeros.
  *
- * Integer weights are panels [ceil(k / 4)][width][16][4] of int8 instead, which integers.h multiplies. */
+ * Weights of 16 bits are panels of the same shape. Integer weights are panels [ceil(k / 4)][width][16][4] of int8
+ * instead, which integers.h multiplies. */
 typedef struct matrix {
-    const float *w;             /* NULL: `integers` holds the weights */
+    int type;                   /* which of the next three pointers is set */
+    const float *w;             /* FLOAT32 */
+    const uint16_t *halves;     /* FLOAT16 or BFLOAT16: the values in 16 bits */
+    const int8_t *integers;     /* INT8 */
     const float *bias;          /* [blocks * 16], its columns in the same order */
-    const int8_t *integers;
-    const float *scale;         /* [blocks * 16]: a weight is its integer times the scale of its column */
-    const int32_t *offset;      /* [ceil(k / 1024), blocks * 16]: see v_sum */
-    ptrdiff_t planes;           /* of activations: 2 for 15 bits, 1 for 8 */
+    const float *scale;         /* INT8: [blocks * 16], a weight is its integer times the scale of its column */
+    const int32_t *offset;      /* INT8: [ceil(k / 1024), blocks * 16], see v_sum */
+    ptrdiff_t planes;           /* INT8: of activations, 2 for 15 bits, 1 for 8 */
     ptrdiff_t k, units, gates;
     ptrdiff_t blocks;           /* gates * ceil(units / 16) */
     ptrdiff_t panel;            /* blocks of a full panel: 3 for three gates, else 4 */

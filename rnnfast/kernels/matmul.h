@@ -45,9 +45,26 @@ typedef struct {
     ptrdiff_t stride;
 } upcoming;
 
+/* Packed weights of one of the types FLOAT32, FLOAT16 and BFLOAT16. */
+typedef const void *packed;
+
+/* The weights that lie `count` behind w. */
+INLINE packed behind(const int type, packed w, ptrdiff_t count)
+{
+    return type == FLOAT32 ? (packed)((const float *)w + count) : (packed)((const uint16_t *)w + count);
+}
+
+/* The block of weights that lies `at` behind w, as floats. */
+INLINE vf load_weights(const int type, packed w, ptrdiff_t at)
+{
+    if (type == FLOAT32)
+        return v_load((const float *)w + at);
+    return type == FLOAT16 ? v_load_float16((const uint16_t *)w + at) : v_load_bfloat16((const uint16_t *)w + at);
+}
+
 /* c[M, W] = init[M, W] + a[M, k] . w[k, W] for W blocks of columns; init may be c. ldw is 16 times the number of
  * blocks of the panel in which w lies. */
-INLINE void tile(const int M, const int W, const int prefetch, const float *a, ptrdiff_t lda, const float *w,
+INLINE void tile(const int type, const int M, const int W, const int prefetch, const float *a, ptrdiff_t lda, packed w,
                  ptrdiff_t ldw, ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
 {
     vf acc[MAX_ROWS][MAX_PANEL];
@@ -56,7 +73,7 @@ INLINE void tile(const int M, const int W, const int prefetch, const float *a, p
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
             acc[m][j] = v_load(init + m * ldi + j * VL);
-    for (ptrdiff_t i = 0; i < k; i++, w += ldw, next.p += next.stride) {
+    for (ptrdiff_t i = 0; i < k; i++, w = behind(type, w, ldw), next.p += next.stride) {
         vf b[MAX_PANEL];        /* v_keep takes 0.7 of the time for LSTM H200 B3 */
         if (prefetch) {
             v_prefetch(next.p);
@@ -64,7 +81,7 @@ INLINE void tile(const int M, const int W, const int prefetch, const float *a, p
         }
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
-            b[j] = M > 1 ? v_keep(v_load(w + j * VL)) : v_load(w + j * VL);
+            b[j] = M > 1 ? v_keep(load_weights(type, w, j * VL)) : load_weights(type, w, j * VL);
 #pragma GCC unroll 14
         for (int m = 0; m < M; m++) {
             const vf x = v_set1(a[m * lda + i]);
@@ -81,15 +98,16 @@ INLINE void tile(const int M, const int W, const int prefetch, const float *a, p
 }
 
 /* The same for 1 <= rows <= TILE_ROWS(W). */
-INLINE void tile_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, const float *w, ptrdiff_t ldw,
-                      ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
+INLINE void tile_rows(const int type, ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, packed w,
+                      ptrdiff_t ldw, ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc,
+                      upcoming next)
 {
 #define ROWS(M)                                                                                                      \
     case M:                                                                                                          \
-        if ((M) >= PREFETCH_ROWS && (M) <= TILE_ROWS(W) && next.stride)                                              \
-            tile(M, W, 1, a, lda, w, ldw, k, init, ldi, c, ldc, next);                                               \
+        if (type == FLOAT32 && (M) >= PREFETCH_ROWS && (M) <= TILE_ROWS(W) && next.stride)                           \
+            tile(type, M, W, 1, a, lda, w, ldw, k, init, ldi, c, ldc, next);                                         \
         else if ((M) <= TILE_ROWS(W))                                                                                \
-            tile(M, W, 0, a, lda, w, ldw, k, init, ldi, c, ldc, next);                                               \
+            tile(type, M, W, 0, a, lda, w, ldw, k, init, ldi, c, ldc, next);                                         \
         break;
     switch (rows) {
     ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14)
@@ -98,7 +116,8 @@ INLINE void tile_rows(ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda
 }
 
 /* c[P, W] = init[P, W] + a[k] . w for one row and P consecutive panels of W blocks. */
-INLINE void tile_row(const int P, const int W, const float *a, const float *w, ptrdiff_t k, const float *init, float *c)
+INLINE void tile_row(const int type, const int P, const int W, const float *a, packed w, ptrdiff_t k, const float *init,
+                     float *c)
 {
     vf acc[ROW_PANELS][MAX_PANEL];
     const ptrdiff_t ldp = k * W * VL;
@@ -107,13 +126,13 @@ INLINE void tile_row(const int P, const int W, const float *a, const float *w, p
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++)
             acc[p][j] = v_load(init + (p * W + j) * VL);
-    for (ptrdiff_t i = 0; i < k; i++, w += W * VL) {
+    for (ptrdiff_t i = 0; i < k; i++, w = behind(type, w, W * VL)) {
         const vf x = v_set1(a[i]);
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
             for (int j = 0; j < W; j++)
-                acc[p][j] = v_fma(x, v_load(w + p * ldp + j * VL), acc[p][j]);
+                acc[p][j] = v_fma(x, load_weights(type, w, p * ldp + j * VL), acc[p][j]);
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; p++)
@@ -123,10 +142,10 @@ INLINE void tile_row(const int P, const int W, const float *a, const float *w, p
 }
 
 /* The same for 2 <= count <= ROW_PANELS panels. */
-static void row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const float *w, ptrdiff_t k, const float *init,
-                       float *c)
+INLINE void row_panels(const int type, ptrdiff_t count, ptrdiff_t width, const float *a, packed w, ptrdiff_t k,
+                       const float *init, float *c)
 {
-#define PANELS(P, W) case (P) * 8 + (W): if ((P) <= ROW_PANELS) tile_row(P, W, a, w, k, init, c); break;
+#define PANELS(P, W) case (P) * 8 + (W): if ((P) <= ROW_PANELS) tile_row(type, P, W, a, w, k, init, c); break;
     switch (count * 8 + width) {
     PANELS(2, 3) PANELS(2, 4) PANELS(3, 3) PANELS(3, 4)
     }
@@ -134,24 +153,41 @@ static void row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const f
 }
 
 /* c[rows, width] = init + a . w for a tile of any height and width; init may be c. */
-static void panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const float *w, ptrdiff_t k,
-                       const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
+INLINE void panel_rows(const int type, ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, packed w,
+                       ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
 {
     const ptrdiff_t ldw = width * VL;
     switch (width) {
-    case 1: tile_rows(rows, 1, a, lda, w, ldw, k, init, ldi, c, ldc, next); break;
-    case 2: tile_rows(rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc, next); break;
-    case 3: tile_rows(rows, 3, a, lda, w, ldw, k, init, ldi, c, ldc, next); break;
+    case 1: tile_rows(type, rows, 1, a, lda, w, ldw, k, init, ldi, c, ldc, next); break;
+    case 2: tile_rows(type, rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc, next); break;
+    case 3: tile_rows(type, rows, 3, a, lda, w, ldw, k, init, ldi, c, ldc, next); break;
     case 4:
         if (SPLIT_PANEL(rows)) {
-            tile_rows(rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc, next);
+            tile_rows(type, rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc, next);
             next.p += k * next.stride;
-            tile_rows(rows, 2, a, lda, w + 2 * VL, ldw, k, init + 2 * VL, ldi, c + 2 * VL, ldc, next);
+            tile_rows(type, rows, 2, a, lda, behind(type, w, 2 * VL), ldw, k, init + 2 * VL, ldi, c + 2 * VL, ldc, next);
         } else {
-            tile_rows(rows, 4, a, lda, w, ldw, k, init, ldi, c, ldc, next);
+            tile_rows(type, rows, 4, a, lda, w, ldw, k, init, ldi, c, ldc, next);
         }
     }
 }
+
+/* panel_rows and row_panels for each type, as functions of their own. */
+#define OF_TYPE(type, name)                                                                                          \
+    static void name##_panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, packed w, ptrdiff_t k, \
+                                  const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)            \
+    {                                                                                                                \
+        panel_rows(type, rows, width, a, lda, w, k, init, ldi, c, ldc, next);                                          \
+    }                                                                                                                \
+    static void name##_row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, packed w, ptrdiff_t k,             \
+                                  const float *init, float *c)                                                       \
+    {                                                                                                                \
+        row_panels(type, count, width, a, w, k, init, c);                                                             \
+    }
+OF_TYPE(FLOAT32, float32)
+OF_TYPE(FLOAT16, float16)
+OF_TYPE(BFLOAT16, bfloat16)
+#undef OF_TYPE
 
 /* The most rows of a tile of a panel with `width` blocks. */
 INLINE ptrdiff_t tile_height(ptrdiff_t width)
@@ -164,7 +200,7 @@ INLINE ptrdiff_t tile_height(ptrdiff_t width)
  * inner cache by the time that they are read again. */
 INLINE ptrdiff_t tiles_of_panel(const matrix *w, ptrdiff_t width, ptrdiff_t rows)
 {
-    if (w->integers) {
+    if (w->type == INT8) {
         const ptrdiff_t height = integer_height(width);
         return (rows + height - 1) / height;
     }
@@ -194,7 +230,7 @@ INLINE tiles tiles_of(const matrix *w, panels part, ptrdiff_t rows)
 /* Bytes of the weights of all these panels. */
 INLINE ptrdiff_t part_bytes(const tiles *t)
 {
-    const ptrdiff_t of_weight = t->w->integers ? 1 : (ptrdiff_t)sizeof(float);
+    const ptrdiff_t of_weight = t->w->type == INT8 ? 1 : t->w->type == FLOAT32 ? 4 : 2;
     return (t->part.last - t->part.first) * t->w->panel * VL * t->w->k * of_weight;
 }
 
@@ -213,7 +249,7 @@ INLINE int next_tile(tiles *t)
         t->width = t->w->blocks - p * t->w->panel;
         if (t->width >= t->w->panel) {
             t->width = t->w->panel;
-            const ptrdiff_t most = t->w->integers ? INTEGER_PANELS : ROW_PANELS;
+            const ptrdiff_t most = t->w->type == INT8 ? INTEGER_PANELS : ROW_PANELS;
             if (most > 1 && t->all == 1 && part_bytes(t) <= INNER_CACHE) {
                 ptrdiff_t run = t->part.backwards || t->part.last <= full ? left : full - p;
                 t->count = run == 4 ? 2 : run < most ? run : most;
@@ -248,21 +284,34 @@ INLINE upcoming upcoming_at(const tiles *t, const float *w)
 /* c = init + a . w for one tile; init and c point to the tile. init may be c. */
 INLINE void multiply_tile(const tiles *t, const operand *a, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc)
 {
-    if (t->w->integers) {
-        integer_product(t->w, t->block, t->count, t->width, t->row, t->m, a, init, ldi, c, ldc);
+    const matrix *m = t->w;
+    const upcoming none = { NULL, 0 };
+    if (m->type == INT8) {
+        integer_product(m, t->block, t->count, t->width, t->row, t->m, a, init, ldi, c, ldc);
         return;
     }
-    const float *w = t->w->w + t->block * VL * t->w->k, *rows = a->p + t->row * a->ld;
+    const ptrdiff_t first = t->block * VL * m->k;
+    const float *rows = a->p + t->row * a->ld;
     if (ROW_PANELS > 1 && t->count > 1) {
-        row_panels(t->count, t->width, rows, w, t->w->k, init, c);
+        if (m->type == FLOAT32)
+            float32_row_panels(t->count, t->width, rows, m->w + first, m->k, init, c);
+        else if (m->type == FLOAT16)
+            float16_row_panels(t->count, t->width, rows, m->halves + first, m->k, init, c);
+        else
+            bfloat16_row_panels(t->count, t->width, rows, m->halves + first, m->k, init, c);
         return;
     }
     /* A tile that was made for integer weights may have more rows. */
     const ptrdiff_t most = t->width == 4 && SPLIT_PANEL(t->m) ? TILE_ROWS(2) : tile_height(t->width);
-    for (ptrdiff_t i = 0, some; i < t->m; i += some) {
+    for (ptrdiff_t i = 0, some; i < t->m; i += some, rows += some * a->ld, init += some * ldi, c += some * ldc) {
         some = t->m - i < most ? t->m - i : most;
-        panel_rows(some, t->width, rows + i * a->ld, a->ld, w, t->w->k, init + i * ldi, ldi, c + i * ldc, ldc,
-                   upcoming_at(t, w));
+        if (m->type == FLOAT32)
+            float32_panel_rows(some, t->width, rows, a->ld, m->w + first, m->k, init, ldi, c, ldc,
+                               upcoming_at(t, m->w + first));
+        else if (m->type == FLOAT16)
+            float16_panel_rows(some, t->width, rows, a->ld, m->halves + first, m->k, init, ldi, c, ldc, none);
+        else
+            bfloat16_panel_rows(some, t->width, rows, a->ld, m->halves + first, m->k, init, ldi, c, ldc, none);
     }
 }
 
@@ -326,7 +375,7 @@ static void matmul_kernel(const matrix *w, panels part, const float *a, ptrdiff_
                           ptrdiff_t rows, ptrdiff_t n)
 {
     const operand of = { .p = a, .ld = lda };
-    if (w->integers)
+    if (w->type == INT8)
         multiply_integers(w, part, a, lda, c, ldc, rows, n);
     else
         multiply(w, part, &of, w->bias, 0, c, ldc, rows, n);

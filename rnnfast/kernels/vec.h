@@ -88,6 +88,11 @@ INLINE vf v_split(vf x, vf *m) {
 INLINE vf v_max_bits(vf a, vf b) {
     return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
+INLINE vf v_load_float16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE vf v_load_bfloat16(const uint16_t *p) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
 INLINE uint32_t v_largest_bits(vf a) { return _mm512_reduce_max_epu32(_mm512_castps_si512(a)); }
 
 #if defined(__AVX512VNNI__)
@@ -219,6 +224,17 @@ INLINE __m256 v_split_half(__m256 x, __m256 *m) {
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(i, 23));
 }
 INLINE vf v_split(vf x, vf *m) { return V_BOTH(vf, v_split_half(x.a, &m->a), v_split_half(x.b, &m->b)); }
+INLINE vf v_load_float16(const uint16_t *p) {
+    const __m128i *q = (const __m128i *)p;
+    return V_BOTH(vf, _mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1)));
+}
+INLINE __m256 v_load_bfloat16_half(const uint16_t *p) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
+INLINE vf v_load_bfloat16(const uint16_t *p) {
+    return V_BOTH(vf, v_load_bfloat16_half(p), v_load_bfloat16_half(p + 8));
+}
 INLINE __m256 v_max_bits_half(__m256 a, __m256 b) {
     return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
@@ -324,6 +340,15 @@ INLINE float v_split_lane(float x, float *m) {
     return (float)((int32_t)u >> 23);
 }
 INLINE vf v_split(vf x, vf *m) { V_LANES(vf, v_split_lane(x.v[i], &m->v[i])); }
+/* Numbers below 2^-14 are multiples of 2^-24. */
+INLINE float v_float16_lane(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    if (rest >= 0x7c00)
+        return v_float(sign | 0x7f800000 | rest << 13);
+    return v_float(sign | v_bits(rest < 0x400 ? (float)rest * 0x1p-24f : v_float((rest << 13) + 0x38000000)));
+}
+INLINE vf v_load_float16(const uint16_t *p) { V_LANES(vf, v_float16_lane(p[i])); }
+INLINE vf v_load_bfloat16(const uint16_t *p) { V_LANES(vf, v_float((uint32_t)p[i] << 16)); }
 INLINE vf v_max_bits(vf x, vf y) {
     V_LANES(vf, v_bits(x.v[i]) > v_bits(y.v[i]) ? x.v[i] : y.v[i]);
 }

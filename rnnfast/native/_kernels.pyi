@@ -55,6 +55,7 @@ class Matrix:
         matmul: str | None = None,
         gates: int = 1,
         weight_type: str | None = None,
+        expanded: bool = False,
     ) -> None: ...
     def cost(self, rows: int) -> float: ...
     def multiply(

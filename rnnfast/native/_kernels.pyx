@@ -369,8 +369,9 @@ cdef class Matrix:
     Every output is one chain of fused multiply-adds over k from its bias, so the bits of a row do not depend on the
     other rows. With ``matmul="blas"`` BLAS decides them. `gates` divides N into gates whose blocks are stored side by
     side. `weight_type` is a key of WEIGHT_TYPES, to whose values the weights are rounded, or None for float32.
+    `expanded` holds weights of 16 bits as float32 in any case, as convolution commands read them.
     """
-    def __init__(self, weight, bias=None, *, matmul=None, int gates=1, weight_type=None):
+    def __init__(self, weight, bias=None, *, matmul=None, int gates=1, weight_type=None, bint expanded=False):
         weight = weight if is_float32(weight) else readable(weight)     # with any strides
         if cnp.PyArray_NDIM(weight) != 2:
             raise ValueError(f"weight has shape {weight.shape}, expected two axes")
@@ -401,6 +402,8 @@ cdef class Matrix:
             self.pack_integers(integers, scales)
         else:
             self.pack_floats(weight if row is None else row.rounded(weight))
+            if row is not None and not row.integers and not expanded and not self.w.blas:
+                self.shorten(FLOAT16 if row.name == "fp16" else BFLOAT16)
 
     cdef int pack_row(self, const float[::1] values, AlignedFloats out) except -1:
         """Write values [N] in the order of packed columns."""
@@ -426,6 +429,19 @@ cdef class Matrix:
         self.w.m.w = self.weight.p
         return 0
 
+    cdef int shorten(self, int type) except -1:
+        """Hold packed floats in 16 bits, which they fit, if there are so many that this is faster."""
+        cdef Py_ssize_t size = self.weight.size
+        if 4 * size <= LEAST_HALVED:
+            return 0
+        floats = np.asarray(<float[:size]>self.weight.p)
+        halves = floats.astype(np.float16).view(np.uint16) if type == FLOAT16 else floats.view(np.uint32) >> 16
+        cdef const uint16_t[::1] values = np.ascontiguousarray(halves, dtype=np.uint16)
+        self.weight = AlignedFloats((size + 1) // 2)
+        memcpy(self.weight.p, &values[0], size * sizeof(uint16_t))
+        self.w.m.type, self.w.m.w, self.w.m.halves = type, NULL, <uint16_t *>self.weight.p
+        return 0
+
     cdef int pack_integers(self, integers, scales) except -1:
         """Pack int8 weights [K, N] with the scales [N] of their columns."""
         cdef const int8_t[:, ::1] values = np.ascontiguousarray(integers)
@@ -437,7 +453,8 @@ cdef class Matrix:
         self.pack_row(scales, self.scale)
         if values.size:
             rnnfast_pack_integers(&self.w.m, &values[0, 0], <int8_t *>self.weight.p, <int32_t *>self.offset.p)
-        self.w.m.integers, self.w.m.scale = <int8_t *>self.weight.p, self.scale.p
+        self.w.m.type, self.w.m.integers = INT8, <int8_t *>self.weight.p
+        self.w.m.scale = self.scale.p
         self.w.m.offset = <int32_t *>self.offset.p
         return 0
 

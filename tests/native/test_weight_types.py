@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from rnnfast.native._kernels import Matrix, isas, set_isa
 from rnnfast.native.weight_types import WEIGHT_TYPES, integer_columns
 
 SHAPES = [(64, 40), (3, 17), (2, 7), (1, 5), (0, 4), (5, 0), (300, 33)]
@@ -56,3 +57,26 @@ def test_16_bit_types_round_as_their_standards_say():
         rounded = WEIGHT_TYPES["fp16"].rounded(weight), WEIGHT_TYPES["bf16"].rounded(weight)
     for a, b in zip(rounded, expected):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("columns", [1024, 1072, 1025])
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_products_with_weights_held_in_16_bits_have_the_bits_of_float32(name, columns):
+    """Weights of more bytes than the second-level cache are held so, with denormals and the largest values too."""
+    random = np.random.default_rng(5)
+    weight = random.standard_normal((301, columns)).astype(np.float32)
+    weight[:3, :7] = [[1e-7], [6e-8], [65504]]
+    weight[4:6] *= np.float32(1e-5)
+    bias = random.standard_normal(columns).astype(np.float32)
+    rounded = WEIGHT_TYPES[name].rounded(weight)
+    short, wide = Matrix(weight, bias, weight_type=name), Matrix(rounded, bias)
+    assert short.nbytes < 0.51 * wide.nbytes
+    assert Matrix(weight, bias, weight_type=name, expanded=True).nbytes == wide.nbytes
+    try:
+        for isa in isas():
+            set_isa(isa)
+            for rows in (1, 2, 5, 13, 31):
+                x = random.standard_normal((rows, 301)).astype(np.float32)
+                assert short.multiply(x).tobytes() == wide.multiply(x).tobytes()
+    finally:
+        set_isa(isas()[0])

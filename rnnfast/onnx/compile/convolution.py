@@ -164,7 +164,7 @@ class _ConvolutionEmitter:
         weight_type = self.node.weight_type
         if weight_type is not None and not is_held(rows, weight_type):
             weight_type = None
-        return _kernels.Matrix(rows, bias, weight_type=weight_type)
+        return _kernels.Matrix(rows, bias, weight_type=weight_type, expanded=True)
 
     def _emit_runs(self, key, pack, x, out, step, runs):
         """Emit a product command if one run inside of the input is all, otherwise a convolution command."""
