@@ -8,7 +8,7 @@ import numpy as np
 
 from rnnfast.errors import InputError, InputTypeError
 from rnnfast.native import _kernels
-from rnnfast.nn.checks import as_generator, as_input, check_choice, check_flag, check_lengths, check_shape, check_size
+from rnnfast.nn.checks import as_generator, as_input, check_choice, check_lengths, check_shape, check_size
 from rnnfast.nn.linear import Linear
 from rnnfast.nn.module import Container, Saved, SummaryRow, joined
 
@@ -138,7 +138,7 @@ class Attention(Container):
         """
         query_array, memory_array = self._checked_inputs(query, memory)
         pairs = list(zip(_lengths(query_lengths, query_array), _lengths(lengths, memory_array)))
-        check_flag(training, "training")
+        self._trains(training)
         saved_key = None
         if keys is None:
             keys, saved_key = self._projected("key", memory_array, training)
@@ -172,6 +172,7 @@ class Attention(Container):
             InputError: A shape does not fit.
             InputTypeError: A dtype is wrong, or `saved` is not an object that `forward` returned.
         """
+        self.refuse_training()
         gradient = self._checked_gradient(dcontext, saved)
         queries, keys, memory, weights, pairs, saved_query, saved_key, v = saved.values
         dqueries, dkeys, dmemory, dv = map(np.zeros_like, (queries, keys, memory, v))
@@ -244,7 +245,8 @@ class Attention(Container):
         lead = (shape or ("B", "T", self.query_size))[:-1]
         parameters = {name: layer.shapes()["weight"] for name, layer in self._layers.items()}
         count = sum(a * b for a, b in parameters.values())
-        return [SummaryRow(repr(self), (*lead, self.memory_size), count, 2 * count, 4 * count)]
+        nbytes = sum(row.bytes for layer in self._layers.values() for row in layer.summary_rows())
+        return [SummaryRow(repr(self), (*lead, self.memory_size), count, 2 * count, nbytes)]
 
 
 def _lengths(lengths, x):

@@ -60,6 +60,13 @@ class Cell(Module):
     def replace_weights(self, prepared):
         self.layer.replace_weights(prepared)
 
+    def product_weights(self):
+        return tuple(name.removesuffix("_l0") for name in self.layer.product_weights())
+
+    def hold_weights_as(self, weight_type):
+        self.weight_type = weight_type
+        self.layer.hold_weights_as(weight_type)
+
     def __getstate__(self):
         return self.__dict__.copy()
 
@@ -114,6 +121,7 @@ class Cell(Module):
         """
         if lengths is not None:
             raise InputError(f"lengths: {self!r} takes one step")
+        self._trains(training)
         steps = self._step(x)
         before = self._states(state, "state", steps.shape[1:-1])
         y, last, saved = self.layer.forward(steps, before, training=training)
@@ -123,6 +131,7 @@ class Cell(Module):
         self, dy: Any, dstate: Any, saved: Any, *, dx: bool = True
     ) -> tuple[FloatArray | None, Any, Gradients]:
         """Compute gradients from those of h' (`dy`) and of the state after the step, as recurrent layers do."""
+        self.refuse_training()
         dlast = self.layer.split_state(dstate, "dstate")
         dlast = tuple(None if a is None else as_input(a, "dstate")[None] for a in dlast)
         dsteps = None if dy is None else as_input(dy, "dy")[None]

@@ -91,6 +91,9 @@ class Conv1d(Module):
         check_weights(self, self.shapes().values())
         self._initialize(rng)
 
+    def product_weights(self):
+        return ("weight",)
+
     def sizes(self) -> Sizes:
         return "last" if self.channels_last else "channels", self.in_channels, self.out_channels
 
@@ -119,7 +122,10 @@ class Conv1d(Module):
     def _pack(self, parameters):
         rows = parameters["weight"].reshape(self.groups, self.out_channels // self.groups, -1)
         biases = np.split(parameters["bias"], self.groups) if self.bias else [None] * self.groups
-        return [_kernels.Matrix(weight.T, bias, matmul=self.matmul) for weight, bias in zip(rows, biases, strict=True)]
+        return [
+            _kernels.Matrix(weight.T, bias, matmul=self.matmul, weight_type=self.weight_type)
+            for weight, bias in zip(rows, biases, strict=True)
+        ]
 
     def __call__(self, x: ArrayLike) -> FloatArray:
         """Compute the convolution.
@@ -204,4 +210,4 @@ class Conv1d(Module):
         weights = self.out_channels * self.in_channels // self.groups * self.kernel_size
         parameters = weights + self.bias * self.out_channels
         output = ("N", "L", self.out_channels) if self.channels_last else ("N", self.out_channels, "L")
-        return [SummaryRow(repr(self), output, parameters, 2 * weights, 4 * parameters)]
+        return [SummaryRow(repr(self), output, parameters, 2 * weights, self._nbytes(self.shapes()))]

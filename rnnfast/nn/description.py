@@ -10,6 +10,7 @@ import numpy as np
 
 from rnnfast import nn
 from rnnfast.errors import Error, ModelError, UnsupportedError, raise_if_from_handler
+from rnnfast.native.weight_types import ACTIVATION_BITS, WEIGHT_TYPES, weight_type_of
 
 if TYPE_CHECKING:
     from rnnfast.nn.module import Module
@@ -64,7 +65,7 @@ def _described(layer):
         value = getattr(layer, argument, parameter.default)
         if argument != "rng" and (parameter.default is parameter.empty or value != parameter.default):
             given[argument] = value
-    return {"class": name, "arguments": given}
+    return {"class": name, "arguments": given} | _weights(layer)
 
 
 def _made(description):
@@ -72,7 +73,19 @@ def _made(description):
     kind = layer_classes()[description["class"]]
     if kind is nn.Sequential:
         return kind(*map(_made, description["layers"]))
-    return kind(**{name: _tuples(value) for name, value in description["arguments"].items()})
+    layer = kind(**{name: _tuples(value) for name, value in description["arguments"].items()})
+    weight_type = weight_type_of(description.get("weights"), description.get("activations", ACTIVATION_BITS))
+    if weight_type is not None:
+        layer.hold_weights_as(weight_type)
+    return layer
+
+
+def _weights(layer):
+    """Return what the description of a quantised layer has beside that of another one."""
+    if layer.weight_type is None:
+        return {}
+    row = WEIGHT_TYPES[layer.weight_type]
+    return {"weights": row.weights} | ({"activations": row.activation_bits} if row.integers else {})
 
 
 def _tuples(value):

@@ -64,6 +64,9 @@ class Linear(Module):
         shapes: dict[str, Shape] = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
         return shapes if self.bias else {"weight": shapes["weight"]}
 
+    def product_weights(self):
+        return ("weight",)
+
     def sizes(self) -> Sizes:
         return "last", self.in_features, self.out_features
 
@@ -71,7 +74,8 @@ class Linear(Module):
         return uniform(self.shapes(), 1 / np.sqrt(self.in_features), rng)
 
     def _pack(self, parameters):
-        return _kernels.Matrix(parameters["weight"].T, parameters.get("bias"), matmul=self.matmul)
+        bias = parameters.get("bias")
+        return _kernels.Matrix(parameters["weight"].T, bias, matmul=self.matmul, weight_type=self.weight_type)
 
     def __call__(self, x: ArrayLike) -> FloatArray:
         """Compute x W^T + b.
@@ -120,7 +124,7 @@ class Linear(Module):
         weights = self.in_features * self.out_features
         parameters = weights + self.bias * self.out_features
         output = (*(shape or ("...", self.in_features))[:-1], self.out_features)
-        return [SummaryRow(repr(self), output, parameters, 2 * weights, 4 * parameters)]
+        return [SummaryRow(repr(self), output, parameters, 2 * weights, self._nbytes(self.shapes()))]
 
 
 class Embedding(Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ import numpy as np
 
 from rnnfast.errors import Error, InputError, InputTypeError, ModelError, UnsupportedError, raises_limit_error
 from rnnfast.native.threads import check as check_threads
+from rnnfast.native.weight_types import ACTIVATION_BITS, WEIGHT_TYPES, weight_type_of
 from rnnfast.nn.checks import as_generator, as_input, as_weight, check_flag, check_shape, within_memory
 from rnnfast.nn.files import as_path, load, save
 from rnnfast.nn.packed import checked, is_packed
@@ -115,6 +117,9 @@ class Module:
     takes_floats: ClassVar[bool] = False
     """Whether x is float32, to which `as_input` converts; else it is what the class says, such as indices."""
 
+    weight_type: str | None = None
+    """The key in WEIGHT_TYPES of the weights of products, None for float32; `quantized` sets it in a copy."""
+
     buffers: ClassVar[tuple[str, ...]] = ()
     """The parameters that have no gradient: where `backward` gives that of others, it gives what `fit` subtracts."""
 
@@ -140,6 +145,10 @@ class Module:
     def shapes(self) -> dict[str, Shape]:
         """Return the shape of each parameter by name, in the order of the state dict."""
         return {}
+
+    def product_weights(self) -> tuple[str, ...]:
+        """Return the names of the parameters that are matrices of products, of which each row makes one output."""
+        return ()
 
     def sizes(self) -> Sizes | None:
         """Return which axis the layer treats, and its sizes; None if that is not known."""
@@ -205,6 +214,59 @@ class Module:
         return f"; expected prefix={' or '.join(map(repr, found))}" if found else ""
 
     @raises_limit_error
+    @raises_limit_error
+    def quantized(
+        self, weights: Literal["int8", "fp16", "bf16"], *, activations: Literal[15, 8] = ACTIVATION_BITS
+    ) -> Self:
+        """Return a copy for inference whose products have weights of another type.
+
+        The weights of Linear, Conv1d, RNN, GRU and LSTM, and of all layers made of these, are rounded as
+        `rnnfast.load` with the same arguments rounds those of a file, and later ones when they are loaded. The state
+        dict has the rounded values as float32, and so has what `save` writes, of which `rnnfast.nn.load` makes a
+        quantised layer again. Biases, embeddings and other layers stay as they are. The copy cannot be trained.
+
+        Args:
+            weights: The type: "int8", whose products are computed in integers, "fp16" or "bf16".
+            activations: The bits to which int8 rounds what it multiplies with weights; 8 is faster and coarser than 15.
+
+        Returns:
+            A layer of the same class.
+
+        Raises:
+            InputError: `weights` or `activations` has a value that is not allowed.
+            LimitError: There is no memory for the weights.
+            UnsupportedError: A weight is not finite, or too large for the type.
+        """
+        weight_type = weight_type_of(weights, activations)
+        if weight_type is None:
+            raise InputError("weights: got None, expected a type to which weights are rounded")
+        twin = copy.deepcopy(self)
+        twin.hold_weights_as(weight_type)
+        return twin
+
+    def hold_weights_as(self, weight_type: str) -> None:
+        """Round the weights to a type, of which later ones will be too; `quantized` documents it.
+
+        Args:
+            weight_type: A key of WEIGHT_TYPES.
+        """
+        self.weight_type = weight_type
+        if self.loaded_weights is not None:
+            parameters = {name: array.copy() for name, array in self.loaded_weights[0].items()}
+            self.replace_weights(self.prepare_weights(parameters))
+
+    def refuse_training(self) -> None:
+        """Raise UnsupportedError if the layer is quantised, so that it has no gradients."""
+        if self.weight_type is not None:
+            raise UnsupportedError(f"{self!r} is quantised, for inference: it has no gradients")
+
+    def _trains(self, training):
+        """Return whether `training` is True, which quantised layers refuse."""
+        if check_flag(training, "training"):
+            self.refuse_training()
+        return training
+
+    @raises_limit_error
     def forward(
         self, x: Any, state: Any = None, *, lengths: ArrayLike | None = None, training: bool = False, rng: Seed = None
     ) -> tuple[Any, Any, Any]:
@@ -226,12 +288,12 @@ class Module:
         Raises:
             InputError: A shape, value or state does not fit.
             InputTypeError: A dtype or type does not fit.
-            UnsupportedError: training=True, and the layer has no gradient.
+            UnsupportedError: training=True, and the layer has no gradient or is quantised.
         """
         if state is not None:
             raise InputError(f"state: {type(self).__name__} has none, expected None")
         self._check_lengths_taken(x, lengths)
-        if not check_flag(training, "training"):
+        if not self._trains(training):
             return self.call_in_sequence(x, None), None, None
         y, *values = self._forward(x, rng)
         not_counted = {id(a) for a in (x, y, *self.current_weights()[0].values())}
@@ -259,6 +321,7 @@ class Module:
             InputError: A shape does not fit, or the layer has no state.
             InputTypeError: A dtype is wrong, or `saved` is not an object that `forward` returned.
         """
+        self.refuse_training()
         if dstate is not None:
             raise InputError(f"dstate: {type(self).__name__} has no state, expected None")
         x_gradient, dweights = self._backward(self._checked(dy, saved), *saved.values)
@@ -410,10 +473,37 @@ class Module:
 
     def prepare_weights(self, parameters: Weights) -> Any:
         """Pack new parameters for `replace_weights`; the layer is not changed yet."""
+        if self.weight_type is not None:
+            parameters = self._rounded(parameters)
         for array in parameters.values():
             array.flags.writeable = False
         with within_memory(self):
             return parameters, self._pack(parameters)
+
+    def _rounded(self, parameters):
+        """Return parameters whose matrices of products are rounded to the layer's type."""
+        row = WEIGHT_TYPES[self.weight_type]
+        rounded = dict(parameters)
+        for name in self.product_weights():
+            array = parameters[name]
+            if not np.all(np.isfinite(array)):
+                raise UnsupportedError(f"{name}: the weights are not finite, and cannot be {row.weights}")
+            with within_memory(self):
+                columns = row.rounded(np.ascontiguousarray(array.reshape(len(array), -1).T))
+                rounded[name] = np.ascontiguousarray(columns.T).reshape(array.shape)
+            if not np.all(np.isfinite(rounded[name])):
+                raise UnsupportedError(f"{name}: the weights are too large for {row.weights}")
+        return rounded
+
+    def _nbytes(self, shapes):
+        """Return the bytes of parameters of these shapes by name, those of products in the layer's type."""
+        count = sum(4 * math.prod(shape) for shape in shapes.values())
+        if self.weight_type is not None:
+            for name in set(self.product_weights()).intersection(shapes):
+                rows, *rest = shapes[name]
+                K = math.prod(rest)
+                count += WEIGHT_TYPES[self.weight_type].nbytes(K, rows) - 4 * K * rows
+        return count
 
     def replace_weights(self, prepared: Any) -> None:
         """Let calls use the weights that `prepare_weights` returned."""
@@ -446,8 +536,8 @@ class Module:
         """Return a table of layers like that of Keras: output shapes, parameters, flops and bytes of a step.
 
         Flops and bytes are those of one time step of one row. Flops count 2 for each multiply-add of a matrix product,
-        and nothing for elementwise work. Bytes count each parameter that a step reads once, at 4 bytes: a step at batch
-        1 has to fetch these.
+        and nothing for elementwise work. Bytes count each parameter that a step reads once, at 4 bytes, or those of
+        its type if the layer is quantised: a step at batch 1 has to fetch these.
 
         Args:
             shape: The shape of an input, to show sizes in place of the names of its axes.
@@ -493,7 +583,15 @@ class Module:
                 arguments.append(repr(value))
             elif value != parameter.default:
                 arguments.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(arguments)})"
+        return f"{type(self).__name__}({', '.join(arguments)}){self._quantized_repr()}"
+
+    def _quantized_repr(self):
+        """Return the call that makes a quantised layer of one that is not, as the end of its repr; "" for that."""
+        if self.weight_type is None or not self.product_weights():
+            return ""
+        row = WEIGHT_TYPES[self.weight_type]
+        bits = "" if row.activation_bits in (0, ACTIVATION_BITS) else f", activations={row.activation_bits}"
+        return f".quantized({row.weights!r}{bits})"
 
 
 class Container(Module):
@@ -522,6 +620,15 @@ class Container(Module):
     def replace_weights(self, prepared):
         for layer, weights in zip(self.members().values(), prepared, strict=True):
             layer.replace_weights(weights)
+
+    def hold_weights_as(self, weight_type):
+        self.weight_type = weight_type
+        for layer in self.members().values():
+            layer.hold_weights_as(weight_type)
+
+    def refuse_training(self):
+        for layer in self.members().values():
+            layer.refuse_training()
 
     def _advice(self, state_dict):
         advice = super()._advice(state_dict)
@@ -656,7 +763,7 @@ class Sequential(Container):
     def forward(
         self, x: Any, state: Any = None, *, lengths: ArrayLike | None = None, training: bool = False, rng: Seed = None
     ) -> tuple[Any, Any, Any]:
-        if check_flag(training, "training"):
+        if self._trains(training):
             rng = as_generator(rng)
             if is_packed(x):
                 raise UnsupportedError(
@@ -679,6 +786,7 @@ class Sequential(Container):
     def backward(
         self, dy: Any, dstate: Any, saved: Any, *, dx: bool = True
     ) -> tuple[FloatArray | None, Any, Gradients]:
+        self.refuse_training()
         dy = self._checked(dy, saved)
         dstates: list[Any] = []
         dweights: Gradients = {}

@@ -49,6 +49,9 @@ _KERAS_ACTIVATIONS = {
 """Keras's activation -> ONNX's. hard_sigmoid is missing, as it is ambiguous: ("HardSigmoid", 1/6, 0.5) in Keras 3,
 ("HardSigmoid", 0.2, 0.5) before it."""
 
+PRODUCTS = ("weight_ih", "weight_hh", "weight_hr")
+"""The beginnings of the names of matrices in a state dict."""
+
 _HALF = np.float32(0.5)
 MERGES: dict[str, tuple[Any, Any]] = {
     "concat": (lambda a, b: np.concatenate([a, b], axis=-1), lambda a, b, dy: np.split(dy, 2, axis=-1)),
@@ -201,6 +204,9 @@ class RecurrentLayer(Module):
                     shapes[f"weight_peephole_{end}"] = (3 * self.hidden_size,)
         return shapes
 
+    def product_weights(self):
+        return tuple(name for name in self.shapes() if name.startswith(PRODUCTS))
+
     def sizes(self) -> Sizes:
         return "last", self.input_size, self.merged_size
 
@@ -215,6 +221,7 @@ class RecurrentLayer(Module):
                     activations=self.resolved_activations[direction],
                     clip=self.clip,
                     matmul=self.matmul,
+                    weight_type=self.weight_type,
                     **convert.to_onnx(self.kind, parameters, convert.suffix(layer, direction)),
                     **self.cell_options,
                 )
@@ -282,10 +289,11 @@ class RecurrentLayer(Module):
         Raises:
             InputError: A shape or value does not fit.
             InputTypeError: A dtype or type does not fit.
-            UnsupportedError: training=True with a PackedSequence, other activations, clip, peepholes or input_forget.
+            UnsupportedError: training=True with a PackedSequence, other activations, clip, peepholes or input_forget,
+                or a quantised layer.
         """
         states = self.split_state(state, "state")
-        saved = RecurrentSaved(self) if check_flag(training, "training") else None
+        saved = RecurrentSaved(self) if self._trains(training) else None
         rng = as_generator(rng) if self.dropout or rng is not None else None
         y, last = self.run_batch(x, states, lengths, saved, rng)
         return y if self.return_sequences else self._last_output(last), self.join_state(last), saved
@@ -310,6 +318,7 @@ class RecurrentLayer(Module):
             InputError: A shape does not fit, or `saved` is another layer's.
             InputTypeError: A dtype is wrong, or `saved` is not an object that `forward` returned.
         """
+        self.refuse_training()
         if not isinstance(saved, RecurrentSaved):
             raise InputTypeError(f"saved: got a {type(saved).__name__}, expected what forward(training=True) returned")
         if saved.module is not self:
@@ -538,11 +547,12 @@ class RecurrentLayer(Module):
         rows = []
         sizes = self.shapes()
         for layer in range(self.num_layers):
-            layer_sizes = [s for n, s in sizes.items() if n.removesuffix("_reverse").endswith(f"_l{layer}")]
-            parameters = sum(math.prod(s) for s in layer_sizes)
-            products = sum(math.prod(s) for s in layer_sizes if len(s) == 2)
+            layer_sizes = {n: s for n, s in sizes.items() if n.removesuffix("_reverse").endswith(f"_l{layer}")}
+            parameters = sum(map(math.prod, layer_sizes.values()))
+            products = sum(math.prod(s) for s in layer_sizes.values() if len(s) == 2)
             name = repr(self) if self.num_layers == 1 else f"{self!r} layer {layer}"
-            rows.append(SummaryRow(name, (*shape[:-1], self.merged_size), parameters, 2 * products, 4 * parameters))
+            output = (*shape[:-1], self.merged_size)
+            rows.append(SummaryRow(name, output, parameters, 2 * products, self._nbytes(layer_sizes)))
         return rows
 
     @classmethod

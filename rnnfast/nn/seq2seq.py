@@ -149,7 +149,7 @@ class Seq2Seq(Container):
         """
         if state is not None:
             raise InputError("state: Seq2Seq has none, expected None")
-        tape = _Tape(self, check_flag(training, "training"), rng)
+        tape = _Tape(self, self._trains(training), rng)
         logits, _ = self._run(tape, x, lengths)
         return logits, None, Saved((tape,), logits.shape, tape.nbytes) if training else None
 
@@ -169,6 +169,7 @@ class Seq2Seq(Container):
             InputError: A shape does not fit, or a state's gradient is given.
             InputTypeError: A dtype is wrong, or `saved` is not an object that `forward` returned.
         """
+        self.refuse_training()
         if dstate is not None:
             raise InputError("dstate: Seq2Seq has no state, expected None")
         dy = self._checked(dy, saved)

@@ -144,8 +144,10 @@ def fit(
         InputError: A shape or value does not fit.
         InputTypeError: A dtype or type does not fit.
         ModelError: The checkpoint is invalid or is one of another training.
-        UnsupportedError: A layer has no gradient, or a checkpoint is asked for and safetensors is not installed.
+        UnsupportedError: A layer has no gradient or is quantised, or a checkpoint is asked for and safetensors is not
+            installed.
     """
+    net.refuse_training()
     loss, optimizer = _named(loss, LOSSES, "loss"), _named(optimizer, OPTIMIZERS, "optimizer")
     ignore_index = getattr(loss, "ignore_index", None)
     examples: Any
