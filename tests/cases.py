@@ -9,6 +9,7 @@ import numpy as np
 
 from rnnfast import reference
 from rnnfast.native import _engine
+from rnnfast.native.weight_types import WEIGHT_TYPES
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FUNCTIONS = {"RNN": 1, "GRU": 2, "LSTM": 3}
@@ -96,7 +97,13 @@ def random_input(rng, layer, T, B, *, states=True, lens=None):
     return x, h, c, lens
 
 
-def cells(layer, matmul="packed"):
+def type_options(key):
+    """Return the arguments by which users mean a key of WEIGHT_TYPES."""
+    row = WEIGHT_TYPES[key]
+    return {"weights": row.weights} | ({"activations": row.activation_bits} if row.integers else {})
+
+
+def cells(layer, matmul="packed", weight_type=None):
     return tuple(
         _engine.Cell(
             layer.kind,
@@ -106,6 +113,7 @@ def cells(layer, matmul="packed"):
             None if layer.P is None else layer.P[d],
             activations=layer.activations[d],
             matmul=matmul,
+            weight_type=weight_type,
             **layer.attributes,
         )
         for d in range(layer.directions)

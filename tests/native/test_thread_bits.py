@@ -7,30 +7,43 @@ import pytest
 
 from rnnfast import nn
 from rnnfast.native import _kernels
-from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run
-from tests.native.test_bits import LAYERS
+from rnnfast.native.weight_types import WEIGHT_TYPES
+from tests.cases import DIRECTIONS, bits, cells, random_input, random_layer, run, type_options
+from tests.native.test_bits import LAYERS, TYPED
 from tests.native.threaded import COUNTS, X, model, outputs, run_all
 
 SIZES = [(1, 1, 3, 2), (19, 37, 9, 1), (40, 130, 5, 3), (30, 260, 3, 3), (11, 23, 4, 67)]
 """input_size, hidden_size, T, B: less than a vector, odd, panels for each of 2 threads, of 8, rows for each of them."""
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", LAYERS)
-def test_bits_do_not_depend_on_the_threads(name, direction, size, isa, forced):
+def check(name, weight_type, direction, size):
+    """Assert that a layer has the same bits with each number of threads."""
     input_size, hidden_size, T, B = size
     rng = np.random.default_rng(hidden_size)
     options = LAYERS[name] | {"direction": direction}
     if "activations" in options:
         options["activations"] = options["activations"] * len(DIRECTIONS[direction])
     layer = random_layer(rng, input_size=input_size, hidden_size=hidden_size, **options)
-    packed = cells(layer)
+    packed = cells(layer, weight_type=weight_type)
     for states, ragged in ((True, False), (False, True)):
         given = random_input(rng, layer, T, B, states=states, lens=rng.integers(0, T + 1, B) if ragged else None)
         expected = bits(run(packed, layer, *given))
         for count in COUNTS[1:]:
             assert bits(run(packed, layer, *given, threads=count)) == expected
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_bits_do_not_depend_on_the_threads(name, direction, size, isa, forced):
+    check(name, None, direction, size)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
+@pytest.mark.parametrize("name", TYPED)
+def test_weight_types(name, weight_type, size, isa, forced):
+    check(name, weight_type, "bidirectional", size)
 
 
 @pytest.mark.parametrize("lengths", [None, [40, 7, 0]])
@@ -55,12 +68,17 @@ def test_stacks_of_layers(kind, options, lengths, forced):
 
 
 @pytest.mark.parametrize("size", [(1, 5, 7), (3, 64, 1000), (300, 70, 130), (1000, 33, 17)], ids=str)
-def test_dense_layers(size, isa, forced):
+@pytest.mark.parametrize("key", [None, *WEIGHT_TYPES])
+def test_dense_layers(key, size, isa, forced):
+    def layer(threads):
+        made = nn.Linear(k, n, rng=2, threads=threads)
+        return made if key is None else made.quantized(**type_options(key))
+
     rows, k, n = size
     x = np.random.default_rng(1).standard_normal((rows, k)).astype(np.float32)
-    expected = nn.Linear(k, n, rng=2)(x).tobytes()
+    expected = layer(1)(x).tobytes()
     for count in COUNTS[1:]:
-        assert nn.Linear(k, n, rng=2, threads=count)(x).tobytes() == expected
+        assert layer(count)(x).tobytes() == expected
 
 
 def test_many_threads_call_threaded_layers(forced):

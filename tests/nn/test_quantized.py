@@ -11,7 +11,7 @@ import rnnfast
 from rnnfast import nn
 from rnnfast.errors import InputError, ModelError, UnsupportedError
 from rnnfast.native.weight_types import WEIGHT_TYPES
-from tests.cases import bits
+from tests.cases import bits, type_options
 from tests.graphs import random
 
 typed = pytest.mark.parametrize("key", WEIGHT_TYPES)
@@ -54,12 +54,6 @@ LAYERS = {
 EXACT = ("RNN", "GRU", "GRU reset first", "LSTM", "LSTM with peepholes", "Linear")
 
 
-def options_of(key):
-    """The arguments of a type for users."""
-    row = WEIGHT_TYPES[key]
-    return {"weights": row.weights} | ({"activations": row.activation_bits} if row.integers else {})
-
-
 def input_of(name):
     shape = LAYERS[name][1]
     if shape is not None:
@@ -94,7 +88,7 @@ def rounded(layer, key):
 def test_calls(name, key):
     layer, x = LAYERS[name][0](), input_of(name)
     before = layer.state_dict()
-    plain, twin = layer(x), layer.quantized(**options_of(key))
+    plain, twin = layer(x), layer.quantized(**type_options(key))
     assert type(twin) is type(layer) and twin.shapes() == layer.shapes()
     expected, held = rounded(layer, key), twin.state_dict()
     assert held.keys() == expected.keys() and all(same(held[n], expected[n]) for n in held)
@@ -111,7 +105,7 @@ def test_calls(name, key):
 @pytest.mark.parametrize("name", LAYERS)
 def test_copies_and_later_weights(name, key):
     layer, x = LAYERS[name][0](), input_of(name)
-    twin = layer.quantized(**options_of(key))
+    twin = layer.quantized(**type_options(key))
     y = twin(x)
     for other in (copy.copy(twin), copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
         assert same(other(x), y) and repr(other) == repr(twin)
@@ -128,7 +122,7 @@ def test_copies_and_later_weights(name, key):
 def test_files(name, key, tmp_path):
     pytest.importorskip("safetensors")
     layer, x = LAYERS[name][0](), input_of(name)
-    twin = layer.quantized(**options_of(key))
+    twin = layer.quantized(**type_options(key))
     for ending in (".safetensors", "" if name == "Seq2Seq" else ".onnx"):
         if ending == ".onnx" and ("projection" in name):
             continue
@@ -143,13 +137,13 @@ def test_files(name, key, tmp_path):
         "LSTM with peepholes",
         "Linear",
     ):  # of which the file has the layer's bits
-        for options in (options_of(key), {})[: 1 if WEIGHT_TYPES[key].integers else 2]:
+        for options in (type_options(key), {})[: 1 if WEIGHT_TYPES[key].integers else 2]:
             assert same(rnnfast.load(tmp_path / "m.onnx", **options)(x=x).y, arrays(twin(x))[0])
 
 
 @typed
 def test_ways_to_run_give_the_same_bits(key):
-    net = LAYERS["Sequential"][0]().quantized(**options_of(key))
+    net = LAYERS["Sequential"][0]().quantized(**type_options(key))
     x = random(6, 12, 4, 9)
     y = net(x)
     for row in range(4):

@@ -11,16 +11,14 @@ from onnx import TensorProto, helper
 import rnnfast
 from rnnfast import nn
 from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.native import _kernels
 from rnnfast.native.weight_types import WEIGHT_TYPES, integer_columns
 from rnnfast.onnx.weights import with_weight_type
-from tests.cases import bits
+from tests.cases import bits, type_options
 from tests.graphs import model_of, parse, random
 
 FLOAT = TensorProto.FLOAT
-OPTIONS = [
-    {"weights": row.weights} | ({"activations": row.activation_bits} if row.integers else {})
-    for row in WEIGHT_TYPES.values()
-]
+OPTIONS = [type_options(key) for key in WEIGHT_TYPES]
 typed = pytest.mark.parametrize("options", OPTIONS, ids=WEIGHT_TYPES)
 # Differences to the float64 reference of the same rounded weights, relative to the largest output. Where products are
 # in float32: 5e-7 measured. Integers round activations: to 15 bits 1e-4 of a layer's result, to 8 bits 1e-2.
@@ -104,7 +102,7 @@ def test_summary_and_bytes():
 
 
 @typed
-def test_streams_pools_and_pickles(options):
+def test_streams_pools_and_pickles(options, isa):
     w, r, p = (0.3 * random(i, *shape) for i, shape in enumerate([(1, 28, 5), (1, 28, 7), (7, 3)]))
     source = parse(
         """g (float[1,b,5] x, float[1,b,7] h, float[1,b,7] c) => (float[1,b,3] y, float[1,b,7] hn, float[1,b,7] cn) {
@@ -135,6 +133,24 @@ def test_streams_pools_and_pickles(options):
     for t, frame in enumerate(frames):
         y = pool.step(np.array(streams), x=frame[0][:, None])
         assert bits([y.reshape(3, 3)]) == bits([expected[t].reshape(3, 3)])
+
+
+@typed
+def test_batches_threads_and_instruction_sets(options, forced):
+    x, before, results = random(20, 9, 3, 33), _kernels.get_isa(), []
+    try:
+        for isa in _kernels.isas():
+            _kernels.set_isa(isa)
+            for threads in (1, 3):
+                model = rnnfast.load(network(), threads=threads, **options)
+                y = model(x=x).y
+                results.append(bits([y]))
+                for row in (0, 4, 8):
+                    assert bits([model(x=x[row : row + 1]).y]) == bits([y[row : row + 1]])
+                assert bits([model(x=np.ascontiguousarray(x[::-1])).y[::-1]]) == bits([y])
+    finally:
+        _kernels.set_isa(before)
+    assert all(result == results[0] for result in results)
 
 
 @typed

@@ -7,15 +7,19 @@ import pytest
 
 import rnnfast
 from rnnfast import nn
+from rnnfast.native.weight_types import WEIGHT_TYPES
 from tests import graphs
+from tests.cases import type_options
 from tests.graphs import random
 from tests.serving.sequence_models import CASES, FRAME_BY_FRAME, H, I, alone, feed_of, same, sequence, way
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bits(name):
+@pytest.mark.parametrize("key", [None, *WEIGHT_TYPES])
+def test_bits(name, key):
     """Many sequences of all lengths at once."""
-    model, (_, axes, outputs) = graphs.load(CASES[name][0]), CASES[name]
+    options = {} if key is None else type_options(key)
+    model, (_, axes, outputs) = rnnfast.load(CASES[name][0], **options), CASES[name]
     lengths = np.random.default_rng(1).integers(1, 61, 40)
 
     async def one(batcher, k):

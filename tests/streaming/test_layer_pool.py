@@ -11,7 +11,8 @@ from hypothesis import given
 
 from rnnfast import nn
 from rnnfast.errors import Error, InputError, InputTypeError, LimitError
-from tests.cases import bits
+from rnnfast.native.weight_types import WEIGHT_TYPES
+from tests.cases import bits, type_options
 from tests.graphs import random
 from tests.playing import USES, flat, in_threads, play, property_test, same_bits
 
@@ -30,6 +31,11 @@ LAYERS = {
         nn.Linear(4, 2, rng=9),
     ),
     "Embedding": lambda **o: nn.Sequential(nn.Embedding(11, 6, rng=6), nn.LSTM(6, 8, rng=7, **o)),
+} | {
+    key: lambda key=key, **o: nn.Sequential(
+        nn.Linear(5, 6, rng=6), nn.LSTM(6, 19, 2, rng=7, **o), nn.GRU(19, 4, rng=8, **o), nn.RNN(4, 2, rng=9, **o)
+    ).quantized(**type_options(key))
+    for key in WEIGHT_TYPES
 }
 
 

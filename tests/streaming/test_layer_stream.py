@@ -8,7 +8,8 @@ import pytest
 
 from rnnfast import nn
 from rnnfast.errors import Error, InputError
-from tests.cases import bits
+from rnnfast.native.weight_types import WEIGHT_TYPES
+from tests.cases import bits, type_options
 from tests.graphs import random
 from tests.streaming.streams import check_busy, check_closed
 
@@ -26,6 +27,11 @@ LAYERS = {
         nn.Sequential(nn.GRU(8, 4, rng=8, **o)),
         nn.Linear(4, 2, rng=9),
     ),
+} | {
+    key: lambda key=key, **o: nn.Sequential(
+        nn.Linear(5, 6, rng=6), nn.LSTM(6, 19, 2, rng=7, **o), nn.GRU(19, 4, rng=8, **o), nn.RNN(4, 2, rng=9, **o)
+    ).quantized(**type_options(key))
+    for key in WEIGHT_TYPES
 }
 
 

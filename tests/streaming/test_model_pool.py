@@ -11,9 +11,10 @@ from hypothesis import given
 
 import rnnfast
 from rnnfast.errors import LimitError, UnsupportedError
+from rnnfast.native.weight_types import WEIGHT_TYPES
 from rnnfast.streaming.model_pool import MAX_GROUPS
 from rnnfast.streaming.pool import batch_sizes
-from tests.cases import bits
+from tests.cases import bits, type_options
 from tests.graphs import load, parse, random
 from tests.playing import USES, in_threads, play, property_test, same_bits
 
@@ -184,8 +185,20 @@ def test_published_models_whose_batch_is_fixed(name, published):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_sizes_and_threads(name, threads, isa, forced):
+    check_sizes(name, threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("key", WEIGHT_TYPES)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_weight_types(name, key, threads, forced):
+    check_sizes(name, threads=threads, **type_options(key))
+
+
+def check_sizes(name, **options):
+    """Step batches of several sizes, and compare each stream with itself alone."""
     text, initializers, axes = GRAPHS[name]
-    model, fixed = rnnfast.load(parse(text, **initializers), threads=threads), FIXED.get(name, {})
+    model, fixed = rnnfast.load(parse(text, **initializers), **options), FIXED.get(name, {})
     pool, frame, rng = model.pool(90, **fixed), frame_of(model, model.stream(**fixed), {}), np.random.default_rng(0)
     live = {pool.open(): model.stream(**fixed) for _ in range(90)}
     for count in (3, 90, 1, 37, 64, 5):
