@@ -1,12 +1,16 @@
 """The promises for any file and any inputs: the checks of one case, each with the name of what it finds."""
 
 import dataclasses
+import pathlib
+import zlib
 
 import numpy as np
 
 import rnnfast
 from rnnfast.errors import Error, LimitError, UnsupportedError
 from rnnfast.native import _kernels
+from rnnfast.native.weight_types import WEIGHT_TYPES
+from tests.cases import type_options
 from tests.fuzz.by_onnxruntime import may_compare, run_onnxruntime
 from tests.fuzz.noise import CONVOLUTIONS, RECURRENT, all_nodes, largest_result, noisy_reference
 from tests.graphs import by_numpy
@@ -77,6 +81,7 @@ def check(path, feed):
         found.append(Finding("second call", f"other bits: {different(first, again)}"))
     found += compare_machines(path, feed, first)
     found += compare_rows(model, feed)
+    found += compare_weight_type(path, feed)
     found += compare_sizes(path, feed)
     if refused_by_functions is None:
         found += compare_values(model, path, feed, first, by_functions)
@@ -88,7 +93,24 @@ def same_class(a, b):
     return type(a) is type(b) or isinstance(a, LimitError) or isinstance(b, LimitError)
 
 
-def compare_machines(path, feed, expected):
+def compare_weight_type(path, feed):
+    """Findings where a model with rounded weights gives other bits on another machine, or to a row alone.
+
+    The bytes of the file say which of the types.
+    """
+    keys = list(WEIGHT_TYPES)
+    options = type_options(keys[zlib.crc32(pathlib.Path(path).read_bytes()) % len(keys)])
+    model, refused = attempt(lambda: rnnfast.load(path, limits=LIMITS, **options))
+    if refused or all(node.weight_type is None for node in all_nodes(model.folded)):
+        return []
+    first, refused = attempt(lambda: model.run(feed))
+    if refused:
+        return []
+    found = compare_machines(path, feed, first, **options) + compare_rows(model, feed)
+    return [Finding(finding.kind, f"{options}: {finding.text}") for finding in found]
+
+
+def compare_machines(path, feed, expected, **options):
     """Findings where another instruction set, or two threads, give other bits."""
     found, before = [], _kernels.get_isa()
     for isa in _kernels.isas():
@@ -98,7 +120,9 @@ def compare_machines(path, feed, expected):
             _kernels.set_isa(isa)
             _kernels.force_threads(threads if threads > 1 else 0)
             try:
-                other, refused = attempt(lambda threads=threads: rnnfast.load(path, threads=threads, limits=LIMITS))
+                other, refused = attempt(
+                    lambda threads=threads: rnnfast.load(path, threads=threads, limits=LIMITS, **options)
+                )
                 got, refused = (None, refused) if refused else attempt(lambda other=other: other.run(feed))
             finally:
                 _kernels.set_isa(before)

@@ -87,6 +87,8 @@ def test_findings_are_found(monkeypatch):
     if len(_kernels.isas()) > 1:
         usual = _kernels.get_isa()
         assert "bits" in kinds(lambda self, feed: (whole if _kernels.get_isa() == usual else wrong)(self, feed))
+        rounded = lambda self: self.weights is not None and _kernels.get_isa() != usual
+        assert kinds(lambda self, feed: (wrong if rounded(self) else whole)(self, feed)) == {"bits"}
 
 
 def test_a_crash_is_of_onnxruntime_by_its_first_frame():
