@@ -20,6 +20,8 @@ from rnnfast.cli.values import Sizes, dim_option, fill, input_option, read_input
 from rnnfast.errors import InputError, UnsupportedError, raise_if_from_handler
 from rnnfast.model import Model, load
 from rnnfast.native.threads import limit
+from rnnfast.native.weight_types import WEIGHT_TYPES
+from rnnfast.onnx.weights import types_within
 
 DEFAULT_SIZE = 1
 ROUNDS = 31
@@ -150,6 +152,8 @@ class References:
 
     def __init__(self, file: str, model: Model) -> None:
         self.model, self.plain = model, plain(file, model)
+        bits = {WEIGHT_TYPES[name].activation_bits for name in types_within(model.folded)} - {0}
+        self.tolerance = max([TOLERANCE, *(INTEGER_TOLERANCES[count] for count in bits)])
         self.last: tuple[Any, list[np.ndarray], list[np.ndarray]] | None = None
 
     def judged(self, engine: str, outputs: Mapping[str, Any], feed: Mapping[str, Any]) -> tuple[float, bool]:
@@ -158,12 +162,10 @@ class References:
             expected = _flat(self.plain.reference(feed))
             self.last = feed, expected, expected if self.plain is self.model else _flat(self.model.reference(feed))
         _, expected, rounded = self.last
-        ours, tolerance = _flat(outputs), TOLERANCE
-        error = wrong = difference(ours, expected)
-        if engine == "rnnfast" and self.plain is not self.model:
-            wrong, expected = difference(ours, rounded), rounded
-            tolerance = INTEGER_TOLERANCES[self.model.activations] if self.model.weights == "int8" else TOLERANCE
-        return error, wrong <= allowed(expected, tolerance)
+        error = difference(_flat(outputs), expected)
+        if engine == "rnnfast":
+            return error, difference(_flat(outputs), rounded) <= allowed(rounded, self.tolerance)
+        return error, error <= allowed(expected, TOLERANCE)
 
 
 def _bench_lengths(

@@ -80,6 +80,12 @@ def saved_bytes(node: Node, known: Mapping[str, Any]) -> int:
     return saved
 
 
+def types_within(graph: Graph) -> set[str]:
+    """The types of weights that nodes of a graph hold, and those of the graphs within it."""
+    types = {node.weight_type for node in graph.nodes if node.weight_type is not None}
+    return types.union(*(types_within(inner) for node in graph.nodes for inner in node.graphs.values()))
+
+
 def with_weight_type(graph: Graph, weight_type: str | None, take: Callable[[int], None], cells: bool = False) -> Graph:
     """Return a folded graph whose layers have constant weights of a type, in the graphs within it too.
 
