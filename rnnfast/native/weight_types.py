@@ -48,19 +48,22 @@ def integer_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     file stores as integers are taken as they are. In any other column the largest weight becomes 127 or -127.
     """
     weight = np.asarray(weight, np.float32)
-    integers, scales, found = _multiples(weight)
+    with np.errstate(over="ignore"):  # of the largest floats a candidate's multiples may be infinite: they do not fit
+        integers, scales, found = _multiples(weight)
     if not np.all(found):
         rest = weight[:, ~found]
         scale = _short(np.max(np.abs(rest), axis=0) / np.float32(LARGEST))
-        integers[:, ~found], scales[~found], _ = _multiples(np.rint(rest / scale) * scale)
+        with np.errstate(over="ignore"):
+            integers[:, ~found], scales[~found], found = _multiples(np.rint(rest / scale) * scale)
+        assert np.all(found), "multiples of short scales are found"
     return integers, scales
 
 
 def _short(scale: np.ndarray) -> np.ndarray:
-    """Positive scales, rounded up to SCALE_BITS bits."""
+    """Positive scales, rounded down to SCALE_BITS bits, so that no product is larger than the largest weight."""
     mantissa, exponent = np.frexp(scale)
     steps = np.float32(2**SCALE_BITS)
-    return np.ldexp(np.ceil(mantissa * steps) / steps, exponent)
+    return np.ldexp(np.floor(mantissa * steps) / steps, exponent)
 
 
 def _multiples(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -42,6 +42,17 @@ def test_stored_integers_are_found_again(zero):
     np.testing.assert_allclose(found, scales * divisor, rtol=3e-7)
 
 
+@pytest.mark.parametrize("largest", [np.finfo(np.float32).max, 3.4e38, 1e38, 2.0**-99])
+def test_the_largest_and_the_smallest_floats(largest):
+    random = np.random.default_rng(5)
+    weight = (random.standard_normal((30, 7)) / 5).clip(-0.9, 0.9).astype(np.float32) * np.float32(largest)
+    weight[3] = largest
+    integers, scales = integer_columns(weight)
+    np.testing.assert_array_equal(integers[3], 127)
+    assert np.all(np.isfinite(integers * scales))
+    assert np.all(np.abs(weight / largest - integers * (scales / largest)) <= 0.5001 * scales / largest)
+
+
 def test_columns_of_zeros_and_of_next_to_nothing_are_zeros():
     integers, scales = integer_columns(np.array([[0, 1e-32, 1e-20], [0, -1e-38, 1e-21]], np.float32))
     assert not np.any(integers[:, :2])

@@ -59,7 +59,7 @@ def rounded(name, array):
     made = []
     for row in rows:
         mantissa, exponent = math.frexp(max(abs(value) for value in row) / np.float32(127))
-        scale = np.float32(math.ldexp(math.ceil(mantissa * 2**17) / 2**17, exponent))  # products are exact
+        scale = np.float32(math.ldexp(math.floor(mantissa * 2**17) / 2**17, exponent))  # products are exact
         made.append([np.float32(round(value / scale)) * scale if scale else value for value in row])
     made = np.array(made, np.float32)
     return made.T.copy() if name in ("b", "c") else made.reshape(array.shape)
