@@ -154,6 +154,51 @@ def test_batches_threads_and_instruction_sets(options, forced):
     assert all(result == results[0] for result in results)
 
 
+CONVOLUTIONS = {
+    "one axis": ((40, 16, 5), {"pads": [2, 2]}),
+    "causal": ((64, 33, 3), {"pads": [2, 0], "strides": [2]}),
+    "without padding": ((48, 40, 3), {}),
+    "dilated": ((40, 16, 5), {"pads": [4, 4], "dilations": [2]}),
+    "groups": ((40, 16, 5), {"pads": [2, 2], "group": 2}),
+    "one tap": ((64, 64, 1), {}),
+    "two axes": ((40, 16, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "one tap of two axes": ((64, 64, 1, 1), {}),
+    "depthwise": ((64, 1, 5), {"pads": [2, 2], "group": 64}),
+    "mirrored": ((36, 1, 64), {"pads": [32, 32], "strides": [16]}),
+}
+
+
+@typed
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name, options, isa):
+    """Values are those of the rounded weights, a step's bits do not depend on how many there are."""
+    shape, attributes = CONVOLUTIONS[name]
+    w, channels = random(1, *shape), shape[1] * attributes.get("group", 1)
+    if name == "mirrored":
+        w[:18], w[18:] = w[:18] + w[:18, :, ::-1], w[18:] - w[18:, :, ::-1]
+    axes = "nchw"[: len(shape)]
+    made = model_of(
+        [helper.make_node("Conv", ["x", "w", "b"], ["v"], **attributes), helper.make_node("Relu", ["v"], ["y"])],
+        [("x", FLOAT, ["n", channels, *axes[2:]])],
+        [("y", FLOAT, None)],
+        {"w": w, "b": random(2, shape[0])},
+    ).SerializeToString()
+    model, x = (
+        rnnfast.load(made, **options),
+        random(3, 3, channels, *([40, 80][: len(shape) - 2] if name != "mirrored" else [640])),
+    )
+    whole = model(x=x).y
+    tolerance = (
+        0.1 if options.get("activations") == 8 else REFERENCE["int8" if options["weights"] == "int8" else "fp16"]
+    )
+    assert error(whole, model.reference(x=x).y) < tolerance
+    for part in (x[1:2], x[:, :, :9] if name != "mirrored" else x[:, :, :256]):
+        y = model(x=part).y
+        expected = whole[1:2] if len(part) == 1 else whole[:, :, : y.shape[2]]
+        inner = y.shape[2] if len(part) == 1 else max(1, y.shape[2] - 5)  # behind it are other values than padding
+        assert bits([y[:, :, :inner]]) == bits([expected[:, :, :inner]])
+
+
 @typed
 def test_a_batcher(options, tmp_path):
     """Sequences of many callers, frame by frame and padded."""
