@@ -29,6 +29,7 @@ from rnnfast.onnx.folding import LoadBudget, constant_bytes, fold, folding_budge
 from rnnfast.onnx.graph import Graph, Source, Type, Value, read
 from rnnfast.onnx.inputs import lengths_inputs, validate
 from rnnfast.onnx.loops import simplified
+from rnnfast.onnx.quantizer_grids import without_repeats
 from rnnfast.onnx.summary import Summary, summarise
 from rnnfast.onnx.trace import PLAN_BYTES, PlannedGraph, Recorder
 from rnnfast.onnx.weights import with_weight_type
@@ -419,7 +420,7 @@ class Model:
         )
 
     def _folded(self, graph: Graph, lower: Any) -> Graph:
-        """A graph with loops and cells simplified, constants computed and nodes lowered."""
+        """A graph with loops, cells and quantisers simplified, constants computed and nodes lowered."""
         nbytes = constant_bytes(graph)
         load_budget = LoadBudget(self.limits, nbytes)
         budgets: dict[str, Any] = {"load_budget": load_budget, "budget": folding_budget(nbytes)}
@@ -430,6 +431,7 @@ class Model:
             graph = with_cells(graph)
             load_budget.take(max(0, constant_bytes(graph) - nbytes))
             graph = with_weight_type(graph, self._weight_type, load_budget.take, cells=True)
+        graph = without_repeats(graph)
         return fold(with_known_sizes(graph, facts_of(graph)), lower, **budgets)
 
     @property
