@@ -37,8 +37,59 @@ static int sees_denormals(ptrdiff_t code)
     return 0;
 }
 
+/* round(x / y) to even, between low and high, for 1 / y correctly rounded; of NaN it is NaN, and *nan is set. A zero is
+ * +0, as that of an integer.
+ *
+ * x * (1 / y) and the quotient differ by less than 2^-22 of it, as each of the three roundings is at most 2^-24 of it.
+ * So they round to the same integer if the product is nearer to it than `near`, which is 1/2 less 2^-22 of the larger
+ * limit; else, and for NaN, the quotient is computed. The limits are integers below 2^20: a product beyond one of them
+ * belongs to a quotient that rounds to the limit, or to what is beyond it. */
+INLINE vf quantized(vf x, vf y, vf inverse, vf low, vf high, vf near, int *nan)
+{
+    vf q = v_min(high, v_max(low, v_mul(x, inverse))), n = v_round(q);
+    if (!v_all(v_lt(v_abs(v_sub(q, n)), near))) {
+        n = v_round(v_min(high, v_max(low, v_div(x, y))));
+        *nan |= !v_all(v_eq(x, x));
+    }
+    return v_add(n, v_zero());
+}
+
+INLINE vf near_integers(double low, double high)
+{
+    return v_set1((float)(0.5 - 0x1p-22 * (high > -low ? high : -low)));
+}
+
+/* E_QUANTIZE or, if the integers are `scaled`, E_ROUND_TO */
+static void quantize(const instruction *q, const context *call, const float *a, const float *b, const float *c,
+                     float *to, ptrdiff_t n, const int scaled)
+{
+    const vf low = v_set1((float)q->alpha), high = v_set1((float)q->beta), near = near_integers(q->alpha, q->beta);
+    int nan = 0;
+    for (ptrdiff_t i = 0; i < n; i += VL) {
+        const vf x = take(a + i, n - i), y = take(b + i, n - i), inverse = take(c + i, n - i);
+        const vf r = quantized(x, y, inverse, low, high, near, &nan);
+        put(to + i, scaled ? v_mul(r, y) : r, n - i);
+    }
+    if (nan && q->status.buffer >= 0)   /* other threads may be here */
+        __atomic_store_n((int64_t *)address_of(call, q->status), 1, __ATOMIC_RELAXED);
+}
+
+/* E_QUANTIZE_BYTE, whose quotients are within -256 .. 256, as the scale is that of the range of a. */
+static void quantize_byte(const float *a, float b, float c, float *to, ptrdiff_t n)
+{
+    const vf y = v_set1(b), inverse = v_div(v_set1(1.0f), y), point = v_set1(c);
+    const vf low = v_set1(-256.0f), high = v_set1(256.0f), near = near_integers(-256, 256);
+    const vf least = v_zero(), most = v_set1(255.0f);
+    int nan = 0;
+    for (ptrdiff_t i = 0; i < n; i += VL) {
+        const vf r = quantized(take(a + i, n - i), y, inverse, low, high, near, &nan);
+        put(to + i, v_min(v_max(v_add(r, point), least), most), n - i);
+    }
+}
+
 /* to[n] = the instruction of a[n], b[n], c[n]; `to` may be any of them. */
-static void apply(const instruction *q, const float *a, const float *b, const float *c, float *to, ptrdiff_t n)
+INLINE void apply(const instruction *q, const context *call, const float *a, const float *b, const float *c, float *to,
+                  ptrdiff_t n)
 {
     const vf zero = v_zero(), one = v_set1(1.0f);
     const int exact = sees_denormals(q->code);
@@ -77,7 +128,9 @@ static void apply(const instruction *q, const float *a, const float *b, const fl
     CASE(E_PRELU, v_select(v_lt(x, zero), v_mul(x, Y), x))
     CASE(E_WHERE, v_select(v_eq(x, zero), take(c + i, n - i), Y))
     CASE(E_POWER, v_power(x, Y))
-    CASE(E_QUANTIZE, v_min(v_set1((float)q->beta), v_max(v_set1((float)q->alpha), v_round(v_div(x, Y)))))
+    case E_QUANTIZE: quantize(q, call, a, b, c, to, n, 0); break;
+    case E_ROUND_TO: quantize(q, call, a, b, c, to, n, 1); break;
+    case E_QUANTIZE_BYTE: quantize_byte(a, *b, *c, to, n); break;
     default:
         unary_kernel((activation){ (int)q->code, (float)q->alpha, (float)q->beta }, a, to, (size_t)n);
     }
@@ -122,11 +175,17 @@ static uint16_t to_bfloat16(float x)
 }
 
 /* Return n values of an input as contiguous floats: the input itself where it is stored like that, otherwise
- * `converted`, to which they are written. */
+ * `converted`, which has room for whole blocks and to which they are written. */
 static const float *loaded(const element *e, const char *p, ptrdiff_t stride, ptrdiff_t n, float *converted)
 {
     if (e->item == ITEM_FLOAT32 && stride == sizeof(float))
         return (const float *)p;
+    if (e->item == ITEM_FLOAT32 && stride == 0) {
+        const vf x = v_set1(*(const float *)p);
+        for (ptrdiff_t i = 0; i < n; i += VL)
+            v_store(converted + i, x);
+        return converted;
+    }
     if (e->item == ITEM_FLOAT32 && stride == -(ptrdiff_t)sizeof(float)) {
         for (ptrdiff_t i = 0; i < n; i++)
             converted[i] = ((const float *)p)[-i];
@@ -211,79 +270,125 @@ static void stored(const element *e, char *p, ptrdiff_t stride, ptrdiff_t n, con
 }
 
 enum { TILE_COST = 32 };        /* of a tile and an instruction, as interrupt.h counts */
+enum { MOST_COST = 64 * TILE_COST };    /* before it is counted */
+enum { SHORT = 64 };            /* values of a line, of which several are one tile */
 
-/* Run the instructions on one line of the innermost axis. registers[i] is memory for the values of register i, but
- * inputs that are contiguous floats are read in place, and the last instruction writes directly to such an output.
- * Returns whether the call was stopped; of a line that is no longer than a tile the caller counts the work. */
-static int line(const elementwise_command *m, const context *x, float (*registers)[TILE], const char *const *in,
-                char *out)
+/* The registers of a tile. */
+typedef struct {
+    /* Of each register; rows are written in whole blocks, which cross no cache line if there is one row. */
+    _Alignas(64) float value[REGISTERS][TILE + VL];
+    const char *repeated[REGISTERS];    /* the one item that fills the register of an input; NULL for others */
+} workspace;
+
+/* Return input i for a tile: `rows` rows of n values along the innermost axis, the first of which is at p. They are in
+ * their place if they are contiguous floats, else in register i. */
+INLINE const float *loaded_rows(const element *e, const char *p, ptrdiff_t stride, ptrdiff_t next, ptrdiff_t rows,
+                                ptrdiff_t n, float *to, const char **repeated)
 {
-    const ptrdiff_t axis = m->axes - 1, n = m->shape[axis];
-    const instruction *q = (const instruction *)(m->in + m->inputs), *end = q + m->instructions;
-    const int direct = m->out.item == ITEM_FLOAT32 && m->out.stride[axis] == sizeof(float);
-    const float *value[REGISTERS];
+    if (rows == 1 || next == n * stride) {
+        if (stride != 0)
+            return loaded(e, p, stride, rows * n, to);
+        if (*repeated != p)             /* the first tile is the largest one */
+            loaded(e, p, 0, rows * n, to);
+        *repeated = p;
+        return to;
+    }
+    for (ptrdiff_t row = 0; row < rows; row++, p += next) {
+        float *at = to + row * n;
+        const float *from = loaded(e, p, stride, n, at);
+        if (from != at)
+            for (ptrdiff_t k = 0; k < n; k += VL)
+                v_store(at + k, take(from + k, n - k));
+    }
+    return to;
+}
 
-    for (ptrdiff_t at = 0; at < n; at += TILE) {
-        const ptrdiff_t size = n - at < TILE ? n - at : TILE;
-        for (ptrdiff_t i = 0; i < m->inputs; i++) {
-            const ptrdiff_t stride = m->in[i].stride[axis];
-            if (stride != 0)
-                value[i] = loaded(m->in + i, in[i] + at * stride, stride, size, registers[i]);
-            else if (at == 0)
-                value[i] = loaded(m->in + i, in[i], 0, size, registers[i]);
+/* Run the instructions on `all` lines of the two innermost axes, tile by tile, which has several of them where they are
+ * short. Inputs that are contiguous floats are read in place, and the last instruction writes directly to such an
+ * output. Returns whether the call was stopped. */
+static int plane(const elementwise_command *m, const context *x, workspace *t, ptrdiff_t all, const char *const *in,
+                 char *out)
+{
+    const ptrdiff_t axis = m->axes - 1, outer = axis > 0 ? axis - 1 : 0, n = m->shape[axis];
+    const ptrdiff_t rows = n > 0 && n <= SHORT ? TILE / n : 1;
+    const ptrdiff_t stride = m->out.stride[axis], next = m->out.stride[outer];
+    const instruction *q = (const instruction *)(m->in + m->inputs), *end = q + m->instructions;
+    const int floats = m->out.item == ITEM_FLOAT32 && stride == sizeof(float);
+    ptrdiff_t cost = 0;
+    const float *value[REGISTERS];
+    const char *at_line[REGISTERS];     /* of an input at the next line */
+    int in_place[REGISTERS];
+
+    for (ptrdiff_t i = 0; i < m->inputs; i++) {
+        const element *e = m->in + i;
+        at_line[i] = in[i];
+        in_place[i] = e->item == ITEM_FLOAT32 && e->stride[axis] == sizeof(float);
+        in_place[i] &= rows == 1 || e->stride[outer] == n * (ptrdiff_t)sizeof(float);
+    }
+    for (ptrdiff_t row = 0; row < all; row += rows) {
+        const ptrdiff_t count = all - row < rows ? all - row : rows, whole = count == 1 || next == n * stride;
+        for (ptrdiff_t at = 0; at < n; at += TILE) {
+            const ptrdiff_t size = n - at < TILE ? n - at : TILE;
+            char *to = out + row * next + at * stride;
+            for (ptrdiff_t i = 0; i < m->inputs; i++) {
+                const element *e = m->in + i;
+                const ptrdiff_t along = e->stride[axis];
+                if (in_place[i])
+                    value[i] = (const float *)at_line[i] + at;
+                else
+                    value[i] = loaded_rows(e, at_line[i] + at * along, along, e->stride[outer], count, size,
+                                           t->value[i], t->repeated + i);
+            }
+            for (const instruction *p = q; p < end; p++) {
+                float *result = p == end - 1 && floats && whole ? (float *)to : t->value[p->to];
+                apply(p, x, value[p->a], value[p->b], value[p->c], result, count * size);
+                value[p->to] = result;
+            }
+            if (!whole)
+                for (ptrdiff_t i = 0; i < count; i++)
+                    stored(&m->out, to + i * next, stride, n, value[end[-1].to] + i * n);
+            else if (!floats)
+                stored(&m->out, to, stride, count * size, value[end[-1].to]);
+            cost += TILE_COST * m->instructions;
+            if (cost > MOST_COST) {
+                if (spend(x, cost))
+                    return 1;
+                cost = 0;
+            }
         }
-        for (const instruction *p = q; p < end; p++) {
-            float *to = p == end - 1 && direct ? (float *)out + at : registers[p->to];
-            apply(p, value[p->a], value[p->b], value[p->c], to, size);
-            value[p->to] = to;
-        }
-        if (!direct)
-            stored(&m->out, out + at * m->out.stride[axis], m->out.stride[axis], size, value[end[-1].to]);
-        if (n > TILE && spend(x, TILE_COST * m->instructions))
+        for (ptrdiff_t i = 0; i < m->inputs; i++)
+            at_line[i] += rows * m->in[i].stride[outer];
+    }
+    return spend(x, cost);
+}
+
+/* Run the instructions on the axes from `axis` on. Returns whether the call was stopped. */
+static int planes(const elementwise_command *m, const context *x, ptrdiff_t axis, workspace *t, const char *const *in,
+                  char *out)
+{
+    if (axis >= AXES - 2 || axis >= m->axes - 2)
+        return plane(m, x, t, m->axes > 1 ? m->shape[m->axes - 2] : 1, in, out);
+    const char *of_item[REGISTERS];
+    for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
+        for (ptrdiff_t j = 0; j < m->inputs; j++)
+            of_item[j] = in[j] + i * m->in[j].stride[axis];
+        if (planes(m, x, axis + 1, t, of_item, out + i * m->out.stride[axis]))
             return 1;
     }
     return 0;
 }
 
-enum { SHORT_LINES = 64 };      /* lines of one tile that are computed before the work is counted */
-
-/* Return the cost of a line along the axis that is innermost and no longer than a tile; 0 for any other axis. */
-static ptrdiff_t short_line_cost(const elementwise_command *m, ptrdiff_t axis)
-{
-    const int innermost = axis >= AXES - 1 || axis == m->axes - 1;
-    return innermost && m->shape[axis] <= TILE ? TILE_COST * m->instructions : 0;
-}
-
-/* Run the instructions on all lines of the axes from `axis` on. Returns whether the call was stopped. */
-static int lines(const elementwise_command *m, const context *x, ptrdiff_t axis, float (*registers)[TILE],
-                 const char *const *in, char *out)
-{
-    if (axis >= AXES - 1 || axis == m->axes - 1)
-        return line(m, x, registers, in, out);
-    const char *of_item[REGISTERS];
-    const ptrdiff_t cost = short_line_cost(m, axis + 1);
-    for (ptrdiff_t i = 0; i < m->shape[axis]; i++) {
-        for (ptrdiff_t j = 0; j < m->inputs; j++)
-            of_item[j] = in[j] + i * m->in[j].stride[axis];
-        if (lines(m, x, axis + 1, registers, of_item, out + i * m->out.stride[axis]))
-            return 1;
-        if (cost && i % SHORT_LINES == SHORT_LINES - 1 && spend(x, SHORT_LINES * cost))
-            return 1;
-    }
-    return cost && spend(x, m->shape[axis] % SHORT_LINES * cost);
-}
-
 /* Run the command for first <= i < last of its first axis; it has at least two axes. */
 static void elementwise_part(const elementwise_command *m, const context *x, ptrdiff_t first, ptrdiff_t last)
 {
-    float registers[REGISTERS][TILE];
+    workspace t;
     const char *in[REGISTERS];
-    const ptrdiff_t cost = short_line_cost(m, 1);
+    memset(t.repeated, 0, sizeof t.repeated);
     for (ptrdiff_t i = first; i < last; i++) {
         for (ptrdiff_t j = 0; j < m->inputs; j++)
             in[j] = (const char *)address_of(x, m->in[j].p) + i * m->in[j].stride[0];
-        if (lines(m, x, 1, registers, in, (char *)address_of(x, m->out.p) + i * m->out.stride[0]) ||
-            (cost && spend(x, cost)))
+        char *out = (char *)address_of(x, m->out.p) + i * m->out.stride[0];
+        if (m->axes == 2 ? plane(m, x, &t, 1, in, out) : planes(m, x, 1, &t, in, out))
             return;
     }
 }
@@ -291,11 +396,13 @@ static void elementwise_part(const elementwise_command *m, const context *x, ptr
 static void elementwise_kernel(const command *c, const context *x)
 {
     const elementwise_command *m = (const elementwise_command *)c;
-    float registers[REGISTERS][TILE];
+    workspace t;
     const char *in[REGISTERS];
-    for (ptrdiff_t j = 0; j < m->inputs; j++)
+    for (ptrdiff_t j = 0; j < m->inputs; j++) {
         in[j] = address_of(x, m->in[j].p);
-    lines(m, x, 0, registers, in, address_of(x, m->out.p));
+        t.repeated[j] = NULL;
+    }
+    planes(m, x, 0, &t, in, address_of(x, m->out.p));
 }
 
 #endif

@@ -555,8 +555,18 @@ void rnnfast_order(const command *c, const context *x)
                address_of(x, m->memory));
 }
 
+void rnnfast_clear_statuses(const command *c, const context *x)
+{
+    const elementwise_command *m = (const elementwise_command *)c;
+    const instruction *q = (const instruction *)(m->in + m->inputs);
+    for (ptrdiff_t i = 0; i < m->instructions; i++)
+        if (q[i].status.buffer >= 0)
+            memset(address_of(x, q[i].status), 0, 2 * sizeof(int64_t));
+}
+
 void rnnfast_elementwise(const command *c, const context *x)
 {
+    rnnfast_clear_statuses(c, x);
     x->isa->elementwise(c, x);
 }
 

@@ -97,7 +97,7 @@ enum {                          /* types of the items of an operand */
 enum {                          /* codes of instructions, beside the ACT_* of kernels.h, which have one argument */
     E_SQRT = 32, E_ABS, E_NEG, E_FLOOR, E_CEIL, E_ROUND, E_SIGN, E_RECIPROCAL, E_NOT, E_COPY, E_IS_NAN,
     E_ADD, E_SUB, E_MUL, E_DIV, E_MIN, E_MAX, E_LT, E_LE, E_EQ, E_AND, E_OR, E_PRELU, E_WHERE,
-    E_POWER, E_QUANTIZE
+    E_POWER, E_QUANTIZE, E_QUANTIZE_BYTE, E_ROUND_TO
 };
 
 /* An operand: the type of its items is an ITEM_*, its strides are in bytes. */
@@ -106,11 +106,15 @@ typedef struct {
     ptrdiff_t item, stride[AXES];
 } element;
 
-/* register[to] = code(register[a], register[b], register[c]). alpha and beta are the parameters of ACT_*, and the least
- * and the largest value of E_QUANTIZE, a / b rounded to integers. */
+/* register[to] = code(register[a], register[b], register[c]). alpha and beta are the parameters of ACT_*.
+ *
+ * E_QUANTIZE is a / b rounded to integers, at least alpha and at most beta; c is 1 / b. E_ROUND_TO is the same times b.
+ * E_QUANTIZE_BYTE is a / b rounded, plus c, at least 0 and at most 255, and 0 for NaN; b and c are each the same for
+ * all elements. If there is a status (its buffer is not -1), status[0] is 1 if an a of the first two is NaN. */
 typedef struct {
     ptrdiff_t code, to, a, b, c;
     double alpha, beta;
+    location status;
 } instruction;
 
 typedef struct {
@@ -149,9 +153,13 @@ typedef struct {
 
 /* out[kept axes] = the reduction of x over two more axes, `lines` and `columns`. Strides are in floats. If `across`,
  * the last kept axis is contiguous in x and in out; otherwise there is one line, whose columns are contiguous. out
- * does not overlap x. If there is a status (its buffer is not -1), which is not `across`, status[0] is 1 if an output is
- * NaN. */
-enum { REDUCE_SUM, REDUCE_L1, REDUCE_SQUARES, REDUCE_PRODUCT, REDUCE_MAX, REDUCE_MIN };
+ * does not overlap x. If there is a status (its buffer is not -1), which is not `across`, status[0] is 1 if an output
+ * is NaN.
+ *
+ * REDUCE_RANGE, which is not `across`, gives two outputs for each row: the scale and the zero point with which
+ * DynamicQuantizeLinear quantises it. The last kept axis has these two, both of which have the row as their x. Its
+ * status tells of NaN in x. */
+enum { REDUCE_SUM, REDUCE_L1, REDUCE_SQUARES, REDUCE_PRODUCT, REDUCE_MAX, REDUCE_MIN, REDUCE_RANGE };
 enum { FINISH_NOTHING, FINISH_MEAN, FINISH_SQRT, FINISH_LOG };
 
 typedef struct {
@@ -317,6 +325,8 @@ typedef struct {
 
 void rnnfast_depthwise(const command *c, const context *x);
 void rnnfast_elementwise(const command *c, const context *x);
+/* Clear the statuses of an elementwise_command, before the kernel of an instruction set runs it or parts of it. */
+void rnnfast_clear_statuses(const command *c, const context *x);
 void rnnfast_copy(const command *c, const context *x);
 /* Run a program of so many words, or its beginning if the call is stopped. */
 void rnnfast_execute(const ptrdiff_t *program, ptrdiff_t words, const context *x);

@@ -13,6 +13,8 @@
 #include "vec.h"
 #include "vmath.h"
 
+#include <float.h>
+
 /* The value with which a reduction begins. */
 INLINE float neutral(int kind)
 {
@@ -161,6 +163,41 @@ INLINE int reduce_line(int kind, const reduce_command *m, const context *context
     return 0;
 }
 
+/* The scale and the zero point of DynamicQuantizeLinear for rows of n contiguous values, of which there is one for each
+ * pair of outputs along the innermost kept axis. Returns whether the call was stopped. */
+static int range_line(const reduce_command *m, const context *context, const float *x, float *out, int64_t *status)
+{
+    enum { CHAINS = 4 };        /* so that the processor need not wait for one comparison before the next */
+    vf low[CHAINS], high[CHAINS], nan[CHAINS];
+    for (int i = 0; i < CHAINS; i++)
+        low[i] = high[i] = nan[i] = v_zero();
+    for (ptrdiff_t i = 0; i < m->columns;) {
+        const ptrdiff_t end = piece_end(i, m->columns);
+        while (i < end)
+            for (int j = 0; j < CHAINS && i < end; j++, i += VL) {
+                const vf v = take(x + i, end - i);      /* v_min and v_max leave NaN out */
+                low[j] = v_min(v, low[j]);
+                high[j] = v_max(v, high[j]);
+                nan[j] = v_select(v_eq(v, v), nan[j], v);
+            }
+        if (spend(context, (end - 1) % PIECE / 16))
+            return 1;
+    }
+    for (int half = CHAINS / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) {
+            low[i] = v_min(low[i], low[i + half]);
+            high[i] = v_max(high[i], high[i + half]);
+            nan[i] = v_select(v_eq(nan[i], nan[i]), nan[i + half], nan[i]);
+        }
+    const float least = of_lanes(REDUCE_MIN, low[0]), most = of_lanes(REDUCE_MAX, high[0]);
+    const float wide = (most - least) / 255.0f, scale = wide < FLT_MIN ? 1.0f : wide, point = (0.0f - least) / scale;
+    out[0] = scale;
+    out[m->out_stride[m->axes - 1]] = point >= 0.0f ? rintf(point < 255.0f ? point : 255.0f) : 0.0f;
+    if (status && !v_all(v_eq(nan[0], nan[0])))
+        status[0] = 1;
+    return 0;
+}
+
 /* Compute the outputs of the kept axes from `axis` on. Returns whether the call was stopped. */
 static int reduce_axes(const reduce_command *m, const context *context, ptrdiff_t axis, const float *x, float *out,
                        int64_t *status)
@@ -178,6 +215,7 @@ static int reduce_axes(const reduce_command *m, const context *context, ptrdiff_
     case REDUCE_SQUARES: return reduce_line(REDUCE_SQUARES, m, context, x, out, status);
     case REDUCE_PRODUCT: return reduce_line(REDUCE_PRODUCT, m, context, x, out, status);
     case REDUCE_MAX: return reduce_line(REDUCE_MAX, m, context, x, out, status);
+    case REDUCE_RANGE: return range_line(m, context, x, out, status);
     default: return reduce_line(REDUCE_MIN, m, context, x, out, status);
     }
 }

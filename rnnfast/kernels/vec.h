@@ -58,6 +58,7 @@ INLINE vm v_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 INLINE vm v_le(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 INLINE vm v_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 INLINE int v_any(vm m) { return m != 0; }
+INLINE int v_all(vm m) { return m == 0xffff; }
 INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf v_floor(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 INLINE vf v_ceil(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
@@ -198,6 +199,7 @@ INLINE vm v_eq(vf x, vf y) {
     return V_BOTH(vm, _mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ));
 }
 INLINE int v_any(vm m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)); }
+INLINE int v_all(vm m) { return _mm256_movemask_ps(_mm256_and_ps(m.a, m.b)) == 0xff; }
 INLINE vf v_sqrt(vf x) { return V_BOTH(vf, _mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)); }
 INLINE vf v_floor(vf x) { return V_BOTH(vf, _mm256_floor_ps(x.a), _mm256_floor_ps(x.b)); }
 INLINE vf v_ceil(vf x) { return V_BOTH(vf, _mm256_ceil_ps(x.a), _mm256_ceil_ps(x.b)); }
@@ -324,6 +326,13 @@ INLINE int v_any(vm m)
     for (int i = 0; i < VL; i++)
         any |= m.v[i];
     return any != 0;
+}
+INLINE int v_all(vm m)
+{
+    uint32_t all = 1;
+    for (int i = 0; i < VL; i++)
+        all &= m.v[i];
+    return all != 0;
 }
 INLINE vf v_sqrt(vf x) { V_LANES(vf, sqrtf(x.v[i])); }
 INLINE vf v_floor(vf x) { V_LANES(vf, floorf(x.v[i])); }

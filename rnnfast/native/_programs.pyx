@@ -20,6 +20,7 @@ cnp.import_array()
 cdef extern from "program.h" nogil:
     void rnnfast_copy(const command *, const context *)
     void rnnfast_elementwise(const command *, const context *)
+    void rnnfast_clear_statuses(const command *, const context *)
     void rnnfast_depthwise(const command *, const context *)
     void rnnfast_reduce(const command *, const context *)
     void rnnfast_rows(const command *, const context *)
@@ -160,6 +161,8 @@ cdef void convolve(const command *c, const command *then, const context *x) noex
     cdef Convolution p
     cdef team crew
     p.c, p.then, p.x = c, then, x
+    if then != NULL:
+        rnnfast_clear_statuses(then, x)
     if x.threads > 1 and (m.cost >= SHARED_COST or forced):
         if m.cost // PIECE_COST > parts:
             parts = min(m.cost // PIECE_COST, max(parts, m.shape[0] * m.shape[1] // 2))

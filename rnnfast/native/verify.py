@@ -186,6 +186,9 @@ def _elementwise(v: Verifier, w: Words) -> list[int]:
         w.count()
         to, *arguments = (w.count(0, REGISTERS - 1) for _ in range(4))
         w.several(2)
+        status = w.location()
+        if status.buffer != -1:
+            v.reach(w, status, 0, 16, 8)
         if arguments[0] not in loaded:
             raise w.fail(f"register {arguments[0]} has no value")
         loaded.add(to)
@@ -219,7 +222,7 @@ def _depthwise(v: Verifier, w: Words) -> None:
 
 def _reduce(v: Verifier, w: Words) -> None:
     x, out, status = (w.location() for _ in range(3))
-    w.one_of(range(6)), w.one_of(range(4))
+    w.one_of(range(7)), w.one_of(range(4))
     across = w.one_of(SWITCHES)
     shape, (x_strides, out_strides) = w.axes(2)
     lines, columns, line_stride, column_stride = w.count(), w.count(), w.take(), w.take()

@@ -124,6 +124,7 @@ class Builder:
         self.inputs = []  # the Operands that are inputs of the program
         self._allocations = {}  # id of the owning array -> its Allocation
         self.folds = {}  # id of an Operand -> function(scale, shift): its commands give scale * it + shift
+        self.largest = {}  # id of an Operand of integers that float32 holds -> a bound of their magnitudes
         self.last_convolution = None  # (Operand, its view as [N, H, W, C]) if the last command is its convolution
         self._seen = []  # Operands that got a view or an expression here
         self._showing = {}  # id of an owning array -> the Operands that got a view of it, perhaps another one since

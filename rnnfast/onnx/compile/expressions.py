@@ -34,7 +34,9 @@ FIRST_CODE = 32
     WHERE,
     POWER,
     QUANTIZE,
-) = range(FIRST_CODE, FIRST_CODE + 26)
+    QUANTIZE_BYTE,
+    ROUND_TO,
+) = range(FIRST_CODE, FIRST_CODE + 28)
 # code -> the name that profiles show
 NAMES = {
     SQRT: "sqrt",
@@ -63,7 +65,10 @@ NAMES = {
     WHERE: "where",
     POWER: "power",
     QUANTIZE: "quantize",
+    QUANTIZE_BYTE: "quantize_byte",
+    ROUND_TO: "round_to",
 }
+QUANTISERS = frozenset((QUANTIZE, QUANTIZE_BYTE, ROUND_TO))
 NAMES |= {code: name.lower() for name, code in _kernels.FUNCTIONS.items()}
 # ITEM_* of program.h; by name, because bfloat16 is a type of another package
 ITEMS = {
@@ -83,13 +88,14 @@ MIN_FUSED_BYTES = 1 << 17  # bytes of outputs: from this size on, elementwise fu
 class Instruction:
     """An instruction of an elementwise command; its arguments are the results of others, or views.
 
-    step: the operand that the instruction's step computes; a step may have several instructions.
+    status: where it reports NaN, or None. step: the operand that the instruction's step computes; a step may have
+    several instructions.
     """
 
-    __slots__ = ("code", "args", "alpha", "beta", "step")
+    __slots__ = ("code", "args", "alpha", "beta", "status", "step")
 
-    def __init__(self, code, args, alpha=0.0, beta=0.0):
-        self.code, self.args, self.alpha, self.beta, self.step = code, args, alpha, beta, None
+    def __init__(self, code, args, alpha=0.0, beta=0.0, status=None):
+        self.code, self.args, self.alpha, self.beta, self.status, self.step = code, args, alpha, beta, status, None
 
 
 def _parts(root):
@@ -134,8 +140,11 @@ class Expression:
         Otherwise the innermost axis of the view may be short, and the arguments are read across their own.
         """
         views, instructions = _parts(self.root)
-        inner = {_innermost(v) for v in views if v.shape == view.shape and 0 not in v.strides}
-        return len(instructions) <= FEW_INSTRUCTIONS or not inner or _innermost(view) in inner
+        whole = [v for v in views if v.shape == view.shape and 0 not in v.strides]
+        inner = {_innermost(v) for v in whole}
+        few = len(instructions) <= FEW_INSTRUCTIONS and all(i.code not in QUANTISERS for i in instructions)
+        few = few and all(v.dtype == np.float32 for v in whole)
+        return few or not inner or _innermost(view) in inner
 
     def compute(self, builder, view=None):
         """Emit the command that writes the operand to `view`, or to a new view; return that view."""
@@ -265,5 +274,5 @@ def _instruction_words(views, instructions):
                 free.insert(0, register[id(arg)])
         register[id(instruction)] = free.pop(0)
         words += [instruction.code, register[id(instruction)], *args, *[0] * (3 - len(args))]
-        words += [float(instruction.alpha), float(instruction.beta)]
+        words += [float(instruction.alpha), float(instruction.beta), instruction.status]
     return words

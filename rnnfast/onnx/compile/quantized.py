@@ -19,13 +19,13 @@ from rnnfast.onnx.compile.expressions import (
     COPY,
     DIV,
     FLOOR,
-    LE,
-    LT,
     MAX,
     MIN,
     MUL,
     QUANTIZE,
+    QUANTIZE_BYTE,
     ROUND,
+    ROUND_TO,
     SUB,
     WHERE,
     Expression,
@@ -35,9 +35,8 @@ from rnnfast.onnx.compile.expressions import (
     written,
 )
 from rnnfast.onnx.compile.reduction import MAX as LARGEST
-from rnnfast.onnx.compile.reduction import MIN as SMALLEST
-from rnnfast.onnx.compile.reduction import NOTHING, reduced
-from rnnfast.onnx.ops.quantize import LEAST_SCALE, NOT_A_NUMBER
+from rnnfast.onnx.compile.reduction import NOTHING, RANGE, reduced
+from rnnfast.onnx.ops.quantize import NOT_A_NUMBER
 
 FLOAT32 = np.dtype(np.float32)
 INTEGERS = frozenset(map(np.dtype, (np.uint8, np.int8, np.uint16, np.int16)))
@@ -84,24 +83,36 @@ def _plus(builder, x, array):
     return affine(x, 1.0, number)
 
 
+def _equal(view, array):
+    """Return whether a view of a constant has the values of an array."""
+    return view.shape == array.shape and np.array_equal(view, array)
+
+
 def _times(builder, x, array):
     """Return x times a constant, given as an array that broadcasts to it."""
+    if isinstance(x, Instruction) and x.code == QUANTIZE and _equal(x.args[1], array):
+        return Instruction(ROUND_TO, x.args, x.alpha, x.beta, x.status)
     if array.ndim == 0:
         return affine(x, float(array))
     return Instruction(MUL, (x, builder.constant(np.asarray(array, np.float32))))
 
 
-def _quantised(builder, x, scale, zero, dtype):
+def _quantised(builder, x, scale, zero, dtype, status=None):
     """Return round(x / scale) + zero in the range of `dtype`.
 
-    scale and zero are constant arrays that broadcast to x.
+    scale and zero are constant arrays that broadcast to x, zero has one element. status: where NaN is reported.
     """
-    scale, limits = builder.constant(np.asarray(scale, np.float32)), np.iinfo(dtype)
-    if zero.ndim == 0:
-        low, high = (float(limit) - float(zero) for limit in (limits.min, limits.max))
-        return _plus(builder, Instruction(QUANTIZE, (x, scale), low, high), zero)
-    y = _plus(builder, Instruction(ROUND, (Instruction(DIV, (x, scale)),)), zero)
-    y = Instruction(MAX, (y, number(builder, limits.min)))
+    scale = np.asarray(scale, np.float32)
+    low, high = (float(limit) - float(zero) for limit in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+    args = x, builder.constant(scale), builder.constant(np.asarray(1 / scale))
+    return _plus(builder, Instruction(QUANTIZE, args, low, high, status), zero)
+
+
+def _quantised_by_zeros(builder, x, scale, zero, dtype):
+    """Return what `_quantised` does for several zero points, an array that broadcasts to x."""
+    limits = np.iinfo(dtype)
+    y = Instruction(ROUND, (Instruction(DIV, (x, builder.constant(np.asarray(scale, np.float32)))),))
+    y = Instruction(MAX, (_plus(builder, y, zero), number(builder, limits.min)))
     return Instruction(MIN, (y, number(builder, limits.max)))
 
 
@@ -114,6 +125,9 @@ def _bound(builder, part):
         if builder.allocation_of(part).kind == CONSTANT and part.size <= 4096 and np.isfinite(part).all():
             return float(np.abs(part).max(initial=0))
         return None
+    if part.code in (QUANTIZE, ROUND_TO):  # of NaN nothing is computed: it is refused
+        step = float(part.args[1].max()) if part.code == ROUND_TO else 1
+        return max(abs(part.alpha), abs(part.beta)) * step
     bounds = [_bound(builder, arg) for arg in part.args]
     if None in bounds:
         return None
@@ -123,7 +137,6 @@ def _bound(builder, part):
         MUL: math.prod,
         MAX: max,
         MIN: max,
-        QUANTIZE: lambda b: max(abs(part.alpha), abs(part.beta)),
         ROUND: lambda b: b[0] + 1,
         WHERE: lambda b: max(b[1:]),
         _kernels.FUNCTIONS["Relu"]: max,
@@ -136,14 +149,10 @@ def _bound(builder, part):
     return bound if bound is not None and bound <= LARGEST_BOUND else None
 
 
-def _extreme(builder, view, kind, status=None):
-    """Emit the reduction of all elements, in the order of memory; return its view, a scalar.
-
-    status: where it reports NaN, which it is if one of the elements is.
-    """
-    order = sorted(range(view.ndim), key=lambda i: -abs(view.strides[i]))
-    flat = view.transpose(order) if view.ndim else builder.reshaped(view, (1,))
-    return builder.reshaped(reduced(builder, flat, range(flat.ndim), kind, NOTHING, status), ())
+def _row(builder, view):
+    """Return a view of all elements as one row [N], in the order of memory; a copy is emitted where they have gaps."""
+    flat = view.transpose(sorted(range(view.ndim), key=lambda i: -abs(view.strides[i])))
+    return builder.reshaped(flat, (math.prod(view.shape),))
 
 
 # ------------------------------------------------------------------------------------------------ quantisers
@@ -158,9 +167,15 @@ def emit_quantize(builder, node, inputs, outputs):
     if zero is None or not _are_scales(scale) or scale.ndim > 1 or settings["precision"] not in (None, FLOAT32):
         return False
     scale, zero = (_along(array, len(x.shape), settings["axis"]) for array in (scale, zero))
-    if x.view is not None or x.expression is None or _bound(builder, x.expression.root) is None:
-        _extreme(builder, builder.view(x), LARGEST, builder.status(NOT_A_NUMBER))
-    define_exact(builder, outputs[0], lambda x: _quantised(builder, x, scale, zero, outputs[0].dtype), [x])
+    dtype, bounded = outputs[0].dtype, x.view is None and x.expression is not None
+    bounded = bounded and _bound(builder, x.expression.root) is not None
+    status = None if bounded else builder.status(NOT_A_NUMBER)
+    if zero.ndim:
+        if status is not None:
+            reduced(builder, _row(builder, builder.view(x)), (0,), LARGEST, NOTHING, status)
+        define_exact(builder, outputs[0], lambda x: _quantised_by_zeros(builder, x, scale, zero, dtype), [x])
+    else:
+        define_exact(builder, outputs[0], lambda x: _quantised(builder, x, scale, zero, dtype, status), [x])
     return True
 
 
@@ -181,34 +196,18 @@ def emit_dequantize(builder, node, inputs, outputs):
 
 
 def emit_dynamic_quantize(builder, node, inputs, outputs):
-    """Emit reductions for the range, the scale and the zero point, and set the expression of the integers; False for
-    other types than float32, and without elements.
+    """Emit a reduction to the scale and the zero point, and set the expression of the integers; False for other types
+    than float32, and without elements.
     """
     x = inputs[0]
     if x.dtype != FLOAT32 or 0 in x.shape:
         return False
-    view = builder.view(x)
-    peak = _extreme(builder, view, LARGEST, builder.status(NOT_A_NUMBER))
-    least = _extreme(builder, view, SMALLEST)
-    zero, one, top = (number(builder, value) for value in (0, 1, LARGEST_BYTE))
-    low = Instruction(MIN, (least, zero))
-    wide = Instruction(DIV, (Instruction(SUB, (Instruction(MAX, (peak, zero)), low)), top))
-    tiny = Instruction(LT, (wide, number(builder, LEAST_SCALE)))
-    scale = written(builder, Instruction(WHERE, (tiny, one, wide)), ())
-
-    def within(y):
-        """Return y between 0 and 255; 0 for NaN, which infinities divided by an infinite scale are."""
-        return Instruction(WHERE, (Instruction(LE, (zero, y)), Instruction(MIN, (y, top)), zero))
-
-    below = Instruction(DIV, (Instruction(SUB, (zero, low)), scale))
-    point = written(builder, Instruction(ROUND, (within(below),)), ())
-
-    def make(x):
-        return within(Instruction(ADD, (Instruction(ROUND, (Instruction(DIV, (x, scale)),)), point)))
-
-    define_exact(builder, outputs[0], make, [x])
+    row = _row(builder, builder.view(x))
+    found = reduced(builder, np.broadcast_to(row, (2, row.size)), (1,), RANGE, NOTHING, builder.status(NOT_A_NUMBER))
+    scale, point = (builder.reshaped(found[i : i + 1], ()) for i in range(2))
+    define_exact(builder, outputs[0], lambda x: Instruction(QUANTIZE_BYTE, (x, scale, point)), [x])
     if outputs[1] is not None:
-        builder.set(outputs[1], scale[...])
+        define_exact(builder, outputs[1], lambda: affine(scale, 1.0), [])
     if outputs[2] is not None:
         define_exact(builder, outputs[2], lambda: affine(point, 1.0), [])
     return True
@@ -261,12 +260,32 @@ def emit_matmul_integer(builder, node, inputs, outputs):
         return False
     if len(sums) == 1:
         builder.set_expression(out, Expression(out, sums[0]))
+        builder.largest[id(out)] = LARGEST_BYTE * node.run.packed[1]
         return True
     high, low = (builder.new(out.shape, out.dtype) for _ in sums)
     emit_views(builder, COPY, high, sums[0]), emit_views(builder, COPY, low, sums[1])
     factor = builder.constant(np.array(PART, out.dtype))
     integer.computed(builder, integer.MUL, high, high, factor)
     builder.set(out, integer.computed(builder, integer.ADD, high, high, low))
+    return True
+
+
+def emit_add(builder, node, inputs, outputs):
+    """Set the expression of the sum of a product of integers and a constant; False for all else, and if float32 does
+    not hold the sum.
+    """
+    products = [x for x in inputs if id(x) in builder.largest and x.expression is not None]
+    constants = [_known(x) for x in inputs if x not in products]
+    if len(products) != 1 or constants[0] is None or {"axis", "broadcast"} & node.attributes.keys():
+        return False
+    added = constants[0].astype(np.float64)
+    if builder.largest[id(products[0])] + np.abs(added).max(initial=0) > EXACT:
+        return False
+
+    def make(x):
+        return Instruction(ADD, (x, builder.constant(added.astype(np.float32))))
+
+    define_exact(builder, outputs[0], make, products)
     return True
 
 
@@ -362,6 +381,7 @@ def emit_qlinear_conv(builder, node, inputs, outputs):
 
 
 EMIT = {
+    "Add": emit_add,
     "ConvInteger": emit_conv_integer,
     "DequantizeLinear": emit_dequantize,
     "DynamicQuantizeLinear": emit_dynamic_quantize,

@@ -14,7 +14,7 @@ from rnnfast.onnx.compile.expressions import ABS, ADD, DIV, EQ, MUL, SUB, WHERE,
 from rnnfast.onnx.ops import activations, normalization
 
 # The codes REDUCE_*, FINISH_* and ROWS_* of program.h, in its order
-SUM, L1, SQUARES, PRODUCT, MAX, MIN = range(6)
+SUM, L1, SQUARES, PRODUCT, MAX, MIN, RANGE = range(7)
 NOTHING, MEAN, SQRT, LOG = range(4)
 SOFTMAX, LOG_SOFTMAX, STANDARDIZE = range(3)
 

@@ -26,13 +26,13 @@ from rnnfast.onnx.compile.builder import DTYPES, Builder, NotNative
 from rnnfast.onnx.ops.numeric import is_half
 
 TABLES = (
+    quantized.EMIT,  # has an emitter of sums, which takes only few
     integer.EMIT,
     movement.EMIT,
     elementwise.EMIT,
     dense.EMIT,
     einsum.EMIT,
     convolution.EMIT,
-    quantized.EMIT,
     recurrent_steps.EMIT,
     reduction.EMIT,
     running.EMIT,

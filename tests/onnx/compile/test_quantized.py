@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+import rnnfast
 from rnnfast.errors import InputError
 from rnnfast.native import _programs
 from tests.graphs import load, model_of, one_node
@@ -64,22 +65,49 @@ def test_dequantize_int32():
 
 def pair(x, *middle):
     """The model of a QuantizeLinear to int8, nodes, and a DequantizeLinear; constants s, z."""
+    return load(pair_model(x, np.float32(0.1), np.int8(3), *middle))
+
+
+def pair_model(x, scale, zero, *middle):
+    """The file of `pair` for a scale and a zero point."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         *middle,
         helper.make_node("DequantizeLinear", [middle[-1].output[0] if middle else "q", "s", "z"], ["y"]),
     ]
-    constants = {"s": np.float32(0.1), "z": np.int8(3)}
     shape = [("x", TensorProto.FLOAT, x.shape)]
-    return load(model_of(nodes, shape, [("y", TensorProto.FLOAT, None)], constants, 21))
+    return model_of(nodes, shape, [("y", TensorProto.FLOAT, None)], {"s": scale, "z": zero}, 21)
 
 
-def test_a_pair_is_one_command_besides_the_look_for_nan():
+def test_a_pair_is_one_instruction():
     x = floats(4, 70) * 10
     model = pair(x)
     compare(model, x=x)
-    commands = [note.command for note in segment_of(model).notes]
-    assert commands == ["reduce", "quantize affine"]
+    assert [note.command for note in segment_of(model).notes] == ["round_to"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_quotients_are_rounded_as_those_of_a_division(isa, dtype):
+    """The floats nearest to the middle of each two neighbouring integers, and those on both sides of them."""
+    limits = np.iinfo(dtype)
+    zero = np.array(limits.min + (limits.max - limits.min) // 3, dtype)
+    middles = np.arange(limits.min - 2, limits.max + 2) - float(zero) + 0.5
+    for scale in np.float32([1, 3, 0.1, *RNG.uniform(0.5, 1, 3), 1e-28 / 3, 3e28]):
+        near = (middles * scale).astype(np.float32)
+        x = np.stack([near] + [np.nextafter(near, sign * np.float32(np.inf)) for sign in (1, -1)])
+        x = np.append(x, [0, -0.0, np.inf, -np.inf, 3e38, -3e38, 1e-42]).astype(np.float32)
+        with np.errstate(over="ignore"):
+            expected = np.clip(np.rint(x / scale) + float(zero), limits.min, limits.max).astype(dtype)
+        for op_type, given in (("QuantizeLinear", x), ("DequantizeLinear", expected)):
+            model, feed = node_of(op_type, {"x": given, "s": scale, "z": zero}, "sz")
+            (y,) = compare(model, **feed)
+            if op_type == "QuantizeLinear":
+                np.testing.assert_array_equal(y, expected)
+        rounded = load(pair_model(x, scale, zero))
+        (again,) = compare(rounded, x=x)
+        assert segment_of(rounded).notes[0].command.startswith("round_to")
+        np.testing.assert_array_equal(again, y)
+        assert not np.signbit(again[again == 0]).any()
 
 
 def test_quantised_values_that_others_read():
@@ -111,6 +139,30 @@ def test_nan_is_refused(isa, shape):
             model(x=x)
 
 
+def test_nan_is_found_by_the_quantiser_that_meets_it_first(forced):
+    """Two quantisers in one command, on two threads behind a large convolution, and as another call without NaN."""
+    x, w = floats(1, 4, 60, 40), floats(60, 4, 3, 3)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q1"], name="first"),
+        helper.make_node("DequantizeLinear", ["q1", "s", "z"], ["d"]),
+        helper.make_node("Sigmoid", ["d"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "s", "z"], ["q2"]),
+        helper.make_node("DequantizeLinear", ["q2", "s", "z"], ["y"]),
+    ]
+    constants = {"w": w, "s": np.float32(0.1), "z": np.int8(3)}
+    file = model_of(nodes, [("x", TensorProto.FLOAT, x.shape)], [("y", TensorProto.FLOAT, None)], constants, 21)
+    for threads in (1, 2):
+        model = rnnfast.load(file.SerializeToString(), threads=threads)
+        (expected,) = model(x=x).values()
+        assert "convolution round_to sigmoid round_to" in [note.command for note in segment_of(model).notes]
+        bad = x.copy()
+        bad[0, 2, 31, 7] = np.nan
+        with pytest.raises(InputError, match="first.*NaN"):
+            model(x=bad)
+        np.testing.assert_array_equal(model(x=x)["y"], expected)
+
+
 def test_nan_of_values_that_cannot_have_it_is_not_looked_for():
     """A product of dequantised numbers has none, unless scales are so large that it overflows."""
     for scale, looks in ((1, 0), (1e28, 1)):
@@ -126,7 +178,7 @@ def test_nan_of_values_that_cannot_have_it_is_not_looked_for():
             model_of(nodes, [("q", TensorProto.UINT8, q.shape)], [("y", TensorProto.UINT8, None)], constants, 21)
         )
         compare(model, q=q)
-        assert [note.command for note in segment_of(model).notes].count("reduce") == looks
+        assert len(segment_of(model).checks) == looks
 
 
 @pytest.mark.parametrize("x", [floats(3, 70), abs(floats(5)), -abs(floats(1, 3)), np.zeros(4, np.float32), floats()])
@@ -227,6 +279,26 @@ def test_sums_that_become_floats(k):
     (y,) = compare(model, a=a)
     sums = (a.astype(np.int64) - int(a_zero)) @ b.astype(np.int64)
     np.testing.assert_array_equal(y, sums.astype(np.float32) * np.float32(0.01))
+
+
+@pytest.mark.parametrize("largest, native", [(5000, "add mul"), (2**24, "mul")])
+def test_sums_to_which_a_bias_is_added(isa, largest, native):
+    """As QGemm is read: in float32 where that holds the sums, otherwise in int32."""
+    a, b, a_zero, _ = product(np.uint8, np.int8, SHORT, "one")
+    bias = RNG.integers(-largest, largest, b.shape[1], np.int32)
+    bias[1] = largest
+    nodes = [
+        helper.make_node("MatMulInteger", ["a", "b", "az"], ["i"]),
+        helper.make_node("Add", ["bias", "i"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    constants = {"b": b, "az": a_zero, "s": np.float32(0.01), "bias": bias}
+    model = load(model_of(nodes, [("a", TensorProto.UINT8, a.shape)], [("y", TensorProto.FLOAT, None)], constants, 21))
+    (y,) = compare(model, a=a)
+    sums = (a.astype(np.int64) - int(a_zero)) @ b.astype(np.int64) + bias
+    np.testing.assert_array_equal(y, sums.astype(np.int32).astype(np.float32) * np.float32(0.01))
+    assert native in [note.command for note in segment_of(model).notes]
 
 
 # ------------------------------------------------------------------------------------------------ convolutions
