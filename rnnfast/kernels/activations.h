@@ -34,16 +34,17 @@ INLINE vf activate(int kind, float alpha, float beta, vf x)
     return x;
 }
 
-/* y[n] = act(x[n]); y may be x, but must not overlap it in any other way. */
-static void unary_kernel(activation act, const float *x, float *y, size_t n)
+/* y[n] = act(x[n]); y may be x, but must not overlap it in any other way. An activation passed as a struct would be put
+ * together in memory and read again at once, for which processors wait until what was stored before is written. */
+static void unary(int kind, float alpha, float beta, const float *x, float *y, size_t n)
 {
     /* Each function has a loop of its own, so that the switch stays outside the loop. */
 #define CASE(KIND)                                                                       \
     case KIND:                                                                           \
         for (size_t i = 0; i + VL <= n; i += VL)                                         \
-            v_store(y + i, activate(KIND, act.alpha, act.beta, v_load(x + i)));          \
+            v_store(y + i, activate(KIND, alpha, beta, v_load(x + i)));                  \
         break;
-    switch (act.kind) {
+    switch (kind) {
     CASE(ACT_RELU) CASE(ACT_TANH) CASE(ACT_SIGMOID) CASE(ACT_AFFINE) CASE(ACT_LEAKY_RELU) CASE(ACT_THRESHOLDED_RELU)
     CASE(ACT_SCALED_TANH) CASE(ACT_HARD_SIGMOID) CASE(ACT_ELU) CASE(ACT_SOFTSIGN) CASE(ACT_SOFTPLUS)
     CASE(ACT_EXP) CASE(ACT_EXPM1) CASE(ACT_LOG) CASE(ACT_LOG1P) CASE(ACT_ERF)
@@ -52,7 +53,12 @@ static void unary_kernel(activation act, const float *x, float *y, size_t n)
 #undef CASE
     const size_t tail = n % VL;
     if (tail)
-        v_store_n(y + n - tail, activate(act.kind, act.alpha, act.beta, v_load_n(x + n - tail, tail)), tail);
+        v_store_n(y + n - tail, activate(kind, alpha, beta, v_load_n(x + n - tail, tail)), tail);
+}
+
+static void unary_kernel(activation act, const float *x, float *y, size_t n)
+{
+    unary(act.kind, act.alpha, act.beta, x, y, n);
 }
 
 #endif

@@ -132,7 +132,7 @@ INLINE void apply(const instruction *q, const context *call, const float *a, con
     case E_ROUND_TO: quantize(q, call, a, b, c, to, n, 1); break;
     case E_QUANTIZE_BYTE: quantize_byte(a, *b, *c, to, n); break;
     default:
-        unary_kernel((activation){ (int)q->code, (float)q->alpha, (float)q->beta }, a, to, (size_t)n);
+        unary((int)q->code, (float)q->alpha, (float)q->beta, a, to, (size_t)n);
     }
     if (exact)
         v_restore_mode(mode);

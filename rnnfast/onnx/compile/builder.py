@@ -125,7 +125,7 @@ class Builder:
         self._allocations = {}  # id of the owning array -> its Allocation
         self.folds = {}  # id of an Operand -> function(scale, shift): its commands give scale * it + shift
         self.largest = {}  # id of an Operand of integers that float32 holds -> a bound of their magnitudes
-        self.last_convolution = None  # (Operand, its view as [N, H, W, C]) if the last command is its convolution
+        self.last_convolution = None  # of the last one: (Operand, its view as [N, H, W, C], the index of its command)
         self._seen = []  # Operands that got a view or an expression here
         self._showing = {}  # id of an owning array -> the Operands that got a view of it, perhaps another one since
         self.node = None  # the node to which the next commands belong
@@ -234,22 +234,28 @@ class Builder:
         count = sum(2 if word is None or isinstance(word, VIEWS) else 1 for word in words)
         return _programs.COMMANDS[name], 2 + count, *words
 
-    def emit(self, name, *words, out, flops=0, weights=0, note=None):
+    def emit(self, name, *words, out, flops=0, weights=0, note=None, at=None):
         """Append a command. Its words are ints, floats, arrays (views, two words each) or None (an absent view).
 
         out: the view that it writes. weights: the bytes that it reads besides its views. note: the name under which
-        profiles show it, if not `name`.
+        profiles show it, if not `name`. at: the index of the command that it replaces, if any; see `is_untouched`.
         """
-        self.last_convolution = None
-        self.commands.append((name, words))
+        if at is None:
+            at = len(self.commands)
+            self.commands.append(None), self.notes.append(None)
+        self.commands[at] = name, words
         views = [word for word in words if type(word) in VIEWS]
         nbytes = weights + sum([_distinct_bytes(view) for view in views])
-        self.notes.append(CommandNote(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes))
+        self.notes[at] = CommandNote(self.node.name, self.node.op_type, note or name, out.shape, flops, nbytes)
         for view in views:
             allocation = self.allocation_of(view)
-            if allocation.first is None:
-                allocation.first = len(self.commands) - 1
-            allocation.last = len(self.commands) - 1
+            allocation.first = at if allocation.first is None else min(allocation.first, at)
+            allocation.last = at if allocation.last is None else max(allocation.last, at)
+
+    def is_untouched(self, view, since):
+        """Return whether no command behind that of an index reads or writes the memory of a view, or none writes it."""
+        allocation = self.allocation_of(view)
+        return allocation.kind in (CONSTANT, INPUT) or allocation.last is None or allocation.last <= since
 
     def copy(self, to, source):
         """Emit a copy of `source`, which broadcasts to the shape of `to`, between views of one type."""

@@ -285,7 +285,7 @@ def _set_output(builder, emitter, operand, out):
     builder.set(operand, result if len(operand.shape) == 4 else result[:, :, 0])
     builder.folds[id(operand)] = emitter.fold
     if builder.commands[-1][0] == "convolution" and len(emitter.commands) == 1 and len(operand.shape) == 4:
-        builder.last_convolution = operand, out
+        builder.last_convolution = operand, out, len(builder.commands) - 1
 
 
 def emit_conv(builder, node, inputs, outputs):
@@ -423,7 +423,7 @@ def emit_batch_normalization(builder, node, inputs, outputs):
     builder.folds[id(inputs[0])](*cached(node.run, "factors", constants, factors))
     builder.set(outputs[0], builder.view(inputs[0])[...])
     if builder.last_convolution is not None and builder.last_convolution[0] is inputs[0]:
-        builder.last_convolution = outputs[0], builder.last_convolution[1]
+        builder.last_convolution = outputs[0], *builder.last_convolution[1:]
     return True
 
 

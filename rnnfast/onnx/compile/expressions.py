@@ -152,7 +152,7 @@ class Expression:
         if not isinstance(root, Instruction):
             root = Instruction(COPY, (root,))
         views, instructions = _parts(root)
-        lines = _fusable_lines(builder, out, views)
+        lines = _fusable_lines(builder, out, views, view)
         in_place = (
             lines is not None
             and out.dtype == np.float32
@@ -195,13 +195,17 @@ def _is_last_use(builder, operand, instructions):
     return len(steps) == operand.uses and builder.operands_of(operand.view) == {id(operand)}
 
 
-def _fusable_lines(builder, out, views):
-    """Return how many lines `out` has if it can be computed line by line with the convolution that is the last command,
-    else None.
+def _fusable_lines(builder, out, views, view):
+    """Return how many lines `out` has if it can be computed line by line with the last convolution, else None.
+
+    Commands may have come since: then they have nothing to do with the arguments, and with the view of `out`, which is
+    None if the builder chooses it.
     """
     if builder.last_convolution is None:
         return None
-    operand, convolution = builder.last_convolution
+    operand, convolution, index = builder.last_convolution
+    if not all(builder.is_untouched(v, index) for v in (*views, *([] if view is None else [view]))):
+        return None
     n, lines = convolution.shape[:2]
     convolution_views = [v for v in views if memory_of(v) is memory_of(convolution)]
     whole = operand.shape == out.shape and len(convolution_views) == 1 and convolution_views[0] is operand.view
@@ -223,7 +227,7 @@ def _new_like(builder, out, views):
 def _emit(builder, out, views, instructions, lines=None):
     """Emit an elementwise command.
 
-    With `lines`, the number of lines of out [1, C, lines, W], replace the last command, a convolution, by one that also
+    With `lines`, the number of lines of out [1, C, lines, W], replace the last convolution by a command that also
     computes this expression after each line.
 
     Raises NotNative if there are too many axes.
@@ -248,8 +252,10 @@ def _emit(builder, out, views, instructions, lines=None):
     if lines is None:
         builder.emit("elementwise", *words, out=out, flops=flops, note=note)
     else:
-        name, convolution_words = builder.commands.pop()
-        convolution_note = builder.notes.pop()
+        index = builder.last_convolution[2]
+        name, convolution_words = builder.commands[index]
+        convolution_note = builder.notes[index]
+        builder.last_convolution = None
         builder.emit(
             "convolved",
             *builder.nested(name, convolution_words),
@@ -258,6 +264,7 @@ def _emit(builder, out, views, instructions, lines=None):
             flops=convolution_note.flops + flops,
             weights=convolution_note.nbytes,
             note=f"convolution {note}",
+            at=index,
         )
 
 

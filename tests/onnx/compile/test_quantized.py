@@ -163,6 +163,31 @@ def test_nan_is_found_by_the_quantiser_that_meets_it_first(forced):
         np.testing.assert_array_equal(model(x=x)["y"], expected)
 
 
+@pytest.mark.parametrize("argument, fused", [("z", True), ("late", False)])
+def test_a_function_joins_a_convolution_that_is_not_the_last_command(isa, argument, fused):
+    """Unless it reads what was computed after the convolution."""
+    x, w, a = floats(1, 4, 60, 40), floats(60, 4, 3, 3), floats(60, 5)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("MatMul", ["a", "b"], ["product"]),
+        helper.make_node("Reshape", ["product", "shape"], ["late"]),
+        helper.make_node("Add", ["c", argument], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["y"]),
+    ]
+    constants = {"w": w, "b": floats(5, 1), "z": floats(60, 1, 1), "shape": np.array([60, 1, 1], np.int64)}
+    shapes = [("x", TensorProto.FLOAT, x.shape), ("a", TensorProto.FLOAT, a.shape)]
+    outputs = [(name, TensorProto.FLOAT, None) for name in ("y", "late")]
+    model = load(model_of(nodes, shapes, outputs, constants, 21))
+    y = model(x=x, a=a)["y"]
+    commands = [note.command for note in segment_of(model).notes]
+    assert ("convolution add sigmoid" in commands) == fused
+    c = [("c", TensorProto.FLOAT, None)]
+    parts = load(model_of(nodes, shapes, [*outputs, *c], constants, 21))
+    together = parts(x=x, a=a)
+    np.testing.assert_array_equal(y, together["y"])
+    np.testing.assert_array_equal(together["c"], load(model_of(nodes[:1], shapes[:1], c, constants, 21))(x=x)["c"])
+
+
 def test_nan_of_values_that_cannot_have_it_is_not_looked_for():
     """A product of dequantised numbers has none, unless scales are so large that it overflows."""
     for scale, looks in ((1, 0), (1e28, 1)):
