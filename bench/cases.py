@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import random
+from typing import NamedTuple
 
 KINDS = ("LSTM", "GRU", "RNN")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -273,6 +274,79 @@ STREAMS = [2**n for n in range(13)]  # numbers of streams in the chart
 def pool_sweep(kind):
     """Return the cases of the chart of pools."""
     return [Pooled(f"{kind}-B{B}-H128", kind, B, 128, {1: {}}, group="sweep") for B in STREAMS]
+
+
+class Bounds(NamedTuple):
+    """Targets of an engine of low precision.
+
+    peer: the least ratio of the best peer's time to the engine's, among peers whose error is not more than 2 % larger.
+    own: the most that the engine's time may be of rnnfast's in float32.
+    """
+
+    peer: float | None = None
+    own: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Precise:
+    """A call in low precision: of a layer, or of a model of `bench.precision_models`.
+
+    trained: the name of the trained layer on which errors are measured; without one they are those of random weights.
+    targets: instruction set ("" is the best of the machine) -> engine -> its Bounds.
+    """
+
+    name: str
+    group: str
+    layer: Case | None = None
+    trained: str = ""
+    targets: dict = dataclasses.field(default_factory=dict, hash=False)
+
+
+def _precise(group, kind, T, B, H, peer, own, trained="", coarse=None, avx2=None, **options):
+    """Return a row of PRECISION: the bounds of int8, and of int8 with 8-bit activations if `coarse` is given."""
+    layer = _case(kind, T, B, H, 1, group=group, **options)
+    best = {"rnnfast int8": Bounds(peer, own)}
+    if coarse is not None:
+        best["rnnfast int8 activations=8"] = Bounds(coarse)
+    targets = {"": best} | ({"avx2": {"rnnfast int8": Bounds(own=avx2)}} if avx2 else {})
+    name = layer.name + f"-{layer.entry}" * (T == 1 and layer.entry not in layer.name)
+    return Precise(name, group, dataclasses.replace(layer, name=name, targets={}), trained, targets)
+
+
+def _model(name, own):
+    return Precise(name, "models", targets={"": {"rnnfast int8": Bounds(own=own)}})
+
+
+# The trained layers with the same hidden size; there are none of 512 and 1024 units.
+V4, DTLN, G2P = "silero_vad_v4__silero_vad 0", "DTLN__model_1 1", "g2p_id_lstm__encoder_model 0"
+HUSH = "livekit_plugins_hush__enc 0"
+ONE_ROW, ROWS = 0.75, 0.95  # of the time in float32 on AVX2
+PRECISION = [
+    _precise("lstm", "LSTM", 100, 1, 64, 1.4, 1.0, V4),
+    _precise("lstm", "LSTM", 100, 1, 128, 1.3, 0.45, DTLN, avx2=ONE_ROW),
+    _precise("lstm", "LSTM", 100, 1, 256, 1.1, 0.45, G2P, avx2=ONE_ROW),
+    _precise("lstm", "LSTM", 100, 1, 512, 1.0, 0.2, avx2=ONE_ROW),
+    _precise("lstm", "LSTM", 50, 1, 1024, 1.3, 0.25, avx2=ONE_ROW),
+    *(
+        _precise("steps", "LSTM", 1, 1, H, peer, own, trained, avx2=ONE_ROW, state=True, entry=entry)
+        for H, peer, own, trained in ((128, 3, 0.7, DTLN), (256, 1.5, 0.5, G2P), (512, 1.2, 0.3, ""))
+        for entry in ("session", "layer")
+    ),
+    _precise("batches", "LSTM", 100, 8, 256, 0.9, 0.6, G2P, coarse=1.05),
+    _precise("batches", "LSTM", 100, 32, 256, 0.9, 0.55, G2P, coarse=1.05, avx2=ROWS),
+    _precise("gru", "GRU", 100, 1, 128, 5, 0.5, avx2=ONE_ROW),
+    _precise("gru", "GRU", 100, 1, 256, 2.5, 0.45, HUSH, avx2=ONE_ROW),
+    _precise("gru", "GRU", 100, 1, 512, 1.2, 0.3, avx2=ONE_ROW),
+    _precise("gru", "GRU", 100, 32, 256, 1.2, 0.6, HUSH, avx2=ROWS),
+    dataclasses.replace(
+        _precise("models", "LSTM", 160, 1, 256, None, 0.55, "resemblyzer", I=40, layers=3), name="resemblyzer"
+    ),
+    _model("Silero VAD 6, one chunk", 0.75),
+    _model("Silero VAD 6, pool of 256", 0.7),
+    _model("NSNet2, a frame", 0.35),
+    _model("nnsplit", 0.6),
+    _model("DTLN 2, a frame", 0.5),
+]
 
 
 def share_target(case):

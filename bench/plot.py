@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -57,6 +58,13 @@ def draw_pools(results, path):
         _save(pools(next(run for run in results["runs"] if run["threads"] == 1), results["machine"]), path)
 
 
+def draw_precision(results, path):
+    """Draw the chart of `precision` into the file at `path`."""
+    with plt.rc_context(STYLE):
+        runs = [run for run in results["runs"] if not run["isa"]]
+        _save(precision([record for run in runs for record in run["records"]], results["machine"]), path)
+
+
 def _save(figure, path):
     # Without a date, the same results give the same file.
     metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -64,11 +72,11 @@ def _save(figure, path):
     plt.close(figure)
 
 
-def _note(figure, run, machine):
+def _note(figure, run, machine, what="float32"):
     """Write below a figure what was measured on which machine."""
     threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
     figure.text(
-        0, -0.04, f"{machine['cpu']}, {machine['isa']}, {threads}, float32, medians", fontsize=7, color="#868e96"
+        0, -0.04, f"{machine['cpu']}, {machine['isa']}, {threads}, {what}, medians", fontsize=7, color="#868e96"
     )
 
 
@@ -248,4 +256,71 @@ def pools(run, machine):
     if axes.lines:
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     _note(figure, run, machine)
+    return figure
+
+
+# The panels of the chart of low precision: the case, and its title.
+PRECISION_PANELS = {
+    "LSTM-T100-B1-H256": "LSTM 256, 100 steps",
+    "LSTM-T100-B1-H512": "LSTM 512, 100 steps",
+    "LSTM-T100-B32-H256": "LSTM 256, 100 steps, batch 32",
+    "GRU-T100-B1-H256": "GRU 256, 100 steps",
+    "NSNet2, a frame": "NSNet2, a frame",
+    "DTLN 2, a frame": "DTLN 2, a frame",
+}
+PRECISIONS = {"float32": "o", "int8": "s", "int8 per channel": "D", "int8 activations=8": "P", "fp16": "^", "bf16": "v"}
+TICKS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20)
+
+
+def precision_points(record):
+    """Return engine -> (its time relative to rnnfast in float32, its error), of those that were timed."""
+    return {
+        name: (result["relative"][1], result["error"])
+        for name, result in record["results"].items()
+        if result.get("relative") and result["error"]
+    }
+
+
+def precision(records, machine):
+    """Draw errors against times: what is further left is faster, what is further down is nearer to float64."""
+    chosen = [record for record in records if record["case"]["name"] in PRECISION_PANELS and record["results"]]
+    rows = -(-max(1, len(chosen)) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 2.9 * rows), layout="constrained", squeeze=False, sharey=True)
+    for panel in axes.flat[len(chosen) :]:
+        panel.set_visible(False)
+    shown = set()
+    for panel, record in zip(axes.flat, chosen):
+        for name, point in precision_points(record).items():
+            package, _, precision = name.partition(" ")
+            precision = precision or "float32"
+            shown |= {package, precision}
+            own = package == "rnnfast"
+            panel.plot(
+                *point,
+                PRECISIONS[precision],
+                color=COLOURS[package],
+                markersize=8 if own else 6,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                zorder=3 if own else 2,
+            )
+        panel.axvline(1, color="#ced4da", linewidth=0.8, zorder=1)
+        panel.set(xscale="log", yscale="log", title=PRECISION_PANELS[record["case"]["name"]])
+        limits = panel.get_xlim()
+        panel.set_xticks([value for value in TICKS if limits[0] <= value <= limits[1]])
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.grid(alpha=0.25)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("error")
+    for panel in axes.flat[max(0, len(chosen) - 2) : len(chosen)]:
+        panel.set_xlabel("time, rnnfast in float32 = 1")
+    handles = [Patch(color=COLOURS[name], label=name) for name in COLOURS if name in shown]
+    handles += [
+        Line2D([], [], linestyle="", marker=marker, color="#495057", label=name)
+        for name, marker in PRECISIONS.items()
+        if name in shown
+    ]
+    figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=5)
+    _note(figure, {"threads": 1}, machine, "largest error relative to the largest output")
     return figure

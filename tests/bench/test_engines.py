@@ -29,7 +29,7 @@ def test_engines_are_right(engine):
         pytest.skip(f"{engine.name} is not installed")
     for case in map(reduced, select((), quick=True)):
         result = measure.measure(case, [engine], 1, **EFFORT)[engine.name]
-        assert result["status"] == "ok" and 0 < result["error"] < measure.TOLERANCE, (case, result)
+        assert result["status"] == "ok" and 0 < result["error"] < engine.tolerance, (case, result)
         assert result["seconds"][1] > 0 and result["rounds"] == 2
 
 
