@@ -99,13 +99,13 @@ def quotient(record):
     return ours / theirs if ours is not None and theirs else None
 
 
-def medians(records):
-    """Return engine -> the median of its errors, of those that have some."""
+def over_layers(records, reduce=np.median):
+    """Return engine -> the median or another function of its errors, of those that have some."""
     found = {}
     for engine in ENGINES:
         errors = [record["errors"][engine.name] for record in records if record["errors"][engine.name] is not None]
         if errors:
-            found[engine.name] = float(np.median(errors))
+            found[engine.name] = float(reduce(errors))
     return found
 
 
@@ -125,11 +125,12 @@ def markdown(results):
         lines += ["", *_table(records), "", *reached(records)]
     if speech:
         lines += ["", f"## On {trained.FRAMES} frames of speech", "", *_table(speech)]
+    lines += ["", "## The table of the documentation", "", *summary(results)]
     return "\n".join([*lines, "", *problems(results)]).rstrip() + "\n"
 
 
 def _table(records):
-    names, middle = [engine.name for engine in ENGINES], medians(records)
+    names, middle = [engine.name for engine in ENGINES], over_layers(records)
     rows = []
     for record in records:
         sizes, share = record["sizes"], quotient(record)
@@ -145,9 +146,21 @@ def _table(records):
     yield from report.table(["layer", "sizes", *names, "share"], rows)
 
 
+def summary(results):
+    """Return the lines of the documentation's table: the medians and the largest errors."""
+    names, rows = [engine.name for engine in ENGINES], []
+    for inputs, words in (("stored", "layers on stored inputs"), ("speech", "layers on speech")):
+        records = [record for record in results["records"] if record["inputs"] == inputs]
+        for what, reduce in (("median", np.median), ("largest", np.max)):
+            found = over_layers(records, reduce)
+            cells = (f"{found[name]:.1e}" if name in found else "" for name in names)
+            rows.append([f"{what} of {len(records)} {words}", *cells])
+    return list(report.table(["error", *names], rows))
+
+
 def reached(records):
     """Yield the lines that compare the targets with what was reached."""
-    shares, middle = [share for record in records if (share := quotient(record)) is not None], medians(records)
+    shares, middle = [share for record in records if (share := quotient(record)) is not None], over_layers(records)
     yield (
         f"rnnfast's int8 has at most {SHARE:g} of the error of {PEER} in {sum(share <= SHARE for share in shares)} of "
         f"{len(shares)} layers (target: {OFTEN:.0%})."

@@ -19,7 +19,7 @@ from bench import errors, precision, precision_engines, precision_models, precis
 from bench.cases import PRECISION, Bounds, Case, Precise
 from bench.engines import Numpy
 from tests.bench.helpers import EFFORT, SMALL, stored
-from tests.paths import MODELS
+from tests.paths import MODELS, ROOT
 
 EFFORT = (1, EFFORT["rounds"], EFFORT["duration"], EFFORT["limit"])
 # A float32 product of some dozens of terms, relative to the largest output; measured: 3e-7.
@@ -441,3 +441,16 @@ def test_table_of_errors(tmp_path):
     assert "in 1 of 2 layers (target: 80%)" in text
     assert "median of rnnfast int8 is 2.0e-02 (target: at most 1.4e-02)" in text
     assert "## On 50 frames of speech" in text and found["spoken 0"][2] == "5.0e-01"
+
+
+# ------------------------------------------------------------------------------------------------ what is published
+PAGE = ROOT / "docs" / "howto" / "weight-types.md"
+
+
+@pytest.mark.parametrize("made_by, name", [(precision_report, "precision"), (errors, "errors")])
+def test_published_tables(made_by, name):
+    """The tables that lie beside the results, and the page's, are those that the results give."""
+    (file,) = (ROOT / "bench" / "results").glob(f"*-{name}.json")
+    results = json.loads(file.read_text())
+    assert file.with_suffix(".md").read_text() == made_by.markdown(results)
+    assert "\n".join(made_by.summary(results)) in PAGE.read_text()
