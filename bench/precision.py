@@ -158,7 +158,10 @@ def _measure_model(case, engines, *effort):
 
     def check(engine):
         call, outputs = task.prepared(engine, effort[0])
-        return call, precision_models.difference(outputs, right)
+        error = precision_models.difference(outputs, right)
+        if getattr(engine, "weights", None) and "activations" not in engine.weights:
+            precision_models.check_computed(task, engine, outputs, error)
+        return call, error
 
     return _record(case, compare(engines, check, (), *effort), "the model's")
 

@@ -316,6 +316,20 @@ def test_pools_and_other_calls_are_timed():
     assert not np.array_equal(call()[0], outputs[0][2])  # the state of the timed call is the given one
 
 
+def test_results_of_other_weights_are_wrong():
+    """An engine whose outputs are not those of the weights that it says has failed."""
+    task, int8 = denoiser(), precision_engines.Rnnfast("int8")
+    right = task.expected()
+    for engine, passes in ((int8, True), (precision_engines.Rnnfast("bf16"), False)):
+        _, outputs = task.prepared(engine, 1)
+        error = precision_models.difference(outputs, right)
+        if passes:
+            precision_models.check_computed(task, int8, outputs, error)
+        else:
+            with pytest.raises(ValueError, match="results of the rounded weights"):
+                precision_models.check_computed(task, int8, outputs, error)
+
+
 SLOW = {"NSNet2, a frame"}
 
 
