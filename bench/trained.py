@@ -124,6 +124,13 @@ def noise(sizes, scale=1.0):
     return calls
 
 
+def letters(file):
+    """Return a row of random letters, each as one-hot values, for a model with one input."""
+    (value,) = rnnfast.load(file).inputs
+    size = value.type.shape[-1]
+    return [{value.name: np.eye(size, dtype=np.float32)[np.random.default_rng(0).integers(0, size, (1, FRAMES))]}]
+
+
 def digits(file):
     """Return images of digits, or of noise where there are none, as rows of pixels."""
     if DIGITS.exists():
@@ -224,7 +231,7 @@ def available(sources):
 
 
 # ------------------------------------------------------------------------------------------------ weights of cases
-WITH_ROWS = SPEECH + GRU_SOURCES + [source for source in SOURCES if source.file.stem.startswith("g2p")]
+WITH_ROWS = [*SPEECH, *GRU_SOURCES, Source(SHARED / "g2p_id_lstm__encoder_model.onnx", letters)]
 """The sources of cases, whose layers read more than one step."""
 
 
