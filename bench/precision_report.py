@@ -5,16 +5,17 @@ from bench.precision_engines import ENGINES, OWN
 
 # A peer counts for a ratio if its error is not more than this times rnnfast's; beyond it a faster answer is wronger.
 ERROR_MARGIN = 1.02
-FASTER_AND_WRONGER = "†"
+FASTER_AND_WRONGER, WRONGER = "†", "‡"
 OWN_NAMES = [engine.name for engine in OWN]
-MAIN = "rnnfast int8"
+MAIN, DYNAMIC = "rnnfast int8", "onnxruntime int8"
 NOTE = (
     "One thread, NumPy in and out; median microseconds of a call. Errors: the largest difference to the float64 "
     "results of the float32 weights, relative to the largest value of the output; on trained layers and models where "
     "there are some of this size, else on random weights. `peer`: the fastest engine of others, at any precision, "
-    f"whose error is at most {ERROR_MARGIN:g} times that of rnnfast's row; `ratio`: its time divided by rnnfast's. `of "
-    "float32`: the share of the time of rnnfast in float32. Times are compared in the same rounds. In bold: what "
-    f"misses its target. {FASTER_AND_WRONGER}: faster than rnnfast's int8, and wronger by more than 2 %."
+    f"whose error is at most {ERROR_MARGIN:g} times that of rnnfast's row; `ratio`: its time divided by rnnfast's, and "
+    f"beside the target that of onnxruntime's faster int8, with {WRONGER} if its error is larger. `of float32`: the "
+    "share of the time of rnnfast in float32. Times are compared in the same rounds. In bold: what misses its target. "
+    f"{FASTER_AND_WRONGER}: faster than rnnfast's int8, and wronger by more than 2 %."
 )
 TITLES = {
     "lstm": "LSTM, a sequence",
@@ -130,14 +131,35 @@ def _targets(records, isa):
                     peer or "",
                     report.bold(f"{found:.2f}", bool(least) and found < least) if found else "",
                     f"{least:g}" if least else "",
+                    _dynamic(record, own),
                     report.bold(f"{share:.2f}", bool(most) and share > most) if share else "",
                     f"{most:g}" if most else "",
                 ]
             )
-    header = ["case", "weights", "us (error)", "peer", "ratio", "at least", "of float32", "at most"]
+    header = [
+        "case",
+        "weights",
+        "us (error)",
+        "peer",
+        "ratio",
+        "at least",
+        "int8 of onnxruntime",
+        "of float32",
+        "at most",
+    ]
     yield from report.table(header, rows)
     yield ""
     yield f"{sum(met)} of {len(met)} measured targets are reached."
+
+
+def _dynamic(record, own):
+    """Return the time of the faster of onnxruntime's int8 forms divided by ours, marked if that is wronger."""
+    names = [name for name in record["results"] if name.startswith(DYNAMIC) and report.time_of(record, name)]
+    if not names or not report.time_of(record, own):
+        return ""
+    name = min(names, key=lambda name: report.time_of(record, name))
+    wronger = record["results"][name]["error"] > ERROR_MARGIN * record["results"][own]["error"]
+    return f"{ratio(record, name, own):.2f}{WRONGER * wronger}"
 
 
 def _times(records):
