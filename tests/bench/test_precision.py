@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from bench import errors, precision, precision_engines, precision_models, precis
 from bench.cases import PRECISION, Bounds, Case, Precise
 from bench.engines import Numpy
 from tests.bench.helpers import EFFORT, SMALL, stored
-from tests.paths import MODELS
+from tests.paths import MODELS, ROOT
 
 EFFORT = (1, EFFORT["rounds"], EFFORT["duration"], EFFORT["limit"])
 # A float32 product of some dozens of terms, relative to the largest output; measured: 3e-7.
@@ -472,3 +474,16 @@ def test_a_page_gets_new_tables():
     assert new == page.replace("| one | x |", "| one | y |").replace("| old | 1 |", "| new | 2 |\n| more | 3 |")
     with pytest.raises(ValueError, match="three"):
         published.with_table(page, ["| three |", "| --- |"])
+
+
+@pytest.mark.slow
+def test_measured_in_a_process(tmp_path):
+    """A case is measured in a process of its own, where every engine that is installed has a time or a reason."""
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "bench.precision", "LSTM-T1-B1-H128-layer", "--rounds", "1", "--json", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = json.loads(out.read_text())["runs"]
+    (record,) = run["records"]
+    assert set(record["results"]) == set(precision_engines.ENGINES)
+    assert all(record["results"][name]["seconds"][1] > 0 for name in precision_report.OWN_NAMES)
