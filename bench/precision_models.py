@@ -109,7 +109,7 @@ def dtln2():
 
 
 # Most of the error of a model whose activations have 15 bits or more is that of its weights: the distance to the
-# results of the rounded weights is at most this share of it. Measured with rounded weights alone: at most 0.009.
+# results of the rounded weights is at most this share of it. Measured: at most 0.009.
 COMPUTED_SHARE = 0.5
 
 
