@@ -386,11 +386,11 @@ INLINE void stage_rows(const stage which, const cell *q, const step *s, const op
 
 /* Return the operand rows of a[rows, k], as integers in `quads` where w is integers. */
 static operand operand_of(const matrix *w, const float *a, ptrdiff_t lda, ptrdiff_t rows, int bounded, int16_t *quads,
-                          float *scale)
+                          float *scale, uint32_t *excess)
 {
-    operand of = { .p = a, .ld = lda, .quads = quads, .ld_quads = quads_of(w->k), .scale = scale };
+    operand of = { a, lda, quads, quads_of(w->k), scale, excess, 0 };
     if (w->type == INT8)
-        of.special = store_quads(a, lda, rows, w->k, bounded, (int)w->planes, quads, scale);
+        of.special = store_quads(a, lda, rows, w->k, bounded, w->planes, quads, scale, excess);
     return of;
 }
 
@@ -405,9 +405,10 @@ static void __attribute__((noinline)) stage_integers(const stage which, const ce
     step some = *s;
     for (ptrdiff_t first = 0; first < s->rows; first += most) {
         some.rows = s->rows - first < most ? s->rows - first : most;
-        operands in = { .h = operand_of(r, some.h, some.ldh, some.rows, q->bounded, g.quads, g.scale[0]) };
+        operands in = { .h = operand_of(r, some.h, some.ldh, some.rows, q->bounded, g.quads, g.scale[0], g.excess[0]) };
         if (s->x)
-            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, g.quads + some.rows * quads_of(r->k), g.scale[1]);
+            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, g.quads + some.rows * quads_of(r->k), g.scale[1],
+                              g.excess[1]);
         stage_rows(which, q, &some, &in, part, h_prev, ldh_prev);
         some.h += most * some.ldh;
         some.h_out += most * some.ldo;

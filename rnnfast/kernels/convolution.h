@@ -142,67 +142,82 @@ static void runs_of_lines(const convolution_command *m, interrupt *call, panels 
     }
 }
 
-/* Copy the inputs of one output to row[k], whose first run's inputs x points to: zeros for runs outside the input. */
-INLINE void gather_row(const convolution_command *m, const float *x, ptrdiff_t line, float *row)
+/* Outputs of a convolution with integer weights, at most as many as a group holds: where their first inputs and they lie,
+ * and their lines. Their inputs are those of the runs q; a run outside the input of a line is zeros there. */
+typedef struct {
+    ptrdiff_t rows;
+    const float *x[GROUP_ROWS];
+    float *out[GROUP_ROWS];
+    ptrdiff_t line[GROUP_ROWS];
+    int adjacent;               /* whether they are out_stride[2] apart */
+    runs q;
+} outputs;
+
+/* Add the outputs first <= k < last of a line. */
+INLINE void add_outputs(const convolution_command *m, outputs *o, ptrdiff_t line, ptrdiff_t first, ptrdiff_t last,
+                        const float *x, float *out)
 {
-    for (const run *r = m->run; r < m->run + m->runs; r++, row += m->length) {
-        if ((size_t)(line * m->step + r->line) < (size_t)m->input_lines)
-            memcpy(row, x + r->offset, (size_t)m->length * sizeof(float));
+    const ptrdiff_t i = line / m->shape[1], j = line % m->shape[1];
+    x += i * m->x_stride[0] + j * m->x_stride[1];
+    out += i * m->out_stride[0] + j * m->out_stride[1];
+    for (ptrdiff_t k = first; k < last; k++, o->rows++) {
+        o->x[o->rows] = x + k * m->x_stride[2];
+        o->out[o->rows] = out + k * m->out_stride[2];
+        o->line[o->rows] = j * m->step;
+    }
+}
+
+/* Copy the inputs of output i to a row, behind so many zeros. */
+INLINE void gather_row(const convolution_command *m, const outputs *o, ptrdiff_t i, ptrdiff_t zeros, float *row)
+{
+    for (; zeros > 0; zeros--)
+        *row++ = 0.0f;
+    for (const run *r = o->q.first; r < o->q.end; r++, row += m->length) {
+        if ((size_t)(o->line[i] + r->line) < (size_t)m->input_lines)
+            memcpy(row, o->x[i] + r->offset, (size_t)m->length * sizeof(float));
         else
             memset(row, 0, (size_t)m->length * sizeof(float));
     }
 }
 
-/* Outputs of a convolution: `positions` of each line, of which `first` is the first. */
-typedef struct {
-    ptrdiff_t line, first, positions;
-} outputs;
-
-/* Set *x and *out to the first input and the output of the i-th of some outputs, and return its line. */
-INLINE ptrdiff_t output_at(const convolution_command *m, const outputs *o, ptrdiff_t i, const float **x, float **out)
-{
-    const ptrdiff_t line = o->line + i / o->positions, k = o->first + i % o->positions;
-    *x += line / m->shape[1] * m->x_stride[0] + line % m->shape[1] * m->x_stride[1] + k * m->x_stride[2];
-    *out += line / m->shape[1] * m->out_stride[0] + line % m->shape[1] * m->out_stride[1] + k * m->out_stride[2];
-    return line % m->shape[1];
-}
-
-/* Compute `rows` outputs with integer weights, as many as a group holds at most. The inputs of an output are a row of
- * its own, with its own scale. */
-static void convolve_group(const convolution_command *m, const outputs *o, ptrdiff_t rows, const float *x, float *out,
-                           group *g, float *row)
+/* Compute a group of outputs. The inputs of an output are a row of its own, with its own scale. */
+static void convolve_group(const convolution_command *m, const outputs *o, group *g, float *row)
 {
     const matrix *w = m->w;
-    const ptrdiff_t ld = quads_of(w->k);
-    operand a = { row, w->k, g->quads, ld, g->scale[0], 0 };
+    const ptrdiff_t skipped = (o->q.first - m->run) * m->length, zeros = skipped % 4, from = skipped - zeros;
+    const ptrdiff_t k = zeros + (o->q.end - o->q.first) * m->length;
+    const ptrdiff_t ld = quads_of(k), segments = segments_of(w->k);
+    const operand a = { row, k, g->quads, ld, g->scale[0], g->excess[0], 0 };
     int special = 0;
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        const float *from = x;
-        float *to = out;
-        const ptrdiff_t line = output_at(m, o, i, &from, &to);
-        gather_row(m, from, line, row);
-        special |= store_quads(row, w->k, 1, w->k, 0, (int)w->planes, g->quads + i * ld, g->scale[0] + i);
+    for (ptrdiff_t i = 0; i < o->rows; i++) {
+        gather_row(m, o, i, zeros, row);
+        special |= store_quads(row, k, 1, k, 0, w->planes, g->quads + i * ld, g->scale[0] + i,
+                               g->excess[0] + i * segments);
     }
     float c[MAX_TILE];
     for (ptrdiff_t block = 0; block < w->blocks; block += w->panel) {
-        const ptrdiff_t width = w->blocks - block < w->panel ? w->blocks - block : w->panel;
-        const ptrdiff_t height = integer_height(width);
-        const ptrdiff_t columns = m->n - block * VL < width * VL ? m->n - block * VL : width * VL;
-        for (ptrdiff_t first = 0, some; first < rows; first += some) {
-            some = rows - first < height ? rows - first : height;
-            integer_product(w, block, 1, width, first, some, &a, w->bias + block * VL, 0, c, width * VL);
-            for (ptrdiff_t i = first; i < first + some; i++) {
-                const float *from = x;
-                float *to = out;
-                const ptrdiff_t line = output_at(m, o, i, &from, &to);
-                if (special && g->scale[0][i] == SPECIAL) {
-                    const operand alone = { row, w->k, g->quads + i * ld, ld, g->scale[0] + i, 1 };
-                    gather_row(m, from, line, row);
-                    integer_product(w, block, 1, width, 0, 1, &alone, w->bias + block * VL, 0, c + (i - first) * width * VL,
-                                    width * VL);
-                }
-                memcpy(to + block * VL, c + (i - first) * width * VL, (size_t)columns * sizeof(float));
+        const ptrdiff_t width = w->blocks - block < w->panel ? w->blocks - block : w->panel, ldc = width * VL;
+        const ptrdiff_t height = integer_height(width, w->planes);
+        const ptrdiff_t columns = m->n - block * VL < ldc ? m->n - block * VL : ldc;
+        const float *bias = w->bias + block * VL;
+        for (ptrdiff_t first = 0, some; first < o->rows; first += some) {
+            some = o->rows - first < height ? o->rows - first : height;
+            if (o->adjacent && columns == ldc) {
+                integer_product_of(w, from, k, block, 1, width, first, some, &a, bias, 0, o->out[first] + block * VL,
+                                   m->out_stride[2]);
+                continue;
             }
+            integer_product_of(w, from, k, block, 1, width, first, some, &a, bias, 0, c, ldc);
+            for (ptrdiff_t i = first; i < first + some; i++)
+                memcpy(o->out[i] + block * VL, c + (i - first) * ldc, (size_t)columns * sizeof(float));
+        }
+        for (ptrdiff_t i = 0; special && i < o->rows; i++) {
+            if (g->scale[0][i] != SPECIAL)
+                continue;
+            const operand alone = { row, k, a.quads + i * ld, ld, a.scale + i, a.excess + i * segments, 1 };
+            gather_row(m, o, i, zeros, row);
+            integer_product_of(w, from, k, block, 1, width, 0, 1, &alone, bias, 0, c, ldc);
+            memcpy(o->out[i] + block * VL, c, (size_t)columns * sizeof(float));
         }
     }
 }
@@ -213,17 +228,25 @@ static void __attribute__((noinline)) convolve_integers(const convolution_comman
                                                         ptrdiff_t first, ptrdiff_t last, const float *x, float *out)
 {
     group g;
+    outputs o;
     float row[GROUP_QUADS / 2];
     const ptrdiff_t positions = last - first, most = rows_of_group(quads_of(m->w->k));
     const ptrdiff_t lines = positions > 0 && most > positions ? most / positions : 1;
     for (ptrdiff_t line = first_line; line < last_line && positions > 0; line += lines) {
-        const ptrdiff_t some = last_line - line < lines ? last_line - line : lines;
+        const ptrdiff_t end = last_line - line < lines ? last_line : line + lines;
+        o.q = (runs){ m->run, m->run + m->runs, m->length };
+        o.adjacent = end - line == 1;
+        /* Zeros add nothing, so the runs outside the input of a single line are left out. */
+        if (end - line == 1 && segments_of(m->w->k) == 1)
+            runs_of_line(&o.q.first, &o.q.end, line % m->shape[1] * m->step, m->input_lines);
         for (ptrdiff_t k = first; k < last; k += most) {
-            const outputs o = { line, k, last - k < most ? last - k : most };
-            convolve_group(m, &o, some * o.positions, x, out, &g, row);
+            o.rows = 0;
+            for (ptrdiff_t l = line; l < end; l++)
+                add_outputs(m, &o, l, k, last - k < most ? last : k + most, x, out);
+            convolve_group(m, &o, &g, row);
         }
         if (then)
-            elementwise_part((const elementwise_command *)then, quiet, line, line + some);
+            elementwise_part((const elementwise_command *)then, quiet, line, end);
     }
 }
 

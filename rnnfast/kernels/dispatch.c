@@ -58,20 +58,16 @@ void rnnfast_pack(const matrix *m, const float *w, ptrdiff_t stride_k, ptrdiff_t
     }
 }
 
-void rnnfast_pack_integers(const matrix *m, const int8_t *w, int8_t *out, int32_t *offset)
+void rnnfast_pack_integers(const matrix *m, const int8_t *w, uint8_t *out)
 {
     const ptrdiff_t per_gate = m->panel / m->gates, all = m->blocks / m->gates, quads = (m->k + 3) / 4;
-    const ptrdiff_t columns = m->blocks * 16, of_unit = m->planes == 2 ? 1 << 14 : 1 << 7;
-    memset(out, 0, (size_t)(quads * columns * 4));
-    memset(offset, 0, (size_t)((m->k + 1023) / 1024 * columns) * sizeof *offset);
+    memset(out, 128, (size_t)(quads * m->blocks * 64));
     for (ptrdiff_t k = 0; k < m->k; k++)
         for (ptrdiff_t n = 0; n < m->gates * m->units; n++) {
             const ptrdiff_t gate = n / m->units, block = n % m->units / 16, first = block / per_gate * per_gate;
             const ptrdiff_t wide = all - first < per_gate ? all - first : per_gate, width = wide * m->gates;
             const ptrdiff_t at = gate * wide + block - first, lane = n % m->units % 16;
-            const int8_t value = w[k * m->gates * m->units + n];
-            out[first * m->gates * 64 * quads + (k / 4 * width + at) * 64 + lane * 4 + k % 4] = value;
-            int32_t *sum = offset + k / 1024 * columns + (first * m->gates + at) * 16 + lane;
-            *sum = (int32_t)((uint32_t)*sum - (uint32_t)(of_unit * value));
+            out[first * m->gates * 64 * quads + (k / 4 * width + at) * 64 + lane * 4 + k % 4] =
+                (uint8_t)(w[k * m->gates * m->units + n] + 128);
         }
 }

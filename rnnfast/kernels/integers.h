@@ -20,19 +20,19 @@
 /* INTEGER_ROWS: the most rows of a tile of W blocks. INTEGER_BLOCKS: the most blocks that so many rows take at once.
  * INTEGER_PANELS: how many panels one row takes at once. */
 #if defined(__AVX512VNNI__)
-#define INTEGER_ROWS(W) ((W) == 4 ? 3 : (W) == 3 ? 4 : (W) == 2 ? 6 : 12)
+#define INTEGER_ROWS(W, planes) ((W) == 4 ? 6 / (planes) : (W) == 3 ? 8 / (planes) : 12 / (planes))
 #define INTEGER_BLOCKS(rows) MAX_PANEL
 #define INTEGER_PANELS 2
 #elif defined(__AVX512F__)
-#define INTEGER_ROWS(W) ((W) == 4 ? 5 : (W) == 3 ? 7 : 12)
+#define INTEGER_ROWS(W, planes) ((W) == 4 ? 5 : (W) == 3 ? 7 : 12)
 #define INTEGER_BLOCKS(rows) MAX_PANEL
 #define INTEGER_PANELS 2
 #elif defined(__AVX2__)
-#define INTEGER_ROWS(W) 4
+#define INTEGER_ROWS(W, planes) 4
 #define INTEGER_BLOCKS(rows) ((rows) == 1 ? MAX_PANEL : 1)
 #define INTEGER_PANELS 1
 #else
-#define INTEGER_ROWS(W) 1
+#define INTEGER_ROWS(W, planes) 1
 #define INTEGER_BLOCKS(rows) MAX_PANEL
 #define INTEGER_PANELS 1
 #endif
@@ -45,22 +45,32 @@ typedef struct {
     const int16_t *quads;       /* [rows, ld_quads], of v_store_activations */
     ptrdiff_t ld_quads;
     const float *scale;         /* [rows] */
+    const uint32_t *excess;     /* [rows, segments]: see v_sum */
     int special;                /* whether a row is SPECIAL */
 } operand;
 
-/* Integers of a row of k activations. */
+/* Integers of a row of k activations, and the exact sums that it needs. */
 INLINE ptrdiff_t quads_of(ptrdiff_t k) { return (k + VL - 1) / VL * VL; }
+INLINE ptrdiff_t segments_of(ptrdiff_t k) { return (k + 4 * SEGMENT - 1) / (4 * SEGMENT); }
 
-/* Write rows of a as integers up to `largest`, and their scales. Where all values of a row are at most 1 and `bounded`
- * is true, its scale is that of 1, so that the largest value decides nothing. Returns whether a row is SPECIAL. */
-static int store_quads(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t k, const int bounded, const int planes,
-                       int16_t *quads, float *scale)
+/* Write a block of x as integers, and return these. */
+INLINE vf store_block(int16_t *quads, vf x, float inverse)
+{
+    const vf whole = v_round(v_mul(x, v_set1(inverse)));
+    v_store_activations(quads, whole);
+    return whole;
+}
+
+/* Write rows of a as integers, and their scales and excesses. Where all values of a row are at most 1 and `bounded` is
+ * true, its scale is that of 1, so that the largest value decides nothing. Returns whether a row is SPECIAL. */
+static int store_quads(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t k, const int bounded,
+                       const ptrdiff_t planes, int16_t *quads, float *scale, uint32_t *excess)
 {
     const float largest = planes == 2 ? 16383.0f : 127.0f;
-    const ptrdiff_t whole = k / VL * VL;
     int special = 0;
     for (ptrdiff_t i = 0; i < rows; i++, a += lda, quads += quads_of(k)) {
         vf most = v_zero();
+        const ptrdiff_t whole = k / VL * VL;
         for (ptrdiff_t j = 0; j < whole; j += VL)
             most = v_max_bits(v_abs(v_load(a + j)), most);
         if (whole < k)
@@ -75,24 +85,30 @@ static int store_quads(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t 
             scale[i] = zero ? 0.0f : finite ? magnitude / largest : SPECIAL;
             special |= !finite;
         }
-        if (scale[i] == SPECIAL) {
-            for (ptrdiff_t j = 0; j < k; j += VL)
-                v_store_activations(quads + j, v_zero(), planes);
-            continue;
-        }
-        for (ptrdiff_t j = 0; j < whole; j += VL)
-            v_store_activations(quads + j, v_round(v_mul(v_load(a + j), v_set1(inverse))), planes);
-        if (whole < k)
-            v_store_activations(quads + whole, v_round(v_mul(v_load_n(a + whole, (size_t)(k - whole)),
-                                                             v_set1(inverse))), planes);
+        /* Sums of integers of one segment are below 2^24, so floats hold them exactly. */
+        ptrdiff_t first = 0;
+        do {
+            const ptrdiff_t last = k - first < 4 * SEGMENT ? k : first + 4 * SEGMENT;
+            const ptrdiff_t whole_blocks = scale[i] == SPECIAL ? first : first + (last - first) / VL * VL;
+            vf sum = v_zero();
+            for (ptrdiff_t j = first; j < whole_blocks; j += VL)
+                sum = v_add(sum, store_block(quads + j, v_load(a + j), inverse));
+            for (ptrdiff_t j = whole_blocks; j < last; j += VL) {
+                const size_t n = last - j < VL ? (size_t)(last - j) : VL;
+                const vf x = scale[i] == SPECIAL ? v_zero() : v_load_n(a + j, n);
+                sum = v_add(sum, store_block(quads + j, x, inverse));
+            }
+            *excess++ = (uint32_t)(int32_t)v_total(sum) << 7;
+            first += 4 * SEGMENT;
+        } while (first < k);
     }
     return special;
 }
 
 /* c[M, P * W] = init[M, P * W] + a . w for P consecutive panels of W blocks, ldp bytes apart, over `quads` quads. */
 INLINE void integer_tile(const int M, const int P, const int W, const int planes, const int16_t *a, ptrdiff_t lda,
-                         const float *row_scale, const int8_t *w, ptrdiff_t ldw, ptrdiff_t ldp, ptrdiff_t quads,
-                         const int32_t *offset, const float *scale, const float *init, ptrdiff_t ldi, float *c,
+                         const float *row_scale, const uint32_t *excess, ptrdiff_t lde, const uint8_t *w,
+                         ptrdiff_t ldw, ptrdiff_t ldp, ptrdiff_t quads, const float *scale, const float *init, ptrdiff_t ldi, float *c,
                          ptrdiff_t ldc)
 {
     vs acc[MAX_INTEGER_ROWS][INTEGER_PANELS * MAX_PANEL];
@@ -127,7 +143,7 @@ INLINE void integer_tile(const int M, const int P, const int W, const int planes
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int j = 0; j < P * W; j++) {
-            const vf sum = v_mul(v_sum(acc[m][j], offset + j * VL), v_load(scale + j * VL));
+            const vf sum = v_mul(v_sum(acc[m][j], excess[m * lde]), v_load(scale + j * VL));
             v_store(c + m * ldc + j * VL, v_fma(sum, v_set1(row_scale[m]), v_load(init + m * ldi + j * VL)));
         }
 }
@@ -137,9 +153,10 @@ typedef struct {
     const int16_t *a;
     ptrdiff_t lda;
     const float *row_scale;
-    const int8_t *w;
+    const uint32_t *excess;
+    ptrdiff_t lde;
+    const uint8_t *w;
     ptrdiff_t ldw, ldp, quads;
-    const int32_t *offset;
     const float *scale, *init;
     ptrdiff_t ldi;
     float *c;
@@ -147,13 +164,13 @@ typedef struct {
 } integer_job;
 
 #define INTEGER_TILE(M, P, W, planes, j)                                                                             \
-    integer_tile(M, P, W, planes, (j)->a, (j)->lda, (j)->row_scale, (j)->w, (j)->ldw, (j)->ldp, (j)->quads,           \
-                 (j)->offset, (j)->scale, (j)->init, (j)->ldi, (j)->c, (j)->ldc)
+    integer_tile(M, P, W, planes, (j)->a, (j)->lda, (j)->row_scale, (j)->excess, (j)->lde, (j)->w, (j)->ldw,         \
+                 (j)->ldp, (j)->quads, (j)->scale, (j)->init, (j)->ldi, (j)->c, (j)->ldc)
 
-/* integer_tile of one panel for 1 <= rows <= INTEGER_ROWS(W). */
+/* integer_tile of one panel for 1 <= rows <= INTEGER_ROWS(W, planes). */
 INLINE void integer_rows(ptrdiff_t rows, const int W, const int planes, const integer_job *j)
 {
-#define ROWS(M) case M: if ((M) <= INTEGER_ROWS(W)) INTEGER_TILE(M, 1, W, planes, j); break;
+#define ROWS(M) case M: if ((M) <= INTEGER_ROWS(W, planes)) INTEGER_TILE(M, 1, W, planes, j); break;
     switch (rows) {
     ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
     }
@@ -161,16 +178,16 @@ INLINE void integer_rows(ptrdiff_t rows, const int W, const int planes, const in
 }
 
 /* The most rows of a tile of `width` blocks. */
-INLINE ptrdiff_t integer_height(ptrdiff_t width)
+INLINE ptrdiff_t integer_height(ptrdiff_t width, ptrdiff_t planes)
 {
-    return width == 1 ? INTEGER_ROWS(1) : width == 2 ? INTEGER_ROWS(2) : width == 3 ? INTEGER_ROWS(3) : INTEGER_ROWS(4);
+    (void)planes;
+    return width == 4 ? INTEGER_ROWS(4, planes) : width == 3 ? INTEGER_ROWS(3, planes) : INTEGER_ROWS(2, planes);
 }
 
 /* The job moved on by some columns, whose weights lie `bytes` further on. */
 INLINE integer_job moved(integer_job j, ptrdiff_t columns, ptrdiff_t bytes)
 {
     j.w += bytes;
-    j.offset += columns;
     j.scale += columns;
     j.init += columns;
     j.c += columns;
@@ -180,7 +197,7 @@ INLINE integer_job moved(integer_job j, ptrdiff_t columns, ptrdiff_t bytes)
 /* integer_tile for any number of rows of a panel. */
 INLINE void integer_panel(ptrdiff_t rows, ptrdiff_t width, const int planes, integer_job j)
 {
-    const ptrdiff_t height = integer_height(width);
+    const ptrdiff_t height = integer_height(width, planes);
     for (ptrdiff_t left = rows, some; left > 0; left -= some) {
         some = left < height ? left : height;
         integer_job k = j;
@@ -196,6 +213,7 @@ INLINE void integer_panel(ptrdiff_t rows, ptrdiff_t width, const int planes, int
         }
         j.a += some * j.lda;
         j.row_scale += some;
+        j.excess += some * j.lde;
         j.init += some * j.ldi;
         j.c += some * j.ldc;
     }
@@ -226,24 +244,27 @@ static void add_special(ptrdiff_t rows, ptrdiff_t blocks, const float *a, ptrdif
             continue;
         for (ptrdiff_t block = 0; block < blocks; block++)
             for (ptrdiff_t unit = 0; unit < VL; unit++) {
-                const int8_t *w = j->w + block / panel_blocks * j->ldp + block % panel_blocks * QUAD_BYTES + unit * 4;
+                const uint8_t *w = j->w + block / panel_blocks * j->ldp + block % panel_blocks * QUAD_BYTES + unit * 4;
                 float sum = 0.0f;
                 for (ptrdiff_t i = 0; i < k; i++)
                     if (!(fabsf(a[m * lda + i]) < INFINITY))
-                        sum += a[m * lda + i] * (float)w[i / 4 * j->ldw + i % 4];
+                        sum += a[m * lda + i] * (float)(w[i / 4 * j->ldw + i % 4] - 128);
                 j->c[m * j->ldc + block * VL + unit] += sum;
             }
     }
 }
 
-/* c[rows, count * width] = init + a . w for a tile of `count` panels from `block` on, whose first row is `row`. */
-static void integer_product(const matrix *w, ptrdiff_t block, ptrdiff_t count, ptrdiff_t width, ptrdiff_t row,
-                            ptrdiff_t rows, const operand *a, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc)
+/* c[rows, count * width] = init + a . w for a tile of `count` panels from `block` on, whose first row is `row`. The rows
+ * have k inputs, those from `from` on, which are a multiple of four: all other inputs count as zeros. If not all of the
+ * inputs are given, they must all be in the first segment. */
+static void integer_product_of(const matrix *w, ptrdiff_t from, ptrdiff_t k, ptrdiff_t block, ptrdiff_t count,
+                               ptrdiff_t width, ptrdiff_t row, ptrdiff_t rows, const operand *a, const float *init,
+                               ptrdiff_t ldi, float *c, ptrdiff_t ldc)
 {
-    const ptrdiff_t quads = (w->k + 3) / 4;
+    const ptrdiff_t all = (w->k + 3) / 4, quads = (k + 3) / 4, ldw = width * QUAD_BYTES;
     integer_job j = { .a = a->quads + row * a->ld_quads, .lda = a->ld_quads, .row_scale = a->scale + row,
-                      .w = w->integers + block * QUAD_BYTES * quads, .ldw = width * QUAD_BYTES,
-                      .ldp = width * QUAD_BYTES * quads, .offset = w->offset + block * VL,
+                      .excess = a->excess + row * segments_of(w->k), .lde = segments_of(w->k),
+                      .w = w->integers + block * QUAD_BYTES * all + from / 4 * ldw, .ldw = ldw, .ldp = ldw * all,
                       .scale = w->scale + block * VL, .init = init, .ldi = ldi, .c = c, .ldc = ldc };
     ptrdiff_t first = 0;
     do {
@@ -254,14 +275,21 @@ static void integer_product(const matrix *w, ptrdiff_t block, ptrdiff_t count, p
             integer_panels(rows, count, width, 1, j);
         if (a->special)
             add_special(rows, count * width, a->p + row * a->ld + first * 4, a->ld,
-                        w->k - first * 4 < SEGMENT * 4 ? w->k - first * 4 : SEGMENT * 4, &j, width);
+                        k - first * 4 < SEGMENT * 4 ? k - first * 4 : SEGMENT * 4, &j, width);
         first += SEGMENT;
         j.a += SEGMENT * 4;
-        j.w += SEGMENT * j.ldw;
-        j.offset += w->blocks * VL;
+        j.w += SEGMENT * ldw;
+        j.excess++;
         j.init = c;
         j.ldi = ldc;
     } while (first < quads);
+}
+
+/* The same for all inputs. */
+static void integer_product(const matrix *w, ptrdiff_t block, ptrdiff_t count, ptrdiff_t width, ptrdiff_t row,
+                            ptrdiff_t rows, const operand *a, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc)
+{
+    integer_product_of(w, 0, w->k, block, count, width, row, rows, a, init, ldi, c, ldc);
 }
 
 #endif

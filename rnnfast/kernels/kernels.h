@@ -31,16 +31,15 @@ enum { FLOAT32, FLOAT16, BFLOAT16, INT8 };
  * array [k][width][16] of width <= `panel` blocks: for each gate the same `panel / gates` blocks of units, so that one
  * pass over k computes every gate of these units. Missing units of the last block are zeros.
  *
- * Weights of 16 bits are panels of the same shape. Integer weights are panels [ceil(k / 4)][width][16][4] of int8
- * instead, which integers.h multiplies. */
+ * Weights of 16 bits are panels of the same shape. Integer weights are panels [ceil(k / 4)][width][16][4] of
+ * bytes that are 128 more than the weights, which integers.h multiplies. */
 typedef struct matrix {
     int type;                   /* which of the next three pointers is set */
     const float *w;             /* FLOAT32 */
     const uint16_t *halves;     /* FLOAT16 or BFLOAT16: the values in 16 bits */
-    const int8_t *integers;     /* INT8 */
+    const uint8_t *integers;    /* INT8 */
     const float *bias;          /* [blocks * 16], its columns in the same order */
     const float *scale;         /* INT8: [blocks * 16], a weight is its integer times the scale of its column */
-    const int32_t *offset;      /* INT8: [ceil(k / 1024), blocks * 16], see v_sum */
     ptrdiff_t planes;           /* INT8: of activations, 2 for 15 bits, 1 for 8 */
     ptrdiff_t k, units, gates;
     ptrdiff_t blocks;           /* gates * ceil(units / 16) */
@@ -178,8 +177,8 @@ typedef struct kernels {
  * gives the shape; its w and bias are not used. out does not alias w. */
 void rnnfast_pack(const matrix *m, const float *w, ptrdiff_t stride_k, ptrdiff_t stride_n, float *out);
 
-/* The same for the integers w[k * units * gates + n], with m's `planes`: writes panels of integers, and offsets. */
-void rnnfast_pack_integers(const matrix *m, const int8_t *w, int8_t *out, int32_t *offset);
+/* Write the panels of the integers w[k * units * gates + n]. */
+void rnnfast_pack_integers(const matrix *m, const int8_t *w, uint8_t *out);
 
 /* Return the i-th table of kernels that this CPU can run, the best first, or NULL if there are not so many. */
 const kernels *rnnfast_kernels(int i);

@@ -201,7 +201,7 @@ INLINE ptrdiff_t tile_height(ptrdiff_t width)
 INLINE ptrdiff_t tiles_of_panel(const matrix *w, ptrdiff_t width, ptrdiff_t rows)
 {
     if (w->type == INT8) {
-        const ptrdiff_t height = integer_height(width);
+        const ptrdiff_t height = integer_height(width, w->planes);
         return (rows + height - 1) / height;
     }
     const int halves = width == 4 && SPLIT_PANEL(rows) && rows <= TILE_ROWS(2);
@@ -347,6 +347,7 @@ enum { GROUP_QUADS = 1 << 15, GROUP_ROWS = 256 };
 typedef struct {
     _Alignas(64) int16_t quads[GROUP_QUADS];
     float scale[2][GROUP_ROWS]; /* of one or two operands */
+    uint32_t excess[2][GROUP_ROWS];
 } group;
 
 /* Return the most rows of a group for rows of `quads` integers in all. */
@@ -364,8 +365,8 @@ static void __attribute__((noinline)) multiply_integers(const matrix *w, panels 
     const ptrdiff_t most = rows_of_group(quads_of(w->k));
     for (ptrdiff_t first = 0; first < rows; first += most) {
         const ptrdiff_t some = rows - first < most ? rows - first : most;
-        operand of = { a + first * lda, lda, g.quads, quads_of(w->k), g.scale[0], 0 };
-        of.special = store_quads(of.p, lda, some, w->k, 0, (int)w->planes, g.quads, g.scale[0]);
+        operand of = { a + first * lda, lda, g.quads, quads_of(w->k), g.scale[0], g.excess[0], 0 };
+        of.special = store_quads(of.p, lda, some, w->k, 0, w->planes, g.quads, g.scale[0], g.excess[0]);
         multiply(w, part, &of, w->bias, 0, c + first * ldc, ldc, some, n);
     }
 }

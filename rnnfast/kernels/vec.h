@@ -4,13 +4,15 @@
  * on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation on each lane (fma rounds
  * once), so a kernel gives the same bits on every instruction set. v_min and v_max return their second argument if
  * either is NaN, as x86 does, so v_max(low, x) keeps a NaN in x. v_max_bits compares the bits, so that of two positive
- * numbers it returns the larger, with a NaN above infinity; v_largest_bits returns the largest bits of a block. v_keep(v_load(p)) makes the compiler load p only once
+ * numbers it returns the larger, with a NaN above infinity; v_largest_bits returns the
+ * largest bits of a block. v_total adds its lanes in any order, which is for sums that are exact. v_keep(v_load(p)) makes the compiler load p only once
  * where there are enough registers; without v_keep it may prefer to read memory again at every use.
  *
- * Products of integers take four values along k at a time, a quad. v_quads loads the int8 weights of a block [16][4],
- * v_activations the quad of a row that v_store_activations wrote, and v_dot adds the block's 16 products of quads. The
- * sums are exact; v_sum rounds them to float. Activations are integers of 15 bits or, with one plane instead of two, of
- * 8 bits, from -127 to 127. `offset` is -16384 (with one plane -128) times the sum of each column's weights.
+ * Products of integers take four values along k at a time, a quad. v_quads loads the weights of a block [16][4], bytes
+ * that are 128 more than the weights; v_activations loads the quad of a row that v_store_activations wrote; and v_dot adds
+ * the block's 16 products of quads. v_sum subtracts the excess, 128 times the sum of the activations, and rounds to float.
+ * Sums are those of 32 bits that wrap around, so that they are exact where the result fits. Activations are integers of
+ * 15 bits, from -16383 to 16383, or with one plane instead of two of 8 bits, from -127 to 127.
  */
 #ifndef RNNFAST_VEC_H
 #define RNNFAST_VEC_H
@@ -94,16 +96,17 @@ INLINE vf v_load_bfloat16(const uint16_t *p) {
     const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
+INLINE float v_total(vf a) { return _mm512_reduce_add_ps(a); }
 INLINE uint32_t v_largest_bits(vf a) { return _mm512_reduce_max_epu32(_mm512_castps_si512(a)); }
 
 #if defined(__AVX512VNNI__)
 
-/* vpdpbusd multiplies unsigned by signed bytes, so activations are stored plus an offset, 16384 or 128, as a low and a
- * high byte; the sums of the two are kept apart. The assembler text keeps gcc from spilling sums. */
+/* vpdpbusd multiplies unsigned by signed bytes. An activation of 15 bits is a low and a high byte, both signed, whose
+ * sums are kept apart. The assembler text keeps gcc from spilling sums. */
 typedef __m512i vq;
 typedef struct { __m512i low, high; } va, vs;
 
-INLINE vq v_quads(const int8_t *p) { return _mm512_loadu_si512(p); }
+INLINE vq v_quads(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE va v_activations(const int16_t *p, const int planes) {
     va x = { _mm512_set1_epi32(((const int32_t *)p)[0]), _mm512_setzero_si512() };
     if (planes == 2)
@@ -112,20 +115,22 @@ INLINE va v_activations(const int16_t *p, const int planes) {
 }
 INLINE vs v_no_sum(void) { return (vs){ _mm512_setzero_si512(), _mm512_setzero_si512() }; }
 INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.low) : "v"(a.low), "v"(w));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.low) : "v"(w), "v"(a.low));
     if (planes == 2)
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.high) : "v"(a.high), "v"(w));
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.high) : "v"(w), "v"(a.high));
     return sum;
 }
-INLINE vf v_sum(vs sum, const int32_t *offset) {
+INLINE vf v_sum(vs sum, uint32_t excess) {
     const __m512i both = _mm512_add_epi32(_mm512_slli_epi32(sum.high, 8), sum.low);
-    return _mm512_cvtepi32_ps(_mm512_add_epi32(both, _mm512_loadu_si512(offset)));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(both, _mm512_set1_epi32((int32_t)excess)));
 }
-INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
-    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(planes == 2 ? 1 << 14 : 1 << 7));
-    const __m128i low = _mm512_cvtepi32_epi8(i), high = _mm512_cvtepi32_epi8(_mm512_srli_epi32(i, 8));
-    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi32(low, high));
-    _mm_storeu_si128((__m128i *)p + 1, _mm_unpackhi_epi32(low, high));
+INLINE void v_store_activations(int16_t *p, vf x) {
+    /* the low bytes of each four integers and then their high bytes: the low half of each quarter of the register */
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13));
+    const __m512i halves = _mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6);
+    const __m512i i = _mm512_cvtps_epi32(x), carry = _mm512_and_si512(_mm512_set1_epi32(128), i);
+    const __m512i bytes = _mm512_shuffle_epi8(_mm512_add_epi32(i, _mm512_add_epi32(carry, carry)), order);
+    _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(_mm512_permutexvar_epi64(halves, bytes)));
 }
 
 #else
@@ -133,9 +138,9 @@ INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
 typedef struct { __m512i even, odd; } vq, va;
 typedef __m512i vs;
 
-INLINE vq v_quads(const int8_t *p) {
+INLINE vq v_quads(const uint8_t *p) {
     const __m512i w = _mm512_loadu_si512(p);
-    return (vq){ _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8) };
+    return (vq){ _mm512_and_si512(w, _mm512_set1_epi16(255)), _mm512_srli_epi16(w, 8) };
 }
 INLINE va v_activations(const int16_t *p, const int planes) {
     (void)planes;
@@ -147,10 +152,11 @@ INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a.even, w.even));
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a.odd, w.odd));
 }
-INLINE vf v_sum(vs sum, const int32_t *offset) { (void)offset; return _mm512_cvtepi32_ps(sum); }
-INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
+INLINE vf v_sum(vs sum, uint32_t excess) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_set1_epi32((int32_t)excess)));
+}
+INLINE void v_store_activations(int16_t *p, vf x) {
     const __m256i i = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
-    (void)planes;
     _mm256_storeu_si256((__m256i *)p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(i, 0xd8), 0xd8));
 }
 
@@ -241,6 +247,12 @@ INLINE __m256 v_max_bits_half(__m256 a, __m256 b) {
     return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
 INLINE vf v_max_bits(vf x, vf y) { return V_BOTH(vf, v_max_bits_half(x.a, y.a), v_max_bits_half(x.b, y.b)); }
+INLINE float v_total(vf x) {
+    const __m256 all = _mm256_add_ps(x.a, x.b);
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
 INLINE uint32_t v_largest_bits(vf x) {
     const __m256i all = _mm256_castps_si256(v_max_bits_half(x.a, x.b));
     __m128i most = _mm_max_epu32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
@@ -252,10 +264,10 @@ typedef struct { __m256i even, odd; } va;
 typedef struct { __m256i even_a, odd_a, even_b, odd_b; } vq;
 typedef struct { __m256i a, b; } vs;
 
-INLINE vq v_quads(const int8_t *p) {
+INLINE vq v_quads(const uint8_t *p) {
     const __m256i a = _mm256_loadu_si256((const __m256i *)p), b = _mm256_loadu_si256((const __m256i *)p + 1);
-    return (vq){ _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), _mm256_srai_epi16(a, 8),
-                 _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8) };
+    const __m256i low = _mm256_set1_epi16(255);
+    return (vq){ _mm256_and_si256(a, low), _mm256_srli_epi16(a, 8), _mm256_and_si256(b, low), _mm256_srli_epi16(b, 8) };
 }
 INLINE va v_activations(const int16_t *p, const int planes) {
     (void)planes;
@@ -270,14 +282,13 @@ INLINE vs v_dot(vs sum, va x, vq w, const int planes) {
     sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.odd, w.odd_b));
     return sum;
 }
-INLINE vf v_sum(vs sum, const int32_t *offset) {
-    (void)offset;
-    return V_BOTH(vf, _mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b));
+INLINE vf v_sum(vs sum, uint32_t excess) {
+    const __m256i e = _mm256_set1_epi32((int32_t)excess);
+    return V_BOTH(vf, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.a, e)), _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.b, e)));
 }
-INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
+INLINE void v_store_activations(int16_t *p, vf x) {
     const __m256i halves = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
     const __m256i i = _mm256_permute4x64_epi64(halves, 0xd8);
-    (void)planes;
     _mm256_storeu_si256((__m256i *)p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(i, 0xd8), 0xd8));
 }
 
@@ -361,6 +372,12 @@ INLINE vf v_load_bfloat16(const uint16_t *p) { V_LANES(vf, v_float((uint32_t)p[i
 INLINE vf v_max_bits(vf x, vf y) {
     V_LANES(vf, v_bits(x.v[i]) > v_bits(y.v[i]) ? x.v[i] : y.v[i]);
 }
+INLINE float v_total(vf x) {
+    float sum = 0;
+    for (int i = 0; i < VL; i++)
+        sum += x.v[i];
+    return sum;
+}
 INLINE uint32_t v_largest_bits(vf x) {
     uint32_t most = 0;
     for (int i = 0; i < VL; i++)
@@ -369,10 +386,10 @@ INLINE uint32_t v_largest_bits(vf x) {
 }
 
 typedef struct { int16_t v[4]; } va;
-typedef struct { int8_t v[4 * VL]; } vq;
-typedef struct { int32_t v[VL]; } vs;
+typedef struct { uint8_t v[4 * VL]; } vq;
+typedef struct { uint32_t v[VL]; } vs;
 
-INLINE vq v_quads(const int8_t *p) { vq w; memcpy(w.v, p, sizeof w.v); return w; }
+INLINE vq v_quads(const uint8_t *p) { vq w; memcpy(w.v, p, sizeof w.v); return w; }
 INLINE va v_activations(const int16_t *p, const int planes) {
     va x;
     (void)planes;
@@ -382,12 +399,11 @@ INLINE va v_activations(const int16_t *p, const int planes) {
 INLINE vs v_no_sum(void) { V_LANES(vs, 0); }
 INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
     (void)planes;
-    V_LANES(vs, sum.v[i] + a.v[0] * w.v[4 * i] + a.v[1] * w.v[4 * i + 1] + a.v[2] * w.v[4 * i + 2] +
-                a.v[3] * w.v[4 * i + 3]);
+    V_LANES(vs, sum.v[i] + (uint32_t)(a.v[0] * w.v[4 * i] + a.v[1] * w.v[4 * i + 1] + a.v[2] * w.v[4 * i + 2] +
+                                      a.v[3] * w.v[4 * i + 3]));
 }
-INLINE vf v_sum(vs sum, const int32_t *offset) { (void)offset; V_LANES(vf, (float)sum.v[i]); }
-INLINE void v_store_activations(int16_t *p, vf x, const int planes) {
-    (void)planes;
+INLINE vf v_sum(vs sum, uint32_t excess) { V_LANES(vf, (float)(int32_t)(sum.v[i] - excess)); }
+INLINE void v_store_activations(int16_t *p, vf x) {
     for (int i = 0; i < VL; i++)
         p[i] = (int16_t)x.v[i];
 }

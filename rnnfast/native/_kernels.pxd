@@ -1,5 +1,5 @@
 # Declarations of rnnfast/kernels/kernels.h, and the parts of _kernels.pyx that other extension modules use.
-from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memset
 
 cimport numpy as cnp
@@ -22,10 +22,9 @@ cdef extern from "kernels.h" nogil:
         int type
         const float *w
         const uint16_t *halves
-        const int8_t *integers
+        const uint8_t *integers
         const float *bias
         const float *scale
-        const int32_t *offset
         Py_ssize_t planes, k, units, gates, blocks, panel
 
     ctypedef struct cell:
@@ -112,7 +111,7 @@ cdef extern from "kernels.h" nogil:
         void (*restore_mode)(unsigned) noexcept nogil
 
     void rnnfast_pack(const matrix *, const float *, Py_ssize_t, Py_ssize_t, float *) noexcept nogil
-    void rnnfast_pack_integers(const matrix *, const int8_t *, int8_t *, int32_t *) noexcept nogil
+    void rnnfast_pack_integers(const matrix *, const int8_t *, uint8_t *) noexcept nogil
     const kernels *rnnfast_kernels(int) noexcept
 
 cdef extern from "program.h" nogil:
@@ -169,7 +168,6 @@ cdef enum:
     # Weights of 16 bits are kept so if they take more bytes than this in float32, which is the second-level cache: one
     # row of an LSTM takes 0.7 of the time at H300, 0.6 at H512 and 0.5 at H1024; 4 to 32 rows of H512 take 1.0 to 1.1.
     LEAST_HALVED = 1 << 20
-    SEGMENT = 1024              # inputs whose sum of products with int8 weights is exact in 32 bits
 
 cdef const kernels *active      # the kernels of the instruction set in use
 
@@ -190,7 +188,7 @@ cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil
 
 cdef class Matrix:
     cdef weights w
-    cdef AlignedFloats weight, bias, scale, offset
+    cdef AlignedFloats weight, bias, scale
     cdef readonly Py_ssize_t K, N
     cdef int pack_row(self, const float[::1] values, AlignedFloats out) except -1
     cdef int pack_floats(self, weight) except -1

@@ -341,7 +341,8 @@ cdef void pack(const matrix *m, const float *w, Py_ssize_t stride_k, Py_ssize_t 
 cdef double product_cost(const weights *w, Py_ssize_t rows) noexcept nogil:
     """Estimate the nanoseconds of a product: those of its arithmetic or of reading its weights, whichever are more."""
     cdef double size = <double>w.m.k * w.m.blocks * BLOCK
-    return max(rows * size / 64, size * (0.04 if size <= 1 << 18 else 0.16))
+    cdef double floats = size * (1.0 if w.m.type == FLOAT32 else 0.25 if w.m.type == INT8 else 0.5)      # by bytes
+    return max(rows * size / (128 if w.m.type == INT8 else 64), floats * (0.04 if floats <= 1 << 18 else 0.16))
 
 
 # The arguments of Matrix.multiply.
@@ -448,20 +449,18 @@ cdef class Matrix:
         cdef Py_ssize_t columns = self.w.m.blocks * BLOCK
         self.weight = AlignedFloats((self.K + 3) // 4 * columns)
         self.scale = AlignedFloats(columns)
-        self.offset = AlignedFloats((self.K + SEGMENT - 1) // SEGMENT * columns)
         memset(self.scale.p, 0, columns * sizeof(float))
         self.pack_row(scales, self.scale)
         if values.size:
-            rnnfast_pack_integers(&self.w.m, &values[0, 0], <int8_t *>self.weight.p, <int32_t *>self.offset.p)
-        self.w.m.type, self.w.m.integers = INT8, <int8_t *>self.weight.p
+            rnnfast_pack_integers(&self.w.m, &values[0, 0], <uint8_t *>self.weight.p)
+        self.w.m.type, self.w.m.integers = INT8, <uint8_t *>self.weight.p
         self.w.m.scale = self.scale.p
-        self.w.m.offset = <int32_t *>self.offset.p
         return 0
 
     @property
     def nbytes(self):
         """The bytes of the packed weights and bias."""
-        return 4 * sum(part.size for part in (self.weight, self.bias, self.scale, self.offset) if part is not None)
+        return 4 * sum(part.size for part in (self.weight, self.bias, self.scale) if part is not None)
 
     @property
     def blas(self):

@@ -14,6 +14,7 @@ CASES = {
     "lines": ((64, 32, 3), (2, 32, 40), {"pads": [1, 1]}),
     "more outputs than a group holds": ((53, 120, 3), (1, 120, 300), {}),
     "a mirrored transform": ((130, 1, 64), (2, 1, 640), {"strides": [32]}),
+    "lines of odd runs": ((64, 37, 3), (90, 37, 3), {"pads": [1, 1]}),
     "two axes": ((64, 16, 3, 3), (2, 16, 9, 20), {"pads": [1, 1, 1, 1]}),
     "strides": ((64, 16, 3, 3), (1, 16, 9, 130), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
     "dilations": ((96, 24, 1, 5), (3, 24, 30, 17), {"pads": [0, 2, 0, 2], "dilations": [1, 2]}),
