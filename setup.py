@@ -15,14 +15,9 @@ GNU = "__builtin_cpu_supports"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mfma"]
 # Best first: name, machines (None: any), compiler flags, test in C that this CPU can run it.
 ISAS = [
-    (
-        "avx512vnni",
-        X86,
-        ["-mavx512f", "-mavx512bw", "-mavx512vnni", "-mfma"],
-        f'{GNU}("avx512vnni") && {GNU}("avx512bw")',
-    ),
-    ("avx512", X86, ["-mavx512f", "-mavx512bw", "-mfma"], f'{GNU}("avx512bw")'),
-    ("avx2", X86, ["-mavx2", "-mfma", "-mf16c"], f'{GNU}("avx2") && {GNU}("fma") && {GNU}("f16c")'),
+    ("avx512vnni", X86, [*AVX512, "-mavx512vnni"], f'{GNU}("avx512vnni") && {GNU}("avx512bw")'),
+    ("avx512", X86, AVX512, f'{GNU}("avx512bw")'),
+    ("avx2", X86, ["-mavx2", "-mfma", "-mf16c"], f'{GNU}("avx2") && {GNU}("fma") && has_f16c()'),
     ("generic", None, ["-O2"], "1"),
 ]
 KERNELS = "rnnfast/kernels"

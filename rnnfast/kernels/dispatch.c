@@ -3,6 +3,17 @@
 #include "kernels.h"
 #include "vec.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+
+/* __builtin_cpu_supports knows "f16c" from gcc 11 and clang 18 on only. */
+static int has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 #define ISA(name, test) extern const kernels rnnfast_kernels_##name;
 RNNFAST_ISAS
 #undef ISA
