@@ -23,7 +23,7 @@ from rnnfast.limits import Limits
 from rnnfast.native._locks import Allowance
 from rnnfast.onnx.binding import check_types
 from rnnfast.onnx.budget import Budget, owners
-from rnnfast.onnx.graph import Graph, Node, Value
+from rnnfast.onnx.graph import Graph, Node, Value, constants_within
 from rnnfast.onnx.ops.random import draws
 from rnnfast.onnx.ops.types import room
 
@@ -161,11 +161,7 @@ def _lowered(
     if node.graphs:
         graphs = {}
         for name, graph in node.graphs.items():
-            if node.function is None:
-                pairs = zip(graph.inputs, node.inputs)
-                known = {v.name: constants[actual] for v, actual in pairs if actual in constants}
-            else:
-                known = {capture: constants[capture] for capture in graph.captures if capture in constants}
+            known = constants_within(node, graph, constants)
             graphs[name] = fold(graph, lower, known, folding_budget, load_budget)
         node = node.altered(attributes=node.attributes | graphs)
         if node.alternative is not None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import heapq
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -163,6 +163,16 @@ class Graph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled_graph, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def constants_within(node: Node, graph: Graph, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The constants that a graph of a node gets, by their names in it: those passed to a function, or else captured.
+
+    `constants` has those of the graph that the node is in, by name.
+    """
+    if node.function is None:
+        return {v.name: constants[name] for v, name in zip(graph.inputs, node.inputs) if name in constants}
+    return {name: constants[name] for name in graph.captures if name in constants}
 
 
 def _unpickled_node(

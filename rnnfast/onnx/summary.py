@@ -11,7 +11,7 @@ import numpy as np
 
 from rnnfast.errors import Error, printable
 from rnnfast.native.weight_types import NAMES, WEIGHT_TYPES
-from rnnfast.onnx.graph import Graph, Node, Type
+from rnnfast.onnx.graph import Graph, Node, Type, constants_within
 from rnnfast.onnx.ops.numeric import is_floating
 from rnnfast.onnx.recurrent_nodes import CELL_KINDS
 from rnnfast.onnx.weights import saved_bytes
@@ -134,10 +134,7 @@ def _collect(
     known = collections.ChainMap(graph.constants, *known.maps)
     for node in graph.nodes:
         for inner in node.graphs.values():
-            outside = known
-            if node.function is None:
-                pairs = zip(inner.inputs, node.inputs)
-                outside = collections.ChainMap({v.name: known[actual] for v, actual in pairs if actual in known})
+            outside = collections.ChainMap(constants_within(node, inner, known))
             _collect(inner, outside, recorded, layers, others)
         calls = node.function is None and node.graphs
         weights = [] if calls else _weights(node, known)  # those of a call are in its body

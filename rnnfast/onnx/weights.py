@@ -12,7 +12,7 @@ import numpy as np
 
 from rnnfast.errors import UnsupportedError
 from rnnfast.native.weight_types import WEIGHT_TYPES, is_held
-from rnnfast.onnx.graph import Graph, Node
+from rnnfast.onnx.graph import Graph, Node, constants_within
 from rnnfast.onnx.loops import defined_names
 
 # Operator -> the inputs that may be weights, of which the first that is a constant counts; W and R are two.
@@ -89,7 +89,7 @@ def types_within(graph: Graph) -> set[str]:
 def with_weight_type(graph: Graph, weight_type: str | None, take: Callable[[int], None], cells: bool = False) -> Graph:
     """Return a folded graph whose layers have constant weights of a type, in the graphs within it too.
 
-    Each node that has any is told the type, and reads weights that are rounded to it. A type is not changed again.
+    Each node that has any is told the type, and reads weights that are rounded to it. A node that has a type keeps it.
 
     Args:
         graph: The graph.
@@ -109,7 +109,7 @@ class _Rounding:
 
     def __init__(self, take: Callable[[int], None], cells: bool, taken: set[str]) -> None:
         self.take, self.cells, self.taken = take, cells, taken
-        # (id of an array, layout, type) -> (the array, the same rounded), or whether it is of the type
+        # (id of an array, layout, type) -> the array, and the same rounded or whether it is of the type
         self.made: dict[tuple[int, str, str], tuple[np.ndarray, np.ndarray]] = {}
         self.held: dict[tuple[int, str, str], tuple[np.ndarray, bool]] = {}
 
@@ -166,12 +166,7 @@ class _Rounding:
             weight_type, exact = INTEGER_CALLS[node.domain, node.op_type], True
         graphs = {}
         for name, graph in node.graphs.items():
-            if node.function is None:
-                pairs = zip(graph.inputs, node.inputs)
-                known = {v.name: constants[actual] for v, actual in pairs if actual in constants}
-            else:
-                known = {capture: constants[capture] for capture in graph.captures if capture in constants}
-            graphs[name] = self.rounded(graph, weight_type, known, exact)
+            graphs[name] = self.rounded(graph, weight_type, constants_within(node, graph, constants), exact)
         if any(graphs[name] is not graph for name, graph in node.graphs.items()):
             node = node.altered(attributes=node.attributes | graphs)
         if node.alternative is not None:
@@ -217,5 +212,5 @@ class _Rounding:
 
 
 def _is_matrix(array: Any) -> bool:
-    """Return whether a constant is a float32 matrix or the like."""
+    """Return whether a constant is a float32 array of two axes or more that has elements."""
     return isinstance(array, np.ndarray) and array.dtype == np.float32 and array.ndim >= 2 and array.size > 0
