@@ -138,7 +138,7 @@ class Attention(Container):
         """
         query_array, memory_array = self._checked_inputs(query, memory)
         pairs = list(zip(_lengths(query_lengths, query_array), _lengths(lengths, memory_array)))
-        self._trains(training)
+        self._check_training(training)
         saved_key = None
         if keys is None:
             keys, saved_key = self._projected("key", memory_array, training)

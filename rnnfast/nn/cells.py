@@ -121,7 +121,7 @@ class Cell(Module):
         """
         if lengths is not None:
             raise InputError(f"lengths: {self!r} takes one step")
-        self._trains(training)
+        self._check_training(training)
         steps = self._step(x)
         before = self._states(state, "state", steps.shape[1:-1])
         y, last, saved = self.layer.forward(steps, before, training=training)

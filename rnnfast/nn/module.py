@@ -214,7 +214,6 @@ class Module:
         return f"; expected prefix={' or '.join(map(repr, found))}" if found else ""
 
     @raises_limit_error
-    @raises_limit_error
     def quantized(
         self, weights: Literal["int8", "fp16", "bf16"], *, activations: Literal[15, 8] = ACTIVATION_BITS
     ) -> Self:
@@ -260,7 +259,7 @@ class Module:
         if self.weight_type is not None:
             raise UnsupportedError(f"{self!r} is quantised, for inference: it has no gradients")
 
-    def _trains(self, training):
+    def _check_training(self, training):
         """Return whether `training` is True, which quantised layers refuse."""
         if check_flag(training, "training"):
             self.refuse_training()
@@ -293,7 +292,7 @@ class Module:
         if state is not None:
             raise InputError(f"state: {type(self).__name__} has none, expected None")
         self._check_lengths_taken(x, lengths)
-        if not self._trains(training):
+        if not self._check_training(training):
             return self.call_in_sequence(x, None), None, None
         y, *values = self._forward(x, rng)
         not_counted = {id(a) for a in (x, y, *self.current_weights()[0].values())}
@@ -763,7 +762,7 @@ class Sequential(Container):
     def forward(
         self, x: Any, state: Any = None, *, lengths: ArrayLike | None = None, training: bool = False, rng: Seed = None
     ) -> tuple[Any, Any, Any]:
-        if self._trains(training):
+        if self._check_training(training):
             rng = as_generator(rng)
             if is_packed(x):
                 raise UnsupportedError(

@@ -293,7 +293,7 @@ class RecurrentLayer(Module):
                 or a quantised layer.
         """
         states = self.split_state(state, "state")
-        saved = RecurrentSaved(self) if self._trains(training) else None
+        saved = RecurrentSaved(self) if self._check_training(training) else None
         rng = as_generator(rng) if self.dropout or rng is not None else None
         y, last = self.run_batch(x, states, lengths, saved, rng)
         return y if self.return_sequences else self._last_output(last), self.join_state(last), saved

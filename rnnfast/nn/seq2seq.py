@@ -149,7 +149,7 @@ class Seq2Seq(Container):
         """
         if state is not None:
             raise InputError("state: Seq2Seq has none, expected None")
-        tape = _Tape(self, self._trains(training), rng)
+        tape = _Tape(self, self._check_training(training), rng)
         logits, _ = self._run(tape, x, lengths)
         return logits, None, Saved((tape,), logits.shape, tape.nbytes) if training else None
 
