@@ -31,7 +31,8 @@ typedef struct {
     float tile[AHEAD][MAX_TILE];
 } inputs;
 
-/* The left operands of a step: the inputs, if the kernel projects them itself, and what the recurrent weights multiply. */
+/* The left operands of a step: the inputs, if the kernel projects them itself (else x.p is NULL), and what the recurrent
+ * weights multiply. */
 typedef struct {
     operand x, h;
 } operands;
@@ -302,8 +303,8 @@ INLINE void gru_gates(const cell *q, const step *s, const operands *in, panels p
 }
 
 /* The output of such a GRU for some panels of the candidate's weights; s->h is the r * h of gru_gates. */
-INLINE void gru_output(const cell *q, const step *s, const operands *in, panels part, const float *h_prev, ptrdiff_t ldh_prev,
-                       const int fused)
+INLINE void gru_output(const cell *q, const step *s, const operands *in, panels part, const float *h_prev,
+                       ptrdiff_t ldh_prev, const int fused)
 {
     const ptrdiff_t padded = q->r_candidate.blocks * VL;
     float pre[MAX_TILE];
@@ -322,7 +323,7 @@ INLINE void gru_output(const cell *q, const step *s, const operands *in, panels 
     }
 }
 
-/* Each combination of constants below is compiled as a function of its own. */
+/* Each combination of constants below is compiled as a function of its own. Both callers of stage_rows share them. */
 static void __attribute__((noinline)) cell_rows(const cell *q, const step *s, const operands *in, panels part)
 {
     switch (q->kind) {
@@ -353,7 +354,7 @@ static void __attribute__((noinline)) cell_rows(const cell *q, const step *s, co
     }
 }
 
-static void __attribute__((noinline)) gates_rows(const cell *q, const step *s, const operands *in, panels part)
+static void __attribute__((noinline)) gru_gates_rows(const cell *q, const step *s, const operands *in, panels part)
 {
     if (q->fused)
         gru_gates(q, s, in, part, 1);
@@ -361,7 +362,7 @@ static void __attribute__((noinline)) gates_rows(const cell *q, const step *s, c
         gru_gates(q, s, in, part, 0);
 }
 
-static void __attribute__((noinline)) output_rows(const cell *q, const step *s, const operands *in, panels part,
+static void __attribute__((noinline)) gru_output_rows(const cell *q, const step *s, const operands *in, panels part,
                                                   const float *h_prev, ptrdiff_t ldh_prev)
 {
     if (q->fused)
@@ -379,9 +380,9 @@ INLINE void stage_rows(const stage which, const cell *q, const step *s, const op
     if (which == WHOLE_STEP)
         cell_rows(q, s, in, part);
     else if (which == GATES)
-        gates_rows(q, s, in, part);
+        gru_gates_rows(q, s, in, part);
     else
-        output_rows(q, s, in, part, h_prev, ldh_prev);
+        gru_output_rows(q, s, in, part, h_prev, ldh_prev);
 }
 
 /* Return the operand rows of a[rows, k], as integers in `quads` where w is integers. */
@@ -394,7 +395,8 @@ static operand operand_of(const matrix *w, const float *a, ptrdiff_t lda, ptrdif
     return of;
 }
 
-/* A stage with integer weights, a group of rows at a time. */
+/* A stage with integer weights, a group of rows at a time. It is not inlined, so that only integer weights take the stack
+ * that a group needs. It never saves for backward, and BLAS has no part in it. */
 static void __attribute__((noinline)) stage_integers(const stage which, const cell *q, const step *s, panels part,
                                                      const float *h_prev, ptrdiff_t ldh_prev)
 {
@@ -429,6 +431,7 @@ static void __attribute__((noinline)) stage_integers(const stage which, const ce
     }
 }
 
+/* A stage for all rows. */
 INLINE void run_stage(const stage which, const cell *q, const step *s, panels part, const float *h_prev,
                       ptrdiff_t ldh_prev)
 {

@@ -163,8 +163,8 @@ INLINE int reduce_line(int kind, const reduce_command *m, const context *context
     return 0;
 }
 
-/* The scale and the zero point of DynamicQuantizeLinear for rows of n contiguous values, of which there is one for each
- * pair of outputs along the innermost kept axis. Returns whether the call was stopped. */
+/* Write the scale and the zero point of DynamicQuantizeLinear for the contiguous row x, the pair of outputs along the
+ * innermost kept axis. Returns whether the call was stopped. */
 static int range_line(const reduce_command *m, const context *context, const float *x, float *out, int64_t *status)
 {
     enum { CHAINS = 4 };        /* so that the processor need not wait for one comparison before the next */

@@ -253,7 +253,9 @@ class Builder:
             allocation.last = at if allocation.last is None else max(allocation.last, at)
 
     def is_untouched(self, view, since):
-        """Return whether no command behind that of an index reads or writes the memory of a view, or none writes it."""
+        """Return whether no command after the one at index `since` reads or writes the memory of a view, or, as that of
+        constants and inputs, no command ever writes it.
+        """
         allocation = self.allocation_of(view)
         return allocation.kind in (CONSTANT, INPUT) or allocation.last is None or allocation.last <= since
 

@@ -158,8 +158,8 @@ class _ConvolutionEmitter:
             )
 
     def _matrix(self, rows, bias):
-        """Return the packed matrix of weights [K, N]: in the type of the node, unless a scale has made others of them,
-        or float32.
+        """Return the packed matrix of weights [K, N] in the node's type; in float32 if it has none, or if a scale that
+        was folded into the weights has made other values of them.
         """
         weight_type = self.node.weight_type
         if weight_type is not None and not is_held(rows, weight_type):
