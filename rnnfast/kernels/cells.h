@@ -31,8 +31,8 @@ typedef struct {
     float tile[AHEAD][MAX_TILE];
 } inputs;
 
-/* The left operands of a step: the inputs, if the kernel projects them itself (else x.p is NULL), and what the recurrent
- * weights multiply. */
+/* The left operands of a step: the inputs, if the kernel projects them itself (else x.p is NULL), and what the
+ * recurrent weights multiply. */
 typedef struct {
     operand x, h;
 } operands;
@@ -385,32 +385,33 @@ INLINE void stage_rows(const stage which, const cell *q, const step *s, const op
         gru_output_rows(q, s, in, part, h_prev, ldh_prev);
 }
 
-/* Return the operand rows of a[rows, k], as integers in `quads` where w is integers. */
-static operand operand_of(const matrix *w, const float *a, ptrdiff_t lda, ptrdiff_t rows, int bounded, int16_t *quads,
-                          float *scale, uint32_t *excess)
+/* Return the operand a[rows, k]: where w has integers as integers too, which are written to the group from `at` on,
+ * with the scales and excesses of its operand `which`. */
+static operand operand_of(const matrix *w, const float *a, ptrdiff_t lda, ptrdiff_t rows, int bounded, group *g,
+                          const int which, ptrdiff_t at)
 {
-    operand of = { a, lda, quads, quads_of(w->k), scale, excess, 0 };
+    operand of = { a, lda, g->integers + at, in_blocks(w->k), g->scale[which], g->excess[which], 0 };
     if (w->type == INT8)
-        of.special = store_quads(a, lda, rows, w->k, bounded, w->planes, quads, scale, excess);
+        of.special = store_integers(a, lda, rows, w->k, bounded, w->planes, g->integers + at, g->scale[which],
+                                    g->excess[which]);
     return of;
 }
 
-/* A stage with integer weights, a group of rows at a time. It is not inlined, so that only integer weights take the stack
- * that a group needs. It never saves for backward, and BLAS has no part in it. */
+/* A stage with integer weights, a group of rows at a time. It is not inlined, so that only integer weights take the
+ * stack that a group needs. It never saves for backward, and BLAS has no part in it. */
 static void __attribute__((noinline)) stage_integers(const stage which, const cell *q, const step *s, panels part,
                                                      const float *h_prev, ptrdiff_t ldh_prev)
 {
     group g;
     const matrix *r = which == OUTPUT ? &q->r_candidate : &q->r, *w = which == OUTPUT ? s->w_candidate : s->w;
-    const ptrdiff_t most = rows_of_group(quads_of(r->k) + (s->x ? quads_of(w->k) : 0));
+    const ptrdiff_t most = rows_of_group(in_blocks(r->k) + (s->x ? in_blocks(w->k) : 0));
     const ptrdiff_t padded = (q->hidden_size + VL - 1) / VL * VL;
     step some = *s;
     for (ptrdiff_t first = 0; first < s->rows; first += most) {
         some.rows = s->rows - first < most ? s->rows - first : most;
-        operands in = { .h = operand_of(r, some.h, some.ldh, some.rows, q->bounded, g.quads, g.scale[0], g.excess[0]) };
+        operands in = { .h = operand_of(r, some.h, some.ldh, some.rows, q->bounded, &g, 0, 0) };
         if (s->x)
-            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, g.quads + some.rows * quads_of(r->k), g.scale[1],
-                              g.excess[1]);
+            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, &g, 1, some.rows * in_blocks(r->k));
         stage_rows(which, q, &some, &in, part, h_prev, ldh_prev);
         some.h += most * some.ldh;
         some.h_out += most * some.ldo;

@@ -131,8 +131,8 @@ static void runs_of_lines(const convolution_command *m, interrupt *call, panels 
                     high--;
                 float *to = c + (low - j) * ldw;
                 if (low < high)
-                    float32_panel_rows(high - low, width, x + low * lda + r->offset, lda, of_run, m->length, to, ldw, to, ldw,
-                               (upcoming){ of_run, 0 });
+                    float32_panel_rows(high - low, width, x + low * lda + r->offset, lda, of_run, m->length, to, ldw,
+                                       to, ldw, (upcoming){ of_run, 0 });
             }
             for (ptrdiff_t i = j; i < end; i++)
                 memcpy(out + i * ldc + block * VL, c + (i - j) * ldw, (size_t)columns * sizeof(float));
@@ -142,8 +142,8 @@ static void runs_of_lines(const convolution_command *m, interrupt *call, panels 
     }
 }
 
-/* Outputs of a convolution with integer weights, at most as many as a group holds: where their first inputs and they lie,
- * and their lines. Their inputs are those of the runs q; a run outside the input of a line is zeros there. */
+/* Outputs of a convolution with integer weights, at most as many as a group holds: where their first inputs and they
+ * lie, and their lines. Their inputs are those of the runs q; a run outside the input of a line is zeros there. */
 typedef struct {
     ptrdiff_t rows;
     const float *x[GROUP_ROWS];
@@ -151,10 +151,10 @@ typedef struct {
     ptrdiff_t line[GROUP_ROWS];
     int adjacent;               /* whether they are out_stride[2] apart */
     runs q;
-} outputs;
+} output_rows;
 
 /* Add the outputs first <= k < last of a line. */
-INLINE void add_outputs(const convolution_command *m, outputs *o, ptrdiff_t line, ptrdiff_t first, ptrdiff_t last,
+INLINE void add_outputs(const convolution_command *m, output_rows *o, ptrdiff_t line, ptrdiff_t first, ptrdiff_t last,
                         const float *x, float *out)
 {
     const ptrdiff_t i = line / m->shape[1], j = line % m->shape[1];
@@ -168,7 +168,7 @@ INLINE void add_outputs(const convolution_command *m, outputs *o, ptrdiff_t line
 }
 
 /* Copy the inputs of output i to a row, behind so many zeros. */
-INLINE void gather_row(const convolution_command *m, const outputs *o, ptrdiff_t i, ptrdiff_t zeros, float *row)
+INLINE void gather_row(const convolution_command *m, const output_rows *o, ptrdiff_t i, ptrdiff_t zeros, float *row)
 {
     for (; zeros > 0; zeros--)
         *row++ = 0.0f;
@@ -181,17 +181,17 @@ INLINE void gather_row(const convolution_command *m, const outputs *o, ptrdiff_t
 }
 
 /* Compute a group of outputs. The inputs of an output are a row of its own, with its own scale. */
-static void convolve_group(const convolution_command *m, const outputs *o, group *g, float *row)
+static void convolve_group(const convolution_command *m, const output_rows *o, group *g, float *row)
 {
     const matrix *w = m->w;
     const ptrdiff_t skipped = (o->q.first - m->run) * m->length, zeros = skipped % 4, from = skipped - zeros;
     const ptrdiff_t k = zeros + (o->q.end - o->q.first) * m->length;
-    const ptrdiff_t ld = quads_of(k), segments = segments_of(w->k);
-    const operand a = { row, k, g->quads, ld, g->scale[0], g->excess[0], 0 };
+    const ptrdiff_t ld = in_blocks(k), segments = segments_of(w->k);
+    const operand a = { row, k, g->integers, ld, g->scale[0], g->excess[0], 0 };
     int special = 0;
     for (ptrdiff_t i = 0; i < o->rows; i++) {
         gather_row(m, o, i, zeros, row);
-        special |= store_quads(row, k, 1, k, 0, w->planes, g->quads + i * ld, g->scale[0] + i,
+        special |= store_integers(row, k, 1, k, 0, w->planes, g->integers + i * ld, g->scale[0] + i,
                                g->excess[0] + i * segments);
     }
     float c[MAX_TILE];
@@ -214,7 +214,7 @@ static void convolve_group(const convolution_command *m, const outputs *o, group
         for (ptrdiff_t i = 0; special && i < o->rows; i++) {
             if (g->scale[0][i] != SPECIAL)
                 continue;
-            const operand alone = { row, k, a.quads + i * ld, ld, a.scale + i, a.excess + i * segments, 1 };
+            const operand alone = { row, k, a.integers + i * ld, ld, a.scale + i, a.excess + i * segments, 1 };
             gather_row(m, o, i, zeros, row);
             integer_product_of(w, from, k, block, 1, width, 0, 1, &alone, bias, 0, c, ldc);
             memcpy(o->out[i] + block * VL, c, (size_t)columns * sizeof(float));
@@ -228,9 +228,9 @@ static void __attribute__((noinline)) convolve_integers(const convolution_comman
                                                         ptrdiff_t first, ptrdiff_t last, const float *x, float *out)
 {
     group g;
-    outputs o;
-    float row[GROUP_QUADS / 2];
-    const ptrdiff_t positions = last - first, most = rows_of_group(quads_of(m->w->k));
+    output_rows o;
+    float row[GROUP_INTEGERS / 4];     /* MOST_INPUTS of _kernels.pxd */
+    const ptrdiff_t positions = last - first, most = rows_of_group(in_blocks(m->w->k));
     const ptrdiff_t lines = positions > 0 && most > positions ? most / positions : 1;
     for (ptrdiff_t line = first_line; line < last_line && positions > 0; line += lines) {
         const ptrdiff_t end = last_line - line < lines ? last_line : line + lines;

@@ -1,5 +1,5 @@
-/* The product with int8 weights. A row of activations becomes integers of 15 (or 8) bits with one scale, sums are exact,
- * and each output is one fused multiply-add of its sum times both scales to what it starts from.
+/* The product with int8 weights. A row of activations becomes integers of 15 (or 8) bits with one scale, sums are
+ * exact, and each output is one fused multiply-add of its sum times both scales to what it starts from.
  *
  * The scale of a row follows from that row alone, and integers are the same on every instruction set, so a row has the
  * bits that it has alone. A row with a NaN or an infinity gives what float32 would: the products of the weights with
@@ -13,7 +13,7 @@
 
 #define MAX_PANEL 4             /* most blocks of a panel */
 #define QUAD_BYTES (4 * VL)     /* of a quad of one block of weights */
-#define SEGMENT 256             /* most quads of one exact sum */
+#define SEGMENT 1024            /* most inputs of one exact sum */
 #define SPECIAL (-1.0f)         /* instead of the scale of a row with a NaN or an infinity, whose integers are zeros */
 #define LEAST 0x1p-100f         /* a row whose values are all smaller counts as zeros */
 
@@ -42,33 +42,33 @@
 typedef struct {
     const float *p;             /* [rows, ld] */
     ptrdiff_t ld;
-    const int16_t *quads;       /* [rows, ld_quads], of v_store_activations */
-    ptrdiff_t ld_quads;
+    const int16_t *integers;       /* [rows, ld_integers], of v_store_activations */
+    ptrdiff_t ld_integers;
     const float *scale;         /* [rows] */
     const uint32_t *excess;     /* [rows, segments]: see v_sum */
     int special;                /* whether a row is SPECIAL */
 } operand;
 
 /* Integers of a row of k activations, and the exact sums that it needs. */
-INLINE ptrdiff_t quads_of(ptrdiff_t k) { return (k + VL - 1) / VL * VL; }
-INLINE ptrdiff_t segments_of(ptrdiff_t k) { return (k + 4 * SEGMENT - 1) / (4 * SEGMENT); }
+INLINE ptrdiff_t in_blocks(ptrdiff_t k) { return (k + VL - 1) / VL * VL; }
+INLINE ptrdiff_t segments_of(ptrdiff_t k) { return (k + SEGMENT - 1) / SEGMENT; }
 
 /* Write a block of x as integers, and return these. */
-INLINE vf store_block(int16_t *quads, vf x, float inverse)
+INLINE vf store_block(int16_t *integers, vf x, float inverse)
 {
     const vf whole = v_round(v_mul(x, v_set1(inverse)));
-    v_store_activations(quads, whole);
+    v_store_activations(integers, whole);
     return whole;
 }
 
 /* Write rows of a as integers, and their scales and excesses. Where all values of a row are at most 1 and `bounded` is
  * true, its scale is that of 1, so that the largest value decides nothing. Returns whether a row is SPECIAL. */
-static int store_quads(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t k, const int bounded,
-                       const ptrdiff_t planes, int16_t *quads, float *scale, uint32_t *excess)
+static int store_integers(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t k, const int bounded,
+                       const ptrdiff_t planes, int16_t *integers, float *scale, uint32_t *excess)
 {
     const float largest = planes == 2 ? 16383.0f : 127.0f;
     int special = 0;
-    for (ptrdiff_t i = 0; i < rows; i++, a += lda, quads += quads_of(k)) {
+    for (ptrdiff_t i = 0; i < rows; i++, a += lda, integers += in_blocks(k)) {
         vf most = v_zero();
         const ptrdiff_t whole = k / VL * VL;
         for (ptrdiff_t j = 0; j < whole; j += VL)
@@ -88,18 +88,18 @@ static int store_quads(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t 
         /* Sums of integers of one segment are below 2^24, so floats hold them exactly. */
         ptrdiff_t first = 0;
         do {
-            const ptrdiff_t last = k - first < 4 * SEGMENT ? k : first + 4 * SEGMENT;
+            const ptrdiff_t last = k - first < SEGMENT ? k : first + SEGMENT;
             const ptrdiff_t whole_blocks = scale[i] == SPECIAL ? first : first + (last - first) / VL * VL;
             vf sum = v_zero();
             for (ptrdiff_t j = first; j < whole_blocks; j += VL)
-                sum = v_add(sum, store_block(quads + j, v_load(a + j), inverse));
+                sum = v_add(sum, store_block(integers + j, v_load(a + j), inverse));
             for (ptrdiff_t j = whole_blocks; j < last; j += VL) {
                 const size_t n = last - j < VL ? (size_t)(last - j) : VL;
                 const vf x = scale[i] == SPECIAL ? v_zero() : v_load_n(a + j, n);
-                sum = v_add(sum, store_block(quads + j, x, inverse));
+                sum = v_add(sum, store_block(integers + j, x, inverse));
             }
             *excess++ = (uint32_t)(int32_t)v_total(sum) << 7;
-            first += 4 * SEGMENT;
+            first += SEGMENT;
         } while (first < k);
     }
     return special;
@@ -107,8 +107,8 @@ static int store_quads(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t 
 
 /* c[M, P * W] = init[M, P * W] + a . w for P consecutive panels of W blocks, ldp bytes apart, over `quads` quads. */
 INLINE void integer_tile(const int M, const int P, const int W, const int planes, const int16_t *a, ptrdiff_t lda,
-                         const float *row_scale, const uint32_t *excess, ptrdiff_t lde, const uint8_t *w,
-                         ptrdiff_t ldw, ptrdiff_t ldp, ptrdiff_t quads, const float *scale, const float *init, ptrdiff_t ldi, float *c,
+                         const float *row_scale, const uint32_t *excess, ptrdiff_t lde, const uint8_t *w, ptrdiff_t ldw,
+                         ptrdiff_t ldp, ptrdiff_t quads, const float *scale, const float *init, ptrdiff_t ldi, float *c,
                          ptrdiff_t ldc)
 {
     vs acc[MAX_INTEGER_ROWS][INTEGER_PANELS * MAX_PANEL];
@@ -254,35 +254,35 @@ static void add_special(ptrdiff_t rows, ptrdiff_t blocks, const float *a, ptrdif
     }
 }
 
-/* c[rows, count * width] = init + a . w for a tile of `count` panels from `block` on, whose first row is `row`. The rows
- * have k inputs, those from `from` on, which are a multiple of four: all other inputs count as zeros. If not all of the
- * inputs are given, they must all be in the first segment. */
+/* c[rows, count * width] = init + a . w for a tile of `count` panels from `block` on, whose first row is `row`. The
+ * rows have k inputs, those from `from` on, which is a multiple of four: all others count as zeros. If these are not
+ * all, the matrix must have one segment only. */
 static void integer_product_of(const matrix *w, ptrdiff_t from, ptrdiff_t k, ptrdiff_t block, ptrdiff_t count,
                                ptrdiff_t width, ptrdiff_t row, ptrdiff_t rows, const operand *a, const float *init,
                                ptrdiff_t ldi, float *c, ptrdiff_t ldc)
 {
-    const ptrdiff_t all = (w->k + 3) / 4, quads = (k + 3) / 4, ldw = width * QUAD_BYTES;
-    integer_job j = { .a = a->quads + row * a->ld_quads, .lda = a->ld_quads, .row_scale = a->scale + row,
+    const ptrdiff_t all = (w->k + 3) / 4, ldw = width * QUAD_BYTES;
+    integer_job j = { .a = a->integers + row * a->ld_integers, .lda = a->ld_integers, .row_scale = a->scale + row,
                       .excess = a->excess + row * segments_of(w->k), .lde = segments_of(w->k),
                       .w = w->integers + block * QUAD_BYTES * all + from / 4 * ldw, .ldw = ldw, .ldp = ldw * all,
                       .scale = w->scale + block * VL, .init = init, .ldi = ldi, .c = c, .ldc = ldc };
     ptrdiff_t first = 0;
     do {
-        j.quads = quads - first < SEGMENT ? quads - first : SEGMENT;
+        const ptrdiff_t inputs = k - first < SEGMENT ? k - first : SEGMENT;
+        j.quads = (inputs + 3) / 4;
         if (w->planes == 2)
             integer_panels(rows, count, width, 2, j);
         else
             integer_panels(rows, count, width, 1, j);
         if (a->special)
-            add_special(rows, count * width, a->p + row * a->ld + first * 4, a->ld,
-                        k - first * 4 < SEGMENT * 4 ? k - first * 4 : SEGMENT * 4, &j, width);
+            add_special(rows, count * width, a->p + row * a->ld + first, a->ld, inputs, &j, width);
         first += SEGMENT;
-        j.a += SEGMENT * 4;
-        j.w += SEGMENT * ldw;
+        j.a += SEGMENT;
+        j.w += SEGMENT / 4 * ldw;
         j.excess++;
         j.init = c;
         j.ldi = ldc;
-    } while (first < quads);
+    } while (first < k);
 }
 
 /* The same for all inputs. */

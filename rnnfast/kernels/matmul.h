@@ -1,5 +1,5 @@
-/* The product with a packed matrix. Every output is one chain of fused multiply-adds over k, in order, from its bias, or
- * with integer weights the exact sum of integers.h.
+/* The product with a packed matrix. Every output is one chain of fused multiply-adds over k, in order, from its bias,
+ * or with integer weights the exact sum of integers.h.
  *
  * A tile is M rows by W blocks of accumulators that stay in registers for all of k. How outputs are divided into tiles
  * depends on the instruction set and the batch, but the chain of one output does not, and so neither do its bits.
@@ -45,17 +45,14 @@ typedef struct {
     ptrdiff_t stride;
 } upcoming;
 
-/* Packed weights of one of the types FLOAT32, FLOAT16 and BFLOAT16. */
-typedef const void *packed;
-
-/* The weights that lie `count` behind w. */
-INLINE packed behind(const int type, packed w, ptrdiff_t count)
+/* The packed weights of the type FLOAT32, FLOAT16 or BFLOAT16 that lie `count` behind w. */
+INLINE const void *behind(const int type, const void *w, ptrdiff_t count)
 {
-    return type == FLOAT32 ? (packed)((const float *)w + count) : (packed)((const uint16_t *)w + count);
+    return (const char *)w + count * (type == FLOAT32 ? 4 : 2);
 }
 
 /* The block of weights that lies `at` behind w, as floats. */
-INLINE vf load_weights(const int type, packed w, ptrdiff_t at)
+INLINE vf load_weights(const int type, const void *w, ptrdiff_t at)
 {
     if (type == FLOAT32)
         return v_load((const float *)w + at);
@@ -64,8 +61,9 @@ INLINE vf load_weights(const int type, packed w, ptrdiff_t at)
 
 /* c[M, W] = init[M, W] + a[M, k] . w[k, W] for W blocks of columns; init may be c. ldw is 16 times the number of
  * blocks of the panel in which w lies. */
-INLINE void tile(const int type, const int M, const int W, const int prefetch, const float *a, ptrdiff_t lda, packed w,
-                 ptrdiff_t ldw, ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
+INLINE void tile(const int type, const int M, const int W, const int prefetch, const float *a, ptrdiff_t lda,
+                 const void *w, ptrdiff_t ldw, ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc,
+                 upcoming next)
 {
     vf acc[MAX_ROWS][MAX_PANEL];
 #pragma GCC unroll 14
@@ -98,7 +96,7 @@ INLINE void tile(const int type, const int M, const int W, const int prefetch, c
 }
 
 /* The same for 1 <= rows <= TILE_ROWS(W). */
-INLINE void tile_rows(const int type, ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, packed w,
+INLINE void tile_rows(const int type, ptrdiff_t rows, const int W, const float *a, ptrdiff_t lda, const void *w,
                       ptrdiff_t ldw, ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc,
                       upcoming next)
 {
@@ -116,8 +114,8 @@ INLINE void tile_rows(const int type, ptrdiff_t rows, const int W, const float *
 }
 
 /* c[P, W] = init[P, W] + a[k] . w for one row and P consecutive panels of W blocks. */
-INLINE void tile_row(const int type, const int P, const int W, const float *a, packed w, ptrdiff_t k, const float *init,
-                     float *c)
+INLINE void tile_row(const int type, const int P, const int W, const float *a, const void *w, ptrdiff_t k,
+                     const float *init, float *c)
 {
     vf acc[ROW_PANELS][MAX_PANEL];
     const ptrdiff_t ldp = k * W * VL;
@@ -142,7 +140,7 @@ INLINE void tile_row(const int type, const int P, const int W, const float *a, p
 }
 
 /* The same for 2 <= count <= ROW_PANELS panels. */
-INLINE void row_panels(const int type, ptrdiff_t count, ptrdiff_t width, const float *a, packed w, ptrdiff_t k,
+INLINE void row_panels(const int type, ptrdiff_t count, ptrdiff_t width, const float *a, const void *w, ptrdiff_t k,
                        const float *init, float *c)
 {
 #define PANELS(P, W) case (P) * 8 + (W): if ((P) <= ROW_PANELS) tile_row(type, P, W, a, w, k, init, c); break;
@@ -153,7 +151,7 @@ INLINE void row_panels(const int type, ptrdiff_t count, ptrdiff_t width, const f
 }
 
 /* c[rows, width] = init + a . w for a tile of any height and width; init may be c. */
-INLINE void panel_rows(const int type, ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, packed w,
+INLINE void panel_rows(const int type, ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const void *w,
                        ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)
 {
     const ptrdiff_t ldw = width * VL;
@@ -165,7 +163,8 @@ INLINE void panel_rows(const int type, ptrdiff_t rows, ptrdiff_t width, const fl
         if (SPLIT_PANEL(rows)) {
             tile_rows(type, rows, 2, a, lda, w, ldw, k, init, ldi, c, ldc, next);
             next.p += k * next.stride;
-            tile_rows(type, rows, 2, a, lda, behind(type, w, 2 * VL), ldw, k, init + 2 * VL, ldi, c + 2 * VL, ldc, next);
+            w = behind(type, w, 2 * VL);
+            tile_rows(type, rows, 2, a, lda, w, ldw, k, init + 2 * VL, ldi, c + 2 * VL, ldc, next);
         } else {
             tile_rows(type, rows, 4, a, lda, w, ldw, k, init, ldi, c, ldc, next);
         }
@@ -174,15 +173,16 @@ INLINE void panel_rows(const int type, ptrdiff_t rows, ptrdiff_t width, const fl
 
 /* panel_rows and row_panels for each type, as functions of their own. */
 #define OF_TYPE(type, name)                                                                                          \
-    static void name##_panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, packed w, ptrdiff_t k, \
-                                  const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc, upcoming next)            \
+    static void name##_panel_rows(ptrdiff_t rows, ptrdiff_t width, const float *a, ptrdiff_t lda, const void *w,     \
+                                  ptrdiff_t k, const float *init, ptrdiff_t ldi, float *c, ptrdiff_t ldc,            \
+                                  upcoming next)                                                                     \
     {                                                                                                                \
-        panel_rows(type, rows, width, a, lda, w, k, init, ldi, c, ldc, next);                                          \
+        panel_rows(type, rows, width, a, lda, w, k, init, ldi, c, ldc, next);                                        \
     }                                                                                                                \
-    static void name##_row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, packed w, ptrdiff_t k,             \
+    static void name##_row_panels(ptrdiff_t count, ptrdiff_t width, const float *a, const void *w, ptrdiff_t k,      \
                                   const float *init, float *c)                                                       \
     {                                                                                                                \
-        row_panels(type, count, width, a, w, k, init, c);                                                             \
+        row_panels(type, count, width, a, w, k, init, c);                                                            \
     }
 OF_TYPE(FLOAT32, float32)
 OF_TYPE(FLOAT16, float16)
@@ -301,7 +301,7 @@ INLINE void multiply_tile(const tiles *t, const operand *a, const float *init, p
             bfloat16_row_panels(t->count, t->width, rows, m->halves + first, m->k, init, c);
         return;
     }
-    /* A tile that was made for integer weights may have more rows. */
+    /* A tile may have more rows where the other matrix of a step has integer weights, for which it was made. */
     const ptrdiff_t most = t->width == 4 && SPLIT_PANEL(t->m) ? TILE_ROWS(2) : tile_height(t->width);
     for (ptrdiff_t i = 0, some; i < t->m; i += some, rows += some * a->ld, init += some * ldi, c += some * ldc) {
         some = t->m - i < most ? t->m - i : most;
@@ -341,19 +341,20 @@ INLINE void multiply(const matrix *w, panels part, const operand *a, const float
     }
 }
 
-/* Rows of activations as integers, a group of rows at a time: so many that they fit. */
-enum { GROUP_QUADS = 1 << 15, GROUP_ROWS = 256 };
+/* Rows of activations as integers, a group of rows at a time: so many that they fit. A group lies on the stack, of
+ * which a thread may have only 128 KiB (musl). Two operands of MOST_INPUTS of _kernels.pxd fit for one row. */
+enum { GROUP_INTEGERS = 1 << 14, GROUP_ROWS = 128 };
 
 typedef struct {
-    _Alignas(64) int16_t quads[GROUP_QUADS];
+    _Alignas(64) int16_t integers[GROUP_INTEGERS];
     float scale[2][GROUP_ROWS]; /* of one or two operands */
     uint32_t excess[2][GROUP_ROWS];
 } group;
 
-/* Return the most rows of a group for rows of `quads` integers in all. */
-INLINE ptrdiff_t rows_of_group(ptrdiff_t quads)
+/* Return the most rows of a group if each has so many integers in all. */
+INLINE ptrdiff_t rows_of_group(ptrdiff_t integers)
 {
-    const ptrdiff_t rows = GROUP_QUADS / (quads > 0 ? quads : 1);
+    const ptrdiff_t rows = GROUP_INTEGERS / (integers > 0 ? integers : 1);
     return rows < 1 ? 1 : rows < GROUP_ROWS ? rows : GROUP_ROWS;
 }
 
@@ -362,11 +363,11 @@ static void __attribute__((noinline)) multiply_integers(const matrix *w, panels 
                                                         float *c, ptrdiff_t ldc, ptrdiff_t rows, ptrdiff_t n)
 {
     group g;
-    const ptrdiff_t most = rows_of_group(quads_of(w->k));
+    const ptrdiff_t most = rows_of_group(in_blocks(w->k));
     for (ptrdiff_t first = 0; first < rows; first += most) {
         const ptrdiff_t some = rows - first < most ? rows - first : most;
-        operand of = { a + first * lda, lda, g.quads, quads_of(w->k), g.scale[0], g.excess[0], 0 };
-        of.special = store_quads(of.p, lda, some, w->k, 0, w->planes, g.quads, g.scale[0], g.excess[0]);
+        operand of = { a + first * lda, lda, g.integers, in_blocks(w->k), g.scale[0], g.excess[0], 0 };
+        of.special = store_integers(of.p, lda, some, w->k, 0, w->planes, g.integers, g.scale[0], g.excess[0]);
         multiply(w, part, &of, w->bias, 0, c + first * ldc, ldc, some, n);
     }
 }

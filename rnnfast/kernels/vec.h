@@ -1,18 +1,20 @@
 /* Vector operations on blocks of 16 floats, whatever the width of the instruction set's registers.
  *
  * A block is one AVX-512 register, two AVX2 registers or an array of 16 floats (generic). Kernels are written once,
- * on blocks; this is the only file with intrinsics. Every function is one IEEE 754 operation on each lane (fma rounds
- * once), so a kernel gives the same bits on every instruction set. v_min and v_max return their second argument if
- * either is NaN, as x86 does, so v_max(low, x) keeps a NaN in x. v_max_bits compares the bits, so that of two positive
- * numbers it returns the larger, with a NaN above infinity; v_largest_bits returns the
- * largest bits of a block. v_total adds its lanes in any order, which is for sums that are exact. v_keep(v_load(p)) makes the compiler load p only once
- * where there are enough registers; without v_keep it may prefer to read memory again at every use.
+ * on blocks; this is the only file with intrinsics. Every function on floats is one IEEE 754 operation on each lane
+ * (fma rounds once), and those on integers are exact, so a kernel gives the same bits on every instruction set. v_min
+ * and v_max return their second argument if either is NaN, as x86 does, so v_max(low, x) keeps a NaN in x. v_max_bits
+ * compares the bits, so that of two positive numbers it returns the larger, with a NaN above infinity; v_largest_bits
+ * returns the largest bits of a block. v_total adds its lanes in any order, for sums that are exact. v_keep(v_load(p))
+ * makes the compiler load p only once where there are enough registers; without v_keep it may prefer to read memory
+ * again at every use.
  *
  * Products of integers take four values along k at a time, a quad. v_quads loads the weights of a block [16][4], bytes
- * that are 128 more than the weights; v_activations loads the quad of a row that v_store_activations wrote; and v_dot adds
- * the block's 16 products of quads. v_sum subtracts the excess, 128 times the sum of the activations, and rounds to float.
- * Sums are those of 32 bits that wrap around, so that they are exact where the result fits. Activations are integers of
- * 15 bits, from -16383 to 16383, or with one plane instead of two of 8 bits, from -127 to 127.
+ * that are 128 more than the weights; v_activations loads the quad of a row that v_store_activations wrote; and v_dot
+ * adds the block's 16 products of quads. v_sum subtracts the excess, 128 times the sum of the activations, and rounds
+ * to float. Sums are of 32 bits and wrap around, so that the result is exact where it fits, whatever lies between.
+ * Activations are integers of 15 bits, from -16383 to 16383, or with one plane instead of two of 8 bits, from -127 to
+ * 127.
  */
 #ifndef RNNFAST_VEC_H
 #define RNNFAST_VEC_H
@@ -34,6 +36,9 @@
 #endif
 #define POW2_BIAS 0x1.8000fep23f /* 1.5 * 2^23 + 127: adding it rounds to an integer for v_pow2 */
 #define SQRT_HALF_BITS 0x3f3504f3
+
+/* The 32 bits of two 16-bit integers. */
+INLINE int32_t v_pair(const int16_t *p) { int32_t bits; memcpy(&bits, p, sizeof bits); return bits; }
 
 #if defined(__AVX512F__)
 
@@ -108,9 +113,9 @@ typedef struct { __m512i low, high; } va, vs;
 
 INLINE vq v_quads(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE va v_activations(const int16_t *p, const int planes) {
-    va x = { _mm512_set1_epi32(((const int32_t *)p)[0]), _mm512_setzero_si512() };
+    va x = { _mm512_set1_epi32(v_pair(p)), _mm512_setzero_si512() };
     if (planes == 2)
-        x.high = _mm512_set1_epi32(((const int32_t *)p)[1]);
+        x.high = _mm512_set1_epi32(v_pair(p + 2));
     return x;
 }
 INLINE vs v_no_sum(void) { return (vs){ _mm512_setzero_si512(), _mm512_setzero_si512() }; }
@@ -144,7 +149,7 @@ INLINE vq v_quads(const uint8_t *p) {
 }
 INLINE va v_activations(const int16_t *p, const int planes) {
     (void)planes;
-    return (va){ _mm512_set1_epi32(((const int32_t *)p)[0]), _mm512_set1_epi32(((const int32_t *)p)[1]) };
+    return (va){ _mm512_set1_epi32(v_pair(p)), _mm512_set1_epi32(v_pair(p + 2)) };
 }
 INLINE vs v_no_sum(void) { return _mm512_setzero_si512(); }
 INLINE vs v_dot(vs sum, va a, vq w, const int planes) {
@@ -271,7 +276,7 @@ INLINE vq v_quads(const uint8_t *p) {
 }
 INLINE va v_activations(const int16_t *p, const int planes) {
     (void)planes;
-    return (va){ _mm256_set1_epi32(((const int32_t *)p)[0]), _mm256_set1_epi32(((const int32_t *)p)[1]) };
+    return (va){ _mm256_set1_epi32(v_pair(p)), _mm256_set1_epi32(v_pair(p + 2)) };
 }
 INLINE vs v_no_sum(void) { return V_BOTH(vs, _mm256_setzero_si256(), _mm256_setzero_si256()); }
 INLINE vs v_dot(vs sum, va x, vq w, const int planes) {

@@ -163,7 +163,7 @@ cdef enum:
     # weights take 0.99 of the time as integers, 16 by 48 1.19 and 32 by 32 1.23. A row of MOST_INPUTS fits the memory
     # of a group in matmul.h.
     LEAST_INPUTS = 32
-    MOST_INPUTS = 1 << 14
+    MOST_INPUTS = 1 << 12
     LEAST_OUTPUTS = 48
     # Weights of 16 bits are kept so if they take more bytes than this in float32, which is the second-level cache: one
     # row of an LSTM takes 0.7 of the time at H300, 0.6 at H512 and 0.5 at H1024; 4 to 32 rows of H512 take 1.0 to 1.1.

@@ -1,7 +1,11 @@
 """Products with int8 weights: their exact definition, on every instruction set, and values that are not finite."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from rnnfast.native._engine import Cell, recurrent
 from rnnfast.native._kernels import Matrix, isas, set_isa
@@ -180,3 +184,50 @@ def test_the_scale_of_bounded_outputs_is_that_of_1(isa):
     y = np.zeros((1, 1, 1, H), np.float32)
     recurrent((cell,), (False,), np.zeros((1, 1, 40), np.float32), y, h0)
     np.testing.assert_allclose(y[0, 0, 0], np.tanh(np.rint(h0[0, 0] * LARGEST["int8"]) / LARGEST["int8"]), rtol=1e-6)
+
+
+def test_kernels_fit_the_stack_of_a_small_thread(tmp_path):
+    """Threads of musl have 128 KiB."""
+    weight = np.random.default_rng(0).standard_normal((64, 70, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["c"], ["s"]),
+        helper.make_node("Mul", ["c", "s"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 70, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    program = f"""
+import threading
+import numpy as np
+import rnnfast
+from rnnfast import nn
+
+model = rnnfast.load({str(path)!r}, weights="int8")
+lstm = nn.LSTM(300, 200, rng=0).quantized("int8")
+linear = nn.Linear(4000, 60, rng=0).quantized("int8")
+calls = [
+    (model, np.ones((2, 70, 9, 20), np.float32)),
+    (lstm, np.ones((3, 40, 300), np.float32)),
+    (linear, np.ones((5, 4000), np.float32)),
+]
+threading.stack_size(128 << 10)
+for isa in rnnfast.isas():
+    rnnfast.set_isa(isa)
+    for call, x in calls:
+        run = (lambda: model(x=x)) if call is model else (lambda: call(x))
+        run()
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
