@@ -404,14 +404,16 @@ static void __attribute__((noinline)) stage_integers(const stage which, const ce
 {
     group g;
     const matrix *r = which == OUTPUT ? &q->r_candidate : &q->r, *w = which == OUTPUT ? s->w_candidate : s->w;
-    const ptrdiff_t most = rows_of_group(in_blocks(r->k) + (s->x ? in_blocks(w->k) : 0));
+    /* Only integer weights, whose inputs are few, have integers here. */
+    const ptrdiff_t of_h = r->type == INT8 ? in_blocks(r->k) : 0;
+    const ptrdiff_t of_x = s->x && w->type == INT8 ? in_blocks(w->k) : 0, most = rows_of_group(of_h + of_x);
     const ptrdiff_t padded = (q->hidden_size + VL - 1) / VL * VL;
     step some = *s;
     for (ptrdiff_t first = 0; first < s->rows; first += most) {
         some.rows = s->rows - first < most ? s->rows - first : most;
         operands in = { .h = operand_of(r, some.h, some.ldh, some.rows, q->bounded, &g, 0, 0) };
         if (s->x)
-            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, &g, 1, some.rows * in_blocks(r->k));
+            in.x = operand_of(w, some.x, some.ld_input, some.rows, 0, &g, 1, some.rows * of_h);
         stage_rows(which, q, &some, &in, part, h_prev, ldh_prev);
         some.h += most * some.ldh;
         some.h_out += most * some.ldo;

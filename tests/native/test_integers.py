@@ -231,3 +231,18 @@ print("done")
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
+
+
+def test_recurrent_weights_of_too_many_inputs_for_integers_beside_input_weights_of_the_most():
+    """The integers of a row of inputs fit the memory of a group, whatever the size of a state that stays float32."""
+    hidden, outputs, inputs = 16, 20_000, 1 << 12
+    random = np.random.default_rng(0)
+    shapes = (4 * hidden, inputs), (4 * hidden, outputs), (outputs, hidden), (1, 1, inputs)
+    W, R, projection, x = (0.01 * random.standard_normal(shape, np.float32) for shape in shapes)
+    results = []
+    for weight_type in (None, "int8"):
+        activations = [("Sigmoid", 0, 0), ("Tanh", 0, 0), ("Tanh", 0, 0)]
+        cell = Cell("LSTM", W, R, activations=activations, projection=projection, weight_type=weight_type)
+        results.append(np.empty((1, 1, 1, outputs), np.float32))
+        recurrent((cell,), (False,), x, results[-1])
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=0.02 * np.max(np.abs(results[0])))
