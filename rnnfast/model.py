@@ -396,9 +396,9 @@ class Model:
             if reference:
                 if self._weight_type is not None:
                     load_budget = LoadBudget(self.limits, constant_bytes(graph))
-                    graph = fold(
-                        graph, functools.partial(lowering.lower_constants, lowering.lower), None, None, load_budget
-                    )
+                    # Loops are simplified as for a call: weights that they only carry are weights of the layers within.
+                    lower_constants = functools.partial(lowering.lower_constants, lowering.lower)
+                    graph = fold(simplified(graph), lower_constants, load_budget=load_budget)
                     graph = with_weight_type(graph, self._weight_type, load_budget.take)
                 graph, lower = widen(graph), lowering.lower_reference
                 graph = fold(graph, lower, load_budget=LoadBudget(self.limits, constant_bytes(graph)))

@@ -287,6 +287,23 @@ def test_weights_in_bodies_and_functions(options):
 
 
 @typed
+def test_the_reference_rounds_weights_that_a_loop_only_carries(options):
+    """TensorFlow's loops have their weights among the values that they carry."""
+    text = """g (float[n,6] x) => (float[n,6] y) {
+        trips = Constant <value = int64 {3}> ()
+        y, v = Loop (trips, , x, w) <body = body (int64 i, bool go, float[n,6] h, float[6,6] u)
+            => (bool go2, float[n,6] h2, float[6,6] u2) {
+            go2 = Identity (go)
+            u2 = Identity (u)
+            p = MatMul (h, u)
+            h2 = Tanh (p) }>
+    }"""
+    model = rnnfast.load(parse(text, w=random(1, 6, 6)), **options)
+    x = random(2, 5, 6)
+    np.testing.assert_allclose(model(x=x).y, model.reference(x=x).y, rtol=0, atol=1e-6)
+
+
+@typed
 def test_cells_that_are_recognised(options):
     """A cell that the file spells out has weights of the type, and the same ones as the products that it replaces."""
     T, B, H = 5, 3, 16
