@@ -166,6 +166,8 @@ def emit_quantize(builder, node, inputs, outputs):
         return False
     if zero is None or not _are_scales(scale) or scale.ndim > 1 or settings["precision"] not in (None, FLOAT32):
         return False
+    if zero.size and np.all(zero == zero.flat[0]):
+        zero = zero.flat[0].reshape(())
     scale, zero = (_along(array, len(x.shape), settings["axis"]) for array in (scale, zero))
     dtype, bounded = outputs[0].dtype, x.view is None and x.expression is not None
     bounded = bounded and _bound(builder, x.expression.root) is not None

@@ -86,6 +86,19 @@ def test_a_pair_is_one_instruction():
     assert [note.command for note in segment_of(model).notes] == ["round_to"]
 
 
+@pytest.mark.parametrize("zeros", [[0, 0], [3, 3], [0, 3]], ids=str)
+def test_integers_with_a_zero_point_for_each_index_have_no_negative_zero(zeros):
+    x = np.float32([[-0.01, -0.0, 0.01], [-0.01, -0.0, 5]])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=0),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=0),
+    ]
+    constants = {"s": np.float32([0.1, 0.2]), "z": np.int8(zeros)}
+    model = model_of(nodes, [("x", TensorProto.FLOAT, x.shape)], [("y", TensorProto.FLOAT, None)], constants, 21)
+    (y,) = compare(load(model), x=x)
+    assert not np.any(np.signbit(y))
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_quotients_are_rounded_as_those_of_a_division(isa, dtype):
     """The floats nearest to the middle of each two neighbouring integers, and those on both sides of them."""
