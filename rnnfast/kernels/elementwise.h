@@ -293,6 +293,7 @@ INLINE const float *loaded_rows(const element *e, const char *p, ptrdiff_t strid
         *repeated = p;
         return to;
     }
+    *repeated = NULL;
     for (ptrdiff_t row = 0; row < rows; row++, p += next) {
         float *at = to + row * n;
         const float *from = loaded(e, p, stride, n, at);
