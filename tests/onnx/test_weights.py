@@ -27,25 +27,28 @@ REFERENCE = {"fp16": 2e-6, "bf16": 2e-6, "int8": 2e-3, "int8_a8": 0.1}
 
 
 def network():
-    """A model of the layers that may have a type: convolution, recurrences, Gemm and MatMul, and an Einsum."""
+    """A model of the layers that may have a type: convolution, recurrences, Gemm and MatMul, and an Einsum.
+
+    All matrices are large enough for products of integers.
+    """
     nodes = [
         helper.make_node("Conv", ["x", "kernel", "bias"], ["v"], name="convolution", kernel_shape=[5], pads=[2, 2]),
         helper.make_node("Transpose", ["v"], ["s"], perm=[2, 0, 1]),
-        helper.make_node("LSTM", ["s", "w", "r", "b"], ["l"], name="lstm", hidden_size=7, direction="bidirectional"),
+        helper.make_node("LSTM", ["s", "w", "r", "b"], ["l"], name="lstm", hidden_size=33, direction="bidirectional"),
         helper.make_node("Transpose", ["l"], ["lt"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["lt", "flat"], ["l2"]),
-        helper.make_node("GRU", ["l2", "gw", "gr"], ["", "h"], name="gru", hidden_size=9),
+        helper.make_node("GRU", ["l2", "gw", "gr"], ["", "h"], name="gru", hidden_size=33),
         helper.make_node("Squeeze", ["h", "zero"], ["h2"]),
         helper.make_node("Gemm", ["h2", "rows", "c"], ["g"], name="rows", transB=1),
         helper.make_node("MatMul", ["g", "columns"], ["m"], name="columns"),
         helper.make_node("Einsum", ["m", "e"], ["y"], name="einsum", equation="bi,ij->bj"),
     ]
-    shapes = {"kernel": (11, 3, 5), "bias": (11,), "w": (2, 28, 11), "r": (2, 28, 7), "b": (2, 56), "gw": (1, 27, 14)}
-    shapes |= {"gr": (1, 27, 9), "rows": (13, 9), "c": (13,), "columns": (13, 17), "e": (17, 5)}
-    constants = {name: 0.3 * random(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
-    constants |= {"flat": np.array([0, 0, 14]), "zero": np.array([0])}
+    shapes = {"kernel": (52, 8, 5), "bias": (52,), "w": (2, 132, 52), "r": (2, 132, 33), "b": (2, 264)}
+    shapes |= {"gw": (1, 99, 66), "gr": (1, 99, 33), "rows": (50, 33), "c": (50,), "columns": (50, 48), "e": (48, 5)}
+    constants = {name: 0.1 * random(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    constants |= {"flat": np.array([0, 0, 66]), "zero": np.array([0])}
     return model_of(
-        nodes, [("x", FLOAT, ["batch", 3, "time"])], [("y", FLOAT, ["batch", 5])], constants
+        nodes, [("x", FLOAT, ["batch", 8, "time"])], [("y", FLOAT, ["batch", 5])], constants
     ).SerializeToString()
 
 
@@ -55,7 +58,7 @@ def error(ours, expected):
 
 @typed
 def test_layers_have_the_type(options):
-    model, x = rnnfast.load(network(), **options), random(20, 4, 3, 13)
+    model, x = rnnfast.load(network(), **options), random(20, 4, 8, 13)
     name = next(key for key, row in WEIGHT_TYPES.items() if row.weights == options["weights"])
     name = "int8_a8" if options.get("activations") == 8 else name
     types = {node.name: node.weight_type for node in model.folded.nodes if node.name}
@@ -93,29 +96,30 @@ def test_summary_and_bytes():
     assert {name: layer.weights for name, layer in whole.items()} == dict.fromkeys(whole, "int8") | {
         "einsum": "float32"
     }
-    n = 2 * 28 * (11 + 7)
-    assert plain["lstm"].nbytes == 4 * n + 4 * 112
-    assert half["lstm"].nbytes == 2 * n + 4 * 112
-    assert whole["lstm"].nbytes == n + 2 * 4 * 2 * 28 + 4 * 112  # scales of W and R, and biases
-    assert whole["columns"].nbytes == 13 * 17 + 4 * 17 and plain["einsum"] == whole["einsum"]
+    n = 2 * 132 * (52 + 33)
+    assert plain["lstm"].nbytes == 4 * n + 4 * 528
+    assert half["lstm"].nbytes == 2 * n + 4 * 528
+    assert whole["lstm"].nbytes == n + 2 * 4 * 2 * 132 + 4 * 528  # scales of W and R, and biases
+    assert whole["columns"].nbytes == 50 * 48 + 4 * 48 and plain["einsum"] == whole["einsum"]
     table = str(rnnfast.load(network(), weights="int8").summary())
     assert re.search(r"^lstm .* int8$", table, re.M) and "weights" not in str(rnnfast.load(network()).summary())
 
 
 @typed
 def test_streams_pools_and_pickles(options, isa):
-    w, r, p = (0.3 * random(i, *shape) for i, shape in enumerate([(1, 28, 5), (1, 28, 7), (7, 3)]))
+    w, r, p = (0.1 * random(i, *shape) for i, shape in enumerate([(1, 132, 40), (1, 132, 33), (33, 3)]))
     source = parse(
-        """g (float[1,b,5] x, float[1,b,7] h, float[1,b,7] c) => (float[1,b,3] y, float[1,b,7] hn, float[1,b,7] cn) {
-            s, hn, cn = LSTM <hidden_size = 7> (x, w, r, , , h, c)
+        """g (float[1,b,40] x, float[1,b,33] h, float[1,b,33] c)
+            => (float[1,b,3] y, float[1,b,33] hn, float[1,b,33] cn) {
+            s, hn, cn = LSTM <hidden_size = 33> (x, w, r, , , h, c)
             y = MatMul (hn, p) }""",
         w=w,
         r=r,
         p=p,
     )
-    model, frames = rnnfast.load(source, **options), random(9, 6, 1, 3, 5)
+    model, frames = rnnfast.load(source, **options), random(9, 6, 1, 3, 40)
     states = {"h": "hn", "c": "cn"}
-    state = {"h": np.zeros((1, 3, 7), np.float32), "c": np.zeros((1, 3, 7), np.float32)}
+    state = {"h": np.zeros((1, 3, 33), np.float32), "c": np.zeros((1, 3, 33), np.float32)}
     expected = []
     for frame in frames:
         outputs = model(x=frame, **state)
@@ -138,7 +142,7 @@ def test_streams_pools_and_pickles(options, isa):
 
 @typed
 def test_batches_threads_and_instruction_sets(options, forced):
-    x, before, results = random(20, 9, 3, 33), _kernels.get_isa(), []
+    x, before, results = random(20, 9, 8, 33), _kernels.get_isa(), []
     try:
         for isa in _kernels.isas():
             _kernels.set_isa(isa)
@@ -216,7 +220,7 @@ def test_a_batcher(options, tmp_path):
 @typed
 def test_blas_multiplies_rounded_weights(options):
     pytest.importorskip("scipy")
-    x, name = random(20, 4, 3, 13), options["weights"]
+    x, name = random(20, 4, 8, 13), options["weights"]
     packed, blas = (rnnfast.load(network(), matmul=matmul, **options) for matmul in ("packed", "blas"))
     assert error(blas(x=x).y, packed.reference(x=x).y) < REFERENCE["fp16"]
     assert error(blas(x=x).y, rnnfast.load(network()).reference(x=x).y) > 1e-5, name
@@ -431,7 +435,7 @@ def test_initializers_that_callers_override_are_float32():
 
 
 def test_a_session_has_the_options():
-    x = random(20, 4, 3, 13)
+    x = random(20, 4, 8, 13)
     for given in ({"weights": "int8", "activations": 8}, {"weights": "fp16"}):
         options = rnnfast.SessionOptions()
         for name, value in given.items():
