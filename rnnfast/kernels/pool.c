@@ -17,7 +17,7 @@
 #include <time.h>
 
 enum {
-    STACK = 1 << 20,            /* bytes: kernels need up to 100 KiB, BLAS and the sanitizers more */
+    STACK = 1 << 22,            /* bytes: kernels need up to 100 KiB, BLAS more, and with sanitizers more than 1 MiB */
     EAGER = 20,                 /* looks without a pause instruction, which takes 50 ns itself */
     SPINS = 2000,               /* looks (about 0.1 ms) before the core is yielded to other threads */
     STALL = SPINS + 100,        /* looks after which the awaited thread is taken to have lost its core */

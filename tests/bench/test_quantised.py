@@ -47,7 +47,9 @@ def test_quantised_files(tmp_path, monkeypatch):
 def test_files_agree_with_onnxruntime_or_are_nearer_to_float32():
     from bench.quantised import agrees, distance
 
-    assert agrees({"difference": 1e-4, "error": 1.0, "onnxruntime_error": 0.1})
-    assert agrees({"difference": 0.1, "error": 0.1, "onnxruntime_error": 0.1})
-    assert not agrees({"difference": 0.1, "error": 0.2, "onnxruntime_error": 0.1})
+    assert agrees({"kind": "qdq8", "difference": 1e-4, "error": 1.0, "onnxruntime_error": 0.1})
+    assert agrees({"kind": "dyn8", "difference": 0.1, "error": 0.1, "onnxruntime_error": 0.1})
+    assert agrees({"kind": "fp16io", "difference": 5e-3, "error": 0.2, "onnxruntime_error": 0.1})
+    assert not agrees({"kind": "qdq8", "difference": 5e-3, "error": 0.2, "onnxruntime_error": 0.1})
+    assert not agrees({"kind": "fp16", "difference": 2e-2, "error": 0.2, "onnxruntime_error": 0.1})
     assert distance({"y": np.array([1.0, 2.5])}, {"y": np.array([1.0, 2.0])}) == 0.25
