@@ -407,7 +407,7 @@ static void __attribute__((noinline)) stage_integers(const stage which, const ce
     /* Only integer weights, whose inputs are few, have integers here. */
     const ptrdiff_t of_h = r->type == INT8 ? in_blocks(r->k) : 0;
     const ptrdiff_t of_x = s->x && w->type == INT8 ? in_blocks(w->k) : 0, most = rows_of_group(of_h + of_x);
-    const ptrdiff_t padded = (q->hidden_size + VL - 1) / VL * VL;
+    const ptrdiff_t padded = in_blocks(q->hidden_size);
     step some = *s;
     for (ptrdiff_t first = 0; first < s->rows; first += most) {
         some.rows = s->rows - first < most ? s->rows - first : most;

@@ -192,7 +192,7 @@ static void convolve_group(const convolution_command *m, const output_rows *o, g
     for (ptrdiff_t i = 0; i < o->rows; i++) {
         gather_row(m, o, i, zeros, row);
         special |= store_integers(row, k, 1, k, 0, w->planes, g->integers + i * ld, g->scale[0] + i,
-                               g->excess[0] + i * segments);
+                                  g->excess[0] + i * segments);
     }
     float c[MAX_TILE];
     for (ptrdiff_t block = 0; block < w->blocks; block += w->panel) {

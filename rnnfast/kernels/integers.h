@@ -42,14 +42,14 @@
 typedef struct {
     const float *p;             /* [rows, ld] */
     ptrdiff_t ld;
-    const int16_t *integers;       /* [rows, ld_integers], of v_store_activations */
+    const int16_t *integers;    /* [rows, ld_integers], of v_store_activations */
     ptrdiff_t ld_integers;
     const float *scale;         /* [rows] */
     const uint32_t *excess;     /* [rows, segments]: see v_sum */
     int special;                /* whether a row is SPECIAL */
 } operand;
 
-/* Integers of a row of k activations, and the exact sums that it needs. */
+/* k rounded up to whole blocks, which is how many integers a row of k activations has, and its number of exact sums. */
 INLINE ptrdiff_t in_blocks(ptrdiff_t k) { return (k + VL - 1) / VL * VL; }
 INLINE ptrdiff_t segments_of(ptrdiff_t k) { return (k + SEGMENT - 1) / SEGMENT; }
 
@@ -64,7 +64,7 @@ INLINE vf store_block(int16_t *integers, vf x, float inverse)
 /* Write rows of a as integers, and their scales and excesses. Where all values of a row are at most 1 and `bounded` is
  * true, its scale is that of 1, so that the largest value decides nothing. Returns whether a row is SPECIAL. */
 static int store_integers(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff_t k, const int bounded,
-                       const ptrdiff_t planes, int16_t *integers, float *scale, uint32_t *excess)
+                          const ptrdiff_t planes, int16_t *integers, float *scale, uint32_t *excess)
 {
     const float largest = planes == 2 ? 16383.0f : 127.0f;
     int special = 0;
@@ -76,28 +76,31 @@ static int store_integers(const float *a, ptrdiff_t lda, ptrdiff_t rows, ptrdiff
         if (whole < k)
             most = v_max_bits(v_abs(v_load_n(a + whole, (size_t)(k - whole))), most);
         const uint32_t bits = v_largest_bits(most);
+        if (bits >= 0x7f800000) {           /* infinity or NaN; activations of zero are zero bytes */
+            memset(integers, 0, (size_t)in_blocks(k) * sizeof *integers);
+            for (ptrdiff_t segment = 0; segment < segments_of(k); segment++)
+                *excess++ = 0;
+            scale[i] = SPECIAL;
+            special = 1;
+            continue;
+        }
         float magnitude, inverse = largest;
         memcpy(&magnitude, &bits, sizeof magnitude);
         scale[i] = 1.0f / largest;
-        if (!bounded || !(magnitude <= 1.0f)) {
-            const int zero = magnitude < LEAST, finite = bits < 0x7f800000;
-            inverse = zero || !finite ? 0.0f : largest / magnitude;
-            scale[i] = zero ? 0.0f : finite ? magnitude / largest : SPECIAL;
-            special |= !finite;
+        if (!bounded || magnitude > 1.0f) {
+            inverse = magnitude < LEAST ? 0.0f : largest / magnitude;
+            scale[i] = magnitude < LEAST ? 0.0f : magnitude / largest;
         }
         /* Sums of integers of one segment are below 2^24, so floats hold them exactly. */
         ptrdiff_t first = 0;
         do {
             const ptrdiff_t last = k - first < SEGMENT ? k : first + SEGMENT;
-            const ptrdiff_t whole_blocks = scale[i] == SPECIAL ? first : first + (last - first) / VL * VL;
+            const ptrdiff_t end = first + (last - first) / VL * VL;     /* of whole blocks */
             vf sum = v_zero();
-            for (ptrdiff_t j = first; j < whole_blocks; j += VL)
+            for (ptrdiff_t j = first; j < end; j += VL)
                 sum = v_add(sum, store_block(integers + j, v_load(a + j), inverse));
-            for (ptrdiff_t j = whole_blocks; j < last; j += VL) {
-                const size_t n = last - j < VL ? (size_t)(last - j) : VL;
-                const vf x = scale[i] == SPECIAL ? v_zero() : v_load_n(a + j, n);
-                sum = v_add(sum, store_block(integers + j, x, inverse));
-            }
+            if (end < last)
+                sum = v_add(sum, store_block(integers + end, v_load_n(a + end, (size_t)(last - end)), inverse));
             *excess++ = (uint32_t)(int32_t)v_total(sum) << 7;
             first += SEGMENT;
         } while (first < k);

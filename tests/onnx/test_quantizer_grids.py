@@ -138,7 +138,7 @@ def test_integers_that_are_read_themselves(monkeypatch):
 
 @pytest.mark.parametrize("dtype", sorted(quantizer_grids.INTEGERS, key=str))
 def test_multiples_stay_multiples(dtype):
-    """What the module says, for all integers of each type and zero point at the ends."""
+    """A quantiser rounds each multiple of its own scale to itself, for all integers, with zero points at the ends."""
     limits = np.iinfo(dtype)
     n = np.arange(limits.min - limits.max, limits.max - limits.min + 1).astype(np.float32)
     for scale in np.float32([*RNG.uniform(0.5, 1, 50), 1 + 2.0**-23, 2 - 2.0**-23, *quantizer_grids.SCALES]):
