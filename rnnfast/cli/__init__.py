@@ -24,6 +24,7 @@ from rnnfast.cli.info import info
 from rnnfast.cli.profile import profile
 from rnnfast.cli.quantize import quantize
 from rnnfast.cli.run import run
+from rnnfast.cli.serve import serve
 from rnnfast.errors import Error, printable
 
 
@@ -78,5 +79,5 @@ def main() -> None:
     """Inspect, check, run and measure ONNX models with recurrent networks on the CPU."""
 
 
-for command in (info, check, run, quantize, bench, profile):
+for command in (info, check, run, quantize, serve, bench, profile):
     main.add_command(command)

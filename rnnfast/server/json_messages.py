@@ -1,0 +1,145 @@
+"""Infer requests and responses as HTTP has them: JSON, with tensors in it or as bytes behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from rnnfast.errors import InputError
+from rnnfast.server.datatypes import datatype_of, from_bytes, from_json, to_bytes, to_json
+from rnnfast.server.requests import InferRequest, InferResponse, Output, refuse_parameters
+
+# The most tensors of a request.
+MAX_INPUTS = 1024
+
+
+def parse(body: bytes, header_length: int | None, model: str, version: str) -> tuple[InferRequest, bool]:
+    """The request that a body is.
+
+    Args:
+        body: JSON, and behind it the bytes of tensors.
+        header_length: The bytes of JSON; None if there is nothing behind it.
+        model: The model's name.
+        version: Its version, or "".
+
+    Returns:
+        (the request, whether outputs come as bytes where they do not say otherwise)
+
+    Raises:
+        InputError: The body is not such a request; the message names the tensor.
+    """
+    if header_length is not None and not 0 <= header_length <= len(body):
+        raise InputError(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
+    text = body if header_length is None else body[:header_length]
+    try:
+        message = orjson.loads(text)
+    except orjson.JSONDecodeError as e:
+        raise InputError(f"failed to parse the request JSON buffer: {e}") from None
+    if type(message) is not dict:
+        raise InputError(f"the request is a {type(message).__name__} of JSON, expected an object")
+    parameters = _parameters(message, "the request")
+    tail = memoryview(body)[len(text) :]
+    inputs, at = dict[str, np.ndarray](), 0
+    for tensor in _members(message, "inputs", True):
+        name = _name(tensor, "input")
+        where = f"input '{name}'"
+        if name in inputs:
+            raise InputError(f"{where} is given twice")
+        settings = _parameters(tensor, where)
+        refuse_parameters(settings, where)
+        size = settings.get("binary_data_size")
+        datatype, shape = tensor.get("datatype"), tensor.get("shape")
+        if size is None:
+            if "data" not in tensor:
+                raise InputError(f"{where} has neither data nor the parameter binary_data_size")
+            inputs[name] = from_json(tensor["data"], datatype, shape, where)
+        else:
+            if type(size) is not int or not 0 <= size <= len(tail) - at:
+                raise InputError(f"{where}: binary_data_size is {size!r}, but {len(tail) - at} bytes are left")
+            if "data" in tensor:
+                raise InputError(f"{where} has both data and the parameter binary_data_size")
+            inputs[name] = from_bytes(tail[at : at + size], datatype, shape, where)
+            at += size
+    if at != len(tail):
+        raise InputError(f"{len(tail) - at} bytes are left behind the last input")
+    outputs = []
+    for tensor in _members(message, "outputs", False):
+        name = _name(tensor, "output")
+        settings = _parameters(tensor, f"output '{name}'")
+        refuse_parameters(settings, f"output '{name}'")
+        outputs.append(Output(name, _flag(settings, "binary_data", f"output '{name}'")))
+    binary = _flag(parameters, "binary_data_output", "the request") or False
+    id = message.get("id", "")
+    if type(id) is not str:
+        raise InputError(f"the request's id is {id!r}, expected a string")
+    return InferRequest(model, version, id, inputs, outputs, parameters), binary
+
+
+def _members(message: dict[str, Any], name: str, required: bool) -> list[dict[str, Any]]:
+    """The list of tensors that a request has under a name."""
+    members = message.get(name)
+    if members is None and not required:
+        return []
+    if type(members) is not list or not all(type(member) is dict for member in members) or len(members) > MAX_INPUTS:
+        raise InputError(
+            f"the request has no list of {name}" if members is None else f"{name} is no list of up to 1024 objects"
+        )
+    return members
+
+
+def _name(tensor: dict[str, Any], kind: str) -> str:
+    name = tensor.get("name")
+    if type(name) is not str:
+        raise InputError(f"an {kind} has the name {name!r}, expected a string")
+    return name
+
+
+def _parameters(message: dict[str, Any], where: str) -> dict[str, Any]:
+    parameters = message.get("parameters")
+    if parameters is None:
+        return {}
+    if type(parameters) is not dict:
+        raise InputError(f"{where}: parameters is a {type(parameters).__name__} of JSON, expected an object")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], name: str, where: str) -> bool | None:
+    flag = parameters.get(name)
+    if flag is not None and type(flag) is not bool:
+        raise InputError(f"{where}: {name} is {flag!r}, expected true or false")
+    return flag
+
+
+def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[list[bytes], int | None]:
+    """A response as HTTP has it.
+
+    Args:
+        response: The response.
+        request: Its request, whose outputs say which of them are to be bytes.
+        binary: What holds for the others.
+
+    Returns:
+        (the parts of the body, the bytes of its JSON if there are bytes behind it)
+    """
+    asked = {output.name: output.binary for output in request.outputs}
+    tensors, tails = [], []
+    for name, array in response.outputs.items():
+        tensor = {"name": name, "datatype": datatype_of(array.dtype, name), "shape": list(array.shape)}
+        chosen = asked.get(name)
+        if binary if chosen is None else chosen:
+            data = to_bytes(array)
+            tensor["parameters"] = {"binary_data_size": len(data)}
+            tails.append(data)
+        else:
+            tensor["data"] = to_json(array)
+        tensors.append(tensor)
+    message: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if response.id:
+        message["id"] = response.id
+    if response.parameters:
+        message["parameters"] = response.parameters
+    message["outputs"] = tensors
+    text = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    return ([text, *tails], len(text)) if tails else ([text], None)

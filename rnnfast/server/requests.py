@@ -1,0 +1,141 @@
+"""Requests and responses of the Open Inference Protocol, without their transport."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnfast.errors import InputError
+
+# A timeout of the protocol is in microseconds.
+MICROSECONDS = 1e-6
+MAX_ID = 2**64 - 1
+# The most characters of a sequence's id.
+MAX_ID_LENGTH = 128
+
+
+class Output(NamedTuple):
+    """An output that a request asks for.
+
+    Attributes:
+        name: Its name.
+        binary: Whether it is to come as bytes; None if the request does not say.
+    """
+
+    name: str
+    binary: bool | None
+
+
+@dataclasses.dataclass(slots=True)
+class InferRequest:
+    """A call of a model.
+
+    Attributes:
+        model: The model's name.
+        version: Its version, "" for the newest.
+        id: The client's name of the request, which its response repeats.
+        inputs: {name: array}.
+        outputs: The outputs that it asks for; empty for all.
+        parameters: The parameters of the protocol and of Triton: sequence_id, sequence_start, sequence_end, priority,
+            timeout (microseconds).
+    """
+
+    model: str
+    version: str
+    id: str
+    inputs: dict[str, np.ndarray]
+    outputs: list[Output]
+    parameters: dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True)
+class InferResponse:
+    """The result of a call.
+
+    Attributes:
+        model: The model's name.
+        version: Its version.
+        id: That of the request.
+        outputs: {name: array}, in the order that the request has them.
+        parameters: sequence_id, sequence_start and sequence_end, where the request belongs to a sequence.
+    """
+
+    model: str
+    version: str
+    id: str
+    outputs: dict[str, np.ndarray]
+    parameters: dict[str, Any]
+
+
+class Call(NamedTuple):
+    """What the parameters of a request say.
+
+    Attributes:
+        sequence: The sequence's id, None if the request belongs to none.
+        start: Whether it begins the sequence.
+        end: Whether it ends the sequence.
+        priority: 0 for the default, 1 for the highest and so on.
+        timeout: Seconds that it may wait, None for as long as it takes.
+    """
+
+    sequence: int | str | None
+    start: bool
+    end: bool
+    priority: int
+    timeout: float | None
+
+
+NO_PARAMETERS = Call(None, False, False, 0, None)
+
+
+def call_of(parameters: dict[str, Any]) -> Call:
+    """The Call of a request's parameters.
+
+    Raises:
+        InputError: A parameter has a wrong type or value.
+    """
+    if not parameters:
+        return NO_PARAMETERS
+    sequence = parameters.get("sequence_id", 0)
+    if type(sequence) is int:
+        if not 0 <= sequence <= MAX_ID:
+            raise InputError(f"sequence_id is {sequence}, expected an integer of 0 to 2^64 - 1 or a string")
+    elif type(sequence) is not str or len(sequence) > MAX_ID_LENGTH:
+        raise InputError(
+            f"sequence_id is {_shown(sequence)}, expected an integer or a string of up to {MAX_ID_LENGTH} characters"
+        )
+    flags = []
+    for name in ("sequence_start", "sequence_end"):
+        flag = parameters.get(name, False)
+        if type(flag) is not bool:
+            raise InputError(f"{name} is {_shown(flag)}, expected true or false")
+        flags.append(flag)
+    priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
+    for name, value in (("priority", priority), ("timeout", timeout)):
+        if type(value) is not int or not 0 <= value <= MAX_ID:
+            raise InputError(f"{name} is {_shown(value)}, expected an integer of at least 0")
+    return Call(sequence or None, *flags, priority, timeout * MICROSECONDS or None)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut to a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# Parameters of Triton's protocol for what this server does not do, by where they stand. None is ignored.
+REFUSED_PARAMETERS = {
+    "classification": "classification is not done here: ask for the output, and sort its values",
+    "shared_memory_region": "tensors in shared memory are not taken: send them in the request",
+    "shared_memory_offset": "tensors in shared memory are not taken: send them in the request",
+    "shared_memory_byte_size": "tensors in shared memory are not taken: send them in the request",
+}
+
+
+def refuse_parameters(parameters: dict[str, Any], where: str) -> None:
+    """Raise InputError if a tensor's parameters ask for what this server does not do."""
+    for name in parameters:
+        if name in REFUSED_PARAMETERS:
+            raise InputError(f"{where}: {REFUSED_PARAMETERS[name]}")

@@ -1,0 +1,296 @@
+"""One version of a model that a server serves: its requests, its sequences, and what clients may ask about it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnfast.errors import Error, InputError, InputTypeError, UnsupportedError
+from rnnfast.model import Model, load
+from rnnfast.onnx.graph import Value
+from rnnfast.server.datatypes import datatype_of, dtype_of
+from rnnfast.server.requests import Call, InferRequest, InferResponse, call_of
+from rnnfast.server.sequences import Sequences
+from rnnfast.server.settings import ModelSettings
+from rnnfast.server.statistics import Statistics
+from rnnfast.serving.batcher import Batcher
+from rnnfast.streaming.state_pairs import find_state_pairs
+
+PLATFORM = "rnnfast_onnx"
+
+
+class BatchCounts(NamedTuple):
+    """What a model has computed.
+
+    Attributes:
+        count: Batches.
+        queue_seconds: The seconds that requests waited, together.
+        compute_seconds: The seconds that batches took, together.
+    """
+
+    count: int
+    queue_seconds: float
+    compute_seconds: float
+
+
+class ServedModel:
+    """A loaded model with its live sequences.
+
+    Attributes:
+        name: The name that clients know it by.
+        version: Its version, a decimal number.
+        path: The file.
+        model: The Model.
+        settings: Its ModelSettings.
+        states: {state input: state output}; empty where the model has no states, and then no sequences.
+        inputs: The inputs that a request of a sequence gives, or any request of a model without states.
+        outputs: The outputs that a request gets unless it asks for states too.
+        statistics: The counts of its requests.
+        sequences: Its live sequences; None where it has no states.
+        why_no_sequences: Why it has none.
+        batching: How requests share batches, in words.
+    """
+
+    def __init__(self, name: str, version: str, path: str, settings: ModelSettings) -> None:
+        """Load the model and prove what may share batches.
+
+        Raises:
+            Error: As `rnnfast.load`; or the protocol has no datatype for an input or output.
+        """
+        self.name, self.version, self.path, self.settings = name, version, path, settings
+        self.model = load(path, weights=settings.weights, activations=settings.activations, threads=settings.threads)
+        self.statistics = Statistics()
+        self._types = {v.name: v.type for v in (*self.model.inputs, *self.model.outputs)}
+        for kind, values in ("input", self.model.inputs), ("output", self.model.outputs):
+            for v in values:
+                if v.type.kind != "tensor" or v.type.dtype is None:
+                    raise UnsupportedError(f"model '{name}': {kind} {v.name!r} is {v.type}, which is no tensor")
+                datatype_of(v.type.dtype, f"model '{name}': {kind} {v.name!r}")
+        self.states, self.why_no_sequences = self._find_states()
+        fixed = self._fixed_inputs()
+        self._fixed = frozenset(fixed)
+        self.inputs = [v for v in self.model.inputs if v.name not in self.states and v.name not in settings.fixed]
+        self.outputs = [v for v in self.model.outputs if v.name not in self.states.values()]
+        self._state_of_output = {output: input for input, output in self.states.items()}
+        self._single = self.outputs[0].name if len(self.outputs) == 1 else None
+        self._known_inputs = frozenset(v.name for v in self.model.inputs)
+        self._all_outputs = [v.name for v in self.model.outputs]
+        self._output_names = [v.name for v in self.outputs]
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "rnnfast-calls")
+        self.sequences: Sequences | None = None
+        self.batching = "calls run one by one"
+        if self.states:
+            problem = self._batch_problem()
+            pool = self.model.pool(settings.max_sequences, states=self.states, batch=problem is None, **settings.fixed)
+            self.batching = f"sequences run one by one: {problem}" if problem else "sequences share batches"
+            self.batcher = Batcher(pool, settings.max_batch, settings.max_wait, max_queue=settings.max_queue)
+            self.sequences = Sequences(name, self.batcher, settings.max_sequences, settings.idle, self.statistics)
+
+    def _find_states(self) -> tuple[dict[str, str], str]:
+        """The state pairs, and why there are none."""
+        try:
+            return find_state_pairs(self.model, self.settings.states), ""
+        except InputError as e:
+            if self.settings.states is not None:
+                raise
+            return {}, str(e)
+
+    def _fixed_inputs(self) -> list[str]:
+        """The inputs that are the same in all requests of a sequence: those that leave no size open, beside others."""
+
+        def is_open(value: Value) -> bool:
+            return value.type.shape is None or any(type(n) is not int for n in value.type.shape)
+
+        inputs = [v for v in self.model.inputs if v.name not in self.states]
+        return [v.name for v in inputs if not is_open(v)] if any(map(is_open, inputs)) else []
+
+    def _batch_problem(self) -> str | None:
+        """Why sequences cannot share batches, None if they can or their first request will tell."""
+        if not self.settings.batch:
+            return "its settings say so"
+        problem = self.model.batch_axes(self.settings.fixed).problem
+        return None if problem is None or problem.startswith("a call with such inputs fails") else problem
+
+    # ------------------------------------------------------------------------------------------ requests
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Run a request.
+
+        Raises:
+            Error: A name, a type, a shape or a parameter does not fit; or as `Sequences.step` and a call of the model.
+        """
+        begun = time.perf_counter_ns()
+        try:
+            call = call_of(request.parameters)
+            wanted = self._wanted(request)
+            if call.sequence is not None:
+                outputs = await self._in_sequence(request, call, wanted)
+            else:
+                outputs = await self._alone(request, call)
+            named = {name: outputs[name] for name in wanted or (outputs if call.sequence else self._all_outputs)}
+        except BaseException as e:
+            self.statistics.failure(begun, e)
+            raise
+        self.statistics.success(begun)
+        parameters: dict[str, Any] = {}
+        if call.sequence is not None:
+            parameters = {
+                "sequence_id": call.sequence, "sequence_start": call.start, "sequence_end": call.end
+            }  # fmt: skip
+        return InferResponse(self.name, self.version, request.id, named, parameters)
+
+    def _wanted(self, request: InferRequest) -> list[str]:
+        """The names of the outputs that a request asks for; empty for all."""
+        for output in request.outputs:
+            if output.name not in self._all_outputs:
+                raise InputError(
+                    f"unexpected inference output '{output.name}' for model '{self.name}', which has "
+                    f"{', '.join(self._all_outputs)}"
+                )
+        for name in request.inputs:
+            if name not in self._known_inputs:
+                raise InputError(
+                    f"unexpected inference input '{name}' for model '{self.name}', which has "
+                    f"{', '.join(v.name for v in self.model.inputs)}"
+                )
+        return [output.name for output in request.outputs]
+
+    async def _in_sequence(self, request: InferRequest, call: Call, wanted: list[str]) -> dict[str, np.ndarray]:
+        """The outputs of a request of a sequence."""
+        if self.sequences is None:
+            raise UnsupportedError(f"model '{self.name}' has no sequences: {self.why_no_sequences}")
+        frame, fixed, state = {}, {}, {}
+        for name, value in request.inputs.items():
+            (state if name in self.states else fixed if name in self._fixed else frame)[name] = value
+            if name in self.settings.fixed:
+                raise InputError(f"model '{self.name}': input {name!r} is fixed by the model's settings")
+        wants_state = any(name in self._state_of_output for name in wanted)
+        results, after = await self.sequences.step(call, frame, fixed, state or None, wants_state)
+        outputs = {self._single: results} if self._single is not None else results
+        if after is not None:
+            outputs = dict(outputs) | {output: after[name] for name, output in self.states.items()}
+        return outputs
+
+    async def _alone(self, request: InferRequest, call: Call) -> dict[str, np.ndarray]:
+        """The outputs of a request that is a whole call of the model."""
+        if call.start or call.end:
+            raise InputError(
+                f"inference request to model '{self.name}' must specify a non-zero or non-empty correlation ID: "
+                "sequence_start and sequence_end belong to a sequence_id"
+            )
+        missing = [name for name in self.model.required_inputs if name not in request.inputs]
+        if missing and self.states:
+            raise InputError(
+                f"inference request to model '{self.name}' must specify a non-zero or non-empty correlation ID, or "
+                f"give its states too: input '{missing[0]}' is missing"
+            )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self.model, request.inputs)
+
+    # ------------------------------------------------------------------------------------------ what it is
+    def metadata(self, versions: list[str]) -> dict[str, Any]:
+        """The model's metadata of the protocol."""
+        return {
+            "name": self.name,
+            "versions": versions,
+            "platform": PLATFORM,
+            "inputs": [self._tensor(v) for v in self.inputs],
+            "outputs": [self._tensor(v) for v in self.outputs],
+        }
+
+    def _tensor(self, value: Value) -> dict[str, Any]:
+        assert value.type.dtype is not None
+        return {"name": value.name, "datatype": datatype_of(value.type.dtype, value.name), "shape": _sizes(value)}
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration as Triton has it; the batch axis is one of the sizes (max_batch_size is 0)."""
+
+        def tensors(values: list[Value]) -> list[dict[str, Any]]:
+            return [{"name": v.name, "data_type": _config_type(v), "dims": _sizes(v)} for v in values]
+
+        config: dict[str, Any] = {
+            "name": self.name,
+            "platform": PLATFORM,
+            "backend": "rnnfast",
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": 0,
+            "input": tensors(self.inputs),
+            "output": tensors(self.outputs),
+            "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": 1, "gpus": []}],
+            "parameters": {"batching": {"string_value": self.batching}},
+        }
+        if self.sequences is not None:
+            types = {v.name: v for v in (*self.model.inputs, *self.model.outputs)}
+            config["sequence_batching"] = {
+                "max_sequence_idle_microseconds": round(self.settings.idle * 1e6),
+                "state": [
+                    {
+                        "input_name": name,
+                        "output_name": output,
+                        "data_type": _config_type(types[name]),
+                        "dims": _sizes(types[name]),
+                    }
+                    for name, output in self.states.items()
+                ],
+            }
+        return config
+
+    def batch_counts(self) -> BatchCounts:
+        """What the model has computed so far."""
+        if self.sequences is None:
+            return BatchCounts(self.statistics.succeeded, 0.0, self.statistics.success_ns * 1e-9)
+        stats = self.batcher.stats()
+        return BatchCounts(stats["batches"], stats["queue_seconds"]["sum"], stats["compute_seconds"]["sum"])
+
+    # ------------------------------------------------------------------------------------------ life
+    def warm(self) -> None:
+        """Make the plans of the requests whose shapes the settings name, so that nobody waits for them.
+
+        Raises:
+            Error: A request of these shapes fails.
+        """
+        if not self.settings.warm:
+            return
+        feed = {}
+        for name, shape in self.settings.warm.items():
+            if name not in self._known_inputs:
+                raise InputError(f"model '{self.name}': warm names input {name!r}, which it does not have")
+            feed[name] = np.zeros(shape, self._types[name].dtype)
+        try:
+            self._warm(feed)
+        except (InputError, InputTypeError, UnsupportedError) as e:
+            raise type(e)(f"model '{self.name}': warming it up fails: {e}") from None
+
+    def _warm(self, feed: dict[str, np.ndarray]) -> None:
+        if self.sequences is None:
+            self.model(feed)
+            return
+        frame = {name: value for name, value in feed.items() if name not in self._fixed}
+        fixed = {name: value for name, value in feed.items() if name in self._fixed}
+        stream = self.batcher.open(**fixed)
+        try:
+            self.batcher.submit(stream, frame).result()
+        finally:
+            self.batcher.close(stream)
+
+    def close(self) -> None:
+        """End the model's threads after what waits is done. It blocks."""
+        if self.sequences is not None:
+            self.batcher.drain()
+        self._executor.shutdown()
+
+
+def _sizes(value: Value) -> list[int]:
+    """The sizes of an input or output, -1 for what the file leaves open."""
+    shape = value.type.shape
+    return [-1] if shape is None else [n if type(n) is int else -1 for n in shape]
+
+
+def _config_type(value: Value) -> str:
+    """The datatype as Triton's configuration calls it."""
+    assert value.type.dtype is not None
+    name = datatype_of(value.type.dtype, value.name)
+    return f"TYPE_{'STRING' if name == 'BYTES' else name}"
