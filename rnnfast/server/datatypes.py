@@ -151,7 +151,7 @@ def _numbers(data: list[Any], dtype: np.dtype[Any], datatype: str, where: str) -
         return array
     with np.errstate(all="ignore"):
         result = array.astype(dtype)
-        if not np.isfinite(result.astype(np.float64)).all():
+        if (~np.isfinite(result.astype(np.float64)) & np.isfinite(array)).any():
             raise InputError(f"{where} holds a value beyond the range of {datatype}")
     return result
 
@@ -166,7 +166,7 @@ def _flat(data: list[Any], shape: Sequence[int], where: str) -> list[Any]:
 
 
 def to_json(array: np.ndarray) -> Any:
-    """The elements of a tensor as `orjson` writes them in one flat list; NaN and infinities become null."""
+    """The elements of a tensor as `orjson` writes them in one flat list; which writes null for NaN and infinities."""
     if array.dtype.kind == "V":  # bfloat16
         return array.ravel().astype(np.float32)
     return array.ravel().tolist() if array.dtype.kind == "O" else np.ascontiguousarray(array).reshape(-1)

@@ -55,12 +55,22 @@ class ForbiddenError(InputError):
     """The server was started without what the request asks for."""
 
 
+class MissingExtensionError(UnsupportedError):
+    """The request needs an extension of the protocol that this server does not have."""
+
+
+class MethodError(InputError):
+    """The path has no such method."""
+
+
 # The first row whose class an error has says how it is reported.
 STATUSES: tuple[tuple[type[BaseException], Status], ...] = (
     (NotFoundError, Status(404, "NOT_FOUND", "not_found")),
     (TooLargeError, Status(413, "INVALID_ARGUMENT", "too_large")),
     (UnauthorizedError, Status(401, "UNAUTHENTICATED", "unauthorized")),
     (ForbiddenError, Status(403, "PERMISSION_DENIED", "forbidden")),
+    (MethodError, Status(405, "UNIMPLEMENTED", "method")),
+    (MissingExtensionError, Status(501, "UNIMPLEMENTED", "missing_extension")),
     (UnknownSequenceError, Status(400, "INVALID_ARGUMENT", "unknown_sequence")),
     (UnavailableError, Status(503, "UNAVAILABLE", "unavailable")),
     (Overloaded, Status(429, "RESOURCE_EXHAUSTED", "overloaded")),
@@ -68,7 +78,7 @@ STATUSES: tuple[tuple[type[BaseException], Status], ...] = (
     (ClosedError, Status(503, "UNAVAILABLE", "closed")),
     (LimitError, Status(413, "RESOURCE_EXHAUSTED", "limit")),
     (ModelError, Status(400, "INVALID_ARGUMENT", "model")),
-    (UnsupportedError, Status(400, "UNIMPLEMENTED", "unsupported")),
+    (UnsupportedError, Status(400, "INVALID_ARGUMENT", "unsupported")),
     (InputError, Status(400, "INVALID_ARGUMENT", "input")),
     (InputTypeError, Status(400, "INVALID_ARGUMENT", "input")),
 )

@@ -10,20 +10,29 @@ import orjson
 
 from rnnfast.errors import InputError
 from rnnfast.server import json_messages
-from rnnfast.server.faults import ForbiddenError, NotFoundError, TooLargeError, status_of, text_of
+from rnnfast.server.faults import (
+    ForbiddenError,
+    MethodError,
+    MissingExtensionError,
+    NotFoundError,
+    TooLargeError,
+    status_of,
+    text_of,
+)
 from rnnfast.server.service import Service
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Answer = tuple[int, list[bytes], Headers]  # status, parts of the body, headers
 
 JSON = b"application/json"
 HEADER_LENGTH = b"inference-header-content-length"
 # The seconds after which a client may try again where the server is ending or has no room.
 RETRY_AFTER = b"1"
 # Extensions of Triton's protocol that this server does not have, by the first part of their paths.
-REFUSED = {
+MISSING = {
     "systemsharedmemory": "shared memory is not supported: send tensors in the request",
     "cudasharedmemory": "shared memory is not supported: send tensors in the request",
     "trace": "tracing is not supported",
@@ -56,21 +65,16 @@ class HttpApplication:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, list[bytes], Headers]:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path: str = scope["path"]
         parts = path.strip("/").split("/")
-        method = scope["method"]
-        if method == "POST" and parts[-1] == "infer" and len(parts) in (4, 6) and parts[:2] == ["v2", "models"]:
-            name, version = _model(parts[:-1])
-            return await self._infer(name, version, scope, receive)
-        if method not in ("GET", "HEAD", "POST"):
-            return 405, [_error_body(f"{method} is not a method of {path}")], [_content(JSON), (b"allow", b"GET, POST")]
-        answer = await self._other(parts, "GET" if method == "HEAD" else method, receive, scope)
-        if isinstance(answer, tuple):
-            return answer
-        return 200, [orjson.dumps(answer)], [_content(JSON)]
+        if parts[-1] == "infer" and len(parts) in (4, 6) and parts[:2] == ["v2", "models"]:
+            check_method(scope, "POST")
+            return await self._infer(*_model(parts[:-1]), scope, receive)
+        answer = await self._other(parts, scope, receive)
+        return answer if isinstance(answer, tuple) else (200, [orjson.dumps(answer)], [_content(JSON)])
 
-    async def _infer(self, name: str, version: str, scope: Scope, receive: Receive) -> tuple[int, list[bytes], Headers]:
+    async def _infer(self, name: str, version: str, scope: Scope, receive: Receive) -> Answer:
         length, encoding, accepted = None, b"", b""
         for header, value in scope["headers"]:
             if header == HEADER_LENGTH:
@@ -95,44 +99,54 @@ class HttpApplication:
             headers.append((b"content-encoding", coding))
         return 200, parts, headers
 
-    async def _other(self, parts: list[str], method: str, receive: Receive, scope: Scope) -> Any:
-        """The answer of every path but infer: what becomes JSON, or (status, parts of the body, headers)."""
+    async def _other(self, parts: list[str], scope: Scope, receive: Receive) -> Any:
+        """The answer of every path but infer: an Answer, or what becomes JSON."""
         service = self._service
-        match method, parts:
-            case "GET", ["v2"]:
+        match parts:
+            case ["v2"]:
+                check_method(scope, "GET")
                 return service.metadata()
-            case "GET", ["v2", "health", "live"]:
+            case ["v2", "health", "live"]:
+                check_method(scope, "GET")
                 return {"live": True}
-            case "GET", ["v2", "health", "ready"]:
-                return _ready({"ready": service.ready})
-            case "GET", ["v2", "models", "stats"]:
+            case ["v2", "health", "ready"]:
+                check_method(scope, "GET")
+                return _ready(service.ready)
+            case ["v2", "models", "stats"]:
+                check_method(scope, "GET")
                 return service.statistics()
-            case "GET", ["v2", "models", *rest] if rest:
-                return self._of_model(*_model(["v2", "models", *rest]), _what(rest))
-            case "POST", ["v2", "repository", "index"]:
+            case ["v2", "repository", "index"]:
+                check_method(scope, "POST")
                 return service.index(bool((await self._object(receive)).get("ready", False)))
-            case "POST", ["v2", "repository", "models", name, ("load" | "unload") as action]:
+            case ["v2", "repository", "models", name, ("load" | "unload") as action]:
+                check_method(scope, "POST")
                 return await self._change(name, action, await self._object(receive))
-            case _, ["v2", first, *_] if first in REFUSED:
-                raise ForbiddenError(REFUSED[first])
-            case _, ["v2", "models", _, "trace", *_]:
-                raise ForbiddenError(REFUSED["trace"])
-        raise NotFoundError(f"there is no {method} {scope['path']}")
+            case ["v2", first, *_] if first in MISSING:
+                raise MissingExtensionError(MISSING[first])
+            case ["v2", "models", _, "trace", *_]:
+                raise MissingExtensionError(MISSING["trace"])
+            case ["v2", "models", name, *rest]:
+                version = rest[1] if len(rest) > 1 and rest[0] == "versions" else ""
+                what = "/".join(rest[2:] if version else rest)
+                if what in ("", "ready", "config", "stats"):
+                    check_method(scope, "GET")
+                    return self._of_model(name, version, what)
+        raise NotFoundError(f"Not Found: {scope['path']}")
 
     def _of_model(self, name: str, version: str, what: str) -> Any:
         """The answer about a model."""
         service = self._service
-        match what:
-            case "":
-                return service.model_metadata(name, version)
-            case "ready":
-                service.find(name, version)
-                return {"name": name, "ready": True}
-            case "config":
-                return service.find(name, version).config()
-            case "stats":
-                return service.statistics(name, version)
-        raise NotFoundError(f"a model has no {what!r}")
+        if what == "":
+            return service.model_metadata(name, version)
+        if what == "config":
+            return service.find(name, version).config()
+        if what == "stats":
+            return service.statistics(name, version)
+        try:
+            service.find(name, version)
+        except NotFoundError:
+            raise InputError("Model version not ready") from None
+        return {"name": name, "ready": True}
 
     async def _change(self, name: str, action: str, message: dict[str, Any]) -> Any:
         """Load or unload a model."""
@@ -148,10 +162,7 @@ class HttpApplication:
     async def _object(self, receive: Receive) -> dict[str, Any]:
         """The JSON object of a body, {} where there is no body."""
         body = await read_body(receive, self._service.settings.max_body)
-        try:
-            message = orjson.loads(body) if body.strip() else {}
-        except orjson.JSONDecodeError as e:
-            raise InputError(f"failed to parse the request JSON buffer: {e}") from None
+        message = json_messages.loads(body) if body.strip() else {}
         if type(message) is not dict:
             raise InputError(f"the request is a {type(message).__name__} of JSON, expected an object")
         return message
@@ -211,7 +222,7 @@ def compressed(body: bytes, coding: bytes) -> bytes:
     return stream.compress(body) + stream.flush()
 
 
-def error_answer(error: BaseException) -> tuple[int, list[bytes], Headers]:
+def error_answer(error: BaseException) -> Answer:
     """Status, body and headers of an error."""
     status = status_of(error)
     headers = [_content(JSON)]
@@ -230,24 +241,22 @@ def _content(kind: bytes) -> tuple[bytes, bytes]:
     return b"content-type", kind
 
 
-def _ready(message: dict[str, bool]) -> Any:
-    """200 if all values are true, else 503."""
-    if all(message.values()):
-        return message
-    return 503, [orjson.dumps(message)], [_content(JSON), (b"retry-after", RETRY_AFTER)]
+def check_method(scope: Scope, method: str) -> None:
+    """Raise MethodError if a request has another method than its path; HEAD is GET without the body."""
+    if scope["method"] != method and (scope["method"] != "HEAD" or method != "GET"):
+        raise MethodError(f"Method Not Allowed: {scope['method']} {scope['path']}, expected {method}")
+
+
+def _ready(ready: bool) -> Any:
+    """200 if the server is ready, else 503."""
+    if ready:
+        return {"ready": True}
+    return 503, [orjson.dumps({"ready": False})], [_content(JSON), (b"retry-after", RETRY_AFTER)]
 
 
 def _model(parts: list[str]) -> tuple[str, str]:
-    """(name, version) in the parts of a path that begins with /v2/models."""
-    if len(parts) > 4 and parts[3] == "versions":
-        return parts[2], parts[4]
-    return parts[2], ""
-
-
-def _what(rest: list[str]) -> str:
-    """What a path asks about a model, behind its name and version."""
-    behind = rest[3:] if len(rest) > 2 and rest[1] == "versions" else rest[1:]
-    return "/".join(behind)
+    """(name, version) in the parts of a path that begins with v2, models."""
+    return parts[2], parts[4] if len(parts) > 4 and parts[3] == "versions" else ""
 
 
 def _length(value: bytes) -> int:

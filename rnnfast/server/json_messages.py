@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ def parse(body: bytes, header_length: int | None, model: str, version: str) -> t
         version: Its version, or "".
 
     Returns:
-        (the request, whether outputs come as bytes where they do not say otherwise)
+        (the request, whether outputs come as bytes where it names none of them)
 
     Raises:
         InputError: The body is not such a request; the message names the tensor.
@@ -33,10 +35,7 @@ def parse(body: bytes, header_length: int | None, model: str, version: str) -> t
     if header_length is not None and not 0 <= header_length <= len(body):
         raise InputError(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
     text = body if header_length is None else body[:header_length]
-    try:
-        message = orjson.loads(text)
-    except orjson.JSONDecodeError as e:
-        raise InputError(f"failed to parse the request JSON buffer: {e}") from None
+    message = loads(text)
     if type(message) is not dict:
         raise InputError(f"the request is a {type(message).__name__} of JSON, expected an object")
     parameters = _parameters(message, "the request")
@@ -118,7 +117,7 @@ def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[
     Args:
         response: The response.
         request: Its request, whose outputs say which of them are to be bytes.
-        binary: What holds for the others.
+        binary: Whether outputs come as bytes where the request names none of them.
 
     Returns:
         (the parts of the body, the bytes of its JSON if there are bytes behind it)
@@ -127,19 +126,40 @@ def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[
     tensors, tails = [], []
     for name, array in response.outputs.items():
         tensor = {"name": name, "datatype": datatype_of(array.dtype, name), "shape": list(array.shape)}
-        chosen = asked.get(name)
-        if binary if chosen is None else chosen:
+        if asked.get(name) if asked else binary:
             data = to_bytes(array)
             tensor["parameters"] = {"binary_data_size": len(data)}
             tails.append(data)
         else:
-            tensor["data"] = to_json(array)
+            tensor["data"] = _elements(array)
         tensors.append(tensor)
     message: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if response.id:
         message["id"] = response.id
-    if response.parameters:
-        message["parameters"] = response.parameters
     message["outputs"] = tensors
     text = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
     return ([text, *tails], len(text)) if tails else ([text], None)
+
+
+def _elements(array: np.ndarray) -> Any:
+    """The elements of a tensor as `orjson` writes them, or as JSON where it would lose NaN and infinities."""
+    if array.dtype.kind in "fV":
+        values = array if array.dtype.kind == "f" else array.astype(np.float32)
+        if not np.isfinite(values).all():
+            return orjson.Fragment(json.dumps(values.ravel().tolist()))
+    return to_json(array)
+
+
+def loads(text: bytes) -> Any:
+    """What JSON says, with NaN, Infinity and -Infinity for the numbers that JSON has no words for.
+
+    Raises:
+        InputError: It is no JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as e:
+        if b"NaN" in text or b"Infinity" in text:
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(text)
+        raise InputError(f"failed to parse the request JSON buffer: {e}") from None

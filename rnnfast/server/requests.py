@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnfast.errors import InputError
+from rnnfast.server.faults import MissingExtensionError
 
 # A timeout of the protocol is in microseconds.
 MICROSECONDS = 1e-6
@@ -58,15 +59,13 @@ class InferResponse:
         model: The model's name.
         version: Its version.
         id: That of the request.
-        outputs: {name: array}, in the order that the request has them.
-        parameters: sequence_id, sequence_start and sequence_end, where the request belongs to a sequence.
+        outputs: {name: array}, in the order of the model's file.
     """
 
     model: str
     version: str
     id: str
     outputs: dict[str, np.ndarray]
-    parameters: dict[str, Any]
 
 
 class Call(NamedTuple):
@@ -135,7 +134,7 @@ REFUSED_PARAMETERS = {
 
 
 def refuse_parameters(parameters: dict[str, Any], where: str) -> None:
-    """Raise InputError if a tensor's parameters ask for what this server does not do."""
+    """Raise MissingExtensionError if a tensor's parameters ask for what this server does not do."""
     for name in parameters:
         if name in REFUSED_PARAMETERS:
-            raise InputError(f"{where}: {REFUSED_PARAMETERS[name]}")
+            raise MissingExtensionError(f"{where}: {REFUSED_PARAMETERS[name]}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import InputError, Overloaded
+from rnnfast.errors import InputError, LimitError, Overloaded
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 MAX_WAITING = 64
 # Closed sequences whose ids are kept, so that their next request is told what became of them.
 MAX_CLOSED = 10_000
+
+
+def key_of(fixed: dict[str, np.ndarray]) -> tuple[Any, ...]:
+    """What tells fixed inputs from others."""
+    return tuple([(name, v.dtype, v.shape, v.tobytes()) for name, v in sorted(fixed.items())]) if fixed else ()
 
 
 class Sequence:
@@ -64,6 +69,7 @@ class Sequences:
         self._live: dict[int | str, Sequence] = {}  # the one that was used last is last
         self._closed: collections.OrderedDict[int | str, str] = collections.OrderedDict()
         self._restored: dict[int | str, tuple[Any, dict[str, np.ndarray]]] = {}  # states of the server before
+        self._free: dict[tuple[Any, ...], list[int]] = {}  # the key of fixed inputs -> streams without a sequence
         self.draining = False
 
     def __len__(self) -> int:
@@ -142,21 +148,21 @@ class Sequences:
         state: dict[str, np.ndarray] | None,
         wants_state: bool,
     ) -> tuple[Any, dict[str, np.ndarray] | None]:
-        begins, stream = call.start or sequence.stream is None, sequence.stream
+        begins = call.start or sequence.stream is None
         if begins and not call.start:
             state, restored = self._restored[sequence.id]
             fixed = restored | fixed
-        if begins:
-            stream = self._batcher.open(state, **fixed)
-        else:
+        if not begins:
             self._check_followers(sequence, fixed, state)
-        assert stream is not None
+        stream, begin = sequence.stream, begins and (True if state is None else state)
+        if stream is None or begins and key_of(fixed) != key_of(sequence.fixed):
+            stream = self._free_stream(fixed)
         try:
-            results = await self._batcher.step(stream, frame, call.timeout)
+            results = await self._batcher.step(stream, frame, call.timeout, begin)
             after = await asyncio.to_thread(self._batcher.state, stream) if wants_state else None
         except BaseException:
-            if begins:
-                self._batcher.close(stream)
+            if stream != sequence.stream:
+                self._keep_free(stream, fixed)
             raise
         if begins:
             self._began(sequence, stream, fixed, call.start)
@@ -164,6 +170,35 @@ class Sequences:
             self._end(sequence, "was ended by its client")
             self._statistics.ended += 1
         return results, after
+
+    # ------------------------------------------------------------------------------------------ streams
+    # A stream is kept open after its sequence ends, for the next one: opening waits for the batch that runs. What it
+    # held is gone with the first frame of that sequence, which the Batcher lets begin anew.
+    def _free_stream(self, fixed: dict[str, np.ndarray]) -> int:
+        """A stream that no sequence has, with these fixed inputs.
+
+        Raises:
+            Overloaded: Sequences that begin anew with other fixed inputs have all of them.
+            InputError: A fixed input does not fit.
+        """
+        streams = self._free.get(key_of(fixed))
+        if streams:
+            return streams.pop()
+        try:
+            return self._batcher.open(**fixed)
+        except LimitError:
+            for others in self._free.values():
+                if others:
+                    self._batcher.close(others.pop())
+                    break
+        try:
+            return self._batcher.open(**fixed)
+        except LimitError as e:
+            raise Overloaded(f"model '{self.name}': the sequence was not begun: {e}") from None
+
+    def _keep_free(self, stream: int, fixed: dict[str, np.ndarray]) -> None:
+        """Keep a stream for sequences to come."""
+        self._free.setdefault(key_of(fixed), []).append(stream)
 
     def _check_followers(
         self, sequence: Sequence, fixed: dict[str, np.ndarray], state: dict[str, np.ndarray] | None
@@ -176,13 +211,13 @@ class Sequences:
             )
         for name, value in fixed.items():
             before = sequence.fixed.get(name)
-            if before is None or before.dtype != value.dtype or before.tobytes() != value.tobytes():
+            if before is None or key_of({name: before}) != key_of({name: value}):
                 raise InputError(f"{where}: input {name!r} is not what it was when the sequence began")
 
     def _began(self, sequence: Sequence, stream: int, fixed: dict[str, np.ndarray], anew: bool) -> None:
         """Note that the first request of a sequence was answered."""
-        if sequence.stream is not None:
-            self._batcher.close(sequence.stream)
+        if sequence.stream is not None and sequence.stream != stream:
+            self._keep_free(sequence.stream, sequence.fixed)
         sequence.stream, sequence.fixed = stream, fixed
         self._restored.pop(sequence.id, None)
         self._closed.pop(sequence.id, None)
@@ -192,7 +227,7 @@ class Sequences:
         """Forget a live sequence; its next request is told why."""
         del self._live[sequence.id]
         if sequence.stream is not None:
-            self._batcher.close(sequence.stream)
+            self._keep_free(sequence.stream, sequence.fixed)
         self._note_closed(sequence.id, why)
 
     def _note_closed(self, id: int | str, why: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error, InputError, InputTypeError, UnsupportedError
-from rnnfast.model import Model, load
+from rnnfast.errors import InputError, InputTypeError, UnsupportedError
+from rnnfast.model import load
 from rnnfast.onnx.graph import Value
-from rnnfast.server.datatypes import datatype_of, dtype_of
+from rnnfast.server.datatypes import datatype_of
 from rnnfast.server.requests import Call, InferRequest, InferResponse, call_of
 from rnnfast.server.sequences import Sequences
 from rnnfast.server.settings import ModelSettings
@@ -21,6 +21,8 @@ from rnnfast.serving.batcher import Batcher
 from rnnfast.streaming.state_pairs import find_state_pairs
 
 PLATFORM = "rnnfast_onnx"
+# Streams of a pool beyond the sequences that may be live: for those that begin anew with other fixed inputs.
+SPARE_STREAMS = 64
 
 
 class BatchCounts(NamedTuple):
@@ -85,7 +87,9 @@ class ServedModel:
         self.batching = "calls run one by one"
         if self.states:
             problem = self._batch_problem()
-            pool = self.model.pool(settings.max_sequences, states=self.states, batch=problem is None, **settings.fixed)
+            pool = self.model.pool(
+                settings.max_sequences + SPARE_STREAMS, states=self.states, batch=problem is None, **settings.fixed
+            )
             self.batching = f"sequences run one by one: {problem}" if problem else "sequences share batches"
             self.batcher = Batcher(pool, settings.max_batch, settings.max_wait, max_queue=settings.max_queue)
             self.sequences = Sequences(name, self.batcher, settings.max_sequences, settings.idle, self.statistics)
@@ -130,17 +134,13 @@ class ServedModel:
                 outputs = await self._in_sequence(request, call, wanted)
             else:
                 outputs = await self._alone(request, call)
-            named = {name: outputs[name] for name in wanted or (outputs if call.sequence else self._all_outputs)}
+            if wanted:
+                outputs = {name: outputs[name] for name in self._all_outputs if name in wanted}
         except BaseException as e:
             self.statistics.failure(begun, e)
             raise
         self.statistics.success(begun)
-        parameters: dict[str, Any] = {}
-        if call.sequence is not None:
-            parameters = {
-                "sequence_id": call.sequence, "sequence_start": call.start, "sequence_end": call.end
-            }  # fmt: skip
-        return InferResponse(self.name, self.version, request.id, named, parameters)
+        return InferResponse(self.name, self.version, request.id, outputs)
 
     def _wanted(self, request: InferRequest) -> list[str]:
         """The names of the outputs that a request asks for; empty for all."""

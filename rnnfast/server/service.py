@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import rnnfast
-from rnnfast.errors import Error
+from rnnfast.errors import Error, InputError
 from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, text_of
 from rnnfast.server.repository import Repository
 from rnnfast.server.requests import InferRequest, InferResponse
@@ -214,13 +214,11 @@ class Service:
         """The statistics of one model or of all, as Triton has them."""
         if not name:
             models = self.models()
+        elif name not in self.served:
+            raise InputError(f"requested model '{name}' is not available")
         else:
-            models = [self.find(name, version)] if version else list(self._versions(name).values())
+            models = [self.find(name, version)] if version else list(self.served[name].values())
         return {"model_stats": [model_statistics(model) for model in models]}
-
-    def _versions(self, name: str) -> dict[str, ServedModel]:
-        self.find(name)
-        return self.served[name]
 
 
 def model_statistics(model: ServedModel) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from rnnfast.errors import InputError, InputTypeError
 
-
 # Setting -> (types, test, what is expected), for settings of a model and of the server.
 CHECKS: dict[str, tuple[tuple[type, ...], Any, str]] = {
     "weights": ((str, type(None)), lambda v: v in ("int8", "fp16", "bf16", None), "int8, fp16 or bf16"),
@@ -16,7 +15,7 @@ CHECKS: dict[str, tuple[tuple[type, ...], Any, str]] = {
     "max_batch": ((int,), lambda v: v >= 1, "an integer of at least 1"),
     "max_wait": ((int, float), lambda v: 0 <= v <= 1e6, "seconds, at least 0"),
     "max_queue": ((int,), lambda v: v >= 1, "an integer of at least 1"),
-    "max_sequences": ((int,), lambda v: 1 <= v <= 2**24, "an integer of 1 to 2^24"),
+    "max_sequences": ((int,), lambda v: 1 <= v <= 2**20, "an integer of 1 to 2^20"),
     "idle": ((int, float), lambda v: 0 < v <= 1e6, "seconds, more than 0"),
     "batch": ((bool,), lambda v: True, "true or false"),
     "states": ((dict, type(None)), lambda v: True, "an object of output names by input names"),

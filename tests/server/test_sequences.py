@@ -1,0 +1,276 @@
+"""The rules of sequences: their first and last requests, their state, what fails and what is closed."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import rnnfast
+from rnnfast.errors import InputError, InputTypeError, Overloaded, UnsupportedError
+from rnnfast.server.faults import UnavailableError, UnknownSequenceError
+from rnnfast.server.requests import InferRequest, Output
+from rnnfast.server.served_model import ServedModel
+from rnnfast.server.settings import ModelSettings
+from tests.paths import MODELS
+
+BANDS = 22
+
+
+def frames(seed, count):
+    return np.random.default_rng(seed).standard_normal((count, 1, BANDS), dtype=np.float32)
+
+
+def alone(x):
+    stream = rnnfast.load(MODELS / "denoiser.onnx").stream()
+    return [stream.step(bands=frame) for frame in x]
+
+
+class Client:
+    """Sends requests to a ServedModel."""
+
+    def __init__(self, model, sequence):
+        self.model, self.sequence = model, sequence
+
+    async def send(self, x, start=False, end=False, inputs={}, outputs=(), **parameters):
+        request = InferRequest(
+            self.model.name,
+            "",
+            "",
+            {"bands": x, **inputs},
+            [Output(name, None) for name in outputs],
+            {"sequence_id": self.sequence, "sequence_start": start, "sequence_end": end, **parameters},
+        )
+        return (await self.model.infer(request)).outputs
+
+
+def serve(test, name="denoiser", **settings):
+    """Run `test(model)` with a ServedModel, in an event loop."""
+
+    async def run():
+        model = ServedModel(name, "1", str(MODELS / f"{name}.onnx"), ModelSettings(**settings))
+        try:
+            return await test(model)
+        finally:
+            model.close()
+
+    return asyncio.run(run())
+
+
+def test_many_sequences_have_the_bits_of_streams_alone():
+    async def test(model):
+        async def client(i):
+            x = frames(i, 3 + i % 7)
+            c = Client(model, i + 1 if i % 2 else f"sequence {i}")
+            got = [await c.send(f, t == 0, t == len(x) - 1) for t, f in enumerate(x)]
+            return all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+
+        assert all(await asyncio.gather(*(client(i) for i in range(40))))
+        assert len(model.sequences) == 0
+        assert model.statistics.opened == model.statistics.ended == 40
+        assert model.batcher.stats()["mean_batch"] > 1
+
+    serve(test)
+
+
+def test_requests_without_start_are_refused_before_and_after_a_sequence():
+    async def test(model):
+        c, x = Client(model, 5), frames(0, 3)
+        with pytest.raises(UnknownSequenceError, match="sequence 5 to model 'denoiser' must specify the START flag"):
+            await c.send(x[0])
+        await c.send(x[0], start=True, end=True)
+        with pytest.raises(UnknownSequenceError, match="START flag on the first request of the sequence: it was ended"):
+            await c.send(x[1])
+        with pytest.raises(UnknownSequenceError):
+            await c.send(x[1], end=True)
+        assert len(model.sequences) == 0
+
+    serve(test)
+
+
+def test_a_start_on_a_live_sequence_begins_anew():
+    async def test(model):
+        c, x = Client(model, 5), frames(0, 6)
+        for t in range(3):
+            await c.send(x[t], t == 0)
+        got = [(await c.send(x[t], t == 3))["gains"] for t in range(3, 6)]
+        assert all(np.array_equal(g, e) for g, e in zip(got, alone(x[3:])))
+        assert len(model.sequences) == 1 and model.statistics.opened == 2
+
+    serve(test)
+
+
+def test_requests_of_one_sequence_that_come_at_once_run_in_order():
+    async def test(model):
+        c, x = Client(model, "a"), frames(0, 30)
+        got = await asyncio.gather(*(c.send(f, t == 0, t == 29) for t, f in enumerate(x)))
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+
+    serve(test)
+
+
+def test_too_many_requests_of_one_sequence_at_once_are_refused():
+    async def test(model):
+        c, x = Client(model, "a"), frames(0, 100)
+        got = await asyncio.gather(*(c.send(f, t == 0) for t, f in enumerate(x)), return_exceptions=True)
+        taken = [g for g in got if isinstance(g, dict)]
+        assert all(isinstance(g, (dict, Overloaded)) for g in got) and 0 < len(taken) < 100
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(taken, alone(x)))
+
+    serve(test)
+
+
+def test_a_request_that_fails_leaves_its_sequence_as_it_was():
+    async def test(model):
+        c, x = Client(model, "a"), frames(0, 4)
+        got = [await c.send(x[0], start=True)]
+        for bad in (x[1][:, :5], x[1].astype(np.float64), np.zeros((2, BANDS), np.float32)):
+            for flags in ({}, {"end": True}, {"start": True}):
+                with pytest.raises((InputError, InputTypeError), match="bands"):
+                    await c.send(bad, **flags)
+        with pytest.raises(InputError, match="unexpected inference output 'nope' for model 'denoiser'"):
+            await c.send(x[1], outputs=["nope"])
+        with pytest.raises(InputError, match="unexpected inference input 'nope' for model 'denoiser'"):
+            await c.send(x[1], inputs={"nope": x[1]})
+        got += [await c.send(f) for f in x[1:]]
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+
+    serve(test)
+
+
+def test_a_first_request_that_fails_begins_nothing():
+    async def test(model):
+        c, x = Client(model, "a"), frames(0, 2)
+        with pytest.raises(InputError, match="bands"):
+            await c.send(x[0][:, :5], start=True)
+        with pytest.raises(UnknownSequenceError):
+            await c.send(x[0])
+        assert len(model.sequences) == 0 and model.batcher.stats()["queued"] == 0
+
+    serve(test)
+
+
+def test_a_state_moves_a_sequence_to_another_server():
+    async def test(one):
+        async def continued(two):
+            c = Client(two, "a")
+            got = await c.send(x[3], start=True, inputs={"state": state})
+            with pytest.raises(InputError, match="input 'state' is a state, which only"):
+                await c.send(x[4], inputs={"state": state})
+            return [got, await c.send(x[4])]
+
+        c, x = Client(one, "a"), frames(0, 5)
+        got = [await c.send(x[t], t == 0) for t in range(2)]
+        got.append(await c.send(x[2], outputs=["gains", "new_state"]))
+        assert list(got[-1]) == ["gains", "new_state"]
+        state = got[-1]["new_state"]
+        two = ServedModel("denoiser", "1", str(MODELS / "denoiser.onnx"), ModelSettings())
+        got += await continued(two)
+        two.close()
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+        with pytest.raises(InputError, match="state"):
+            await Client(one, "b").send(x[0], start=True, inputs={"state": state[:, :, :5]})
+
+    serve(test)
+
+
+def test_the_states_of_a_server_are_taken_up_by_the_next():
+    async def test(one):
+        x = frames(0, 6)
+        got = {i: [await Client(one, i).send(x[t], t == 0) for t in range(i)] for i in range(1, 6)}
+        two = ServedModel("denoiser", "1", str(MODELS / "denoiser.onnx"), ModelSettings())
+        two.sequences.restore(one.sequences.states())
+        for i, results in got.items():
+            results += [await Client(two, i).send(x[t]) for t in range(i, 6)]
+            assert all(np.array_equal(g["gains"], e) for g, e in zip(results, alone(x)))
+        with pytest.raises(UnknownSequenceError):
+            await Client(two, 6).send(x[0])
+        two.close()
+
+    serve(test)
+
+
+def test_idle_sequences_are_closed_and_their_next_request_is_told_so():
+    async def test(model):
+        x = frames(0, 3)
+        await Client(model, "a").send(x[0], start=True)
+        await asyncio.sleep(0.15)
+        await Client(model, "b").send(x[0], start=True)
+        await asyncio.sleep(0.1)
+        model.sequences.close_idle()
+        with pytest.raises(UnknownSequenceError, match="it was closed after 0.2 s without a request"):
+            await Client(model, "a").send(x[1])
+        assert np.array_equal((await Client(model, "b").send(x[1]))["gains"], alone(x)[1])
+        assert model.statistics.idled == 1
+
+    serve(test, idle=0.2)
+
+
+def test_no_more_sequences_than_the_settings_allow():
+    async def test(model):
+        x = frames(0, 2)
+        for i in (1, 2):
+            await Client(model, i).send(x[0], start=True)
+        with pytest.raises(Overloaded, match="all 2 sequences are live"):
+            await Client(model, 3).send(x[0], start=True)
+        await Client(model, 1).send(x[1], start=True)  # one that is live may begin anew
+        await Client(model, 1).send(x[1], end=True)
+        await Client(model, 3).send(x[0], start=True)
+
+    serve(test, max_sequences=2)
+
+
+def test_a_server_that_ends_takes_no_new_sequences():
+    async def test(model):
+        x = frames(0, 2)
+        await Client(model, 1).send(x[0], start=True)
+        model.sequences.draining = True
+        with pytest.raises(UnavailableError, match="takes no new sequences"):
+            await Client(model, 2).send(x[0], start=True)
+        assert np.array_equal((await Client(model, 1).send(x[1], end=True))["gains"], alone(x)[1])
+
+    serve(test)
+
+
+def test_clients_that_go_away_leave_nothing_behind():
+    async def test(model):
+        x = frames(0, 2)
+        tasks = [asyncio.ensure_future(Client(model, i + 1).send(x[0], start=True)) for i in range(50)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(model.sequences) == sum(not task.cancelled() for task in tasks)
+
+    serve(test)
+
+
+def test_a_model_without_states_has_no_sequences():
+    async def test(model):
+        with pytest.raises(UnsupportedError, match="model 'digits' has no sequences"):
+            request = InferRequest(
+                "digits",
+                "",
+                "",
+                {"x": np.zeros((1, 3, 28), np.float32)},
+                [],
+                {"sequence_id": 1, "sequence_start": True},
+            )
+            await model.infer(request)
+
+    serve(test, "digits")
+
+
+def test_a_call_with_its_states_needs_no_sequence():
+    async def test(model):
+        x, state = frames(0, 2)[:, 0], np.zeros((1, 2, 32), np.float32)
+        request = InferRequest("denoiser", "", "", {"bands": x, "state": state}, [], {})
+        outputs = (await model.infer(request)).outputs
+        expected = model.model(bands=x, state=state)
+        assert list(outputs) == ["gains", "new_state"]
+        assert all(np.array_equal(outputs[name], expected[name]) for name in outputs)
+        with pytest.raises(InputError, match="must specify a non-zero or non-empty correlation ID.*'state' is missing"):
+            await model.infer(InferRequest("denoiser", "", "", {"bands": x}, [], {}))
+        with pytest.raises(InputError, match="correlation ID"):
+            await model.infer(InferRequest("denoiser", "", "", {"bands": x}, [], {"sequence_start": True}))
+
+    serve(test)
