@@ -32,4 +32,5 @@ if __name__ == "__main__":
         *pyproject["project"]["dependencies"],
         *requirements(pyproject["project"], "test"),
     }
-    print("\n".join(sorted(requirement.replace(">=", "==", 1) for requirement in needed)))
+    oldest = (re.sub(r"\[.*?\]", "", requirement, count=1).replace(">=", "==", 1) for requirement in needed)
+    print("\n".join(sorted(oldest)))  # constraints have no extras

@@ -1,10 +1,14 @@
 """Fixtures of all tests."""
 
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from rnnfast.native import _kernels
+from tests.fetched import pip
 from tests.published import published_path
 
 # Asserts of helper modules say what the two sides were, as those of tests do.
@@ -48,3 +52,20 @@ def unsanitized():
 def published():
     """published(name): the path of a file or folder of ../shared; the test is skipped where it is absent."""
     return published_path
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Skip unless pip can fetch packages."""
+    done = pip(sys.executable, "download", "--no-deps", "--no-cache-dir", "-d", tmp_path_factory.mktemp("one"), "click")
+    if done.returncode:
+        pytest.skip(f"pip cannot fetch packages: {done.stderr.decode().strip().splitlines()[-1]}")
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Return the folder of a virtual environment, which is removed afterwards."""
+    folder = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    yield folder
+    shutil.rmtree(folder)

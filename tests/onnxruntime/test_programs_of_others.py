@@ -6,12 +6,11 @@ virtual environment of its own, together with onnxruntime, from the index that p
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 
 import pytest
 
+from tests.fetched import pip
 from tests.paths import ROOT
 
 PROGRAMS = {  # what to install -> the programs that use it
@@ -37,27 +36,6 @@ PROGRAMS = {  # what to install -> the programs that use it
 TOLERANCE = 2e-5
 FOLDER = ROOT / "tests/onnxruntime/programs"
 WITHOUT = "import sys, runpy; sys.modules['onnxruntime'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-
-
-def pip(python, *arguments):
-    return subprocess.run([python, "-m", "pip", *arguments, "-q", "--disable-pip-version-check"], capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    """Skip unless pip can fetch packages."""
-    done = pip(sys.executable, "download", "--no-deps", "--no-cache-dir", "-d", tmp_path_factory.mktemp("one"), "click")
-    if done.returncode:
-        pytest.skip(f"pip cannot fetch packages: {done.stderr.decode().strip().splitlines()[-1]}")
-
-
-@pytest.fixture
-def environment(tmp_path):
-    """Return the folder of a virtual environment, which is removed afterwards."""
-    folder = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def differences(ours, theirs, where="result"):
