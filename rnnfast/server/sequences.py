@@ -1,7 +1,11 @@
-"""The live sequences of a served model: which stream of the Batcher has the state of which id.
+"""The live sequences of a served model: which stream of which Batcher has the state of which id.
 
 Requests of one sequence run one after the other, in the order in which they came; those of others share batches with
 them. A request that fails leaves its sequence as it was.
+
+The streams of a pool have frames of one shape. Clients send what they like, so each of the first shapes that come has a
+pool of its own, and a sequence whose shape changes moves with its state. Requests of further shapes are calls of the
+model with the state as an input. All ways give the same bits.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,36 +25,97 @@ if TYPE_CHECKING:
     from rnnfast.server.requests import Call
     from rnnfast.server.statistics import Statistics
     from rnnfast.serving.batcher import Batcher
+    from rnnfast.streaming.model_signature import ModelSignature
+
+Arrays = dict[str, np.ndarray]
 
 # The most requests of one sequence that wait for the one that runs.
 MAX_WAITING = 64
 # Closed sequences whose ids are kept, so that their next request is told what became of them.
 MAX_CLOSED = 10_000
+# The most shapes of frames that have pools.
+MAX_POOLS = 8
 
 
-def key_of(fixed: dict[str, np.ndarray]) -> tuple[Any, ...]:
+def key_of(arrays: Arrays) -> tuple[Any, ...]:
     """What tells fixed inputs from others."""
-    return tuple([(name, v.dtype, v.shape, v.tobytes()) for name, v in sorted(fixed.items())]) if fixed else ()
+    return tuple([(name, v.dtype, v.shape, v.tobytes()) for name, v in sorted(arrays.items())]) if arrays else ()
+
+
+class Streams:
+    """The streams of one Batcher: those that sequences have, and those that are free.
+
+    A stream is kept open after its sequence ends, for the next one: opening waits for the batch that runs. What it held
+    is gone with the first frame of that sequence, with which the Batcher lets it begin anew.
+
+    Attributes:
+        batcher: A Batcher of a pool.
+        proven: Whether a frame of its shape was ever computed.
+    """
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.batcher, self.proven = batcher, False
+        self._free: dict[tuple[Any, ...], list[int]] = {}  # the key of fixed inputs -> streams
+
+    def take(self, fixed: Arrays) -> int:
+        """A stream that no sequence has, with these fixed inputs.
+
+        Raises:
+            Overloaded: There is none: sequences that begin anew have the streams beyond those of live ones.
+            InputError: A fixed input does not fit.
+        """
+        streams = self._free.get(key_of(fixed))
+        if streams:
+            return streams.pop()
+        try:
+            return self.batcher.open(**fixed)
+        except LimitError:
+            for others in self._free.values():
+                if others:
+                    self.batcher.close(others.pop())
+                    break
+        try:
+            return self.batcher.open(**fixed)
+        except LimitError as e:
+            raise Overloaded(f"the sequence was not begun: {e}") from None
+
+    def give_back(self, stream: int, fixed: Arrays) -> None:
+        """Keep a stream for sequences to come."""
+        self._free.setdefault(key_of(fixed), []).append(stream)
 
 
 class Sequence:
-    """A live sequence.
+    """A live sequence. Its state is in a stream, or here.
 
     Attributes:
         id: Its id.
-        stream: The id of its stream in the Batcher; None before its first request was answered.
-        fixed: {input: value} of the inputs that are the same in all its requests.
+        begun: Whether a request of it was answered.
+        streams: The Streams that have its stream; None where `state` is its state.
+        stream: The id of its stream.
+        state: Its state by the names of inputs; None for zeros.
+        fixed: The inputs that are the same in all its requests.
         used: When its last request came, in seconds of the monotonic clock.
         lock: Held by the request that runs.
         waiting: The number of requests that wait for the lock or hold it.
     """
 
-    __slots__ = ("id", "stream", "fixed", "used", "lock", "waiting")
+    __slots__ = ("id", "begun", "streams", "stream", "state", "fixed", "used", "lock", "waiting")
 
     def __init__(self, id: int | str) -> None:
-        self.id, self.stream, self.fixed = id, None, dict[str, np.ndarray]()
+        self.id, self.begun, self.stream, self.fixed = id, False, 0, Arrays()
+        self.streams: Streams | None = None
+        self.state: Arrays | None = None
         self.used, self.lock, self.waiting = time.monotonic(), asyncio.Lock(), 0
-        self.stream: int | None
+
+    def free_stream(self) -> None:
+        """Give the stream back, if there is one."""
+        if self.streams is not None:
+            self.streams.give_back(self.stream, self.fixed)
+            self.streams = None
+
+    def copied_state(self) -> Arrays | None:
+        """A copy of its state; it waits for the batch that runs."""
+        return self.state if self.streams is None else self.streams.batcher.state(self.stream)
 
 
 class Sequences:
@@ -57,32 +123,42 @@ class Sequences:
 
     Args:
         name: The model's name, for messages.
-        batcher: A Batcher of a pool of the model.
+        signature: The names and types of the model's frames and states.
+        make_batcher: Makes a Batcher of a pool of the model.
+        call: Calls the model with all inputs, states included, and returns its outputs by name.
         most: The most live sequences.
         idle: Seconds without a request after which a sequence is closed.
         statistics: Counts sequences.
     """
 
-    def __init__(self, name: str, batcher: Batcher, most: int, idle: float, statistics: Statistics) -> None:
-        self.name, self._batcher, self._most, self._idle = name, batcher, most, idle
-        self._statistics = statistics
+    def __init__(
+        self,
+        name: str,
+        signature: ModelSignature,
+        make_batcher: Callable[[], Batcher],
+        call: Callable[[Arrays, Call], Awaitable[Arrays]],
+        most: int,
+        idle: float,
+        statistics: Statistics,
+    ) -> None:
+        self.name, self._signature, self._make_batcher, self._call = name, signature, make_batcher, call
+        self._most, self._idle, self._statistics = most, idle, statistics
         self._live: dict[int | str, Sequence] = {}  # the one that was used last is last
         self._closed: collections.OrderedDict[int | str, str] = collections.OrderedDict()
-        self._restored: dict[int | str, tuple[Any, dict[str, np.ndarray]]] = {}  # states of the server before
-        self._free: dict[tuple[Any, ...], list[int]] = {}  # the key of fixed inputs -> streams without a sequence
+        self._pools: dict[tuple[Any, ...], Streams] = {}  # the shapes of a frame -> its Streams
         self.draining = False
 
     def __len__(self) -> int:
         return len(self._live)
 
+    @property
+    def batchers(self) -> list[Batcher]:
+        """The Batchers of all shapes."""
+        return [streams.batcher for streams in self._pools.values()]
+
     async def step(
-        self,
-        call: Call,
-        frame: dict[str, np.ndarray],
-        fixed: dict[str, np.ndarray],
-        state: dict[str, np.ndarray] | None,
-        wants_state: bool,
-    ) -> tuple[Any, dict[str, np.ndarray] | None]:
+        self, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None, wants_state: bool
+    ) -> tuple[Any, Arrays | None]:
         """Run a request of a sequence.
 
         Args:
@@ -108,7 +184,8 @@ class Sequences:
                 sequence = self._begin(call)
             if sequence.waiting >= MAX_WAITING:
                 raise Overloaded(
-                    f"{self.name}: {MAX_WAITING} requests of sequence {call.sequence!r} wait already: nothing was taken"
+                    f"model '{self.name}': {MAX_WAITING} requests of sequence {call.sequence!r} wait already: nothing "
+                    "was taken"
                 )
             sequence.waiting += 1
             try:
@@ -120,13 +197,13 @@ class Sequences:
                     return await self._run(sequence, call, frame, fixed, state, wants_state)
             finally:
                 sequence.waiting -= 1
-                if sequence.stream is None and not sequence.waiting and self._live.get(sequence.id) is sequence:
+                if not sequence.begun and self._live.get(sequence.id) is sequence:
                     del self._live[sequence.id]  # Its first request failed.
 
     def _begin(self, call: Call) -> Sequence:
-        """A new live sequence without a stream yet, for the first request of one."""
+        """A new live sequence without a state yet, for the first request of one."""
         assert call.sequence is not None
-        if not call.start and call.sequence not in self._restored:
+        if not call.start:
             why = self._closed.get(call.sequence)
             raise UnknownSequenceError(
                 f"inference request for sequence {call.sequence} to model '{self.name}' must specify the START flag on "
@@ -135,74 +212,100 @@ class Sequences:
         if self.draining:
             raise UnavailableError(f"model '{self.name}': the server is ending and takes no new sequences")
         if len(self._live) >= self._most:
-            raise Overloaded(f"model '{self.name}': all {self._most} sequences are live: sequence was not begun")
+            raise Overloaded(f"model '{self.name}': all {self._most} sequences are live: the sequence was not begun")
         sequence = self._live[call.sequence] = Sequence(call.sequence)
         return sequence
 
     async def _run(
-        self,
-        sequence: Sequence,
-        call: Call,
-        frame: dict[str, np.ndarray],
-        fixed: dict[str, np.ndarray],
-        state: dict[str, np.ndarray] | None,
-        wants_state: bool,
-    ) -> tuple[Any, dict[str, np.ndarray] | None]:
-        begins = call.start or sequence.stream is None
-        if begins and not call.start:
-            state, restored = self._restored[sequence.id]
-            fixed = restored | fixed
-        if not begins:
+        self, sequence: Sequence, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None, wants_state: bool
+    ) -> tuple[Any, Arrays | None]:
+        """The same, while the sequence's lock is held."""
+        if not call.start:
             self._check_followers(sequence, fixed, state)
-        stream, begin = sequence.stream, begins and (True if state is None else state)
-        if stream is None or begins and key_of(fixed) != key_of(sequence.fixed):
-            stream = self._free_stream(fixed)
-        try:
-            results = await self._batcher.step(stream, frame, call.timeout, begin)
-            after = await asyncio.to_thread(self._batcher.state, stream) if wants_state else None
-        except BaseException:
-            if stream != sequence.stream:
-                self._keep_free(stream, fixed)
-            raise
-        if begins:
-            self._began(sequence, stream, fixed, call.start)
+            fixed = sequence.fixed
+        streams = self._streams(frame)
+        if streams is None:
+            results, after = await self._run_call(sequence, call, frame, fixed, state)
+        else:
+            results, after = await self._run_frame(sequence, streams, call, frame, fixed, state, wants_state)
+        if call.start:
+            self._closed.pop(sequence.id, None)
+            self._statistics.opened += 1
+            sequence.begun = True
         if call.end:
             self._end(sequence, "was ended by its client")
             self._statistics.ended += 1
         return results, after
 
-    # ------------------------------------------------------------------------------------------ streams
-    # A stream is kept open after its sequence ends, for the next one: opening waits for the batch that runs. What it
-    # held is gone with the first frame of that sequence, which the Batcher lets begin anew.
-    def _free_stream(self, fixed: dict[str, np.ndarray]) -> int:
-        """A stream that no sequence has, with these fixed inputs.
-
-        Raises:
-            Overloaded: Sequences that begin anew with other fixed inputs have all of them.
-            InputError: A fixed input does not fit.
-        """
-        streams = self._free.get(key_of(fixed))
-        if streams:
-            return streams.pop()
+    async def _run_frame(
+        self,
+        sequence: Sequence,
+        streams: Streams,
+        call: Call,
+        frame: Arrays,
+        fixed: Arrays,
+        state: Arrays | None,
+        wants_state: bool,
+    ) -> tuple[Any, Arrays | None]:
+        """Run a request in a pool."""
+        begin: bool | Arrays = False
+        stays = sequence.streams is streams and (not call.start or key_of(fixed) == key_of(sequence.fixed))
+        if call.start:
+            begin = True if state is None else state
+        elif not stays:
+            moved = await asyncio.to_thread(sequence.copied_state)
+            begin = True if moved is None else moved
+        stream = sequence.stream if stays else streams.take(fixed)
         try:
-            return self._batcher.open(**fixed)
-        except LimitError:
-            for others in self._free.values():
-                if others:
-                    self._batcher.close(others.pop())
-                    break
-        try:
-            return self._batcher.open(**fixed)
-        except LimitError as e:
-            raise Overloaded(f"model '{self.name}': the sequence was not begun: {e}") from None
+            results = await streams.batcher.step(stream, frame, call.timeout, begin)
+            after = await asyncio.to_thread(streams.batcher.state, stream) if wants_state else None
+        except BaseException:
+            if not stays:
+                streams.give_back(stream, fixed)
+            if not streams.proven:
+                self._forget(streams)
+            raise
+        streams.proven = True
+        if not stays:
+            sequence.free_stream()
+            sequence.streams, sequence.stream, sequence.state, sequence.fixed = streams, stream, None, fixed
+        return results, after
 
-    def _keep_free(self, stream: int, fixed: dict[str, np.ndarray]) -> None:
-        """Keep a stream for sequences to come."""
-        self._free.setdefault(key_of(fixed), []).append(stream)
+    async def _run_call(
+        self, sequence: Sequence, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None
+    ) -> tuple[Any, Arrays | None]:
+        """Run a request as a call of the model."""
+        signature = self._signature
+        before = state if call.start else await asyncio.to_thread(sequence.copied_state)
+        signature.check_names(frame | fixed)
+        values = {name: signature.validate_input(name, value) for name, value in (frame | fixed).items()}
+        if before is None:
+            states = signature.zero_states(values)
+        else:
+            states = signature.validate_state(before)
+        outputs = await self._call(signature.call_values(values, states), call)
+        results, after = signature.split_outputs([outputs[name] for name in signature.output_indices], states)
+        sequence.free_stream()
+        sequence.state, sequence.fixed = dict(zip(signature.states, after)), fixed
+        return signature.pack(results), sequence.state
 
-    def _check_followers(
-        self, sequence: Sequence, fixed: dict[str, np.ndarray], state: dict[str, np.ndarray] | None
-    ) -> None:
+    def _streams(self, frame: Arrays) -> Streams | None:
+        """The Streams for frames of these shapes; None where they run as calls."""
+        key = tuple([(name, value.shape) for name, value in frame.items()])
+        streams = self._pools.get(key)
+        if streams is None and len(self._pools) < MAX_POOLS:
+            streams = self._pools[key] = Streams(self._make_batcher())
+        return streams
+
+    def _forget(self, streams: Streams) -> None:
+        """Close a pool whose shape was never computed, unless requests wait in it."""
+        for key, kept in self._pools.items():
+            if kept is streams and not any(s.waiting for s in self._live.values() if s.streams is streams):
+                del self._pools[key]
+                asyncio.get_running_loop().run_in_executor(None, streams.batcher.drain)
+                return
+
+    def _check_followers(self, sequence: Sequence, fixed: Arrays, state: Arrays | None) -> None:
         """Raise InputError if a request that follows others brings what only the first one may."""
         where = f"model '{self.name}', sequence {sequence.id!r}"
         if state is not None:
@@ -214,29 +317,30 @@ class Sequences:
             if before is None or key_of({name: before}) != key_of({name: value}):
                 raise InputError(f"{where}: input {name!r} is not what it was when the sequence began")
 
-    def _began(self, sequence: Sequence, stream: int, fixed: dict[str, np.ndarray], anew: bool) -> None:
-        """Note that the first request of a sequence was answered."""
-        if sequence.stream is not None and sequence.stream != stream:
-            self._keep_free(sequence.stream, sequence.fixed)
-        sequence.stream, sequence.fixed = stream, fixed
-        self._restored.pop(sequence.id, None)
-        self._closed.pop(sequence.id, None)
-        self._statistics.opened += anew
-
     def _end(self, sequence: Sequence, why: str) -> None:
         """Forget a live sequence; its next request is told why."""
         del self._live[sequence.id]
-        if sequence.stream is not None:
-            self._keep_free(sequence.stream, sequence.fixed)
-        self._note_closed(sequence.id, why)
-
-    def _note_closed(self, id: int | str, why: str) -> None:
-        self._closed[id] = why
-        self._closed.move_to_end(id)
+        sequence.free_stream()
+        self._closed[sequence.id] = why
+        self._closed.move_to_end(sequence.id)
         if len(self._closed) > MAX_CLOSED:
             self._closed.popitem(last=False)
 
     # ------------------------------------------------------------------------------------------ without requests
+    def warm(self, frame: Arrays, fixed: Arrays) -> None:
+        """Make the pool and the plans of frames of these shapes. It blocks.
+
+        Raises:
+            InputError: Such a frame does not fit.
+        """
+        streams = self._streams(frame)
+        if streams is None:
+            return
+        stream = streams.take(fixed)
+        streams.batcher.submit(stream, frame).result()
+        streams.give_back(stream, fixed)
+        streams.proven = True
+
     def close_idle(self) -> None:
         """Close the sequences that had no requests for `idle` seconds."""
         now = time.monotonic()
@@ -258,11 +362,12 @@ class Sequences:
         """The ids of the live sequences."""
         return list(self._live)
 
-    def states(self) -> dict[int | str, tuple[Any, dict[str, np.ndarray]]]:
-        """{id: (state, fixed inputs)} of the live sequences, and of those that were restored and not used since."""
-        live = {s.id: (self._batcher.state(s.stream), s.fixed) for s in self._live.values() if s.stream is not None}
-        return self._restored | live
+    def states(self) -> dict[int | str, tuple[Arrays | None, Arrays]]:
+        """{id: (state, fixed inputs)} of the live sequences; None for a state of zeros. It waits for batches."""
+        return {s.id: (s.copied_state(), s.fixed) for s in self._live.values() if s.begun}
 
-    def restore(self, states: dict[int | str, tuple[Any, dict[str, np.ndarray]]]) -> None:
+    def restore(self, states: dict[int | str, tuple[Arrays | None, Arrays]]) -> None:
         """Take up the states of another server: their sequences go on with their next request."""
-        self._restored.update(states)
+        for id, (state, fixed) in states.items():
+            sequence = self._live[id] = Sequence(id)
+            sequence.begun, sequence.state, sequence.fixed = True, state, fixed

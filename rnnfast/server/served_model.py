@@ -18,6 +18,7 @@ from rnnfast.server.sequences import Sequences
 from rnnfast.server.settings import ModelSettings
 from rnnfast.server.statistics import Statistics
 from rnnfast.serving.batcher import Batcher
+from rnnfast.streaming.model_signature import ModelSignature
 from rnnfast.streaming.state_pairs import find_state_pairs
 
 PLATFORM = "rnnfast_onnx"
@@ -87,12 +88,25 @@ class ServedModel:
         self.batching = "calls run one by one"
         if self.states:
             problem = self._batch_problem()
-            pool = self.model.pool(
-                settings.max_sequences + SPARE_STREAMS, states=self.states, batch=problem is None, **settings.fixed
-            )
             self.batching = f"sequences run one by one: {problem}" if problem else "sequences share batches"
-            self.batcher = Batcher(pool, settings.max_batch, settings.max_wait, max_queue=settings.max_queue)
-            self.sequences = Sequences(name, self.batcher, settings.max_sequences, settings.idle, self.statistics)
+            self._shares = problem is None
+            self.sequences = Sequences(
+                name,
+                ModelSignature(self.model, self.states, settings.fixed),
+                self._make_batcher,
+                self._call,
+                settings.max_sequences,
+                settings.idle,
+                self.statistics,
+            )
+
+    def _make_batcher(self) -> Batcher:
+        """A Batcher for sequences whose frames have one shape."""
+        settings = self.settings
+        pool = self.model.pool(
+            settings.max_sequences + SPARE_STREAMS, states=self.states, batch=self._shares, **settings.fixed
+        )
+        return Batcher(pool, settings.max_batch, settings.max_wait, max_queue=settings.max_queue)
 
     def _find_states(self) -> tuple[dict[str, str], str]:
         """The state pairs, and why there are none."""
@@ -187,8 +201,12 @@ class ServedModel:
                 f"inference request to model '{self.name}' must specify a non-zero or non-empty correlation ID, or "
                 f"give its states too: input '{missing[0]}' is missing"
             )
+        return await self._call(request.inputs, call)
+
+    async def _call(self, feed: dict[str, np.ndarray], call: Call) -> dict[str, np.ndarray]:
+        """The outputs of a call of the model."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self.model, request.inputs)
+        return await loop.run_in_executor(self._executor, self.model, feed)
 
     # ------------------------------------------------------------------------------------------ what it is
     def metadata(self, versions: list[str]) -> dict[str, Any]:
@@ -242,8 +260,12 @@ class ServedModel:
         """What the model has computed so far."""
         if self.sequences is None:
             return BatchCounts(self.statistics.succeeded, 0.0, self.statistics.success_ns * 1e-9)
-        stats = self.batcher.stats()
-        return BatchCounts(stats["batches"], stats["queue_seconds"]["sum"], stats["compute_seconds"]["sum"])
+        every = [batcher.stats() for batcher in self.sequences.batchers]
+        return BatchCounts(
+            sum(stats["batches"] for stats in every),
+            sum(stats["queue_seconds"]["sum"] for stats in every),
+            sum(stats["compute_seconds"]["sum"] for stats in every),
+        )
 
     # ------------------------------------------------------------------------------------------ life
     def warm(self) -> None:
@@ -268,18 +290,14 @@ class ServedModel:
         if self.sequences is None:
             self.model(feed)
             return
-        frame = {name: value for name, value in feed.items() if name not in self._fixed}
         fixed = {name: value for name, value in feed.items() if name in self._fixed}
-        stream = self.batcher.open(**fixed)
-        try:
-            self.batcher.submit(stream, frame).result()
-        finally:
-            self.batcher.close(stream)
+        self.sequences.warm({name: value for name, value in feed.items() if name not in fixed}, fixed)
 
     def close(self) -> None:
         """End the model's threads after what waits is done. It blocks."""
         if self.sequences is not None:
-            self.batcher.drain()
+            for batcher in self.sequences.batchers:
+                batcher.drain()
         self._executor.shutdown()
 
 

@@ -67,7 +67,7 @@ def test_many_sequences_have_the_bits_of_streams_alone():
         assert all(await asyncio.gather(*(client(i) for i in range(40))))
         assert len(model.sequences) == 0
         assert model.statistics.opened == model.statistics.ended == 40
-        assert model.batcher.stats()["mean_batch"] > 1
+        assert model.sequences.batchers[0].stats()["mean_batch"] > 1
 
     serve(test)
 
@@ -144,7 +144,7 @@ def test_a_first_request_that_fails_begins_nothing():
             await c.send(x[0][:, :5], start=True)
         with pytest.raises(UnknownSequenceError):
             await c.send(x[0])
-        assert len(model.sequences) == 0 and model.batcher.stats()["queued"] == 0
+        assert len(model.sequences) == 0
 
     serve(test)
 
@@ -272,5 +272,51 @@ def test_a_call_with_its_states_needs_no_sequence():
             await model.infer(InferRequest("denoiser", "", "", {"bands": x}, [], {}))
         with pytest.raises(InputError, match="correlation ID"):
             await model.infer(InferRequest("denoiser", "", "", {"bands": x}, [], {"sequence_start": True}))
+
+    serve(test)
+
+
+@pytest.mark.parametrize("pools", (8, 1, 0))
+def test_chunks_of_any_length_have_the_bits_of_the_whole(pools, monkeypatch):
+    """Frames of the first shapes run in pools, others as calls; a sequence may change from one to the other."""
+    monkeypatch.setattr("rnnfast.server.sequences.MAX_POOLS", pools)
+
+    async def test(model):
+        async def client(i):
+            rng = np.random.default_rng(i)
+            x = rng.standard_normal((1, 40, 1), dtype=np.float32)
+            cuts = [0, *sorted(rng.choice(np.arange(1, 40), 6, replace=False)), 40]
+            got = []
+            for a, b in zip(cuts, cuts[1:]):
+                parameters = {"sequence_id": i + 1, "sequence_start": a == 0, "sequence_end": b == 40}
+                request = InferRequest("forecast", "", "", {"x": x[:, a:b]}, [], parameters)
+                got.append((await model.infer(request)).outputs["y"])
+            zeros = np.zeros((1, 1, 32), np.float32)
+            return np.array_equal(np.concatenate(got, 1), model.model(x=x, h0=zeros, c0=zeros).y)
+
+        assert all(await asyncio.gather(*(client(i) for i in range(20))))
+        assert len(model.sequences.batchers) == (pools if pools < 8 else 8)
+
+    serve(test, "forecast")
+
+
+def test_a_shape_that_no_model_takes_leaves_no_pool_behind():
+    async def test(model):
+        for n in range(12):
+            with pytest.raises((InputError, InputTypeError, UnsupportedError)):
+                await Client(model, "a").send(np.zeros((1, 23 + n), np.float32), start=True)
+        x = frames(0, 1)
+        assert np.array_equal((await Client(model, "a").send(x[0], start=True))["gains"], alone(x)[0])
+        assert len(model.sequences.batchers) == 1
+
+    serve(test)
+
+
+def test_a_follower_of_a_first_request_that_fails_is_refused():
+    async def test(model):
+        c, x = Client(model, "a"), frames(0, 2)
+        got = await asyncio.gather(c.send(x[0][:, :5], start=True), c.send(x[1]), return_exceptions=True)
+        assert isinstance(got[0], InputError) and isinstance(got[1], UnknownSequenceError)
+        assert len(model.sequences) == 0
 
     serve(test)
