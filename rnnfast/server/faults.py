@@ -83,12 +83,16 @@ STATUSES: tuple[tuple[type[BaseException], Status], ...] = (
     (InputTypeError, Status(400, "INVALID_ARGUMENT", "input")),
 )
 INTERNAL = Status(500, "INTERNAL", "internal")
+# A request whose client went away, or whose task was ended; nobody is told.
+CANCELLED = Status(499, "CANCELLED", "cancelled")
 # Every word that `Status.reason` may be, for metrics.
-REASONS = (*(status.reason for _, status in STATUSES if status.reason), INTERNAL.reason)
+REASONS = tuple(dict.fromkeys([*(status.reason for _, status in STATUSES), INTERNAL.reason, CANCELLED.reason]))
 
 
 def status_of(error: BaseException) -> Status:
     """How an error is reported."""
+    if not isinstance(error, Exception):
+        return CANCELLED
     return next((status for kind, status in STATUSES if isinstance(error, kind)), INTERNAL)
 
 

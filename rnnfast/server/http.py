@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from rnnfast.errors import InputError
-from rnnfast.server import json_messages
+from rnnfast.errors import Error, InputError
+from rnnfast.server import json_messages, metrics, page
 from rnnfast.server.faults import (
     ForbiddenError,
     MethodError,
@@ -20,6 +20,7 @@ from rnnfast.server.faults import (
     text_of,
 )
 from rnnfast.server.service import Service
+from rnnfast.server.statistics import count_reason
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -58,6 +59,7 @@ class HttpApplication:
         except Disconnected:
             return
         except Exception as e:
+            count_reason(self._service.errors, e)
             status, parts, headers = error_answer(e)
         size = sum(map(len, parts))
         headers.append((b"content-length", str(size).encode()))
@@ -83,11 +85,15 @@ class HttpApplication:
                 encoding = value
             elif header == b"accept-encoding":
                 accepted = value
-        self._service.find(name, version)  # before the body is read
-        body = await read_body(receive, self._service.settings.max_body)
-        if encoding:
-            body = decompressed(body, encoding, self._service.settings.max_body)
-        request, binary = json_messages.parse(body, length, name, version)
+        statistics = self._service.find(name, version).statistics  # before the body is read
+        try:
+            body = await read_body(receive, self._service.settings.max_body)
+            if encoding:
+                body = decompressed(body, encoding, self._service.settings.max_body)
+            request, binary = json_messages.parse(body, length, name, version)
+        except Error as e:
+            statistics.failure(statistics.begin(), e)
+            raise
         response = await self._service.infer(request)
         parts, json_length = json_messages.dump(response, request, binary)
         headers = [_content(JSON if json_length is None else b"application/octet-stream")]
@@ -106,6 +112,17 @@ class HttpApplication:
             case ["v2"]:
                 check_method(scope, "GET")
                 return service.metadata()
+            case [""]:
+                check_method(scope, "GET")
+                return 200, [page.HTML], list(page.HEADERS)
+            case ["metrics"]:
+                check_method(scope, "GET")
+                accepted = next((value for header, value in scope["headers"] if header == b"accept"), b"")
+                text, kind = metrics.exposition(await self._numbers(), accepted.decode("latin-1"))
+                return 200, [text], [_content(kind.encode())]
+            case ["v2", "statistics"]:
+                check_method(scope, "GET")
+                return 200, [orjson.dumps(await self._numbers())], [_content(JSON), (b"cache-control", b"no-store")]
             case ["v2", "health", "live"]:
                 check_method(scope, "GET")
                 return {"live": True}
@@ -158,6 +175,10 @@ class HttpApplication:
         else:
             await self._service.load(name)
         return {}
+
+    async def _numbers(self) -> dict[str, Any]:
+        """What `/metrics`, `/v2/statistics` and the page show."""
+        return metrics.numbers(self._service)
 
     async def _object(self, receive: Receive) -> dict[str, Any]:
         """The JSON object of a body, {} where there is no body."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import heapq
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -94,18 +96,22 @@ class Sequence:
         stream: The id of its stream.
         state: Its state by the names of inputs; None for zeros.
         fixed: The inputs that are the same in all its requests.
-        used: When its last request came, in seconds of the monotonic clock.
+        since, used: When it began and when its last request came, in seconds of the monotonic clock.
+        requests: The number of its requests that were answered.
         lock: Held by the request that runs.
         waiting: The number of requests that wait for the lock or hold it.
     """
 
-    __slots__ = ("id", "begun", "streams", "stream", "state", "fixed", "used", "lock", "waiting")
+    __slots__ = (
+        "id", "begun", "streams", "stream", "state", "fixed", "since", "used", "requests", "lock", "waiting"
+    )  # fmt: skip
 
     def __init__(self, id: int | str) -> None:
         self.id, self.begun, self.stream, self.fixed = id, False, 0, Arrays()
         self.streams: Streams | None = None
         self.state: Arrays | None = None
-        self.used, self.lock, self.waiting = time.monotonic(), asyncio.Lock(), 0
+        self.since = self.used = time.monotonic()
+        self.requests, self.lock, self.waiting = 0, asyncio.Lock(), 0
 
     def free_stream(self) -> None:
         """Give the stream back, if there is one."""
@@ -231,7 +237,9 @@ class Sequences:
         if call.start:
             self._closed.pop(sequence.id, None)
             self._statistics.opened += 1
-            sequence.begun = True
+            self._statistics.replaced += sequence.begun
+            sequence.begun, sequence.since, sequence.requests = True, sequence.used, 0
+        sequence.requests += 1
         if call.end:
             self._end(sequence, "was ended by its client")
             self._statistics.ended += 1
@@ -358,6 +366,19 @@ class Sequences:
             self._end(sequence, why)
             self._statistics.dropped += 1
 
+    def idle(self, seconds: float) -> int:
+        """The number of live sequences that had no request for some seconds."""
+        limit = time.monotonic() - seconds
+        return sum(1 for _ in itertools.takewhile(lambda s: s.used < limit, self._live.values()))
+
+    def oldest(self, most: int) -> list[dict[str, Any]]:
+        """Id, age, requests and seconds without a request of the live sequences that began first."""
+        now = time.monotonic()
+        return [
+            {"id": str(s.id), "age": now - s.since, "requests": s.requests, "unused": now - s.used}
+            for s in heapq.nsmallest(most, self._live.values(), key=lambda s: s.since)
+        ]
+
     def ids(self) -> list[int | str]:
         """The ids of the live sequences."""
         return list(self._live)
@@ -371,3 +392,4 @@ class Sequences:
         for id, (state, fixed) in states.items():
             sequence = self._live[id] = Sequence(id)
             sequence.begun, sequence.state, sequence.fixed = True, state, fixed
+            self._statistics.resumed += 1

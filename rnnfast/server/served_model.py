@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from rnnfast.server.datatypes import datatype_of
 from rnnfast.server.requests import Call, InferRequest, InferResponse, call_of
 from rnnfast.server.sequences import Sequences
 from rnnfast.server.settings import ModelSettings
-from rnnfast.server.statistics import Statistics
+from rnnfast.server.statistics import Statistics, with_calls
 from rnnfast.serving.batcher import Batcher
 from rnnfast.streaming.model_signature import ModelSignature
 from rnnfast.streaming.state_pairs import find_state_pairs
@@ -24,20 +25,10 @@ from rnnfast.streaming.state_pairs import find_state_pairs
 PLATFORM = "rnnfast_onnx"
 # Streams of a pool beyond the sequences that may be live: for those that begin anew with other fixed inputs.
 SPARE_STREAMS = 64
-
-
-class BatchCounts(NamedTuple):
-    """What a model has computed.
-
-    Attributes:
-        count: Batches.
-        queue_seconds: The seconds that requests waited, together.
-        compute_seconds: The seconds that batches took, together.
-    """
-
-    count: int
-    queue_seconds: float
-    compute_seconds: float
+# Seconds without a request after which metrics call a live sequence idle.
+IDLE_SECONDS = 5.0
+# The least seconds between two looks at the memory of a model's plans, which takes microseconds for each of them.
+HELD_SECONDS = 5.0
 
 
 class ServedModel:
@@ -83,6 +74,7 @@ class ServedModel:
         self._known_inputs = frozenset(v.name for v in self.model.inputs)
         self._all_outputs = [v.name for v in self.model.outputs]
         self._output_names = [v.name for v in self.outputs]
+        self._held = (-math.inf, 0)  # when it was looked up, and the bytes
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "rnnfast-calls")
         self.sequences: Sequences | None = None
         self.batching = "calls run one by one"
@@ -140,7 +132,7 @@ class ServedModel:
         Raises:
             Error: A name, a type, a shape or a parameter does not fit; or as `Sequences.step` and a call of the model.
         """
-        begun = time.perf_counter_ns()
+        begun = self.statistics.begin()
         try:
             call = call_of(request.parameters)
             wanted = self._wanted(request)
@@ -206,7 +198,16 @@ class ServedModel:
     async def _call(self, feed: dict[str, np.ndarray], call: Call) -> dict[str, np.ndarray]:
         """The outputs of a call of the model."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self.model, feed)
+        return await loop.run_in_executor(self._executor, self._timed_call, feed, time.perf_counter_ns())
+
+    def _timed_call(self, inputs: dict[str, np.ndarray], posted: int) -> dict[str, np.ndarray]:
+        """Call the model, and count how long it waited and took."""
+        begun = time.perf_counter_ns()
+        try:
+            return self.model(inputs)
+        finally:
+            self.statistics.call_queue.add(begun - posted)
+            self.statistics.call_compute.add(time.perf_counter_ns() - begun)
 
     # ------------------------------------------------------------------------------------------ what it is
     def metadata(self, versions: list[str]) -> dict[str, Any]:
@@ -256,16 +257,36 @@ class ServedModel:
             }
         return config
 
-    def batch_counts(self) -> BatchCounts:
-        """What the model has computed so far."""
-        if self.sequences is None:
-            return BatchCounts(self.statistics.succeeded, 0.0, self.statistics.success_ns * 1e-9)
-        every = [batcher.stats() for batcher in self.sequences.batchers]
-        return BatchCounts(
-            sum(stats["batches"] for stats in every),
-            sum(stats["queue_seconds"]["sum"] for stats in every),
-            sum(stats["compute_seconds"]["sum"] for stats in every),
-        )
+    def batch_counts(self) -> dict[str, dict[str, Any]]:
+        """The histograms `batch_sizes`, `queue_seconds` and `compute_seconds` of what was computed so far."""
+        batchers = [] if self.sequences is None else self.sequences.batchers
+        return with_calls([batcher.stats() for batcher in batchers], self.statistics)
+
+    def held(self) -> int:
+        """The bytes of plans and work memory, looked up at most every few seconds."""
+        now = time.monotonic()
+        if now - self._held[0] > HELD_SECONDS:
+            self._held = now, self.model.memory() or 0
+        return self._held[1]
+
+    def numbers(self) -> dict[str, Any]:
+        """What the server's metrics and its page show of the model, as plain data."""
+        numbers = self.statistics.numbers() | self.batch_counts()
+        live = self.sequences
+        numbers["sequences"] |= {
+            "live": 0 if live is None else len(live),
+            "idle": 0 if live is None else live.idle(IDLE_SECONDS),
+            "most": 0 if live is None else self.settings.max_sequences,
+        }
+        return numbers | {
+            "name": self.name,
+            "version": self.version,
+            "weights": self.model.weights or "float32",
+            "batching": self.batching,
+            "why_no_sequences": self.why_no_sequences,
+            "memory": self.held(),
+            "plans": self.model.planned.plans.count,
+        }
 
     # ------------------------------------------------------------------------------------------ life
     def warm(self) -> None:

@@ -29,6 +29,7 @@ class Service:
         settings: The Settings.
         served: {name: {version: ServedModel}} of the loaded models, the newest version last.
         failures: {name: why} of models that could not be loaded.
+        errors: {reason: answers} that told a client of an error, of any path and protocol.
         started: When the service was made, in seconds since 1970.
         draining: Whether it is ending.
     """
@@ -38,6 +39,7 @@ class Service:
         self._repository = Repository(list(settings.sources), settings.model)
         self.served: dict[str, dict[str, ServedModel]] = {}
         self.failures: dict[str, str] = {}
+        self.errors: dict[str, int] = {}
         self.started, self.draining, self._warmed = time.time(), False, False
         self._loading = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
@@ -224,24 +226,24 @@ class Service:
 def model_statistics(model: ServedModel) -> dict[str, Any]:
     """The statistics of one model as Triton has them; times are nanoseconds."""
     counts, batches = model.statistics, model.batch_counts()
+    n, failed = counts.durations.numbers()["count"], sum(counts.failed.values())
 
     def part(count: int, ns: float) -> dict[str, int]:
         return {"count": count, "ns": round(ns)}
 
-    done = counts.succeeded
     return {
         "name": model.name,
         "version": model.version,
         "last_inference": counts.last,
-        "inference_count": done,
-        "execution_count": batches.count,
+        "inference_count": n,
+        "execution_count": batches["batch_sizes"]["count"],
         "inference_stats": {
-            "success": part(done, counts.success_ns),
-            "fail": part(sum(counts.failed.values()), counts.failure_ns),
-            "queue": part(done, batches.queue_seconds * 1e9),
-            "compute_input": part(done, 0),
-            "compute_infer": part(done, batches.compute_seconds * 1e9),
-            "compute_output": part(done, 0),
+            "success": part(n, counts.durations.ns),
+            "fail": part(failed, counts.failure_ns),
+            "queue": part(n, batches["queue_seconds"]["sum"] * 1e9),
+            "compute_input": part(n, 0),
+            "compute_infer": part(n, batches["compute_seconds"]["sum"] * 1e9),
+            "compute_output": part(n, 0),
             "cache_hit": part(0, 0),
             "cache_miss": part(0, 0),
         },

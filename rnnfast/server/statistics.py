@@ -4,41 +4,110 @@ from __future__ import annotations
 
 import bisect
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from rnnfast.server.faults import status_of
+from rnnfast.serving.worker import SIZES, TIMES
 
 # Seconds: the upper bounds of the histogram of whole requests.
-SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS = (
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
+)  # fmt: skip
+
+
+class Durations:
+    """How long something took, counted by upper bounds; `counts` has one more entry for what took longer."""
+
+    __slots__ = ("bounds", "counts", "ns")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds, self.counts, self.ns = bounds, [0] * (len(bounds) + 1), 0
+
+    def add(self, ns: int) -> None:
+        """Count some nanoseconds."""
+        self.counts[bisect.bisect_left(self.bounds, ns * 1e-9)] += 1
+        self.ns += ns
+
+    def numbers(self) -> dict[str, Any]:
+        """A histogram as `Batcher.stats` has them."""
+        counts = list(self.counts)
+        return {"bounds": list(self.bounds), "counts": counts, "sum": self.ns * 1e-9, "count": sum(counts)}
 
 
 class Statistics:
     """Counts of one model.
 
     Attributes:
-        succeeded: Requests that were answered.
+        begun: Requests that came; those that are neither answered nor failed are in progress.
         failed: {reason: requests} that were refused or failed.
-        success_ns, failure_ns: Nanoseconds of those requests together.
-        durations: Answered requests by `SECONDS`, with one more entry for longer ones.
+        failure_ns: Nanoseconds of those requests together.
+        durations: The Durations of answered requests.
         last: Milliseconds since 1970 of the last answer, 0 if there was none.
-        opened, ended, idled, dropped: Sequences that began, that their clients ended, that were closed without
-            requests, and that were closed as their connection broke or their model was unloaded.
+        opened, resumed: Sequences that began, and those of a server before that went on.
+        ended, idled, dropped, replaced: Sequences that their clients ended, that were closed without requests, that
+            were closed as their connection broke or their model was unloaded, and that began anew while they were
+            live. Of those that were opened or resumed the others are live.
+        call_queue, call_compute: The Durations of calls without a sequence: until they ran, and while they ran. The
+            thread that runs them writes these.
     """
 
     def __init__(self) -> None:
-        self.succeeded, self.failed, self.success_ns, self.failure_ns = 0, dict[str, int](), 0, 0
-        self.durations, self.last = [0] * (len(SECONDS) + 1), 0
-        self.opened = self.ended = self.idled = self.dropped = 0
+        self.begun, self.failed, self.failure_ns, self.last = 0, dict[str, int](), 0, 0
+        self.durations = Durations(SECONDS)
+        self.opened = self.resumed = self.ended = self.idled = self.dropped = self.replaced = 0
+        self.call_queue, self.call_compute = Durations(TIMES), Durations(TIMES)
+
+    def begin(self) -> int:
+        """Count a request that came; return what `success` or `failure` takes."""
+        self.begun += 1
+        return time.perf_counter_ns()
 
     def success(self, begun: int) -> None:
-        """Count a request that is answered; `begun` is its `time.perf_counter_ns`."""
-        took = time.perf_counter_ns() - begun
-        self.succeeded += 1
-        self.success_ns += took
-        self.durations[bisect.bisect_left(SECONDS, took * 1e-9)] += 1
+        """Count a request that is answered; `begun` is what `begin` returned."""
+        self.durations.add(time.perf_counter_ns() - begun)
         self.last = time.time_ns() // 1_000_000
 
     def failure(self, begun: int, error: BaseException) -> None:
         """Count a request that failed."""
-        reason = "cancelled" if not isinstance(error, Exception) else status_of(error).reason
-        self.failed[reason] = self.failed.get(reason, 0) + 1
+        count_reason(self.failed, error)
         self.failure_ns += time.perf_counter_ns() - begun
+
+    def numbers(self) -> dict[str, Any]:
+        """The counts as plain data: of requests, and of how sequences began and ended."""
+        seconds, failed = self.durations.numbers(), dict(self.failed)
+        return {
+            "done": seconds["count"] + sum(failed.values()),
+            "in_progress": self.begun - seconds["count"] - sum(failed.values()),
+            "failed": failed,
+            "failure_seconds": self.failure_ns * 1e-9,
+            "last": self.last,
+            "seconds": seconds,
+            "sequences": {
+                name: getattr(self, name) for name in ("opened", "resumed", "ended", "idled", "dropped", "replaced")
+            },
+        }
+
+
+def count_reason(counts: dict[str, int], error: BaseException) -> None:
+    """Count an error in {reason: number}."""
+    reason = status_of(error).reason
+    counts[reason] = counts.get(reason, 0) + 1
+
+
+def with_calls(batchers: list[dict[str, dict[str, Any]]], statistics: Statistics) -> dict[str, dict[str, Any]]:
+    """Histograms of Batchers with the calls that ran beside them, each of which is a batch of one."""
+    queue, compute = statistics.call_queue.numbers(), statistics.call_compute.numbers()
+    n = compute["count"]
+    sizes = {"bounds": list(SIZES), "counts": [n] + [0] * len(SIZES), "sum": float(n), "count": n}
+    total = {"batch_sizes": sizes, "queue_seconds": queue, "compute_seconds": compute}
+    for batches in batchers:
+        total = {name: added(value, batches[name]) for name, value in total.items()}
+    return total
+
+
+def added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """The sum of two histograms with the same bounds."""
+    assert a["bounds"] == b["bounds"]
+    counts = [x + y for x, y in zip(a["counts"], b["counts"])]
+    return {"bounds": a["bounds"], "counts": counts, "sum": a["sum"] + b["sum"], "count": a["count"] + b["count"]}
