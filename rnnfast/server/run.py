@@ -12,6 +12,7 @@ from collections.abc import Callable
 import uvicorn
 import uvloop
 
+from rnnfast.server.grpc import GrpcFront
 from rnnfast.server.http import HttpApplication
 from rnnfast.server.service import Service
 from rnnfast.server.settings import Settings
@@ -31,14 +32,16 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
         Error: A model cannot be loaded.
         OSError: An address is taken.
     """
-    uvloop.run(serve(settings, tell))
+    uvloop.run(serve(Service(settings), tell))
 
 
-async def serve(settings: Settings, tell: Callable[[str], None]) -> None:
-    """As `run`, in a running event loop."""
-    service = Service(settings)
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def serve(service: Service, tell: Callable[[str], None], ended: asyncio.Event | None = None) -> None:
+    """As `run`, in a running event loop, for a service that was not started; with `ended` until that is set."""
+    settings, loop = service.settings, asyncio.get_running_loop()
+    if ended is None:
+        ended = asyncio.Event()
+        for number in signal.SIGINT, signal.SIGTERM:
+            loop.add_signal_handler(number, ended.set)
     listener = socket.create_server((settings.host, settings.http_port), backlog=2048)
     http = uvicorn.Server(
         uvicorn.Config(
@@ -55,18 +58,34 @@ async def serve(settings: Settings, tell: Callable[[str], None]) -> None:
         )
     )
     http.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    grpc = _grpc_front(service)
     serving = asyncio.create_task(http._serve([listener]))
-    for number in signal.SIGINT, signal.SIGTERM:
-        loop.add_signal_handler(number, ended.set)
     try:
         await service.start()
         gc.freeze()  # Loaded models stay; collections that visit them take milliseconds, while requests wait.
         host, port = listener.getsockname()[:2]
         tell(f"listening on http://{host}:{port}")
+        if grpc is not None:
+            await grpc.start()
+            tell(f"listening on grpc://{host}:{grpc.port}")
         await ended.wait()
         service.begin_draining()
+        if grpc is not None:
+            await grpc.tell_ready()
         await service.drained(time.monotonic() + settings.drain)
     finally:
+        if grpc is not None:
+            await grpc.stop(END_SECONDS)
         http.should_exit = True
         await serving
         await service.stop()
+
+
+def _grpc_front(service: Service) -> GrpcFront | None:
+    """The gRPC front, which has its port but does not answer yet; None if the settings want none."""
+    settings = service.settings
+    if settings.grpc_port is None:
+        return None
+    front = GrpcFront(service)
+    front.listen(settings.host, settings.grpc_port)
+    return front

@@ -100,10 +100,12 @@ class Sequence:
         requests: The number of its requests that were answered.
         lock: Held by the request that runs.
         waiting: The number of requests that wait for the lock or hold it.
+        owner: The connection with which it ends; None if it may outlive its connection.
     """
 
     __slots__ = (
-        "id", "begun", "streams", "stream", "state", "fixed", "since", "used", "requests", "lock", "waiting"
+        "id", "begun", "streams", "stream", "state", "fixed", "since", "used", "requests", "lock", "waiting",
+        "owner",
     )  # fmt: skip
 
     def __init__(self, id: int | str) -> None:
@@ -112,6 +114,7 @@ class Sequence:
         self.state: Arrays | None = None
         self.since = self.used = time.monotonic()
         self.requests, self.lock, self.waiting = 0, asyncio.Lock(), 0
+        self.owner: object = None
 
     def free_stream(self) -> None:
         """Give the stream back, if there is one."""
@@ -238,7 +241,7 @@ class Sequences:
             self._closed.pop(sequence.id, None)
             self._statistics.opened += 1
             self._statistics.replaced += sequence.begun
-            sequence.begun, sequence.since, sequence.requests = True, sequence.used, 0
+            sequence.begun, sequence.since, sequence.requests, sequence.owner = True, sequence.used, 0, None
         sequence.requests += 1
         if call.end:
             self._end(sequence, "was ended by its client")
@@ -359,10 +362,19 @@ class Sequences:
                 self._end(sequence, f"was closed after {self._idle:g} s without a request")
                 self._statistics.idled += 1
 
-    def drop(self, id: int | str, why: str) -> None:
-        """Close a sequence whose client or model is gone, if it is live and no request of it runs."""
+    def own(self, id: int | str, owner: object) -> None:
+        """Let a live sequence end with a connection, whose `owner` is any object, unless it begins anew elsewhere."""
         sequence = self._live.get(id)
-        if sequence is not None and not sequence.waiting:
+        if sequence is not None:
+            sequence.owner = owner
+
+    def drop(self, id: int | str, why: str, owner: object = None) -> None:
+        """Close a sequence whose client or model is gone, if it is live and no request of it runs.
+
+        With `owner` only if the sequence still ends with that connection.
+        """
+        sequence = self._live.get(id)
+        if sequence is not None and not sequence.waiting and (owner is None or sequence.owner is owner):
             self._end(sequence, why)
             self._statistics.dropped += 1
 
