@@ -42,6 +42,9 @@ cdef extern from *:
 
 cdef enum:
     N_COUNTS = 6
+    KEPT = 3                    # The next so many batches wait for a stream that is opened or sends a frame.
+
+cdef Py_ssize_t NEVER = -KEPT, GONE = -KEPT - 1     # for `seen` of a stream: before all batches, and closed
 
 # What a RequestQueue counts.
 COUNTS = ("frames", "cancelled", "expired", "failed", "overloaded", "idle")
@@ -139,10 +142,11 @@ cdef class OpenStream:
     cdef readonly double due
     cdef public Py_ssize_t frames
     cdef double came            # when its last frame came, in seconds of the monotonic clock
+    cdef Py_ssize_t seen        # how many batches there had been when it was opened or its last frame was sorted
     cdef str why
 
     def __init__(self, id):
-        self.id, self.came = id, monotonic()
+        self.id, self.came, self.seen = id, monotonic(), NEVER
         self.frames, self.waiting, self.due, self.why = 0, collections.deque(), INFINITY, None
 
     @property
@@ -203,6 +207,8 @@ cdef class RequestQueue:
     cdef object wake                    # a SimpleQueue with an item for each call of `_wake_up` since the last sleep
     cdef readonly Lock computing                 # held while a batch is taken, run, and counted
     cdef list inbox
+    cdef Py_ssize_t batches             # how many were taken
+    cdef Py_ssize_t[KEPT] active        # how many active streams there are, by their `seen` modulo KEPT
     cdef dict ready                     # OpenStream -> None: the streams with a waiting frame, in the order of these
     cdef Py_ssize_t held                # the number of requests that have left the inbox and are in no batch yet
     cdef Py_ssize_t limit               # the most requests that may wait
@@ -213,7 +219,7 @@ cdef class RequestQueue:
 
     def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
-        self._streams, self._sequences = {}, collections.deque()
+        self._streams, self._sequences, self.batches = {}, collections.deque(), 0
         self.computing = Lock(self.label, "batcher", True, True)
         self._empty()
 
@@ -281,9 +287,41 @@ cdef class RequestQueue:
         if self._streams.pop(open_stream.id, None) is None:
             return False            # Another thread was first.
         open_stream.closed = why
+        self.forget(open_stream)
         self._pool._slots.take_back([open_stream.id])
         self._wake_up()
         return True
+
+    def add(self, OpenStream open_stream):
+        """Enter a stream that was opened."""
+        self._streams[open_stream.id] = open_stream
+        self.see(open_stream)
+
+    cdef int see(self, OpenStream open_stream) except -1:
+        """Note that a stream is active, unless it was closed."""
+        with cython.critical_section(self):
+            if open_stream.seen != self.batches and open_stream.seen != GONE:
+                if open_stream.seen > self.batches - KEPT:
+                    self.active[open_stream.seen % KEPT] -= 1
+                open_stream.seen = self.batches
+                self.active[self.batches % KEPT] += 1
+        return 0
+
+    cdef int forget(self, OpenStream open_stream) except -1:
+        """Note that a stream was closed."""
+        with cython.critical_section(self):
+            if open_stream.seen > self.batches - KEPT:
+                self.active[open_stream.seen % KEPT] -= 1
+            open_stream.seen = GONE
+        return 0
+
+    def _active_streams(self):
+        """Return how many streams were opened, or had a frame, since the last batch but two began."""
+        cdef Py_ssize_t i, n = 0
+        with cython.critical_section(self):
+            for i in range(KEPT):
+                n += self.active[i]
+        return n
 
     def take_back(self, list opened):
         """Close those of these streams that are open. No signal parts this."""
@@ -388,6 +426,7 @@ cdef class RequestQueue:
             if request.open_stream is None:
                 self._sequences.append(request)
             else:
+                self.see(request.open_stream)
                 request.open_stream.waiting.append(request)
                 request.open_stream.due = min(request.open_stream.due, request.due)
                 self.ready[request.open_stream] = None
@@ -453,6 +492,10 @@ cdef class RequestQueue:
                 self._hold(-1)
                 if batch and batch[len(batch) - 1] is request:
                     break
+        if batch:
+            with cython.critical_section(self):
+                self.batches += 1
+                self.active[self.batches % KEPT] = 0    # of those that are active no more
         for open_stream in seen:
             del self.ready[open_stream]
             open_stream.due = INFINITY

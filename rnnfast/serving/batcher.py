@@ -1,7 +1,8 @@
 """The front of a service: frames of many live streams, or whole sequences, join batches that a thread of its own runs.
 
-Frames wait until as many are there as a batch takes, until each open stream has one, or for `max_wait` seconds. A batch
-holds the next frame of each stream, so that a stream's frames stay in order. A step of the pool that raises changes no
+Frames wait until as many are there as a batch takes, until each active stream has one, or for `max_wait` seconds. Active
+is a stream that was opened or sent a frame since the last batch but two began. A batch holds the next frame of each
+stream, so that a stream's frames stay in order. A step of the pool that raises changes no
 state: then the batch is run again in halves, down to the stream that is to blame.
 """
 
@@ -47,8 +48,9 @@ class Batcher:
             whole sequences only: frame by frame where all of it runs forwards, else padded, with their lengths, to
             sequences of similar length.
         max_batch: The most frames in a batch.
-        max_wait: The most seconds that a frame waits for others while the thread is free. A frame whose timeout is no
-            longer does not wait for others.
+        max_wait: The most seconds that a frame waits for others while the thread is free. It waits for those of streams
+            that are active: the next three batches wait for a stream that was opened or sent a frame. A frame whose
+            timeout is no longer than `max_wait` does not wait for others.
         max_queue: The most frames that may wait; by default 8 batches, or 2 frames of each stream if that is more.
         idle: Seconds after which a stream without frames is closed; None for never.
 

@@ -135,7 +135,8 @@ class Worker(RequestQueue):
         """Open a stream and append its id to `opened`, which its caller gives to `take_back` where this raises."""
         self._check_open()
         self._pool.open_into(opened, state, fixed)
-        self._streams[opened[0]] = open_stream = OpenStream(opened[0])
+        open_stream = OpenStream(opened[0])
+        self.add(open_stream)
         if self._draining:
             self.end(open_stream, "was closed")
             self._check_open()
@@ -174,8 +175,8 @@ class Worker(RequestQueue):
             self.end(open_stream, "was closed")
 
     def _full(self):
-        """The number of waiting frames that make a batch."""
-        return max(min(self._max_batch, len(self._streams)), 1)
+        """The number of waiting frames that make a batch: no stream without one is worth waiting for."""
+        return max(min(self._max_batch, self._active_streams()), 1)
 
     def _to_wait(self):
         """Seconds until a batch is to run; None if that depends on a frame that has not come yet."""
