@@ -15,7 +15,7 @@ from asyncio import get_running_loop
 from concurrent.futures import _base
 from time import monotonic
 
-from rnnfast.errors import ClosedError, DeadlineError, InputError, Overloaded
+from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, Overloaded
 
 from rnnfast.native._arrays cimport is_like
 from rnnfast.native._locks cimport Lock
@@ -135,12 +135,14 @@ cdef class OpenStream:
         id: The id of the stream in the pool.
         waiting: The deque of its Requests that no batch has taken.
         due: When its first waiting frame is to run; infinity if none waits.
-        frames: How many frames its state has taken.
+        frames: How many frames its state has taken since it began.
+        lost: Whether a frame with which it was to begin was not taken; the thread's.
     """
     cdef readonly object id
     cdef readonly object waiting
     cdef readonly double due
     cdef public Py_ssize_t frames
+    cdef public bint lost
     cdef double came            # when its last frame came, in seconds of the monotonic clock
     cdef Py_ssize_t seen        # how many batches there had been when it was opened or its last frame was sorted
     cdef str why
@@ -177,6 +179,7 @@ cdef class Request:
     Attributes:
         open_stream: The OpenStream of a frame; None for a sequence.
         value: The validated frame or sequence.
+        start: The tuple of the state with which the stream begins anew (None: zeros), or None where it goes on.
         future, loop: The caller's Future, and its event loop; None for a Future of threads.
         arrived: When the request came, in seconds of the monotonic clock.
         due: When it is to run at the latest, with whatever else is there.
@@ -185,9 +188,12 @@ cdef class Request:
     cdef readonly OpenStream open_stream
     cdef readonly object value, future, loop
     cdef readonly double arrived, due, deadline
+    cdef readonly tuple start
 
-    def __cinit__(self, OpenStream open_stream, value, future, loop, double arrived, double due, double deadline):
+    def __cinit__(self, OpenStream open_stream, value, future, loop, double arrived, double due, double deadline,
+                  tuple start=None):
         self.open_stream, self.value, self.future, self.loop = open_stream, value, future, loop
+        self.start = start
         self.arrived, self.due, self.deadline = arrived, due, deadline
 
     def begin(self):
@@ -332,18 +338,26 @@ cdef class RequestQueue:
         if opened:
             self._pool._slots.take_back(opened)
 
-    def step(self, stream, frame, timeout=None):
+    def step(self, stream, frame, timeout=None, begin=False):
         """See `Batcher.step`."""
         loop = self._running_loop("step", "submit")
         future = loop.create_future()
-        self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout)
+        self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout, self.start(begin))
         return future
 
-    def submit(self, stream, frame, timeout=None):
+    def submit(self, stream, frame, timeout=None, begin=False):
         """See `Batcher.submit`."""
         future = new_future()
-        self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout)
+        self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout, self.start(begin))
         return future
+
+    cdef tuple start(self, begin):
+        """Return the `start` of a Request from what the caller gave."""
+        if begin is False:
+            return None
+        if begin is None:
+            raise InputTypeError(f"{self.label}: begin is None, expected True, False or a state")
+        return (None if begin is True else self._pool.validate_state(begin),)
 
     cdef validated(self, stream, frame):
         if is_like(frame, self._pool.frame_pattern):
@@ -375,7 +389,7 @@ cdef class RequestQueue:
             raise ClosedError(f"{self.label}: stream {stream!r} is not open{self._pool.why_no_streams}")
         return open_stream
 
-    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout):
+    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout, tuple start=None):
         cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
@@ -385,7 +399,7 @@ cdef class RequestQueue:
         cdef bint wakes = False
         cdef Py_ssize_t waiting
         self._check_open()
-        request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline)
+        request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline, start)
         with cython.critical_section(self):
             waiting = len(self.inbox) + self.held
             if waiting < self.limit:
@@ -488,6 +502,8 @@ cdef class RequestQueue:
                 request = open_stream.waiting[0]
                 if not self._is_over(request, now, outcomes) and (request.loop is not None or request.begin()):
                     batch.append(request)
+                elif request.start is not None:
+                    open_stream.lost = True
                 open_stream.waiting.popleft()
                 self._hold(-1)
                 if batch and batch[len(batch) - 1] is request:
@@ -508,8 +524,11 @@ cdef class RequestQueue:
         """Step the pool with these requests' frames and count them; return their results."""
         cdef Request request
         ids = [request.open_stream.id for request in requests]
-        results = self._pool.step_validated(ids, [request.value for request in requests])
+        starts = {i: request.start[0] for i, request in enumerate(requests) if request.start is not None}
+        results = self._pool.step_validated(ids, [request.value for request in requests], starts)
         for request in requests:
+            if request.start is not None:
+                request.open_stream.frames, request.open_stream.lost = 0, False
             request.open_stream.frames += 1
         return results
 
@@ -546,6 +565,11 @@ cdef class RequestQueue:
             self._count("cancelled")
         elif request.open_stream is not None and request.open_stream.why_closed() is not None:
             outcomes.append((request, None, self._closed(request.open_stream)))
+        elif request.open_stream is not None and request.open_stream.lost and request.start is None:
+            self._count("failed")
+            outcomes.append((request, None, InputError(
+                f"{self.label}: stream {request.open_stream.id} was to begin anew, with a frame that was not taken: "
+                "nor was this one, and the state is as it was; begin with the next one")))
         elif now > request.deadline:
             self._count("expired")
             of = "a sequence" if request.open_stream is None else f"a frame of stream {request.open_stream.id}"

@@ -1,8 +1,8 @@
 """The front of a service: frames of many live streams, or whole sequences, join batches that a thread of its own runs.
 
-Frames wait until as many are there as a batch takes, until each active stream has one, or for `max_wait` seconds. Active
-is a stream that was opened or sent a frame since the last batch but two began. A batch holds the next frame of each
-stream, so that a stream's frames stay in order. A step of the pool that raises changes no
+Frames wait until as many are there as a batch takes, until each active stream has one, or for `max_wait` seconds.
+Active is a stream that was opened or sent a frame since the last batch but two began. A batch holds the next frame of
+each stream, so that a stream's frames stay in order. A step of the pool that raises changes no
 state: then the batch is run again in halves, down to the stream that is to blame.
 """
 
@@ -139,7 +139,7 @@ class Batcher:
         return self._worker._pool.state(stream)
 
     def frames(self, stream: int) -> int:
-        """Return how many frames a stream's state has taken, which tells what became of a cancelled frame.
+        """Return how many frames a stream's state has taken since it began: whether a cancelled one is among them.
 
         It waits for the batch that runs, if there is one, because that may have taken the frame.
 
@@ -149,7 +149,9 @@ class Batcher:
         return self._worker.frames(stream)
 
     # ------------------------------------------------------------------------------------------ frames
-    def step(self, stream: int, frame: Any = None, timeout: float | None = None, **inputs: ArrayLike) -> Awaitable[Any]:
+    def step(
+        self, stream: int, frame: Any = None, timeout: float | None = None, begin: Any = False, **inputs: ArrayLike
+    ) -> Awaitable[Any]:
         """Take a frame, from asyncio.
 
         A frame that is cancelled or fails before a batch takes it leaves its stream as it was; `frames` tells.
@@ -159,6 +161,9 @@ class Batcher:
             frame: The frame, in the form that a stream's `step` takes it: of a model with the batch axis of size 1, of
                 a layer without. A first axis of size 1 may be left out, or be one too many.
             timeout: Seconds after which a frame that no batch has taken fails; None waits as long as it takes.
+            begin: Whether the stream begins anew with this frame: True for zeros, or the state to begin with, as for
+                the pool's `open`. Frames that were sent before run before, with the old state. If this frame is
+                cancelled or fails, the state stays as it was, and later frames are refused until one of them begins.
             **inputs: The frame, by keyword.
 
         Returns:
@@ -167,21 +172,22 @@ class Batcher:
         Raises:
             Overloaded: Too many frames wait already.
             ClosedError: The stream or the batcher is closed.
-            InputError: The frame does not fit, or no event loop runs.
+            InputError: The frame or the state does not fit, or no event loop runs; (when awaited) the frame with which
+                the stream was to begin failed.
             DeadlineError: (when awaited) The timeout passed.
         """
         frame = merge_inputs("Batcher", frame, inputs) if inputs else frame
-        return self._worker.step(stream, frame, timeout)
+        return self._worker.step(stream, frame, timeout, begin)
 
     def submit(
-        self, stream: int, frame: Any = None, timeout: float | None = None, **inputs: ArrayLike
+        self, stream: int, frame: Any = None, timeout: float | None = None, begin: Any = False, **inputs: ArrayLike
     ) -> concurrent.futures.Future[Any]:
         """Take a frame, from any thread: like `step`, but returns a concurrent.futures.Future.
 
         The Future's callbacks run in the batcher's thread; they must not wait for another result.
         """
         frame = merge_inputs("Batcher", frame, inputs) if inputs else frame
-        return self._worker.submit(stream, frame, timeout)
+        return self._worker.submit(stream, frame, timeout, begin)
 
     # ------------------------------------------------------------------------------------------ sequences
     def run(self, sequence: ArrayLike, timeout: float | None = None) -> Awaitable[Any]:

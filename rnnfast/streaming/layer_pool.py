@@ -70,6 +70,9 @@ class LayerPool(Pool):
         states = [part.signature.as_call(part.table.get(slot)) for part in self._states]
         return tuple(states) if self._is_sequential else states[0]
 
+    def _tables(self, slot):
+        return [part.table for part in self._states]
+
     def _single_input(self, slots):
         return "x"
 

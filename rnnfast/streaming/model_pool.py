@@ -112,10 +112,19 @@ class ModelPool(Pool):
         self._group_of_slot[slot] = index
         self._restart(slot)
 
+    def _check_initial(self, slot, state):
+        group = self._group(slot)
+        others = (states for other, states in self._given_states(group).items() if other != slot)
+        group.check_states(state, next(others, None))
+
     def _restart(self, slot):
         group = self._group(slot)
         if group.table is not None:
             group.load(slot, self._initial_states.get(slot))
+
+    def _tables(self, slot):
+        table = self._group(slot).table
+        return [] if table is None else [table]
 
     def _state(self, slot):
         group = self._group(slot)

@@ -12,7 +12,7 @@ from rnnfast.named_values import merge_inputs
 from rnnfast.native._arrays import is_like
 from rnnfast.native._locks import Lock
 from rnnfast.nn.checks import as_array, check_lengths
-from rnnfast.streaming._pools import Slots
+from rnnfast.streaming._pools import Slots, commit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -69,7 +69,7 @@ class Pool:
             raise InputError(f"{label}: max_streams is {max_streams!r}, expected an int of 1 to {MAX_STREAMS}")
         self.max_streams, self.label = max_streams, label
         self._slots, self._lock = Slots(max_streams, label), Lock(label, "pool", True)
-        # slot -> the states that its stream was opened with, where they are not zeros
+        # slot -> the states that its stream began with, where they are not zeros
         self._initial_states: dict[int, Any] = {}
         self._running: NDArray[np.intp] | None = None  # the slots of the step or run that began last
         self._forked: set[int] = set()  # those of a call that the parent of this process was in
@@ -91,6 +91,13 @@ class Pool:
 
     def _state(self, slot):
         """A copy of the state of the stream in a slot."""
+        raise NotImplementedError
+
+    def _check_initial(self, slot, state):
+        """Raise InputError where a validated state does not fit the stream in a slot."""
+
+    def _tables(self, slot):
+        """The StateTables that have states of the stream in a slot; none before its first step settles the shapes."""
         raise NotImplementedError
 
     def _single_input(self, slots):
@@ -335,10 +342,56 @@ class Pool:
             )
         return x
 
+    def validate_state(self, state: Any) -> Any:
+        """Check a state as `open` takes it, and convert it for `step_validated`."""
+        return self._validate_opening(state, {})[0]
+
     @raises_limit_error
-    def step_validated(self, streams: Any, frames: list[Any]) -> list[Any]:
-        """Take one frame of each of these streams, as `validate` returned them; return the list of their results."""
-        return self._lock.call(self._step_ids_validated, self._slots.as_ids(streams), frames)
+    def step_validated(self, streams: Any, frames: list[Any], starts: dict[int, Any] | None = None) -> list[Any]:
+        """Take one frame of each of these streams, as `validate` returned them; return the list of their results.
+
+        Args:
+            streams: The ids [n].
+            frames: The frames, n of them.
+            starts: {index among the streams: state} of those that begin anew with this frame, as `validate_state`
+                returned it; None begins with zeros. `reset` gives them this state later.
+        """
+        ids = self._slots.as_ids(streams)
+        if starts:
+            return self._lock.call(self._start, ids, frames, starts)
+        return self._lock.call(self._step_ids_validated, ids, frames)
+
+    def _start(self, ids, frames, starts):
+        """Give some of the streams other states, and take a frame of each; if that fails, they have the old ones."""
+        self._tidy()
+        slots, before = self._slots.find(ids).tolist(), []
+        try:
+            for i, state in starts.items():
+                slot = slots[i]
+                states = [(table, table.get(slot)) for table in self._tables(slot)]
+                before.append((slot, self._initial_states.get(slot), states, slot in self._forked))
+                if state is not None:
+                    self._check_initial(slot, state)
+                self._set_initial(slot, state)
+                self._restart(slot)
+                self._forked.discard(slot)
+            return self._step_ids_validated(ids, frames)
+        except BaseException:
+            for slot, initial, states, forked in before:
+                self._set_initial(slot, initial)
+                for table, values in states:
+                    table.load(slot, values)
+                    commit([(table, np.array([slot]))])
+                if forked:
+                    self._forked.add(slot)
+            raise
+
+    def _set_initial(self, slot, state):
+        """Note the state that a stream begins with; None is zeros."""
+        if state is None:
+            self._initial_states.pop(slot, None)
+        else:
+            self._initial_states[slot] = state
 
     def _step_ids_validated(self, ids, frames):
         self._running = slots = self._find(ids)

@@ -332,12 +332,12 @@ def test_frames_that_fail(monkeypatch):
     pool = layer().pool(3)
     step, entered, go = pool.step_validated, threading.Event(), threading.Event()
 
-    def failing(ids, values):
+    def failing(ids, values, starts):
         entered.set()
         assert go.wait(20)
         if any(value[0] == 7 for value in values):
             raise ValueError("seven")
-        return step(ids, values)
+        return step(ids, values, starts)
 
     monkeypatch.setattr(pool, "step_validated", failing)
     batcher = rnnfast.Batcher(pool, max_wait=0)
