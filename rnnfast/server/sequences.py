@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import InputError, LimitError, Overloaded
+from rnnfast.errors import InputError, LimitError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 
 if TYPE_CHECKING:
@@ -233,10 +233,11 @@ class Sequences:
             self._check_followers(sequence, fixed, state)
             fixed = sequence.fixed
         streams = self._streams(frame)
-        if streams is None:
-            results, after = await self._run_call(sequence, call, frame, fixed, state)
-        else:
-            results, after = await self._run_frame(sequence, streams, call, frame, fixed, state, wants_state)
+        ran = None
+        if streams is not None:
+            ran = await self._run_frame(sequence, streams, call, frame, fixed, state, wants_state)
+        if ran is None:
+            ran = await self._run_call(sequence, call, frame, fixed, state)
         if call.start:
             self._closed.pop(sequence.id, None)
             self._statistics.opened += 1
@@ -246,7 +247,7 @@ class Sequences:
         if call.end:
             self._end(sequence, "was ended by its client")
             self._statistics.ended += 1
-        return results, after
+        return ran
 
     async def _run_frame(
         self,
@@ -257,8 +258,8 @@ class Sequences:
         fixed: Arrays,
         state: Arrays | None,
         wants_state: bool,
-    ) -> tuple[Any, Arrays | None]:
-        """Run a request in a pool."""
+    ) -> tuple[Any, Arrays | None] | None:
+        """Run a request in a pool; None if a pool cannot run frames of such shapes."""
         begin: bool | Arrays = False
         stays = sequence.streams is streams and (not call.start or key_of(fixed) == key_of(sequence.fixed))
         if call.start:
@@ -270,11 +271,13 @@ class Sequences:
         try:
             results = await streams.batcher.step(stream, frame, call.timeout, begin)
             after = await asyncio.to_thread(streams.batcher.state, stream) if wants_state else None
-        except BaseException:
+        except BaseException as e:
             if not stays:
                 streams.give_back(stream, fixed)
             if not streams.proven:
                 self._forget(streams)
+                if isinstance(e, UnsupportedError):
+                    return None
             raise
         streams.proven = True
         if not stays:
@@ -309,12 +312,11 @@ class Sequences:
         return streams
 
     def _forget(self, streams: Streams) -> None:
-        """Close a pool whose shape was never computed, unless requests wait in it."""
-        for key, kept in self._pools.items():
-            if kept is streams and not any(s.waiting for s in self._live.values() if s.streams is streams):
-                del self._pools[key]
-                asyncio.get_running_loop().run_in_executor(None, streams.batcher.drain)
-                return
+        """Close a pool whose shape was never computed, once no request waits in it."""
+        key = next((key for key, kept in self._pools.items() if kept is streams), None)
+        if key is not None and not streams.batcher.stats()["queued"]:
+            del self._pools[key]
+            asyncio.get_running_loop().run_in_executor(None, streams.batcher.drain)
 
     def _check_followers(self, sequence: Sequence, fixed: Arrays, state: Arrays | None) -> None:
         """Raise InputError if a request that follows others brings what only the first one may."""

@@ -123,7 +123,7 @@ def test_a_request_that_fails_leaves_its_sequence_as_it_was():
     async def test(model):
         c, x = Client(model, "a"), frames(0, 4)
         got = [await c.send(x[0], start=True)]
-        for bad in (x[1][:, :5], x[1].astype(np.float64), np.zeros((2, BANDS), np.float32)):
+        for bad in (x[1][:, :5], x[1].astype(np.float64)):
             for flags in ({}, {"end": True}, {"start": True}):
                 with pytest.raises((InputError, InputTypeError), match="bands"):
                     await c.send(bad, **flags)
@@ -288,7 +288,7 @@ def test_chunks_of_any_length_have_the_bits_of_the_whole(pools, monkeypatch):
             cuts = [0, *sorted(rng.choice(np.arange(1, 40), 6, replace=False)), 40]
             got = []
             for a, b in zip(cuts, cuts[1:]):
-                parameters = {"sequence_id": i + 1, "sequence_start": a == 0, "sequence_end": b == 40}
+                parameters = {"sequence_id": i + 1, "sequence_start": bool(a == 0), "sequence_end": bool(b == 40)}
                 request = InferRequest("forecast", "", "", {"x": x[:, a:b]}, [], parameters)
                 got.append((await model.infer(request)).outputs["y"])
             zeros = np.zeros((1, 1, 32), np.float32)
@@ -318,5 +318,18 @@ def test_a_follower_of_a_first_request_that_fails_is_refused():
         got = await asyncio.gather(c.send(x[0][:, :5], start=True), c.send(x[1]), return_exceptions=True)
         assert isinstance(got[0], InputError) and isinstance(got[1], UnknownSequenceError)
         assert len(model.sequences) == 0
+
+    serve(test)
+
+
+def test_a_sequence_of_several_rows_runs_as_calls():
+    async def test(model):
+        c, x = Client(model, "a"), np.random.default_rng(0).standard_normal((4, 3, BANDS), dtype=np.float32)
+        got = [await c.send(f, t == 0) for t, f in enumerate(x)]
+        rows = [alone(x[:, i : i + 1]) for i in range(3)]
+        assert all(np.array_equal(g["gains"], np.concatenate(rows)) for g, rows in zip(got, zip(*rows)))
+        with pytest.raises(InputError):
+            await c.send(x[0][:2])
+        assert (await c.send(x[0]))["gains"].shape == (3, BANDS)
 
     serve(test)
