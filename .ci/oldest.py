@@ -32,5 +32,5 @@ if __name__ == "__main__":
         *pyproject["project"]["dependencies"],
         *requirements(pyproject["project"], "test"),
     }
-    oldest = (re.sub(r"\[.*?\]", "", requirement, count=1).replace(">=", "==", 1) for requirement in needed)
-    print("\n".join(sorted(oldest)))  # constraints have no extras
+    # Constraints have no extras.
+    print("\n".join(sorted(re.sub(r"\[.*?\]", "", requirement.replace(">=", "==", 1)) for requirement in needed)))

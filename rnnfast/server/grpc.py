@@ -333,12 +333,12 @@ class Stream:
             response = await model.infer(request)
             parameters = request.parameters
             if parameters and model.sequences is not None:
-                place = model, parameters.get("sequence_id")
+                sequence = parameters.get("sequence_id", 0)
                 if parameters.get("sequence_end"):
-                    self._began.pop(place, None)
+                    self._began.pop((model, sequence), None)
                 elif parameters.get("sequence_start"):
-                    model.sequences.own(place[1], self)
-                    self._began[place] = None
+                    model.sequences.own(sequence, self)
+                    self._began[model, sequence] = None
             return encode_in_stream(response)
         except Exception as e:
             return encode_error_in_stream(text_of(e), request.id)

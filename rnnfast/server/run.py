@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import signal
 import socket
@@ -16,6 +17,7 @@ from rnnfast.server.grpc import GrpcFront
 from rnnfast.server.http import HttpApplication
 from rnnfast.server.service import Service
 from rnnfast.server.settings import Settings
+from rnnfast.server.websocket import WebSocketProtocol
 
 # Seconds that answers have to reach their clients when the server ends.
 END_SECONDS = 2.0
@@ -48,7 +50,7 @@ async def serve(service: Service, tell: Callable[[str], None], ended: asyncio.Ev
             HttpApplication(service),
             http="httptools",
             loop="none",
-            ws="none",
+            ws=functools.partial(WebSocketProtocol, service),  # type: ignore[arg-type]
             lifespan="off",
             log_config=None,
             access_log=settings.access_log,

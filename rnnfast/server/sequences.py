@@ -24,6 +24,8 @@ from rnnfast.errors import InputError, LimitError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rnnfast.server.requests import Call
     from rnnfast.server.statistics import Statistics
     from rnnfast.serving.batcher import Batcher
@@ -101,11 +103,12 @@ class Sequence:
         lock: Held by the request that runs.
         waiting: The number of requests that wait for the lock or hold it.
         owner: The connection with which it ends; None if it may outlive its connection.
+        on_close: Called with the reason when it is closed; None if nobody is told.
     """
 
     __slots__ = (
         "id", "begun", "streams", "stream", "state", "fixed", "since", "used", "requests", "lock", "waiting",
-        "owner",
+        "owner", "on_close",
     )  # fmt: skip
 
     def __init__(self, id: int | str) -> None:
@@ -115,6 +118,7 @@ class Sequence:
         self.since = self.used = time.monotonic()
         self.requests, self.lock, self.waiting = 0, asyncio.Lock(), 0
         self.owner: object = None
+        self.on_close: Callable[[str], None] | None = None
 
     def free_stream(self) -> None:
         """Give the stream back, if there is one."""
@@ -242,7 +246,8 @@ class Sequences:
             self._closed.pop(sequence.id, None)
             self._statistics.opened += 1
             self._statistics.replaced += sequence.begun
-            sequence.begun, sequence.since, sequence.requests, sequence.owner = True, sequence.used, 0, None
+            sequence.begun, sequence.since, sequence.requests = True, sequence.used, 0
+            sequence.owner = sequence.on_close = None
         sequence.requests += 1
         if call.end:
             self._end(sequence, "was ended by its client")
@@ -334,6 +339,8 @@ class Sequences:
         """Forget a live sequence; its next request is told why."""
         del self._live[sequence.id]
         sequence.free_stream()
+        if sequence.on_close is not None:
+            sequence.on_close(why)
         self._closed[sequence.id] = why
         self._closed.move_to_end(sequence.id)
         if len(self._closed) > MAX_CLOSED:
@@ -364,21 +371,29 @@ class Sequences:
                 self._end(sequence, f"was closed after {self._idle:g} s without a request")
                 self._statistics.idled += 1
 
-    def own(self, id: int | str, owner: object) -> None:
-        """Let a live sequence end with a connection, whose `owner` is any object, unless it begins anew elsewhere."""
+    def own(self, id: int | str, owner: object, on_close: Callable[[str], None] | None = None) -> None:
+        """Let a live sequence end with a connection, whose `owner` is any object, unless it begins anew elsewhere.
+
+        `on_close` is called with the reason when it is closed.
+        """
         sequence = self._live.get(id)
         if sequence is not None:
-            sequence.owner = owner
+            sequence.owner, sequence.on_close = owner, on_close
 
-    def drop(self, id: int | str, why: str, owner: object = None) -> None:
+    def drop(self, id: int | str, why: str, by_client: bool = False, owner: object = None) -> None:
         """Close a sequence whose client or model is gone, if it is live and no request of it runs.
 
-        With `owner` only if the sequence still ends with that connection.
+        With `owner` only if the sequence still ends with that connection; `by_client` counts it as ended by its client.
         """
         sequence = self._live.get(id)
         if sequence is not None and not sequence.waiting and (owner is None or sequence.owner is owner):
+            if owner is not None:
+                sequence.on_close = None  # It knows.
             self._end(sequence, why)
-            self._statistics.dropped += 1
+            if by_client:
+                self._statistics.ended += 1
+            else:
+                self._statistics.dropped += 1
 
     def idle(self, seconds: float) -> int:
         """The number of live sequences that had no request for some seconds."""
@@ -398,8 +413,11 @@ class Sequences:
         return list(self._live)
 
     def states(self) -> dict[int | str, tuple[Arrays | None, Arrays]]:
-        """{id: (state, fixed inputs)} of the live sequences; None for a state of zeros. It waits for batches."""
-        return {s.id: (s.copied_state(), s.fixed) for s in self._live.values() if s.begun}
+        """{id: (state, fixed inputs)} of the live sequences; None for a state of zeros. It waits for batches.
+
+        A sequence that is told of its end, because it is a connection, has no other one to go on with.
+        """
+        return {s.id: (s.copied_state(), s.fixed) for s in self._live.values() if s.begun and s.on_close is None}
 
     def restore(self, states: dict[int | str, tuple[Arrays | None, Arrays]]) -> None:
         """Take up the states of another server: their sequences go on with their next request."""

@@ -42,6 +42,7 @@ class ServedModel:
         settings: Its ModelSettings.
         states: {state input: state output}; empty where the model has no states, and then no sequences.
         inputs: The inputs that a request of a sequence gives, or any request of a model without states.
+        fixed_inputs: The names of those inputs that are the same in all requests of a sequence.
         outputs: The outputs that a request gets unless it asks for states too.
         statistics: The counts of its requests.
         sequences: Its live sequences; None where it has no states.
@@ -66,7 +67,7 @@ class ServedModel:
                 datatype_of(v.type.dtype, f"model '{name}': {kind} {v.name!r}")
         self.states, self.why_no_sequences = self._find_states()
         fixed = self._fixed_inputs()
-        self._fixed = frozenset(fixed)
+        self.fixed_inputs = frozenset(fixed)
         self.inputs = [v for v in self.model.inputs if v.name not in self.states and v.name not in settings.fixed]
         self.outputs = [v for v in self.model.outputs if v.name not in self.states.values()]
         self._state_of_output = {output: input for input, output in self.states.items()}
@@ -170,7 +171,7 @@ class ServedModel:
             raise UnsupportedError(f"model '{self.name}' has no sequences: {self.why_no_sequences}")
         frame, fixed, state = {}, {}, {}
         for name, value in request.inputs.items():
-            (state if name in self.states else fixed if name in self._fixed else frame)[name] = value
+            (state if name in self.states else fixed if name in self.fixed_inputs else frame)[name] = value
             if name in self.settings.fixed:
                 raise InputError(f"model '{self.name}': input {name!r} is fixed by the model's settings")
         wants_state = any(name in self._state_of_output for name in wanted)
@@ -311,7 +312,7 @@ class ServedModel:
         if self.sequences is None:
             self.model(feed)
             return
-        fixed = {name: value for name, value in feed.items() if name in self._fixed}
+        fixed = {name: value for name, value in feed.items() if name in self.fixed_inputs}
         self.sequences.warm({name: value for name, value in feed.items() if name not in fixed}, fixed)
 
     def close(self) -> None:

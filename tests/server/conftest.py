@@ -49,7 +49,8 @@ class Running:
 
     def stop(self):
         """Let it drain and end."""
-        self.loop.call_soon_threadsafe(self.ended.set)
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.ended.set)
         self.thread.join(30)
         assert not self.thread.is_alive()
 

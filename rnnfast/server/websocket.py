@@ -1,0 +1,310 @@
+"""WebSockets of a Service: a connection is a sequence, a binary message a frame, and each is answered in order.
+
+The frames of a connection run one after the other, those of many connections in batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import os
+import urllib.parse
+from typing import Any
+
+import orjson
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError, Overloaded
+from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, status_of, text_of
+from rnnfast.server.requests import InferRequest
+from rnnfast.server.served_model import ServedModel
+from rnnfast.server.service import Service
+from rnnfast.server.websocket_frames import Frames, reply
+
+# Codes with which connections are closed.
+DONE, OVER, INVALID, DEFECT, FULL = 1000, 1001, 1003, 1011, 1013
+# The most frames of a connection that wait; no more is read until there are half as many.
+MAX_WAITING = 64
+# Seconds that a client has to answer when its connection is closed.
+CLOSE_SECONDS = 2.0
+# The most bytes of the reason with which a connection is closed.
+REASON_BYTES = 123
+_numbers = itertools.count()
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """A connection, as uvicorn hands it over after reading its request.
+
+    Args:
+        service: The Service.
+        config: uvicorn's settings.
+        server_state: uvicorn's list of connections.
+        app_state: Not used.
+    """
+
+    def __init__(self, service: Service, config: Any, server_state: Any, app_state: Any) -> None:
+        self._service, self._connections = service, server_state.connections
+        self._loop = asyncio.get_running_loop()
+        self._protocol = ServerProtocol(max_size=service.settings.max_body)
+        self._transport: Any = None
+        self._model: ServedModel | None = None
+        self._frames: Frames | None = None
+        self._id = f"websocket-{os.getpid()}-{next(_numbers)}"
+        # Messages that wait, the bytes of them, and those that complete the one that is being received.
+        self._waiting = collections.deque[Any]()
+        self._waiting_bytes, self._parts, self._text = 0, list[Any](), False
+        self._worker: asyncio.Task[None] | None = None
+        self._begun, self._running, self._reading, self._finishing = False, False, True, False
+        self._ended: tuple[str, bool] | None = None  # why the sequence ended, and whether its client said so
+        self._writable: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------------------------------ connection
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._connections.add(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._protocol.receive_eof()
+        self._end_sequence("was closed as its connection broke", False)
+
+    def eof_received(self) -> None:
+        self._protocol.receive_eof()
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if type(event) is Request:
+                self._accept(event)
+            else:
+                self._receive(event)
+        self._flush()
+
+    def pause_writing(self) -> None:
+        """Run no frames while their results cannot be sent."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    def shutdown(self) -> None:
+        """Close the connection, because the server ends."""
+        self._close(OVER, "the server is ending")
+
+    def _flush(self) -> None:
+        """Send what the protocol wants to send."""
+        for data in self._protocol.data_to_send():
+            if self._transport.is_closing():
+                return
+            if data:
+                self._transport.write(data)
+            else:
+                self._transport.close()
+        if self._protocol.close_expected() and not self._finishing:
+            self._finishing = True
+            self._wait(CLOSE_SECONDS, self._transport.abort)
+
+    def _wait(self, seconds: float, function: Any) -> None:
+        """Call a function some seconds from now, in place of what was to be called before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, function)
+
+    def _close(self, code: int, reason: str) -> None:
+        """Close the connection with a code and a reason."""
+        if self._protocol.state is State.OPEN:
+            reason = reason.encode(errors="backslashreplace")[:REASON_BYTES].decode(errors="ignore")
+            self._protocol.send_close(code, reason)
+            self._flush()
+        elif self._protocol.state is State.CONNECTING:
+            self._transport.close()
+        self._waiting.clear()
+
+    # ------------------------------------------------------------------------------------------ beginning
+    def _accept(self, request: Request) -> None:
+        """Answer the request that asks for a WebSocket."""
+        if self._protocol.handshake_exc is not None:
+            return
+        try:
+            self._begin(request)
+        except Exception as e:
+            body = orjson.dumps({"error": text_of(e).encode(errors="backslashreplace").decode()})
+            self._protocol.send_response(
+                Response(
+                    status_of(e).http,
+                    "",
+                    Headers(
+                        {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+                    ),
+                    body,
+                )
+            )
+            return
+        response = self._protocol.accept(request)
+        self._protocol.send_response(response)
+        if response.status_code == 101 and self._model is not None:
+            self._wait(self._model.settings.idle, self._too_quiet)
+
+    def _begin(self, request: Request) -> None:
+        """Find the model and what the URL says of messages.
+
+        Raises:
+            Error: The client may not use the server, or there is no such model, or an option is wrong.
+        """
+        origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
+        if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
+            raise ForbiddenError(f"pages of {origin[:80]!r} may not use this server")
+        if len(self._connections) > self._service.settings.max_connections:
+            raise Overloaded("too many connections")
+        if self._service.draining:
+            raise UnavailableError("the server is ending")
+        path, _, query = request.path.partition("?")
+        match [urllib.parse.unquote(part) for part in path.strip("/").split("/")]:
+            case ["v2", "models", name, "stream"]:
+                version = ""
+            case ["v2", "models", name, "versions", version, "stream"]:
+                pass
+            case _:
+                raise NotFoundError(f"there is no WebSocket at {path[:200]}")
+        self._model = self._service.find(name, version)
+        self._frames = Frames(self._model, query)
+
+    def _too_quiet(self) -> None:
+        if not self._begun:
+            self._close(OVER, "no frame came")
+
+    # ------------------------------------------------------------------------------------------ messages
+    def _receive(self, frame: Frame) -> None:
+        """Take a frame of the WebSocket's protocol, which may be a part of a message."""
+        if frame.opcode is Opcode.CLOSE:
+            self._waiting.clear()
+            self._end_sequence("was ended by its client", self._protocol.close_code in (DONE, OVER, 1005))
+            return
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._text = frame.opcode is Opcode.TEXT
+            if frame.fin:
+                self._take(frame.data)
+                return
+            self._parts = [bytes(frame.data)]
+        elif frame.opcode is Opcode.CONT:
+            self._parts.append(bytes(frame.data))
+            if frame.fin:
+                parts, self._parts = self._parts, []
+                self._take(b"".join(parts))
+
+    def _take(self, data: Any) -> None:
+        """Let a message wait for its turn."""
+        if self._protocol.state is not State.OPEN:
+            return
+        self._waiting.append(str(data, "utf-8", "replace") if self._text else data)
+        self._waiting_bytes += len(data)
+        if self._reading and self._too_much(1):
+            self._transport.pause_reading()
+            self._reading = False
+        if self._worker is None:
+            self._worker = self._loop.create_task(self._work())
+
+    def _too_much(self, divisor: int) -> bool:
+        """Whether more messages wait than may, or more than a part of that."""
+        return (
+            len(self._waiting) >= MAX_WAITING // divisor
+            or self._waiting_bytes > self._service.settings.max_body // divisor
+        )
+
+    async def _work(self) -> None:
+        """Answer the messages that wait."""
+        try:
+            while self._waiting:
+                if self._writable is not None:
+                    await self._writable
+                    continue
+                message = self._waiting.popleft()
+                self._waiting_bytes -= len(message)
+                if not self._reading and not self._too_much(2):
+                    self._reading = True
+                    self._transport.resume_reading()
+                if isinstance(message, str):
+                    self._read_text(message)
+                else:
+                    await self._run(message)
+        finally:
+            self._worker = None
+
+    def _read_text(self, text: str) -> None:
+        try:
+            wanted = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            wanted = None
+        if wanted != {"end": True}:
+            self._close(INVALID, f'text {text[:40]!r} came, expected {{"end": true}} or bytes')
+            return
+        self._end_sequence("was ended by its client", True)
+        self._close(DONE, "")
+
+    async def _run(self, message: Any) -> None:
+        """Run a frame and send its results."""
+        model, frames = self._model, self._frames
+        assert model is not None and frames is not None
+        first, self._running = not self._begun, True
+        try:
+            frame = frames.frame(message)
+            inputs = {frames.input: frame, **frames.fixed} if first else {frames.input: frame}
+            parameters = {"sequence_id": self._id, "sequence_start": first}
+            request = InferRequest(model.name, model.version, "", inputs, [], parameters)
+            response = await model.infer(request)
+            if first:
+                self._begun = True
+                assert model.sequences is not None
+                model.sequences.own(self._id, self, self._closed)
+        except Exception as e:
+            self._fail(e, first)
+            return
+        finally:
+            self._running = False
+            if self._ended is not None:
+                self._end_sequence(*self._ended)
+        frames.took(frame)
+        if self._protocol.state is State.OPEN:
+            data, text = reply(request, response)
+            (self._protocol.send_text if text else self._protocol.send_binary)(data)
+            self._flush()
+
+    def _fail(self, error: Exception, first: bool) -> None:
+        """Tell the client why a frame was not run."""
+        if isinstance(error, Overloaded) and not first:
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_text(orjson.dumps({"error": text_of(error)}))
+                self._flush()
+            return
+        if isinstance(error, (Overloaded, LimitError)):
+            code = FULL
+        elif isinstance(error, (ClosedError, UnavailableError)):
+            code = OVER
+        else:
+            code = INVALID if isinstance(error, (InputError, InputTypeError)) else DEFECT
+        self._close(code, text_of(error))
+
+    # ------------------------------------------------------------------------------------------ end
+    def _end_sequence(self, why: str, by_client: bool) -> None:
+        """End the sequence, if it is live, now or after the frame that runs."""
+        self._ended = self._ended or (why, by_client)
+        if self._begun and not self._running and self._model is not None and self._model.sequences is not None:
+            self._begun = False
+            self._model.sequences.drop(self._id, *self._ended, owner=self)
+
+    def _closed(self, why: str) -> None:
+        """The server closed the sequence."""
+        self._close(OVER, f"the sequence {why}")
