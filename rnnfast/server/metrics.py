@@ -23,7 +23,7 @@ from rnnfast.server.statistics import added
 Numbers = dict[str, Any]
 
 # The most live sequences that the numbers list.
-LISTED = 25
+LISTED = 20
 # Triton's reasons of failures: those of ours that each stands for. The others are "OTHER".
 TRITON_REASONS = {
     "REJECTED": ("overloaded", "unavailable", "closed", "deadline"),
