@@ -113,9 +113,7 @@ class Map:
             if name not in names:
                 raise InputError(f"Map: no column {name!r} in the batch, which has {names}")
         if isinstance(chosen, dict):
-            parts = {
-                name: columns.sequences_of(batch[column], f"column {column!r}") for name, column in chosen.items()
-            }
+            parts = {name: columns.sequences_of(batch[column], f"column {column!r}") for name, column in chosen.items()}
             sequences = [dict(zip(parts, row)) for row in zip(*parts.values())]
         else:
             sequences = columns.sequences_of(batch[chosen], f"column {chosen!r}")

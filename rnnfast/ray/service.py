@@ -150,12 +150,7 @@ class Replica:
 
     # ------------------------------------------------------------------------------------------ requests
     async def step(
-        self,
-        frames: Any,
-        sequence_id: str,
-        sequence_start: bool = False,
-        sequence_end: bool = False,
-        state: Any = None,
+        self, frames: Any, sequence_id: str, sequence_start: bool = False, sequence_end: bool = False, state: Any = None
     ) -> Any:
         """Take a chunk of a live sequence: some frames, which follow those of its last chunk.
 

@@ -200,7 +200,7 @@ async def read_body(receive: Receive, most: int) -> bytes:
         TooLargeError: It has more than `most` bytes.
         Disconnected: The client went away.
     """
-    parts, size = [], 0
+    parts, size = list[bytes](), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -169,7 +169,7 @@ class ServedModel:
         """The outputs of a request of a sequence."""
         if self.sequences is None:
             raise UnsupportedError(f"model '{self.name}' has no sequences: {self.why_no_sequences}")
-        frame, fixed, state = {}, {}, {}
+        frame, fixed, state = dict[str, np.ndarray](), dict[str, np.ndarray](), dict[str, np.ndarray]()
         for name, value in request.inputs.items():
             (state if name in self.states else fixed if name in self.fixed_inputs else frame)[name] = value
             if name in self.settings.fixed:
