@@ -1,9 +1,11 @@
-"""Load for models/vad_service.py: many microphones at once, whose replies are compared with those of single streams.
+"""Load for a server of Silero VAD: many microphones at once, whose replies are compared with those of single streams.
 
-python models/vad_load.py ws://127.0.0.1:8765 SILERO_VAD.onnx --streams 1000 --seconds 60
+rnnfast serve SILERO_VAD.onnx --http-port 8000
+python models/vad_load.py ws://127.0.0.1:8000/v2/models/silero_vad/stream SILERO_VAD.onnx --streams 1000 --seconds 60
 
-Each microphone sends speech.wav in real time from another place on, and each reply must have the bits that a stream of
-the model alone gives. The exit status is 1 if a frame was lost, swapped, refused or answered with other bits.
+Each microphone is a WebSocket. It sends speech.wav in real time from another place on, in messages of 512 samples of 16
+bits, and each reply, a float32, must have the bits that a stream of the model alone gives. The exit status is 1 if a
+frame was lost, swapped, refused or answered with other bits.
 """
 
 import array
@@ -11,12 +13,15 @@ import asyncio
 import json
 import random
 import sys
+import urllib.parse
 import urllib.request
 
 import click
 import numpy as np
-from picows import WSCloseCode, WSListener, WSMsgType, ws_connect
-from vad_demo import CHUNK, FOLDER, SAMPLE_RATE, chunks
+from vad_demo import CHUNK, CONTEXT, FOLDER, SAMPLE_RATE, chunks
+from websockets.client import ClientProtocol
+from websockets.frames import Opcode
+from websockets.uri import parse_uri
 
 import rnnfast
 from rnnfast.cli.input_files import read_wav
@@ -26,38 +31,65 @@ PERIOD = CHUNK / SAMPLE_RATE  # seconds from frame to frame
 PATIENCE = 5  # seconds within which the last replies must come
 
 
-class Microphone(WSListener):
+class Microphone(asyncio.Protocol):
     """One connection.
 
     frames: its messages; expected: the right replies, as bytes; vanish: the number of frames after which it goes away
     without closing, None for never.
     """
 
-    def __init__(self, frames, expected, vanish, latencies):
+    def __init__(self, url, frames, expected, vanish, latencies):
         self.frames, self.expected, self.vanish, self.latencies = frames, expected, vanish, latencies
         self.sent, self.answered, self.wrong, self.said = [], 0, 0, None
+        self.websocket = ClientProtocol(parse_uri(url))
+        self.now = asyncio.get_running_loop().time
+        self.opened, self.closed = asyncio.Event(), asyncio.Event()
 
-    def on_ws_connected(self, transport):
-        self.transport, self.now = transport, asyncio.get_running_loop().time
+    def connection_made(self, transport):
+        self.transport = transport
+        self.websocket.send_request(self.websocket.connect())
+        self.flush()
+
+    def flush(self):
+        for data in self.websocket.data_to_send():
+            if data:
+                self.transport.write(data)
+            else:
+                self.transport.close()
 
     def send(self):
         """Send the next frame, or vanish."""
         if len(self.sent) == self.vanish:
-            self.transport.disconnect(False)
+            self.transport.abort()
         elif self.vanish is None or len(self.sent) < self.vanish:
-            self.transport.send(WSMsgType.BINARY, self.frames[len(self.sent)])
+            self.websocket.send_binary(self.frames[len(self.sent)])
             self.sent.append(self.now())
+            self.flush()
 
-    def on_ws_frame(self, transport, frame):
-        if frame.msg_type == WSMsgType.CLOSE:
-            self.said = frame.get_close_reason()
-            transport.disconnect()
-            return
-        self.latencies.append(self.now() - self.sent[self.answered])
-        if frame.get_payload_as_bytes() != self.expected[self.answered]:
-            self.wrong += 1
-            self.said = self.said or frame.msg_type == WSMsgType.TEXT and frame.get_payload_as_utf8_text()
-        self.answered += 1
+    def data_received(self, data):
+        self.websocket.receive_data(data)
+        for event in self.websocket.events_received():
+            if not self.opened.is_set():
+                self.opened.set()
+            elif event.opcode is Opcode.CLOSE:
+                self.said = self.websocket.close_reason
+            elif event.opcode in (Opcode.BINARY, Opcode.TEXT):
+                self.latencies.append(self.now() - self.sent[self.answered])
+                if event.data != self.expected[self.answered]:
+                    self.wrong += 1
+                    self.said = self.said or event.opcode is Opcode.TEXT and event.data.decode()
+                self.answered += 1
+        self.flush()
+
+    def connection_lost(self, _):
+        self.opened.set()
+        self.closed.set()
+
+    def close(self):
+        """Say that no more frames come."""
+        if not self.transport.is_closing():
+            self.websocket.send_close(1000)
+            self.flush()
 
     @property
     def lost(self):
@@ -76,16 +108,32 @@ def recordings(path, count):
         yield [message.tobytes() for message in messages], [reply.tobytes() for reply in found]
 
 
+def statistics(url):
+    """The server's statistics of the model at a WebSocket's address: (frames, batches)."""
+    place = urllib.parse.urlsplit(url)
+    stats = place._replace(scheme=place.scheme.replace("ws", "http"), path=place.path.replace("/stream", "/stats"))
+    with urllib.request.urlopen(urllib.parse.urlunsplit(stats), timeout=PATIENCE) as reply:
+        (found,) = json.load(reply)["model_stats"]
+    return found["inference_count"], found["execution_count"]
+
+
 async def load(url, path, streams, seconds, kill):
     """Send frames in real time, print the results and return whether all replies were right."""
     count, latencies, late = round(seconds / PERIOD), array.array("d"), 0.0
     kinds = list(recordings(path, count))
+    before = await asyncio.to_thread(statistics, url)
+    stream_url = f"{url}?format=s16&context={CONTEXT}&sr={SAMPLE_RATE}"
     microphones = [
-        Microphone(*kinds[i % PLACES], random.randrange(count) if i < kill else None, latencies) for i in range(streams)
+        Microphone(stream_url, *kinds[i % PLACES], random.randrange(count) if i < kill else None, latencies)
+        for i in range(streams)
     ]
+    place, loop = urllib.parse.urlsplit(url), asyncio.get_running_loop()
     for microphone in microphones:
-        await ws_connect(lambda microphone=microphone: microphone, url)
-    now = asyncio.get_running_loop().time
+        await loop.create_connection(lambda microphone=microphone: microphone, place.hostname, place.port)
+        await microphone.opened.wait()
+        if microphone.websocket.handshake_exc is not None:
+            sys.exit(f"the server refused: {microphone.websocket.handshake_exc}")
+    now = loop.time
     begun, done = now(), 0
     while done < count * streams:
         due = min(int((now() - begun) / PERIOD * streams) + 1, count * streams)
@@ -97,12 +145,10 @@ async def load(url, path, streams, seconds, kill):
     while any(microphone.lost for microphone in microphones) and now() < begun + seconds + PATIENCE:
         await asyncio.sleep(0.01)
     took = now() - begun
-    stats = await asyncio.to_thread(
-        lambda: json.load(urllib.request.urlopen(url.replace("ws", "http", 1) + "/stats", timeout=PATIENCE))
-    )
+    frames, batches = np.subtract(await asyncio.to_thread(statistics, url), before)
     for microphone in microphones:
-        microphone.transport.send_close(WSCloseCode.OK)
-    await asyncio.wait([asyncio.ensure_future(m.transport.wait_disconnected()) for m in microphones], timeout=PATIENCE)
+        microphone.close()
+    await asyncio.wait([asyncio.ensure_future(m.closed.wait()) for m in microphones], timeout=PATIENCE)
 
     sent, lost, wrong = (sum(values) for values in zip(*((len(m.sent), m.lost, m.wrong) for m in microphones)))
     print(
@@ -119,9 +165,9 @@ async def load(url, path, streams, seconds, kill):
             )
         )
     )
-    print(f"batches of the service: {stats['mean_batch']:.1f} frames in the mean")
+    print(f"batches of the server: {frames / max(batches, 1):.1f} frames in the mean")
     for said in {m.said for m in microphones if m.said and (m.lost or m.wrong)}:
-        print(f"the service said: {said}")
+        print(f"the server said: {said}")
     return not lost and not wrong
 
 
@@ -132,7 +178,7 @@ async def load(url, path, streams, seconds, kill):
 @click.option("--seconds", default=60.0, show_default=True, help="How long each sends.")
 @click.option("--kill", default=0, help="So many microphones vanish in the middle, without closing.")
 def main(url, model, streams, seconds, kill):
-    """Send the sound of many microphones to the service at URL and compare its replies with MODEL's."""
+    """Send the sound of many microphones to the WebSocket at URL and compare its replies with MODEL's."""
     sys.exit(0 if asyncio.run(load(url, model, streams, seconds, kill)) else 1)
 
 

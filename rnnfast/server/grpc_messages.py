@@ -133,7 +133,7 @@ def _from_contents(tensor: Any, where: str) -> np.ndarray:
             datatype, shape, where,
         )  # fmt: skip
     try:
-        return np.array(elements, dtype).reshape(shape)
+        return np.array(list(elements), dtype).reshape(shape)
     except OverflowError:
         raise InputError(f"{where} holds a value that {datatype} does not") from None
 
