@@ -140,6 +140,8 @@ class Service:
         async with self._loading:
             try:
                 new = await asyncio.to_thread(self._loaded, name)
+            except NotFoundError:
+                raise  # The repository has no such model: a client's invention is not remembered.
             except Error as e:
                 self.failures[name] = str(e)
                 raise

@@ -143,6 +143,7 @@ def test_repository(client):
     client.load_model("tagger")
     assert client.is_model_ready("tagger")
     refused("NOT_FOUND", "nope", client.load_model, "nope")
+    assert "nope" not in states()
     refused("PERMISSION_DENIED", "the server's own files", client.load_model, "tagger", config="{}")
 
 

@@ -112,9 +112,10 @@ def test_protoc_reads_the_file(tmp_path):
     for part in file.message_type, file.enum_type, file.service:
         for thing in part:
             thing.ClearField("options")
-    for message in [*file.message_type, *(m for message in file.message_type for m in message.nested_type)]:
-        for field in message.field:
-            field.ClearField("json_name")
+    for outer in file.message_type:
+        for message in (outer, *outer.nested_type):
+            for field in message.field:
+                field.ClearField("json_name")
     assert ours.message_type == file.message_type and ours.enum_type == file.enum_type
     assert list(ours.service[0].method) == list(file.service[0].method)
 
