@@ -27,7 +27,7 @@ from rnnfast.server.service import Service
 from rnnfast.server.websocket_frames import Frames, reply
 
 # Codes with which connections are closed.
-DONE, OVER, INVALID, DEFECT, FULL = 1000, 1001, 1003, 1011, 1013
+DONE, OVER, INVALID, NO_CODE, DEFECT, FULL = 1000, 1001, 1003, 1005, 1011, 1013
 # The most frames of a connection that wait; no more is read until there are half as many.
 MAX_WAITING = 64
 # Seconds that a client has to answer when its connection is closed.
@@ -131,7 +131,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self._flush()
         elif self._protocol.state is State.CONNECTING:
             self._transport.close()
-        self._waiting.clear()
+        self._waiting.clear()  # Nobody gets their results. The client's answer is behind those that were not read.
+        self._waiting_bytes = 0
+        self._read_on()
 
     # ------------------------------------------------------------------------------------------ beginning
     def _accept(self, request: Request) -> None:
@@ -190,8 +192,9 @@ class WebSocketProtocol(asyncio.Protocol):
     def _receive(self, frame: Frame) -> None:
         """Take a frame of the WebSocket's protocol, which may be a part of a message."""
         if frame.opcode is Opcode.CLOSE:
-            self._waiting.clear()
-            self._end_sequence("was ended by its client", self._protocol.close_code in (DONE, OVER, 1005))
+            received = self._protocol.close_rcvd
+            by_client = received is not None and received.code in (DONE, OVER, NO_CODE)
+            self._end_sequence("was ended by its client" if by_client else "was closed by its client", by_client)
             return
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             self._text = frame.opcode is Opcode.TEXT
@@ -207,7 +210,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _take(self, data: Any) -> None:
         """Let a message wait for its turn."""
-        if self._protocol.state is not State.OPEN:
+        if self._protocol.state is not State.OPEN or self._ended is not None:
             return
         self._waiting.append(str(data, "utf-8", "replace") if self._text else data)
         self._waiting_bytes += len(data)
@@ -224,6 +227,11 @@ class WebSocketProtocol(asyncio.Protocol):
             or self._waiting_bytes > self._service.settings.max_body // divisor
         )
 
+    def _read_on(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+
     async def _work(self) -> None:
         """Answer the messages that wait."""
         try:
@@ -233,9 +241,8 @@ class WebSocketProtocol(asyncio.Protocol):
                     continue
                 message = self._waiting.popleft()
                 self._waiting_bytes -= len(message)
-                if not self._reading and not self._too_much(2):
-                    self._reading = True
-                    self._transport.resume_reading()
+                if not self._too_much(2):
+                    self._read_on()
                 if isinstance(message, str):
                     self._read_text(message)
                 else:
@@ -299,7 +306,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------ end
     def _end_sequence(self, why: str, by_client: bool) -> None:
-        """End the sequence, if it is live, now or after the frame that runs."""
+        """End the sequence, if it is live, now or after the frame that runs. Frames that wait are not run."""
+        self._waiting.clear()
         self._ended = self._ended or (why, by_client)
         if self._begun and not self._running and self._model is not None and self._model.sequences is not None:
             self._begun = False

@@ -70,21 +70,22 @@ def fields_of(descriptor):
     return fields
 
 
+def everything(file):
+    """As `fields_of`, of all messages and enums of a file."""
+    found = {}
+    for message in file.message_types_by_name.values():
+        found |= fields_of(message)
+    for enum in file.enum_types_by_name.values():
+        found |= {f"{enum.full_name}.{value.name}": value.number for value in enum.values}
+    return found
+
+
 def test_names_and_numbers_are_those_of_the_protocol():
     pytest.importorskip("tritonclient.grpc")
     from tritonclient.grpc import model_config_pb2, service_pb2
 
-    theirs, ours = {}, {}
-    for file in service_pb2, model_config_pb2:
-        for message in file.DESCRIPTOR.message_types_by_name.values():
-            theirs |= fields_of(message)
-        for enum in file.DESCRIPTOR.enum_types_by_name.values():
-            theirs |= {f"{enum.full_name}.{value.name}": value.number for value in enum.values}
-    file = REQUEST.DESCRIPTOR.file
-    for message in file.message_types_by_name.values():
-        ours |= fields_of(message)
-    for enum in file.enum_types_by_name.values():
-        ours |= {f"{enum.full_name}.{value.name}": value.number for value in enum.values}
+    theirs = everything(service_pb2.DESCRIPTOR) | everything(model_config_pb2.DESCRIPTOR)
+    ours = everything(REQUEST.DESCRIPTOR.file)
     assert len(ours) > 150
     assert ours == {name: theirs.get(name) for name in ours}
     (service,) = service_pb2.DESCRIPTOR.services_by_name.values()
@@ -105,19 +106,19 @@ def test_protoc_reads_the_file(tmp_path):
     out = tmp_path / "descriptors"
     folder = str(protocol.FILE.parent)
     assert compiler.main(["protoc", f"-I{folder}", f"--descriptor_set_out={out}", str(protocol.FILE)]) == 0
-    from google.protobuf import descriptor_pb2
+    from google.protobuf import descriptor_pb2, descriptor_pool
 
+    pool = descriptor_pool.DescriptorPool()
     (file,) = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file
-    ours = descriptor_pb2.FileDescriptorProto.FromString(protocol.file_descriptor().SerializeToString())
-    for part in file.message_type, file.enum_type, file.service:
-        for thing in part:
-            thing.ClearField("options")
-    for outer in file.message_type:
-        for message in (outer, *outer.nested_type):
-            for field in message.field:
-                field.ClearField("json_name")
-    assert ours.message_type == file.message_type and ours.enum_type == file.enum_type
-    assert list(ours.service[0].method) == list(file.service[0].method)
+    pool.Add(file)
+    assert everything(pool.FindFileByName(file.name)) == everything(REQUEST.DESCRIPTOR.file)
+    calls = [
+        (m.name, m.input_type, m.output_type, m.client_streaming, m.server_streaming) for m in file.service[0].method
+    ]
+    assert calls == [
+        (m.name, m.input_type, m.output_type, m.client_streaming, m.server_streaming)
+        for m in protocol.file_descriptor().service[0].method
+    ]
 
 
 # ------------------------------------------------------------------------------------------ requests
