@@ -25,14 +25,14 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 LINKED = [DOCS / page for page in PAGES]
 LINKED += [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
 SILERO = ROOT / "build" / "silero_vad" / "data" / "silero_vad.onnx"
-# (page, command, the output that the page shows) of each "$ command" in a console block. Commands of the WebSocket
-# service run in tests/models/test_service.py.
+# (page, command, the output that the page shows) of each "$ command" in a console block. A server does not end by itself:
+# what stands beside one runs in tests/models/test_vad_load.py and tests/server.
 COMMANDS = [
     (page, command, output)
     for page in PAGES
     for block in re.findall(r"^```console\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
     for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
-    if not command.startswith("python models/vad_")
+    if not command.startswith(("python models/vad_load.py", "rnnfast serve"))
 ]
 # Pages that document the names of a module -> that module.
 REFERENCES = {f"reference/{name}.md": f"rnnfast.{name}" for name in ("nn", "train", "plot", "reference", "errors")}
