@@ -60,7 +60,15 @@ class MissingExtensionError(UnsupportedError):
 
 
 class MethodError(InputError):
-    """The path has no such method."""
+    """The path has no such method.
+
+    Attributes:
+        allowed: The methods that it has, as a header names them.
+    """
+
+    def __init__(self, text: str, allowed: str) -> None:
+        super().__init__(text)
+        self.allowed = allowed
 
 
 # The first row whose class an error has says how it is reported.

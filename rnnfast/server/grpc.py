@@ -211,6 +211,7 @@ class GrpcFront:
 
     def _check_token(self, context: Any) -> None:
         """Raise UnauthorizedError if the server knows tokens and the call brings none of them."""
+        self._service.access.check_token(context.invocation_metadata() or ())
 
 
 async def _abort(context: Any, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,6 +11,7 @@ import orjson
 
 from rnnfast.errors import Error, InputError
 from rnnfast.server import json_messages, metrics, page
+from rnnfast.server.access import log
 from rnnfast.server.faults import (
     ForbiddenError,
     MethodError,
@@ -32,6 +34,8 @@ JSON = b"application/json"
 HEADER_LENGTH = b"inference-header-content-length"
 # The seconds after which a client may try again where the server is ending or has no room.
 RETRY_AFTER = b"1"
+# Paths that need no token: probes have none, and the page asks its reader for one.
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/"})
 # Extensions of Triton's protocol that this server does not have, by the first part of their paths.
 MISSING = {
     "systemsharedmemory": "shared memory is not supported: send tensors in the request",
@@ -54,7 +58,10 @@ class HttpApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # Lifespan events: there is nothing to do.
+        begun = time.perf_counter()
         try:
+            if scope["path"] not in OPEN_PATHS:
+                self._service.access.check_token(scope["headers"])
             status, parts, headers = await self._answer(scope, receive)
         except Disconnected:
             return
@@ -66,6 +73,9 @@ class HttpApplication:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        if self._service.settings.access_log:
+            path = scope["raw_path"].decode("ascii", "backslashreplace")
+            log(scope["method"], path, status, size, time.perf_counter() - begun)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path: str = scope["path"]
@@ -251,6 +261,8 @@ def error_answer(error: BaseException) -> Answer:
         headers.append((b"retry-after", RETRY_AFTER))
     if status.http == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodError):
+        headers.append((b"allow", error.allowed.encode()))
     return status.http, [_error_body(text_of(error))], headers
 
 
@@ -265,7 +277,8 @@ def _content(kind: bytes) -> tuple[bytes, bytes]:
 def check_method(scope: Scope, method: str) -> None:
     """Raise MethodError if a request has another method than its path; HEAD is GET without the body."""
     if scope["method"] != method and (scope["method"] != "HEAD" or method != "GET"):
-        raise MethodError(f"Method Not Allowed: {scope['method']} {scope['path']}, expected {method}")
+        allowed = "GET, HEAD" if method == "GET" else method
+        raise MethodError(f"Method Not Allowed: {scope['method']} {scope['path']}, expected {allowed}", allowed)
 
 
 def _ready(ready: bool) -> Any:

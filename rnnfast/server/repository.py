@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rnnfast.errors import InputError, ModelError
 from rnnfast.server.faults import NotFoundError
@@ -35,10 +35,13 @@ class Repository:
     Args:
         sources: ONNX files, whose names without `.onnx` are the models' names, and folders of models.
         defaults: The settings of a model whose config.json does not set them.
+        own: {model: {setting: value}}, which go before those of a config.json.
     """
 
-    def __init__(self, sources: list[str], defaults: ModelSettings) -> None:
-        self._sources, self._defaults = sources, defaults
+    def __init__(
+        self, sources: list[str], defaults: ModelSettings, own: dict[str, dict[str, Any]] | None = None
+    ) -> None:
+        self._sources, self._defaults, self._own = sources, defaults, own or {}
 
     def names(self) -> list[str]:
         """The names of the models that are there now.
@@ -61,7 +64,7 @@ class Repository:
         if place is None:
             raise NotFoundError(f"Request for unknown model: '{name}' is not found")
         if os.path.isfile(place):
-            return Entry(name, {"1": place}, self._defaults)
+            return Entry(name, {"1": place}, self._with_own(name, self._defaults))
         versions = {
             version: os.path.join(place, version, FILE)
             for version in sorted(filter(_is_version, os.listdir(place)), key=int)
@@ -69,7 +72,12 @@ class Repository:
         }
         if not versions:
             raise ModelError(f"model '{name}': there is no {os.path.join(place, 'VERSION', FILE)}")
-        return Entry(name, versions, self._settings(name, os.path.join(place, CONFIG)))
+        return Entry(name, versions, self._with_own(name, self._settings(name, os.path.join(place, CONFIG))))
+
+    def _with_own(self, name: str, settings: ModelSettings) -> ModelSettings:
+        """The settings with those that the operator gave to this model."""
+        own = self._own.get(name)
+        return settings if own is None else settings.with_values(own, f"the settings of model '{name}'")
 
     def _settings(self, name: str, path: str) -> ModelSettings:
         try:

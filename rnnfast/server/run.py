@@ -13,8 +13,10 @@ from collections.abc import Callable
 import uvicorn
 import uvloop
 
+from rnnfast.server.access import tls_context
 from rnnfast.server.grpc import GrpcFront
 from rnnfast.server.http import HttpApplication
+from rnnfast.server.http_protocol import http_config
 from rnnfast.server.service import Service
 from rnnfast.server.settings import Settings
 from rnnfast.server.websocket import WebSocketProtocol
@@ -44,21 +46,11 @@ async def serve(service: Service, tell: Callable[[str], None], ended: asyncio.Ev
         ended = asyncio.Event()
         for number in signal.SIGINT, signal.SIGTERM:
             loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(signal.SIGHUP, service.access.reload)
     listener = socket.create_server((settings.host, settings.http_port), backlog=2048)
-    http = uvicorn.Server(
-        uvicorn.Config(
-            HttpApplication(service),
-            http="httptools",
-            loop="none",
-            ws=functools.partial(WebSocketProtocol, service),  # type: ignore[arg-type]
-            lifespan="off",
-            log_config=None,
-            access_log=settings.access_log,
-            server_header=False,
-            limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=round(END_SECONDS),
-        )
-    )
+    tls = tls_context(settings)
+    ws = functools.partial(WebSocketProtocol, service)
+    http = uvicorn.Server(http_config(HttpApplication(service), ws, settings, tls, round(END_SECONDS)))
     http.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     grpc = _grpc_front(service)
     serving = asyncio.create_task(http._serve([listener]))
@@ -66,7 +58,7 @@ async def serve(service: Service, tell: Callable[[str], None], ended: asyncio.Ev
         await service.start()
         gc.freeze()  # Loaded models stay; collections that visit them take milliseconds, while requests wait.
         host, port = listener.getsockname()[:2]
-        tell(f"listening on http://{host}:{port}")
+        tell(f"listening on {'http' if tls is None else 'https'}://{host}:{port}")
         if grpc is not None:
             await grpc.start()
             tell(f"listening on grpc://{host}:{grpc.port}")

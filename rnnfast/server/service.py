@@ -8,6 +8,7 @@ from typing import Any
 
 import rnnfast
 from rnnfast.errors import Error, InputError
+from rnnfast.server.access import Access
 from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, text_of
 from rnnfast.server.repository import Repository
 from rnnfast.server.requests import InferRequest, InferResponse
@@ -27,6 +28,7 @@ class Service:
 
     Attributes:
         settings: The Settings.
+        access: The tokens that clients must bring.
         served: {name: {version: ServedModel}} of the loaded models, the newest version last.
         failures: {name: why} of models that could not be loaded.
         errors: {reason: answers} that told a client of an error, of any path and protocol.
@@ -36,7 +38,8 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._repository = Repository(list(settings.sources), settings.model)
+        self.access = Access(settings.token_file)
+        self._repository = Repository(list(settings.sources), settings.model, settings.models)
         self.served: dict[str, dict[str, ServedModel]] = {}
         self.failures: dict[str, str] = {}
         self.errors: dict[str, int] = {}
@@ -49,9 +52,13 @@ class Service:
         """Load and warm up all models; from then on the service is ready.
 
         Raises:
-            Error: A model cannot be loaded.
+            Error: A model cannot be loaded, or one that the settings name is not there.
         """
-        for name in self._repository.names():
+        names = self._repository.names()
+        for name in self.settings.models:
+            if name not in names and not self.settings.control:
+                raise InputError(f"the settings name the model '{name}', but there is only {', '.join(names)}")
+        for name in names:
             await self._load(name)
         self._warmed = True
         self._looking = asyncio.create_task(self._look())

@@ -3,46 +3,84 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 from rnnfast.errors import InputError, InputTypeError
 
-# Setting -> (types, test, what is expected), for settings of a model and of the server.
+# What a setting of some of these kinds may be: (types, test, what is expected).
+_COUNT = ((int,), lambda v: v >= 1, "an integer of at least 1")
+_SECONDS = ((int, float), lambda v: 0 <= v <= 1e6, "seconds, at least 0")
+_SOME_SECONDS = ((int, float), lambda v: 0 < v <= 1e6, "seconds, more than 0")
+_SWITCH = ((bool,), lambda v: True, "true or false")
+_FILE = ((str, type(None)), lambda v: v is None or 0 < len(v) and "\0" not in v, "a path, or none")
+# Setting -> (types, test, what is expected), for every setting of a model and of the server.
 CHECKS: dict[str, tuple[tuple[type, ...], Any, str]] = {
-    "weights": ((str, type(None)), lambda v: v in ("int8", "fp16", "bf16", None), "int8, fp16 or bf16"),
+    "weights": ((str, type(None)), lambda v: v in ("int8", "fp16", "bf16", None), "int8, fp16 or bf16, or none"),
     "activations": ((int,), lambda v: v in (15, 8), "15 or 8"),
-    "threads": ((int, type(None)), lambda v: v is None or v >= 1, "an integer of at least 1"),
-    "max_batch": ((int,), lambda v: v >= 1, "an integer of at least 1"),
-    "max_wait": ((int, float), lambda v: 0 <= v <= 1e6, "seconds, at least 0"),
-    "max_queue": ((int,), lambda v: v >= 1, "an integer of at least 1"),
+    "threads": ((int, type(None)), lambda v: v is None or v >= 1, "an integer of at least 1, or none for all cores"),
+    "max_batch": _COUNT,
+    "max_wait": _SECONDS,
+    "max_queue": _COUNT,
     "max_sequences": ((int,), lambda v: 1 <= v <= 2**20, "an integer of 1 to 2^20"),
-    "idle": ((int, float), lambda v: 0 < v <= 1e6, "seconds, more than 0"),
-    "batch": ((bool,), lambda v: True, "true or false"),
-    "states": ((dict, type(None)), lambda v: True, "an object of output names by input names"),
+    "idle": _SOME_SECONDS,
+    "batch": _SWITCH,
+    "states": ((dict, type(None)), lambda v: v is None or _texts(v), "an object of output names by input names"),
     "fixed": ((dict,), lambda v: True, "an object of values by input names"),
-    "warm": ((dict,), lambda v: all(isinstance(shape, list) for shape in v.values()), "an object of shapes"),
-    "versions": ((int,), lambda v: v >= 1, "an integer of at least 1"),
+    "warm": ((dict,), lambda v: all(map(_is_shape, v.values())), "an object of shapes by input names"),
+    "versions": _COUNT,
+    "sources": ((tuple, list), lambda v: len(v) > 0 and all(map(_is_path, v)), "files and folders of models"),
+    "models": ((dict,), lambda v: all(isinstance(m, dict) for m in v.values()), "an object of settings by model"),
+    "host": ((str,), lambda v: 0 < len(v) <= 255 and v.isascii() and v.isprintable(), "an address or a host's name"),
     "http_port": ((int,), lambda v: 0 <= v < 2**16, "a port, 0 for any free one"),
     "grpc_port": ((int, type(None)), lambda v: v is None or 0 <= v < 2**16, "a port, 0 for any free one, or none"),
+    "control": _SWITCH,
     "max_body": ((int,), lambda v: v >= 1, "bytes, at least 1"),
-    "max_connections": ((int,), lambda v: v >= 1, "an integer of at least 1"),
-    "request_timeout": ((int, float), lambda v: 0 < v <= 1e6, "seconds, more than 0"),
-    "drain": ((int, float), lambda v: 0 <= v <= 1e6, "seconds, at least 0"),
+    "max_connections": _COUNT,
+    "request_timeout": _SOME_SECONDS,
+    "keep_alive": _SOME_SECONDS,
+    "drain": _SECONDS,
+    "state_dir": _FILE,
     "processes": ((int,), lambda v: 1 <= v <= 1024, "an integer of 1 to 1024"),
+    "tls_certificate": _FILE,
+    "tls_key": _FILE,
+    "token_file": _FILE,
+    "access_log": _SWITCH,
 }
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and 0 < len(str(value)) and "\0" not in str(value)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**40 for n in value)
+
+
+def _texts(values: dict[Any, Any]) -> bool:
+    return all(isinstance(v, str) for v in values.values())
+
+
+def check_value(name: str, value: Any, where: str) -> Any:
+    """The value of a setting, if it passes its row of CHECKS.
+
+    Raises:
+        InputError: It does not fit.
+        InputTypeError: Its type is wrong.
+    """
+    types, fits, expected = CHECKS[name]
+    if not isinstance(value, types) or isinstance(value, bool) and bool not in types:
+        raise InputTypeError(f"{where}: {name} is {value!r}, expected {expected}")
+    if not fits(value):
+        raise InputError(f"{where}: {name} is {value!r}, expected {expected}")
+    return value
 
 
 def check_fields(settings: Any, where: str) -> None:
     """Raise InputError or InputTypeError if a field of a dataclass does not pass its row of CHECKS."""
     for field in dataclasses.fields(settings):
-        if field.name not in CHECKS:
-            continue
-        types, fits, expected = CHECKS[field.name]
-        value = getattr(settings, field.name)
-        if not isinstance(value, types) or isinstance(value, bool) and bool not in types:
-            raise InputTypeError(f"{where}: {field.name} is {value!r}, expected {expected}")
-        if not fits(value):
-            raise InputError(f"{where}: {field.name} is {value!r}, expected {expected}")
+        if field.name != "model":  # which has checked itself
+            check_value(field.name, getattr(settings, field.name), where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +88,8 @@ class ModelSettings:
     """How one model is loaded and run; a model's `config.json` sets its own.
 
     Attributes:
-        weights: As for `rnnfast.load`.
-        activations: As for `rnnfast.load`.
+        weights: The type to which weights are rounded: int8, fp16 or bf16; None for float32.
+        activations: The bits of activations with weights of int8, 15 or 8.
         threads: The most threads of one call.
         max_batch: The most frames, or calls, in a batch.
         max_wait: The most seconds that a frame waits for those of other active sequences.
@@ -107,24 +145,28 @@ class Settings:
 
     Attributes:
         sources: The files and folders of models.
-        model: The settings of models whose config.json does not set them.
+        model: The settings of models that do not have their own.
+        models: {model: {setting: value}}: settings of single models, which go before those of their config.json.
         host: The address to listen at.
         http_port: The port of HTTP and WebSockets.
         grpc_port: The port of gRPC, None for no gRPC.
         control: Whether clients may load and unload models.
         max_body: The most bytes of a request.
         max_connections: The most connections at a time.
-        request_timeout: The most seconds that a client may take to send a request.
+        request_timeout: The most seconds that a client may take to send a request, or to read its answer.
+        keep_alive: The seconds after which a connection without a request is closed.
         drain: The seconds that live sequences have to end after SIGTERM.
         state_dir: The folder where states of live sequences wait for the next server; None for none.
         processes: The number of processes, each with its own sequences.
-        tls_certificate, tls_key: PEM files; None for no TLS.
+        tls_certificate: The PEM file of the certificate, and of those behind it; None for no TLS.
+        tls_key: The PEM file of its private key, which has no password.
         token_file: A file with a bearer token in each line, one of which each request must bring; None for no tokens.
         access_log: Whether each request is a line on stderr.
     """
 
     sources: tuple[str, ...]
     model: ModelSettings = ModelSettings()
+    models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int | None = 8001
@@ -132,6 +174,7 @@ class Settings:
     max_body: int = 64 * 2**20
     max_connections: int = 10_000
     request_timeout: float = 30.0
+    keep_alive: float = 75.0
     drain: float = 30.0
     state_dir: str | None = None
     processes: int = 1
@@ -142,3 +185,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self, "the server's settings")
+        object.__setattr__(self, "sources", tuple(map(os.fspath, self.sources)))
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise InputError("the server's settings: tls_certificate and tls_key belong together: give both or none")
+        for name, values in self.models.items():
+            self.model.with_values(values, f"the settings of model '{name}'")

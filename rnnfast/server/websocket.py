@@ -169,6 +169,7 @@ class WebSocketProtocol(asyncio.Protocol):
         origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
         if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
             raise ForbiddenError(f"pages of {origin[:80]!r} may not use this server")
+        self._service.access.check_token((name.lower(), value) for name, value in request.headers.raw_items())
         if len(self._connections) > self._service.settings.max_connections:
             raise Overloaded("too many connections")
         if self._service.draining:

@@ -1,0 +1,216 @@
+"""Tokens, TLS, the access log and what is said about open addresses."""
+
+import os
+import signal
+import ssl
+import subprocess
+import time
+
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("orjson")
+
+from rnnfast.errors import InputError, ModelError
+from rnnfast.server import access
+from rnnfast.server.access import Access, exposure, is_loopback, tls_context
+from rnnfast.server.faults import UnauthorizedError
+from rnnfast.server.settings import Settings
+from tests.paths import MODELS
+from tests.server.processes import answer, ask, connected, request, started
+
+DENOISER = MODELS / "denoiser.onnx"
+TOKEN, OTHER = "correct-horse-battery-staple", "another-token-of-length"
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"# tokens\n\n{TOKEN}\n")
+    return path
+
+
+def bearer(token, scheme="Bearer"):
+    return [(b"host", b"x"), (b"authorization", f"{scheme} {token}".encode())]
+
+
+def test_tokens(tokens):
+    check = Access(str(tokens)).check_token
+    check(bearer(TOKEN))
+    check(bearer(TOKEN, "bearer"))
+    check([("authorization", f"Bearer {TOKEN}")])  # gRPC's metadata are texts
+    for headers in (
+        [], bearer(OTHER), bearer(TOKEN[:-1]), bearer(TOKEN + "x"), bearer(""), bearer(TOKEN, "Basic"), bearer("# tokens"),
+        [(b"authorization", TOKEN.encode())], [("authorization", "Bearer \udcff")],
+        [*bearer(OTHER), *bearer(TOKEN)],
+    ):  # fmt: skip
+        with pytest.raises(UnauthorizedError) as e:
+            check(headers)
+        assert TOKEN not in str(e.value)
+    Access(None).check_token([])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# none\n\n", "short\n", f"{TOKEN} with spaces\n", f"{TOKEN}\x01\n", f"{TOKEN}é\n"]
+)
+def test_files_without_good_tokens_are_refused(tmp_path, text):
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    with pytest.raises(InputError) as e:
+        Access(str(path))
+    assert str(path) in str(e.value) and TOKEN not in str(e.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "nope", tmp_path / "fifo", tmp_path):
+        with pytest.raises(ModelError, match=path.name):
+            Access(str(path))
+
+
+def test_a_file_is_read_again_when_it_changes(tokens, monkeypatch, capsys):
+    monkeypatch.setattr(access, "LOOK_SECONDS", 0.0)
+    known = Access(str(tokens))
+    tokens.write_text(f"{TOKEN}\n{OTHER}\n")
+    known.check_token(bearer(OTHER))
+    tokens.write_text(OTHER)
+    with pytest.raises(UnauthorizedError):
+        known.check_token(bearer(TOKEN))
+    tokens.unlink()
+    known.check_token(bearer(OTHER))
+    known.check_token(bearer(OTHER))
+    assert capsys.readouterr().err.count("the tokens stay as they were") == 1
+    tokens.write_text("# revoked\n")
+    with pytest.raises(UnauthorizedError):
+        known.check_token(bearer(OTHER))
+
+
+def test_a_signal_reads_the_file_again(tokens):
+    with started(DENOISER, f"--token-file={tokens}") as server:
+        port = server.port()
+        for path, status in ("/v2/health/live", 200), ("/v2/health/ready", 200), ("/v2", 401), ("/v2/nope", 401):
+            got, headers, body = ask(port, "GET", path)
+            assert got == status
+            assert ("www-authenticate" in headers) == (status == 401)
+        assert ask(port, "POST", "/v2/models/denoiser/infer", b"{}")[0] == 401
+        assert ask(port, "GET", "/v2", authorization=f"Bearer {TOKEN}")[0] == 200
+        tokens.write_text(OTHER)
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while ask(port, "GET", "/v2", authorization=f"Bearer {OTHER}")[0] != 200:
+            assert time.monotonic() < deadline
+        assert ask(port, "GET", "/v2", authorization=f"Bearer {TOKEN}")[0] == 401
+
+
+# ---------------------------------------------------------------------------------------------------- TLS
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """(certificate, key) of localhost, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = folder / "certificate.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    try:
+        subprocess.run([*command, "-out", files[0], "-keyout", files[1]], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed, which makes a certificate for the test")
+    return files
+
+
+def test_tls(certificate):
+    certificate, key = certificate
+    with started(DENOISER, f"--tls-certificate={certificate}", f"--tls-key={key}", scheme="https") as server:
+        port, context = server.port("https"), ssl.create_default_context(cafile=certificate)
+        assert ask(port, "GET", "/v2", context=context)[0] == 200
+        with connected(port, context) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000)
+            assert answer(connection)[0] == 431
+        with connected(port) as connection:  # plain HTTP
+            connection.sendall(request("GET", "/v2"))
+            assert b"HTTP" not in connection.recv(2**16)
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(certificate)
+        with pytest.warns(DeprecationWarning):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            connected(port, old)
+
+
+def test_wrong_tls_files(certificate, tmp_path):
+    certificate, key = map(str, certificate)
+    (tmp_path / "other").write_text("no key")
+    for files in (certificate, str(tmp_path / "other")), (str(tmp_path / "nope"), key), (key, certificate):
+        with pytest.raises(ModelError, match=os.path.basename(files[0])):
+            tls_context(Settings((str(DENOISER),), tls_certificate=files[0], tls_key=files[1]))
+    with pytest.raises(InputError, match="belong together"):
+        Settings((str(DENOISER),), tls_certificate=certificate)
+
+
+# ---------------------------------------------------------------------------------------------------- addresses, log
+def test_open_addresses(tokens):
+    def lacks(host, **values):
+        return exposure(Settings((str(DENOISER),), host=host, **values))
+
+    assert is_loopback("127.8.9.1") and is_loopback("::1") and is_loopback("localhost")
+    assert not is_loopback("0.0.0.0") and not is_loopback("::") and not is_loopback("localhost.example")
+    tls = {"tls_certificate": "c", "tls_key": "k"}
+    assert lacks("127.0.0.1") is None and lacks("0.0.0.0", token_file="t", **tls) is None
+    assert "without tokens" in lacks("0.0.0.0", **tls) and "TLS" not in lacks("0.0.0.0", **tls)
+    assert "without TLS" in lacks("::", token_file="t") and "tokens" not in lacks("::", token_file="t")
+    assert "without tokens" in lacks("10.0.0.1") and "without TLS" in lacks("10.0.0.1")
+
+
+def test_an_open_address_is_warned_of_once(tmp_path):
+    with open(tmp_path / "stderr", "w+") as stderr:
+        with started(DENOISER, "--host=0.0.0.0", stderr=stderr) as server:
+            ask(server.port(), "GET", "/v2")
+        stderr.seek(0)
+        assert stderr.read().splitlines() == [
+            "rnnfast: 0.0.0.0 is open to other machines without tokens (--token-file) and without TLS (--tls-certificate)"
+        ]
+
+
+def test_access_log(tmp_path, tokens):
+    with open(tmp_path / "stderr", "w+") as stderr:
+        with started(DENOISER, "--access-log", f"--token-file={tokens}", stderr=stderr) as server:
+            for path in ("/v2?token=secret", "/v2/%0aGET%20/forged", "/v2/\x7f", "/" + "x" * 1000):
+                ask(server.port(), "GET", path, authorization=f"Bearer {TOKEN}")
+            ask(server.port(), "GET", "/v2")
+            with connected(server.port()) as connection:
+                connection.sendall(b"\x1b[31m\r\n\r\n")
+                answer(connection)
+        stderr.seek(0)
+        lines = stderr.read().splitlines()
+    fields = [line.split(" ") for line in lines]
+    assert all(map(str.isprintable, lines))
+    assert [(line[0], line[1][:30], line[2]) for line in fields] == [
+        ("GET", "/v2", "200"),
+        ("GET", "/v2/%0aGET%20/forged", "404"),
+        ("-", "-", "400"),
+        ("GET", "/" + "x" * 29, "404"),
+        ("GET", "/v2", "401"),
+        ("-", "-", "400"),
+    ]
+    assert all(len(line) == 5 and int(line[3]) > 0 and float(line[4]) >= 0 for line in fields)
+    assert "secret" not in "".join(lines) and TOKEN not in "".join(lines)
+
+
+def test_no_headers_for_other_origins():
+    """A page of another origin cannot read answers: there is no CORS."""
+    with started(DENOISER) as server:
+        headers = {"origin": "http://evil.example", "access_control_request_method": "POST"}
+        status, got, _ = ask(server.port(), "OPTIONS", "/v2/models/denoiser/infer", **headers)
+        assert status == 405 and "POST" in got["allow"]
+        _, more, _ = ask(server.port(), "GET", "/v2", **headers)
+        assert not [name for name in (*got, *more) if name.startswith("access-control")]
