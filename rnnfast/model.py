@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -227,6 +227,8 @@ class Model:
         self._types = {v.name: v.type for v in self.inputs}
         self._lengths = lengths_inputs(graph)
         self._output_names = [v.name for v in self.outputs]
+        # How `map` runs whole sequences, once it is proven, with the plans of these calls.
+        self.proven_sequences: Any = None
         # Key -> planned graph, the last used first. The tuple is replaced, never changed, so that no call holds a lock:
         # if a thread thereby discards the graph of another, it is built again.
         self._other_planned: tuple[tuple[tuple[frozenset[str], bool], PlannedGraph], ...] = ()
@@ -541,6 +543,51 @@ class Model:
         from rnnfast.streaming.model_pool import ModelPool
 
         return ModelPool(self, max_streams, states, batch, fixed)
+
+    def map(
+        self,
+        sequences: Iterable[Any],
+        *,
+        batch: int | None = None,
+        threads: int = 1,
+        progress: bool | Callable[[int, int | None], object] = False,
+        **fixed: ArrayLike,
+    ) -> Iterator[Any]:
+        """Run the model on each sequence of a corpus; each gets the bits that it would get alone.
+
+        Some sequences at a time are read, sorted by length and computed in batches, so that `sequences` may be larger
+        than memory. Sequences of different lengths share a call where a Batcher would run them together, those of one
+        shape where the model has `batch_axes`, and streams of a model with states where it has pools; others are
+        computed one by one.
+
+        Args:
+            sequences: An iterable, or generator, of what a call takes, without the batch axis: an array such as
+                [T, ...], or a mapping of arrays by the inputs' names. The lengths that a model takes are those of the
+                sequences. Of a model with states, a sequence has the frames along the first axis of each input, and
+                begins with states of zeros. A sequence that has its batch axis is a call of its own; where the axis
+                cannot be told, each must have it.
+            batch: The most frames, or steps, in one call, padding included; a longer sequence is a call of its own.
+                None is 2048. Some 32 batches of sequences and results are in memory.
+            threads: How many batches are computed at a time, each with as many threads as a call of the model uses. 1
+                computes in the caller's thread.
+            progress: True shows a bar on stderr if that is a terminal (`pip install 'rnnfast[cli]'`). A function is
+                called with the number of sequences that were computed, and that of all or None.
+            **fixed: Inputs that are the same for all sequences, as for `stream`.
+
+        Returns:
+            An iterator of the results in the order of `sequences`, each without the batch axis: the array of a model
+            with one output, else `Outputs` by name. Close it, or leave it, to end early.
+
+        Raises:
+            InputError: `batch` or `threads` is out of range, or an input is wrong. That of a sequence names its index,
+                and is raised after the results before it.
+            InputTypeError: An argument has a wrong type.
+            UnsupportedError: `progress` is True and rich is not installed.
+            Error: As a call does, with the index of the sequence.
+        """
+        from rnnfast.serving.corpus_models import map_model
+
+        return map_model(self, sequences, batch, threads, progress, fixed)
 
     # --------------------------------------------------------------------------------------------- facts
     @raises_limit_error

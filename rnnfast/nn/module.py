@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -343,6 +343,44 @@ class Module:
         from rnnfast.train import predict
 
         return predict(self, x, **options)
+
+    def map(
+        self,
+        sequences: Iterable[Any],
+        *,
+        batch: int | None = None,
+        threads: int = 1,
+        progress: bool | Callable[[int, int | None], object] = False,
+    ) -> Iterator[Any]:
+        """Call the layer with each sequence of a corpus; each result has the bits of that call.
+
+        Some sequences at a time are read, sorted by length and computed in batches, so that `sequences` may be larger
+        than memory. They share calls if the layer is recurrent, or a Sequential with recurrent layers, and no layer
+        mixes time steps; others are called one by one.
+
+        Args:
+            sequences: An iterable, or generator, of what a call takes; arrays without a batch axis, such as [T, I],
+                share calls.
+            batch: The most time steps in one call, padding included; a longer sequence is a call of its own. None is
+                2048. Some 32 batches of sequences and results are in memory.
+            threads: How many batches are computed at a time, each with as many threads as a call of the layer uses. 1
+                computes in the caller's thread.
+            progress: True shows a bar on stderr if that is a terminal (`pip install 'rnnfast[cli]'`). A function is
+                called with the number of sequences that were computed, and that of all or None.
+
+        Returns:
+            An iterator of the results in the order of `sequences`, each as a call returns it: with its last state for
+            a recurrent layer. Close it, or leave it, to end early.
+
+        Raises:
+            InputError: `batch` or `threads` is out of range.
+            InputTypeError: An argument has a wrong type.
+            UnsupportedError: `progress` is True and rich is not installed.
+            Error: As a call does, with the index of the sequence, after the results before it.
+        """
+        from rnnfast.serving.corpus_layers import map_layer
+
+        return map_layer(self, sequences, batch, threads, progress)
 
     def _checked(self, dy, saved):
         """Return dy as an array; zeros if it is None."""

@@ -22,6 +22,7 @@ from rnnfast.onnx.inputs import validate
 from rnnfast.onnx.stateful import LENGTHS, with_state_inputs
 from rnnfast.serving.sequence_layout import layout_of
 from rnnfast.serving.sequences import ActiveSequence, Sequences, grouped, padded
+from rnnfast.streaming._pools import cut, pad
 from rnnfast.streaming.batch_axes import output_axes, trace_call, without_label
 from rnnfast.streaming.fixed_input_group import LARGEST_BATCH
 from rnnfast.streaming.pool import size_for
@@ -120,6 +121,7 @@ class ModelSequences(Sequences):
             for output, value in of_frames.items()
             if output in of_model
         }
+        self.output_names = [v.name for v in self.model.outputs]
         self.proven(of_frames)
 
     def axes_of_rows(self):
@@ -162,15 +164,55 @@ class ModelSequences(Sequences):
             expected[batch] = rows
             if time is not None:
                 expected[time] = frames
-            if y.shape != tuple(expected):
-                raise InputError(
-                    f"{self.model.source.label}: output {name!r} of {rows} sequences of {frames} frames "
-                    f"has shape {list(y.shape)}, expected {expected}"
-                )
+            self._check_shape(name, y, expected, rows, frames)
             for i, n in enumerate(lengths):
                 results[i][name] = y[_index(batch, i, time, n)].copy()
         self.keep(states, outputs)
         return results
+
+    def run_whole(self, xs):
+        """The results of whole sequences, the longest first, in one call.
+
+        Args:
+            xs: Arrays [frames, ...].
+
+        Returns:
+            For each the array if there is one output, else Outputs by name.
+        """
+        lengths = [len(x) for x in xs]
+        rows, frames, layout = len(xs), lengths[0], self.layout
+        shape = list(xs[0].shape[1:])
+        for axis, n in sorted(((layout.batch, rows), (layout.time, frames))):
+            shape.insert(axis, n)
+        x = np.empty(shape, xs[0].dtype)
+        pad(xs, _rows_first(x, layout.batch, layout.time))
+        outputs = dict(zip(self.output_names, self.model.run(self.whole_feed(x, lengths))))
+        columns = []
+        for name, (batch, time, shape) in self.outputs.items():
+            y, expected = outputs[name], list(shape)
+            expected[batch] = rows
+            if time is not None:
+                expected[time] = frames
+            self._check_shape(name, y, expected, rows, frames)
+            if time is not None and _behind(time, batch) == 0:
+                columns.append(cut(_rows_first(y, batch, time), lengths))
+            else:
+                columns.append([y[_index(batch, i, time, n)].copy() for i, n in enumerate(lengths)])
+        if len(columns) == 1:
+            return columns[0]
+        return [Outputs(zip(self.outputs, row)) for row in zip(*columns)]
+
+    def whole_feed(self, x, lengths):
+        """The feed of a call with whole sequences, which lie in x as the model takes it."""
+        raise NotImplementedError
+
+    def _check_shape(self, name, y, expected, rows, frames):
+        """Raise InputError unless an output of so many sequences has the expected shape."""
+        if y.shape != tuple(expected):
+            raise InputError(
+                f"{self.model.source.label}: output {name!r} of {rows} sequences of {frames} frames "
+                f"has shape {list(y.shape)}, expected {expected}"
+            )
 
     def whole(self, results):
         """{output: array} of a whole sequence, from those of its parts."""
@@ -219,6 +261,7 @@ class FrameByFrame(ModelSequences):
             if v.name in states
         ]
         self.initial = [initial[name].reshape(-1) for name, *_ in self.states]
+        self.initials = []  # the same for the most sequences so far that ran whole in one call: [sequences, values]
         self.exact = False
         super().__init__(layout, model.altered(graph))
 
@@ -248,6 +291,15 @@ class FrameByFrame(ModelSequences):
             feed[name] = np.concatenate(values + values[:1] * (len(x) - len(values))).reshape(shape)
         return feed
 
+    def whole_feed(self, x, lengths):
+        feed = {self.layout.input.name: x, LENGTHS: np.array(lengths, np.int32)}
+        initials = self.initials
+        if not initials or len(initials[0]) < len(lengths):
+            self.initials = initials = [np.tile(value, (len(lengths), 1)) for value in self.initial]
+        for (name, _, shape), values in zip(self.states, initials):
+            feed[name] = values[: len(lengths)].reshape(shape)
+        return feed
+
     def keep(self, states, outputs):
         for i, (_, name, _) in enumerate(self.states):
             for state, row in zip(states, outputs[name].reshape(-1, len(self.initial[i]))):
@@ -258,6 +310,7 @@ class Padded(ModelSequences):
     """Runs sequences of similar length in one call, with their lengths."""
 
     padded = True
+    exact = False
 
     def __init__(self, layout):
         if layout.lengths is None:
@@ -283,6 +336,9 @@ class Padded(ModelSequences):
     def feed(self, states, x, lengths):
         return self.layout.feed_with_lengths(x, lengths)
 
+    def whole_feed(self, x, lengths):
+        return {self.layout.input.name: x, self.layout.lengths.name: np.array(lengths, self.layout.lengths.type.dtype)}
+
     def keep(self, states, outputs):
         """There are no states."""
 
@@ -291,6 +347,13 @@ def _opened(value, axis):
     """The input with an open dimension for sequences along an axis."""
     shape = (*value.type.shape[:axis], "batch", *value.type.shape[axis + 1 :])
     return graphs.Value(value.name, dataclasses.replace(value.type, shape=shape))
+
+
+def _rows_first(array, batch, time):
+    """A view of an array with the axis of sequences first, and that of frames behind it."""
+    if (batch, time) == (0, 1):
+        return array
+    return array.swapaxes(0, 1) if (batch, time) == (1, 0) else np.moveaxis(array, (batch, time), (0, 1))
 
 
 def _behind(axis, dropped):

@@ -566,3 +566,71 @@ def unstacked(cnp.ndarray values, shape):
         memcpy(cnp.PyArray_DATA(row), source + i * nbytes, nbytes)
         rows.append(row)
     return rows
+
+
+def pad(list parts, cnp.ndarray out):
+    """Copy arrays [n, ...] into the rows of out [rows, frames, ...], of whatever strides, with zeros behind each.
+
+    The arrays have the type of `out` and the shape of its frames, and no more frames.
+    """
+    cdef Py_ssize_t i, t, n, width, rows = cnp.PyArray_DIM(out, 0), frames = cnp.PyArray_DIM(out, 1)
+    cdef Py_ssize_t row_stride = cnp.PyArray_STRIDE(out, 0), frame_stride = cnp.PyArray_STRIDE(out, 1)
+    cdef char *to
+    cdef const char *source
+    cdef cnp.ndarray array
+    if out.dtype.hasobject:
+        for row, part in zip(out, parts):
+            row[:len(part)] = part
+            row[len(part):] = 0
+        return
+    if not out[:1, :1].flags.c_contiguous or len(parts) != rows:
+        raise ValueError(f"out is {out.dtype} {np.shape(out)} for {len(parts)} rows, expected contiguous frames of as many")
+    width = cnp.PyArray_NBYTES(out) // (rows * frames) if rows * frames else 0
+    for i in range(rows):
+        array = parts[i]
+        if not cnp.PyArray_ISCARRAY_RO(array):
+            array = np.array(array, order="C")
+        n = cnp.PyArray_DIM(array, 0) if cnp.PyArray_NDIM(array) == cnp.PyArray_NDIM(out) - 1 else -1
+        if not 0 <= n <= frames or cnp.PyArray_NBYTES(array) != n * width:
+            raise ValueError(f"row {i} has shape {np.shape(array)}, expected [{frames}, {width} bytes] at most")
+        to, source = <char *>cnp.PyArray_DATA(out) + i * row_stride, <const char *>cnp.PyArray_DATA(array)
+        if frame_stride == width:
+            memcpy(to, source, n * width)
+            memset(to + n * width, 0, (frames - n) * width)
+        else:
+            for t in range(frames):
+                if t < n:
+                    memcpy(to + t * frame_stride, source + t * width, width)
+                else:
+                    memset(to + t * frame_stride, 0, width)
+
+
+def cut(cnp.ndarray values, list lengths):
+    """Return the first frames of each row of values [rows, frames, ...], of whatever strides, as new arrays [n, ...]."""
+    cdef cnp.npy_intp dims[64]
+    cdef Py_ssize_t i, t, n, width, ndim = cnp.PyArray_NDIM(values) - 1
+    cdef Py_ssize_t rows = cnp.PyArray_DIM(values, 0), frames = cnp.PyArray_DIM(values, 1)
+    cdef Py_ssize_t row_stride = cnp.PyArray_STRIDE(values, 0), frame_stride = cnp.PyArray_STRIDE(values, 1)
+    cdef int kind = cnp.PyArray_TYPE(values)
+    cdef char *to
+    cdef const char *source
+    cdef cnp.ndarray row
+    if len(lengths) != rows or any([not 0 <= n <= frames for n in lengths]):
+        raise ValueError(f"values have shape {np.shape(values)} for rows of {lengths}")
+    if values.dtype.hasobject or ndim > 64 or not values[:1, :1].flags.c_contiguous:
+        return [values[i, :n].copy() for i, n in enumerate(lengths)]
+    width = cnp.PyArray_NBYTES(values) // (rows * frames) if rows * frames else 0
+    for i in range(1, ndim):
+        dims[i] = cnp.PyArray_DIM(values, <int>i + 1)
+    made = []
+    for i in range(rows):
+        dims[0] = n = lengths[i]
+        row = cnp.PyArray_EMPTY(<int>ndim, dims, kind, 0)
+        to, source = <char *>cnp.PyArray_DATA(row), <const char *>cnp.PyArray_DATA(values) + i * row_stride
+        if frame_stride == width:
+            memcpy(to, source, n * width)
+        else:
+            for t in range(n):
+                memcpy(to + t * width, source + t * frame_stride, width)
+        made.append(row)
+    return made
