@@ -15,6 +15,9 @@ SECONDS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 )  # fmt: skip
 
+# The histograms of a Batcher's stats of which there are sums.
+BATCHES = ("batch_sizes", "queue_seconds", "compute_seconds")
+
 
 class Durations:
     """How long something took, counted by upper bounds; `counts` has one more entry for what took longer."""
@@ -50,6 +53,7 @@ class Statistics:
             live. Of those that were opened or resumed the others are live.
         call_queue, call_compute: The Durations of calls without a sequence: until they ran, and while they ran. The
             thread that runs them writes these.
+        ended_batchers: The sums of the histograms BATCHES of Batchers that have ended.
     """
 
     def __init__(self) -> None:
@@ -57,6 +61,7 @@ class Statistics:
         self.durations = Durations(SECONDS)
         self.opened = self.resumed = self.ended = self.idled = self.dropped = self.replaced = 0
         self.call_queue, self.call_compute = Durations(TIMES), Durations(TIMES)
+        self.ended_batchers: dict[str, dict[str, Any]] | None = None
 
     def begin(self) -> int:
         """Count a request that came; return what `success` or `failure` takes."""
@@ -72,6 +77,11 @@ class Statistics:
         """Count a request that failed."""
         count_reason(self.failed, error)
         self.failure_ns += time.perf_counter_ns() - begun
+
+    def keep(self, batches: dict[str, Any]) -> None:
+        """Keep the histograms BATCHES of a Batcher that has ended."""
+        before = self.ended_batchers
+        self.ended_batchers = {n: batches[n] if before is None else added(before[n], batches[n]) for n in BATCHES}
 
     def numbers(self) -> dict[str, Any]:
         """The counts as plain data: of requests, and of how sequences began and ended."""
@@ -101,7 +111,7 @@ def with_calls(batchers: list[dict[str, dict[str, Any]]], statistics: Statistics
     n = compute["count"]
     sizes = {"bounds": list(SIZES), "counts": [n] + [0] * len(SIZES), "sum": float(n), "count": n}
     total = {"batch_sizes": sizes, "queue_seconds": queue, "compute_seconds": compute}
-    for batches in batchers:
+    for batches in [*batchers, *([] if statistics.ended_batchers is None else [statistics.ended_batchers])]:
         total = {name: added(value, batches[name]) for name, value in total.items()}
     return total
 
