@@ -9,6 +9,7 @@ from libc.math cimport INFINITY
 
 import collections
 import concurrent.futures
+import itertools
 import queue
 import threading
 from asyncio import get_running_loop
@@ -42,6 +43,8 @@ cdef extern from *:
 
 cdef enum:
     N_COUNTS = 6
+    LEVELS = 3                  # of priority: 1, 2, ...
+    DEFAULT_PRIORITY = 2
     KEPT = 3                    # The next so many batches wait for a stream that is opened or sends a frame.
 
 cdef Py_ssize_t NEVER = -KEPT, GONE = -KEPT - 1     # for `seen` of a stream: before all batches, and closed
@@ -135,12 +138,14 @@ cdef class OpenStream:
         id: The id of the stream in the pool.
         waiting: The deque of its Requests that no batch has taken.
         due: When its first waiting frame is to run; infinity if none waits.
+        level: The least level of its waiting frames, where one waits; the thread's.
         frames: How many frames its state has taken since it began.
         lost: Whether a frame with which it was to begin was not taken; the thread's.
     """
     cdef readonly object id
     cdef readonly object waiting
     cdef readonly double due
+    cdef int level
     cdef public Py_ssize_t frames
     cdef public bint lost
     cdef double came            # when its last frame came, in seconds of the monotonic clock
@@ -149,6 +154,7 @@ cdef class OpenStream:
 
     def __init__(self, id):
         self.id, self.came, self.seen = id, monotonic(), NEVER
+        self.level, self.lost = LEVELS, False
         self.frames, self.waiting, self.due, self.why = 0, collections.deque(), INFINITY, None
 
     @property
@@ -184,16 +190,18 @@ cdef class Request:
         arrived: When the request came, in seconds of the monotonic clock.
         due: When it is to run at the latest, with whatever else is there.
         deadline: Until when it may wait; then it fails.
+        level: Its priority, from 0 on: lower ones are taken first.
     """
     cdef readonly OpenStream open_stream
     cdef readonly object value, future, loop
     cdef readonly double arrived, due, deadline
+    cdef readonly int level
     cdef readonly tuple start
 
     def __cinit__(self, OpenStream open_stream, value, future, loop, double arrived, double due, double deadline,
-                  tuple start=None):
+                  int level, tuple start=None):
         self.open_stream, self.value, self.future, self.loop = open_stream, value, future, loop
-        self.start = start
+        self.level, self.start = level, start
         self.arrived, self.due, self.deadline = arrived, due, deadline
 
     def begin(self):
@@ -215,7 +223,7 @@ cdef class RequestQueue:
     cdef list inbox
     cdef Py_ssize_t batches             # how many were taken
     cdef Py_ssize_t[KEPT] active        # how many active streams there are, by their `seen` modulo KEPT
-    cdef dict ready                     # OpenStream -> None: the streams with a waiting frame, in the order of these
+    cdef list ready                     # level -> {OpenStream: None}: streams with a waiting frame, in their order
     cdef Py_ssize_t held                # the number of requests that have left the inbox and are in no batch yet
     cdef Py_ssize_t limit               # the most requests that may wait
     cdef Py_ssize_t wake_at             # the length of the inbox that wakes the thread; 0 while it is awake
@@ -266,8 +274,12 @@ cdef class RequestQueue:
 
     def _empty(self):
         """Forget all requests."""
+        cdef OpenStream open_stream
+        for open_stream in self._streams.values():
+            open_stream.waiting.clear()
+            open_stream.due, open_stream.level = INFINITY, LEVELS
         self.wake, self.wake_at = queue.SimpleQueue(), 0
-        self.inbox, self.ready, self.held = [], {}, 0
+        self.inbox, self.ready, self.held = [], [{} for _ in range(LEVELS)], 0
         self._sequences.clear()
 
     def _inbox(self):
@@ -338,17 +350,19 @@ cdef class RequestQueue:
         if opened:
             self._pool._slots.take_back(opened)
 
-    def step(self, stream, frame, timeout=None, begin=False):
+    def step(self, stream, frame, timeout=None, begin=False, priority=0):
         """See `Batcher.step`."""
         loop = self._running_loop("step", "submit")
         future = loop.create_future()
-        self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout, self.start(begin))
+        self._post(self._find_open(stream), self.validated(stream, frame), future, loop, timeout, priority,
+                   self.start(begin))
         return future
 
-    def submit(self, stream, frame, timeout=None, begin=False):
+    def submit(self, stream, frame, timeout=None, begin=False, priority=0):
         """See `Batcher.submit`."""
         future = new_future()
-        self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout, self.start(begin))
+        self._post(self._find_open(stream), self.validated(stream, frame), future, None, timeout, priority,
+                   self.start(begin))
         return future
 
     cdef tuple start(self, begin):
@@ -389,17 +403,21 @@ cdef class RequestQueue:
             raise ClosedError(f"{self.label}: stream {stream!r} is not open{self._pool.why_no_streams}")
         return open_stream
 
-    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout, tuple start=None):
+    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout, priority, tuple start=None):
         cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
                 raise InputError(f"{self.label}: timeout is {timeout!r}, expected seconds")
             deadline = now + <double>timeout
+        if type(priority) is not int or not 0 <= priority <= LEVELS:
+            raise InputError(f"{self.label}: priority is {priority!r}, expected 0 to {LEVELS}")
+        cdef int level = (priority or DEFAULT_PRIORITY) - 1
         cdef bint hurried = deadline <= due     # There is no time to wait for others.
         cdef bint wakes = False
         cdef Py_ssize_t waiting
         self._check_open()
-        request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline, start)
+        request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline,
+                          level, start)
         with cython.critical_section(self):
             waiting = len(self.inbox) + self.held
             if waiting < self.limit:
@@ -438,24 +456,31 @@ cdef class RequestQueue:
             self.held += len(requests)
         for request in requests:
             if request.open_stream is None:
-                self._sequences.append(request)
+                insert(self._sequences, request)
             else:
                 self.see(request.open_stream)
+                if request.open_stream.waiting and request.level < request.open_stream.level:
+                    del self.ready[request.open_stream.level][request.open_stream]
                 request.open_stream.waiting.append(request)
                 request.open_stream.due = min(request.open_stream.due, request.due)
-                self.ready[request.open_stream] = None
+                request.open_stream.level = min(request.open_stream.level, request.level)
+                self.ready[request.open_stream.level][request.open_stream] = None
 
     def _due(self):
         """Return when a waiting frame is to run at the latest; None if none waits."""
         cdef OpenStream open_stream
         cdef double due = INFINITY
-        for open_stream in self.ready:
-            due = min(due, open_stream.due)
-        return due if self.ready else None
+        for streams in self.ready:
+            for open_stream in streams:
+                due = min(due, open_stream.due)
+        return due if self._ready() else None
 
     def _ready(self):
         """Return how many streams have a waiting frame."""
-        return len(self.ready)
+        cdef Py_ssize_t n = 0
+        for streams in self.ready:
+            n += len(<dict>streams)
+        return n
 
     def _sleep_until(self, Py_ssize_t count, seconds):
         """Sleep until so many requests are in the inbox, or for so many seconds if that is not None."""
@@ -494,7 +519,7 @@ cdef class RequestQueue:
         cdef Request request
         cdef double now = monotonic()
         cdef list seen = []
-        for open_stream in self.ready:
+        for open_stream in itertools.chain.from_iterable(self.ready):
             if len(batch) == most:
                 break
             seen.append(open_stream)
@@ -513,12 +538,13 @@ cdef class RequestQueue:
                 self.batches += 1
                 self.active[self.batches % KEPT] = 0    # of those that are active no more
         for open_stream in seen:
-            del self.ready[open_stream]
-            open_stream.due = INFINITY
-            if open_stream.waiting:
-                self.ready[open_stream] = None
+            del self.ready[open_stream.level][open_stream]
+            open_stream.due, open_stream.level = INFINITY, LEVELS
             for request in open_stream.waiting:
                 open_stream.due = min(open_stream.due, request.due)
+                open_stream.level = min(open_stream.level, request.level)
+            if open_stream.waiting:
+                self.ready[open_stream.level][open_stream] = None
 
     def _run_frames(self, list requests):
         """Step the pool with these requests' frames and count them; return their results."""
@@ -555,7 +581,7 @@ cdef class RequestQueue:
         self._sequences.popleft()
 
     def _put_back(self, Request request):
-        """Let a sequence wait on, behind the others."""
+        """Let a sequence wait on, behind the others, whom the caller puts there too."""
         self._sequences.append(request)
         self._hold(1)
 
@@ -586,7 +612,8 @@ cdef class RequestQueue:
 
     def _all(self):
         """Return the waiting requests that have left the inbox."""
-        return [request for open_stream in self.ready for request in open_stream.waiting] + list(self._sequences)
+        streams = itertools.chain.from_iterable(self.ready)
+        return [request for open_stream in streams for request in open_stream.waiting] + list(self._sequences)
 
     def _sweep(self, why=""):
         """Refuse the requests of the inbox after the thread has ended; whoever takes a request out answers it."""
@@ -602,6 +629,15 @@ cdef class RequestQueue:
                 tell([(request, None, ClosedError(f"{self.label}: the batcher ended{why}: nothing was taken"))])
             except BaseException:
                 pass
+
+
+cdef int insert(waiting, Request request) except -1:
+    """Put a request behind those of a deque that have its level or a lower one."""
+    cdef Py_ssize_t i = len(waiting)
+    while i and (<Request>waiting[i - 1]).level > request.level:
+        i -= 1
+    waiting.insert(i, request)
+    return 0
 
 
 def tell(list outcomes):

@@ -150,7 +150,13 @@ class Batcher:
 
     # ------------------------------------------------------------------------------------------ frames
     def step(
-        self, stream: int, frame: Any = None, timeout: float | None = None, begin: Any = False, **inputs: ArrayLike
+        self,
+        stream: int,
+        frame: Any = None,
+        timeout: float | None = None,
+        begin: Any = False,
+        priority: int = 0,
+        **inputs: ArrayLike,
     ) -> Awaitable[Any]:
         """Take a frame, from asyncio.
 
@@ -164,6 +170,9 @@ class Batcher:
             begin: Whether the stream begins anew with this frame: True for zeros, or the state to begin with, as for
                 the pool's `open`. Frames that were sent before run before, with the old state. If this frame is
                 cancelled or fails, the state stays as it was, and later frames are refused until one of them begins.
+            priority: 1, 2 or 3; 0 is 2, as in Triton. Where more frames wait than a batch takes, it takes those of a
+                lower number first. A stream's frames stay in order: all that wait have the priority of the first among
+                them.
             **inputs: The frame, by keyword.
 
         Returns:
@@ -177,26 +186,33 @@ class Batcher:
             DeadlineError: (when awaited) The timeout passed.
         """
         frame = merge_inputs("Batcher", frame, inputs) if inputs else frame
-        return self._worker.step(stream, frame, timeout, begin)
+        return self._worker.step(stream, frame, timeout, begin, priority)
 
     def submit(
-        self, stream: int, frame: Any = None, timeout: float | None = None, begin: Any = False, **inputs: ArrayLike
+        self,
+        stream: int,
+        frame: Any = None,
+        timeout: float | None = None,
+        begin: Any = False,
+        priority: int = 0,
+        **inputs: ArrayLike,
     ) -> concurrent.futures.Future[Any]:
         """Take a frame, from any thread: like `step`, but returns a concurrent.futures.Future.
 
         The Future's callbacks run in the batcher's thread; they must not wait for another result.
         """
         frame = merge_inputs("Batcher", frame, inputs) if inputs else frame
-        return self._worker.submit(stream, frame, timeout, begin)
+        return self._worker.submit(stream, frame, timeout, begin, priority)
 
     # ------------------------------------------------------------------------------------------ sequences
-    def run(self, sequence: ArrayLike, timeout: float | None = None) -> Awaitable[Any]:
+    def run(self, sequence: ArrayLike, timeout: float | None = None, priority: int = 0) -> Awaitable[Any]:
         """Take a whole sequence, from asyncio; it gets a stream of its own, which begins with zeros.
 
         Args:
             sequence: [T, ...], as the pool's `step` takes frames, with frames in place of streams. For a model without
                 states, its input without the batch axis.
             timeout: Seconds after which a sequence that has not begun fails; None waits as long as it takes.
+            priority: 1, 2 or 3; 0 is 2. Those of a lower number begin first.
 
         Returns:
             An awaitable of the results [T, ...] in the same form.
@@ -209,16 +225,18 @@ class Batcher:
         """
         loop = self._worker._running_loop("run", "submit_run")
         future = loop.create_future()
-        self._worker._post(None, self._sequence_runner.validate(sequence), future, loop, timeout)
+        self._worker._post(None, self._sequence_runner.validate(sequence), future, loop, timeout, priority)
         return future
 
-    def submit_run(self, sequence: ArrayLike, timeout: float | None = None) -> concurrent.futures.Future[Any]:
+    def submit_run(
+        self, sequence: ArrayLike, timeout: float | None = None, priority: int = 0
+    ) -> concurrent.futures.Future[Any]:
         """Take a whole sequence, from any thread: like `run`, but returns a concurrent.futures.Future.
 
         The Future can be cancelled until the sequence begins.
         """
         future = new_future()
-        self._worker._post(None, self._sequence_runner.validate(sequence), future, None, timeout)
+        self._worker._post(None, self._sequence_runner.validate(sequence), future, None, timeout, priority)
         return future
 
     # ------------------------------------------------------------------------------------------ the whole
