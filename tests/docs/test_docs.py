@@ -32,7 +32,7 @@ COMMANDS = [
     for page in PAGES
     for block in re.findall(r"^```console\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
     for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
-    if not command.startswith(("python models/vad_load.py", "rnnfast serve"))
+    if not command.startswith("python models/vad_load.py") and not command.endswith("&")
 ]
 # Pages that document the names of a module -> that module.
 REFERENCES = {f"reference/{name}.md": f"rnnfast.{name}" for name in ("nn", "train", "plot", "reference", "errors")}
