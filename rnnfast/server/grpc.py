@@ -13,12 +13,13 @@ from google.protobuf import json_format
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from rnnfast.errors import InputError, UnsupportedError
-from rnnfast.server.faults import ForbiddenError, NotFoundError, status_of, text_of
+from rnnfast.server.faults import ForbiddenError, MissingExtensionError, NotFoundError, status_of, text_of
 from rnnfast.server.grpc_messages import decode, encode, encode_error_in_stream, encode_in_stream, parsed
 from rnnfast.server.protocol import SERVICE, methods
 from rnnfast.server.requests import InferRequest
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
+from rnnfast.server.statistics import count_reason
 
 # The most requests of one stream that were read and whose responses were not written.
 MAX_IN_FLIGHT = 256
@@ -131,14 +132,14 @@ class GrpcFront:
             self._check_token(context)
             return encode(await self._service.infer(decode(data)))
         except Exception as e:
-            await _abort(context, e)
+            await self._abort(context, e)
             raise
 
     async def _stream(self, _: Any, context: Any) -> None:
         try:
             self._check_token(context)
         except Exception as e:
-            await _abort(context, e)
+            await self._abort(context, e)
         stream = Stream(self._service, context)
         self._streams.add(stream)
         try:
@@ -157,17 +158,16 @@ class GrpcFront:
                 answer = await self._answer(name, parsed(name, data))
                 return json_format.ParseDict(answer, response()).SerializeToString()
             except Exception as e:
-                await _abort(context, e)
+                await self._abort(context, e)
                 raise
 
         return handle
 
-    @staticmethod
-    def _refusing(text: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    def _refusing(self, text: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """The handler of a method that is not supported."""
 
         async def handle(_: bytes, context: Any) -> bytes:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+            await self._abort(context, MissingExtensionError(text))
             raise AssertionError
 
         return handle
@@ -209,15 +209,15 @@ class GrpcFront:
                 await service.unload(request.model_name)
         return {}
 
+    async def _abort(self, context: Any, error: Exception) -> None:
+        """End a call with an error."""
+        count_reason(self._service.errors, error)
+        code = getattr(grpc.StatusCode, status_of(error).grpc)
+        await context.abort(code, text_of(error)[:MAX_TEXT].encode(errors="backslashreplace").decode())
+
     def _check_token(self, context: Any) -> None:
         """Raise UnauthorizedError if the server knows tokens and the call brings none of them."""
         self._service.access.check_token(context.invocation_metadata() or ())
-
-
-async def _abort(context: Any, error: BaseException) -> None:
-    """End a call with an error."""
-    code = getattr(grpc.StatusCode, status_of(error).grpc)
-    await context.abort(code, text_of(error)[:MAX_TEXT].encode(errors="backslashreplace").decode())
 
 
 class Stream:
@@ -296,6 +296,7 @@ class Stream:
         try:
             request = decode(data)
         except Exception as e:
+            count_reason(self._service.errors, e)
             self._respond(encode_error_in_stream(text_of(e), _id_of(data)), size)
             return
         sequence = request.parameters.get("sequence_id")
@@ -342,6 +343,7 @@ class Stream:
                     self._began[model, sequence] = None
             return encode_in_stream(response)
         except Exception as e:
+            count_reason(self._service.errors, e)
             return encode_error_in_stream(text_of(e), request.id)
 
     # ------------------------------------------------------------------------------------------ responses

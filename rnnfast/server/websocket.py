@@ -24,6 +24,7 @@ from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableErro
 from rnnfast.server.requests import InferRequest
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
+from rnnfast.server.statistics import count_reason
 from rnnfast.server.websocket_frames import Frames, reply
 
 # Codes with which connections are closed.
@@ -143,6 +144,7 @@ class WebSocketProtocol(asyncio.Protocol):
         try:
             self._begin(request)
         except Exception as e:
+            count_reason(self._service.errors, e)
             body = orjson.dumps({"error": text_of(e).encode(errors="backslashreplace").decode()})
             self._protocol.send_response(
                 Response(
@@ -292,6 +294,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _fail(self, error: Exception, first: bool) -> None:
         """Tell the client why a frame was not run."""
+        count_reason(self._service.errors, error)
         if isinstance(error, Overloaded) and not first:
             if self._protocol.state is State.OPEN:
                 self._protocol.send_text(orjson.dumps({"error": text_of(error)}))

@@ -1,6 +1,7 @@
 """The server's numbers: that they are what clients did, and that Prometheus reads them."""
 
 import collections
+import queue
 import re
 import time
 
@@ -37,14 +38,14 @@ def of(samples, name, model="denoiser", **labels):
     return samples[name, *sorted({"model": model, **labels}.items())]
 
 
-def settled(server, count):
-    """The samples once the batches of so many requests are counted; a batch is counted right after it is answered."""
+def settled(server, count=None):
+    """The samples once the time of all batches is counted, right after their answers; `count` requests were in them."""
     for _ in range(200):
         samples = scraped(server)
         if of(samples, "rnnfast_compute_seconds_count") == of(samples, "rnnfast_batch_size_count"):
             break
         time.sleep(0.01)
-    assert of(samples, "rnnfast_batch_size_sum") == count
+    assert count is None or of(samples, "rnnfast_batch_size_sum") == count
     return samples
 
 
@@ -121,6 +122,49 @@ def test_numbers_add_up_to_what_clients_did():
         assert of(samples, "rnnfast_sequences_live") == 0 and of(samples, "rnnfast_sequences_idled_total") == 5
 
 
+def test_grpc_and_websockets_count_too():
+    triton = pytest.importorskip("tritonclient.grpc")
+    connect = pytest.importorskip("websockets.sync.client").connect
+    from tritonclient.utils import InferenceServerException
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+    answers = queue.Queue()
+    with running("denoiser") as server:
+        client = triton.InferenceServerClient(server.address("grpc"))
+        given = triton.InferInput("bands", [1, 22], "FP32")
+        given.set_data_from_numpy(frame())
+        client.infer("denoiser", [given], sequence_id=1, sequence_start=True)
+        with pytest.raises(InferenceServerException, match="'nope' is not found"):
+            client.infer("nope", [given], sequence_id=1)
+        with pytest.raises(InferenceServerException, match="START flag"):
+            client.infer("denoiser", [given], sequence_id=9)
+        with pytest.raises(InferenceServerException, match="tracing is not supported"):
+            client.get_trace_settings()
+        client.start_stream(lambda result, error: answers.put(error))
+        client.async_stream_infer("denoiser", [given], sequence_id=1)
+        client.async_stream_infer("denoiser", [given], sequence_id=10)
+        told = [answers.get(timeout=20) for _ in range(2)]
+        assert sum(error is not None for error in told) == 1
+        client.stop_stream()
+        client.close()
+        with connect(f"ws://{server.address('http')}/v2/models/denoiser/stream") as socket:
+            socket.send(frame().tobytes())
+            assert len(socket.recv()) == frame().nbytes
+            socket.send(b"abc")
+            with pytest.raises(ConnectionClosed):
+                socket.recv()
+        with pytest.raises(InvalidStatus, match="404"):
+            connect(f"ws://{server.address('http')}/v2/models/nope/stream")
+        samples = settled(server, 3)
+        errors = {reason: samples["rnnfast_error_answers_total", ("reason", reason)] for reason in REASONS}
+        assert {reason: n for reason, n in errors.items() if n} == {
+            "not_found": 2, "unknown_sequence": 2, "missing_extension": 1, "input": 1
+        }  # fmt: skip
+        assert of(samples, "rnnfast_request_seconds_count") == 3
+        assert of(samples, "rnnfast_requests_failed_total", reason="unknown_sequence") == 2
+        assert of(samples, "rnnfast_sequences_opened_total") == 2
+
+
 def test_calls_without_a_sequence_are_batches_of_one():
     with running("denoiser") as server:
         x, state = frame(), np.zeros((1, 1, 32), np.float32)
@@ -163,6 +207,7 @@ def test_a_batch_that_failed_stays_counted(tmp_path):
 def test_histograms_are_cumulative_and_complete(server):
     assert infer(server, frame())[0] == 400  # no state, no sequence
     assert infer(server, frame(), sequence_id=1, sequence_start=True)[0] == 200
+    settled(server)
     _, _, body = ask(server, "GET", "/metrics")
     found = {family.name: family for family in families(body.decode())}
     for name in HISTOGRAMS:

@@ -112,17 +112,14 @@ def test_in_a_browser(index, environment, tmp_path):
     python = environment / "bin" / "python"
     done = pip(python, "install", "playwright")
     assert done.returncode == 0, done.stderr.decode()
-    path, tokens = tmp_path / f"{NAME}.onnx", tmp_path / "tokens"
+    path = tmp_path / f"{NAME}.onnx"
     path.write_bytes((MODELS / "denoiser.onnx").read_bytes())
-    tokens.write_text("a-token-of-a-test-0123456789\n")
-    with running("denoiser", path) as server, running("denoiser", token_file=str(tokens)) as guarded:
+    with running("denoiser", path) as server:
         for i in range(4):
             assert infer(server, frame(), sequence_id="<b>x</b>", sequence_start=i == 0)[0] == 200
         assert infer(server, frame(), sequence_id="nobody")[0] == 400
         script = ROOT / "tests" / "server" / "page_in_browser.py"
-        done = subprocess.run(
-            [python, script, browser, server.url, guarded.url, tokens], capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run([python, script, browser, server.url], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["problems"] == []
