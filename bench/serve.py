@@ -82,10 +82,9 @@ def main(groups, serve, triton, oldest, mlserver, rounds, seconds, streams, json
 def run(commands, groups, rounds, seconds, streams):
     """Measure groups of cases, and describe the machine."""
     others, start = environment.others(), time.monotonic()
-    os.sched_setaffinity(0, [serve_servers.generator_core()])
     results = {"machine": environment.machine(), "rounds": rounds, "seconds": seconds, "commands": commands}
     _, results["removed"] = environment.clean(os.environ, 1)
-    with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder, serve_servers.pinned():
         folder = pathlib.Path(folder)
         make_models(folder)
         if "lstm" in groups:
@@ -198,8 +197,8 @@ def lstm_request(protocol, connection, data, client, step):
     if protocol.startswith("HTTP"):
         form = serve_messages.BINARY if protocol == "HTTP binary" else serve_messages.JSON
         return serve_messages.http_request("lstm", {"x": x}, sequence, form)
-    message = serve_messages.grpc_request("lstm", "x", x.shape, sequence) + serve_messages.grpc_tensor(x)
-    return connection.request(message)
+    message = serve_messages.grpc_request("lstm", "x", x.shape, sequence, str(step))
+    return connection.request(message + serve_messages.grpc_tensor(x))
 
 
 def checked(protocol, server, data, alone):
@@ -214,7 +213,8 @@ def checked(protocol, server, data, alone):
         for k in range(CLIENTS):
             connection = PROTOCOLS[protocol](server.grpc if "gRPC" in protocol else server.http)
             steps = range(TURNS * STEPS)
-            clients.append(Client(connection, [lstm_request(protocol, connection, data, k, t) for t in steps]))
+            requests = [lstm_request(protocol, connection, data, k, t) for t in steps]
+            clients.append(Client(connection, requests, numbered=not connection.one_at_a_time))
         answers = ask(clients)
         outputs = [[client.connection.outputs(a)["y"] for a in found] for client, found in zip(clients, answers)]
     except (OSError, serve_messages.RefusedError, KeyError, ValueError) as e:

@@ -239,6 +239,11 @@ class GrpcStream(_Http2):
     def outputs(answer):
         return messages.grpc_outputs(messages.stream_answer(answer))
 
+    @staticmethod
+    def number(answer):
+        """Return the number that is the id of an answer's request."""
+        return int(next(value for key, value in messages.fields(messages.stream_answer(answer)) if key == 3))
+
 
 PROTOCOLS = {"HTTP binary": Http, "HTTP JSON": Http, "gRPC": GrpcUnary, "gRPC stream": GrpcStream}
 
@@ -274,20 +279,24 @@ class Client:
     Attributes:
         requests: Prepared requests.
         right: For each request bytes that its answer must hold; None where any answer that is no error will do.
+        numbered: Whether the ids of requests are their places in `requests`. A server may answer requests of different
+            sequences on one stream in another order, and ids tell which is answered.
+        due: (place, time at which it was to be sent) of each request that is not answered.
     """
 
-    def __init__(self, connection, requests, right=None):
-        self.connection, self.requests, self.right = connection, requests, right
+    def __init__(self, connection, requests, right=None, numbered=False):
+        self.connection, self.requests, self.right, self.numbered = connection, requests, right, numbered
         self.begin()
 
     def begin(self):
         """Let the next request be the first one again."""
-        self.sent = self.answered = 0
+        self.asked = self.sent = self.answered = 0
         self.due = collections.deque()
 
     def send(self, due):
         """Send the next request, or let it wait for the answer before; its waiting time counts from `due`."""
-        self.due.append(due)
+        self.due.append((self.asked % len(self.requests), due))
+        self.asked += 1
         if not self.connection.one_at_a_time or self.sent == self.answered:
             self._send()
 
@@ -299,13 +308,24 @@ class Client:
         """Append the waiting times of answers that have come to `seconds`; return how many came and were wrong."""
         answers, wrong, now = self.connection.receive(), 0, time.perf_counter()
         for answer in answers:
-            right = self.right and self.right[self.answered % len(self.requests)]
-            wrong += right is not None and right not in self.connection.body(answer)
+            place, due = self._answered(answer)
+            wrong += self.right is not None and self.right[place] not in self.connection.body(answer)
             self.answered += 1
-            seconds.append(now - self.due.popleft())
+            seconds.append(now - due)
             if self.connection.one_at_a_time and self.due:
                 self._send()
         return len(answers), wrong
+
+    def _answered(self, answer):
+        """Return the entry of `due` whose answer has come, which has it no more."""
+        if self.numbered:
+            number = self.connection.number(answer)
+            for i, (place, _) in enumerate(self.due):
+                if place == number:
+                    found = self.due[i]
+                    del self.due[i]
+                    return found
+        return self.due.popleft()
 
 
 class Poll:

@@ -121,7 +121,7 @@ def _read_varint(data, at):
             return value, at
 
 
-def grpc_request(model, name, shape, sequence):
+def grpc_request(model, name, shape, sequence, id_=""):
     """Return a ModelInferRequest without its tensor, to which `grpc_tensor` is appended.
 
     Args:
@@ -129,12 +129,13 @@ def grpc_request(model, name, shape, sequence):
         name: The name of its only input.
         shape: That input's shape.
         sequence: (id, start, end); None for a request without a sequence.
+        id_: The request's id, which its answer has too.
     """
-    parts = [block(1, model.encode())]
+    parts = [block(1, model.encode()), block(3, id_.encode())]
     if sequence is not None:
-        id_, start, end = sequence
+        correlation, start, end = sequence
         for key, value in (
-            ("sequence_id", number(2, id_)),
+            ("sequence_id", number(2, correlation)),
             ("sequence_start", number(1, start)),
             ("sequence_end", number(1, end)),
         ):

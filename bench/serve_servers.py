@@ -3,6 +3,7 @@
 Each server runs on one core, the first one that this process may use.
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -126,9 +127,14 @@ def server_core():
     return CORES[0]
 
 
-def generator_core():
-    """Return the generator's core, which is the servers' where there is no other."""
-    return CORES[min(1, len(CORES) - 1)]
+@contextlib.contextmanager
+def pinned():
+    """Keep this thread on the generator's core, which is the servers' where there is no other."""
+    os.sched_setaffinity(0, [CORES[min(1, len(CORES) - 1)]])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
 
 
 def free_ports(count):
