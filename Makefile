@@ -11,7 +11,7 @@ RACES := tests/test_free_threads.py tests/native/test_threads.py tests/native/te
 	tests/serving
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 
-.PHONY: demo test slow lint docs bench models sanitize tsan fuzz clean
+.PHONY: demo test slow lint docs bench models ray-corpus ray-service sanitize tsan fuzz clean
 
 demo: $(VENV)/installed $(SILERO)
 	$(BIN)/python models/vad_demo.py $(SILERO)
@@ -45,6 +45,13 @@ bench: $(VENV)/bench
 models: $(VENV)/models
 	@for page in $(filter-out models/README.md,$(wildcard models/*.md)); do \
 		echo "$${page%.md}"; $(BIN)/python "$${page%.md}.py" || exit; done
+
+# A thousand WAV files on Ray Data, and a live service on Ray Serve: a few minutes each, besides 300 MB from PyPI.
+ray-corpus: $(VENV)/ray $(SILERO)
+	$(BIN)/python models/ray_corpus.py $(SILERO)
+
+ray-service: $(VENV)/ray $(SILERO)
+	$(BIN)/python models/ray_service.py $(SILERO)
 
 # The suite on a build with the address and undefined-behaviour sanitizers, which is removed afterwards. Another module
 # runs on that build by `make sanitize SANITIZED="tests.fuzz --seconds 600"`.
@@ -91,7 +98,7 @@ $(VENV)/installed: $(NATIVE) | $(BIN)/pip
 	$(BIN)/pip install -q 'rnnfast[test]'
 	touch $@
 
-$(VENV)/lint $(VENV)/docs $(VENV)/models: $(VENV)/%: $(VENV)/installed
+$(VENV)/lint $(VENV)/docs $(VENV)/models $(VENV)/ray: $(VENV)/%: $(VENV)/installed
 	@echo "== fetching what \`make $*\` needs from PyPI"
 	$(BIN)/pip install -q 'rnnfast[$*]'
 	touch $@

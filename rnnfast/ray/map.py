@@ -37,8 +37,10 @@ class Map:
     - a pandas Series (Spark's pandas_udf): returned is a Series;
     - any iterable of sequences (joblib, Dask): returned is a list of results.
 
-    Rows stay in order, and each result has the bits of the model called with that sequence alone. Within a batch,
-    sequences of similar length are computed together, `frames` steps at a time: give batches of hundreds of rows.
+    A batch is what `model.map` gets, and each result is what it gives: of a model with one output an array, else a
+    mapping; of a recurrent layer the outputs, without the last state. Rows stay in order, and each result has the bits of
+    the model called with that sequence alone. Sequences of similar length in a batch are computed together, so a batch
+    should have hundreds of rows.
 
     Args:
         model: A model, a layer, or the path of an ONNX file, which is read here. A layer is taken as it is now.
@@ -47,9 +49,9 @@ class Map:
         output: The column of the results. A model of several results has a column for each, named
             `output` + "." + its name.
         keep: The columns of a table that are handed on; None for all.
-        frames: The most steps that are computed together; None for what suits the model.
-        threads: The most threads; None for as many as Ray gave CPUs to the actor or task, else as the model has.
-        **fixed: Inputs that are the same for all sequences.
+        frames: The most steps that are computed together: the `batch` of `model.map`.
+        threads: How many batches are computed at a time; None for as many as Ray gave CPUs to the actor or task, else 1.
+        **fixed: Inputs of a model that are the same for all sequences.
 
     Raises:
         InputError: An argument has a value that is not allowed.
@@ -125,8 +127,10 @@ class Map:
         return columns.with_results(batch, kind, keep, named)
 
     def _results(self, sequences):
-        threads = self.threads if self.threads is not None else _assigned_cpus()
-        return list(_mapped(self.model, sequences, self.frames, threads, self.fixed))
+        threads = self.threads or _assigned_cpus() or 1
+        results = self.model.map(sequences, batch=self.frames, threads=threads, **self.fixed)
+        # A recurrent layer returns its last state too.
+        return [result[0] if isinstance(result, tuple) else result for result in results]
 
     def apply(
         self,
@@ -184,7 +188,7 @@ class Actor:
 
     def __init__(self, mapped: Map) -> None:
         self._map = mapped
-        mapped.model  # loaded when the actor starts
+        mapped(())  # the model is loaded, and how it runs is found out, when the actor starts
 
     def __call__(self, batch: Any) -> Any:
         return self._map(batch)
@@ -239,12 +243,3 @@ def _assigned_cpus():
         return None
     return max(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)), 1)
 
-
-def _mapped(model, sequences, frames, threads, fixed):
-    """SEAM until Model.map is there."""
-    if hasattr(model, "map"):
-        return model.map(sequences, batch=frames, threads=threads, **fixed)
-    from rnnfast.serving.batcher import Batcher
-
-    with Batcher(model, 64, max_queue=10**6) as batcher:
-        return [f.result() for f in [batcher.submit_run(s) for s in sequences]]

@@ -13,6 +13,8 @@ from rnnfast.server.faults import MissingExtensionError
 # A timeout of the protocol is in microseconds.
 MICROSECONDS = 1e-6
 MAX_ID = 2**64 - 1
+# The lowest priority of a Batcher, which stands for those below it too.
+LOWEST = 3
 # The most characters of a sequence's id.
 MAX_ID_LENGTH = 128
 
@@ -75,7 +77,7 @@ class Call(NamedTuple):
         sequence: The sequence's id, None if the request belongs to none.
         start: Whether it begins the sequence.
         end: Whether it ends the sequence.
-        priority: 0 for the default, 1 for the highest and so on.
+        priority: As the Batcher takes it: 0 for the default, 1 for the highest, 3 for the lowest.
         timeout: Seconds that it may wait, None for as long as it takes.
     """
 
@@ -115,7 +117,7 @@ def call_of(parameters: dict[str, Any]) -> Call:
     for name, value in (("priority", priority), ("timeout", timeout)):
         if type(value) is not int or not 0 <= value <= MAX_ID:
             raise InputError(f"{name} is {_shown(value)}, expected an integer of at least 0")
-    return Call(sequence or None, *flags, priority, timeout * MICROSECONDS or None)
+    return Call(sequence or None, *flags, min(priority, LOWEST), timeout * MICROSECONDS or None)
 
 
 def _shown(value: Any) -> str:

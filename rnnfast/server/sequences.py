@@ -275,7 +275,7 @@ class Sequences:
             begin = True if moved is None else moved
         stream = sequence.stream if stays else streams.take(fixed)
         try:
-            results = await streams.batcher.step(stream, frame, call.timeout, begin)
+            results = await streams.batcher.step(stream, frame, call.timeout, begin, call.priority)
             after = await asyncio.to_thread(streams.batcher.state, stream) if wants_state else None
         except BaseException as e:
             if not stays:

@@ -215,7 +215,7 @@ def test_wrong_calls_have_the_code_of_their_kind(client, triton, channel):
     refused("NOT_FOUND", "unknown model: 'nope'", client.infer, "nope", bands(triton, x))
     refused("INVALID_ARGUMENT", "non-empty correlation ID", client.infer, "denoiser", bands(triton, x))
     refused(
-        "UNIMPLEMENTED", "'tagger' has no sequences", client.infer, "tagger", [], sequence_id=1, sequence_start=True
+        "INVALID_ARGUMENT", "'tagger' has no sequences", client.infer, "tagger", [], sequence_id=1, sequence_start=True
     )
     wrong = triton.InferRequestedOutput("gains", class_count=2)
     refused(

@@ -201,8 +201,8 @@ CLASSIFIED.outputs.add(name="y").parameters["classification"].int64_param = 2
         (request([tensor(shape=(1,) * 33)]), InputError, "33 axes"),
         (request(raw=[b"1" * 23]), InputError, "input 'x' has 23 bytes, expected 24"),
         (request([tensor(str(i)) for i in range(1025)]), InputError, "more than 1024 inputs"),
-        (request([SHARED]), InputError, "input 'x': tensors in shared memory are not taken"),
-        (CLASSIFIED, InputError, "output 'y': classification is not done here"),
+        (request([SHARED]), MissingExtensionError, "input 'x': tensors in shared memory are not taken"),
+        (CLASSIFIED, MissingExtensionError, "output 'y': classification is not done here"),
         (PARAMETERS, InputError, "parameter 'foo' has no value"),
         (request(triton_x=("int64_param", 1)), UnsupportedError, "parameter 'triton_x' is not supported"),
     ],
@@ -230,7 +230,7 @@ def test_bytes_that_are_no_request(data):
     ],
 )
 def test_responses_are_those_of_protobuf(model, id, outputs):
-    response = InferResponse(model, "12", id, outputs, {})
+    response = InferResponse(model, "12", id, outputs)
     expected = RESPONSE(model_name=model, model_version="12", id=id)
     for name, value in outputs.items():
         datatype = next(kind for kind in ELEMENTS if dtype_of(kind, "") == value.dtype)
