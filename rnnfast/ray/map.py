@@ -242,4 +242,3 @@ def _assigned_cpus():
     if ray is None or not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return None
     return max(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)), 1)
-

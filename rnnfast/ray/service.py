@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 

@@ -24,8 +24,6 @@ from rnnfast.errors import InputError, LimitError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rnnfast.server.requests import Call
     from rnnfast.server.statistics import Statistics
     from rnnfast.serving.batcher import Batcher

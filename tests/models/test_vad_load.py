@@ -79,5 +79,3 @@ def test_load_tells_other_bits(small, tmp_path):
         other = write(tmp_path / "other.onnx", 9)
         result = load(server, "small", other, "--streams", "2", "--seconds", "0.2")
     assert result.returncode == 1 and "\n0 lost, 12 with other bits" in result.stdout
-
-

@@ -218,12 +218,10 @@ def test_wrong_calls_have_the_code_of_their_kind(client, triton, channel):
         "INVALID_ARGUMENT", "'tagger' has no sequences", client.infer, "tagger", [], sequence_id=1, sequence_start=True
     )
     wrong = triton.InferRequestedOutput("gains", class_count=2)
-    refused(
-        "INVALID_ARGUMENT", "classification is not done", client.infer, "denoiser", bands(triton, x), outputs=[wrong]
-    )
+    refused("UNIMPLEMENTED", "classification is not done", client.infer, "denoiser", bands(triton, x), outputs=[wrong])
     shared = bands(triton, x)
     shared[0].set_shared_memory("region", 88)
-    refused("INVALID_ARGUMENT", "shared memory", client.infer, "denoiser", shared)
+    refused("UNIMPLEMENTED", "shared memory", client.infer, "denoiser", shared)
     for data in b"\xff\xff\xff", b"\x0a\x05abc":
         with pytest.raises(grpc.RpcError) as caught:
             call(channel, "ModelInfer", data)

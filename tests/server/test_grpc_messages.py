@@ -9,6 +9,7 @@ pytest.importorskip("orjson")
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server import grpc_messages, protocol
 from rnnfast.server.datatypes import ELEMENTS, dtype_of, to_bytes
+from rnnfast.server.faults import MissingExtensionError
 from rnnfast.server.requests import InferResponse, Output, call_of
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3) / 7

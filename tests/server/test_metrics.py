@@ -28,14 +28,17 @@ def scraped(server):
     status, headers, body = ask(server, "GET", "/metrics")
     assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
     return {
-        (sample.name, *sorted((name, value) for name, value in sample.labels.items() if name != "version")): sample.value
+        (
+            sample.name,
+            *sorted((name, value) for name, value in sample.labels.items() if name != "version"),
+        ): sample.value
         for family in families(body.decode())
         for sample in family.samples
     }
 
 
 def of(samples, name, model="denoiser", **labels):
-    return samples[name, *sorted({"model": model, **labels}.items())]
+    return samples[(name, *sorted({"model": model, **labels}.items()))]
 
 
 def settled(server, count=None):
@@ -200,7 +203,9 @@ def test_a_batch_that_failed_stays_counted(tmp_path):
         assert batchers[0].stats()["frames"] == 2
         samples = scraped(server)
         assert of(samples, "rnnfast_queue_seconds_count", "open") == 3
-        assert of(samples, "rnnfast_batch_size_sum", "open") == of(samples, "rnnfast_compute_seconds_count", "open") == 3
+        assert (
+            of(samples, "rnnfast_batch_size_sum", "open") == of(samples, "rnnfast_compute_seconds_count", "open") == 3
+        )
         assert of(samples, "rnnfast_requests_failed_total", "open", reason="input") == 1
 
 
@@ -225,7 +230,11 @@ def test_histograms_are_cumulative_and_complete(server):
     [
         ("", "text/plain; version=0.0.4; charset=utf-8", families),
         ("text/html", "text/plain; version=0.0.4; charset=utf-8", families),
-        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", openmetrics_families),
+        (
+            "application/openmetrics-text; version=1.0.0",
+            "application/openmetrics-text; version=1.0.0",
+            openmetrics_families,
+        ),
     ],
 )
 def test_the_accept_header_chooses_the_format(server, accept, kind, read):

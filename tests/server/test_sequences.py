@@ -307,7 +307,7 @@ def test_a_shape_that_no_model_takes_leaves_no_pool_behind():
                 await Client(model, "a").send(np.zeros((1, 23 + n), np.float32), start=True)
         x = frames(0, 1)
         assert np.array_equal((await Client(model, "a").send(x[0], start=True))["gains"], alone(x)[0])
-        assert len(model.sequences.batchers) == 1
+        assert len(model.sequences._pools) == 1
 
     serve(test)
 

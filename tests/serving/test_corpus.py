@@ -104,7 +104,17 @@ def test_forms_of_a_sequence(calls):
     model, (_, axes, outputs) = rnnfast.load(CASES["bidirectional"][0]), CASES["bidirectional"]
     x = sequence("bidirectional", 0, 6)
     empty, whole = x[:0], x[:, None]
-    given = [x, x.tolist(), {"x": x}, {"x": x, "lens": 4}, empty, whole, {"x": whole, "lens": [4]}, x[::-1], x.T.copy().T]
+    given = [
+        x,
+        x.tolist(),
+        {"x": x},
+        {"x": x, "lens": 4},
+        empty,
+        whole,
+        {"x": whole, "lens": [4]},
+        x[::-1],
+        x.T.copy().T,
+    ]
     results = list(model.map(given))
     expected = alone(model, x, axes, outputs)
     assert all(same(results[i], expected) for i in (0, 1, 2, 8))
@@ -175,7 +185,10 @@ def test_states(calls):
     assert_equal(list(model.map(xs, batch=300)), expected)
     assert len(calls) < 20
     assert_equal(list(model.map(iter(xs), batch=100, threads=3)), expected)
-    assert_equal(list(model.map([xs[0][:, None], xs[1][:0], {"x": xs[2].tolist()}])), [expected[0][:, None], expected[1][:0], expected[2]])
+    assert_equal(
+        list(model.map([xs[0][:, None], xs[1][:0], {"x": xs[2].tolist()}])),
+        [expected[0][:, None], expected[1][:0], expected[2]],
+    )
     frozen = rnnfast.load(STATES_MEETING)
     expected = [frozen.stream().run(x=x[:, None])[:, 0] for x in xs]
     assert_equal(list(frozen.map(xs)), expected)
@@ -208,11 +221,19 @@ NETS = {
     "last": (lambda: nn.Sequential(nn.RNN(I, H, return_sequences=False, rng=0), nn.Linear(H, 3, rng=1)), I),
     "dense": (
         lambda: nn.Sequential(
-            nn.LayerNorm(I), nn.Linear(I, 4, rng=0), nn.ELU(), nn.Sequential(nn.LSTM(4, H, rng=0)), nn.Softmax(), nn.Dropout()
+            nn.LayerNorm(I),
+            nn.Linear(I, 4, rng=0),
+            nn.ELU(),
+            nn.Sequential(nn.LSTM(4, H, rng=0)),
+            nn.Softmax(),
+            nn.Dropout(),
         ),
         I,
     ),
-    "tokens": (lambda: nn.Sequential(nn.Embedding(9, I, rng=0), nn.GRU(I, H, batch_first=True, reverse=True, rng=1)), None),
+    "tokens": (
+        lambda: nn.Sequential(nn.Embedding(9, I, rng=0), nn.GRU(I, H, batch_first=True, reverse=True, rng=1)),
+        None,
+    ),
     "int8": (lambda: nn.LSTM(I, H, rng=0).quantized("int8"), I),
 }
 BY_ONE = {
@@ -408,5 +429,3 @@ def test_pickled_after_map():
     copy = pickle.loads(pickle.dumps(model))
     assert copy.proven_sequences is None
     assert_equal(list(copy.map([[1, 2], [3]])), expected)
-
-
