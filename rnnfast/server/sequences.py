@@ -140,6 +140,9 @@ class Sequences:
         most: The most live sequences.
         idle: Seconds without a request after which a sequence is closed.
         statistics: Counts sequences.
+
+    Attributes:
+        ending: Batchers of no use, with the tasks that end them.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class Sequences:
         self._live: dict[int | str, Sequence] = {}  # the one that was used last is last
         self._closed: collections.OrderedDict[int | str, str] = collections.OrderedDict()
         self._pools: dict[tuple[Any, ...], Streams] = {}  # the shapes of a frame -> its Streams
-        self._ending: dict[Batcher, asyncio.Task[None]] = {}
+        self.ending: dict[Batcher, asyncio.Task[None]] = {}
         self.draining = False
 
     def __len__(self) -> int:
@@ -165,8 +168,8 @@ class Sequences:
 
     @property
     def batchers(self) -> list[Batcher]:
-        """The Batchers of all shapes, and those that are about to end."""
-        return [*(streams.batcher for streams in self._pools.values()), *self._ending]
+        """The Batchers of all shapes."""
+        return [streams.batcher for streams in self._pools.values()]
 
     async def step(
         self, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None, wants_state: bool
@@ -320,12 +323,12 @@ class Sequences:
         key = next((key for key, kept in self._pools.items() if kept is streams), None)
         if key is not None and not streams.batcher.stats()["queued"]:
             del self._pools[key]
-            self._ending[streams.batcher] = asyncio.create_task(self._end_batcher(streams.batcher))
+            self.ending[streams.batcher] = asyncio.create_task(self._end_batcher(streams.batcher))
 
     async def _end_batcher(self, batcher: Batcher) -> None:
         """End a Batcher; what it did stays counted."""
         await asyncio.to_thread(batcher.drain)
-        del self._ending[batcher]
+        del self.ending[batcher]
         self._statistics.keep(batcher.stats())
 
     def _check_followers(self, sequence: Sequence, fixed: Arrays, state: Arrays | None) -> None:

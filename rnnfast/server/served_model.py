@@ -260,7 +260,7 @@ class ServedModel:
 
     def batch_counts(self) -> dict[str, dict[str, Any]]:
         """The histograms `batch_sizes`, `queue_seconds` and `compute_seconds` of what was computed so far."""
-        batchers = [] if self.sequences is None else self.sequences.batchers
+        batchers = [] if self.sequences is None else [*self.sequences.batchers, *self.sequences.ending]
         return with_calls([batcher.stats() for batcher in batchers], self.statistics)
 
     def held(self) -> int:

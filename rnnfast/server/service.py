@@ -235,7 +235,7 @@ class Service:
 def model_statistics(model: ServedModel) -> dict[str, Any]:
     """The statistics of one model as Triton has them; times are nanoseconds."""
     counts, batches = model.statistics, model.batch_counts()
-    n, failed = counts.durations.numbers()["count"], sum(counts.failed.values())
+    n, failed = counts.succeeded, sum(counts.failed.values())
 
     def part(count: int, ns: float) -> dict[str, int]:
         return {"count": count, "ns": round(ns)}

@@ -63,6 +63,11 @@ class Statistics:
         self.call_queue, self.call_compute = Durations(TIMES), Durations(TIMES)
         self.ended_batchers: dict[str, dict[str, Any]] | None = None
 
+    @property
+    def succeeded(self) -> int:
+        """The number of requests that were answered."""
+        return sum(self.durations.counts)
+
     def begin(self) -> int:
         """Count a request that came; return what `success` or `failure` takes."""
         self.begun += 1
