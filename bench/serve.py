@@ -156,8 +156,7 @@ def measure_protocol(protocol, servers, data, alone, rounds, seconds):
         }
     half = {name: half_load(ready, name, results, rounds, seconds) for name in list(ready)}
     for clients in ready.values():
-        for client in clients:
-            client.connection.close()
+        close(clients)
     return {"results": results, "half": half}
 
 
@@ -167,8 +166,7 @@ def attempt(loop, name, ready, results, *effort):
         return loop(ready[name], *effort)
     except (OSError, serve_messages.RefusedError) as e:
         results[name] = {"status": "failed", "message": f"{type(e).__name__}: {e}"}
-        for client in ready.pop(name):
-            client.connection.close()
+        close(ready.pop(name))
         return None
 
 
@@ -208,24 +206,31 @@ def checked(protocol, server, data, alone):
         alone: The outputs that must be equal to the bit, while the server is timed too; None for any within TOLERANCE
             of float64's.
     """
+    clients = []
     try:
-        clients = []
         for k in range(CLIENTS):
             connection = PROTOCOLS[protocol](server.grpc if "gRPC" in protocol else server.http)
-            steps = range(TURNS * STEPS)
-            requests = [lstm_request(protocol, connection, data, k, t) for t in steps]
+            requests = [lstm_request(protocol, connection, data, k, t) for t in range(TURNS * STEPS)]
             clients.append(Client(connection, requests, numbered=not connection.one_at_a_time))
         answers = ask(clients)
         outputs = [[client.connection.outputs(a)["y"] for a in found] for client, found in zip(clients, answers)]
     except (OSError, serve_messages.RefusedError, KeyError, ValueError) as e:
+        close(clients)
         return {"status": "failed", "message": f"{type(e).__name__}: {e}"}, None
     outputs = np.array(outputs)
     error = float(np.abs(outputs - data.right).max())
-    good = error <= TOLERANCE and (alone is None or np.array_equal(outputs, alone))
-    if good and alone is not None:
-        for client, found in zip(clients, answers):
-            client.right = [client.connection.body(answer) for answer in found]
-    return {"status": "ok" if good else "wrong", "error": error}, clients if good else None
+    if not error <= TOLERANCE or alone is not None and not np.array_equal(outputs, alone):
+        close(clients)
+        return {"status": "wrong", "error": error}, None
+    for client, found in zip(clients, answers if alone is not None else ()):
+        client.right = [client.connection.body(answer) for answer in found]
+    return {"status": "ok", "error": error}, clients
+
+
+def close(clients):
+    """Close the connections of clients."""
+    for client in clients:
+        client.connection.close()
 
 
 def alone_lstm(data):
@@ -310,8 +315,7 @@ def live(server, count, tensors, right):
         return {"streams": count, "reason": f"{type(e).__name__}: {e}"}
     finally:
         gc.unfreeze()
-        for client in clients:
-            client.connection.close()
+        close(clients)
     return {
         "streams": count,
         "max": max(found["seconds"], default=0) * 1e3,
@@ -363,8 +367,7 @@ def overhead(server, data, count, whole, rounds, seconds):
             found = closed_loop(clients, seconds)
             samples.append((server.cpu() - before) / len(found["seconds"]) * 1e6)
     finally:
-        for client in clients:
-            client.connection.close()
+        close(clients)
     # The first round warms up.
     return {"server": float(np.median(samples[1:])), "model": model_time(data, whole), "rate": found["rate"]}
 
@@ -405,8 +408,7 @@ def measure_idle(folder, commands):
         time.sleep(IDLE)
         found = {"cpu": (server.cpu() - before) / IDLE * 100, "memory": server.memory() / 1e6}
         for _, clients in asked.values():
-            for client in clients or ():
-                client.connection.close()
+            close(clients or ())
     return found
 
 
