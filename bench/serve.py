@@ -5,7 +5,7 @@ rnnfast's with the bits of a stream that runs alone, before anything is timed; r
 too. The exit status is 1 if an answer was wrong or lost.
 
 Triton and MLServer are measured if their commands are given. A command is called with the folder of its models, the
-port of HTTP, that of gRPC and that of its metrics; docs/benchmarks.md shows such commands.
+port of HTTP, that of gRPC and that of its metrics; bench/peers has such commands, and says how to install the servers.
 """
 
 import contextlib
@@ -452,7 +452,7 @@ def _full(found):
                 rows.append([*cells, result["status"], "", "", "", "", ""])
                 continue
             low, rate, high = result["rate"]
-            ratio, least = ours and ours[1] / rate, FASTER.get((name, record["protocol"]))
+            ratio, least = ours and ours[1] / rate, FASTER.get((_target_of(name), record["protocol"]))
             times = "" if name == "rnnfast" or not ratio else report.bold(f"{ratio:.2f}", least and ratio < least)
             use = [f"{result['server']:.0f}", f"{result['generator']:.0%}"]
             rows.append([*cells, f"{rate:,.0f}", f"{low:,.0f}-{high:,.0f}", *use, times, f"{least:g}" if least else ""])
@@ -469,6 +469,11 @@ def _full(found):
     return report.table(header, rows)
 
 
+def _target_of(name):
+    """Return the peer whose targets a server has: Triton's are those of both strategies."""
+    return name.removesuffix("-oldest")
+
+
 def _half(found):
     rows = []
     for record in found["protocols"]:
@@ -476,7 +481,7 @@ def _half(found):
             for name in dict.fromkeys((peer, "rnnfast")):
                 if name not in half or peer not in half:
                     continue
-                part, most = half[name], SOONER.get(peer) if name == "rnnfast" else None
+                part, most = half[name], SOONER.get(_target_of(peer)) if name == "rnnfast" else None
                 share = part["p99"] / half[peer]["p99"]
                 text = report.bold(f"{share:.2f}", most and share > most) if name != peer else ""
                 numbers = [f"{part['p50']:.2f}", f"{part['p99']:.2f}", text, f"{most:.2f}" if most else ""]

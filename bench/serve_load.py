@@ -24,8 +24,12 @@ class Http:
     one_at_a_time = True
 
     def __init__(self, port):
-        self.socket = connected(port)
-        self.received = b""
+        self.port, self.socket, self.received = port, connected(port), b""
+
+    def renew(self):
+        """Connect again, since servers close connections that were silent for some seconds."""
+        self.socket.close()
+        self.socket, self.received = connected(self.port), b""
 
     def send(self, request):
         self.socket.send(request)
@@ -89,6 +93,9 @@ class _Http2:
             + messages.frame(messages.SETTINGS, 0, 0, settings)
             + messages.frame(messages.WINDOW_UPDATE, 0, 0, more)
         )
+
+    def renew(self):
+        """Do nothing: servers keep connections of gRPC."""
 
     def close(self):
         self.socket.close()
@@ -286,12 +293,12 @@ class Client:
 
     def __init__(self, connection, requests, right=None, numbered=False):
         self.connection, self.requests, self.right, self.numbered = connection, requests, right, numbered
-        self.begin()
 
     def begin(self):
         """Let the next request be the first one again."""
         self.asked = self.sent = self.answered = 0
         self.due = collections.deque()
+        self.connection.renew()
 
     def send(self, due):
         """Send the next request, or let it wait for the answer before; its waiting time counts from `due`."""
@@ -347,9 +354,16 @@ class Poll:
         self.epoll.close()
 
 
+def begun_poll(clients):
+    """Return a Poll of clients whose next request is the first one."""
+    for client in clients:
+        client.begin()
+    return Poll(clients)
+
+
 def ask(clients):
     """Send each request of each client once, all clients side by side, and return [client][request] -> answer."""
-    poll, answers = Poll(clients), [[] for _ in clients]
+    poll, answers = begun_poll(clients), [[] for _ in clients]
     end = time.perf_counter() + PATIENCE
     for client in clients:
         client.connection.send(client.requests[0])
@@ -372,11 +386,10 @@ def closed_loop(clients, seconds):
     Returns a dict: "rate", answers a second; "seconds", the waiting times; "wrong", the number of answers that were not
     the right ones; "cpu", this process's share of a core.
     """
-    poll, waits, wrong = Poll(clients), [], 0
+    poll, waits, wrong = begun_poll(clients), [], 0
     cpu, begun = time.process_time(), time.perf_counter()
     end = begun + seconds
     for client in clients:
-        client.begin()
         client.send(begun)
     while (now := time.perf_counter()) < end:
         for client in poll.ready(end - now):
@@ -398,9 +411,7 @@ def open_loop(clients, rate, seconds):
     the number of requests without an answer, and "late", the seconds by which 99 % of the requests were sent at most
     after they were due.
     """
-    poll, waits, wrong, late = Poll(clients), [], 0, []
-    for client in clients:
-        client.begin()
+    poll, waits, wrong, late = begun_poll(clients), [], 0, []
     cpu, begun = time.process_time(), time.perf_counter()
     total, sent = int(rate * seconds), 0
     while sent < total:

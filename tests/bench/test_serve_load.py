@@ -126,6 +126,18 @@ def test_ask(http_clients):
     ] * 2
 
 
+def test_a_connection_that_was_silent(http_clients):
+    """Servers close connections that are silent for a while: each measurement has new ones."""
+    with http_server() as server:
+        clients = http_clients(server.port, 2)
+        load.closed_loop(clients, 0.02)
+        for opened in server.sockets:
+            with contextlib.suppress(OSError):  # some were closed before
+                opened.shutdown(socket.SHUT_RDWR)
+        found = load.open_loop(clients, 100, 0.05)
+    assert (len(found["seconds"]), found["wrong"]) == (5, 0)
+
+
 def test_open_loop_keeps_its_rate(http_clients):
     """Requests are sent when they are due; where answers are slower, waiting counts from then."""
     with http_server() as server:
