@@ -42,7 +42,7 @@ cdef extern from *:
     void store_time(double *, double)
 
 cdef enum:
-    N_COUNTS = 6
+    N_COUNTS = 7
     LEVELS = 3                  # of priority: 1, 2, ...
     DEFAULT_PRIORITY = 2
     KEPT = 3                    # The next so many batches wait for a stream that is opened or sends a frame.
@@ -50,7 +50,7 @@ cdef enum:
 cdef Py_ssize_t NEVER = -KEPT, GONE = -KEPT - 1     # for `seen` of a stream: before all batches, and closed
 
 # What a RequestQueue counts.
-COUNTS = ("frames", "cancelled", "expired", "failed", "overloaded", "idle")
+COUNTS = ("frames", "calls", "cancelled", "expired", "failed", "overloaded", "idle")
 MAX_SECONDS = 1e9           # A clock's sum with more loses its fractions.
 MAX_SLEEP = 1e6             # Some systems wait for no longer; the thread then looks and sleeps again.
 
@@ -180,11 +180,12 @@ cdef class OpenStream:
 @cython.no_gc       # A request holds nothing that leads back to it.
 @cython.freelist(1024)
 cdef class Request:
-    """A frame of a stream, or a whole sequence, that waits for a batch.
+    """A frame of a stream, a whole sequence or a whole call that waits for a batch.
 
     Attributes:
-        open_stream: The OpenStream of a frame; None for a sequence.
-        value: The validated frame or sequence.
+        open_stream: The OpenStream of a frame; None for others.
+        call: Whether it is a call.
+        value: The validated frame, sequence or Call.
         start: The tuple of the state with which the stream begins anew (None: zeros), or None where it goes on.
         future, loop: The caller's Future, and its event loop; None for a Future of threads.
         arrived: When the request came, in seconds of the monotonic clock.
@@ -196,12 +197,13 @@ cdef class Request:
     cdef readonly object value, future, loop
     cdef readonly double arrived, due, deadline
     cdef readonly int level
+    cdef readonly bint call
     cdef readonly tuple start
 
     def __cinit__(self, OpenStream open_stream, value, future, loop, double arrived, double due, double deadline,
-                  int level, tuple start=None):
+                  int level, tuple start=None, bint call=False):
         self.open_stream, self.value, self.future, self.loop = open_stream, value, future, loop
-        self.level, self.start = level, start
+        self.level, self.start, self.call = level, start, call
         self.arrived, self.due, self.deadline = arrived, due, deadline
 
     def begin(self):
@@ -216,6 +218,7 @@ cdef class RequestQueue:
     """
     cdef readonly dict _streams         # id -> OpenStream
     cdef readonly object _sequences     # the deque of waiting Requests of whole sequences
+    cdef readonly object _calls         # the deque of waiting Requests of calls
     cdef bint draining, ended, started
     cdef Py_ssize_t[N_COUNTS] counts
     cdef object wake                    # a SimpleQueue with an item for each call of `_wake_up` since the last sleep
@@ -233,7 +236,7 @@ cdef class RequestQueue:
 
     def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
-        self._streams, self._sequences, self.batches = {}, collections.deque(), 0
+        self._streams, self._sequences, self._calls, self.batches = {}, collections.deque(), collections.deque(), 0
         self.computing = Lock(self.label, "batcher", True, True)
         self._empty()
 
@@ -281,6 +284,7 @@ cdef class RequestQueue:
         self.wake, self.wake_at = queue.SimpleQueue(), 0
         self.inbox, self.ready, self.held = [], [{} for _ in range(LEVELS)], 0
         self._sequences.clear()
+        self._calls.clear()
 
     def _inbox(self):
         """Return the requests of the inbox."""
@@ -403,7 +407,8 @@ cdef class RequestQueue:
             raise ClosedError(f"{self.label}: stream {stream!r} is not open{self._pool.why_no_streams}")
         return open_stream
 
-    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout, priority, tuple start=None):
+    cpdef _post(self, OpenStream open_stream, value, future, loop, timeout, priority, tuple start=None,
+                bint call=False):
         cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
@@ -412,12 +417,12 @@ cdef class RequestQueue:
         if type(priority) is not int or not 0 <= priority <= LEVELS:
             raise InputError(f"{self.label}: priority is {priority!r}, expected 0 to {LEVELS}")
         cdef int level = (priority or DEFAULT_PRIORITY) - 1
-        cdef bint hurried = deadline <= due     # There is no time to wait for others.
+        cdef bint hurried = call or deadline <= due     # There is no time to wait for others.
         cdef bint wakes = False
         cdef Py_ssize_t waiting
         self._check_open()
         request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline,
-                          level, start)
+                          level, start, call)
         with cython.critical_section(self):
             waiting = len(self.inbox) + self.held
             if waiting < self.limit:
@@ -456,7 +461,7 @@ cdef class RequestQueue:
             self.held += len(requests)
         for request in requests:
             if request.open_stream is None:
-                insert(self._sequences, request)
+                insert(self._calls if request.call else self._sequences, request)
             else:
                 self.see(request.open_stream)
                 if request.open_stream.waiting and request.level < request.open_stream.level:
@@ -580,6 +585,11 @@ cdef class RequestQueue:
         self._hold(-1)
         self._sequences.popleft()
 
+    def _drop_call(self, Request request):
+        """Take a call out of the queue."""
+        self._hold(-1)
+        self._calls.remove(request)
+
     def _put_back(self, Request request):
         """Let a sequence wait on, behind the others, whom the caller puts there too."""
         self._sequences.append(request)
@@ -598,7 +608,9 @@ cdef class RequestQueue:
                 "nor was this one, and the state is as it was; begin with the next one")))
         elif now > request.deadline:
             self._count("expired")
-            of = "a sequence" if request.open_stream is None else f"a frame of stream {request.open_stream.id}"
+            of = "a call" if request.call else "a sequence"
+            if request.open_stream is not None:
+                of = f"a frame of stream {request.open_stream.id}"
             outcomes.append((request, None, DeadlineError(
                 f"{self.label}: {of} waited {now - request.arrived:.3f} s, longer than it may: it was not taken, the "
                 "stream is as it was")))
@@ -613,7 +625,7 @@ cdef class RequestQueue:
     def _all(self):
         """Return the waiting requests that have left the inbox."""
         streams = itertools.chain.from_iterable(self.ready)
-        return [request for open_stream in streams for request in open_stream.waiting] + list(self._sequences)
+        return [request for open_stream in streams for request in open_stream.waiting] + [*self._sequences, *self._calls]
 
     def _sweep(self, why=""):
         """Refuse the requests of the inbox after the thread has ended; whoever takes a request out answers it."""

@@ -15,20 +15,21 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rnnfast.errors import InputError, InputTypeError
+from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.named_values import merge_inputs
 from rnnfast.serving._requests import MAX_SECONDS, new_future, soon
-from rnnfast.serving.sequences import Sequences
+from rnnfast.serving.sequences import NoSequences, Sequences
 from rnnfast.serving.worker import Worker
 from rnnfast.streaming.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from numpy.typing import ArrayLike
     from typing_extensions import Self
 
     from rnnfast.model import Model
+    from rnnfast.named_values import Outputs
     from rnnfast.nn import Module
 
 
@@ -45,8 +46,8 @@ class Batcher:
 
     Args:
         pool: A Pool, or a model or layer, of which a pool of `max_batch` streams is made. A model without states takes
-            whole sequences only: frame by frame where all of it runs forwards, else padded, with their lengths, to
-            sequences of similar length.
+            whole sequences, frame by frame where all of it runs forwards, else padded, with their lengths, to sequences
+            of similar length. Every model takes whole calls.
         max_batch: The most frames in a batch.
         max_wait: The most seconds that a frame waits for others while the thread is free. It waits for those of streams
             that are active: the next three batches wait for a stream that was opened or sent a frame. A frame whose
@@ -57,8 +58,6 @@ class Batcher:
     Raises:
         InputError: An argument is out of range.
         InputTypeError: `pool` is none of these.
-        UnsupportedError: No way gives sequences of a model without states the bits of the model called with one
-            sequence; the message says why.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class Batcher:
         for name, value in (("max_wait", max_wait), *([] if idle is None else [("idle", idle)])):
             if not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS or name == "idle" and not value:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds, {MAX_SECONDS:.0f} at most")
-        its_pool, self._sequence_runner = _pool_and_sequences(pool, max_batch)
+        its_pool, self._sequence_runner, self._calls = _parts(pool, max_batch)
         most = max(8 * max_batch, 2 * its_pool.max_streams) if max_queue is None else max_queue
-        self._worker = Worker(its_pool, self._sequence_runner, max_batch, max_wait, most, idle)
+        self._worker = Worker(its_pool, self._sequence_runner, self._calls, max_batch, max_wait, most, idle)
         # stream -> (function, event loop or None). The worker, which outlives a Batcher that is dropped, has none of
         # them, because they may refer to the Batcher.
         self._on_close: dict[int, tuple[Callable[[int], object], asyncio.AbstractEventLoop | None]] = {}
@@ -221,6 +220,8 @@ class Batcher:
             Overloaded: Too many frames and sequences wait already.
             ClosedError: The batcher is closed.
             InputError: The sequence does not fit, or no event loop runs.
+            UnsupportedError: No way gives sequences of a model without states the bits of the model called with one
+                sequence; the message says why.
             DeadlineError: (when awaited) The timeout passed.
         """
         loop = self._worker._running_loop("run", "submit_run")
@@ -239,6 +240,48 @@ class Batcher:
         self._worker._post(None, self._sequence_runner.validate(sequence), future, None, timeout, priority)
         return future
 
+    # ------------------------------------------------------------------------------------------ calls
+    def call(
+        self, feed: Mapping[str, ArrayLike], timeout: float | None = None, priority: int = 0
+    ) -> Awaitable[Outputs]:
+        """Take a whole call of the model, from asyncio; calls that wait together run as one where that is the same.
+
+        The inputs of calls are joined along their batch axes, where these are proven and all else is equal, and the
+        outputs are split again: bits and shapes are those of each call alone. Other calls run one by one. A call does
+        not wait for others, and frames run between two of them.
+
+        Args:
+            feed: The inputs of the call by name, states included. Do not write to them before the result is there.
+            timeout: Seconds after which a call that has not begun fails; None waits as long as it takes.
+            priority: 1, 2 or 3; 0 is 2. Those of a lower number run first.
+
+        Returns:
+            An awaitable of the Outputs.
+
+        Raises:
+            Overloaded: Too many requests wait already.
+            ClosedError: The batcher is closed.
+            InputError: The inputs do not fit, the Batcher is of a layer, or no event loop runs.
+            InputTypeError: An input has a wrong type.
+            DeadlineError: (when awaited) The timeout passed.
+            Error: (when awaited) As a call of the model raises it.
+        """
+        loop = self._worker._running_loop("call", "submit_call")
+        future = loop.create_future()
+        self._worker._post(None, self._calls.validate(feed), future, loop, timeout, priority, call=True)
+        return future
+
+    def submit_call(
+        self, feed: Mapping[str, ArrayLike], timeout: float | None = None, priority: int = 0
+    ) -> concurrent.futures.Future[Outputs]:
+        """Take a whole call of the model, from any thread: like `call`, but returns a concurrent.futures.Future.
+
+        The Future can be cancelled until the call begins.
+        """
+        future = new_future()
+        self._worker._post(None, self._calls.validate(feed), future, None, timeout, priority, call=True)
+        return future
+
     # ------------------------------------------------------------------------------------------ the whole
     def stats(self) -> dict[str, Any]:
         """Plain numbers for a metrics library.
@@ -247,12 +290,14 @@ class Batcher:
             A dict with
             `streams`, `queued`: open streams and waiting frames now;
             `frames`, `batches`: how many were done since the beginning;
-            `cancelled`, `expired`, `failed`, `overloaded`: frames that were cancelled, that waited past their timeout,
-            that raised, and that were refused because too many waited;
+            `cancelled`, `expired`, `failed`, `overloaded`: requests that were cancelled, that waited past their
+            timeout, that raised, and that were refused because too many waited;
+            `calls`: whole calls that were done;
             `idle`: streams that were closed for idleness;
             `mean_batch`: the mean number of frames in a batch;
-            `batch_sizes`, `queue_seconds`, `compute_seconds`: histograms of the frames in a batch, of the seconds that
-            frames waited, and of the seconds that batches took: upper `bounds`, `counts` (one more than bounds),
+            `batch_sizes`, `call_sizes`, `queue_seconds`, `compute_seconds`: histograms of the frames in a batch, of the
+            calls that ran as one, of the seconds that requests waited, and of the seconds that batches took: upper
+            `bounds`, `counts` (one more than bounds),
             `sum` and `count`.
         """
         return self._worker.stats()
@@ -293,27 +338,39 @@ def _tell(batcher, stream):
             on_close(stream)
 
 
-def _pool_and_sequences(source, most):
-    """(pool, Sequences) for a Batcher of a Pool, a layer or a model; at most `most` sequences run at a time."""
+def _parts(source, most):
+    """(pool, Sequences, Calls) for a Batcher of a Pool, a layer or a model; at most `most` sequences run at a time."""
+    from rnnfast.serving.calls import Calls, NoCalls
+
     if isinstance(source, Pool):
-        return source, Sequences(source)
+        model = getattr(source, "model", None)
+        return source, Sequences(source), NoCalls(source.label) if model is None else Calls(model, most)
     if not hasattr(source, "pool"):
         raise InputTypeError(f"Batcher: got a {type(source).__name__}, expected a pool, a model or a layer")
+    if not hasattr(source, "folded"):
+        pool = source.pool(most)
+        return pool, Sequences(pool), NoCalls(pool.label)
+    calls = Calls(source, most)
     try:
         pool = source.pool(most)
-    except InputError as e:
-        if not hasattr(source, "folded"):
-            raise
+    except InputError as unclear:
         from rnnfast.serving.model_sequences import sequences_of
 
-        return _NoStreams(source.source.label, most), sequences_of(source, e)
-    return pool, Sequences(pool)
+        try:
+            sequences = sequences_of(source, unclear)
+        except UnsupportedError as e:
+            sequences = NoSequences(str(e))
+        return _NoStreams(source.source.label, most), sequences, calls
+    return pool, Sequences(pool), calls
 
 
 class _NoStreams:
     """Stands for the pool of a model without states, which has no streams."""
 
-    why_no_streams = ": no input is a state, so there are no streams: run and submit_run take whole sequences"
+    why_no_streams = (
+        ": no input is a state, so there are no streams: run and submit_run take whole sequences, call and submit_call "
+        "whole calls"
+    )
     frame_pattern = None
 
     def __init__(self, label, max_streams):

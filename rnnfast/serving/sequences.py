@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rnnfast.errors import LimitError
+from rnnfast.errors import LimitError, UnsupportedError
 
 # Frames of each sequence in one batch: sequences that come wait that long to join those that run.
 SEQUENCE_FRAMES = 16
@@ -67,6 +67,16 @@ class Sequences:
     def joined(self, results):
         """The result of a whole sequence, from those of its parts."""
         return np.concatenate(results)
+
+
+class NoSequences:
+    """Stands for Sequences of a model whose sequences cannot share batches."""
+
+    def __init__(self, problem):
+        self.problem = problem
+
+    def validate(self, sequence):
+        raise UnsupportedError(self.problem)
 
 
 def grouped(members, key):

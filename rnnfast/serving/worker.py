@@ -57,13 +57,14 @@ class Worker(RequestQueue):
         told: Called with the id of a stream that was closed for idleness, or None.
     """
 
-    def __init__(self, pool, runner, max_batch, max_wait, max_queue, idle):
+    def __init__(self, pool, runner, calls, max_batch, max_wait, max_queue, idle):
         super().__init__(pool, max_queue, max_wait)
-        self.runner, self.told = runner, None
+        self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle = max_batch, idle
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
+        self._call_sizes = Histogram(SIZES)
         self._batch_sizes, self._queue_times, self._compute_times = Histogram(SIZES), Histogram(TIMES), Histogram(TIMES)
         self._reset()
         _WORKERS.add(self)
@@ -155,7 +156,7 @@ class Worker(RequestQueue):
                 left = self._to_wait()
                 if left == 0:
                     self._step()
-                if not self._abandoned and not self._advance() and left != 0:
+                if not self._abandoned and not self._turn() and left != 0:
                     self._sleep(left)
         except BaseException as e:  # There is no memory, or a defect: let nobody wait for ever.
             error = e
@@ -228,6 +229,51 @@ class Worker(RequestQueue):
             return []
         self._queue_times.add([begun - request.arrived for request in batch])
         return list(_in_halves([batch], self._run_frames))
+
+    def _turn(self):
+        """Run the calls that may run as one with the next, and some frames of each sequence; return False if none is.
+
+        Between two turns waiting frames run, so that neither starves them.
+        """
+        called = self._run_calls()
+        return (not self._abandoned and self._advance()) or called
+
+    def _run_calls(self):
+        """Run the next call, with others that may run as one with it; return False if none waits."""
+        if not self._calls:
+            return False
+        begun = time.monotonic()
+        self._taken = part = []
+        self._take_calls(part, begun)
+        self._tell()
+        if part:
+            self._queue_times.add([begun - request.arrived for request in part])
+        for members, results, error in _in_halves([part] if part else [], self._run_call):
+            self._call_sizes.add([len(members)])
+            self._count("failed" if error else "calls", len(members))
+            if error:
+                self._outcomes.append((members[0], None, error))
+                self._tell()
+            else:
+                self._answer(members, results)
+        self._taken = []
+        if part:
+            self._compute_times.add([time.monotonic() - begun])
+        return True
+
+    def _take_calls(self, part, now):
+        """Take calls that may run as one out of the queue; each is in `part` before it leaves the queue, for a fork."""
+        for request in list(self._calls):
+            if self._is_over(request, now, self._outcomes):
+                self._drop_call(request)
+            elif not part or self.calls.join([taken.value for taken in part], request.value):
+                if request.begin():
+                    part.append(request)
+                self._drop_call(request)
+
+    def _run_call(self, part):
+        """The Outputs of each of these requests."""
+        return self.calls.run([request.value for request in part])
 
     def _advance(self):
         """Run some frames of each active sequence; return False if there is none."""
@@ -331,6 +377,7 @@ class Worker(RequestQueue):
             "batches": sizes["count"],
             "mean_batch": sizes["sum"] / max(sizes["count"], 1),
             "batch_sizes": sizes,
+            "call_sizes": self._call_sizes.numbers(),
             "queue_seconds": self._queue_times.numbers(),
             "compute_seconds": self._compute_times.numbers(),
         }

@@ -41,12 +41,13 @@ class ModelPool(Pool):
     """A Pool of a Model; `model.pool` makes it.
 
     Attributes:
+        model: The Model.
         states: {state input: state output}.
         outputs: The names of a step's results.
     """
 
     def __init__(self, model, max_streams, states=None, batch=True, fixed=None):
-        self._model, self._batched = model, check_flag(batch, "batch")
+        self.model, self._batched = model, check_flag(batch, "batch")
         signature = ModelSignature(model, states, fixed)
         self.states, self.outputs = signature.states, signature.outputs
         super().__init__(signature.label, max_streams)
@@ -100,7 +101,7 @@ class ModelPool(Pool):
     def _validate_opening(self, state, fixed):
         signature = self._signature
         if fixed:
-            signature = ModelSignature(self._model, self.states, signature.fixed | fixed)
+            signature = ModelSignature(self.model, self.states, signature.fixed | fixed)
         return None if state is None else signature.validate_state(state), signature
 
     def _begin(self, slot, state, signature):
