@@ -55,6 +55,8 @@ def serve(sources: tuple[str, ...], file: str | None, check: bool, as_json: bool
         raise click.UsageError("--json belongs to --check")
     given = {name: value for name, value in flags.items() if value is not None}
     configuration = configure(sources, given, os.environ, file)
+    # Clients could write to the log: gRPC's library prints what they send in frames of errors, as it is.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from rnnfast.server.access import exposure, warn
         from rnnfast.server.run import run

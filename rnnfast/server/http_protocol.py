@@ -94,6 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # until the request is complete, or the refused client is gone
         self._write_timer: asyncio.TimerHandle | None = None
         self._in_message, self._in_headers = False, False
+        self._older = list[Any]()  # what runs or waits before `cycle`, which uvicorn forgets
         self._header_bytes, self._fed, self._body_bytes, self._held = 0, 0, 0, 0
 
     # ------------------------------------------------------------------------------------------ connection
@@ -116,8 +117,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
         self._release()
-        for cycle, _ in self.pipeline:
+        for cycle in self._older:
             cycle.disconnected = True
+            cycle.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
 
@@ -196,8 +198,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Start the application, or queue the request behind those before."""
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop(400, f"more than {MAX_PIPELINED} requests wait for the one before")
+        before = self.cycle
         super().on_headers_complete()
         self._in_headers = False
+        if before is not None and before is not self.cycle and not before.response_complete:
+            self._older.append(before)
         if self.parser.should_upgrade() and self.cycle is not None:
             self.cycle.keep_alive = False  # An upgrade to what is not spoken here; no request can follow.
 
@@ -229,6 +234,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Take the next request."""
         self._release()
         super().on_response_complete()
+        if self._older:
+            self._older = [cycle for cycle in self._older if not cycle.response_complete]
         if self._in_message:
             self._unset_keepalive_if_required()
         if self.pipeline:

@@ -244,3 +244,11 @@ def test_a_client_that_does_not_read_costs_no_memory(server):
                 connection.sendall(sent * 8)
                 time.sleep(0.0001)
         assert resident(server.process) - before < 16 * 2**20
+
+
+def test_clients_that_leave_say_nothing_in_the_log(server):
+    """Requests whose connection broke, also those behind others on it, end without a traceback; `started` checks that."""
+    for _ in range(30):
+        with connected(server.port()) as connection:
+            connection.sendall(request("POST", INFER, frame(np.ones(22), 9, True, True)) * 5)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, not an end
