@@ -565,7 +565,7 @@ class Model:
                 [T, ...], or a mapping of arrays by the inputs' names. The lengths that a model takes are those of the
                 sequences. Of a model with states, a sequence has the frames along the first axis of each input, and
                 begins with states of zeros. A sequence that has its batch axis is a call of its own; where the axis
-                cannot be told, each must have it.
+                cannot be told, each must have it. Do not write to an array before its result is there.
             batch: The most frames, or steps, in one call, padding included; a longer sequence is a call of its own.
                 None is 2048. Some 32 batches of sequences and results are in memory.
             threads: How many batches are computed at a time, each with as many threads as a call of the model uses. 1

@@ -360,7 +360,7 @@ class Module:
 
         Args:
             sequences: An iterable, or generator, of what a call takes; arrays without a batch axis, such as [T, I],
-                share calls.
+                share calls. Do not write to an array before its result is there.
             batch: The most time steps in one call, padding included; a longer sequence is a call of its own. None is
                 2048. Some 32 batches of sequences and results are in memory.
             threads: How many batches are computed at a time, each with as many threads as a call of the layer uses. 1

@@ -1,12 +1,12 @@
 """A corpus of sequences: results lazily and in order, computed in batches of sequences of similar length.
 
-Some sequences at a time, a window, are read, sorted by length and cut into batches. Each way of running a model or layer
-gives a sequence the bits of a call of its own, so that windows and batches show in no result.
+Some sequences at a time, a window, are read, sorted by length and cut into batches. Each way of running a model or
+layer gives a sequence the bits of a call of its own, so that windows and batches show in no result.
 """
 
 from __future__ import annotations
 
-import collections
+import collections.abc
 import concurrent.futures
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -103,7 +103,7 @@ def mapped(
     for name, count, most in (("batch", batch, sys.maxsize), ("threads", threads, MAX_THREADS)):
         if type(count) is not int or not 1 <= count <= most:
             raise InputError(f"{way.label}: {name} is {count!r}, expected an int of 1 to {most}")
-    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+    if isinstance(sequences, (str, bytes, collections.abc.Mapping)) or not isinstance(sequences, Iterable):
         raise InputTypeError(
             f"{way.label}: sequences is a {type(sequences).__name__}, expected an iterable of sequences"
         )
@@ -194,7 +194,7 @@ def _run(way, window, indices):
     items = window.items
     if len(indices) > 1:
         try:
-            for i, result in zip(indices, way.together([items[i] for i in indices])):
+            for i, result in zip(indices, way.together([items[i] for i in indices]), strict=True):
                 window.results[i] = result
             return len(indices)
         except Exception as e:
@@ -216,7 +216,7 @@ def _delivered(way, window, batches, done, progress, total):
     """
     for work in batches:
         done += work.result() if isinstance(work, concurrent.futures.Future) else _run(way, window, work)
-        if progress:
+        if progress is not False:
             progress(done, total)
     count, results, errors = len(window.items), window.results, window.errors
     window.items = None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast.errors import Error, InputError, UnsupportedError
+from rnnfast.errors import Error, InputError, UnsupportedError, raise_if_from_handler
 from rnnfast.named_values import Outputs, merge_inputs
 from rnnfast.onnx.axes.transcript import Transcript
 from rnnfast.onnx.inputs import validate
@@ -24,6 +24,9 @@ from rnnfast.streaming.model_stream import Stream
 # Seconds that calls one by one of sequences of one shape take before a proof for this shape is tried, which takes some
 # milliseconds itself.
 PROOF_SECONDS = 0.01
+# The most kinds of sequences, of other shapes or values of fixed inputs, of which proofs and pools are kept.
+MAX_KINDS = 1000
+MAX_POOLS = 16
 # The most sequences in one run of a pool, which holds the states of all.
 MAX_STREAMS = 128
 
@@ -71,6 +74,21 @@ def result_of(outputs, axes, i=0):
     return Outputs(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
 
 
+def bound(kept, most):
+    """Drop the oldest entries of a dict that has more than `most`."""
+    for key in list(kept)[: max(len(kept) - most, 0)]:
+        kept.pop(key, None)
+
+
+def _rank(value):
+    """The number of axes of a caller's value; None if it is no array, which validating it says."""
+    try:
+        return np.ndim(value)
+    except Exception as e:  # foreign types may raise anything
+        raise_if_from_handler(e)
+        return None
+
+
 class WholeSequences(Way):
     """Sequences that a Batcher takes: those of any lengths share a call, which has their lengths."""
 
@@ -91,7 +109,7 @@ class WholeSequences(Way):
             if shape[1:] == self.tail and shape[0]:
                 return sequence, shape[0], shape if self.found.exact else self.tail
         feed = sequence if isinstance(sequence, collections.abc.Mapping) else {self.name: sequence}
-        if self.name not in feed or len(feed) > 1 + (self.lengths in feed) or np.ndim(feed[self.name]) == self.rank + 1:
+        if self.name not in feed or len(feed) > 1 + (self.lengths in feed) or _rank(feed[self.name]) == self.rank + 1:
             return self._whole_call(feed)
         x = validate(feed[self.name], self.type, f"{self.label}: input {self.name!r}")
         x = np.moveaxis(x, self.time, 0) if self.time else x
@@ -104,7 +122,7 @@ class WholeSequences(Way):
 
     def _whole_call(self, feed):
         """A sequence that is given with its batch axis; what is wrong with it is an error of its call."""
-        if self.lengths is not None and list(feed) == [self.name] and np.ndim(feed[self.name]) > self.layout.time:
+        if self.lengths is not None and list(feed) == [self.name]:
             feed = {**feed, self.lengths: [np.shape(feed[self.name])[self.layout.time]]}
         return Call(dict(feed)), max(map(length, feed.values()), default=1), None
 
@@ -139,7 +157,7 @@ class EqualSequences(Way):
         rows, others = {}, dict(self.signature.fixed)
         for name, value in feed.items():
             type_ = self.signature.types[name]
-            if type_.kind == "tensor" and type_.shape is not None and np.ndim(value) == len(type_.shape) - 1:
+            if type_.kind == "tensor" and type_.shape is not None and _rank(value) == len(type_.shape) - 1:
                 type_ = dataclasses.replace(type_, shape=None)
                 rows[name] = validate(value, type_, f"{self.label}: input {name!r}")
             else:
@@ -181,10 +199,12 @@ class EqualSequences(Way):
         first, key = calls[0], calls[0].key
         if self.proven.get(key) is None and self.seconds.get(key, 0) >= PROOF_SECONDS:
             self.proven[key] = self._is_proven(first)
+            bound(self.proven, MAX_KINDS)
         if not self.proven.get(key):
             start = time.perf_counter()
             results = [self.alone(call) for call in calls]
             self.seconds[key] = self.seconds.get(key, 0) + time.perf_counter() - start
+            bound(self.seconds, MAX_KINDS)
             return results
         feed = {
             name: value
@@ -225,10 +245,10 @@ class StreamSequences(Way):
         for name, value in feed.items():
             type_ = signature.types[name]
             rank = None if type_.kind != "tensor" or type_.shape is None else len(type_.shape)
-            if np.ndim(value) == rank == 0:
+            if _rank(value) == rank == 0:
                 fixed[name] = signature.validate_input(name, value)
                 continue
-            is_row &= np.ndim(value) == rank
+            is_row &= _rank(value) == rank
             type_ = type_ if rank is None else dataclasses.replace(type_, shape=None)
             frames[name] = validate(value, type_, f"{self.label}: input {name!r}")
         counts = {length(value) for value in frames.values()}
@@ -267,6 +287,7 @@ class StreamSequences(Way):
         """The results of sequences as streams of a pool."""
         first, lengths = items[0], [length(next(iter(item.frames.values()))) for item in items]
         free = self.pools.setdefault(first.key, [])
+        bound(self.pools, MAX_POOLS)
         try:
             pool = free.pop()
         except IndexError:

@@ -584,7 +584,7 @@ def pad(list parts, cnp.ndarray out):
             row[len(part):] = 0
         return
     if not out[:1, :1].flags.c_contiguous or len(parts) != rows:
-        raise ValueError(f"out is {out.dtype} {np.shape(out)} for {len(parts)} rows, expected contiguous frames of as many")
+        raise ValueError(f"out is {out.dtype} {np.shape(out)} for {len(parts)} rows, expected as many of whole frames")
     width = cnp.PyArray_NBYTES(out) // (rows * frames) if rows * frames else 0
     for i in range(rows):
         array = parts[i]
@@ -593,7 +593,8 @@ def pad(list parts, cnp.ndarray out):
         n = cnp.PyArray_DIM(array, 0) if cnp.PyArray_NDIM(array) == cnp.PyArray_NDIM(out) - 1 else -1
         if not 0 <= n <= frames or cnp.PyArray_NBYTES(array) != n * width:
             raise ValueError(f"row {i} has shape {np.shape(array)}, expected [{frames}, {width} bytes] at most")
-        to, source = <char *>cnp.PyArray_DATA(out) + i * row_stride, <const char *>cnp.PyArray_DATA(array)
+        to = <char *>cnp.PyArray_DATA(out) + i * row_stride
+        source = <const char *>cnp.PyArray_DATA(array)
         if frame_stride == width:
             memcpy(to, source, n * width)
             memset(to + n * width, 0, (frames - n) * width)
@@ -606,7 +607,7 @@ def pad(list parts, cnp.ndarray out):
 
 
 def cut(cnp.ndarray values, list lengths):
-    """Return the first frames of each row of values [rows, frames, ...], of whatever strides, as new arrays [n, ...]."""
+    """Return the first frames of each row of values [rows, frames, ...], of whatever strides, as new arrays."""
     cdef cnp.npy_intp dims[64]
     cdef Py_ssize_t i, t, n, width, ndim = cnp.PyArray_NDIM(values) - 1
     cdef Py_ssize_t rows = cnp.PyArray_DIM(values, 0), frames = cnp.PyArray_DIM(values, 1)

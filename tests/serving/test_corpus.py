@@ -359,7 +359,7 @@ def test_arguments(options, kind):
             nn.LSTM(2, 3).map([[1]], **options)
 
 
-@pytest.mark.parametrize("sequences", [3, "words", b"words", None])
+@pytest.mark.parametrize("sequences", [3, "words", b"words", None, {"tokens": [1]}])
 def test_no_iterable(sequences):
     with pytest.raises(InputTypeError, match="sequences is a"):
         tagger().map(sequences)
@@ -406,6 +406,23 @@ def test_ends_early():
         del results
         assert threading.active_count() == before
     assert next(model.map([[1, 2, 3]])).shape == (3, 5)
+
+
+def test_many_kinds(monkeypatch):
+    """What is kept for kinds of sequences is bounded, where each is of another one."""
+    for name in ("MAX_POOLS", "MAX_KINDS"):
+        monkeypatch.setattr(corpus_models, name, 3)
+    ways = []
+    made = corpus_models._way
+    monkeypatch.setattr(corpus_models, "_way", lambda *a: ways.append(made(*a)) or ways[-1])
+    model, x = rnnfast.load(STATES_RATE), random(0, 4, I)
+    given = [{"x": x, "rate": float(k // 2)} for k in range(20)]
+    expected = [model.stream(rate=k // 2).run(x=x[:, None])[:, 0] for k in range(20)]
+    assert_equal(list(model.map(given, threads=2)), expected)
+    xs = [random(0, 1 + k // 2, I) for k in range(20)]
+    summed = rnnfast.load(SUMMED)
+    assert_equal([out.y for out in summed.map(xs)], [summed(x=x[:, None]).y[:, 0] for x in xs])
+    assert len(ways[0].pools) <= 3 and len(ways[1].seconds) <= 3
 
 
 def test_one_bad_row_of_a_batch(monkeypatch):
