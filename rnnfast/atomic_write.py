@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from rnnfast.errors import InputError, InputTypeError, raise_if_from_handler
+from rnnfast.errors import Error, InputError, InputTypeError, raise_if_from_handler
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -67,6 +67,8 @@ def _errors_of(path: str) -> Iterator[None]:
     """Raise what the system says about a path as an error that names it."""
     try:
         yield
+    except Error:  # what is to be written could not be made
+        raise
     except (OSError, ValueError) as error:  # a null character in a path is a ValueError
         raise_if_from_handler(error)
         text = getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""`rnnfast run`: runs a model on inputs from files and writes its outputs to files."""
+"""`rnnfast run`: runs a model on inputs from files, or on each line of a file, and writes its outputs to files."""
 
 from __future__ import annotations
 
@@ -12,38 +12,65 @@ import click
 import numpy as np
 
 from rnnfast.atomic_write import write_files
+from rnnfast.cli.jsonl import run_lines
 from rnnfast.cli.values import input_option, read_inputs, weights_options
 from rnnfast.errors import InputError, printable
 from rnnfast.model import load
+from rnnfast.native.threads import check as check_threads
 
 
 @click.command()
 @click.argument("file")
 @input_option
 @click.option(
-    "--threads", type=click.IntRange(1), help="Most threads of the call (default: RNNFAST_NUM_THREADS, else 1)."
+    "--jsonl",
+    "lines",
+    metavar="FILE",
+    help="Run the model on each line: a sequence without its batch axis as a JSON array, or an object of such arrays "
+    "by the inputs' names. - is stdin.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Most threads of the call; with --jsonl, batches that are computed at a time (default: RNNFAST_NUM_THREADS, "
+    "else 1).",
 )
 @weights_options
 @click.option(
     "-o",
     "--output",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="Folder in which OUTPUT.npy is written for each output; made if it does not exist.",
+    type=click.Path(path_type=pathlib.Path),
+    help="Folder in which OUTPUT.npy is written for each output; made if it does not exist. With --jsonl, the file of "
+    "results (default: stdout).",
 )
 def run(
-    file: str, given: Sequence[str], threads: int | None, weights: Any, activations: Any, folder: pathlib.Path
+    file: str,
+    given: Sequence[str],
+    lines: str | None,
+    threads: int | None,
+    weights: Any,
+    activations: Any,
+    output: pathlib.Path | None,
 ) -> None:
-    """Run FILE once and write its outputs to .npy files.
+    """Run FILE once and write its outputs to .npy files, or run it on each line of a file of JSON.
 
     If anything is wrong, nothing is written. A sequence is written as OUTPUT.0.npy, OUTPUT.1.npy ...
+
+    With --jsonl, lines are computed in batches of sequences of similar length, and each has the results that it would
+    have alone: one object a line, in the same order. -i gives inputs that are the same for all lines. The file may be
+    larger than memory. The first bad line is an error that names it; without -o the results before it are printed.
     """
+    if lines is not None:
+        model = load(file, threads=1, weights=weights, activations=activations)
+        run_lines(model, lines, output, read_inputs(given, model), check_threads(threads))
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     model = load(file, threads=threads, weights=weights, activations=activations)
     arrays = _by_file_name(model(read_inputs(given, model)))
-    _write(arrays, folder)
+    _write(arrays, output)
     for name, array in arrays.items():
-        click.echo(printable(f"{folder / name}  {array.dtype} {list(array.shape)}"))
+        click.echo(printable(f"{output / name}  {array.dtype} {list(array.shape)}"))
 
 
 def _by_file_name(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
