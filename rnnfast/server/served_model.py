@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import math
 import time
 from typing import Any
@@ -17,7 +16,7 @@ from rnnfast.server.datatypes import datatype_of
 from rnnfast.server.requests import Call, InferRequest, InferResponse, call_of
 from rnnfast.server.sequences import Sequences
 from rnnfast.server.settings import ModelSettings
-from rnnfast.server.statistics import Statistics, with_calls
+from rnnfast.server.statistics import Statistics, all_batches
 from rnnfast.serving.batcher import Batcher
 from rnnfast.streaming.model_signature import ModelSignature
 from rnnfast.streaming.state_pairs import find_state_pairs
@@ -76,9 +75,11 @@ class ServedModel:
         self._all_outputs = [v.name for v in self.model.outputs]
         self._output_names = [v.name for v in self.outputs]
         self._held = (-math.inf, 0)  # when it was looked up, and the bytes
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, "rnnfast-calls")
+        # Runs calls, and whole sequences of a model without states; without waiting for others.
+        most = settings.max_batch if settings.batch else 1
+        self._calls = Batcher(self.model, most, 0.0, max_queue=settings.max_queue)
+        self._in_progress = 0  # calls
         self.sequences: Sequences | None = None
-        self.batching = "calls run one by one"
         if self.states:
             problem = self._batch_problem()
             self.batching = f"sequences run one by one: {problem}" if problem else "sequences share batches"
@@ -197,18 +198,15 @@ class ServedModel:
         return await self._call(request.inputs, call)
 
     async def _call(self, feed: dict[str, np.ndarray], call: Call) -> dict[str, np.ndarray]:
-        """The outputs of a call of the model."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._timed_call, feed, time.perf_counter_ns())
-
-    def _timed_call(self, inputs: dict[str, np.ndarray], posted: int) -> dict[str, np.ndarray]:
-        """Call the model, and count how long it waited and took."""
-        begun = time.perf_counter_ns()
+        """The outputs of a call of the model. A sequence that comes while others are in progress runs with them."""
+        sequence = self._calls.sequence_of(feed) if self._in_progress and self.settings.batch else None
+        self._in_progress += 1
         try:
-            return self.model(inputs)
+            if sequence is None:
+                return await self._calls.call(feed, call.timeout, call.priority)
+            return self._calls.as_call(await self._calls.run(sequence, call.timeout, call.priority))
         finally:
-            self.statistics.call_queue.add(begun - posted)
-            self.statistics.call_compute.add(time.perf_counter_ns() - begun)
+            self._in_progress -= 1
 
     # ------------------------------------------------------------------------------------------ what it is
     def metadata(self, versions: list[str]) -> dict[str, Any]:
@@ -261,7 +259,7 @@ class ServedModel:
     def batch_counts(self) -> dict[str, dict[str, Any]]:
         """The histograms `batch_sizes`, `queue_seconds` and `compute_seconds` of what was computed so far."""
         batchers = [] if self.sequences is None else [*self.sequences.batchers, *self.sequences.ending]
-        return with_calls([batcher.stats() for batcher in batchers], self.statistics)
+        return all_batches([batcher.stats() for batcher in [self._calls, *batchers]], self.statistics)
 
     def held(self) -> int:
         """The bytes of plans and work memory, looked up at most every few seconds."""
@@ -320,7 +318,7 @@ class ServedModel:
         if self.sequences is not None:
             for batcher in self.sequences.batchers:
                 batcher.drain()
-        self._executor.shutdown()
+        self._calls.drain()
 
 
 def _sizes(value: Value) -> list[int]:

@@ -51,8 +51,6 @@ class Statistics:
         ended, idled, dropped, replaced: Sequences that their clients ended, that were closed without requests, that
             were closed as their connection broke or their model was unloaded, and that began anew while they were
             live. Of those that were opened or resumed the others are live.
-        call_queue, call_compute: The Durations of calls without a sequence: until they ran, and while they ran. The
-            thread that runs them writes these.
         ended_batchers: The sums of the histograms BATCHES of Batchers that have ended.
     """
 
@@ -60,7 +58,6 @@ class Statistics:
         self.begun, self.failed, self.failure_ns, self.last = 0, dict[str, int](), 0, 0
         self.durations = Durations(SECONDS)
         self.opened = self.resumed = self.ended = self.idled = self.dropped = self.replaced = 0
-        self.call_queue, self.call_compute = Durations(TIMES), Durations(TIMES)
         self.ended_batchers: dict[str, dict[str, Any]] | None = None
 
     @property
@@ -83,10 +80,10 @@ class Statistics:
         count_reason(self.failed, error)
         self.failure_ns += time.perf_counter_ns() - begun
 
-    def keep(self, batches: dict[str, Any]) -> None:
-        """Keep the histograms BATCHES of a Batcher that has ended."""
-        before = self.ended_batchers
-        self.ended_batchers = {n: batches[n] if before is None else added(before[n], batches[n]) for n in BATCHES}
+    def keep(self, stats: dict[str, Any]) -> None:
+        """Keep the histograms of the `stats` of a Batcher that has ended."""
+        batches, before = batches_of(stats), self.ended_batchers
+        self.ended_batchers = batches if before is None else {n: added(before[n], batches[n]) for n in BATCHES}
 
     def numbers(self) -> dict[str, Any]:
         """The counts as plain data: of requests, and of how sequences began and ended."""
@@ -110,14 +107,18 @@ def count_reason(counts: dict[str, int], error: BaseException) -> None:
     counts[reason] = counts.get(reason, 0) + 1
 
 
-def with_calls(batchers: list[dict[str, dict[str, Any]]], statistics: Statistics) -> dict[str, dict[str, Any]]:
-    """Histograms of Batchers with the calls that ran beside them, each of which is a batch of one."""
-    queue, compute = statistics.call_queue.numbers(), statistics.call_compute.numbers()
-    n = compute["count"]
-    sizes = {"bounds": list(SIZES), "counts": [n] + [0] * len(SIZES), "sum": float(n), "count": n}
-    total = {"batch_sizes": sizes, "queue_seconds": queue, "compute_seconds": compute}
-    for batches in [*batchers, *([] if statistics.ended_batchers is None else [statistics.ended_batchers])]:
-        total = {name: added(value, batches[name]) for name, value in total.items()}
+def batches_of(stats: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The histograms BATCHES of the `stats` of a Batcher; calls that ran as one are a batch too."""
+    return {name: stats[name] for name in BATCHES} | {"batch_sizes": added(stats["batch_sizes"], stats["call_sizes"])}
+
+
+def all_batches(batchers: list[dict[str, Any]], statistics: Statistics) -> dict[str, dict[str, Any]]:
+    """The sums of the histograms BATCHES of Batchers, given by their `stats`, and of those that have ended."""
+    total = statistics.ended_batchers
+    for stats in batchers:
+        batches = batches_of(stats)
+        total = batches if total is None else {name: added(total[name], batches[name]) for name in BATCHES}
+    assert total is not None
     return total
 
 

@@ -25,7 +25,7 @@ from rnnfast.streaming.pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
     from rnnfast.model import Model
@@ -281,6 +281,22 @@ class Batcher:
         future = new_future()
         self._worker._post(None, self._calls.validate(feed), future, None, timeout, priority, call=True)
         return future
+
+    def sequence_of(self, feed: Mapping[str, Any]) -> NDArray[Any] | None:
+        """The sequence that the inputs of a call are, for `run`.
+
+        Args:
+            feed: The inputs of a call by name, as arrays.
+
+        Returns:
+            The sequence; None if the inputs hold several, or less than a whole one, or if sequences of the model cannot
+            share batches.
+        """
+        return self._sequence_runner.of_call(feed)
+
+    def as_call(self, results: Any) -> Outputs:
+        """The outputs of the call whose sequence `sequence_of` gave, from what `run` gave for it."""
+        return self._sequence_runner.as_call(results)
 
     # ------------------------------------------------------------------------------------------ the whole
     def stats(self) -> dict[str, Any]:

@@ -227,6 +227,27 @@ class ModelSequences(Sequences):
         whole = self.whole(results)
         return Outputs(whole) if len(whole) > 1 else next(iter(whole.values()))
 
+    def of_call(self, feed):
+        lengths, batch = self.layout.lengths, self.layout.batch
+        x = feed.get(self.layout.input.name)
+        if not isinstance(x, np.ndarray) or x.ndim != len(self.layout.input.type.shape) or x.shape[batch] != 1:
+            return None
+        given = None if lengths is None else feed.get(lengths.name)
+        frames = x.shape[self.layout.time]
+        if len(feed) != (1 if lengths is None else 2) or not frames:
+            return None
+        if lengths is not None and (
+            not isinstance(given, np.ndarray) or given.dtype != lengths.type.dtype or given.tolist() != [frames]
+        ):
+            return None
+        return np.squeeze(x, batch)
+
+    def as_call(self, results):
+        """The Outputs of a call with a sequence, of what `joined` gives."""
+        if len(self.outputs) == 1:
+            results = {next(iter(self.outputs)): results}
+        return Outputs((name, np.expand_dims(results[name], self.outputs[name][0])) for name in results)
+
     def open(self):
         return []
 

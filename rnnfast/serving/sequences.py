@@ -36,6 +36,10 @@ class Sequences:
         """Check a sequence and return it as an array with the frames first, or raise."""
         return self.pool.validate_sequence(sequence)
 
+    def of_call(self, feed):
+        """The sequence that the inputs of a call of the model are, for `validate`; None if they are none or several."""
+        return None
+
     def open(self):
         """Return what holds the state of a new sequence (here a stream's id); None if there is no room."""
         try:
@@ -77,6 +81,9 @@ class NoSequences:
 
     def validate(self, sequence):
         raise UnsupportedError(self.problem)
+
+    def of_call(self, feed):
+        return None
 
 
 def grouped(members, key):

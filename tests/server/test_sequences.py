@@ -333,3 +333,39 @@ def test_a_sequence_of_several_rows_runs_as_calls():
         assert (await c.send(x[0]))["gains"].shape == (3, BANDS)
 
     serve(test)
+
+
+@pytest.mark.parametrize("name", ("tagger", "languages", "digits", "detector"))
+def test_calls_that_come_together_have_the_bits_of_calls_alone(name):
+    """Calls of one row and of several, of equal and of other lengths; some fail."""
+
+    async def test(model):
+        async def ask(feed):
+            return (await model.infer(InferRequest(name, "", "", feed, [], {}))).outputs
+
+        rng, feeds = np.random.default_rng(0), []
+        for n in range(60):
+            rows, frames, feed = (1, 1, 3)[n % 3], int(rng.integers(100, 130)), {}
+            for v in model.model.inputs:
+                shape = [rows if m == "batch" else frames if type(m) is not int else m for m in v.type.shape]
+                integers = v.type.dtype.kind in "iu"
+                x = rng.integers(0, 5, shape) if integers else rng.standard_normal(shape)
+                x = np.full(shape, 16000) if v.name == "rate" else np.full(shape, frames) if v.name == "lengths" else x
+                feed[v.name] = np.asarray(x, v.type.dtype)
+            feeds.append(feed)
+        feeds[7] = {feed: value[..., None] for feed, value in feeds[7].items()}
+        got = await asyncio.gather(*map(ask, feeds), return_exceptions=True)
+        for n, (feed, outputs) in enumerate(zip(feeds, got)):
+            if n == 7:
+                assert isinstance(outputs, (InputError, InputTypeError))
+                continue
+            expected = model.model(feed)
+            assert list(outputs) == list(expected)
+            for output, value in outputs.items():
+                assert value.shape == expected[output].shape and value.tobytes() == expected[output].tobytes()
+        return model._calls.stats()
+
+    stats = serve(test, name)
+    assert stats["calls"] + stats["frames"] >= 59
+    if name in ("tagger", "languages"):
+        assert stats["frames"] > 0
