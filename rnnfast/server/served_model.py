@@ -79,6 +79,7 @@ class ServedModel:
         most = settings.max_batch if settings.batch else 1
         self._calls = Batcher(self.model, most, 0.0, max_queue=settings.max_queue)
         self._in_progress = 0  # calls
+        self.batching = "calls share batches where that is proven" if settings.batch else "calls run one by one"
         self.sequences: Sequences | None = None
         if self.states:
             problem = self._batch_problem()
