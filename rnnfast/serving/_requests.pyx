@@ -625,7 +625,8 @@ cdef class RequestQueue:
     def _all(self):
         """Return the waiting requests that have left the inbox."""
         streams = itertools.chain.from_iterable(self.ready)
-        return [request for open_stream in streams for request in open_stream.waiting] + [*self._sequences, *self._calls]
+        frames = [request for open_stream in streams for request in open_stream.waiting]
+        return [*frames, *self._sequences, *self._calls]
 
     def _sweep(self, why=""):
         """Refuse the requests of the inbox after the thread has ended; whoever takes a request out answers it."""

@@ -7,7 +7,7 @@ from rnnfast.named_values import merge_inputs
 from rnnfast.onnx.tensors import type_name
 from rnnfast.streaming._pools import BatchedProgram, StateTable, commit, stacked, threads_for
 from rnnfast.streaming.batch_axes import repeated, search, trace_call
-from rnnfast.streaming.pool import batch_sizes
+from rnnfast.streaming.pool import batch_sizes, plan_sizes
 
 # The most streams that one native program takes.
 LARGEST_BATCH = 64
@@ -221,6 +221,13 @@ class FixedInputGroup:
             planned, plan, _ = trace_call(self.model, feed)
             self.programs[size] = self._batched_program(plan, planned.names, feed, size)
         return self.programs[size]
+
+    def warm(self):
+        """Make the plans of all sizes of batches."""
+        for size in plan_sizes(min(self.max_streams, self.largest_batch)):
+            if self.program(size) is None:
+                planned, args = self.model.prepare(repeated(self.sample, self.axes, size))
+                planned.run(args)
 
     def _batched_program(self, plan, names, feed, size):
         """The BatchedProgram of the plan of a call with `feed`; None if that plan is not one native program."""

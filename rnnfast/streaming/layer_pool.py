@@ -18,7 +18,7 @@ from rnnfast.streaming.layer_signature import (
     split_state,
 )
 from rnnfast.streaming.layer_stream import step_program
-from rnnfast.streaming.pool import Pool, batch_sizes, with_rank
+from rnnfast.streaming.pool import Pool, batch_sizes, plan_sizes, with_rank
 
 # The most streams that one native program takes.
 LARGEST_BATCH = 256
@@ -129,6 +129,13 @@ class LayerPool(Pool):
             raise InputError(f"{self.label}: inputs are {list(feed)}, expected 'x'")
         return self._read(feed["x"], "x")
 
+    def _warm(self, frame):
+        self.validate(None, frame)
+        for part in self._states:
+            if not part.has_blas():
+                for size in plan_sizes(min(self.max_streams, LARGEST_BATCH)):
+                    part.program(size)
+
     def with_frame_axes(self, stream, frame):
         rank = 1 if self._read is as_floats else None
         rank = rank if self.frame_pattern is None else self.frame_pattern.ndim
@@ -184,15 +191,19 @@ class LayerStates:
             )
         return self.programs[size]
 
+    def has_blas(self):
+        """Whether BLAS multiplies by the layer's current weights; programs with older ones are forgotten."""
+        weights = self.layer.current_weights()
+        if weights is not self.weights:
+            self.weights, self.programs = weights, {}
+        return weights[1][0][0].blas
+
     def step(self, slots, x, out):
         """Advance the streams by x [n, I] -> y [n, H], which is `out` if that fits; the states wait for a commit."""
         x = as_input(x, "x")
         if x.shape[1:] != (self.layer.input_size,):
             raise InputError(f"x: shape is {list(x.shape)}, expected [{len(x)}, {self.layer.input_size}]")
-        weights = self.layer.current_weights()
-        if weights is not self.weights:
-            self.weights, self.programs = weights, {}
-        if weights[1][0][0].blas:
+        if self.has_blas():
             return self.run(slots, x[None], None)[0]
         shape = len(x), self.layer.output_size
         y = np.empty(shape, np.float32) if out is None or (out.shape, out.dtype) != (shape, np.float32) else out

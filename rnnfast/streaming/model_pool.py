@@ -215,6 +215,12 @@ class ModelPool(Pool):
             raise InputError(f"{self.label}: a run of no frames")
         return self._signature.pack(results)
 
+    @unsettle_on_failure
+    def _warm(self, frame, signature):
+        group = self._fixed_groups[self._group_index(signature)]
+        self._settle(group, group.by_name(group.validate_frame(frame)), False)
+        group.warm()
+
     def with_frame_axes(self, stream, frame):
         group = self._group(stream % self.max_streams)
         feed = merge_inputs(self.label, frame, {}, group.single_input)

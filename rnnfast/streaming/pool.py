@@ -44,6 +44,11 @@ def size_for(count):
     return power * 3 // 4 if count <= power * 3 // 4 and power >= 4 else power
 
 
+def plan_sizes(most):
+    """The sizes of the plans for batches of 1 to `most` streams."""
+    return sorted({size_for(count) for count in range(1, most + 1)})
+
+
 class Pool:
     """Live streams that advance together, each with the bits that it would get alone.
 
@@ -118,6 +123,10 @@ class Pool:
 
     def _run(self, slots, feed, lengths):
         """Take `lengths` frames of each stream, which lie along the second axis."""
+        raise NotImplementedError
+
+    def _warm(self, frame, *opening):
+        """Make the plans of all batches of streams, for frames like this one."""
         raise NotImplementedError
 
     def with_frame_axes(self, stream: int, frame: Any) -> Any:
@@ -197,6 +206,23 @@ class Pool:
                         "reset it, or open another"
                     )
         return slots
+
+    @raises_limit_error
+    def warm(self, frame: Any, **fixed: ArrayLike) -> None:
+        """Make the plans of all sizes of batches, so that no step has to wait for one. No stream is changed.
+
+        Args:
+            frame: A frame like those of the streams, as `step` takes it in a mapping. It settles types and shapes, as
+                the first step does.
+            **fixed: As for `open`: which streams the plans are for. Where no stream with these values is open, a stream
+                that is opened with others may make the pool forget them.
+
+        Raises:
+            InputError: The frame or a fixed input does not fit.
+            InputTypeError: The frame or a fixed input has another type.
+            UnsupportedError: The model has no batch axis.
+        """
+        self._lock.call(self._warm, frame, *self._validate_opening(None, fixed)[1:])
 
     def close(self, stream: int) -> None:
         """End a stream and free its slot. It never waits; a step that is running ends as if the stream were open.

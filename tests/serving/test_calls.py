@@ -50,7 +50,8 @@ CASES = {
         False,
     ),
     "their number": (
-        "g (float[n,5] x) => (float[n,5] y) { s = Shape (x)  k = Gather (s, zero)  f = Cast <to = 1> (k)  y = Div (x, f) }",
+        """g (float[n,5] x) => (float[n,5] y) {
+        s = Shape (x)  k = Gather (s, zero)  f = Cast <to = 1> (k)  y = Div (x, f) }""",
         {"zero": 0},
         lambda n, t: {"x": (n, 5)},
         False,
