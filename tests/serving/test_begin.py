@@ -84,7 +84,7 @@ def test_random_streams(kind):
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_frame_that_fails_changes_nothing(settled):
     """The stream has its state still; later frames are refused until one begins, and others do not notice."""
-    with rnnfast.Batcher(layer().pool(3), max_batch=3, max_wait=5) as batcher:
+    with rnnfast.Batcher(layer().pool(3), max_batch=3, max_wait=0.2) as batcher:
         good, bad, x = batcher.open(), batcher.open(state=after(layer(), [5, 6])), words(1, 4)
         before = after(layer(), [5, 6])
         if settled:
