@@ -69,7 +69,7 @@ def serve(sources: tuple[str, ...], file: str | None, check: bool, as_json: bool
         return
     if (lack := exposure(configuration.settings)) is not None:
         warn(lack)
-    run(configuration.settings, click.echo)
+    run(configuration.settings, click.echo, warn)
 
 
 def _check(configuration: Configuration, as_json: bool) -> None:

@@ -193,7 +193,7 @@ class GrpcFront:
             case "ModelConfig":
                 return {"config": service.find(request.name, request.version).config()}
             case "ModelStatistics":
-                return service.statistics(request.name, request.version)
+                return await service.statistics_of_all(request.name, request.version)
         if request.repository_name:
             raise UnsupportedError("'repository_name' specification is not supported: there is one repository")
         match name:
@@ -232,7 +232,7 @@ class Stream:
     """
 
     def __init__(self, service: Service, context: Any) -> None:
-        self._service, self._context = service, context
+        self._service, self._context, self._owner = service, context, service.new_owner()
         self._loop = asyncio.get_running_loop()
         self._queues: dict[tuple[str, Any], collections.deque[tuple[InferRequest, int]]] = {}
         self._tasks = set[asyncio.Task[None]]()
@@ -270,8 +270,9 @@ class Stream:
             await asyncio.gather(*tasks, return_exceptions=True)
             if not self._ending:
                 for model, sequence in self._began:
-                    if model.sequences is not None:
-                        model.sequences.drop(sequence, "was closed as the stream that began it ended", owner=self)
+                    self._service.drop(
+                        model, sequence, "was closed as the stream that began it ended", self._owner
+                    )
 
     # ------------------------------------------------------------------------------------------ requests
     async def _read(self) -> None:
@@ -332,14 +333,14 @@ class Stream:
     async def _answer(self, request: InferRequest) -> bytes:
         try:
             model = self._service.find(request.model, request.version)
-            response = await model.infer(request)
+            response = await self._service.infer(request)
             parameters = request.parameters
             if parameters and model.sequences is not None:
                 sequence = parameters.get("sequence_id", 0)
                 if parameters.get("sequence_end"):
                     self._began.pop((model, sequence), None)
                 elif parameters.get("sequence_start"):
-                    model.sequences.own(sequence, self)
+                    self._service.own(model, sequence, self._owner)
                     self._began[model, sequence] = None
             return encode_in_stream(response)
         except Exception as e:

@@ -141,7 +141,7 @@ class HttpApplication:
                 return _ready(service.ready)
             case ["v2", "models", "stats"]:
                 check_method(scope, "GET")
-                return service.statistics()
+                return await service.statistics_of_all()
             case ["v2", "repository", "index"]:
                 check_method(scope, "POST")
                 return service.index(bool((await self._object(receive)).get("ready", False)))
@@ -157,10 +157,10 @@ class HttpApplication:
                 what = "/".join(rest[2:] if version else rest)
                 if what in ("", "ready", "config", "stats"):
                     check_method(scope, "GET")
-                    return self._of_model(name, version, what)
+                    return await self._of_model(name, version, what)
         raise NotFoundError(f"Not Found: {scope['path']}")
 
-    def _of_model(self, name: str, version: str, what: str) -> Any:
+    async def _of_model(self, name: str, version: str, what: str) -> Any:
         """The answer about a model."""
         service = self._service
         if what == "":
@@ -168,7 +168,7 @@ class HttpApplication:
         if what == "config":
             return service.find(name, version).config()
         if what == "stats":
-            return service.statistics(name, version)
+            return await service.statistics_of_all(name, version)
         try:
             service.find(name, version)
         except NotFoundError:
@@ -188,7 +188,9 @@ class HttpApplication:
 
     async def _numbers(self) -> dict[str, Any]:
         """What `/metrics`, `/v2/statistics` and the page show."""
-        return metrics.numbers(self._service)
+        peers = self._service.peers
+        here = metrics.numbers(self._service)
+        return here if peers is None else metrics.total([here, *await peers.ask_all("numbers")])
 
     async def _object(self, receive: Receive) -> dict[str, Any]:
         """The JSON object of a body, {} where there is no body."""

@@ -193,6 +193,8 @@ class Sequences:
             InputError: An input or a state does not fit.
             Error: As the Batcher's `step`.
         """
+        if self.draining and call.start:
+            raise UnavailableError(f"model '{self.name}': the server is ending and takes no new sequences")
         while True:
             sequence = self._live.get(call.sequence)  # type: ignore[arg-type]
             if sequence is None:
@@ -224,8 +226,6 @@ class Sequences:
                 f"inference request for sequence {call.sequence} to model '{self.name}' must specify the START flag on "
                 f"the first request of the sequence{'' if why is None else f': it {why}'}"
             )
-        if self.draining:
-            raise UnavailableError(f"model '{self.name}': the server is ending and takes no new sequences")
         if len(self._live) >= self._most:
             raise Overloaded(f"model '{self.name}': all {self._most} sequences are live: the sequence was not begun")
         sequence = self._live[call.sequence] = Sequence(call.sequence)
@@ -394,7 +394,7 @@ class Sequences:
         With `owner` only if the sequence still ends with that connection; `by_client` counts it as ended by its client.
         """
         sequence = self._live.get(id)
-        if sequence is not None and not sequence.waiting and (owner is None or sequence.owner is owner):
+        if sequence is not None and not sequence.waiting and (owner is None or sequence.owner == owner):
             if owner is not None:
                 sequence.on_close = None  # It knows.
             self._end(sequence, why)
@@ -423,13 +423,17 @@ class Sequences:
     def states(self) -> dict[int | str, tuple[Arrays | None, Arrays]]:
         """{id: (state, fixed inputs)} of the live sequences; None for a state of zeros. It waits for batches.
 
-        A sequence that is told of its end, because it is a connection, has no other one to go on with.
+        A sequence of which a request waits or runs is left out, and one that is told of its end, because it is a
+        connection: it has no other one to go on with.
         """
-        return {s.id: (s.copied_state(), s.fixed) for s in self._live.values() if s.begun and s.on_close is None}
+        quiet = [s for s in self._live.values() if s.begun and not s.waiting and s.on_close is None]
+        return {s.id: (s.copied_state(), s.fixed) for s in quiet}
 
     def restore(self, states: dict[int | str, tuple[Arrays | None, Arrays]]) -> None:
         """Take up the states of another server: their sequences go on with their next request."""
         for id, (state, fixed) in states.items():
+            if id in self._live:
+                continue  # It began anew.
             sequence = self._live[id] = Sequence(id)
             sequence.begun, sequence.state, sequence.fixed = True, state, fixed
             self._statistics.resumed += 1

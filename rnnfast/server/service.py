@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import rnnfast
 from rnnfast.errors import Error, InputError
@@ -14,9 +15,17 @@ from rnnfast.server.repository import Repository
 from rnnfast.server.requests import InferRequest, InferResponse
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.settings import Settings
+from rnnfast.server.state_files import StateFiles, States, fingerprint
+from rnnfast.server.sums import summed
+
+if TYPE_CHECKING:
+    from rnnfast.server.peers import Peers
 
 NAME = "rnnfast"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "sequence", "statistics")
+STARTING, ENDING = "the server is starting and takes no requests yet", "the server is ending and takes no requests"
+# Seconds between two looks at what a server that ends waits for.
+DRAIN_SECONDS = 0.02
 # Seconds between two looks for idle sequences.
 LOOK_SECONDS = 1.0
 
@@ -24,7 +33,12 @@ LOOK_SECONDS = 1.0
 class Service:
     """The models of a server.
 
-    All methods are called in one event loop.
+    All methods are called in one event loop. Where the server has several processes, each has a Service, and `peers` are
+    those of the others: requests of a sequence run in the process that has it, wherever they come in.
+
+    Args:
+        settings: The Settings.
+        warn: Called with a line about what the server's owner should know.
 
     Attributes:
         settings: The Settings.
@@ -33,12 +47,17 @@ class Service:
         failures: {name: why} of models that could not be loaded.
         errors: {reason: answers} that told a client of an error, of any path and protocol.
         started: When the service was made, in seconds since 1970.
-        draining: Whether it is ending.
+        draining: Whether it is ending, and takes no new sequences.
+        closing: Whether it takes no requests any more.
+        peers: The other processes of the server; None if there are none.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, warn: Callable[[str], None] = lambda line: None) -> None:
+        self.settings, self._warn = settings, warn
         self.access = Access(settings.token_file)
+        self.peers: Peers | None = None
+        self.closing, self._running, self._owners = False, 0, 0
+        self._state_files: dict[ServedModel, StateFiles] = {}
         self._repository = Repository(list(settings.sources), settings.model, settings.models)
         self.served: dict[str, dict[str, ServedModel]] = {}
         self.failures: dict[str, str] = {}
@@ -60,7 +79,14 @@ class Service:
                 raise InputError(f"the settings name the model '{name}', but there is only {', '.join(names)}")
         for name in names:
             await self._load(name)
+        if self.peers is not None:
+            await self.peers.start()
+        for model in self.models():
+            await self._take_up(model)
         self._warmed = True
+        if self.peers is not None:
+            self.peers.say("ready")
+            await self.peers.until_all_ready()
         self._looking = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
@@ -73,19 +99,88 @@ class Service:
     def begin_draining(self) -> None:
         """Take no new sequences any more, and say that the server is not ready."""
         self.draining = True
+        if self.peers is not None:
+            self.peers.say("draining")
         for model in self.models():
             if model.sequences is not None:
                 model.sequences.draining = True
 
     async def drained(self, deadline: float) -> None:
-        """Wait until no sequence is live, up to a time of the monotonic clock."""
+        """Wait until no sequence is live, here and in the other processes, up to a time of the monotonic clock."""
         while self.live_sequences() and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(DRAIN_SECONDS)
+        if self.peers is not None:
+            self.peers.say("drained")
+            while not self.peers.all_drained() and time.monotonic() < deadline:
+                await asyncio.sleep(DRAIN_SECONDS)
+
+    async def finish(self, seconds: float) -> None:
+        """Take no more requests, wait for those that run, and keep the states of live sequences for the next server.
+
+        Afterwards no state changes any more. A sequence whose request has not ended after `seconds` is not kept.
+        """
+        self.closing = True
+        deadline = time.monotonic() + seconds
+        while self._running and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_SECONDS)
+        for model, files in self._state_files.items():
+            assert model.sequences is not None
+            states = await asyncio.to_thread(model.sequences.states)
+            if not states:
+                continue
+            try:
+                path = await asyncio.to_thread(files.write, states)
+            except Error as e:
+                self._warn(f"the states of {len(states)} sequences of model '{model.name}' are lost: {e}")
+            else:
+                self._warn(f"{len(states)} sequences of model '{model.name}' wait in {path}")
+
+    async def _take_up(self, model: ServedModel) -> None:
+        """Take up the sequences of a model that a server before left in the folder of states."""
+        files = self._state_files.get(model)
+        if files is None:
+            return
+        states = await asyncio.to_thread(files.take, self._warn)
+        if not states:
+            return
+        for owner, part in self._by_process(states).items():
+            try:
+                await self.restore(model.name, model.version, part, owner)
+            except Error as e:  # The other process may have ended: the next one takes them up.
+                path = await asyncio.to_thread(files.write, part)
+                self._warn(f"{len(part)} sequences of model '{model.name}' wait in {path}: {e}")
+        self._warn(f"{len(states)} sequences of model '{model.name}' go on")
+
+    def _by_process(self, states: States) -> dict[int | None, States]:
+        """States by the number of the process that is to have them, None for this one."""
+        if self.peers is None:
+            return {None: states}
+        parts: dict[int | None, States] = {}
+        for id, state in states.items():
+            parts.setdefault(self.peers.owner_of(id), {})[id] = state
+        return parts
+
+    async def restore(self, name: str, version: str, states: States, owner: int | None = None) -> None:
+        """Take up states of sequences, in another process if `owner` is its number.
+
+        Raises:
+            UnavailableError: The other process is not there.
+            NotFoundError: The model is not loaded.
+        """
+        if owner is not None:
+            assert self.peers is not None
+            await self.peers.call(owner, "restore", name, version, states)
+            return
+        sequences = self.find(name, version).sequences
+        assert sequences is not None
+        sequences.restore(states)
 
     async def stop(self) -> None:
         """Answer what waits and end all threads."""
         if self._looking is not None:
             self._looking.cancel()
+        if self.peers is not None:
+            self.peers.stop()
         for model in self.models():
             await asyncio.to_thread(model.close)
         self.served.clear()
@@ -104,9 +199,12 @@ class Service:
 
         Raises:
             NotFoundError: It is not loaded.
+            UnavailableError: Models are still being loaded.
         """
         versions = self.served.get(name)
         if not versions:
+            if not self._warmed:
+                raise UnavailableError(STARTING)
             why = f": {self.failures[name]}" if name in self.failures else ""
             raise NotFoundError(f"Request for unknown model: '{name}' is not found{why}")
         if not version:
@@ -124,6 +222,12 @@ class Service:
         """
         self._check_control()
         await self._load(name)
+        if self.peers is not None:
+            await self.peers.call_all("load", name)
+
+    async def load_here(self, name: str) -> None:
+        """As `load`, in this process alone."""
+        await self._load(name)
 
     async def unload(self, name: str) -> None:
         """Unload a model; its live sequences are closed.
@@ -133,6 +237,12 @@ class Service:
             NotFoundError: It is not loaded.
         """
         self._check_control()
+        await self.unload_here(name)
+        if self.peers is not None:
+            await self.peers.call_all("unload", name)
+
+    async def unload_here(self, name: str) -> None:
+        """As `unload`, in this process alone."""
         async with self._loading:
             self.find(name)
             await self._close(self.served.pop(name))
@@ -158,6 +268,9 @@ class Service:
             self.failures.pop(name, None)
             before, self.served[name] = self.served.get(name, {}), new
             await self._close(before)
+            if self._warmed:
+                for model in new.values():
+                    await self._take_up(model)
 
     def _loaded(self, name: str) -> dict[str, ServedModel]:
         """{version: ServedModel} of a model, loaded and warmed up."""
@@ -168,15 +281,19 @@ class Service:
             for version, path in newest:
                 loaded[version] = ServedModel(name, version, path, entry.settings)
                 loaded[version].warm()
+                if self.settings.state_dir is not None and loaded[version].sequences is not None:
+                    digest = fingerprint(loaded[version].model, path)
+                    self._state_files[loaded[version]] = StateFiles(self.settings.state_dir, name, version, digest)
         except BaseException:
             for model in loaded.values():
+                self._state_files.pop(model, None)
                 model.close()
             raise
         return loaded
 
-    @staticmethod
-    async def _close(versions: dict[str, ServedModel]) -> None:
+    async def _close(self, versions: dict[str, ServedModel]) -> None:
         for model in versions.values():
+            self._state_files.pop(model, None)
             if model.sequences is not None:
                 for id in model.sequences.ids():
                     model.sequences.drop(id, "was closed as its model was unloaded")
@@ -187,14 +304,57 @@ class Service:
         """Run a request.
 
         Raises:
+            UnavailableError: The server has ended, or the process that has the sequence.
             Error: As `find` and `ServedModel.infer`.
         """
-        return await self.find(request.model, request.version).infer(request)
+        model = self.find(request.model, request.version)
+        if self.closing or not self._warmed:
+            raise UnavailableError(ENDING if self.closing else STARTING)
+        self._running += 1
+        try:
+            if self.peers is not None:
+                owner = self.peers.owner_of(request.parameters.get("sequence_id"))
+                if owner is not None:
+                    return await self.peers.call(owner, "infer", request)
+            return await model.infer(request)
+        finally:
+            self._running -= 1
+
+    async def infer_here(self, request: InferRequest) -> InferResponse:
+        """As `infer`, for a request that another process has handed on to this one."""
+        if self.closing or not self._warmed:
+            raise UnavailableError(ENDING if self.closing else STARTING)
+        self._running += 1
+        try:
+            return await self.find(request.model, request.version).infer(request)
+        finally:
+            self._running -= 1
+
+    def new_owner(self) -> tuple[int, int]:
+        """What tells a connection of the server from all others, as an owner of sequences."""
+        self._owners += 1
+        return 0 if self.peers is None else self.peers.number, self._owners
+
+    def own(self, model: ServedModel, id: int | str, owner: object) -> None:
+        """As the `own` of a model's sequences, in whichever process the sequence is."""
+        process = None if self.peers is None else self.peers.owner_of(id)
+        if process is not None:
+            self.peers.tell(process, "own", model.name, model.version, id, owner)  # type: ignore[union-attr]
+        elif model.sequences is not None:
+            model.sequences.own(id, owner)
+
+    def drop(self, model: ServedModel, id: int | str, why: str, owner: object) -> None:
+        """As the `drop` of a model's sequences, in whichever process the sequence is."""
+        process = None if self.peers is None else self.peers.owner_of(id)
+        if process is not None:
+            self.peers.tell(process, "drop", model.name, model.version, id, why, owner)  # type: ignore[union-attr]
+        elif model.sequences is not None and not self.closing:
+            model.sequences.drop(id, why, owner=owner)
 
     @property
     def ready(self) -> bool:
-        """Whether all models are loaded and warmed up, and the server is not ending."""
-        return self._warmed and not self.draining
+        """Whether all models are loaded and warmed up, in all processes, and the server is not ending."""
+        return self._warmed and not self.draining and (self.peers is None or self.peers.all_ready())
 
     def metadata(self) -> dict[str, Any]:
         """The server's metadata of the protocol."""
@@ -230,6 +390,13 @@ class Service:
         else:
             models = [self.find(name, version)] if version else list(self.served[name].values())
         return {"model_stats": [model_statistics(model) for model in models]}
+
+    async def statistics_of_all(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """The `statistics` of all processes together."""
+        here = self.statistics(name, version)
+        if self.peers is None:
+            return here
+        return summed([here, *await self.peers.ask_all("statistics", name, version)])
 
 
 def model_statistics(model: ServedModel) -> dict[str, Any]:

@@ -274,7 +274,7 @@ class WebSocketProtocol(asyncio.Protocol):
             inputs = {frames.input: frame, **frames.fixed} if first else {frames.input: frame}
             parameters = {"sequence_id": self._id, "sequence_start": first}
             request = InferRequest(model.name, model.version, "", inputs, [], parameters)
-            response = await model.infer(request)
+            response = await self._service.infer_here(request)
             if first:
                 self._begun = True
                 assert model.sequences is not None
