@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.client
+import itertools
 import json
 import re
 import signal
@@ -26,7 +27,7 @@ class Server:
 
     Attributes:
         process: The Popen.
-        port: The port of HTTP.
+        port, grpc_port: The ports of HTTP and gRPC.
         lines: What it wrote on stderr.
     """
 
@@ -40,14 +41,11 @@ class Server:
         self.lines = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        for line in self.process.stdout:
-            found = re.search(r"http://[^:]*:(\d+)", line)
-            if found:
-                self.port = int(found[1])
-                break
-        else:
+        ports = dict(re.findall(r"(http|grpc)://[^:]*:(\d+)", "".join(itertools.islice(self.process.stdout, 2))))
+        if len(ports) < 2:
             self.wait()
             raise AssertionError(f"the server ended: {self.lines}")
+        self.port, self.grpc_port = int(ports["http"]), int(ports["grpc"])
 
     def _read(self):
         with self.process.stderr as lines:
