@@ -264,15 +264,18 @@ class Stream:
                 if self._ending:
                     await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the server is ending")
         finally:
-            tasks = [self._reader, writer, *self._tasks]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if not self._ending:
-                for model, sequence in self._began:
-                    self._service.drop(
-                        model, sequence, "was closed as the stream that began it ended", self._owner
-                    )
+            # gRPC may cancel the call once more while it ends.
+            await asyncio.shield(self._loop.create_task(self._finish([self._reader, writer])))
+
+    async def _finish(self, tasks: list[asyncio.Task[None]]) -> None:
+        """End the tasks of the call, and then the sequences that began in it."""
+        tasks += self._tasks
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self._ending:
+            for model, sequence in self._began:
+                self._service.drop(model, sequence, "was closed as the stream that began it ended", self._owner)
 
     # ------------------------------------------------------------------------------------------ requests
     async def _read(self) -> None:

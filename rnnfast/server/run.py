@@ -75,7 +75,6 @@ async def serve(service: Service, tell: Tell, ended: asyncio.Event) -> None:
     tls = tls_context(settings)
     ws = functools.partial(WebSocketProtocol, service)
     http = uvicorn.Server(http_config(HttpApplication(service), ws, settings, tls, round(END_SECONDS)))
-    http.config.load()
     http.lifespan = http.config.lifespan_class(http.config)
     grpc = _grpc_front(service)
     await http.startup([listener])  # without its main loop, which is a timer that waits for its own signals

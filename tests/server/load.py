@@ -113,7 +113,7 @@ class Load:
             (400, "failed input", {"data": [1.0], "sequence_id": name}),
             (400, "failed input", {"sequence_id": -1}),
             (400, "failed unknown_sequence", {"sequence_id": f"{name} unknown"}),
-            (404, "", {"model": "nothing"}),
+            (404, "not found", {"model": "nothing"}),
         ):
             given = {"data": frames[1].tolist()} | options
             answer = self.infer(given.pop("data"), **given)
