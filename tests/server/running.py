@@ -131,7 +131,9 @@ class Client:
         headers = {"Inference-Header-Content-Length": str(len(text)), **(headers or {})}
         status, data, answered = self.request("POST", f"/v2/models/{model}/infer", text + frame.tobytes(), headers)
         if status != 200:
-            raise Refused(status, json.loads(data)["error"], answered)
+            # A proxy's own errors are no JSON.
+            text = json.loads(data)["error"] if answered["Content-Type"] == "application/json" else data.decode()
+            raise Refused(status, text, answered)
         length = int(answered["Inference-Header-Content-Length"])
         assert json.loads(data[:length])["id"] == repr(id)
         return np.frombuffer(data[length:], np.float32)
