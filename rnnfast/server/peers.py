@@ -5,14 +5,15 @@ text, of an integer its decimal digits. A connection may come in at any process.
 process is read where it comes in and handed on through a unix socket in a folder that only the server's own user may
 enter; therefore messages between processes are pickles.
 
-A message is 4 bytes of length, little-endian, and a pickle of (number, what, arguments): a call, whose number its answer
-repeats; with the number None a line that is not answered.
+A message is 4 bytes of length, little-endian, and a pickle of (number, what, arguments): a call, and its answer repeats
+the number; with the number None a line that is not answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import pickle
 import zlib
@@ -44,10 +45,7 @@ class Link(asyncio.Protocol):
     """
 
     def __init__(
-        self,
-        on_made: Callable[[Link], None],
-        on_message: Callable[[Link, Any], None],
-        on_lost: Callable[[Link], None],
+        self, on_made: Callable[[Link], None], on_message: Callable[[Link, Any], None], on_lost: Callable[[Link], None]
     ) -> None:
         self._on_made, self._on_message, self._on_lost = on_made, on_message, on_lost
         self._rest = bytearray()
@@ -104,8 +102,8 @@ class Peer:
     """
 
     def __init__(self, number: int, changed: Callable[[], None]) -> None:
-        self.number, self._changed, self.link, self.phase = number, changed, None, ""
-        self.link: Link | None
+        self.number, self._changed, self.phase = number, changed, ""
+        self.link: Link | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._last = 0
         self.missing = asyncio.Event()
@@ -225,9 +223,8 @@ class Peers:
         while True:
             await peer.missing.wait()
             try:
-                await loop.create_unix_connection(
-                    lambda peer=peer: Link(peer.connected, peer.received, peer.lost), self._path(peer.number)
-                )
+                make = functools.partial(Link, peer.connected, peer.received, peer.lost)
+                await loop.create_unix_connection(make, self._path(peer.number))
             except OSError:
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -15,7 +15,7 @@ from rnnfast.server.repository import Repository
 from rnnfast.server.requests import InferRequest, InferResponse
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.settings import Settings
-from rnnfast.server.state_files import StateFiles, States, fingerprint
+from rnnfast.server.state_files import StateFiles, States, fingerprint, make_folder
 from rnnfast.server.sums import summed
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "rnnfast"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "sequence", "statistics")
-STARTING, ENDING = "the server is starting and takes no requests yet", "the server is ending and takes no requests"
+STARTING, ENDING = "the server is starting and takes no requests yet", "the server is ending"
 # Seconds between two looks at what a server that ends waits for.
 DRAIN_SECONDS = 0.02
 # Seconds between two looks for idle sequences.
@@ -33,8 +33,8 @@ LOOK_SECONDS = 1.0
 class Service:
     """The models of a server.
 
-    All methods are called in one event loop. Where the server has several processes, each has a Service, and `peers` are
-    those of the others: requests of a sequence run in the process that has it, wherever they come in.
+    All methods are called in one event loop. Where the server has several processes, each has a Service, and `peers`
+    are the others: requests of a sequence run in the process that has it, wherever they come in.
 
     Args:
         settings: The Settings.
@@ -73,6 +73,8 @@ class Service:
         Raises:
             Error: A model cannot be loaded, or one that the settings name is not there.
         """
+        if self.settings.state_dir is not None:
+            make_folder(self.settings.state_dir)
         names = self._repository.names()
         for name in self.settings.models:
             if name not in names and not self.settings.control:

@@ -47,17 +47,26 @@ def fingerprint(model: Model, path: str) -> str:
     return digest.hexdigest()
 
 
+def make_folder(folder: str) -> None:
+    """Make a folder of states if it is not there; only this user may enter it.
+
+    Raises:
+        ModelError: It cannot be made.
+    """
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as e:
+        raise ModelError(f"{folder}: {e.strerror}: states of sequences cannot be kept there") from None
+
+
 class StateFiles:
     """The files of one loaded model in a folder.
 
     Args:
-        folder: The folder; it is made if it is not there.
+        folder: The folder.
         name: The model's name.
         version: Its version.
         fingerprint: That of its file.
-
-    Raises:
-        ModelError: The folder cannot be made.
     """
 
     def __init__(self, folder: str, name: str, version: str, fingerprint: str) -> None:
@@ -67,10 +76,6 @@ class StateFiles:
         if len(quoted) > NAME_LENGTH or quoted.startswith("."):
             quoted = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()
         self._prefix = f"{quoted}-{version}-"
-        try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        except OSError as e:
-            raise ModelError(f"{folder}: {e.strerror}: states of sequences cannot be kept there") from None
 
     def write(self, states: States) -> str:
         """Write states to a new file that only this user may read, completely or not at all.

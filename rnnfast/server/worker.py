@@ -1,7 +1,7 @@
 """One of several processes of a server, as the supervisor starts it.
 
-It reads its settings from stdin, a pickle of its own supervisor, and tells on stdout in lines of JSON: {"tell": line} or
-{"error": text}. When stdin ends, the supervisor is gone, and it ends as by a signal.
+It reads its settings from stdin, a pickle of its own supervisor, and tells on stdout in lines of JSON: {"tell": line}
+or {"error": text}. When stdin ends, the supervisor is gone, and it ends as by a signal.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def _serve(settings: Settings, number: int, folder: str) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def read() -> None:
-        if not sys.stdin.buffer.raw.read(1):  # type: ignore[attr-defined]
+        if not sys.stdin.buffer.raw.read(1):  # type: ignore[union-attr]
             loop.remove_reader(sys.stdin)
             ended.set()
 

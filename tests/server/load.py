@@ -1,8 +1,8 @@
 """A mixed load on a server, all of whose answers are checked and counted: python -m tests.server.load --minutes 60
 
 HTTP with JSON and with binary tensors, sequences that end, that break off and that begin anew, errors of many kinds,
-half requests, and streams of gRPC where tritonclient is installed. At the end the server's numbers have to be those that
-the clients counted, and its memory has to be flat.
+half requests, and streams of gRPC where tritonclient is installed. At the end the server's numbers have to be those
+that the clients counted, and its memory has to be flat.
 """
 
 import argparse
@@ -15,12 +15,11 @@ import random
 import re
 import socket
 import sys
-import threading
 import time
 
 import numpy as np
 
-from tests.server.running import Client, Refused, alone, frames_of, in_threads, running
+from tests.server.running import Client, alone, frames_of, in_threads, running
 
 try:
     import tritonclient.grpc as triton
@@ -93,14 +92,19 @@ class Load:
         """A sequence in JSON."""
         name, frames, expected = self.played()
         for t, frame in enumerate(frames):
-            status, body = self.infer(frame.tolist(), sequence_id=name, sequence_start=t == 0, sequence_end=t + 1 == len(frames))
+            status, body = self.infer(
+                frame.tolist(), sequence_id=name, sequence_start=t == 0, sequence_end=t + 1 == len(frames)
+            )
             assert status == 200, body
             self.check(np.array(body["outputs"][0]["data"], np.float32), expected[t])
         self.counts.update({"opened": 1, "ended": 1})
 
     def infer(self, data, name="bands", model="denoiser", **parameters):
         """(status, JSON) of a request in JSON."""
-        message = {"inputs": [{"name": name, "datatype": "FP32", "shape": [1, 22], "data": data}], "parameters": parameters}
+        message = {
+            "inputs": [{"name": name, "datatype": "FP32", "shape": [1, 22], "data": data}],
+            "parameters": parameters,
+        }
         status, body, _ = self.client.request("POST", f"/v2/models/{model}/infer", json.dumps(message))
         return status, json.loads(body)
 
@@ -188,12 +192,12 @@ def differences(server, counts):
     start = f"rnnfast_requests_failed_total{{{labels},reason="
     reasons = {key.removeprefix(start).strip('"}'): n for key, n in got.items() if key.startswith(start)}
     stats = Client(server.port).get("/v2/models/denoiser/stats")["model_stats"][0]["inference_stats"]
+    totals = {"success": counts["answered"], "fail": sum(failed.values())}
     return [
         *((key, got.get(key), n) for key, n in pairs.items() if got.get(key) != n),
         *((f"failed for {key}", n, failed.get(key, 0)) for key, n in reasons.items() if n != failed.get(key, 0)),
-        *((what, stats[what]["count"], n) for what, n in (("success", counts["answered"]), ("fail", sum(failed.values())))
-          if stats[what]["count"] != n),
-    ]  # fmt: skip
+        *((what, stats[what]["count"], n) for what, n in totals.items() if stats[what]["count"] != n),
+    ]
 
 
 def resident(pid):
@@ -216,7 +220,8 @@ def play(minutes, processes=1, tell=print):
                 time.sleep(1)
                 memory.append(resident(server.process.pid))
                 if len(memory) % 60 == 0:
-                    tell(f"{len(memory)} s: {memory[-1] / 2**20:.1f} MB, {sum(load.counts['answered'] for load in loads)}")
+                    answered = sum(load.counts["answered"] for load in loads)
+                    tell(f"{len(memory)} s: {memory[-1] / 2**20:.1f} MB, {answered} answers")
         counts = sum((load.counts for load in loads), Counts())
         deadline = time.monotonic() + IDLE + LOOK
         while different := differences(server, counts):

@@ -196,9 +196,7 @@ def test_a_process_that_dies_is_started_again_and_the_others_go_on():
                 with pytest.raises(Refused, match="must specify the START flag"):
                     client.patient_step(id, frames_of(id, 3)[1])
                 gone += 1
-                assert np.array_equal(
-                    client.step(id, frames_of(id, 3)[0], start=True), alone(frames_of(id, 3)[:1])[0]
-                )
+                assert np.array_equal(client.step(id, frames_of(id, 3)[0], start=True), alone(frames_of(id, 3)[:1])[0])
         assert 0 < gone < len(ids)
         while client.request("GET", "/v2/health/ready")[0] != 200:
             assert time.monotonic() < deadline

@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("grpc")
-websockets = pytest.importorskip("websockets.sync.client")
+pytest.importorskip("websockets")
+from websockets.sync.client import connect
 
 from tests.paths import ROOT
 from tests.server.running import PATIENCE, Client, Refused, Server, alone, frames_of
@@ -129,7 +130,7 @@ def test_streams_of_grpc_and_websockets_pass_through(proxy, tmp_path):
     grpcclient = pytest.importorskip("tritonclient.grpc")
     with behind(proxy, tmp_path) as (ports, servers), contextlib.ExitStack() as stack:
         url = f"ws://127.0.0.1:{ports['http']}/v2/models/denoiser/stream"
-        connections = [stack.enter_context(websockets.connect(url)) for _ in range(20)]
+        connections = [stack.enter_context(connect(url)) for _ in range(20)]
         results = []
         client = stack.enter_context(grpcclient.InferenceServerClient(f"127.0.0.1:{ports['grpc']}"))
 

@@ -11,7 +11,7 @@ pytest.importorskip("orjson")
 import rnnfast
 from rnnfast.errors import InputError, ModelError
 from rnnfast.server.datatypes import ELEMENTS, dtype_of
-from rnnfast.server.state_files import StateFiles, fingerprint
+from rnnfast.server.state_files import StateFiles, fingerprint, make_folder
 from tests.paths import ROOT
 from tests.server.test_datatypes import values
 
@@ -31,11 +31,13 @@ def states_of(*ids, seed=0):
 
 def same(a, b):
     """Whether two mappings of arrays are the same, in names, types, shapes and bits."""
-    return (a is None and b is None) or a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype and a[name].shape == b[name].shape
-        and (a[name].tolist() == b[name].tolist() if a[name].dtype.kind == "O" else a[name].tobytes() == b[name].tobytes())
-        for name in a
-    )  # fmt: skip
+
+    def bits(value):
+        return value.dtype, value.shape, value.tolist() if value.dtype.kind == "O" else value.tobytes()
+
+    if a is None or b is None:
+        return a is b
+    return {name: bits(value) for name, value in a.items()} == {name: bits(value) for name, value in b.items()}
 
 
 def refuse(line):
@@ -43,6 +45,7 @@ def refuse(line):
 
 
 def test_states_come_back_once(tmp_path):
+    make_folder(str(tmp_path / "new" / "states"))
     files = StateFiles(str(tmp_path / "new" / "states"), "m", "3", "f")
     written = states_of(1, 2**64 - 1, "a", "1", "é\n") | {"none": (None, {})}
     path = files.write(written)
@@ -121,7 +124,8 @@ def test_a_damaged_file_is_set_aside_and_others_are_taken(tmp_path):
 def test_a_folder_that_cannot_be_made_or_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="file: .*states of sequences cannot be kept there"):
-        StateFiles(str(tmp_path / "file"), "m", "1", "f")
+        make_folder(str(tmp_path / "file"))
+    make_folder(str(tmp_path / "states"))
     files = StateFiles(str(tmp_path / "states"), "m", "1", "f")
     os.rmdir(tmp_path / "states")
     with pytest.raises(InputError, match="cannot be written"):
