@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 import tempfile
@@ -49,7 +50,7 @@ def _check_folder(path: str) -> None:
 
 
 async def _models(settings: Settings) -> list[dict[str, Any]]:
-    service = Service(settings)
+    service = Service(dataclasses.replace(settings, state_dir=None))  # states are for a server that runs
     try:
         await service.start()
         return [

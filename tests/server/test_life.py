@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,7 +15,8 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("uvloop")
 
 from rnnfast.server.peers import process_of
-from tests.server.running import PATIENCE, Client, Refused, alone, frames_of, in_threads, running
+from tests.paths import ROOT
+from tests.server.running import DENOISER, PATIENCE, Client, Refused, alone, frames_of, in_threads, running
 
 FRAMES = 6
 
@@ -215,3 +218,71 @@ def test_a_port_that_another_server_has_is_refused():
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as listener:
         with pytest.raises(AssertionError, match="[Aa]ddress already in use"):
             running("--processes", "2", port=listener.getsockname()[1]).__enter__()
+
+
+def test_a_check_leaves_states_to_the_server(tmp_path):
+    frames, port = frames_of("a", 2), free_port()
+    options = ("--drain", "0", "--state-dir", str(tmp_path))
+    with running(*options, port=port) as server:
+        Client(port).step("a", frames[0], start=True)
+        assert server.end() == 0
+    command = [sys.executable, "-m", "rnnfast", "serve", "--check", DENOISER, *options]
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    with running(*options, port=port):
+        assert np.array_equal(Client(port).step("a", frames[1]), alone(frames)[1])
+
+
+def test_streams_of_grpc_go_on_in_the_next_server(tmp_path):
+    """A stream breaks as its server ends; its sequences do not, and go on in another stream."""
+    triton = pytest.importorskip("tritonclient.grpc")
+    ids, options = range(1, 41), ("--drain", "0", "--state-dir", str(tmp_path), "--processes", "1")
+    results, errors = {}, []
+
+    def take(result, error):
+        if error is None:
+            id, t = map(int, result.get_response().id.split())
+            results[id, t] = result.as_numpy("gains")
+        else:
+            errors.append(error)
+
+    def send(client, t):
+        for id in ids:
+            frame = frames_of(id, FRAMES)[t]
+            tensor = triton.InferInput("bands", frame.shape, "FP32").set_data_from_numpy(frame)
+            client.async_stream_infer(
+                "denoiser", [tensor], request_id=f"{id} {t}", sequence_id=id, sequence_start=t == 0
+            )
+
+    with running(*options) as server, triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.start_stream(take)
+        for t in range(FRAMES // 2):
+            send(client, t)
+        deadline = time.monotonic() + PATIENCE
+        while len(results) < len(ids) * (FRAMES // 2):
+            assert time.monotonic() < deadline and not errors
+            time.sleep(0.01)
+        assert server.end() == 0
+        assert "the server is ending" in str(errors[0]) and len(errors) == 1
+    with running(*options) as server, triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        client.start_stream(take)
+        for t in range(FRAMES // 2, FRAMES):
+            send(client, t)
+        client.stop_stream()
+    assert len(errors) == 1 and len(results) == len(ids) * FRAMES
+    for id in ids:
+        assert np.array_equal([results[id, t].reshape(-1) for t in range(FRAMES)], alone(frames_of(id, FRAMES))), id
+
+
+def test_states_that_nobody_asks_for_are_closed_when_idle(tmp_path):
+    port, frames = free_port(), frames_of("a", 2)
+    options = ("--drain", "0", "--state-dir", str(tmp_path), "--idle", "1")
+    with running(*options, port=port) as server:
+        Client(port).step("a", frames[0], start=True)
+        assert server.end() == 0
+    with running(*options, port=port):
+        client, deadline = Client(port), time.monotonic() + PATIENCE
+        while client.get("/v2/statistics")["models"][0]["sequences"]["live"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(Refused, match="it was closed after 1 s without a request"):
+            client.step("a", frames[1])
