@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import time
 import zlib
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,8 @@ HEADER_LENGTH = b"inference-header-content-length"
 RETRY_AFTER = b"1"
 # Paths that need no token: probes have none, and the page asks its reader for one.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/"})
+# The OpenAPI document of all paths here.
+OPENAPI = (importlib.resources.files("rnnfast.server") / "openapi.json").read_bytes()
 # Extensions of Triton's protocol that this server does not have, by the first part of their paths.
 MISSING = {
     "systemsharedmemory": "shared memory is not supported: send tensors in the request",
@@ -125,6 +128,9 @@ class HttpApplication:
             case [""]:
                 check_method(scope, "GET")
                 return 200, [page.HTML], list(page.HEADERS)
+            case ["openapi.json"]:
+                check_method(scope, "GET")
+                return 200, [OPENAPI], [_content(JSON)]
             case ["metrics"]:
                 check_method(scope, "GET")
                 accepted = next((value for header, value in scope["headers"] if header == b"accept"), b"")
@@ -144,7 +150,10 @@ class HttpApplication:
                 return await service.statistics_of_all()
             case ["v2", "repository", "index"]:
                 check_method(scope, "POST")
-                return service.index(bool((await self._object(receive)).get("ready", False)))
+                ready = (await self._object(receive)).get("ready", False)
+                if type(ready) is not bool:
+                    raise InputError(f"ready is a {type(ready).__name__} of JSON, expected true or false")
+                return service.index(ready)
             case ["v2", "repository", "models", name, ("load" | "unload") as action]:
                 check_method(scope, "POST")
                 return await self._change(name, action, await self._object(receive))

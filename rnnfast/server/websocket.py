@@ -168,9 +168,11 @@ class WebSocketProtocol(asyncio.Protocol):
         Raises:
             Error: The client may not use the server, or there is no such model, or an option is wrong.
         """
-        origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
-        if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
-            raise ForbiddenError(f"pages of {origin[:80]!r} may not use this server")
+        origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
+        if len(origins) > 1 or len(hosts) > 1:
+            raise InputError("the request has a header Origin or Host twice")
+        if origins and _host_of(origins[0]) != "".join(hosts):
+            raise ForbiddenError(f"pages of {origins[0][:80]!r} may not use this server")
         self._service.access.check_token((name.lower(), value) for name, value in request.headers.raw_items())
         if len(self._connections) > self._service.settings.max_connections:
             raise Overloaded("too many connections")
@@ -320,3 +322,11 @@ class WebSocketProtocol(asyncio.Protocol):
     def _closed(self, why: str) -> None:
         """The server closed the sequence."""
         self._close(OVER, f"the sequence {why}")
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and port of an origin, None if it has none."""
+    try:
+        return urllib.parse.urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.server --seconds 600
 
-A finding is an answer 500 or a gRPC code that stands for a defect, a traceback on stderr, a server that ends or does not
-answer, a sequence whose results differ by a bit from those of a stream alone, and memory that grows. Findings are
+A finding is an answer 500 or a gRPC code that stands for a defect, a traceback on stderr, a server that ends or does
+not answer, a sequence whose results differ by a bit from those of a stream alone, and memory that grows. Findings are
 printed, and what was sent goes to build/fuzz. The exit status is 1 if there are any.
 """
 
@@ -36,8 +36,8 @@ DEFECTS = ("UNKNOWN", "INTERNAL", "DATA_LOSS")
 # Seconds that one case may take.
 CASE_SECONDS = 15.0
 ODD = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 1e308, 1e-320, 0.5, "", "a", "\u0000", "é" * 50, "x" * 5000,
-    [], [[]], {}, {"a": 1}, [None], ["a"], [1, "a"], [[1], [2, 3]], 10**30,
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 1e308, 1e-320, 0.5,
+    "", "a", "\u0000", "é" * 50, "x" * 5000, [], [[]], {}, {"a": 1}, [None], ["a"], [1, "a"], [[1], [2, 3]], 10**30,
 ]  # fmt: skip
 PATHS = [
     "/", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/denoiser", "/v2/models/denoiser/ready", "/metrics",
@@ -165,8 +165,9 @@ def websocket_bytes(rng):
     for _ in range(int(rng.integers(1, 20))):
         payload = rng.bytes(int(rng.choice([0, 1, 88, 2048, 70000]))) if rng.integers(3) else b'{"end": true}'
         first = int(rng.integers(256)) if rng.integers(4) == 0 else 0x80 | int(rng.choice([1, 2, 2, 2, 8, 9]))
-        size = len(payload)
-        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big") if size < 2**16 else b"\xff" + size.to_bytes(8, "big")  # fmt: skip
+        size, length = len(payload), bytes([0x80 | min(len(payload), 126)])
+        if size >= 126:
+            length = b"\xfe" + size.to_bytes(2, "big") if size < 2**16 else b"\xff" + size.to_bytes(8, "big")
         data += bytes([first]) + length + bytes(4) + payload  # a mask of zeros
     return head + (damaged(data, rng) if rng.integers(2) else data)
 

@@ -40,7 +40,8 @@ def test_tokens(tokens):
     check(bearer(TOKEN, "bearer"))
     check([("authorization", f"Bearer {TOKEN}")])  # gRPC's metadata are texts
     for headers in (
-        [], bearer(OTHER), bearer(TOKEN[:-1]), bearer(TOKEN + "x"), bearer(""), bearer(TOKEN, "Basic"), bearer("# tokens"),
+        [], bearer(OTHER), bearer(TOKEN[:-1]), bearer(TOKEN + "x"), bearer(""), bearer(TOKEN, "Basic"),
+        bearer("# tokens"),
         [(b"authorization", TOKEN.encode())], [("authorization", "Bearer \udcff")],
         [*bearer(OTHER), *bearer(TOKEN)],
     ):  # fmt: skip
@@ -177,7 +178,8 @@ def test_an_open_address_is_warned_of_once(tmp_path):
             ask(server.port(), "GET", "/v2")
         stderr.seek(0)
         assert stderr.read().splitlines() == [
-            "rnnfast: 0.0.0.0 is open to other machines without tokens (--token-file) and without TLS (--tls-certificate)"
+            "rnnfast: 0.0.0.0 is open to other machines without tokens (--token-file) and without TLS "
+            "(--tls-certificate)"
         ]
 
 

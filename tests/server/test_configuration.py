@@ -77,9 +77,9 @@ def test_flag_before_environment_before_file_before_default(name, tmp_path):
         assert configured() == (setting.default, "default")
     path = str(tmp_path / "serve.toml")
     written = "none" if value is None else value
-    lines = json.dumps(written) if not isinstance(written, dict) else "{%s}" % ", ".join(
-        f"{key} = {json.dumps(v)}" for key, v in written.items()
-    )  # fmt: skip
+    lines = json.dumps(written)
+    if isinstance(written, dict):
+        lines = "{" + ", ".join(f"{key} = {json.dumps(v)}" for key, v in written.items()) + "}"
     (tmp_path / "serve.toml").write_text(f"{'[model]' if setting.of_models else ''}\n{name} = {lines}\n")
     assert configured(file=path) == (value, path)
     assert configured(variables={"RNNFAST_SERVE_CONFIG": path}) == (value, path)

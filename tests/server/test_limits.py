@@ -247,7 +247,7 @@ def test_a_client_that_does_not_read_costs_no_memory(server):
 
 
 def test_clients_that_leave_say_nothing_in_the_log(server):
-    """Requests whose connection broke, also those behind others on it, end without a traceback; `started` checks that."""
+    """Requests whose connection broke, also those behind others, end without a traceback, as `started` checks."""
     for _ in range(30):
         with connected(server.port()) as connection:
             connection.sendall(request("POST", INFER, frame(np.ones(22), 9, True, True)) * 5)

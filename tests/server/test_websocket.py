@@ -352,3 +352,17 @@ def test_bytes_that_break_the_protocol(server, data):
         assert closed(client)[0] in (1002, 1003, 1007)
         assert ask(good, frames(6, 1)[0]) == alone(frames(6, 1))[0]
     eventually(lambda: server.service.live_sequences() == 0)
+
+
+@pytest.mark.parametrize("headers", [[("Host", "other")], [("Origin", "http://a"), ("Origin", "http://b")]])
+def test_headers_that_stand_twice_are_refused(server, headers):
+    with pytest.raises(InvalidStatus) as caught, opened(server, additional_headers=headers):
+        pass
+    assert caught.value.response.status_code == 400
+    assert "twice" in json.loads(bytes(caught.value.response.body))["error"]
+
+
+def test_an_origin_that_is_no_url_is_refused(server):
+    with pytest.raises(InvalidStatus) as caught, opened(server, origin="http://[::"):
+        pass
+    assert caught.value.response.status_code == 403
