@@ -1,4 +1,4 @@
-"""The `rnnfast` command: info, check, run, quantize, bench and profile.
+"""The `rnnfast` command: info, check, run, quantize, serve, bench and profile.
 
 The exit status is 0 if all is well; 1 if `info` found something that is not supported, `check` or `bench` a
 difference, or `quantize` layers whose error is over the tolerance; 2 if a file, an input or the usage is wrong.
