@@ -38,9 +38,9 @@ class Map:
     - any iterable of sequences (joblib, Dask): returned is a list of results.
 
     A batch is what `model.map` gets, and each result is what it gives: of a model with one output an array, else a
-    mapping; of a recurrent layer the outputs, without the last state. Rows stay in order, and each result has the bits of
-    the model called with that sequence alone. Sequences of similar length in a batch are computed together, so a batch
-    should have hundreds of rows.
+    mapping; of a recurrent layer the outputs, without the last state. Rows stay in order, and each result has the bits
+    of the model called with that sequence alone. Sequences of similar length in a batch are computed together, so a
+    batch should have hundreds of rows.
 
     Args:
         model: A model, a layer, or the path of an ONNX file, which is read here. A layer is taken as it is now.
@@ -50,7 +50,8 @@ class Map:
             `output` + "." + its name.
         keep: The columns of a table that are handed on; None for all.
         frames: The most steps that are computed together: the `batch` of `model.map`.
-        threads: How many batches are computed at a time; None for as many as Ray gave CPUs to the actor or task, else 1.
+        threads: How many batches are computed at a time; None for as many as Ray gave CPUs to the actor or task, else
+            one.
         **fixed: Inputs of a model that are the same for all sequences.
 
     Raises:

@@ -44,8 +44,8 @@ def deployment(
     """Make a Ray Serve application that runs live sequences, chunk by chunk, and whole sequences.
 
     Each replica holds a pool and a Batcher. `Replica` has the methods that a handle calls; requests over HTTP are
-    `Replica.__call__`. A sequence stays with a replica by its session id: `handle.options(session_id=ID)`, or the header
-    `x-session-id`. Where its requests come to another replica, because replicas were added or drained or the
+    `Replica.__call__`. A sequence stays with a replica by its session id: `handle.options(session_id=ID)`, or the
+    header `x-session-id`. Where its requests come to another replica, because replicas were added or drained or the
     application was deployed anew, its state follows.
 
     Args:
@@ -53,8 +53,8 @@ def deployment(
         max_streams: The most live sequences of a replica.
         max_batch: The most frames in a batch.
         max_wait: The most seconds that a frame waits for others.
-        idle: Seconds after which a sequence without frames is closed, and after which states that a drained replica left
-            are forgotten.
+        idle: Seconds after which a sequence without frames is closed, and after which states that a drained replica
+            left are forgotten.
         target_sequences: The live sequences of a replica that autoscaling aims at, where `options` has an
             `autoscaling_config`; None for seven tenths of `max_streams`.
         fixed: Inputs that are the same for each frame of each sequence.
@@ -331,8 +331,8 @@ class Replica:
             self._live[sequence] = LiveSequence(stream, claim, state)
         if self._live.get(sequence) is None:
             raise ClosedError(
-                f"sequence {sequence!r} is not known and this is not its first chunk: it never began, it ended, nothing "
-                f"came for {self._idle:g} s, or its state died with its replica. Begin anew: sequence_start"
+                f"sequence {sequence!r} is not known and this is not its first chunk: it never began, it ended, "
+                f"nothing came for {self._idle:g} s, or its state died with its replica. Begin anew: sequence_start"
             )
         return self._live[sequence]
 

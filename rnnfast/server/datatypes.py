@@ -82,7 +82,7 @@ def from_bytes(data: bytes | memoryview, datatype: Any, shape: Any, where: str) 
 
 
 def _strings(data: bytes, count: int, where: str) -> np.ndarray:
-    strings, at = [], 0
+    strings, at = list[str](), 0
     while at < len(data):
         if len(strings) == count or at + 4 > len(data):
             break

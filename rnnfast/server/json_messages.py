@@ -125,7 +125,7 @@ def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[
     asked = {output.name: output.binary for output in request.outputs}
     tensors, tails = [], []
     for name, array in response.outputs.items():
-        tensor = {"name": name, "datatype": datatype_of(array.dtype, name), "shape": list(array.shape)}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype, name), "shape": list(array.shape)}
         if asked.get(name) if asked else binary:
             data = to_bytes(array)
             tensor["parameters"] = {"binary_data_size": len(data)}

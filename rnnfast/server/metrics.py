@@ -92,10 +92,11 @@ def _sum(a: Numbers, b: Numbers) -> Numbers:
     """The sums of what is a number or a histogram, `a or b` of truth values, and the last milliseconds of `last`."""
     result = dict(a)
     for name, y in b.items():
-        x = a.get(name)
         if name not in a:
             result[name] = y
-        elif isinstance(y, dict):
+            continue
+        x = a[name]
+        if isinstance(y, dict):
             result[name] = added(x, y) if "bounds" in y else _sum(x, y)
         elif isinstance(y, bool):
             result[name] = x or y

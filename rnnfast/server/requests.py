@@ -107,17 +107,20 @@ def call_of(parameters: dict[str, Any]) -> Call:
         raise InputError(
             f"sequence_id is {_shown(sequence)}, expected an integer or a string of up to {MAX_ID_LENGTH} characters"
         )
-    flags = []
-    for name in ("sequence_start", "sequence_end"):
-        flag = parameters.get(name, False)
-        if type(flag) is not bool:
-            raise InputError(f"{name} is {_shown(flag)}, expected true or false")
-        flags.append(flag)
+    start, end = (_flag(parameters, name) for name in ("sequence_start", "sequence_end"))
     priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
     for name, value in (("priority", priority), ("timeout", timeout)):
         if type(value) is not int or not 0 <= value <= MAX_ID:
             raise InputError(f"{name} is {_shown(value)}, expected an integer of at least 0")
-    return Call(sequence or None, *flags, min(priority, LOWEST), timeout * MICROSECONDS or None)
+    return Call(sequence or None, start, end, min(priority, LOWEST), timeout * MICROSECONDS or None)
+
+
+def _flag(parameters: dict[str, Any], name: str) -> bool:
+    """A parameter that is true or false."""
+    flag = parameters.get(name, False)
+    if type(flag) is not bool:
+        raise InputError(f"{name} is {_shown(flag)}, expected true or false")
+    return flag
 
 
 def _shown(value: Any) -> str:

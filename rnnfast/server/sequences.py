@@ -70,16 +70,19 @@ class Streams:
         if streams:
             return streams.pop()
         try:
-            return self.batcher.open(**fixed)
+            return self._open(fixed)
         except LimitError:
             for others in self._free.values():
                 if others:
                     self.batcher.close(others.pop())
                     break
         try:
-            return self.batcher.open(**fixed)
+            return self._open(fixed)
         except LimitError as e:
             raise Overloaded(f"the sequence was not begun: {e}") from None
+
+    def _open(self, fixed: Arrays) -> int:
+        return self.batcher.open(None, **fixed)  # type: ignore[arg-type]  # none of them is `on_close`
 
     def give_back(self, stream: int, fixed: Arrays) -> None:
         """Keep a stream for sequences to come."""

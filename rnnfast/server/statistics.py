@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rnnfast.server.faults import status_of
-from rnnfast.serving.worker import SIZES, TIMES
 
 # Seconds: the upper bounds of the histogram of whole requests.
 SECONDS = (

@@ -86,9 +86,9 @@ class WebSocketProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
-            if type(event) is Request:
+            if isinstance(event, Request):
                 self._accept(event)
-            else:
+            elif isinstance(event, Frame):
                 self._receive(event)
         self._flush()
 

@@ -25,8 +25,8 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 LINKED = [DOCS / page for page in PAGES]
 LINKED += [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "models").glob("*.md"))]
 SILERO = ROOT / "build" / "silero_vad" / "data" / "silero_vad.onnx"
-# (page, command, the output that the page shows) of each "$ command" in a console block. A server does not end by itself:
-# what stands beside one runs in tests/models/test_vad_load.py and tests/server.
+# (page, command, the output that the page shows) of each "$ command" in a console block. A server does not end by
+# itself: what stands beside one runs in tests/models/test_vad_load.py and tests/server.
 COMMANDS = [
     (page, command, output)
     for page in PAGES

@@ -78,9 +78,7 @@ def test_spark(monkeypatch):
                 yield mapped(batch)
 
         udf.__annotations__ = {"batches": "Iterator[pandas.Series]", "return": "Iterator[pandas.Series]"}
-        function = functions.pandas_udf(
-            udf, "array<array<float>>", functionType=functions.PandasUDFType.SCALAR_ITER
-        )
+        function = functions.pandas_udf(udf, "array<array<float>>", functionType=functions.PandasUDFType.SCALAR_ITER)
         rows = pandas.DataFrame({"id": range(len(ROWS)), "x": [row.tolist() for row in ROWS]})
         frame = spark.createDataFrame(rows, "id long, x array<array<float>>").repartition(4)
         results = frame.select("id", function("x").alias("y")).toPandas().sort_values("id")

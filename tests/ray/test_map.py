@@ -10,7 +10,8 @@ import pytest
 import rnnfast
 from rnnfast import nn
 from rnnfast.errors import InputError, InputTypeError
-from rnnfast.ray import Map, map as map_module
+from rnnfast.ray import Map
+from rnnfast.ray import map as map_module
 from tests.graphs import random
 from tests.paths import MODELS, ROOT
 

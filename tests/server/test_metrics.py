@@ -8,17 +8,16 @@ import time
 import numpy as np
 import pytest
 
-prometheus_client = pytest.importorskip("prometheus_client")
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
-from prometheus_client.parser import text_string_to_metric_families as families
-
-from rnnfast.server import metrics
 from rnnfast.server.faults import REASONS
 from tests.graphs import parse, random
 from tests.paths import MODELS, ROOT
 from tests.server.conftest import running
 from tests.server.test_http import ask, bands, frame, infer
 
+prometheus_client = pytest.importorskip("prometheus_client")
+families = pytest.importorskip("prometheus_client.parser").text_string_to_metric_families
+openmetrics_families = pytest.importorskip("prometheus_client.openmetrics.parser").text_string_to_metric_families
+metrics = pytest.importorskip("rnnfast.server.metrics")
 PAGE = ROOT / "docs" / "howto" / "watching-a-server.md"
 HISTOGRAMS = ("rnnfast_request_seconds", "rnnfast_queue_seconds", "rnnfast_compute_seconds", "rnnfast_batch_size")
 
