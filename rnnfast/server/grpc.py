@@ -217,7 +217,8 @@ class GrpcFront:
 
     def _check_token(self, context: Any) -> None:
         """Raise UnauthorizedError if the server knows tokens and the call brings none of them."""
-        self._service.access.check_token(context.invocation_metadata() or ())
+        if self._service.settings.token_file is not None:
+            self._service.access.check_token(context.invocation_metadata() or ())
 
 
 class Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -111,9 +112,7 @@ def _from_contents(tensor: Any, where: str) -> np.ndarray:
     """The tensor whose elements are numbers or strings of the message."""
     datatype = tensor.datatype
     dtype, shape = dtype_of(datatype, where), checked_shape(tuple(tensor.shape), where)
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if not tensor.HasField("contents"):
         if count:
             raise InputError(f"unable to find data for {where} in the request")
