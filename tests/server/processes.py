@@ -42,7 +42,8 @@ def command(*args):
 def environment(**variables):
     """The environment of a server."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("RNNFAST_SERVE_")}
-    return kept | {"PYTHONPATH": str(ROOT)} | variables
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return kept | {"PYTHONPATH": path} | variables
 
 
 @contextlib.contextmanager
