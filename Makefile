@@ -47,6 +47,10 @@ models: $(VENV)/models
 		echo "$${page%.md}"; $(BIN)/python "$${page%.md}.py" || exit; done
 
 # A thousand WAV files on Ray Data, and a live service on Ray Serve: a few minutes each, besides 300 MB from PyPI.
+# Ray tells nobody that it runs, and on a busy machine takes its time.
+ray-corpus ray-service: export RAY_USAGE_STATS_ENABLED = 0
+ray-corpus ray-service: export RAY_raylet_start_wait_time_s = 300
+
 ray-corpus: $(VENV)/ray $(SILERO)
 	$(BIN)/python models/ray_corpus.py $(SILERO)
 

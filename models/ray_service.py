@@ -19,9 +19,6 @@ import sys
 import time
 import wave
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells nobody that it runs
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes its time
-
 import click
 import numpy as np
 import ray

@@ -9,6 +9,7 @@ from rnnfast.errors import Error as Error
 if TYPE_CHECKING:
     from rnnfast import nn as nn
     from rnnfast import plot as plot
+    from rnnfast import ray as ray
     from rnnfast import reference as reference
     from rnnfast import train as train
     from rnnfast.limits import Limits as Limits
@@ -84,7 +85,7 @@ _LAZY = {
     "Stream": "rnnfast.streaming.model_stream",
     "capi": "rnnfast.onnxruntime",
     "quantize": "rnnfast.quantization.quantizer",
-    **dict.fromkeys(("nn", "plot", "reference", "train"), "rnnfast"),
+    **dict.fromkeys(("nn", "plot", "ray", "reference", "train"), "rnnfast"),
 }
 __all__ = ["Error", "errors", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]
 

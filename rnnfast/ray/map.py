@@ -50,8 +50,8 @@ class Map:
             `output` + "." + its name.
         keep: The columns of a table that are handed on; None for all.
         frames: The most steps that are computed together: the `batch` of `model.map`.
-        threads: How many batches are computed at a time; None for as many as Ray gave CPUs to the actor or task, else
-            one.
+        threads: How many batches are computed at a time; None for as many as Ray gave CPUs to the actor or task, and 1
+            elsewhere.
         **fixed: Inputs of a model that are the same for all sequences.
 
     Raises:

@@ -404,9 +404,10 @@ class Replica:
             try:
                 wanted = await self._exchange.poll.remote(self._name, held)
             except Exception:  # It begins anew, or is gone: then a new one.
-                await asyncio.sleep(POLL / 5)
-                self._exchange = self._find_exchange()
                 wanted = None
+                await asyncio.sleep(POLL / 5)
+                with contextlib.suppress(Exception):
+                    self._exchange = self._find_exchange()
             held = None if wanted is not None else {s: live.claim for s, live in self._live.items()}
             for sequence in wanted or ():
                 asyncio.get_running_loop().create_task(self._give(sequence))

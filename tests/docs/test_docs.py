@@ -35,11 +35,13 @@ COMMANDS = [
     if not command.startswith("python models/vad_load.py") and not command.endswith("&")
 ]
 # Pages that document the names of a module -> that module.
-REFERENCES = {f"reference/{name}.md": f"rnnfast.{name}" for name in ("nn", "train", "plot", "reference", "errors")}
+REFERENCES = {
+    f"reference/{name}.md": f"rnnfast.{name}" for name in ("nn", "train", "plot", "ray", "reference", "errors")
+}
 REFERENCES["reference/rnnfast.md"] = "rnnfast"
 # Public names that stand in the text of a page, as values without a docstring of their own, or on pages of their own.
 IN_TEXT = {
-    "rnnfast": {"Error", "capi", "errors", "nn", "plot", "reference", "train"},
+    "rnnfast": {"Error", "capi", "errors", "nn", "plot", "ray", "reference", "train"},
     "rnnfast.reference": {"ACTIVATIONS", "DERIVATIVES"},
 }
 
