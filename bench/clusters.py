@@ -3,8 +3,8 @@
 20,000 rows of 5 to 59 steps go through LSTM 64 and Linear 8 in two processes, as pyarrow tables of 1,000 rows. Every
 engine gets the same tables and returns the same tables. Outputs are checked before anything is counted; rounds of all
 engines alternate. The time is that from the first batch's beginning to the last one's end, so that the start of
-processes and the loading of models, which are shown apart, do not count, but what the harness does between batches does.
-On a machine that does other work, the processor's time of the batches says more.
+processes and the loading of models, which are shown apart, do not count, but what the harness does between batches
+does. On a machine that does other work, the processor's time of the batches says more.
 """
 
 import os

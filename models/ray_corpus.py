@@ -3,8 +3,8 @@
 python models/ray_corpus.py SILERO_VAD.onnx
 
 The files are made from speech.wav: random cuts of 1 to 5 seconds, louder or softer, with noise. `make ray-corpus`
-fetches the model and installs what this needs. It uses the cores of this machine or, if RAY_ADDRESS is set, of a cluster; there
-FOLDER has to be one that all nodes see, and rnnfast has to be installed on all of them.
+fetches the model and installs what this needs. It uses the cores of this machine or, if RAY_ADDRESS is set, of a
+cluster; there FOLDER has to be one that all nodes see, and rnnfast has to be installed on all of them.
 """
 
 import io
