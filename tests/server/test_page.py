@@ -103,6 +103,18 @@ def test_the_oldest_sequences_are_listed():
         assert [row["id"] for row in rows] == [str(id) for id in range(1, metrics.LISTED + 2) if id != 2]
 
 
+def test_the_page_needs_no_token_but_its_numbers_do(tmp_path):
+    (tmp_path / "tokens").write_text("a-token-of-a-test-0123456789\n")
+    token = {"authorization": "Bearer a-token-of-a-test-0123456789"}
+    with running("denoiser", token_file=str(tmp_path / "tokens")) as server:
+        assert ask(server, "GET", "/")[0] == 200
+        for path in "/v2/statistics", "/metrics":
+            assert ask(server, "GET", path)[0] == 401
+            assert ask(server, "GET", path, headers=token)[0] == 200
+        _, _, body = ask(server, "GET", "/v2/statistics", headers=token)
+        assert json.loads(body)["server"]["errors"] == {"unauthorized": 2}
+
+
 @pytest.mark.slow
 def test_in_a_browser(index, environment, tmp_path):
     """A browser shows what clients did, at the sizes of a phone and of a desktop. RNNFAST_BROWSER may name it."""
