@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast.errors import ClosedError, DeadlineError, Error, InputError, LimitError, Overloaded
+from rnnfast.errors import ClosedError, DeadlineError, Error, InputError, LimitError, Overloaded, UnsupportedError
 from rnnfast.ray.exchange import HAND_OVER, POLL, Exchange
 from rnnfast.ray.map import import_ray, loaded, pickled_model
 from rnnfast.ray.scaling import BySequences
@@ -224,7 +224,11 @@ class Replica:
         from starlette.responses import JSONResponse
 
         try:
-            return JSONResponse(await self._answer(request))
+            answer = await self._answer(request)
+            try:
+                return JSONResponse(answer)
+            except ValueError:
+                raise UnsupportedError("the answer has a number that is not finite, which JSON has not") from None
         except Error as error:
             status = next(status for kind, status in STATUSES if isinstance(error, kind))
             return JSONResponse({"error": str(error)}, status)
@@ -248,7 +252,7 @@ class Replica:
             return {"outputs": _as_json(await self.run(frames))}
         start, end = body.get("sequence_start", False), body.get("sequence_end", False)
         given = body.get("state")
-        state = {name: np.asarray(v, np.float32) for name, v in given.items()} if isinstance(given, dict) else given
+        state = {name: _from_json(v, np.float32) for name, v in given.items()} if isinstance(given, dict) else given
         if not body.get("return_state", False):
             return {"outputs": _as_json(await self.step(frames, sequence, start, end, state))}
         outputs = await self.step(frames, sequence, start, False, state)
@@ -260,7 +264,7 @@ class Replica:
     # ------------------------------------------------------------------------------------------ sequences
     def _array(self, values):
         """Frames as an array; numbers of JSON become the type of the model's input."""
-        return np.asarray(values, self._dtype) if isinstance(values, list) else values
+        return _from_json(values, self._dtype) if isinstance(values, list) else values
 
     async def _chunk(self, live, frames):
         """The results of the frames of a chunk, which join those of other sequences."""
@@ -466,6 +470,14 @@ def _rows(frames, as_array):
     if not rows:
         raise InputError("a chunk of no frames")
     return rows
+
+
+def _from_json(values, dtype):
+    """Numbers of JSON as an array."""
+    try:
+        return np.asarray(values, dtype)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"a value is no array of numbers: {error}") from error
 
 
 def _first_dtype(model):
