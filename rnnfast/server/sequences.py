@@ -44,6 +44,11 @@ def key_of(arrays: Arrays) -> tuple[Any, ...]:
     return tuple([(name, v.dtype, v.shape, v.tobytes()) for name, v in sorted(arrays.items())]) if arrays else ()
 
 
+def shapes_of(frame: Arrays) -> tuple[Any, ...]:
+    """What tells frames that a pool takes from others."""
+    return tuple(sorted([(name, value.shape) for name, value in frame.items()]))
+
+
 class Streams:
     """The streams of one Batcher: those that sequences have, and those that are free.
 
@@ -138,7 +143,8 @@ class Sequences:
     Args:
         name: The model's name, for messages.
         signature: The names and types of the model's frames and states.
-        make_batcher: Makes a Batcher of a pool of the model.
+        make_batcher: Makes a Batcher of a pool of the model; with a frame and its fixed inputs, of a pool that has all
+            its plans.
         call: Calls the model with all inputs, states included, and returns its outputs by name.
         most: The most live sequences.
         idle: Seconds without a request after which a sequence is closed.
@@ -152,7 +158,7 @@ class Sequences:
         self,
         name: str,
         signature: ModelSignature,
-        make_batcher: Callable[[], Batcher],
+        make_batcher: Callable[[Arrays | None, Arrays], Batcher],
         call: Callable[[Arrays, Call], Awaitable[Arrays]],
         most: int,
         idle: float,
@@ -315,10 +321,10 @@ class Sequences:
 
     def _streams(self, frame: Arrays) -> Streams | None:
         """The Streams for frames of these shapes; None where they run as calls."""
-        key = tuple([(name, value.shape) for name, value in frame.items()])
+        key = shapes_of(frame)
         streams = self._pools.get(key)
         if streams is None and len(self._pools) < MAX_POOLS:
-            streams = self._pools[key] = Streams(self._make_batcher())
+            streams = self._pools[key] = Streams(self._make_batcher(None, {}))
         return streams
 
     def _forget(self, streams: Streams) -> None:
@@ -359,17 +365,16 @@ class Sequences:
 
     # ------------------------------------------------------------------------------------------ without requests
     def warm(self, frame: Arrays, fixed: Arrays) -> None:
-        """Make the pool and the plans of frames of these shapes. It blocks.
+        """Make the pool of frames of these shapes, and its plans for batches of all sizes. It blocks.
 
         Raises:
             InputError: Such a frame does not fit.
         """
-        streams = self._streams(frame)
-        if streams is None:
-            return
-        stream = streams.take(fixed)
-        streams.batcher.submit(stream, frame).result()
-        streams.give_back(stream, fixed)
+        try:
+            batcher = self._make_batcher(frame, fixed)
+        except UnsupportedError:
+            return  # They run as calls.
+        streams = self._pools[shapes_of(frame)] = Streams(batcher)
         streams.proven = True
 
     def close_idle(self) -> None:

@@ -94,12 +94,14 @@ class ServedModel:
                 self.statistics,
             )
 
-    def _make_batcher(self) -> Batcher:
-        """A Batcher for sequences whose frames have one shape."""
+    def _make_batcher(self, frame: dict[str, np.ndarray] | None, fixed: dict[str, np.ndarray]) -> Batcher:
+        """A Batcher for sequences whose frames have one shape; with a frame, all plans for such are there."""
         settings = self.settings
         pool = self.model.pool(
             settings.max_sequences + SPARE_STREAMS, states=self.states, batch=self._shares, **settings.fixed
         )
+        if frame is not None:
+            pool.warm(frame, **fixed)
         return Batcher(pool, settings.max_batch, settings.max_wait, max_queue=settings.max_queue)
 
     def _find_states(self) -> tuple[dict[str, str], str]:

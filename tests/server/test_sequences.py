@@ -9,6 +9,7 @@ import rnnfast
 from rnnfast.errors import InputError, InputTypeError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 from rnnfast.server.requests import InferRequest, Output
+from rnnfast.server.sequences import shapes_of
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.settings import ModelSettings
 from tests.paths import MODELS
@@ -369,3 +370,20 @@ def test_calls_that_come_together_have_the_bits_of_calls_alone(name):
     assert stats["calls"] + stats["frames"] >= 59
     if name in ("tagger", "languages"):
         assert stats["frames"] > 0
+
+
+def test_a_model_that_is_warm_has_its_pool_before_the_first_request():
+    async def test(model):
+        model.warm()
+        (batcher,) = model.sequences.batchers
+        assert batcher.stats()["batches"] == 0
+        x = frames(0, 3)
+        got = [await Client(model, "a").send(f, t == 0) for t, f in enumerate(x)]
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+        assert model.sequences.batchers == [batcher]
+
+    serve(test, warm={"bands": [1, BANDS]})
+
+
+def test_the_order_of_inputs_in_a_request_makes_no_other_pool():
+    assert shapes_of({"a": np.zeros(1), "b": np.zeros(2)}) == shapes_of({"b": np.ones(2), "a": np.ones(1)})
