@@ -77,11 +77,11 @@ class Server:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what it started may outlive a server that crashed
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def processes(self):
         """Return the ids of the server's process and of all that it has started."""

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import shlex
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +48,20 @@ def test_command_without_servers(tmp_path):
     assert result.output.count("Not measured") == 1 and result.output.count("a sequence is not measured") == 2
     assert serve.markdown(json.loads(file.read_text())) == result.output[:-1]
     assert CliRunner().invoke(serve.main, ["none"]).exit_code == 2
+
+
+def test_a_crashed_server_leaves_nothing(tmp_path):
+    """The processes that a server has started end with it, also where it ends by itself."""
+    script = "sleep 600 & echo $! > {}; exit 3".format(shlex.quote(str(tmp_path / "child")))
+    with serve.started(tmp_path, {"triton": f"sh -c {shlex.quote(script)}"}) as (servers, failed):
+        assert not servers and "triton is not ready" in failed["triton"]
+    child = pathlib.Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    for _ in range(200):
+        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.01)
+    else:
+        raise AssertionError("the child lives")
 
 
 def test_table():
