@@ -396,6 +396,34 @@ class Sequences:
         if sequence is not None:
             sequence.owner, sequence.on_close = owner, on_close
 
+    def submit(self, id: int | str, owner: object, frame: Arrays) -> asyncio.Future[Any] | None:
+        """Run a further frame of a sequence of a connection, which is its only client and has no other one running.
+
+        Returns:
+            A Future of the results as `step` returns them, behind which the caller calls `settled`; None where only
+            `step` can run the frame.
+
+        Raises:
+            Error: As the Batcher's `step`.
+        """
+        sequence = self._live.get(id)
+        if sequence is None or sequence.owner is not owner or sequence.waiting:
+            return None
+        streams = sequence.streams
+        if streams is None or streams is not self._streams(frame):
+            return None
+        future = streams.batcher.step(sequence.stream, frame)
+        sequence.waiting, sequence.used = 1, time.monotonic()
+        self._live[id] = self._live.pop(id)
+        return future  # type: ignore[return-value]
+
+    def settled(self, id: int | str, answered: bool) -> None:
+        """Note that a frame that was submitted has its results or an error."""
+        sequence = self._live.get(id)
+        if sequence is not None:
+            sequence.waiting -= 1
+            sequence.requests += answered
+
     def drop(self, id: int | str, why: str, by_client: bool = False, owner: object = None) -> None:
         """Close a sequence whose client or model is gone, if it is live and no request of it runs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,53 @@ class ServedModel:
             raise
         self.statistics.success(begun)
         return InferResponse(self.name, self.version, request.id, outputs)
+
+    def submit(
+        self,
+        sequence: str,
+        owner: object,
+        frame: dict[str, np.ndarray],
+        then: Callable[[dict[str, np.ndarray] | None, BaseException | None], None],
+    ) -> bool:
+        """Run a further frame of a sequence of a connection, as `infer` does but without a task.
+
+        Args:
+            sequence: The sequence's id.
+            owner: That of the sequence.
+            frame: The inputs that are neither fixed nor states.
+            then: Called later with the outputs and None, or with None and the error.
+
+        Returns:
+            Whether it runs; else `infer` has to be asked.
+
+        Raises:
+            Error: It was not taken.
+        """
+        assert self.sequences is not None
+        sequences = self.sequences
+        begun = self.statistics.begin()
+        try:
+            future = sequences.submit(sequence, owner, frame)
+        except BaseException as e:
+            self.statistics.failure(begun, e)
+            raise
+        if future is None:
+            self.statistics.begun -= 1
+            return False
+
+        def settle(future: asyncio.Future[Any]) -> None:
+            error = asyncio.CancelledError() if future.cancelled() else future.exception()
+            sequences.settled(sequence, error is None)
+            if error is not None:
+                self.statistics.failure(begun, error)
+                then(None, error)
+                return
+            self.statistics.success(begun)
+            results = future.result()
+            then({self._single: results} if self._single is not None else results, None)
+
+        future.add_done_callback(settle)
+        return True
 
     def _wanted(self, request: InferRequest) -> list[str]:
         """The names of the outputs that a request asks for; empty for all."""

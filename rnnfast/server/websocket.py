@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import itertools
-import os
+import secrets
 import urllib.parse
 from typing import Any
 
+import numpy as np
 import orjson
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
@@ -21,7 +21,7 @@ from websockets.server import ServerProtocol
 
 from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError, Overloaded
 from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, status_of, text_of
-from rnnfast.server.requests import InferRequest
+from rnnfast.server.requests import InferRequest, InferResponse
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
@@ -35,7 +35,6 @@ MAX_WAITING = 64
 CLOSE_SECONDS = 2.0
 # The most bytes of the reason with which a connection is closed.
 REASON_BYTES = 123
-_numbers = itertools.count()
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -55,14 +54,14 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport: Any = None
         self._model: ServedModel | None = None
         self._frames: Frames | None = None
-        self._id = f"websocket-{os.getpid()}-{next(_numbers)}"
+        self._id = f"websocket-{secrets.token_hex(16)}"  # Nobody else can ask for this sequence.
         # Messages that wait, the bytes of them, and those that complete the one that is being received.
         self._waiting = collections.deque[Any]()
         self._waiting_bytes, self._parts, self._text = 0, list[Any](), False
-        self._worker: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # kept, for asyncio does not keep it
         self._begun, self._running, self._reading, self._finishing = False, False, True, False
         self._ended: tuple[str, bool] | None = None  # why the sequence ended, and whether its client said so
-        self._writable: asyncio.Future[None] | None = None
+        self._writable = True
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------------------------------ connection
@@ -74,8 +73,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
         self._protocol.receive_eof()
         self._end_sequence("was closed as its connection broke", False)
 
@@ -94,12 +91,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Run no frames while their results cannot be sent."""
-        self._writable = self._loop.create_future()
+        self._writable = False
 
     def resume_writing(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        self._writable = None
+        self._writable = True
+        self._run_next()
 
     def shutdown(self) -> None:
         """Close the connection, because the server ends."""
@@ -222,8 +218,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._reading and self._too_much(1):
             self._transport.pause_reading()
             self._reading = False
-        if self._worker is None:
-            self._worker = self._loop.create_task(self._work())
+        self._run_next()
 
     def _too_much(self, divisor: int) -> bool:
         """Whether more messages wait than may, or more than a part of that."""
@@ -237,23 +232,17 @@ class WebSocketProtocol(asyncio.Protocol):
             self._reading = True
             self._transport.resume_reading()
 
-    async def _work(self) -> None:
-        """Answer the messages that wait."""
-        try:
-            while self._waiting:
-                if self._writable is not None:
-                    await self._writable
-                    continue
-                message = self._waiting.popleft()
-                self._waiting_bytes -= len(message)
-                if not self._too_much(2):
-                    self._read_on()
-                if isinstance(message, str):
-                    self._read_text(message)
-                else:
-                    await self._run(message)
-        finally:
-            self._worker = None
+    def _run_next(self) -> None:
+        """Run messages that wait, until one takes its time."""
+        while self._waiting and not self._running and self._writable:
+            message = self._waiting.popleft()
+            self._waiting_bytes -= len(message)
+            if not self._too_much(2):
+                self._read_on()
+            if isinstance(message, str):
+                self._read_text(message)
+            else:
+                self._run(message)
 
     def _read_text(self, text: str) -> None:
         try:
@@ -266,38 +255,63 @@ class WebSocketProtocol(asyncio.Protocol):
         self._end_sequence("was ended by its client", True)
         self._close(DONE, "")
 
-    async def _run(self, message: Any) -> None:
-        """Run a frame and send its results."""
-        model, frames = self._model, self._frames
-        assert model is not None and frames is not None
-        first, self._running = not self._begun, True
+    def _run(self, message: Any) -> None:
+        """Begin to run a frame."""
+        assert self._model is not None and self._frames is not None
         try:
-            frame = frames.frame(message)
-            inputs = {frames.input: frame, **frames.fixed} if first else {frames.input: frame}
-            parameters = {"sequence_id": self._id, "sequence_start": first}
+            frame = self._frames.frame(message)
+            inputs, self._running = {self._frames.input: frame}, True
+
+            def then(outputs: dict[str, np.ndarray] | None, error: BaseException | None) -> None:
+                self._answer(frame, outputs, error)
+                self._run_next()
+
+            # The first frame, and one that the pool cannot run, are requests like those of HTTP.
+            if not self._begun or not self._model.submit(self._id, self, inputs, then):
+                self._task = self._loop.create_task(self._infer(frame, inputs))
+        except Exception as e:
+            self._running = False
+            self._fail(e)
+
+    async def _infer(self, frame: np.ndarray, inputs: dict[str, np.ndarray]) -> None:
+        """Run a frame as a request."""
+        model, frames = self._model, self._frames
+        assert model is not None and frames is not None and model.sequences is not None
+        parameters = {"sequence_id": self._id, "sequence_start": not self._begun}
+        if not self._begun:
+            inputs |= frames.fixed
+        try:
             request = InferRequest(model.name, model.version, "", inputs, [], parameters)
             response = await self._service.infer_here(request)
-            if first:
-                self._begun = True
-                assert model.sequences is not None
-                model.sequences.own(self._id, self, self._closed)
         except Exception as e:
-            self._fail(e, first)
-            return
-        finally:
-            self._running = False
-            if self._ended is not None:
-                self._end_sequence(*self._ended)
-        frames.took(frame)
-        if self._protocol.state is State.OPEN:
-            data, text = reply(request, response)
-            (self._protocol.send_text if text else self._protocol.send_binary)(data)
-            self._flush()
+            self._answer(frame, None, e)
+        else:
+            if not self._begun:
+                self._begun = True
+                model.sequences.own(self._id, self, self._closed)
+            self._answer(frame, response.outputs, None)
+        self._run_next()
 
-    def _fail(self, error: Exception, first: bool) -> None:
+    def _answer(self, frame: np.ndarray, outputs: dict[str, np.ndarray] | None, error: BaseException | None) -> None:
+        """Send the results of a frame that ran, or the reason why it did not."""
+        assert self._model is not None and self._frames is not None
+        self._running = False
+        if self._ended is not None:
+            self._end_sequence(*self._ended)
+        elif outputs is None:
+            assert error is not None
+            self._fail(error)
+        else:
+            self._frames.took(frame)
+            if self._protocol.state is State.OPEN:
+                data, text = reply(InferResponse(self._model.name, self._model.version, "", outputs))
+                (self._protocol.send_text if text else self._protocol.send_binary)(data)
+                self._flush()
+
+    def _fail(self, error: BaseException) -> None:
         """Tell the client why a frame was not run."""
         count_reason(self._service.errors, error)
-        if isinstance(error, Overloaded) and not first:
+        if isinstance(error, Overloaded) and self._begun:
             if self._protocol.state is State.OPEN:
                 self._protocol.send_text(orjson.dumps({"error": text_of(error)}))
                 self._flush()

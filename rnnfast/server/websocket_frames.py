@@ -22,6 +22,8 @@ FORMATS: dict[str, tuple[np.dtype[Any], np.float32 | None]] = {
 }
 # The most samples that may be kept before each frame.
 MAX_CONTEXT = 2**20
+# A request that asks for no output in particular.
+NO_REQUEST = InferRequest("", "", "", {}, [], {})
 
 
 class Frames:
@@ -104,13 +106,13 @@ class Frames:
             self._kept = frame.reshape(-1)[-self._context :]
 
 
-def reply(request: InferRequest, response: InferResponse) -> tuple[bytes, bool]:
+def reply(response: InferResponse) -> tuple[bytes, bool]:
     """(a message, whether it is text): the values of a single float32 output, else JSON as HTTP has it."""
     if len(response.outputs) == 1:
         (result,) = response.outputs.values()
         if result.dtype == np.float32:
             return result.tobytes(), False
-    return dump(response, request, False)[0][0], True
+    return dump(response, NO_REQUEST, False)[0][0], True
 
 
 def _options(query: str) -> dict[str, str]:
