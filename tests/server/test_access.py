@@ -103,6 +103,40 @@ def test_a_signal_reads_the_file_again(tokens):
         assert ask(port, "GET", "/v2", authorization=f"Bearer {TOKEN}")[0] == 401
 
 
+def called(channel, method, metadata=(), stream=False):
+    """The code with which a method of the gRPC service answers an empty message."""
+    grpc = pytest.importorskip("grpc")
+    path = f"/inference.GRPCInferenceService/{method}"
+    try:
+        if stream:
+            list(channel.stream_stream(path)(iter([]), metadata=metadata, timeout=20))
+        else:
+            channel.unary_unary(path)(b"", metadata=metadata, timeout=20)
+    except grpc.RpcError as e:
+        return e.code().name
+    return "OK"
+
+
+def test_tokens_over_grpc_and_websockets(tokens):
+    grpc, client = pytest.importorskip("grpc"), pytest.importorskip("websockets.sync.client")
+    good = (("authorization", f"Bearer {TOKEN}"),)
+    with started(DENOISER, f"--token-file={tokens}") as server:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port('grpc')}") as channel:
+            for method in "ServerMetadata", "ModelMetadata", "ModelInfer", "RepositoryIndex", "ModelStatistics":
+                assert called(channel, method) == "UNAUTHENTICATED"
+                assert called(channel, method, (("authorization", f"Bearer {OTHER}"),)) == "UNAUTHENTICATED"
+                assert called(channel, method, good) != "UNAUTHENTICATED"
+            assert called(channel, "ModelStreamInfer", stream=True) == "UNAUTHENTICATED"
+            assert called(channel, "ModelStreamInfer", good, stream=True) == "OK"
+            assert called(channel, "ServerLive") == called(channel, "ServerReady") == "OK"
+        url = f"ws://127.0.0.1:{server.port()}/v2/models/denoiser/stream"
+        with client.connect(url, additional_headers=dict(good)) as connection:
+            connection.send(bytes(88))
+            assert len(connection.recv(20)) == 88
+        with pytest.raises(Exception, match="401"), client.connect(url):
+            pass
+
+
 # ---------------------------------------------------------------------------------------------------- TLS
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
@@ -146,6 +180,12 @@ def test_tls(certificate):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, ConnectionError)):
             connected(port, old)
+        grpc = pytest.importorskip("grpc")
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(f"localhost:{server.port('grpc')}", credentials) as channel:
+            assert called(channel, "ServerLive") == "OK"
+        with grpc.insecure_channel(f"localhost:{server.port('grpc')}") as channel:
+            assert called(channel, "ServerLive") == "UNAVAILABLE"
 
 
 def test_wrong_tls_files(certificate, tmp_path):
