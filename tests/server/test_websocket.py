@@ -248,6 +248,27 @@ def test_more_sequences_than_may_be_live(files):
                 assert ask(later, x[0]) == alone(x)[0]
 
 
+def test_a_frame_that_is_not_taken_leaves_the_sequence_as_it_was(files):
+    """Replies stay in order; the sequence, and the samples before a frame, go on with the next frame."""
+    x = random(6, 8, 60, 512)
+    with running(files / "vad.onnx", max_queue=1, max_batch=1) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(opened(server, "vad/stream?context=64&sr=16000")) for _ in x]
+        found = [[ask(client, row[0])] for client, row in zip(clients, x)]
+        for t in range(1, 60):
+            for client, row in zip(clients, x):
+                client.send(row[t].tobytes())
+        for client, replies in zip(clients, found):
+            replies += [client.recv(SECONDS) for _ in range(59)]
+    refused = [reply for replies in found for reply in replies if isinstance(reply, str)]
+    assert refused and all(json.loads(reply).keys() == {"error"} for reply in refused)
+    stream = rnnfast.load(files / "vad.onnx").stream(sr=16000)
+    for row, replies in zip(x, found):
+        stream.reset()
+        taken = np.concatenate([np.zeros(64, np.float32), *(f for f, r in zip(row, replies) if isinstance(r, bytes))])
+        right = [stream.step(input=taken[None, i : i + 576]).tobytes() for i in range(0, len(taken) - 64, 512)]
+        assert [reply for reply in replies if isinstance(reply, bytes)] == right
+
+
 # ------------------------------------------------------------------------------------------ how connections end
 def test_a_client_ends_its_sequence(server):
     x = frames(2, 2)
