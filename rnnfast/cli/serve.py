@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ import click
 from rnnfast.cli.tables import Screen, print_json, table
 from rnnfast.errors import UnsupportedError
 from rnnfast.server.configuration import PATHS, PREFIX, Configuration, Setting, configure, settings_table
+
+# The files of a server that are no connections of HTTP: those of gRPC, models, states.
+OTHER_FILES = 2048
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +73,17 @@ def serve(sources: tuple[str, ...], file: str | None, check: bool, as_json: bool
         return
     if (lack := exposure(configuration.settings)) is not None:
         warn(lack)
+    _allow_connections(configuration.settings.max_connections)
     run(configuration.settings, click.echo, warn)
+
+
+def _allow_connections(count: int) -> None:
+    """Let the process open as many files as its connections need, as far as the system allows it to ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _check(configuration: Configuration, as_json: bool) -> None:

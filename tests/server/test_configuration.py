@@ -261,3 +261,14 @@ def test_a_python_without_tomllib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tomllib", None)
     monkeypatch.setitem(sys.modules, "tomli", None)
     assert refused(serve(DENOISER, f"--config={tmp_path / 'serve.toml'}"), "tomli", "pip install 'rnnfast[serve]'")
+
+
+def test_a_server_may_open_as_many_files_as_it_has_connections():
+    import resource
+
+    from tests.server.processes import started
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with started(DENOISER, "--max-connections=3000") as server:
+        soft, _ = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    assert soft >= min(5048, hard if hard >= 0 else 5048)
