@@ -70,7 +70,7 @@ class Link(asyncio.Protocol):
         if at:
             self._rest = rest[at:]
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         for task in self.tasks.values():
             task.cancel()
