@@ -13,6 +13,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -280,7 +281,7 @@ class Run:
                 while time.monotonic() < begun + CASE_SECONDS and (part := connection.recv(2**16)):
                     data += part
         if kind != "grpc":
-            for part in data.split(b"HTTP/1.1 ")[1:]:
+            for part in re.split(rb"HTTP/1\.1 (?=\d{3} )", data)[1:]:
                 status = part[:3].decode("latin-1")
                 self.statuses[status] += 1
                 if status == "500":
