@@ -85,10 +85,11 @@ class Service:
             await self.peers.start()
         for model in self.models():
             await self._take_up(model)
-        self._warmed = True
         if self.peers is not None:
             self.peers.say("ready")
+            # Until then another process may still hand states of the server before on to this one.
             await self.peers.until_all_ready()
+        self._warmed = True
         self._looking = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
