@@ -12,18 +12,25 @@ import tarfile
 import zipfile
 
 GENERATED = re.compile(r"rnnfast/\w+/_\w+\.c$")
+# What the package reads besides its modules: the page, the OpenAPI document and the messages of the server.
+DATA = "py.typed", "*.html", "*.json", "*.proto"
+# A program for those who change the kernels, which is no module of the package.
+FIT = "rnnfast/kernels/fit.py"
+
+
+def files(*patterns):
+    """The files below rnnfast whose names match one of some patterns."""
+    found = {pattern: set(map(str, pathlib.Path("rnnfast").rglob(pattern))) for pattern in patterns}
+    assert all(found.values()), f"no file is {[pattern for pattern in patterns if not found[pattern]]}"
+    return set().union(*found.values())
 
 
 def check_sdist(path):
     """The sdist has every source of the package, what setup.py reads, and no generated C."""
     with tarfile.open(path) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {
-        str(file)
-        for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi", "*.c", "*.h", "py.typed")
-        for file in pathlib.Path("rnnfast").rglob(pattern)
-        if not GENERATED.search(str(file)) and file.name != "fit.py"
-    }
+    sources = files("*.py", "*.pyx", "*.pxd", "*.pyi", "*.c", "*.h", *DATA)
+    sources = {name for name in sources if not GENERATED.search(name) and name != FIT}
     assert "rnnfast/kernels/kernels.c" in sources and "rnnfast/py.typed" in sources
     missing = (sources | {"README.md", "LICENSE", "pyproject.toml", "setup.py"}) - found
     assert not missing, f"{path} lacks {sorted(missing)}"
@@ -32,13 +39,12 @@ def check_sdist(path):
 
 
 def check_wheel(path):
-    """The wheel has the package's Python files, stubs and extension modules, and neither C nor tests."""
+    """The wheel has the package's Python files, stubs, data and extension modules, and neither C nor tests."""
     found = set(zipfile.ZipFile(path).namelist())
-    packages = {str(file) for file in pathlib.Path("rnnfast").rglob("*.py*") if file.suffix in (".py", ".pyi")}
-    missing = packages - found - {"rnnfast/kernels/fit.py"} | {"rnnfast/py.typed"} - found
+    missing = files("*.py", "*.pyi", *DATA) - found - {FIT}
     assert not missing, f"{path} lacks {sorted(missing)}"
     modules = {name.partition(".")[0] for name in found if name.endswith(".so")}
-    expected = {str(file.with_suffix("")) for file in pathlib.Path("rnnfast").rglob("*.pyx")}
+    expected = {name.removesuffix(".pyx") for name in files("*.pyx")}
     assert modules == expected, f"{path} has the modules {sorted(modules)}, expected {sorted(expected)}"
     others = {name for name in found if name.endswith((".c", ".h", ".pyx", ".pxd")) or "tests" in name}
     assert not others, f"{path} has {sorted(others)}"
