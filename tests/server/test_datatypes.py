@@ -7,27 +7,15 @@ pytest.importorskip("orjson")
 import orjson
 
 from rnnfast.errors import InputError
-from rnnfast.server.datatypes import ELEMENTS, datatype_of, dtype_of, from_bytes, from_json, to_bytes, to_json
+from rnnfast.server.datatypes import ELEMENTS, datatype_of, from_bytes, from_json, to_bytes, to_json
+from tests.server.tensors import values_of
 
 NUMBERS = [name for name in ELEMENTS if name not in ("BYTES", "BOOL")]
 
 
-def values(datatype, rng):
-    """An array [2, 3] of a datatype, with values at the ends of its range."""
-    dtype = dtype_of(datatype, "x")
-    if datatype == "BYTES":
-        return np.array([["", "a", "é"], ["\0", "line\n", "x" * 300]], object)
-    if datatype == "BOOL":
-        return np.array([[True, False, True], [False, False, True]])
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return np.array([[info.min, info.max, 0], [1, 2, 3]], dtype)
-    return rng.standard_normal((2, 3)).astype(dtype)
-
-
 @pytest.mark.parametrize("datatype", ELEMENTS)
 def test_every_datatype_comes_back_from_bytes_and_from_json(datatype):
-    x = values(datatype, np.random.default_rng(0))
+    x = values_of(datatype)
     assert datatype_of(x.dtype, "x") == datatype
     for back in (
         from_bytes(to_bytes(x), datatype, [2, 3], "x"),
@@ -44,7 +32,7 @@ def test_every_datatype_comes_back_from_bytes_and_from_json(datatype):
 @pytest.mark.parametrize("datatype", ELEMENTS)
 @pytest.mark.parametrize("change", (-1, 1))
 def test_bytes_that_are_too_few_or_too_many_are_refused_by_the_name_of_the_tensor(datatype, change):
-    data = to_bytes(values(datatype, np.random.default_rng(1)))
+    data = to_bytes(values_of(datatype, 1))
     data = data[:change] if change < 0 else data + b"\0"
     with pytest.raises(InputError, match="input 'x'.* bytes"):
         from_bytes(data, datatype, [2, 3], "input 'x'")

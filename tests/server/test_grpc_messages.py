@@ -11,24 +11,12 @@ from rnnfast.server import grpc_messages, protocol
 from rnnfast.server.datatypes import ELEMENTS, dtype_of, to_bytes
 from rnnfast.server.faults import MissingExtensionError
 from rnnfast.server.requests import InferResponse, Output, call_of
+from tests.server.tensors import values_of
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3) / 7
 REQUEST = protocol.methods()["ModelInfer"].request
 RESPONSE = protocol.methods()["ModelInfer"].response
 IN_STREAM = protocol.methods()["ModelStreamInfer"].response
-
-
-def value_of(datatype):
-    """An array [2, 3] of a datatype."""
-    dtype = dtype_of(datatype, "x")
-    if datatype == "BYTES":
-        return np.array([["", "a", "é"], ["\0", "line\n", "x" * 300]], object)
-    if datatype == "BOOL":
-        return np.array([[True, False, True], [False, False, True]])
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return np.array([[info.min, info.max, 0], [1, 2, 3]], dtype)
-    return np.random.default_rng(0).standard_normal((2, 3)).astype(dtype)
 
 
 def tensor(name="x", datatype="FP32", shape=(2, 3), **contents):
@@ -154,7 +142,7 @@ def test_ids_of_sequences(kind, value, id):
 
 @pytest.mark.parametrize("datatype", ELEMENTS)
 def test_every_datatype_as_bytes_and_as_typed_contents(datatype):
-    x = value_of(datatype)
+    x = values_of(datatype)
     given = [request([tensor(datatype=datatype)], [to_bytes(x)])]
     if datatype in grpc_messages.CONTENTS:
         elements = [text.encode() for text in x.ravel()] if datatype == "BYTES" else x.ravel().tolist()
@@ -225,7 +213,7 @@ def test_bytes_that_are_no_request(data):
     [
         ("m", "", {}),
         ("é" * 100, "i" * 300, {"y": X, "z" * 200: np.float32(1.5)[()].reshape(())}),
-        ("m", "é", {name: value_of(name) for name in ELEMENTS}),
+        ("m", "é", {name: values_of(name) for name in ELEMENTS}),
         ("m", "1", {"wide": np.zeros((1, 200, 70), np.float32), "empty": np.zeros((0, 2**40), np.int8)}),
         ("m", "1", {"turned": X.T}),
     ],
