@@ -85,8 +85,9 @@ def test_config_json():
 
 
 def test_the_first_request():
-    path, body = re.search(r"^curl 127\.0\.0\.1:8000(\S+) -d '(.*?)'", PAGE, re.S | re.M).groups()
-    assert "$ rnnfast serve models/denoiser.onnx &" in PAGE
+    install, serve, curl = block("sh").split("\n", 2)
+    assert (install, serve) == ("pip install '.[serve]'", "rnnfast serve models/denoiser.onnx &")
+    path, body = re.fullmatch(r"curl 127\.0\.0\.1:8000(\S+) -d '(.*?)'\n", curl, re.S).groups()
     with started(MODELS / "denoiser.onnx") as server:
         status, _, answer = ask(server.port(), "POST", path, body.encode())
     assert status == 200 and json.loads(answer)["outputs"][0]["shape"] == [1, 22]
