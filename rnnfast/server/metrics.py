@@ -18,7 +18,7 @@ from prometheus_client.utils import floatToGoString
 import rnnfast
 from rnnfast.server.faults import REASONS
 from rnnfast.server.service import Service
-from rnnfast.server.statistics import added
+from rnnfast.server.sums import summed
 
 Numbers = dict[str, Any]
 
@@ -69,40 +69,17 @@ def total(parts: Iterable[Numbers]) -> Numbers:
     It is ready if all are. Counts, histograms, memory and processor time are sums.
     """
     parts = list(parts)
-    server: Numbers = {}
-    models: dict[tuple[str, str], Numbers] = {}
-    for part in parts:
-        server = _sum(server, part["server"]) if server else part["server"]
-        for model in part["models"]:
-            key = model["name"], model["version"]
-            models[key] = _sum(models[key], model) if key in models else model
+    servers = [part["server"] for part in parts]
     return {
-        "server": server
+        "server": summed(servers)
         | {
-            "ready": all(part["server"]["ready"] for part in parts),
-            "started": min(part["server"]["started"] for part in parts),
-            "uptime": max(part["server"]["uptime"] for part in parts),
+            "ready": all(server["ready"] for server in servers),
+            "started": min(server["started"] for server in servers),
+            "uptime": max(server["uptime"] for server in servers),
         },
-        "models": list(models.values()),
+        "models": summed([part["models"] for part in parts]),
         "sequences": _oldest([row for part in parts for row in part["sequences"]]),
     }
-
-
-def _sum(a: Numbers, b: Numbers) -> Numbers:
-    """The sums of what is a number or a histogram, `a or b` of truth values, and the last milliseconds of `last`."""
-    result = dict(a)
-    for name, y in b.items():
-        if name not in a:
-            result[name] = y
-            continue
-        x = a[name]
-        if isinstance(y, dict):
-            result[name] = added(x, y) if "bounds" in y else _sum(x, y)
-        elif isinstance(y, bool):
-            result[name] = x or y
-        elif isinstance(y, int | float):
-            result[name] = max(x, y) if name == "last" else x + y
-    return result
 
 
 def _oldest(rows: list[Numbers]) -> list[Numbers]:

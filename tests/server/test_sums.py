@@ -29,5 +29,13 @@ def test_numbers_are_summed_within_objects_and_lists():
     assert summed([one]) == one
 
 
+def test_histograms_truth_values_and_texts():
+    one = {"seconds": {"bounds": [0.5, 1.0], "counts": [1, 2, 0], "sum": 0.5}, "draining": False, "weights": "int8"}
+    two = {"seconds": {"bounds": [0.5, 1.0], "counts": [4, 0, 3], "sum": 1.5}, "draining": True, "weights": "int8"}
+    assert summed([one, two]) == {
+        "seconds": {"bounds": [0.5, 1.0], "counts": [5, 2, 3], "sum": 2.0}, "draining": True, "weights": "int8"
+    }  # fmt: skip
+
+
 def test_names_that_only_one_has_stay():
     assert summed([{"failed": {"input": 1}}, {"failed": {"deadline": 2}}]) == {"failed": {"input": 1, "deadline": 2}}
