@@ -284,7 +284,7 @@ class ServedModel:
             "name": self.name,
             "platform": PLATFORM,
             "backend": "rnnfast",
-            "version_policy": {"latest": {"num_versions": 1}},
+            "version_policy": {"latest": {"num_versions": self.settings.versions}},
             "max_batch_size": 0,
             "input": tensors(self.inputs),
             "output": tensors(self.outputs),

@@ -1,5 +1,6 @@
 """Files and folders of models, and their settings."""
 
+import asyncio
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from rnnfast.errors import InputError, InputTypeError, ModelError
 from rnnfast.server.faults import NotFoundError
 from rnnfast.server.repository import Repository
-from rnnfast.server.settings import ModelSettings
+from rnnfast.server.settings import ModelSettings, Settings
 from tests.paths import MODELS
 
 
@@ -31,6 +32,28 @@ def test_versions_of_a_folder_are_numbers_and_the_newest_is_last(folder):
     assert found.names() == ["noise", "tagger"]
     assert list(found.entry("noise").versions) == ["1", "2", "10"]
     assert found.entry("tagger").versions == {"1": str(MODELS / "tagger.onnx")}
+
+
+@pytest.mark.parametrize("count, expected", [(1, ["10"]), (2, ["2", "10"]), (9, ["1", "2", "10"])])
+def test_as_many_of_the_newest_versions_are_served_as_the_settings_say(folder, count, expected):
+    pytest.importorskip("orjson")
+    from rnnfast.server.service import Service
+
+    async def serve():
+        service = Service(Settings((str(folder),), ModelSettings(versions=count)))
+        try:
+            await service.start()
+            assert [model.version for model in service.models()] == expected
+            assert service.model_metadata("noise")["versions"] == expected
+            assert service.find("noise").version == "10" and service.find("noise", expected[0]).version == expected[0]
+            with pytest.raises(NotFoundError, match="version 3 is not found"):
+                service.find("noise", "3")
+            config = service.find("noise").config()
+            assert config["version_policy"] == {"latest": {"num_versions": count}}
+        finally:
+            await service.stop()
+
+    asyncio.run(serve())
 
 
 def test_a_config_sets_what_it_names(folder):
