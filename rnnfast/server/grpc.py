@@ -16,7 +16,7 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server.faults import ForbiddenError, MissingExtensionError, NotFoundError, status_of, text_of
 from rnnfast.server.grpc_messages import decode, encode, encode_error_in_stream, encode_in_stream, parsed
 from rnnfast.server.protocol import SERVICE, methods
-from rnnfast.server.requests import InferRequest
+from rnnfast.server.requests import NO_LOG_SETTINGS, NO_SHARED_MEMORY, NO_TRACING, OWN_FILES, InferRequest
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
@@ -27,14 +27,14 @@ MAX_IN_FLIGHT = 256
 MAX_TEXT = 2000
 # Methods of Triton's that this server does not have.
 REFUSED = {
-    "SystemSharedMemoryStatus": "shared memory is not supported: send tensors in the request",
-    "SystemSharedMemoryRegister": "shared memory is not supported: send tensors in the request",
-    "SystemSharedMemoryUnregister": "shared memory is not supported: send tensors in the request",
-    "CudaSharedMemoryStatus": "shared memory is not supported: send tensors in the request",
-    "CudaSharedMemoryRegister": "shared memory is not supported: send tensors in the request",
-    "CudaSharedMemoryUnregister": "shared memory is not supported: send tensors in the request",
-    "TraceSetting": "tracing is not supported",
-    "LogSettings": "log settings are those that the server was started with",
+    "SystemSharedMemoryStatus": NO_SHARED_MEMORY,
+    "SystemSharedMemoryRegister": NO_SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": NO_SHARED_MEMORY,
+    "CudaSharedMemoryStatus": NO_SHARED_MEMORY,
+    "CudaSharedMemoryRegister": NO_SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": NO_SHARED_MEMORY,
+    "TraceSetting": NO_TRACING,
+    "LogSettings": NO_LOG_SETTINGS,
 }
 # A client that is gone without a word is found after these milliseconds without data and without an answer to a ping.
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
@@ -201,9 +201,7 @@ class GrpcFront:
                 return {"models": service.index(request.ready)}
             case "RepositoryModelLoad":
                 if request.parameters:
-                    raise ForbiddenError(
-                        "a model is loaded from the server's own files, without a config or files of a client"
-                    )
+                    raise ForbiddenError(OWN_FILES)
                 await service.load(request.model_name)
             case "RepositoryModelUnload":
                 await service.unload(request.model_name)

@@ -12,10 +12,8 @@ from google.protobuf.message import DecodeError
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server.datatypes import checked_shape, datatype_of, dtype_of, from_bytes, to_bytes
 from rnnfast.server.protocol import methods
-from rnnfast.server.requests import InferRequest, InferResponse, Output, refuse_parameters
+from rnnfast.server.requests import MAX_TENSORS, InferRequest, InferResponse, Output, refuse_parameters
 
-# The most tensors of a request.
-MAX_INPUTS = 1024
 # Datatype -> the field of InferTensorContents that has its elements. FP16 and BF16 have none.
 CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
@@ -36,8 +34,8 @@ def decode(data: bytes) -> InferRequest:
     """
     message = parsed("ModelInfer", data)
     raw, tensors = message.raw_input_contents, message.inputs
-    if len(tensors) > MAX_INPUTS or len(message.outputs) > MAX_INPUTS:
-        raise InputError(f"the request has more than {MAX_INPUTS} inputs or outputs")
+    if len(tensors) > MAX_TENSORS or len(message.outputs) > MAX_TENSORS:
+        raise InputError(f"the request has more than {MAX_TENSORS} inputs or outputs")
     inputs = dict[str, np.ndarray]()
     for i, tensor in enumerate(tensors):
         name = tensor.name

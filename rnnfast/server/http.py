@@ -22,6 +22,7 @@ from rnnfast.server.faults import (
     status_of,
     text_of,
 )
+from rnnfast.server.requests import NO_LOG_SETTINGS, NO_SHARED_MEMORY, NO_TRACING, OWN_FILES
 from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
 
@@ -41,10 +42,10 @@ OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/"})
 OPENAPI = (importlib.resources.files("rnnfast.server") / "openapi.json").read_bytes()
 # Extensions of Triton's protocol that this server does not have, by the first part of their paths.
 MISSING = {
-    "systemsharedmemory": "shared memory is not supported: send tensors in the request",
-    "cudasharedmemory": "shared memory is not supported: send tensors in the request",
-    "trace": "tracing is not supported",
-    "logging": "log settings are those that the server was started with",
+    "systemsharedmemory": NO_SHARED_MEMORY,
+    "cudasharedmemory": NO_SHARED_MEMORY,
+    "trace": NO_TRACING,
+    "logging": NO_LOG_SETTINGS,
 }
 
 
@@ -160,7 +161,7 @@ class HttpApplication:
             case ["v2", first, *_] if first in MISSING:
                 raise MissingExtensionError(MISSING[first])
             case ["v2", "models", _, "trace", *_]:
-                raise MissingExtensionError(MISSING["trace"])
+                raise MissingExtensionError(NO_TRACING)
             case ["v2", "models", name, *rest]:
                 version = rest[1] if len(rest) > 1 and rest[0] == "versions" else ""
                 what = "/".join(rest[2:] if version else rest)
@@ -190,7 +191,7 @@ class HttpApplication:
         if action == "unload":
             await self._service.unload(name)
         elif parameters:
-            raise ForbiddenError("a model is loaded from the server's own files, without a config or files of a client")
+            raise ForbiddenError(OWN_FILES)
         else:
             await self._service.load(name)
         return {}

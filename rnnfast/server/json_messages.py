@@ -11,10 +11,7 @@ import orjson
 
 from rnnfast.errors import InputError
 from rnnfast.server.datatypes import datatype_of, from_bytes, from_json, to_bytes, to_json
-from rnnfast.server.requests import InferRequest, InferResponse, Output, refuse_parameters
-
-# The most tensors of a request.
-MAX_INPUTS = 1024
+from rnnfast.server.requests import MAX_TENSORS, InferRequest, InferResponse, Output, refuse_parameters
 
 
 def parse(body: bytes, header_length: int | None, model: str, version: str) -> tuple[InferRequest, bool]:
@@ -81,10 +78,10 @@ def _members(message: dict[str, Any], name: str, required: bool) -> list[dict[st
     members = message.get(name)
     if members is None and not required:
         return []
-    if type(members) is not list or not all(type(member) is dict for member in members) or len(members) > MAX_INPUTS:
-        raise InputError(
-            f"the request has no list of {name}" if members is None else f"{name} is no list of up to 1024 objects"
-        )
+    if type(members) is not list or not all(type(member) is dict for member in members) or len(members) > MAX_TENSORS:
+        if members is None:
+            raise InputError(f"the request has no list of {name}")
+        raise InputError(f"{name} is no list of up to {MAX_TENSORS} objects")
     return members
 
 

@@ -17,6 +17,8 @@ MAX_ID = 2**64 - 1
 LOWEST = 3
 # The most characters of a sequence's id.
 MAX_ID_LENGTH = 128
+# The most inputs of a request, and the most outputs that it asks for.
+MAX_TENSORS = 1024
 
 
 class Output(NamedTuple):
@@ -129,7 +131,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# Parameters of Triton's protocol for what this server does not do, by where they stand. None is ignored.
+# What is said of extensions of Triton's that this server does not have.
+NO_SHARED_MEMORY = "shared memory is not supported: send tensors in the request"
+NO_TRACING = "tracing is not supported"
+NO_LOG_SETTINGS = "log settings are those that the server was started with"
+OWN_FILES = "a model is loaded from the server's own files, without a config or files of a client"
+# Parameters of Triton's protocol for what this server does not do. None is ignored.
 REFUSED_PARAMETERS = {
     "classification": "classification is not done here: ask for the output, and sort its values",
     "shared_memory_region": "tensors in shared memory are not taken: send them in the request",
