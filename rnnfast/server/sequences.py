@@ -58,10 +58,11 @@ class Streams:
     Attributes:
         batcher: A Batcher of a pool.
         proven: Whether a frame of its shape was ever computed.
+        taken: The number of streams that sequences have, or requests that are about to give them one.
     """
 
     def __init__(self, batcher: Batcher) -> None:
-        self.batcher, self.proven = batcher, False
+        self.batcher, self.proven, self.taken = batcher, False, 0
         self._free: dict[tuple[Any, ...], list[int]] = {}  # the key of fixed inputs -> streams
 
     def take(self, fixed: Arrays) -> int:
@@ -71,26 +72,37 @@ class Streams:
             Overloaded: There is none: sequences that begin anew have the streams beyond those of live ones.
             InputError: A fixed input does not fit.
         """
-        streams = self._free.get(key_of(fixed))
-        if streams:
-            return streams.pop()
+        key = key_of(fixed)
+        stream = self._pop(key) if key in self._free else self._opened(fixed)
+        self.taken += 1
+        return stream
+
+    def _opened(self, fixed: Arrays) -> int:
+        """A new stream, in place of a free one with other fixed inputs if there is no room for more."""
         try:
             return self._open(fixed)
         except LimitError:
-            for others in self._free.values():
-                if others:
-                    self.batcher.close(others.pop())
-                    break
+            if self._free:
+                self.batcher.close(self._pop(next(iter(self._free))))
         try:
             return self._open(fixed)
         except LimitError as e:
             raise Overloaded(f"the sequence was not begun: {e}") from None
+
+    def _pop(self, key: tuple[Any, ...]) -> int:
+        """A free stream with these fixed inputs, which is free no more."""
+        streams = self._free[key]
+        stream = streams.pop()
+        if not streams:
+            del self._free[key]  # Clients may send any values: those of no stream are not kept.
+        return stream
 
     def _open(self, fixed: Arrays) -> int:
         return self.batcher.open(None, **fixed)  # type: ignore[arg-type]  # none of them is `on_close`
 
     def give_back(self, stream: int, fixed: Arrays) -> None:
         """Keep a stream for sequences to come."""
+        self.taken -= 1
         self._free.setdefault(key_of(fixed), []).append(stream)
 
 
@@ -106,15 +118,13 @@ class Sequence:
         fixed: The inputs that are the same in all its requests.
         since, used: When it began and when its last request came, in seconds of the monotonic clock.
         requests: The number of its requests that were answered.
-        lock: Held by the request that runs.
-        waiting: The number of requests that wait for the lock or hold it.
+        kept: Whether a request to begin anew failed in its stream, which then takes no frames but with a state.
         owner: The connection with which it ends; None if it may outlive its connection.
         on_close: Called with the reason when it is closed; None if nobody is told.
     """
 
     __slots__ = (
-        "id", "begun", "streams", "stream", "state", "fixed", "since", "used", "requests", "lock", "waiting",
-        "owner", "on_close",
+        "id", "begun", "streams", "stream", "state", "fixed", "since", "used", "requests", "kept", "owner", "on_close",
     )  # fmt: skip
 
     def __init__(self, id: int | str) -> None:
@@ -122,7 +132,7 @@ class Sequence:
         self.streams: Streams | None = None
         self.state: Arrays | None = None
         self.since = self.used = time.monotonic()
-        self.requests, self.lock, self.waiting = 0, asyncio.Lock(), 0
+        self.requests, self.kept = 0, False
         self.owner: object = None
         self.on_close: Callable[[str], None] | None = None
 
@@ -135,6 +145,20 @@ class Sequence:
     def copied_state(self) -> Arrays | None:
         """A copy of its state; it waits for the batch that runs."""
         return self.state if self.streams is None else self.streams.batcher.state(self.stream)
+
+
+class Turns:
+    """The requests of one id, which run one after the other, whether they end its sequence or begin it anew.
+
+    Attributes:
+        lock: Held by the request that runs.
+        waiting: The number of requests that wait for the lock or hold it.
+    """
+
+    __slots__ = ("lock", "waiting")
+
+    def __init__(self) -> None:
+        self.lock, self.waiting = asyncio.Lock(), 0
 
 
 class Sequences:
@@ -167,6 +191,7 @@ class Sequences:
         self.name, self._signature, self._make_batcher, self._call = name, signature, make_batcher, call
         self._most, self._idle, self._statistics = most, idle, statistics
         self._live: dict[int | str, Sequence] = {}  # the one that was used last is last
+        self._turns: dict[int | str, Turns] = {}  # of the ids that have requests now
         self._closed: collections.OrderedDict[int | str, str] = collections.OrderedDict()
         self._pools: dict[tuple[Any, ...], Streams] = {}  # the shapes of a frame -> its Streams
         self.ending: dict[Batcher, asyncio.Task[None]] = {}
@@ -204,27 +229,36 @@ class Sequences:
         """
         if self.draining and call.start:
             raise UnavailableError(f"model '{self.name}': the server is ending and takes no new sequences")
-        while True:
-            sequence = self._live.get(call.sequence)  # type: ignore[arg-type]
-            if sequence is None:
-                sequence = self._begin(call)
-            if sequence.waiting >= MAX_WAITING:
-                raise Overloaded(
-                    f"model '{self.name}': {MAX_WAITING} requests of sequence {call.sequence!r} wait already: nothing "
-                    "was taken"
-                )
-            sequence.waiting += 1
-            try:
-                async with sequence.lock:
-                    if self._live.get(sequence.id) is not sequence:
-                        continue  # The request before ended it, or failed to begin it.
-                    sequence.used = time.monotonic()
-                    self._live[sequence.id] = self._live.pop(sequence.id)
+        id: int | str = call.sequence  # type: ignore[assignment]
+        turns = self._turns.get(id)
+        if turns is None:
+            turns = self._turns[id] = Turns()
+        if turns.waiting >= MAX_WAITING:
+            raise Overloaded(
+                f"model '{self.name}': {MAX_WAITING} requests of sequence {id!r} wait already: nothing was taken"
+            )
+        turns.waiting += 1
+        try:
+            async with turns.lock:
+                sequence = self._live.get(id)
+                if sequence is None:
+                    sequence = self._begin(call)
+                sequence.used = time.monotonic()
+                self._live[id] = self._live.pop(id)
+                try:
                     return await self._run(sequence, call, frame, fixed, state, wants_state)
-            finally:
-                sequence.waiting -= 1
-                if not sequence.begun and self._live.get(sequence.id) is sequence:
-                    del self._live[sequence.id]  # Its first request failed.
+                finally:
+                    if not sequence.begun:
+                        del self._live[id]  # Its first request failed.
+        finally:
+            self._turn_ended(id)
+
+    def _turn_ended(self, id: int | str) -> None:
+        """Forget the Turns of an id behind its last request."""
+        turns = self._turns[id]
+        turns.waiting -= 1
+        if not turns.waiting:
+            del self._turns[id]
 
     def _begin(self, call: Call) -> Sequence:
         """A new live sequence without a state yet, for the first request of one."""
@@ -280,22 +314,26 @@ class Sequences:
         stays = sequence.streams is streams and (not call.start or key_of(fixed) == key_of(sequence.fixed))
         if call.start:
             begin = True if state is None else state
-        elif not stays:
+        elif not stays or sequence.kept:
             moved = await asyncio.to_thread(sequence.copied_state)
             begin = True if moved is None else moved
-        stream = sequence.stream if stays else streams.take(fixed)
+        stream: int | None = sequence.stream if stays else None
         try:
+            if stream is None:
+                stream = streams.take(fixed)
             results = await streams.batcher.step(stream, frame, call.timeout, begin, call.priority)
             after = await asyncio.to_thread(streams.batcher.state, stream) if wants_state else None
         except BaseException as e:
-            if not stays:
+            if stays:
+                sequence.kept |= call.start
+            elif stream is not None:
                 streams.give_back(stream, fixed)
             if not streams.proven:
                 self._forget(streams)
                 if isinstance(e, UnsupportedError):
                     return None
             raise
-        streams.proven = True
+        streams.proven, sequence.kept = True, False
         if not stays:
             sequence.free_stream()
             sequence.streams, sequence.stream, sequence.state, sequence.fixed = streams, stream, None, fixed
@@ -328,9 +366,9 @@ class Sequences:
         return streams
 
     def _forget(self, streams: Streams) -> None:
-        """Close a pool whose shape was never computed, once no request waits in it."""
+        """Close a pool whose shape was never computed, once no other request runs in it."""
         key = next((key for key, kept in self._pools.items() if kept is streams), None)
-        if key is not None and not streams.batcher.stats()["queued"]:
+        if key is not None and not streams.taken:
             del self._pools[key]
             self.ending[streams.batcher] = asyncio.create_task(self._end_batcher(streams.batcher))
 
@@ -383,7 +421,7 @@ class Sequences:
         for sequence in list(self._live.values()):
             if now - sequence.used < self._idle:
                 break  # Those behind it were used later.
-            if not sequence.waiting:
+            if sequence.id not in self._turns:
                 self._end(sequence, f"was closed after {self._idle:g} s without a request")
                 self._statistics.idled += 1
 
@@ -407,21 +445,22 @@ class Sequences:
             Error: As the Batcher's `step`.
         """
         sequence = self._live.get(id)
-        if sequence is None or sequence.owner is not owner or sequence.waiting:
+        if sequence is None or sequence.owner is not owner or id in self._turns or sequence.kept:
             return None
         streams = sequence.streams
         if streams is None or streams is not self._streams(frame):
             return None
         future = streams.batcher.step(sequence.stream, frame)
-        sequence.waiting, sequence.used = 1, time.monotonic()
+        turns = self._turns[id] = Turns()
+        turns.waiting, sequence.used = 1, time.monotonic()
         self._live[id] = self._live.pop(id)
         return future  # type: ignore[return-value]
 
     def settled(self, id: int | str, answered: bool) -> None:
         """Note that a frame that was submitted has its results or an error."""
+        self._turn_ended(id)
         sequence = self._live.get(id)
         if sequence is not None:
-            sequence.waiting -= 1
             sequence.requests += answered
 
     def drop(self, id: int | str, why: str, by_client: bool = False, owner: object = None) -> None:
@@ -430,7 +469,7 @@ class Sequences:
         With `owner` only if the sequence still ends with that connection; `by_client` counts it as ended by its client.
         """
         sequence = self._live.get(id)
-        if sequence is not None and not sequence.waiting and (owner is None or sequence.owner == owner):
+        if sequence is not None and id not in self._turns and (owner is None or sequence.owner == owner):
             if owner is not None:
                 sequence.on_close = None  # It knows.
             self._end(sequence, why)
@@ -462,7 +501,7 @@ class Sequences:
         A sequence of which a request waits or runs is left out, and one that is told of its end, because it is a
         connection: it has no other one to go on with.
         """
-        quiet = [s for s in self._live.values() if s.begun and not s.waiting and s.on_close is None]
+        quiet = [s for s in list(self._live.values()) if s.id not in self._turns and s.on_close is None]
         return {s.id: (s.copied_state(), s.fixed) for s in quiet}
 
     def restore(self, states: dict[int | str, tuple[Arrays | None, Arrays]]) -> None:

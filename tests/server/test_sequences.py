@@ -1,17 +1,20 @@
 """The rules of sequences: their first and last requests, their state, what fails and what is closed."""
 
 import asyncio
+import contextlib
+import threading
 
 import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast.errors import InputError, InputTypeError, Overloaded, UnsupportedError
+from rnnfast.errors import DeadlineError, InputError, InputTypeError, LimitError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 from rnnfast.server.requests import InferRequest, Output
-from rnnfast.server.sequences import shapes_of
+from rnnfast.server.sequences import Streams, shapes_of
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.settings import ModelSettings
+from tests.graphs import parse
 from tests.paths import MODELS
 
 BANDS = 22
@@ -55,6 +58,22 @@ def serve(test, name="denoiser", **settings):
             model.close()
 
     return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def held(batcher):
+    """Let no batch begin until the block ends."""
+    may_end, holds = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=batcher._worker.computing.call, args=(lambda: holds.set() or may_end.wait(20),), daemon=True
+    )
+    thread.start()
+    assert holds.wait(20)
+    try:
+        yield
+    finally:
+        may_end.set()
+        thread.join()
 
 
 def test_many_sequences_have_the_bits_of_streams_alone():
@@ -386,3 +405,130 @@ def test_a_model_that_is_warm_has_its_pool_before_the_first_request():
 
 def test_the_order_of_inputs_in_a_request_makes_no_other_pool():
     assert shapes_of({"a": np.zeros(1), "b": np.zeros(2)}) == shapes_of({"b": np.ones(2), "a": np.ones(1)})
+
+
+def test_requests_of_an_id_run_in_order_though_its_sequence_ends_and_begins_anew_between_them():
+    async def test(model):
+        c, x = Client(model, "a"), frames(0, 4)
+        await c.send(x[0], start=True)
+
+        async def first():
+            await c.send(x[1], end=True)
+            return await c.send(x[3])  # It comes before the other's request, which came earlier, got its turn.
+
+        last, anew = await asyncio.gather(first(), c.send(x[2], start=True))
+        assert all(np.array_equal(g["gains"], e) for g, e in zip((anew, last), alone(x[2:])))
+        assert len(model.sequences) == 1 and not model.sequences._turns
+
+    serve(test)
+
+
+@pytest.mark.parametrize("cancelled", (False, True))
+def test_a_request_to_begin_anew_that_is_not_run_leaves_its_sequence_as_it_was(cancelled):
+    async def test(model):
+        c, x = Client(model, 5), frames(0, 5)
+        got = [await c.send(x[t], t == 0) for t in range(2)]
+        with held(model.sequences.batchers[0]):
+            anew = asyncio.create_task(c.send(x[4], start=True, timeout=0 if cancelled else 1))
+            await asyncio.sleep(0.05)
+            if cancelled:
+                anew.cancel()
+        with pytest.raises(asyncio.CancelledError if cancelled else DeadlineError):
+            await anew
+        got += [await c.send(x[t]) for t in (2, 3)]
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+
+    serve(test)
+
+
+def test_a_request_that_fails_ends_no_pool_in_which_another_one_runs():
+    """Two sequences begin with a shape that was never computed; one client goes away while the batch runs."""
+
+    async def test(model):
+        make, running, may_run = model.sequences._make_batcher, threading.Event(), threading.Event()
+
+        def batcher(*arguments):
+            made = make(*arguments)
+            step = made._worker._pool.step_validated
+
+            def slow(*args):
+                running.set()
+                may_run.wait(20)
+                return step(*args)
+
+            made._worker._pool.step_validated = slow
+            posting.enter_context(held(made))
+            return made
+
+        model.sequences._make_batcher = batcher
+        x = frames(0, 3)
+        with contextlib.ExitStack() as posting:
+            tasks = [asyncio.create_task(Client(model, i).send(x[0], start=True)) for i in (1, 2)]
+            await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(running.wait, 20)
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        may_run.set()
+        got = [await tasks[1], await Client(model, 2).send(x[1]), await Client(model, 2).send(x[2])]
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x)))
+        assert len(model.sequences.batchers) == 1
+
+    serve(test)
+
+
+def test_a_first_request_with_a_wrong_fixed_input_leaves_no_pool_behind(tmp_path):
+    text = """agraph (float[1, n] x, float[1] h, int64 rate) => (float[1, n] y, float[1] h_out)
+    {
+        r = Cast <to = 1> (rate)
+        y = Mul (x, r)
+        h_out = Add (h, r)
+    }"""
+    (tmp_path / "rated.onnx").write_bytes(parse(text))
+
+    async def test(model):
+        for n in range(1, 12):
+            with pytest.raises((InputError, UnsupportedError)):
+                await model.infer(
+                    InferRequest(
+                        "rated",
+                        "",
+                        "",
+                        {"x": np.zeros((1, n), np.float32), "rate": np.zeros(2, np.int64)},
+                        [],
+                        {"sequence_id": 1, "sequence_start": True},
+                    )
+                )
+        assert model.sequences is not None and not model.sequences._pools and not model.sequences._live
+
+    async def run():
+        model = ServedModel("rated", "1", str(tmp_path / "rated.onnx"), ModelSettings())
+        try:
+            await test(model)
+        finally:
+            model.close()
+
+    asyncio.run(run())
+
+
+def test_fixed_inputs_of_sequences_that_ended_are_not_kept():
+    class FakeBatcher:
+        open_streams, opened = 0, 0
+
+        def open(self, state, **fixed):
+            if self.open_streams == 3:
+                raise LimitError("all 3 streams are open")
+            self.open_streams, self.opened = self.open_streams + 1, self.opened + 1
+            return self.opened
+
+        def close(self, stream):
+            self.open_streams -= 1
+
+    streams = Streams(FakeBatcher())
+    for i in range(50):
+        fixed = {"rate": np.array(i % 40)}
+        streams.give_back(streams.take(fixed), fixed)
+        assert streams.taken == 0 and len(streams._free) <= 3
+    taken = [streams.take({"rate": np.array(i)}) for i in (9, 50, 51)]
+    assert len(set(taken)) == streams.taken == 3 and not streams._free
+    with pytest.raises(Overloaded):
+        streams.take({"rate": np.array(9)})
