@@ -17,6 +17,8 @@ ELEMENTS = {
     "BOOL": 9, "UINT8": 2, "UINT16": 4, "UINT32": 12, "UINT64": 13, "INT8": 3, "INT16": 5, "INT32": 6, "INT64": 7,
     "FP16": 10, "FP32": 1, "FP64": 11, "BF16": 16, "BYTES": 8,
 }  # fmt: skip
+# The largest product of the sizes but 0 of an empty tensor: as bytes of the largest elements it is below 2^63.
+MAX_EMPTY = 2**59
 _DTYPES: dict[str, np.dtype[Any]] = {}
 _NAMES: dict[np.dtype[Any], str] = {}
 
@@ -59,6 +61,9 @@ def checked_shape(shape: Any, where: str) -> tuple[int, ...]:
         raise InputError(f"{where} has shape {shape!r}, expected a list of sizes")
     if len(shape) > 32:
         raise InputError(f"{where} has {len(shape)} axes, expected at most 32")
+    # NumPy refuses the others though they have no elements.
+    if 0 in shape and math.prod(n or 1 for n in shape) > MAX_EMPTY:
+        raise InputError(f"{where} has shape {list(shape)}, whose sizes but 0 have a product above 2^59")
     return tuple(shape)
 
 

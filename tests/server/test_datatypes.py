@@ -49,6 +49,8 @@ def test_bytes_that_are_too_few_or_too_many_are_refused_by_the_name_of_the_tenso
         (b"", "FP32", [True], "expected a list of sizes"),
         (b"", "FP32", [2**62, 2**62], "0 bytes, expected"),
         (b"", "BYTES", [2**62], "not those of"),
+        (b"", "FP64", [2**59, 2, 0], "whose sizes but 0 have a product above"),
+        (b"", "BYTES", [0, 2**40, 2**40], "whose sizes but 0 have a product above"),
         (b"", "FP32", [1] * 33, "33 axes"),
         (b"\2", "BOOL", [1], "neither 0 nor 1"),
         (b"\1\0\0\0\xff", "BYTES", [1], "not UTF-8"),
@@ -58,6 +60,12 @@ def test_bytes_that_are_too_few_or_too_many_are_refused_by_the_name_of_the_tenso
 def test_bytes_that_lie_are_refused(data, datatype, shape, message):
     with pytest.raises(InputError, match=message):
         from_bytes(data, datatype, shape, "input 'x'")
+
+
+@pytest.mark.parametrize("datatype", ELEMENTS)
+def test_empty_tensors_have_the_largest_shapes_that_are_not_refused(datatype):
+    for shape in [2**59, 0], [0], [3, 0, 2]:
+        assert from_bytes(b"", datatype, shape, "x").shape == from_json([], datatype, shape, "x").shape == tuple(shape)
 
 
 @pytest.mark.parametrize(
