@@ -158,5 +158,8 @@ def loads(text: bytes) -> Any:
     except orjson.JSONDecodeError as e:
         if b"NaN" in text or b"Infinity" in text:
             with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(text)
+                message = json.loads(text.decode())
+                if b"\\u" in text:  # Halves of surrogate pairs are no text: no answer could repeat them.
+                    json.dumps(message, ensure_ascii=False).encode()
+                return message
         raise InputError(f"failed to parse the request JSON buffer: {e}") from None

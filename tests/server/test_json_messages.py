@@ -138,6 +138,15 @@ def test_wrong_parameters_are_refused(parameters, message):
         call_of(parameters)
 
 
+@pytest.mark.parametrize("id", (b"\\ud800", b"\\uDC00\\uD800", b"\xed\xa0\x80", b"\xff"))
+@pytest.mark.parametrize("number", (b"1", b"NaN"))
+def test_text_that_no_answer_could_repeat_is_refused(id, number):
+    text = b'{"id": "%s", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [%s]}]}'
+    with pytest.raises(InputError, match="failed to parse the request JSON buffer"):
+        parse(text % (id, number), None, "m", "")
+    assert parse(text % (b"\\ud83d\\ude00 \xc3\xa9", number), None, "m", "")[0].id == "\N{GRINNING FACE} é"
+
+
 def test_an_empty_or_zero_sequence_id_is_none():
     assert call_of({"sequence_id": 0}).sequence is None and call_of({"sequence_id": ""}).sequence is None
     assert call_of({"sequence_id": 2**64 - 1}).sequence == 2**64 - 1
