@@ -57,7 +57,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._id = f"websocket-{secrets.token_hex(16)}"  # Nobody else can ask for this sequence.
         # Messages that wait, the bytes of them, and those that complete the one that is being received.
         self._waiting = collections.deque[Any]()
-        self._waiting_bytes, self._parts, self._text = 0, list[Any](), False
+        self._waiting_bytes, self._parts, self._text = 0, bytearray(), False
         self._task: asyncio.Task[None] | None = None  # kept, for asyncio does not keep it
         self._begun, self._running, self._reading, self._finishing = False, False, True, False
         self._ended: tuple[str, bool] | None = None  # why the sequence ended, and whether its client said so
@@ -202,12 +202,12 @@ class WebSocketProtocol(asyncio.Protocol):
             if frame.fin:
                 self._take(frame.data)
                 return
-            self._parts = [bytes(frame.data)]
+            self._parts = bytearray(frame.data)
         elif frame.opcode is Opcode.CONT:
-            self._parts.append(bytes(frame.data))
+            self._parts += frame.data
             if frame.fin:
-                parts, self._parts = self._parts, []
-                self._take(b"".join(parts))
+                data, self._parts = bytes(self._parts), bytearray()
+                self._take(data)
 
     def _take(self, data: Any) -> None:
         """Let a message wait for its turn."""

@@ -1,6 +1,7 @@
 """WebSockets: frames in, results out, and how connections end."""
 
 import contextlib
+import gc
 import json
 import socket
 import time
@@ -14,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import rnnfast
+from rnnfast.server.websocket import WebSocketProtocol
 from tests.graphs import parse, random
 from tests.paths import MODELS
 from tests.server.conftest import running
@@ -131,6 +133,22 @@ def test_fragments_are_one_message(server):
         assert client.recv(SECONDS) == alone(x)[0]
         client.ping().wait(SECONDS)
         assert ask(client, x[1]) == alone(x)[1]
+
+
+def test_empty_fragments_take_no_room(server):
+    x = frames(8, 1)
+    with opened(server) as client:
+        data, fragment, last = x[0].tobytes(), b"\x00\x80\0\0\0\0", b"\x80\x80\0\0\0\0"
+        client.socket.sendall(b"\x02\xd8\0\0\0\0" + data + fragment * 20_000)
+        (connection,) = server.call(connections)
+        eventually(lambda: len(connection._parts) == len(data))
+        client.socket.sendall(last)
+        assert client.recv(SECONDS) == alone(x)[0]
+
+
+def connections():
+    """The WebSockets of the servers of this process that are receiving a message."""
+    return [o for o in gc.get_objects() if isinstance(o, WebSocketProtocol) and o._parts]
 
 
 def test_samples_of_16_bits_behind_those_before_them(server, files):
