@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import rnnfast
@@ -63,7 +63,7 @@ class Service:
         self.failures: dict[str, str] = {}
         self.errors: dict[str, int] = {}
         self.started, self.draining, self._warmed = time.time(), False, False
-        self._loading = asyncio.Lock()
+        self._loading, self._changes = asyncio.Lock(), set[asyncio.Task[None]]()
         self._looking: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------------------------------ life
@@ -128,15 +128,14 @@ class Service:
             await asyncio.sleep(DRAIN_SECONDS)
         for model, files in self._state_files.items():
             assert model.sequences is not None
-            states = await asyncio.to_thread(model.sequences.states)
-            if not states:
-                continue
             try:
-                path = await asyncio.to_thread(files.write, states)
+                states = await asyncio.to_thread(model.sequences.states)
+                path = await asyncio.to_thread(files.write, states) if states else ""
             except Error as e:
-                self._warn(f"the states of {len(states)} sequences of model '{model.name}' are lost: {e}")
+                self._warn(f"the states of {len(model.sequences)} sequences of model '{model.name}' are lost: {e}")
             else:
-                self._warn(f"{len(states)} sequences of model '{model.name}' wait in {path}")
+                if states:
+                    self._warn(f"{len(states)} sequences of model '{model.name}' wait in {path}")
 
     async def _take_up(self, model: ServedModel) -> None:
         """Take up the sequences of a model that a server before left in the folder of states."""
@@ -224,13 +223,11 @@ class Service:
             Error: It cannot be loaded.
         """
         self._check_control()
-        await self._load(name)
-        if self.peers is not None:
-            await self.peers.call_all("load", name)
+        await self._to_its_end(self._load(name), "load", name)
 
     async def load_here(self, name: str) -> None:
         """As `load`, in this process alone."""
-        await self._load(name)
+        await self._to_its_end(self._load(name))
 
     async def unload(self, name: str) -> None:
         """Unload a model; its live sequences are closed.
@@ -240,15 +237,32 @@ class Service:
             NotFoundError: It is not loaded.
         """
         self._check_control()
-        await self.unload_here(name)
-        if self.peers is not None:
-            await self.peers.call_all("unload", name)
+        await self._to_its_end(self._unload(name), "unload", name)
 
     async def unload_here(self, name: str) -> None:
         """As `unload`, in this process alone."""
+        await self._to_its_end(self._unload(name))
+
+    async def _unload(self, name: str) -> None:
         async with self._loading:
             self.find(name)
             await self._close(self.served.pop(name))
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, None], everywhere: str = "", name: str = "") -> None:
+        """Load or unload a model, in the other processes too by the function of that name.
+
+        It is done as a whole, though the client goes away meanwhile: no model is left half loaded or half closed.
+        """
+
+        async def run() -> None:
+            await change
+            if everywhere and self.peers is not None:
+                await self.peers.call_all(everywhere, name)
+
+        task = asyncio.create_task(run())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
 
     def _check_control(self) -> None:
         if not self.settings.control:
