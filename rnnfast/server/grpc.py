@@ -16,13 +16,22 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server.faults import ForbiddenError, MissingExtensionError, NotFoundError, status_of, text_of
 from rnnfast.server.grpc_messages import decode, encode, encode_error_in_stream, encode_in_stream, parsed
 from rnnfast.server.protocol import SERVICE, methods
-from rnnfast.server.requests import NO_LOG_SETTINGS, NO_SHARED_MEMORY, NO_TRACING, OWN_FILES, InferRequest
+from rnnfast.server.requests import (
+    NO_LOG_SETTINGS,
+    NO_SHARED_MEMORY,
+    NO_TRACING,
+    OWN_FILES,
+    InferRequest,
+    InferResponse,
+)
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
 
 # The most requests of one stream that were read and whose responses were not written.
 MAX_IN_FLIGHT = 256
+# The most sequences that end with one stream; older ones of more end when they are idle.
+MAX_BEGAN = 2**16
 # The most characters of an error's text, which is in a header of the response.
 MAX_TEXT = 2000
 # Methods of Triton's that this server does not have.
@@ -334,20 +343,35 @@ class Stream:
 
     async def _answer(self, request: InferRequest) -> bytes:
         try:
-            model = self._service.find(request.model, request.version)
-            response = await self._service.infer(request)
-            parameters = request.parameters
-            if parameters and model.sequences is not None:
-                sequence = parameters.get("sequence_id", 0)
-                if parameters.get("sequence_end"):
-                    self._began.pop((model, sequence), None)
-                elif parameters.get("sequence_start"):
-                    self._service.own(model, sequence, self._owner)
-                    self._began[model, sequence] = None
-            return encode_in_stream(response)
+            if request.parameters.get("sequence_id"):
+                return encode_in_stream(await self._in_sequence(request))
+            return encode_in_stream(await self._service.infer(request))
         except Exception as e:
             count_reason(self._service.errors, e)
             return encode_error_in_stream(text_of(e), request.id)
+
+    async def _in_sequence(self, request: InferRequest) -> InferResponse:
+        """The response to a request of a sequence, which ends with this call if it begins here."""
+        began, parameters = self._began, request.parameters
+        key = self._service.find(request.model, request.version), parameters["sequence_id"]
+        if parameters.get("sequence_start"):
+            # Before it runs: if the call is cancelled meanwhile, it may have begun.
+            known = key in began
+            began.pop(key, None)
+            began[key], request.owner = None, self._owner
+            try:
+                response = await self._service.infer(request)
+            except Exception:
+                if not known:
+                    began.pop(key, None)
+                raise
+            if len(began) > MAX_BEGAN:
+                del began[next(iter(began))]
+        else:
+            response = await self._service.infer(request)
+        if parameters.get("sequence_end"):
+            began.pop(key, None)
+        return response
 
     # ------------------------------------------------------------------------------------------ responses
     def _respond(self, data: bytes, size: int) -> None:

@@ -160,7 +160,6 @@ class Peer:
 # What a process may ask of another one.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "infer": lambda service, request: service.infer_here(request),
-    "own": lambda service, name, version, id, owner: service.own(service.find(name, version), id, owner),
     "drop": lambda service, name, version, id, why, owner: service.drop(service.find(name, version), id, why, owner),
     "load": lambda service, name: service.load_here(name),
     "unload": lambda service, name: service.unload_here(name),

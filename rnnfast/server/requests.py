@@ -45,6 +45,8 @@ class InferRequest:
         outputs: The outputs that it asks for; empty for all.
         parameters: The parameters of the protocol and of Triton: sequence_id, sequence_start, sequence_end, priority,
             timeout (microseconds).
+        owner: The connection with which a sequence ends that the request begins, as `Service.new_owner` gave it; None
+            if the sequence may outlive its connection.
     """
 
     model: str
@@ -53,6 +55,7 @@ class InferRequest:
     inputs: dict[str, np.ndarray]
     outputs: list[Output]
     parameters: dict[str, Any]
+    owner: object = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -228,6 +228,9 @@ class ServedModel:
                 raise InputError(f"model '{self.name}': input {name!r} is fixed by the model's settings")
         wants_state = any(name in self._state_of_output for name in wanted)
         results, after = await self.sequences.step(call, frame, fixed, state or None, wants_state)
+        if request.owner is not None and call.start:
+            assert call.sequence is not None
+            self.sequences.own(call.sequence, request.owner)
         outputs = {self._single: results} if self._single is not None else results
         if after is not None:
             outputs = dict(outputs) | {output: after[name] for name, output in self.states.items()}

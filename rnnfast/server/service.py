@@ -352,14 +352,6 @@ class Service:
         self._owners += 1
         return 0 if self.peers is None else self.peers.number, self._owners
 
-    def own(self, model: ServedModel, id: int | str, owner: object) -> None:
-        """As the `own` of a model's sequences, in whichever process the sequence is."""
-        process = None if self.peers is None else self.peers.owner_of(id)
-        if process is not None:
-            self.peers.tell(process, "own", model.name, model.version, id, owner)  # type: ignore[union-attr]
-        elif model.sequences is not None:
-            model.sequences.own(id, owner)
-
     def drop(self, model: ServedModel, id: int | str, why: str, owner: object) -> None:
         """As the `drop` of a model's sequences, in whichever process the sequence is."""
         process = None if self.peers is None else self.peers.owner_of(id)

@@ -1,8 +1,10 @@
 """The server by Triton's client over gRPC, and by raw messages where that client would not send them."""
 
+import asyncio
 import queue
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -437,3 +439,62 @@ def test_a_taken_port_is_an_error(server):
     with pytest.raises(OSError, match="gRPC cannot listen at 127.0.0.1"):
         with running("denoiser", grpc_port=int(server.address("grpc").split(":")[1])):
             pass
+
+
+def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_answer():
+    """A first request may have run in another process whose answer is on its way when the call is cancelled."""
+    from rnnfast.errors import InputError
+    from rnnfast.server.grpc import Stream as ServerStream
+    from rnnfast.server.protocol import methods
+
+    def message(id):
+        request = methods()["ModelInfer"].request(model_name="denoiser", raw_input_contents=[frames(0, 1).tobytes()])
+        request.inputs.add(name="bands", datatype="FP32", shape=[1, 22])
+        request.parameters["sequence_start"].bool_param = True
+        request.parameters["sequence_id"].string_param = id
+        return request.SerializeToString()
+
+    class Service:
+        def __init__(self):
+            self.settings, self.errors, self.dropped = types.SimpleNamespace(max_body=2**20), {}, []
+            self.runs = asyncio.Event()
+
+        def new_owner(self):
+            return 0, 7
+
+        def find(self, name, version):
+            return name
+
+        async def infer(self, request):
+            if request.parameters["sequence_id"] == "wrong":
+                raise InputError("wrong")
+            assert request.owner == (0, 7)
+            self.runs.set()
+            await asyncio.Event().wait()
+
+        def drop(self, model, id, why, owner):
+            self.dropped.append((model, id, owner))
+
+    class Context:
+        def __init__(self):
+            self.messages, self.written = [message("wrong"), message("a")], []
+
+        async def read(self):
+            if not self.messages:
+                await asyncio.Event().wait()
+            return self.messages.pop(0)
+
+        async def write(self, data):
+            self.written.append(data)
+
+    async def run():
+        service, context = Service(), Context()
+        call = asyncio.create_task(ServerStream(service, context).run())
+        await asyncio.wait_for(service.runs.wait(), SECONDS)
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert len(context.written) == 1 and service.dropped == [("denoiser", "a", (0, 7))]
+
+    asyncio.run(run())
