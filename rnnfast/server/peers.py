@@ -194,12 +194,12 @@ class Peers:
         self._server: asyncio.Server | None = None
         self._finders: list[asyncio.Task[None]] = []
 
-    def owner_of(self, id: Any) -> int | None:
+    def process_of(self, id: Any) -> int | None:
         """The number of the process that has a sequence, None for this one and for what is no sequence."""
         if type(id) is not int and type(id) is not str or not id:
             return None
-        owner = process_of(id, self.count)
-        return None if owner == self.number else owner
+        process = process_of(id, self.count)
+        return None if process == self.number else process
 
     # ------------------------------------------------------------------------------------------ life
     async def start(self) -> None:
@@ -272,14 +272,14 @@ class Peers:
             link.send((number, "done", value))
 
     # ------------------------------------------------------------------------------------------ what is asked of others
-    async def call(self, owner: int, name: str, *arguments: Any) -> Any:
+    async def call(self, process: int, name: str, *arguments: Any) -> Any:
         """Call a function of FUNCTIONS in another process.
 
         Raises:
             UnavailableError: It is not there, or ends before it has answered.
             Error: What the function raises there.
         """
-        return await self._peers[owner].call(name, arguments)
+        return await self._peers[process].call(name, arguments)
 
     async def call_all(self, name: str, *arguments: Any) -> list[Any]:
         """Call a function in all other processes, and wait for all before the first error is raised."""
@@ -296,9 +296,9 @@ class Peers:
         results = await asyncio.gather(*calls, return_exceptions=True)
         return [result for result in results if not isinstance(result, UnavailableError)]
 
-    def tell(self, owner: int, name: str, *arguments: Any) -> None:
+    def tell(self, process: int, name: str, *arguments: Any) -> None:
         """Call a function in another process without an answer."""
-        link = self._peers[owner].link
+        link = self._peers[process].link
         if link is not None:
             link.send((None, name, arguments))
 

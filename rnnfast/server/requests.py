@@ -1,4 +1,4 @@
-"""Requests and responses of the Open Inference Protocol, without their transport."""
+"""Requests and responses of the Open Inference Protocol, whichever front they come in by."""
 
 from __future__ import annotations
 

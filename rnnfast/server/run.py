@@ -41,7 +41,7 @@ def run(settings: Settings, tell: Tell, warn: Tell | None = None) -> None:
     Args:
         settings: The Settings.
         tell: Called with a line of text when the server listens.
-        warn: Called with a line about what the server's owner should know; `tell` if it is None.
+        warn: Called with a line for whoever runs the server; `tell` if it is None.
 
     Raises:
         Error: A model cannot be loaded.

@@ -1,4 +1,4 @@
-"""What a server does, without its transports: models by name and version, readiness, loading, draining."""
+"""What a server does, whichever front is asked: models by name and version, readiness, loading, draining."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Service:
 
     Args:
         settings: The Settings.
-        warn: Called with a line about what the server's owner should know.
+        warn: Called with a line for whoever runs the server.
 
     Attributes:
         settings: The Settings.
@@ -145,9 +145,9 @@ class Service:
         states = await asyncio.to_thread(files.take, self._warn)
         if not states:
             return
-        for owner, part in self._by_process(states).items():
+        for process, part in self._by_process(states).items():
             try:
-                await self.restore(model.name, model.version, part, owner)
+                await self.restore(model.name, model.version, part, process)
             except Error as e:  # The other process may have ended: the next one takes them up.
                 path = await asyncio.to_thread(files.write, part)
                 self._warn(f"{len(part)} sequences of model '{model.name}' wait in {path}: {e}")
@@ -159,19 +159,19 @@ class Service:
             return {None: states}
         parts: dict[int | None, States] = {}
         for id, state in states.items():
-            parts.setdefault(self.peers.owner_of(id), {})[id] = state
+            parts.setdefault(self.peers.process_of(id), {})[id] = state
         return parts
 
-    async def restore(self, name: str, version: str, states: States, owner: int | None = None) -> None:
-        """Take up states of sequences, in another process if `owner` is its number.
+    async def restore(self, name: str, version: str, states: States, process: int | None = None) -> None:
+        """Take up states of sequences, in another process if `process` is its number.
 
         Raises:
             UnavailableError: The other process is not there.
             NotFoundError: The model is not loaded.
         """
-        if owner is not None:
+        if process is not None:
             assert self.peers is not None
-            await self.peers.call(owner, "restore", name, version, states)
+            await self.peers.call(process, "restore", name, version, states)
             return
         sequences = self.find(name, version).sequences
         assert sequences is not None
@@ -330,9 +330,9 @@ class Service:
         self._running += 1
         try:
             if self.peers is not None:
-                owner = self.peers.owner_of(request.parameters.get("sequence_id"))
-                if owner is not None:
-                    return await self.peers.call(owner, "infer", request)
+                process = self.peers.process_of(request.parameters.get("sequence_id"))
+                if process is not None:
+                    return await self.peers.call(process, "infer", request)
             return await model.infer(request)
         finally:
             self._running -= 1
@@ -354,7 +354,7 @@ class Service:
 
     def drop(self, model: ServedModel, id: int | str, why: str, owner: object) -> None:
         """As the `drop` of a model's sequences, in whichever process the sequence is."""
-        process = None if self.peers is None else self.peers.owner_of(id)
+        process = None if self.peers is None else self.peers.process_of(id)
         if process is not None:
             self.peers.tell(process, "drop", model.name, model.version, id, why, owner)  # type: ignore[union-attr]
         elif model.sequences is not None and not self.closing:
