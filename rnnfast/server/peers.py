@@ -247,7 +247,8 @@ class Peers:
     def _receive(self, link: Link, message: Any) -> None:
         number, name, arguments = message
         if number is None:
-            with contextlib.suppress(NotFoundError):  # The model was unloaded, and its sequences with it.
+            # The model was unloaded, and its sequences with it, or is not loaded yet.
+            with contextlib.suppress(NotFoundError, UnavailableError):
                 FUNCTIONS[name](self._service, *arguments)
         elif name == "cancel":
             task = link.tasks.get(number)
@@ -262,14 +263,13 @@ class Peers:
             value = FUNCTIONS[name](self._service, *arguments)
             if asyncio.iscoroutine(value):
                 value = await value
-        except Exception as e:
+            link.send((number, "done", value))
+        except Exception as e:  # of `send` too: a value that is too large to be sent must not let the other wait
             try:
                 pickle.loads(pickle.dumps(e))
             except Exception:  # an error of another library that cannot be sent is told in words
                 e = RuntimeError(f"{type(e).__name__}: {e}")
             link.send((number, "failed", e))
-        else:
-            link.send((number, "done", value))
 
     # ------------------------------------------------------------------------------------------ what is asked of others
     async def call(self, process: int, name: str, *arguments: Any) -> Any:
