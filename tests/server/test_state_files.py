@@ -13,7 +13,7 @@ from rnnfast.errors import InputError, ModelError
 from rnnfast.server.datatypes import ELEMENTS, dtype_of
 from rnnfast.server.state_files import StateFiles, fingerprint, make_folder
 from tests.paths import ROOT
-from tests.server.test_datatypes import values
+from tests.server.tensors import values_of
 
 DENOISER = ROOT / "models" / "denoiser.onnx"
 
@@ -60,7 +60,7 @@ def test_states_come_back_once(tmp_path):
 
 @pytest.mark.parametrize("datatype", ELEMENTS)
 def test_states_of_every_datatype(tmp_path, datatype):
-    x = values(datatype, np.random.default_rng(0))
+    x = values_of(datatype)
     files = StateFiles(str(tmp_path), "m", "1", "f")
     files.write({"a": ({"x": x, "none": np.zeros((0, 2), dtype_of(datatype, ""))}, {})})
     state, _ = files.take(refuse)["a"]
