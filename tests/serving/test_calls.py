@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -243,6 +244,7 @@ def test_pending_calls_in_a_forked_child(monkeypatch):
         futures = [batcher.submit_call(one)]
         assert entered.wait(20)
         futures += [batcher.submit_call(one) for _ in range(3)]
+        time.sleep(0.05)  # the thread waits now, and has no lock of these events that the child would wait for
         child = os.fork()
         if child == 0:
             code = 1

@@ -1,6 +1,7 @@
 """Requests of a lower number go first, and nothing else changes."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -116,6 +117,8 @@ def test_streams_go_on_in_a_forked_child(monkeypatch):
         child = os.fork()
         if child == 0:
             code = 1
+            held.entered, held.go = threading.Event(), threading.Event()  # another thread may have had their locks
+            held.go.set()
             try:
                 futures = [batcher.submit(stream, x[1], None, True, p) for stream, p in zip(streams[1:], (3, 1))]
                 code = 0 if same([future.result(20) for future in futures], alone(x[1:2]) * 2) else 2
