@@ -137,10 +137,9 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as e:
             if self._should_upgrade():
-                self._unset_timer()
-                self.handle_websocket_upgrade()
+                self._upgrade(data[e.args[0] :])
             return
         except httptools.HttpParserError as e:
             status, text = self._why or (400, f"the request is not HTTP/1.1: {e}")
@@ -155,6 +154,16 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
         if self._timer is None:
             self._timer = self.loop.call_later(self._settings.request_timeout, self._late)
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Become a WebSocket, whose client has sent `rest` already; not before an answer that is still to come."""
+        self._unset_timer()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._refused, self.cycle.keep_alive = True, False
+            return
+        self.handle_websocket_upgrade()
+        if rest:
+            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
 
     def _late(self) -> None:
         """End a connection whose request is not complete in time."""

@@ -151,6 +151,35 @@ def connections():
     return [o for o in gc.get_objects() if isinstance(o, WebSocketProtocol) and o._parts]
 
 
+def handshake(server, *more):
+    """What a server answers to requests before a handshake, and to bytes right behind it, up to some last bytes."""
+    before, behind, last = more
+    host, port = server.address("http").split(":")
+    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    line = b"GET /v2/models/denoiser/stream HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with socket.create_connection((host, int(port)), SECONDS) as raw:
+        raw.sendall(before + line + key + behind)
+        answer = b""
+        while (part := raw.recv(65536)) and not (answer := answer + part).endswith(last):
+            pass
+        return answer
+
+
+def test_bytes_right_behind_the_handshake_are_frames(server):
+    x = frames(9, 1)
+    behind = b"\x82\xd8\0\0\0\0" + x[0].tobytes() + b'\x81\x8d\0\0\0\0{"end": true}'
+    answer = handshake(server, b"", behind, b"\x88\x02\x03\xe8")
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert answer.endswith(b"\r\n\r\n\x82\x58" + alone(x)[0] + b"\x88\x02\x03\xe8")
+
+
+def test_a_handshake_behind_a_request_without_its_answer_is_not_taken(server):
+    request = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+    answer = handshake(server, request * 3, b"", b"nothing")
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b'{"live":true}') == 3
+    assert answer.count(b"HTTP/1.1") == 3 and answer.endswith(b'{"live":true}')
+
+
 def test_samples_of_16_bits_behind_those_before_them(server, files):
     samples = np.concatenate([np.zeros(64), PCM.ravel() / 2.0**15]).astype(np.float32)
     stream = rnnfast.load(files / "vad.onnx").stream(sr=16000)
