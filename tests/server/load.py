@@ -9,7 +9,6 @@ import argparse
 import collections
 import contextlib
 import json
-import os
 import queue
 import random
 import re
@@ -19,7 +18,7 @@ import time
 
 import numpy as np
 
-from tests.server.running import Client, alone, frames_of, in_threads, running
+from tests.server.running import Client, alone, frames_of, in_threads, resident, running
 
 try:
     import tritonclient.grpc as triton
@@ -200,12 +199,10 @@ def differences(server, counts):
     ]
 
 
-def resident(pid):
+def resident_of_all(pid):
     """The bytes of memory that a process and those that it has started hold."""
-    with open(f"/proc/{pid}/statm") as file:
-        own = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return own + sum(resident(child) for child in file.read().split())
+        return resident(pid) + sum(resident_of_all(child) for child in file.read().split())
 
 
 def play(minutes, processes=1, tell=print):
@@ -218,7 +215,7 @@ def play(minutes, processes=1, tell=print):
         with in_threads(lambda part: [load.run(until) for load in part], loads, THREADS):
             while time.monotonic() < until:
                 time.sleep(1)
-                memory.append(resident(server.process.pid))
+                memory.append(resident_of_all(server.process.pid))
                 if len(memory) % 60 == 0:
                     answered = sum(load.counts["answered"] for load in loads)
                     tell(f"{len(memory)} s: {memory[-1] / 2**20:.1f} MB, {answered} answers")

@@ -5,6 +5,7 @@ import functools
 import http.client
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -178,6 +179,12 @@ def alone(frames):
     """What a stream of its own gives for frames: [count, 22]."""
     with denoiser().stream() as stream:
         return np.stack([stream.step({"bands": frame}).reshape(-1).copy() for frame in frames])
+
+
+def resident(pid):
+    """The bytes of memory that a process holds."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager

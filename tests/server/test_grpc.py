@@ -14,18 +14,8 @@ import grpc
 
 import rnnfast
 from tests.paths import MODELS
+from tests.server.client import SECONDS, alone, eventually, frames
 from tests.server.conftest import running
-
-SECONDS = 20  # within which an answer must come
-
-
-def frames(seed, count):
-    return np.random.default_rng(seed).standard_normal((count, 1, 22), dtype=np.float32)
-
-
-def alone(x):
-    stream = rnnfast.load(MODELS / "denoiser.onnx").stream()
-    return [stream.step(bands=frame) for frame in x]
 
 
 @pytest.fixture(scope="module")
@@ -318,13 +308,6 @@ def test_requests_without_a_sequence_are_answered_in_order(channel):
     rpc = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", _registered_method=False)
     found = [method.response.FromString(data).infer_response for data in rpc(iter(requests), timeout=SECONDS)]
     assert [(answer.id, answer.raw_output_contents[0]) for answer in found] == expected
-
-
-def eventually(condition):
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_the_sequences_of_a_stream_end_with_it(triton, client, server):

@@ -1,7 +1,6 @@
 """The HTTP front: the paths of the Open Inference Protocol, their statuses and texts, and Triton's client."""
 
 import gzip
-import http.client
 import json
 import zlib
 
@@ -10,32 +9,7 @@ import pytest
 
 import rnnfast
 from tests.paths import MODELS
-
-BANDS = 22
-
-
-def ask(server, method, path, body=None, headers={}):
-    """(status, headers, body) of a request; a body that is no bytes is sent as JSON."""
-    connection = http.client.HTTPConnection(server.address("http"), timeout=20)
-    body = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request(method, path, body, dict(headers))
-    response = connection.getresponse()
-    data = response.read()
-    connection.close()
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, data
-
-
-def bands(x):
-    return {"name": "bands", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
-
-
-def frame(seed=0):
-    return np.random.default_rng(seed).standard_normal((1, BANDS), dtype=np.float32)
-
-
-def infer(server, x, headers={}, path="/v2/models/denoiser/infer", **parameters):
-    status, got, body = ask(server, "POST", path, {"inputs": [bands(x)], "parameters": parameters}, headers)
-    return status, json.loads(body)
+from tests.server.client import BANDS, ask, bands, frame, infer
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pytest.importorskip("uvloop")
 
 from rnnfast.server.peers import process_of
 from tests.paths import ROOT
-from tests.server.running import DENOISER, PATIENCE, Client, Refused, alone, frames_of, in_threads, running
+from tests.server.running import DENOISER, PATIENCE, Client, Refused, alone, frames_of, in_threads, resident, running
 
 FRAMES = 6
 
@@ -24,12 +24,6 @@ FRAMES = 6
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
-
-
-def resident(pid):
-    """The bytes of memory that a process holds."""
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def children(pid):

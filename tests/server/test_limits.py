@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import time
 
@@ -18,6 +17,7 @@ pytest.importorskip("orjson")
 from rnnfast.server.http_protocol import BODIES
 from tests.paths import MODELS
 from tests.server.processes import answer, ask, connected, frame, gains, received, request, started
+from tests.server.running import resident
 
 INFER = "/v2/models/denoiser/infer"
 # Settings so small that tests reach them.
@@ -245,12 +245,6 @@ def test_bodies_of_all_connections_are_bounded(server):
         time.sleep(0.1)
 
 
-def resident(process):
-    """Bytes of memory of a process."""
-    with open(f"/proc/{process.pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def test_a_client_that_does_not_read_costs_no_memory(server):
     """Answers that nobody reads fill the socket; then no more are made, and the connection is cut after a time."""
     document = ask(server.port(), "GET", "/openapi.json")[2]
@@ -258,11 +252,11 @@ def test_a_client_that_does_not_read_costs_no_memory(server):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(20)
         connection.connect(("127.0.0.1", server.port()))
-        before = resident(server.process)
+        before = resident(server.process.pid)
         for _ in range(200):
             connection.sendall(request("GET", "/openapi.json"))
             time.sleep(0.002)
-        assert resident(server.process) - before < 4 * len(document) + 2**22
+        assert resident(server.process.pid) - before < 4 * len(document) + 2**22
         time.sleep(2 * TIMEOUT)
         assert len(received(connection)) < 20 * len(document)
 

@@ -11,8 +11,8 @@ import pytest
 from rnnfast.server.faults import REASONS
 from tests.graphs import parse, random
 from tests.paths import MODELS, ROOT
+from tests.server.client import ask, bands, frame, infer
 from tests.server.conftest import running
-from tests.server.test_http import ask, bands, frame, infer
 
 prometheus_client = pytest.importorskip("prometheus_client")
 families = pytest.importorskip("prometheus_client.parser").text_string_to_metric_families

@@ -15,8 +15,8 @@ pytest.importorskip("orjson")
 from rnnfast.server import metrics
 from tests.fetched import pip
 from tests.paths import MODELS, ROOT
+from tests.server.client import ask, frame, infer
 from tests.server.conftest import running
-from tests.server.test_http import ask, frame, infer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NAME = "<img src=x onerror=document.title='owned'>"

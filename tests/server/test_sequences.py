@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-import rnnfast
 from rnnfast.errors import DeadlineError, InputError, InputTypeError, LimitError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 from rnnfast.server.requests import InferRequest, Output
@@ -16,17 +15,7 @@ from rnnfast.server.served_model import ServedModel
 from rnnfast.server.settings import ModelSettings
 from tests.graphs import parse
 from tests.paths import MODELS
-
-BANDS = 22
-
-
-def frames(seed, count):
-    return np.random.default_rng(seed).standard_normal((count, 1, BANDS), dtype=np.float32)
-
-
-def alone(x):
-    stream = rnnfast.load(MODELS / "denoiser.onnx").stream()
-    return [stream.step(bands=frame) for frame in x]
+from tests.server.client import BANDS, alone, frames
 
 
 class Client:

@@ -17,10 +17,10 @@ from websockets.sync.client import connect
 import rnnfast
 from rnnfast.server.websocket import WebSocketProtocol
 from tests.graphs import parse, random
-from tests.paths import MODELS
+from tests.server import client as of_server
+from tests.server.client import SECONDS, eventually, frames
 from tests.server.conftest import running
 
-SECONDS = 20  # within which something must happen
 # A small graph with the inputs, outputs and states of Silero VAD.
 VAD = """agraph (float[batch, n] input, float[2, batch, 7] state, int64 sr)
     => (float[batch, 1] output, float[2, batch, 7] stateN)
@@ -47,13 +47,9 @@ TWO = """agraph (float[batch, 3] x, float[batch, 3] y, float[batch, 3] h)
 PCM = (random(5, 20, 512) * 3000).astype("<i2")
 
 
-def frames(seed, count):
-    return np.random.default_rng(seed).standard_normal((count, 1, 22), dtype=np.float32)
-
-
 def alone(x):
-    stream = rnnfast.load(MODELS / "denoiser.onnx").stream()
-    return [stream.step(bands=frame).tobytes() for frame in x]
+    """What a stream of its own gives for frames, as messages."""
+    return [y.tobytes() for y in of_server.alone(x)]
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +95,6 @@ def closed(client):
 def answered(model):
     """The number of requests of a model that were answered."""
     return sum(model.statistics.durations.counts)
-
-
-def eventually(condition):
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------ frames
