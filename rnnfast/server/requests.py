@@ -15,6 +15,8 @@ MICROSECONDS = 1e-6
 MAX_ID = 2**64 - 1
 # The lowest priority of a Batcher, which stands for those below it too.
 LOWEST = 3
+# Longer timeouts are none, as some clients say it by the largest number that there is.
+MAX_SECONDS = 1e6
 # The most characters of a sequence's id.
 MAX_ID_LENGTH = 128
 # The most inputs of a request, and the most outputs that it asks for.
@@ -117,7 +119,8 @@ def call_of(parameters: dict[str, Any]) -> Call:
     for name, value in (("priority", priority), ("timeout", timeout)):
         if type(value) is not int or not 0 <= value <= MAX_ID:
             raise InputError(f"{name} is {_shown(value)}, expected an integer of at least 0")
-    return Call(sequence or None, start, end, min(priority, LOWEST), timeout * MICROSECONDS or None)
+    seconds = timeout * MICROSECONDS
+    return Call(sequence or None, start, end, min(priority, LOWEST), seconds if 0 < seconds <= MAX_SECONDS else None)
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool:

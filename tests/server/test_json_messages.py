@@ -151,3 +151,4 @@ def test_an_empty_or_zero_sequence_id_is_none():
     assert call_of({"sequence_id": 0}).sequence is None and call_of({"sequence_id": ""}).sequence is None
     assert call_of({"sequence_id": 2**64 - 1}).sequence == 2**64 - 1
     assert call_of({"timeout": 2_000_000}).timeout == 2.0
+    assert call_of({"timeout": 0}).timeout is None and call_of({"timeout": 2**64 - 1}).timeout is None
