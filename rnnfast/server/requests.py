@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class InferRequest:
-    """A call of a model.
+    """What a client sends for a model to run.
 
     Attributes:
         model: The model's name.
@@ -62,7 +62,7 @@ class InferRequest:
 
 @dataclasses.dataclass(slots=True)
 class InferResponse:
-    """The result of a call.
+    """What a model gave for a request.
 
     Attributes:
         model: The model's name.
@@ -77,8 +77,8 @@ class InferResponse:
     outputs: dict[str, np.ndarray]
 
 
-class Call(NamedTuple):
-    """What the parameters of a request say.
+class Parameters(NamedTuple):
+    """What the parameters of a request say, checked.
 
     Attributes:
         sequence: The sequence's id, None if the request belongs to none.
@@ -95,11 +95,11 @@ class Call(NamedTuple):
     timeout: float | None
 
 
-NO_PARAMETERS = Call(None, False, False, 0, None)
+NO_PARAMETERS = Parameters(None, False, False, 0, None)
 
 
-def call_of(parameters: dict[str, Any]) -> Call:
-    """The Call of a request's parameters.
+def parameters_of(parameters: dict[str, Any]) -> Parameters:
+    """The Parameters of a request, whose parameters of the protocol are given.
 
     Raises:
         InputError: A parameter has a wrong type or value.
@@ -120,7 +120,9 @@ def call_of(parameters: dict[str, Any]) -> Call:
         if type(value) is not int or not 0 <= value <= MAX_ID:
             raise InputError(f"{name} is {_shown(value)}, expected an integer of at least 0")
     seconds = timeout * MICROSECONDS
-    return Call(sequence or None, start, end, min(priority, LOWEST), seconds if 0 < seconds <= MAX_SECONDS else None)
+    return Parameters(
+        sequence or None, start, end, min(priority, LOWEST), seconds if 0 < seconds <= MAX_SECONDS else None
+    )
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool:

@@ -24,7 +24,7 @@ from rnnfast.errors import InputError, LimitError, Overloaded, UnsupportedError
 from rnnfast.server.faults import UnavailableError, UnknownSequenceError
 
 if TYPE_CHECKING:
-    from rnnfast.server.requests import Call
+    from rnnfast.server.requests import Parameters
     from rnnfast.server.statistics import Statistics
     from rnnfast.serving.batcher import Batcher
     from rnnfast.streaming.model_signature import ModelSignature
@@ -183,7 +183,7 @@ class Sequences:
         name: str,
         signature: ModelSignature,
         make_batcher: Callable[[Arrays | None, Arrays], Batcher],
-        call: Callable[[Arrays, Call], Awaitable[Arrays]],
+        call: Callable[[Arrays, Parameters], Awaitable[Arrays]],
         most: int,
         idle: float,
         statistics: Statistics,
@@ -206,12 +206,12 @@ class Sequences:
         return [streams.batcher for streams in self._pools.values()]
 
     async def step(
-        self, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None, wants_state: bool
+        self, parameters: Parameters, frame: Arrays, fixed: Arrays, state: Arrays | None, wants_state: bool
     ) -> tuple[Any, Arrays | None]:
         """Run a request of a sequence.
 
         Args:
-            call: The parameters of the request.
+            parameters: What the parameters of the request say.
             frame: Its inputs that are neither fixed nor states.
             fixed: Its inputs that are the same in all requests of a sequence.
             state: The state that the sequence begins with; None for zeros. Only where it begins.
@@ -227,9 +227,9 @@ class Sequences:
             InputError: An input or a state does not fit.
             Error: As the Batcher's `step`.
         """
-        if self.draining and call.start:
+        if self.draining and parameters.start:
             raise UnavailableError(f"model '{self.name}': the server is ending and takes no new sequences")
-        id: int | str = call.sequence  # type: ignore[assignment]
+        id: int | str = parameters.sequence  # type: ignore[assignment]
         turns = self._turns.get(id)
         if turns is None:
             turns = self._turns[id] = Turns()
@@ -242,11 +242,11 @@ class Sequences:
             async with turns.lock:
                 sequence = self._live.get(id)
                 if sequence is None:
-                    sequence = self._begin(call)
+                    sequence = self._begin(parameters)
                 sequence.used = time.monotonic()
                 self._live[id] = self._live.pop(id)
                 try:
-                    return await self._run(sequence, call, frame, fixed, state, wants_state)
+                    return await self._run(sequence, parameters, frame, fixed, state, wants_state)
                 finally:
                     if not sequence.begun:
                         del self._live[id]  # Its first request failed.
@@ -260,41 +260,47 @@ class Sequences:
         if not turns.waiting:
             del self._turns[id]
 
-    def _begin(self, call: Call) -> Sequence:
+    def _begin(self, parameters: Parameters) -> Sequence:
         """A new live sequence without a state yet, for the first request of one."""
-        assert call.sequence is not None
-        if not call.start:
-            why = self._closed.get(call.sequence)
+        assert parameters.sequence is not None
+        if not parameters.start:
+            why = self._closed.get(parameters.sequence)
             raise UnknownSequenceError(
-                f"inference request for sequence {call.sequence} to model '{self.name}' must specify the START flag on "
-                f"the first request of the sequence{'' if why is None else f': it {why}'}"
+                f"inference request for sequence {parameters.sequence} to model '{self.name}' must specify the "
+                f"START flag on the first request of the sequence{'' if why is None else f': it {why}'}"
             )
         if len(self._live) >= self._most:
             raise Overloaded(f"model '{self.name}': all {self._most} sequences are live: the sequence was not begun")
-        sequence = self._live[call.sequence] = Sequence(call.sequence)
+        sequence = self._live[parameters.sequence] = Sequence(parameters.sequence)
         return sequence
 
     async def _run(
-        self, sequence: Sequence, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None, wants_state: bool
+        self,
+        sequence: Sequence,
+        parameters: Parameters,
+        frame: Arrays,
+        fixed: Arrays,
+        state: Arrays | None,
+        wants_state: bool,
     ) -> tuple[Any, Arrays | None]:
         """The same, while the sequence's lock is held."""
-        if not call.start:
+        if not parameters.start:
             self._check_followers(sequence, fixed, state)
             fixed = sequence.fixed
         streams = self._streams(frame)
         ran = None
         if streams is not None:
-            ran = await self._run_frame(sequence, streams, call, frame, fixed, state, wants_state)
+            ran = await self._run_frame(sequence, streams, parameters, frame, fixed, state, wants_state)
         if ran is None:
-            ran = await self._run_call(sequence, call, frame, fixed, state)
-        if call.start:
+            ran = await self._run_call(sequence, parameters, frame, fixed, state)
+        if parameters.start:
             self._closed.pop(sequence.id, None)
             self._statistics.opened += 1
             self._statistics.replaced += sequence.begun
             sequence.begun, sequence.since, sequence.requests = True, sequence.used, 0
             sequence.owner = sequence.on_close = None
         sequence.requests += 1
-        if call.end:
+        if parameters.end:
             self._end(sequence, "was ended by its client")
             self._statistics.ended += 1
         return ran
@@ -303,7 +309,7 @@ class Sequences:
         self,
         sequence: Sequence,
         streams: Streams,
-        call: Call,
+        parameters: Parameters,
         frame: Arrays,
         fixed: Arrays,
         state: Arrays | None,
@@ -311,8 +317,8 @@ class Sequences:
     ) -> tuple[Any, Arrays | None] | None:
         """Run a request in a pool; None if a pool cannot run frames of such shapes."""
         begin: bool | Arrays = False
-        stays = sequence.streams is streams and (not call.start or key_of(fixed) == key_of(sequence.fixed))
-        if call.start:
+        stays = sequence.streams is streams and (not parameters.start or key_of(fixed) == key_of(sequence.fixed))
+        if parameters.start:
             begin = True if state is None else state
         elif not stays or sequence.kept:
             moved = await asyncio.to_thread(sequence.copied_state)
@@ -321,11 +327,11 @@ class Sequences:
         try:
             if stream is None:
                 stream = streams.take(fixed)
-            results = await streams.batcher.step(stream, frame, call.timeout, begin, call.priority)
+            results = await streams.batcher.step(stream, frame, parameters.timeout, begin, parameters.priority)
             after = await asyncio.to_thread(streams.batcher.state, stream) if wants_state else None
         except BaseException as e:
             if stays:
-                sequence.kept |= call.start
+                sequence.kept |= parameters.start
             elif stream is not None:
                 streams.give_back(stream, fixed)
             if not streams.proven:
@@ -340,18 +346,18 @@ class Sequences:
         return results, after
 
     async def _run_call(
-        self, sequence: Sequence, call: Call, frame: Arrays, fixed: Arrays, state: Arrays | None
+        self, sequence: Sequence, parameters: Parameters, frame: Arrays, fixed: Arrays, state: Arrays | None
     ) -> tuple[Any, Arrays | None]:
         """Run a request as a call of the model."""
         signature = self._signature
-        before = state if call.start else await asyncio.to_thread(sequence.copied_state)
+        before = state if parameters.start else await asyncio.to_thread(sequence.copied_state)
         signature.check_names(frame | fixed)
         values = {name: signature.validate_input(name, value) for name, value in (frame | fixed).items()}
         if before is None:
             states = signature.zero_states(values)
         else:
             states = signature.validate_state(before)
-        outputs = await self._call(signature.call_values(values, states), call)
+        outputs = await self._call(signature.call_values(values, states), parameters)
         results, after = signature.split_outputs([outputs[name] for name in signature.output_indices], states)
         sequence.free_stream()
         sequence.state, sequence.fixed = dict(zip(signature.states, after)), fixed

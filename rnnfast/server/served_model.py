@@ -14,7 +14,7 @@ from rnnfast.errors import InputError, InputTypeError, UnsupportedError
 from rnnfast.model import load
 from rnnfast.onnx.graph import Value
 from rnnfast.server.datatypes import datatype_of
-from rnnfast.server.requests import Call, InferRequest, InferResponse, call_of
+from rnnfast.server.requests import InferRequest, InferResponse, Parameters, parameters_of
 from rnnfast.server.sequences import Sequences
 from rnnfast.server.settings import ModelSettings
 from rnnfast.server.statistics import Statistics, all_batches
@@ -140,12 +140,12 @@ class ServedModel:
         """
         begun = self.statistics.begin()
         try:
-            call = call_of(request.parameters)
+            parameters = parameters_of(request.parameters)
             wanted = self._wanted(request)
-            if call.sequence is not None:
-                outputs = await self._in_sequence(request, call, wanted)
+            if parameters.sequence is not None:
+                outputs = await self._in_sequence(request, parameters, wanted)
             else:
-                outputs = await self._alone(request, call)
+                outputs = await self._alone(request, parameters)
             if wanted:
                 outputs = {name: outputs[name] for name in self._all_outputs if name in wanted}
         except BaseException as e:
@@ -217,7 +217,9 @@ class ServedModel:
                 )
         return [output.name for output in request.outputs]
 
-    async def _in_sequence(self, request: InferRequest, call: Call, wanted: list[str]) -> dict[str, np.ndarray]:
+    async def _in_sequence(
+        self, request: InferRequest, parameters: Parameters, wanted: list[str]
+    ) -> dict[str, np.ndarray]:
         """The outputs of a request of a sequence."""
         if self.sequences is None:
             raise UnsupportedError(f"model '{self.name}' has no sequences: {self.why_no_sequences}")
@@ -227,18 +229,18 @@ class ServedModel:
             if name in self.settings.fixed:
                 raise InputError(f"model '{self.name}': input {name!r} is fixed by the model's settings")
         wants_state = any(name in self._state_of_output for name in wanted)
-        results, after = await self.sequences.step(call, frame, fixed, state or None, wants_state)
-        if request.owner is not None and call.start:
-            assert call.sequence is not None
-            self.sequences.own(call.sequence, request.owner)
+        results, after = await self.sequences.step(parameters, frame, fixed, state or None, wants_state)
+        if request.owner is not None and parameters.start:
+            assert parameters.sequence is not None
+            self.sequences.own(parameters.sequence, request.owner)
         outputs = {self._single: results} if self._single is not None else results
         if after is not None:
             outputs = dict(outputs) | {output: after[name] for name, output in self.states.items()}
         return outputs
 
-    async def _alone(self, request: InferRequest, call: Call) -> dict[str, np.ndarray]:
+    async def _alone(self, request: InferRequest, parameters: Parameters) -> dict[str, np.ndarray]:
         """The outputs of a request that is a whole call of the model."""
-        if call.start or call.end:
+        if parameters.start or parameters.end:
             raise InputError(
                 f"inference request to model '{self.name}' must specify a non-zero or non-empty correlation ID: "
                 "sequence_start and sequence_end belong to a sequence_id"
@@ -249,16 +251,16 @@ class ServedModel:
                 f"inference request to model '{self.name}' must specify a non-zero or non-empty correlation ID, or "
                 f"give its states too: input '{missing[0]}' is missing"
             )
-        return await self._call(request.inputs, call)
+        return await self._call(request.inputs, parameters)
 
-    async def _call(self, feed: dict[str, np.ndarray], call: Call) -> dict[str, np.ndarray]:
+    async def _call(self, feed: dict[str, np.ndarray], parameters: Parameters) -> dict[str, np.ndarray]:
         """The outputs of a call of the model. A sequence that comes while others are in progress runs with them."""
         sequence = self._calls.sequence_of(feed) if self._in_progress and self.settings.batch else None
         self._in_progress += 1
         try:
             if sequence is None:
-                return await self._calls.call(feed, call.timeout, call.priority)
-            return self._calls.as_call(await self._calls.run(sequence, call.timeout, call.priority))
+                return await self._calls.call(feed, parameters.timeout, parameters.priority)
+            return self._calls.as_call(await self._calls.run(sequence, parameters.timeout, parameters.priority))
         finally:
             self._in_progress -= 1
 

@@ -10,7 +10,7 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server import grpc_messages, protocol
 from rnnfast.server.datatypes import ELEMENTS, dtype_of, to_bytes
 from rnnfast.server.faults import MissingExtensionError
-from rnnfast.server.requests import InferResponse, Output, call_of
+from rnnfast.server.requests import InferResponse, Output, parameters_of
 from tests.server.tensors import values_of
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3) / 7
@@ -126,7 +126,7 @@ def test_a_request():
     assert list(read.inputs) == ["x"] and read.inputs["x"].tobytes() == X.tobytes()
     assert read.inputs["x"].shape == (2, 3) and read.inputs["x"].dtype == np.float32
     assert read.outputs == [Output("a", True), Output("b", True)]
-    assert call_of(read.parameters) == ("s", True, False, 2, pytest.approx(5e-6))
+    assert parameters_of(read.parameters) == ("s", True, False, 2, pytest.approx(5e-6))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_request():
     ],
 )  # fmt: skip
 def test_ids_of_sequences(kind, value, id):
-    assert call_of(decoded(request(sequence_id=(kind, value))).parameters).sequence == id
+    assert parameters_of(decoded(request(sequence_id=(kind, value))).parameters).sequence == id
 
 
 @pytest.mark.parametrize("datatype", ELEMENTS)

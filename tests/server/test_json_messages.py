@@ -9,7 +9,7 @@ import orjson
 from rnnfast.errors import InputError
 from rnnfast.server.faults import MissingExtensionError
 from rnnfast.server.json_messages import dump, parse
-from rnnfast.server.requests import InferResponse, Output, call_of
+from rnnfast.server.requests import InferResponse, Output, parameters_of
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3) / 7
 N = np.array([3, 4], np.int64)
@@ -41,8 +41,8 @@ def test_a_request_with_json_and_bytes():
     assert np.array_equal(read.inputs["x"], X) and np.array_equal(read.inputs["y"], 2 * X)
     assert np.array_equal(read.inputs["n"], N)
     assert read.outputs == [Output("a", True), Output("b", None)]
-    call = call_of(read.parameters)
-    assert (call.sequence, call.start, call.end, call.timeout) == ("s", True, False, None)
+    parameters = parameters_of(read.parameters)
+    assert (parameters.sequence, parameters.start, parameters.end, parameters.timeout) == ("s", True, False, None)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_nan_and_infinities_come_and_go_as_their_words():
 )
 def test_wrong_parameters_are_refused(parameters, message):
     with pytest.raises(InputError, match=message):
-        call_of(parameters)
+        parameters_of(parameters)
 
 
 @pytest.mark.parametrize("id", (b"\\ud800", b"\\uDC00\\uD800", b"\xed\xa0\x80", b"\xff"))
@@ -148,7 +148,7 @@ def test_text_that_no_answer_could_repeat_is_refused(id, number):
 
 
 def test_an_empty_or_zero_sequence_id_is_none():
-    assert call_of({"sequence_id": 0}).sequence is None and call_of({"sequence_id": ""}).sequence is None
-    assert call_of({"sequence_id": 2**64 - 1}).sequence == 2**64 - 1
-    assert call_of({"timeout": 2_000_000}).timeout == 2.0
-    assert call_of({"timeout": 0}).timeout is None and call_of({"timeout": 2**64 - 1}).timeout is None
+    assert parameters_of({"sequence_id": 0}).sequence is None and parameters_of({"sequence_id": ""}).sequence is None
+    assert parameters_of({"sequence_id": 2**64 - 1}).sequence == 2**64 - 1
+    assert parameters_of({"timeout": 2_000_000}).timeout == 2.0
+    assert parameters_of({"timeout": 0}).timeout is None and parameters_of({"timeout": 2**64 - 1}).timeout is None
