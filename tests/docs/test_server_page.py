@@ -1,4 +1,4 @@
-"""The page of the server: its tables are those of the code, and its examples run."""
+"""The pages of the server: their tables are those of the code, and their examples run."""
 
 import json
 import re
@@ -15,12 +15,14 @@ from rnnfast.server.settings import ModelSettings
 from tests.paths import MODELS, ROOT
 from tests.server.processes import ask, started
 
-PAGE = (ROOT / "docs" / "reference" / "server.md").read_text()
+PAGE, GRPC, WEBSOCKET = (
+    (ROOT / "docs" / "reference" / f"server{name}.md").read_text() for name in ("", "-grpc", "-websocket")
+)
 
 
-def table(header):
+def table(header, page=PAGE):
     """The rows of the table with a header, as lists of cells."""
-    found = re.search(rf"^\| {header} \|.*\n\|[-| ]+\|\n((?:\|.*\n)*)", PAGE, re.M)
+    found = re.search(rf"^\| {header} \|.*\n\|[-| ]+\|\n((?:\|.*\n)*)", page, re.M)
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
 
 
@@ -71,6 +73,37 @@ def test_limits():
     text = " ".join(PAGE.split())
     assert f"{MAX_PIPELINED} requests may wait" in text and f"{BODIES} times `max_body`" in text
     assert f"more than {HEADER_BYTES >> 10} KiB" in text
+
+
+def test_methods_of_grpc():
+    pytest.importorskip("grpc_health.v1")
+    from rnnfast.server import grpc, protocol
+
+    methods = [*protocol.methods(), *grpc.REFUSED]
+    listed = [name for cell, _ in table("method", GRPC) for name in re.findall(r"`([\w.]+)`", cell)]
+    found = [[m for m in methods if re.fullmatch(name.replace("...", r"\w+"), m)] for name in listed]
+    assert all(found) and sorted(sum(found, [])) == sorted(methods)
+
+
+def test_codes_of_grpc():
+    pytest.importorskip("grpc_health.v1")
+    from rnnfast.server.grpc import MAX_IN_FLIGHT
+
+    codes = [code for code, _ in table("code", GRPC)]
+    assert len(codes) == len(set(codes)) and set(codes) == {s.grpc for _, s in STATUSES} | {INTERNAL.grpc}
+    assert f"At most {MAX_IN_FLIGHT} requests of a stream" in GRPC
+
+
+def test_codes_and_options_of_websockets():
+    websocket = pytest.importorskip("rnnfast.server.websocket")
+    from rnnfast.server.websocket_frames import FORMATS
+
+    codes = {websocket.DONE, websocket.OVER, websocket.INVALID, websocket.DEFECT, websocket.FULL}
+    too_large = 1009  # the library closes with it
+    assert [int(code) for code, _ in table("code of closing", WEBSOCKET)] == sorted(codes | {too_large})
+    formats = table("in the URL", WEBSOCKET)[0][0]
+    assert set(re.findall(r"`(?:format=)?(\w+)`", formats)) == set(FORMATS)
+    assert f"{websocket.MAX_WAITING} frames of a connection may wait" in WEBSOCKET
 
 
 def test_toml(tmp_path):
