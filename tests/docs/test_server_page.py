@@ -3,11 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("orjson")
 
+import rnnfast
 from rnnfast.server.configuration import configure, settings_table
 from rnnfast.server.faults import INTERNAL, STATUSES
 from rnnfast.server.http_protocol import BODIES, HEADER_BYTES, MAX_PIPELINED
@@ -124,3 +126,17 @@ def test_the_first_request():
     with started(MODELS / "denoiser.onnx") as server:
         status, _, answer = ask(server.port(), "POST", path, body.encode())
     assert status == 200 and json.loads(answer)["outputs"][0]["shape"] == [1, 22]
+
+
+def test_the_example_of_grpc():
+    pytest.importorskip("tritonclient.grpc")
+    import tritonclient
+
+    code = re.search(r"^```\n(client = .*?)^```", GRPC, re.S | re.M)[1]
+    x = np.random.default_rng(0).standard_normal((1, 22), dtype=np.float32)
+    with started(MODELS / "denoiser.onnx") as server:
+        code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port('grpc')}")
+        names = {"tritonclient": tritonclient, "frame": x}
+        exec(code.replace("client.infer(", "gains = client.infer("), names)
+        names["client"].close()
+    assert np.array_equal(names["gains"], rnnfast.load(MODELS / "denoiser.onnx").stream().step(bands=x))
