@@ -10,10 +10,9 @@ import pytest
 
 import rnnfast
 from rnnfast.onnx import fusions
-from tests.onnxruntime import test_programs_of_others as others
+from tests.fetched import pip
 from tests.paths import ROOT
 
-index, environment = others.index, others.environment
 PACKAGES = ["torch", "transformers==4.46.*", "onnxruntime", "onnx>=1.19", "numpy>=2.0"]
 TOLERANCE = 2e-6  # of outputs of size 3, of which 7e-7 was the largest difference
 # model -> those of its operators that no other one here has
@@ -30,7 +29,7 @@ OPERATORS = {
 @pytest.mark.slow
 def test_optimised_models(index, environment, tmp_path):
     python = environment / "bin/python"
-    done = others.pip(python, "install", *PACKAGES)
+    done = pip(python, "install", *PACKAGES)
     assert done.returncode == 0, done.stderr.decode()
     script = ROOT / "tests/onnx/optimised_transformers.py"
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}

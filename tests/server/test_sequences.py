@@ -185,7 +185,9 @@ def test_a_state_moves_a_sequence_to_another_server():
 def test_the_states_of_a_server_are_taken_up_by_the_next():
     async def test(one):
         x = frames(0, 6)
-        got = {i: [await Client(one, i).send(x[t], t == 0) for t in range(i)] for i in range(1, 6)}
+        got = {}
+        for i in range(1, 6):
+            got[i] = [await Client(one, i).send(x[t], t == 0) for t in range(i)]
         two = ServedModel("denoiser", "1", str(MODELS / "denoiser.onnx"), ModelSettings())
         two.sequences.restore(one.sequences.states())
         for i, results in got.items():
