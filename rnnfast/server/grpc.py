@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf import json_format
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from google.protobuf.wrappers_pb2 import StringValue
 
 from rnnfast.errors import InputError, UnsupportedError
+from rnnfast.server.access import tls_context
 from rnnfast.server.faults import ForbiddenError, MissingExtensionError, NotFoundError, status_of, text_of
 from rnnfast.server.grpc_messages import decode, encode, encode_error_in_stream, encode_in_stream, parsed
+from rnnfast.server.grpc_transport import Call, Calls, Request, UnaryCall
+from rnnfast.server.http2 import Http2Stream
 from rnnfast.server.protocol import SERVICE, methods
 from rnnfast.server.requests import (
     NO_LOG_SETTINGS,
@@ -32,8 +37,9 @@ from rnnfast.server.statistics import count_reason
 MAX_IN_FLIGHT = 256
 # The most sequences that end with one stream; older ones of more end when they are idle.
 MAX_BEGAN = 2**16
-# The most characters of an error's text, which is in a header of the response.
-MAX_TEXT = 2000
+# Connections that may wait to be accepted, and the seconds between two looks whether all have ended.
+BACKLOG, END_LOOK_SECONDS = 2048, 0.01
+ENDING = "the server is ending"
 # Methods of Triton's that this server does not have.
 REFUSED = {
     "SystemSharedMemoryStatus": NO_SHARED_MEMORY,
@@ -45,10 +51,9 @@ REFUSED = {
     "TraceSetting": NO_TRACING,
     "LogSettings": NO_LOG_SETTINGS,
 }
-# A client that is gone without a word is found after these milliseconds without data and without an answer to a ping.
-KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
-# Clients may ping this often.
-CLIENT_PING_MS = 5_000
+# Statuses of the health service.
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+HEALTH = "grpc.health.v1.Health"
 
 
 class GrpcFront:
@@ -65,119 +70,132 @@ class GrpcFront:
     port: int
 
     def __init__(self, service: Service, reuse_port: bool = False) -> None:
-        self._service = service
+        self._service, self._reuse_port = service, reuse_port
         settings = service.settings
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", int(reuse_port)),
-                ("grpc.max_receive_message_length", settings.max_body),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_MS),
-                ("grpc.max_allowed_incoming_connections", settings.max_connections),
-            ],
-            maximum_concurrent_rpcs=settings.max_connections,
-        )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
-        self._streams = set[Stream]()
+        self._calls = Calls(self._makers(), settings.max_connections, settings.max_body, settings.request_timeout)
+        self._streams, self._watches = set[Stream](), set[Watch]()
+        self._socket: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._server: asyncio.Server | None = None
 
     # ------------------------------------------------------------------------------------------ life
     def listen(self, host: str, port: int) -> None:
         """Take a port, 0 for any free one; calls are answered once `start` was called. With TLS if the settings say so.
 
         Raises:
-            OSError: The address is taken, or a file of TLS cannot be read.
+            OSError: The address is taken.
+            ModelError: A file of TLS cannot be read.
         """
-        settings = self._service.settings
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._tls = tls_context(self._service.settings)
+        if self._tls is not None:
+            self._tls.set_alpn_protocols(["h2"])
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            if settings.tls_certificate is None or settings.tls_key is None:
-                self.port = self._server.add_insecure_port(address)
-                return
-            with open(settings.tls_key, "rb") as key, open(settings.tls_certificate, "rb") as certificate:
-                credentials = grpc.ssl_server_credentials([(key.read(), certificate.read())])
-            self.port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as e:
-            raise OSError(f"gRPC cannot listen at {address}: {e}") from None
+            self._socket = socket.create_server(
+                (host, port), family=family, backlog=BACKLOG, reuse_port=self._reuse_port
+            )
+        except OSError as e:
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise OSError(f"gRPC cannot listen at {address}: {e.strerror or e}") from None
+        self.port = self._socket.getsockname()[1]
 
     async def start(self) -> None:
         """Begin to answer."""
-        await self.tell_ready()
-        await self._server.start()
+        self._server = await asyncio.get_running_loop().create_server(
+            self._calls.protocol, sock=self._socket, ssl=self._tls, backlog=BACKLOG
+        )
 
     async def tell_ready(self) -> None:
         """Let the health service say whether the Service is ready now."""
-        status = health_pb2.HealthCheckResponse
-        now = status.SERVING if self._service.ready else status.NOT_SERVING
-        for name in ("", SERVICE):
-            await self._health.set(name, now)
+        for watch in self._watches:
+            watch.tell()
 
     async def stop(self, seconds: float) -> None:
         """Tell clients that the server ends, and end after the calls that run, in so many seconds at the latest."""
-        for stream in list(self._streams):
-            stream.end()
-        await self._server.stop(seconds)
+        calls, loop = self._calls, asyncio.get_running_loop()
+        calls.ending = True
+        if self._server is not None:
+            self._server.close()
+        elif self._socket is not None:
+            self._socket.close()
+        for call in [*self._streams, *self._watches]:
+            call.end_with_server()
+        for connection in list(calls.connections):
+            connection.go_away()
+        deadline = loop.time() + seconds
+        while calls.connections and loop.time() < deadline:
+            await asyncio.sleep(END_LOOK_SECONDS)
+        for connection in list(calls.connections):
+            connection.abort()
+
+    def health(self, name: str) -> int | None:
+        """The status of a service, None if there is no such service."""
+        if name not in ("", SERVICE):
+            return None
+        return SERVING if self._service.ready else NOT_SERVING
 
     # ------------------------------------------------------------------------------------------ methods
-    def _handlers(self) -> dict[str, Any]:
-        """{method: handler} of bytes."""
-        handlers: dict[str, Any] = {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
-        }
+    def _makers(self) -> dict[bytes, Any]:
+        """{path of a method: makes its Call}."""
+        handlers: dict[str, Any] = {"ModelInfer": self._infer}
         for name in methods():
             if name not in handlers:
-                handlers[name] = grpc.unary_unary_rpc_method_handler(self._answering(name))
+                handlers[name] = self._answering(name)
         for name, text in REFUSED.items():
-            handlers[name] = grpc.unary_unary_rpc_method_handler(self._refusing(text))
-        return handlers
+            handlers[name] = self._refusing(text)
+        makers: dict[bytes, Any] = {
+            f"/{SERVICE}/{name}".encode(): functools.partial(self._unary, handler) for name, handler in handlers.items()
+        }
+        makers[f"/{SERVICE}/ModelStreamInfer".encode()] = self._stream
+        makers[f"/{HEALTH}/Check".encode()] = functools.partial(self._unary, self._check_health)
+        makers[f"/{HEALTH}/Watch".encode()] = self._watch
+        return makers
 
-    async def _infer(self, data: bytes, context: Any) -> bytes:
-        try:
-            self._check_token(context)
-            return encode(await self._service.infer(decode(data)))
-        except Exception as e:
-            await self._abort(context, e)
-            raise
+    def _unary(self, handler: Any, stream: Http2Stream, request: Request) -> Call:
+        return UnaryCall(self._calls, stream, request, handler, self._count)
 
-    async def _stream(self, _: Any, context: Any) -> None:
+    def _count(self, error: BaseException) -> None:
+        count_reason(self._service.errors, error)
+
+    def _stream(self, stream: Http2Stream, request: Request) -> Call:
         try:
-            self._check_token(context)
+            self._check_token(request.headers)
         except Exception as e:
-            await self._abort(context, e)
-        stream = Stream(self._service, context)
-        self._streams.add(stream)
-        try:
-            await stream.run()
-        finally:
-            self._streams.discard(stream)
+            self._count(e)
+            return Refused(self._calls, stream, request, e)
+        return Stream(self._calls, stream, request, self._service, self._streams)
+
+    def _watch(self, stream: Http2Stream, request: Request) -> Call:
+        return Watch(self._calls, stream, request, self, self._watches)
+
+    async def _check_health(self, data: bytes, _: Any) -> bytes:
+        status = self.health(_name_of(data))
+        if status is None:
+            raise NotFoundError("the health of this service is not known")
+        return bytes((8, status))
+
+    async def _infer(self, data: bytes, headers: Any) -> bytes:
+        if self._service.settings.token_file is not None:
+            self._check_token(headers)
+        return encode(await self._service.infer(decode(data)))
 
     def _answering(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """The handler of a method that answers with what `_answer` gives."""
         response = methods()[name].response
 
-        async def handle(data: bytes, context: Any) -> bytes:
-            try:
-                if name not in ("ServerLive", "ServerReady"):
-                    self._check_token(context)
-                answer = await self._answer(name, parsed(name, data))
-                return json_format.ParseDict(answer, response()).SerializeToString()
-            except Exception as e:
-                await self._abort(context, e)
-                raise
+        async def handle(data: bytes, headers: Any) -> bytes:
+            if name not in ("ServerLive", "ServerReady"):
+                self._check_token(headers)
+            answer = await self._answer(name, parsed(name, data))
+            return json_format.ParseDict(answer, response()).SerializeToString()
 
         return handle
 
     def _refusing(self, text: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """The handler of a method that is not supported."""
 
-        async def handle(_: bytes, context: Any) -> bytes:
-            await self._abort(context, MissingExtensionError(text))
-            raise AssertionError
+        async def handle(_: bytes, headers: Any) -> bytes:
+            raise MissingExtensionError(text)
 
         return handle
 
@@ -216,92 +234,140 @@ class GrpcFront:
                 await service.unload(request.model_name)
         return {}
 
-    async def _abort(self, context: Any, error: Exception) -> None:
-        """End a call with an error."""
-        count_reason(self._service.errors, error)
-        code = getattr(grpc.StatusCode, status_of(error).grpc)
-        await context.abort(code, text_of(error)[:MAX_TEXT].encode(errors="backslashreplace").decode())
-
-    def _check_token(self, context: Any) -> None:
+    def _check_token(self, headers: Any) -> None:
         """Raise UnauthorizedError if the server knows tokens and the call brings none of them."""
         if self._service.settings.token_file is not None:
-            self._service.access.check_token(context.invocation_metadata() or ())
+            self._service.access.check_token(headers)
 
 
-class Stream:
+class Refused(Call):
+    """A call that fails with an error.
+
+    Args:
+        calls: All calls.
+        stream: The stream of HTTP/2.
+        request: What the headers said.
+        error: The error.
+    """
+
+    def __init__(self, calls: Calls, stream: Http2Stream, request: Request, error: Exception) -> None:
+        super().__init__(calls, stream, request)
+        stream.handler = self
+        self.fail(status_of(error).grpc, text_of(error))
+
+
+class Watch(Call):
+    """A call of the health service that is told of each change.
+
+    Args:
+        calls: All calls.
+        stream: The stream of HTTP/2.
+        request: What the headers said.
+        front: The GrpcFront.
+        watches: All such calls.
+    """
+
+    def __init__(
+        self, calls: Calls, stream: Http2Stream, request: Request, front: GrpcFront, watches: set[Watch]
+    ) -> None:
+        super().__init__(calls, stream, request)
+        self._front, self._watches = front, watches
+        self._name: str | None = None
+        self._told: int | None = None
+
+    def message(self, data: bytes) -> None:
+        """Begin to tell."""
+        try:
+            self._name = _name_of(data)
+        except InputError as e:
+            self.fail("INVALID_ARGUMENT", str(e))
+            return
+        self._watches.add(self)
+        self.tell()
+
+    def tell(self) -> None:
+        """Send the status if it is another than before."""
+        assert self._name is not None
+        status = self._front.health(self._name) or SERVICE_UNKNOWN
+        if status != self._told:
+            self._told = status
+            self.send(bytes((8, status)))
+
+    def end_with_server(self) -> None:
+        """End, because the server ends."""
+        self.fail("UNAVAILABLE", ENDING)
+
+    def closed(self) -> None:
+        """Be told no more."""
+        self._watches.discard(self)
+
+
+class Stream(Call):
     """One ModelStreamInfer call.
 
     Requests of many sequences run at the same time, those of each one after the other. Those without a sequence run at
     the same time too, and their responses come in the order of the requests.
 
     Args:
+        calls: All calls.
+        stream: The stream of HTTP/2.
+        request: What the headers said.
         service: The Service.
-        context: The call's ServicerContext.
+        streams: All such calls.
     """
 
-    def __init__(self, service: Service, context: Any) -> None:
-        self._service, self._context, self._owner = service, context, service.new_owner()
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self, calls: Calls, stream: Http2Stream, request: Request, service: Service, streams: set[Stream]
+    ) -> None:
+        super().__init__(calls, stream, request)
+        self._service, self._streams, self._owner = service, streams, service.new_owner()
+        streams.add(self)
+        self._loop = stream.connection.loop
         self._queues: dict[tuple[str, Any], collections.deque[tuple[InferRequest, int]]] = {}
         self._tasks = set[asyncio.Task[None]]()
         self._last: asyncio.Task[None] | None = None  # of the requests without a sequence
         # What was read and is not answered: the number of requests, and their bytes.
         self._requests, self._bytes = 0, 0
-        self._out = collections.deque[tuple[bytes, int]]()
-        self._wake: asyncio.Future[None] | None = None  # of the writer, which waits for responses
-        self._room: asyncio.Future[None] | None = None  # of the reader, which waits for responses to be written
+        self._unsent, self._unsent_bytes = 0, 0  # those of them whose responses wait for the client to read
         self._began: dict[tuple[ServedModel, Any], None] = {}  # sequences whose first request came here
-        self._reader: asyncio.Task[None] | None = None
-        self._ending = False
+        self._done, self._ending = False, False
 
-    def end(self) -> None:
-        """Read no more requests, because the server ends."""
+    def end_with_server(self) -> None:
+        """Read no more requests, because the server ends, and end after those that run."""
         self._ending = True
-        if self._reader is not None:
-            self._reader.cancel()
+        self.pause()
+        self._settle(0, 0)
 
-    async def run(self) -> None:
-        """Answer requests until the client has sent its last one, or is gone."""
-        writer = asyncio.create_task(self._write())
-        self._reader = asyncio.create_task(self._read())
-        try:
-            await asyncio.wait((self._reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            if not writer.done():
-                while self._requests:
-                    await self._written()
-                if self._ending:
-                    await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the server is ending")
-        finally:
-            # gRPC may cancel the call once more while it ends.
-            await asyncio.shield(self._loop.create_task(self._finish([self._reader, writer])))
+    def finished(self) -> None:
+        """End after the requests that run."""
+        self._done = True
+        self._settle(0, 0)
+
+    def closed(self) -> None:
+        """End the tasks of the call, and then the sequences that began in it."""
+        self._streams.discard(self)
+        if self._tasks:
+            ending = self._loop.create_task(self._finish(list(self._tasks)))
+            _ENDING_TASKS.add(ending)
+            ending.add_done_callback(_ENDING_TASKS.discard)
+        else:
+            self._drop_sequences()
 
     async def _finish(self, tasks: list[asyncio.Task[None]]) -> None:
-        """End the tasks of the call, and then the sequences that began in it."""
-        tasks += self._tasks
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._drop_sequences()
+
+    def _drop_sequences(self) -> None:
         if not self._ending:
             for model, sequence in self._began:
                 self._service.drop(model, sequence, "was closed as the stream that began it ended", self._owner)
+        self._began.clear()
 
     # ------------------------------------------------------------------------------------------ requests
-    async def _read(self) -> None:
-        most = self._service.settings.max_body
-        while True:
-            while self._requests >= MAX_IN_FLIGHT or self._bytes > most:
-                await self._written()
-            data = await self._context.read()
-            if data is grpc.aio.EOF:
-                return
-            self._take(data)
-
-    async def _written(self) -> None:
-        """Wait until a response is written."""
-        self._room = self._loop.create_future()
-        await self._room
-
-    def _take(self, data: bytes) -> None:
+    def message(self, data: bytes) -> None:
+        """Take a request."""
         self._requests += 1
         size = len(data)
         self._bytes += size
@@ -314,13 +380,15 @@ class Stream:
         sequence = request.parameters.get("sequence_id")
         if not sequence:
             self._last = self._start(self._run_alone(request, size, self._last))
-            return
-        key = request.model, sequence
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = collections.deque()
-            self._start(self._run_sequence(key, queue))
-        queue.append((request, size))
+        else:
+            key = request.model, sequence
+            queue = self._queues.get(key)
+            if queue is None:
+                queue = self._queues[key] = collections.deque()
+                self._start(self._run_sequence(key, queue))
+            queue.append((request, size))
+        if self._requests >= MAX_IN_FLIGHT or self._bytes > self.calls.max_message:
+            self.pause()
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -375,25 +443,42 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------ responses
     def _respond(self, data: bytes, size: int) -> None:
-        self._out.append((data, size))
-        if self._wake is not None:
-            self._wake.set_result(None)
-            self._wake = None
+        if self.send(data):
+            self._settle(1, size)
+        else:
+            self._unsent += 1
+            self._unsent_bytes += size
 
-    async def _write(self) -> None:
-        out, write = self._out, self._context.write
-        while True:
-            while out:
-                data, size = out.popleft()
-                await write(data)
-                self._requests -= 1
-                self._bytes -= size
-                if self._room is not None:
-                    if not self._room.done():
-                        self._room.set_result(None)
-                    self._room = None
-            self._wake = self._loop.create_future()
-            await self._wake
+    def drained(self) -> None:
+        """Take further requests, as the client has read."""
+        requests, size = self._unsent, self._unsent_bytes
+        self._unsent = self._unsent_bytes = 0
+        self._settle(requests, size)
+
+    def _settle(self, requests: int, size: int) -> None:
+        """Note that requests have their responses, and go on or end."""
+        self._requests -= requests
+        self._bytes -= size
+        if self._ending or self._done:
+            if not self._requests and self.stream.handler is self:
+                if self._done:
+                    self.end()
+                else:
+                    self.fail("UNAVAILABLE", ENDING)
+        elif self._paused and self._requests < MAX_IN_FLIGHT and self._bytes <= self.calls.max_message:
+            self.resume()
+
+
+# Tasks that end others, kept for asyncio does not keep them.
+_ENDING_TASKS = set[Any]()
+
+
+def _name_of(data: bytes) -> str:
+    """The service that a request of the health service names, whose message has one string."""
+    try:
+        return str(StringValue.FromString(data).value)
+    except DecodeError:
+        raise InputError("unable to parse the request: its bytes are no HealthCheckRequest") from None
 
 
 def _id_of(data: bytes) -> str:
