@@ -368,27 +368,29 @@ class Stream(Call):
     # ------------------------------------------------------------------------------------------ requests
     def message(self, data: bytes) -> None:
         """Take a request."""
-        self._requests += 1
         size = len(data)
+        self._requests += 1
         self._bytes += size
         try:
-            request = decode(data)
+            self._take(decode(data), size)
         except Exception as e:
             count_reason(self._service.errors, e)
             self._respond(encode_error_in_stream(text_of(e), _id_of(data)), size)
-            return
+        if self._requests >= MAX_IN_FLIGHT or self._bytes > self.calls.max_message:
+            self.pause()
+
+    def _take(self, request: InferRequest, size: int) -> None:
+        """Begin to answer a request, after those before it of its sequence."""
         sequence = request.parameters.get("sequence_id")
         if not sequence:
             self._last = self._start(self._run_alone(request, size, self._last))
-        else:
-            key = request.model, sequence
-            queue = self._queues.get(key)
-            if queue is None:
-                queue = self._queues[key] = collections.deque()
-                self._start(self._run_sequence(key, queue))
-            queue.append((request, size))
-        if self._requests >= MAX_IN_FLIGHT or self._bytes > self.calls.max_message:
-            self.pause()
+            return
+        key = request.model, sequence
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = collections.deque()
+            self._start(self._run_sequence(key, queue))
+        queue.append((request, size))
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -465,7 +467,11 @@ class Stream(Call):
                     self.end()
                 else:
                     self.fail("UNAVAILABLE", ENDING)
-        elif self._paused and self._requests < MAX_IN_FLIGHT and self._bytes <= self.calls.max_message:
+        elif (
+            self._paused
+            and self._requests <= MAX_IN_FLIGHT // 2  # what was kept is copied each time
+            and self._bytes <= self.calls.max_message // 2
+        ):
             self.resume()
 
 

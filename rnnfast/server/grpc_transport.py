@@ -109,6 +109,8 @@ class Calls:
             stream.end(request.refusal or b"")
             return
         call = stream.handler = request.make(stream, request)
+        if not call.many and not stream.half:
+            stream.connection.incomplete(stream.id)
         if request.timeout is not None:
             call.set_timeout(request.timeout)
 
@@ -143,7 +145,12 @@ class Call:
         calls: All calls.
         stream: The stream of HTTP/2.
         request: What the headers said.
+
+    Attributes:
+        many: Whether clients may take their time between messages and before they end.
     """
+
+    many = True
 
     def __init__(self, calls: Calls, stream: Http2Stream, request: Request) -> None:
         self.calls, self.stream, self.request = calls, stream, request
@@ -199,9 +206,11 @@ class Call:
             buffer += data[at:]
             self.calls.held += end - at
             self._needed = needed
-            if not self._half:
+            if at and self.many:
+                stream.connection.complete(stream.id)  # The time of the next message begins.
+            if not self._half and not self._paused:
                 stream.connection.incomplete(stream.id)
-        elif end:
+        elif end and self.many:
             stream.connection.complete(stream.id)
 
     def _taken(self) -> bytes:
@@ -325,6 +334,8 @@ class UnaryCall(Call):
         handle: Gives the answer to the message and the headers; what it raises is the call's error.
         on_error: Called with each error.
     """
+
+    many = False
 
     def __init__(
         self,

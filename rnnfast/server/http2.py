@@ -23,8 +23,8 @@ NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 0, 1, 2, 3
 STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 5, 6, 7, 8, 9
 ENHANCE_YOUR_CALM = 11
 # Settings.
-HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(
-    1, 7
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = (
+    range(1, 7)
 )
 LARGEST = 2**31 - 1
 # What a side may send before it has heard of the other's windows, and the largest frame until settings say otherwise.
@@ -655,7 +655,9 @@ class Http2Protocol(asyncio.Protocol):
         _, first_flags, block, frames = self._block
         block += payload
         if len(block) > BLOCK_BYTES or frames >= BLOCK_FRAMES:
-            raise ConnectionError2(ENHANCE_YOUR_CALM, f"a header block has more than {BLOCK_BYTES} bytes, or many frames")
+            raise ConnectionError2(
+                ENHANCE_YOUR_CALM, f"a header block has more than {BLOCK_BYTES} bytes, or many frames"
+            )
         if flags & END_HEADERS:
             self._block = None
             self.complete(0)

@@ -1,0 +1,484 @@
+"""HTTP/2 frames as bytes: what RFC 9113 asks of a server, limits, and random frames beside a call that must go on."""
+
+import gzip
+import random
+import socket
+import struct
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("hpack")
+import hpack
+
+from tests.server.conftest import running
+
+SECONDS = 20
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 0, 1, 3, 5, 6
+REFUSED_STREAM, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 9, 11
+PATH = "/inference.GRPCInferenceService/"
+
+
+def frame(kind, flags=0, stream=0, payload=b""):
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def number(value):
+    return struct.pack(">I", value)
+
+
+def message(data):
+    return struct.pack(">BI", 0, len(data)) + data
+
+
+def fields(method="ServerLive", **more):
+    """The headers of a call."""
+    found = {":method": "POST", ":scheme": "http", ":path": PATH + method, ":authority": "localhost",
+             "te": "trailers", "content-type": "application/grpc"}  # fmt: skip
+    return list((found | {name.replace("_", "-"): value for name, value in more.items()}).items())
+
+
+class Client:
+    """A connection.
+
+    Attributes:
+        log: (kind, flags, stream, payload) of all frames that came.
+    """
+
+    def __init__(self, server, settings=b"", preface=True):
+        host, port = server.address("grpc").split(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=SECONDS)
+        self.log, self.rest, self.encoder, self.decoder = [], b"", hpack.Encoder(), hpack.Decoder()
+        if preface:
+            self.socket.sendall(PREFACE + frame(SETTINGS, payload=settings))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, *frames):
+        self.socket.sendall(b"".join(frames))
+
+    def head(self, stream, method="ServerLive", end=False, **more):
+        return frame(HEADERS, 4 | end, stream, self.encoder.encode(fields(method, **more)))
+
+    def read(self):
+        """The next frame, None at the end."""
+        while True:
+            if len(self.rest) >= 9 and len(self.rest) >= (size := 9 + int.from_bytes(self.rest[:3], "big")):
+                data, self.rest = self.rest[:size], self.rest[size:]
+                self.log.append((data[3], data[4], int.from_bytes(data[5:9], "big"), data[9:]))
+                return self.log[-1]
+            try:
+                data = self.socket.recv(65536)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self.rest += data
+
+    def until(self, *kinds, stream=None):
+        """The next frame of some kinds, but acknowledgements."""
+        while (found := self.read()) is not None:
+            if found[0] in kinds and not (found[0] == SETTINGS and found[1] & 1) and stream in (None, found[2]):
+                return found
+        raise AssertionError(f"the connection ended after {self.log[-5:]}")
+
+    def gone(self):
+        """The code with which the connection ends."""
+        payload = self.until(GOAWAY)[3]
+        assert self.read() is None
+        return int.from_bytes(payload[4:8], "big")
+
+    def answer(self, stream):
+        """(headers and trailers, body) of a call."""
+        found, body = {}, b""
+        while True:
+            kind, flags, _, payload = self.until(HEADERS, DATA, RST_STREAM, stream=stream)
+            if kind == RST_STREAM:
+                return int.from_bytes(payload, "big")
+            if kind == DATA:
+                body += payload
+            else:
+                found |= dict(self.decoder.decode(payload))
+            if flags & 1:
+                return found, body
+
+    def alive(self, stream, method="ServerLive", **more):
+        """Whether a call is answered."""
+        self.send(self.head(stream, method, **more), frame(DATA, 1, stream, message(b"")))
+        found, body = self.answer(stream)
+        return found["grpc-status"] == "0" and body == message(b"\x08\x01")
+
+
+# ------------------------------------------------------------------------------------------ what is right
+def test_calls_one_after_the_other_and_at_the_same_time(server):
+    with Client(server) as client:
+        assert client.alive(1) and client.alive(3) and client.alive(7)
+        client.send(*(client.head(n) for n in (9, 11, 13)))
+        client.send(*(frame(DATA, 1, n, message(b"")) for n in (13, 9, 11)))
+        for n in (13, 9, 11):
+            assert client.answer(n) == (
+                {":status": "200", "content-type": "application/grpc", "grpc-status": "0"},
+                message(b"\x08\x01"),
+            )
+
+
+def test_every_byte_of_a_call_on_its_own(server):
+    with Client(server, preface=False) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in PREFACE + frame(SETTINGS) + client.head(1) + frame(DATA, 1, 1, message(b"")):
+            client.send(bytes((byte,)))
+        assert client.answer(1)[0]["grpc-status"] == "0"
+
+
+def test_parts_of_header_blocks_padding_priorities_and_unknown_frames(server):
+    with Client(server, settings=struct.pack(">HIHI", 99, 5, 3, 100)) as client:
+        block = client.encoder.encode(fields())
+        client.send(
+            frame(77, 255, 1, b"unknown"),
+            frame(PRIORITY, 0, 1, b"\0\0\0\0\x10"),
+            frame(HEADERS, 0x28, 1, b"\x03" + b"\0\0\0\0\x10" + block[:4] + b"pad"),
+            frame(CONTINUATION, 0, 1, block[4:9]),
+            frame(CONTINUATION, 0, 1),
+            frame(CONTINUATION, 4, 1, block[9:]),
+            frame(DATA, 8, 1, b"\x02" + message(b"")[:3] + b"\0\0"),
+            frame(DATA, 9, 1, b"\x00" + message(b"")[3:]),
+        )
+        assert client.answer(1)[1] == message(b"\x08\x01")
+        client.send(frame(PING, 0, 0, b"12345678"))
+        assert client.until(PING) == (PING, 1, 0, b"12345678")
+        client.send(
+            client.head(3), frame(DATA, 0, 3, message(b"")), frame(HEADERS, 5, 3, client.encoder.encode({"a": "b"}))
+        )
+        assert client.answer(3)[0]["grpc-status"] == "0"
+
+
+def test_blocks_that_are_remembered_change_with_the_dynamic_table(server):
+    """The bytes of a block mean something else after an entry was added."""
+    with Client(server) as client:
+        rest = b"\x83\x86\x00\x0ccontent-type\x10application/grpc"
+        for n, (method, body) in enumerate(
+            [("ServerLive", b"\x08\x01"), ("ModelReady", b""), ("ServerLive", b"\x08\x01")]
+        ):
+            path = (PATH + method).encode()
+            added = frame(HEADERS, 4, 8 * n + 1, b"\x44" + bytes((len(path),)) + path + rest)  # as entry 62
+            same = [frame(HEADERS, 4, 8 * n + m, b"\xbe" + rest) for m in (3, 5, 7)]
+            for m, head in zip((1, 3, 5, 7), [added, *same]):
+                client.send(head, frame(DATA, 1, 8 * n + m, message(b"")))
+                assert client.answer(8 * n + m)[1] == message(body)
+
+
+def test_answers_wait_for_windows(server):
+    with Client(server, settings=struct.pack(">HI", 4, 3)) as client:
+        client.send(client.head(1), frame(DATA, 1, 1, message(b"")))
+        assert client.until(DATA)[3] == message(b"\x08\x01")[:3]
+        client.send(frame(WINDOW_UPDATE, 0, 1, number(2)))
+        assert client.until(DATA)[3] == message(b"\x08\x01")[3:5]
+        client.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1)))  # the window is -2 now
+        client.send(frame(PING, 0, 0, b"12345678"))
+        assert client.until(PING, DATA)[0] == PING
+        client.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1000)))
+        found, body = client.answer(1)
+        assert body == b"\x08\x01" and found["grpc-status"] == "0"
+
+
+def test_a_large_answer_keeps_to_the_frame_size_and_both_windows(server):
+    x = np.random.default_rng(0).standard_normal((3000, 22)).astype(np.float32)
+    from rnnfast.server.protocol import methods
+
+    method = methods()["ModelInfer"]
+    request = method.request(model_name="denoiser")
+    for name, value in (("bands", x), ("state", np.zeros((1, 3000, 32), np.float32))):
+        request.inputs.add(name=name, datatype="FP32", shape=value.shape)
+        request.raw_input_contents.append(value.tobytes())
+    data = message(request.SerializeToString())
+    with Client(server, settings=struct.pack(">HI", 4, 10**6)) as client:
+        client.send(client.head(1, "ModelInfer"))
+        for at in range(0, len(data), 16384):
+            client.send(frame(DATA, at + 16384 >= len(data), 1, data[at : at + 16384]))
+        body = b""
+        while len(body) < 65535:
+            _, flags, _, payload = client.until(DATA)
+            assert len(payload) <= 16384 and not flags & 1
+            body += payload
+        assert len(body) == 65535  # the window of the connection
+        client.send(frame(WINDOW_UPDATE, 0, 0, number(10**6)))
+        found, rest = client.answer(1)
+        assert found["grpc-status"] == "0"
+        body += rest
+        assert len(body) == 5 + int.from_bytes(body[1:5], "big")
+        assert method.response.FromString(body[5:]).model_name == "denoiser"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity"])
+def test_compression(server, encoding):
+    import zlib
+
+    data = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(b"")
+    with Client(server) as client:
+        client.send(client.head(1, grpc_encoding=encoding), frame(DATA, 1, 1, b"\1" + number(len(data)) + data))
+        found = client.answer(1)[0]
+        assert found["grpc-status"] == {"br": "12", "identity": "13"}.get(encoding, "0")
+        if encoding == "br":
+            assert found["grpc-accept-encoding"] == "identity,deflate,gzip"
+
+
+def test_what_decompresses_to_too_much():
+    data = gzip.compress(bytes(10**6))
+    with running("denoiser", max_body=10_000) as server, Client(server) as client:
+        client.send(client.head(1, grpc_encoding="gzip"), frame(DATA, 1, 1, b"\1" + number(len(data)) + data))
+        assert client.answer(1)[0]["grpc-status"] == "8"
+
+
+# ------------------------------------------------------------------------------------------ calls that are wrong
+@pytest.mark.parametrize(
+    "headers, body, expected",
+    [
+        ({}, b"", ("grpc-status", "13")),
+        ({}, message(b"") * 2, ("grpc-status", "13")),
+        ({}, message(b"abc")[:-1], ("grpc-status", "13")),
+        ({}, b"\0\0", ("grpc-status", "13")),
+        ({}, b"\0\xff\xff\xff\xff", ("grpc-status", "8")),
+        ({"method": "ServerDead"}, message(b""), ("grpc-status", "12")),
+        ({"grpc_timeout": "5x"}, message(b""), ("grpc-status", "3")),
+        ({"grpc_timeout": "123456789S"}, message(b""), ("grpc-status", "3")),
+        ({"content_type": "text/plain"}, message(b""), (":status", "415")),
+        ({":method": "GET"}, message(b""), (":status", "405")),
+        ({":method": "PUT", ":path": "/"}, message(b""), (":status", "405")),
+    ],
+)
+def test_calls_that_fail(server, headers, body, expected):
+    with Client(server) as client:
+        client.send(client.head(1, **headers), frame(DATA, 1, 1, body))
+        found = client.answer(1)[0]
+        assert found[expected[0]] == expected[1]
+        assert client.alive(3)
+
+
+def test_a_call_whose_time_is_over(server):
+    with Client(server) as client:
+        client.send(client.head(1, "ModelStreamInfer", grpc_timeout="30m"))
+        found, _ = client.answer(1)
+        assert found["grpc-status"] == "4"
+        assert client.until(RST_STREAM)[2:] == (1, number(NO_ERROR))
+        client.send(frame(DATA, 1, 1, message(b"")))  # it did not know yet
+        assert client.alive(3, grpc_timeout="20S")
+
+
+def text_headers(method="ServerLive", **changes):
+    return hpack.Encoder().encode([pair for pair in fields(method, **changes) if pair[1] is not None])
+
+
+# name: frames after the settings, and the error of stream 1
+OF_STREAMS = {
+    "no path": ([frame(HEADERS, 5, 1, text_headers(**{":path": None}))], PROTOCOL_ERROR),
+    "upper case": ([frame(HEADERS, 5, 1, text_headers() + b"\0\1A\1b")], PROTOCOL_ERROR),
+    "connection": ([frame(HEADERS, 5, 1, text_headers(connection="close"))], PROTOCOL_ERROR),
+    "te": ([frame(HEADERS, 5, 1, text_headers(te="gzip"))], PROTOCOL_ERROR),
+    "pseudo behind others": ([frame(HEADERS, 5, 1, text_headers() + b"\x83")], PROTOCOL_ERROR),
+    "unknown pseudo": ([frame(HEADERS, 5, 1, b"\0\2:a\1b" + text_headers())], PROTOCOL_ERROR),
+    "line break": ([frame(HEADERS, 5, 1, text_headers(a="b\r\nc: d"))], PROTOCOL_ERROR),
+    "window of 0": ([frame(HEADERS, 4, 1, text_headers()), frame(WINDOW_UPDATE, 0, 1, number(0))], PROTOCOL_ERROR),
+    "large window": (
+        [frame(HEADERS, 4, 1, text_headers()), frame(WINDOW_UPDATE, 0, 1, number(2**31 - 1))],
+        FLOW_CONTROL_ERROR,
+    ),
+    "trailers that do not end": (
+        [frame(HEADERS, 4, 1, text_headers()), frame(HEADERS, 4, 1, b"\0\1a\1b")],
+        PROTOCOL_ERROR,
+    ),
+    "data after the end": (
+        [frame(HEADERS, 4, 1, text_headers("ModelStreamInfer")), frame(DATA, 1, 1, b""), frame(DATA, 0, 1, b"more")],
+        STREAM_CLOSED,
+    ),
+}
+OF_CONNECTIONS = {
+    "large frame": ([frame(DATA, 0, 1, bytes(16385))], FRAME_SIZE_ERROR),
+    "data on an idle stream": ([frame(DATA, 0, 1)], PROTOCOL_ERROR),
+    "data on the connection": ([frame(DATA, 0, 0, b"a")], PROTOCOL_ERROR),
+    "reset of an idle stream": ([frame(RST_STREAM, 0, 1, number(8))], PROTOCOL_ERROR),
+    "reset of 3 bytes": ([frame(HEADERS, 4, 1, text_headers()), frame(RST_STREAM, 0, 1, b"abc")], FRAME_SIZE_ERROR),
+    "window of an idle stream": ([frame(WINDOW_UPDATE, 0, 1, number(1))], PROTOCOL_ERROR),
+    "window of 0": ([frame(WINDOW_UPDATE, 0, 0, number(0))], PROTOCOL_ERROR),
+    "window of 3 bytes": ([frame(WINDOW_UPDATE, 0, 0, b"abc")], FRAME_SIZE_ERROR),
+    "large window": ([frame(WINDOW_UPDATE, 0, 0, number(2**31 - 1))], FLOW_CONTROL_ERROR),
+    "even stream": ([frame(HEADERS, 5, 2, text_headers())], PROTOCOL_ERROR),
+    "headers on the connection": ([frame(HEADERS, 5, 0, text_headers())], PROTOCOL_ERROR),
+    "headers without bytes": ([frame(HEADERS, 8 | 4, 1)], FRAME_SIZE_ERROR),
+    "more padding than bytes": ([frame(HEADERS, 8 | 4, 1, b"\x05abc")], PROTOCOL_ERROR),
+    "more padding than data": ([frame(HEADERS, 4, 1, text_headers()), frame(DATA, 8, 1, b"\x05abc")], PROTOCOL_ERROR),
+    "a stream that is closed": (
+        [frame(HEADERS, 5, 3, text_headers()), frame(HEADERS, 5, 1, text_headers())],
+        STREAM_CLOSED,
+    ),
+    "wrong block": ([frame(HEADERS, 5, 1, b"\xff\xff\xff\xff\xff\xff")], COMPRESSION_ERROR),
+    "block that stops": ([frame(HEADERS, 5, 1, text_headers()[:-1])], COMPRESSION_ERROR),
+    "continuation alone": ([frame(CONTINUATION, 4, 1, b"")], PROTOCOL_ERROR),
+    "not continued": ([frame(HEADERS, 0, 1, text_headers()), frame(PING, 0, 0, bytes(8))], PROTOCOL_ERROR),
+    "continued elsewhere": ([frame(HEADERS, 0, 1, b""), frame(CONTINUATION, 4, 3, text_headers())], PROTOCOL_ERROR),
+    "endless block": ([frame(HEADERS, 0, 1)] + 40 * [frame(CONTINUATION, 0, 1)], ENHANCE_YOUR_CALM),
+    "large block": ([frame(HEADERS, 0, 1)] + 3 * [frame(CONTINUATION, 0, 1, bytes(16000))], ENHANCE_YOUR_CALM),
+    "large headers": ([frame(HEADERS, 5, 1, b"\x82" * 1000)], ENHANCE_YOUR_CALM),
+    "ping on a stream": ([frame(PING, 0, 1, bytes(8))], PROTOCOL_ERROR),
+    "ping of 7 bytes": ([frame(PING, 0, 0, bytes(7))], FRAME_SIZE_ERROR),
+    "settings on a stream": ([frame(SETTINGS, 0, 1)], PROTOCOL_ERROR),
+    "settings of 5 bytes": ([frame(SETTINGS, 0, 0, bytes(5))], FRAME_SIZE_ERROR),
+    "acknowledged settings": ([frame(SETTINGS, 1, 0, bytes(6))], FRAME_SIZE_ERROR),
+    "push of 2": ([frame(SETTINGS, 0, 0, struct.pack(">HI", 2, 2))], PROTOCOL_ERROR),
+    "windows of 2^31": ([frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 2**31))], FLOW_CONTROL_ERROR),
+    "frames of 100": ([frame(SETTINGS, 0, 0, struct.pack(">HI", 5, 100))], PROTOCOL_ERROR),
+    "priority of 4 bytes": ([frame(PRIORITY, 0, 1, bytes(4))], FRAME_SIZE_ERROR),
+    "promise": ([frame(PUSH_PROMISE, 4, 1, bytes(8))], PROTOCOL_ERROR),
+    "goaway on a stream": ([frame(GOAWAY, 0, 1, bytes(8))], PROTOCOL_ERROR),
+    "pings": (2100 * [frame(PING, 0, 0, bytes(8))], ENHANCE_YOUR_CALM),
+    "settings": (2100 * [frame(SETTINGS)], ENHANCE_YOUR_CALM),
+    "resets": (
+        [
+            frame(HEADERS, 4, 2 * n + 1, text_headers()) + frame(RST_STREAM, 0, 2 * n + 1, number(8))
+            for n in range(2100)
+        ],
+        ENHANCE_YOUR_CALM,
+    ),
+    "empty data": ([frame(HEADERS, 4, 1, text_headers())] + 2100 * [frame(DATA, 0, 1)], ENHANCE_YOUR_CALM),
+}
+
+
+@pytest.mark.parametrize("name", OF_STREAMS)
+def test_errors_of_streams(server, name):
+    frames, code = OF_STREAMS[name]
+    with Client(server) as client:
+        client.send(*frames)
+        assert client.until(RST_STREAM) == (RST_STREAM, 0, 1, number(code))
+        client.encoder = hpack.Encoder()
+        client.encoder.header_table_size = 0  # the frames were made with tables of their own
+        assert client.alive(5)
+
+
+@pytest.mark.parametrize("name", OF_CONNECTIONS)
+def test_errors_of_connections(server, name):
+    frames, code = OF_CONNECTIONS[name]
+    with Client(server) as client, Client(server) as other:
+        assert other.alive(1)
+        try:
+            client.send(*frames)
+        except OSError:
+            pass  # the server has closed already
+        try:
+            assert client.gone() == code
+        except AssertionError:
+            if len(frames) < 100:  # a connection that is closed with bytes in it is reset, which may overtake GOAWAY
+                raise
+        assert other.alive(3)
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", PREFACE + frame(PING, 0, 0, bytes(8)), b"PRI *?"])
+def test_another_beginning(server, data):
+    with Client(server, preface=False) as client:
+        client.send(data)
+        assert client.gone() == PROTOCOL_ERROR
+
+
+# ------------------------------------------------------------------------------------------ limits
+def test_too_much_for_the_window_of_a_stream(server):
+    """A stream that is not read, since its answers do not leave, has a window only."""
+    with Client(server, settings=struct.pack(">HI", 4, 0)) as client:
+        client.send(client.head(1, "ModelStreamInfer"))
+        try:
+            for _ in range(200):
+                client.send(frame(DATA, 0, 1, message(b"\xff" * 100) * 156))
+        except OSError:
+            pass
+        assert client.until(RST_STREAM, GOAWAY)[3][-4:] == number(FLOW_CONTROL_ERROR)
+
+
+def test_what_is_not_complete_in_time():
+    with running("denoiser", request_timeout=0.3) as server:
+        with Client(server, preface=False) as client:
+            assert client.gone() == PROTOCOL_ERROR
+        with Client(server) as client:
+            client.send(client.head(1), frame(DATA, 0, 1, message(b"abc")[:-1]))
+            assert client.answer(1)[0]["grpc-status"] == "4"
+            client.send(client.head(3, "ModelStreamInfer"), frame(DATA, 0, 3, message(b"abc")[:-1]))
+            assert client.answer(3)[0]["grpc-status"] == "4"
+            client.send(client.head(5))
+            assert client.answer(5)[0]["grpc-status"] == "4"
+            client.send(client.head(7, "ModelStreamInfer"))
+            time.sleep(0.6)
+            assert client.alive(9)  # a stream may be silent
+            client.send(frame(HEADERS, 0, 11))
+            assert client.gone() == PROTOCOL_ERROR
+
+
+def test_more_streams_than_there_may_be():
+    with running("denoiser", max_connections=3) as server, Client(server) as client:
+        client.send(*(client.head(n, "ModelStreamInfer") for n in (1, 3, 5)))
+        client.send(client.head(7))
+        assert client.until(RST_STREAM) == (RST_STREAM, 0, 7, number(REFUSED_STREAM))
+        client.send(frame(RST_STREAM, 0, 1, number(8)))
+        assert client.alive(9)
+        with Client(server) as second, Client(server) as third, Client(server) as fourth:
+            assert second.alive(1) and third.alive(1)
+            assert fourth.read() is None
+
+
+# ------------------------------------------------------------------------------------------ random frames
+def random_frames(rng):
+    """Frames, most of them wrong."""
+    parts = []
+    for _ in range(rng.randrange(1, 12)):
+        kind = rng.choice([DATA, HEADERS, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION, PRIORITY])
+        stream, flags = (
+            rng.choice([0, 1, 1, 1, 3, 3, 5, 2**31 - 1]),
+            rng.choice([0, 1, 4, 5, 8, 0x2C, rng.randrange(256)]),
+        )
+        payload = rng.choice([
+            b"", bytes(4), bytes(8), number(rng.randrange(2**31)), rng.randbytes(rng.randrange(40)),
+            text_headers(rng.choice(["ServerLive", "ModelInfer", "ModelStreamInfer"])), message(rng.randbytes(9)),
+            struct.pack(">HI", rng.randrange(8), rng.randrange(2**32)),
+        ])  # fmt: skip
+        data = bytearray(frame(kind, flags, stream, payload))
+        if rng.random() < 0.2:
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        parts.append(bytes(data[: rng.randrange(len(data))] if rng.random() < 0.1 else data))
+    return b"".join(parts)
+
+
+def test_random_frames_break_nothing(server, recwarn):
+    problems = []
+    server.call(lambda: server.loop.set_exception_handler(lambda loop, context: problems.append(context)))
+    with Client(server) as other:
+        for seed in range(300):
+            rng = random.Random(seed)
+            with Client(server, preface=rng.random() < 0.95) as client:
+                try:
+                    client.send(random_frames(rng))
+                    if rng.random() < 0.3:
+                        client.socket.shutdown(socket.SHUT_WR)
+                        while client.read() is not None:
+                            pass
+                except OSError:
+                    pass
+            assert other.alive(2 * seed + 1)
+    server.call(lambda: server.loop.set_exception_handler(None))
+    assert not problems, problems[:3]
+
+
+def test_nothing_is_left_of_closed_connections(server):
+    with Client(server) as client:
+        client.send(client.head(1, "ModelStreamInfer"), frame(DATA, 0, 1, message(bytes(100))[:50]))
+        assert client.alive(3)
+    import gc
+
+    from rnnfast.server.grpc_transport import Calls
+
+    end = time.monotonic() + SECONDS
+    calls = [found for found in gc.get_objects() if type(found) is Calls and not found.ending]
+    while any(found.connections or found.held for found in calls):
+        assert time.monotonic() < end
+        time.sleep(0.01)
