@@ -101,13 +101,14 @@ class GrpcFront:
 
     async def start(self) -> None:
         """Begin to answer."""
+        assert self._socket is not None
         self._server = await asyncio.get_running_loop().create_server(
             self._calls.protocol, sock=self._socket, ssl=self._tls, backlog=BACKLOG
         )
 
     async def tell_ready(self) -> None:
         """Let the health service say whether the Service is ready now."""
-        for watch in self._watches:
+        for watch in list(self._watches):
             watch.tell()
 
     async def stop(self, seconds: float) -> None:
@@ -118,8 +119,10 @@ class GrpcFront:
             self._server.close()
         elif self._socket is not None:
             self._socket.close()
-        for call in [*self._streams, *self._watches]:
-            call.end_with_server()
+        for stream in list(self._streams):
+            stream.end_with_server()
+        for watch in list(self._watches):
+            watch.end_with_server()
         for connection in list(calls.connections):
             connection.go_away()
         deadline = loop.time() + seconds

@@ -1,7 +1,7 @@
 """HTTP/2 connections of a server, as RFC 9113 says, with limits against bad clients.
 
-What streams are used for is another's matter: an Application makes a Handler of each request. Every size that a client
-can let grow has a limit here: streams, header blocks, windows, and the frames a second that cost work and bring nothing.
+What streams are used for is another's matter: an Application makes a Handler of each request. Whatever a client can let
+grow has a limit here: streams, header blocks, windows, and the frames a second that cost work and bring nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _length(text: bytes) -> bytes:
     return bytes(parts)
 
 
-class ConnectionError2(Exception):
+class Http2Error(Exception):
     """The connection cannot go on.
 
     Attributes:
@@ -122,7 +122,7 @@ class Application(Protocol):
     def understood(self, headers: list[tuple[bytes, bytes]]) -> Any:
         """What the headers of a request mean, for `open`; it may be used for many requests."""
 
-    def open(self, stream: Http2Stream, meaning: Any) -> None:
+    def open(self, stream: Http2Stream, meaning: Any, /) -> None:
         """Give the stream of a new request its handler."""
 
 
@@ -495,7 +495,7 @@ class Http2Protocol(asyncio.Protocol):
         """Count a frame that brings nothing.
 
         Raises:
-            ConnectionError2: There were too many within a second.
+            Http2Error: There were too many within a second.
         """
         now = self.loop.time()
         if now - self._second >= 1.0:
@@ -505,7 +505,7 @@ class Http2Protocol(asyncio.Protocol):
         else:
             self._idle_frames += 1
         if self._resets > MAX_RESETS or self._idle_frames > MAX_IDLE_FRAMES:
-            raise ConnectionError2(ENHANCE_YOUR_CALM, "too many frames that bring nothing")
+            raise Http2Error(ENHANCE_YOUR_CALM, "too many frames that bring nothing")
 
     # ------------------------------------------------------------------------------------------ frames
     def data_received(self, data: bytes) -> None:
@@ -515,7 +515,7 @@ class Http2Protocol(asyncio.Protocol):
         self._heard = True
         try:
             self._take(self._rest + data if self._rest else data)
-        except ConnectionError2 as e:
+        except Http2Error as e:
             self._fail(e.code, str(e))
         if self._incomplete and self._timer is None:
             self._time_incomplete()
@@ -524,7 +524,7 @@ class Http2Protocol(asyncio.Protocol):
         at, end = 0, len(data)
         if not self._begun:
             if data[:24] != PREFACE[: len(data)]:
-                raise ConnectionError2(PROTOCOL_ERROR, "the preface of HTTP/2 was expected")
+                raise Http2Error(PROTOCOL_ERROR, "the preface of HTTP/2 was expected")
             if end < 24:
                 self._rest = data
                 return
@@ -533,14 +533,14 @@ class Http2Protocol(asyncio.Protocol):
             high, low, kind, flags, id = _unpack_head(data, at)
             size = high << 8 | low
             if size > FRAME_BYTES:
-                raise ConnectionError2(FRAME_SIZE_ERROR, f"a frame has {size} bytes, more than {FRAME_BYTES}")
+                raise Http2Error(FRAME_SIZE_ERROR, f"a frame has {size} bytes, more than {FRAME_BYTES}")
             if end - at - 9 < size:
                 break
             begin = at + 9
             at = begin + size
             id &= LARGEST
             if self._block is not None and kind != CONTINUATION:
-                raise ConnectionError2(PROTOCOL_ERROR, "a header block was not continued")
+                raise Http2Error(PROTOCOL_ERROR, "a header block was not continued")
             if kind == DATA and self._settled:
                 self._take_data(id, flags, data[begin:at])
             else:
@@ -553,7 +553,7 @@ class Http2Protocol(asyncio.Protocol):
     def _take_other(self, kind: int, flags: int, id: int, payload: bytes) -> None:
         """Take a frame that is not DATA."""
         if not self._settled and (kind != SETTINGS or flags & ACK):
-            raise ConnectionError2(PROTOCOL_ERROR, "SETTINGS were expected first")
+            raise Http2Error(PROTOCOL_ERROR, "SETTINGS were expected first")
         if kind == HEADERS:
             self._take_headers(id, flags, payload)
         elif kind == WINDOW_UPDATE:
@@ -588,14 +588,14 @@ class Http2Protocol(asyncio.Protocol):
             self._check(len(payload) >= 8, FRAME_SIZE_ERROR, "GOAWAY of a wrong size")
             self._count(False)
         elif kind == PUSH_PROMISE:
-            raise ConnectionError2(PROTOCOL_ERROR, "a client promises nothing")
+            raise Http2Error(PROTOCOL_ERROR, "a client promises nothing")
         else:
             self._count(False)
 
     @staticmethod
     def _check(right: bool, code: int, text: str) -> None:
         if not right:
-            raise ConnectionError2(code, text)
+            raise Http2Error(code, text)
 
     def _take_data(self, id: int, flags: int, payload: bytes) -> None:
         size = len(payload)
@@ -651,13 +651,11 @@ class Http2Protocol(asyncio.Protocol):
 
     def _take_continuation(self, id: int, flags: int, payload: bytes) -> None:
         if self._block is None or self._block[0] != id:
-            raise ConnectionError2(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+            raise Http2Error(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         _, first_flags, block, frames = self._block
         block += payload
         if len(block) > BLOCK_BYTES or frames >= BLOCK_FRAMES:
-            raise ConnectionError2(
-                ENHANCE_YOUR_CALM, f"a header block has more than {BLOCK_BYTES} bytes, or many frames"
-            )
+            raise Http2Error(ENHANCE_YOUR_CALM, f"a header block has more than {BLOCK_BYTES} bytes, or many frames")
         if flags & END_HEADERS:
             self._block = None
             self.complete(0)
@@ -673,11 +671,11 @@ class Http2Protocol(asyncio.Protocol):
             try:
                 headers = self._decoder.decode(block, raw=True)
             except hpack.OversizedHeaderListError:
-                raise ConnectionError2(
+                raise Http2Error(
                     ENHANCE_YOUR_CALM, f"the headers of a request have more than {HEADER_LIST_BYTES} bytes"
                 ) from None
             except Exception:  # hpack.HPACKError, and whatever else wrong bytes lead it to
-                raise ConnectionError2(COMPRESSION_ERROR, "a header block cannot be decoded") from None
+                raise Http2Error(COMPRESSION_ERROR, "a header block cannot be decoded") from None
             known = self._application.understood(headers) if well_formed(headers) else None
             if self._table.changes != before or block[:1] >= b"\x20" and block[:1] < b"\x40":  # or a new size
                 self._known.clear()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("grpc")
+pytest.importorskip("grpc_health")
 import grpc
 
 import rnnfast
