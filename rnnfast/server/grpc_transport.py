@@ -307,7 +307,10 @@ class Call:
                 self.fail("DEADLINE_EXCEEDED", "the time of the call is over")
 
     def late(self) -> None:
-        """Fail, as a message is not complete in time."""
+        """Fail, as a message is not complete in time, or an answer not read."""
+        if self.stream.waiting is not None:
+            self.stream.cut(CANCEL)
+            return
         self.fail("DEADLINE_EXCEEDED", f"a message was not complete after {self.calls.request_timeout:g} s")
 
     def lost(self) -> None:
@@ -371,11 +374,19 @@ class UnaryCall(Call):
             self._task = None
             self._on_error(e)
             self.fail(status_of(e).grpc, text_of(e))
+        except asyncio.CancelledError:
+            if self._task is not None:  # It was cancelled further below.
+                self._task = None
+                self.fail("CANCELLED", "the call was cancelled by the server")
+            raise
         else:
             self._task = None
             if self._timer is not None:
                 self._release()
             self.stream.answer(HEADERS, b"\0" + len(data).to_bytes(4, "big") + data, OK_TRAILERS)
+            if self.stream.handler is self:  # It waits for a window.
+                self.stream.connection.incomplete(self.stream.id)
+                self.stream.connection.time_incomplete()
 
     def closed(self) -> None:
         """Cancel what runs."""

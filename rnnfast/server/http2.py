@@ -33,12 +33,15 @@ FIRST_WINDOW, FRAME_BYTES = 2**16 - 1, 2**14
 STREAM_WINDOW, CONNECTION_WINDOW = 2**20, 2**24
 # The most bytes of a request's headers, decoded, and of the block that they come in, and the most frames of a block.
 HEADER_LIST_BYTES, BLOCK_BYTES, BLOCK_FRAMES = 2**14, 2**15, 16
-# The most header blocks whose meaning is remembered, and the most streams that ended before their client knew.
-MAX_KNOWN_BLOCKS, MAX_CUT = 64, 1024
+# The most header blocks whose meaning is remembered, and the most bytes of one; the most streams that ended before
+# their client knew.
+MAX_KNOWN_BLOCKS, KNOWN_BLOCK_BYTES, MAX_CUT = 16, 1024, 1024
 # The most resets, and the most of other frames that bring nothing, that a client may send within a second.
 MAX_RESETS, MAX_IDLE_FRAMES = 2000, 2000
 # Where so many bytes wait to be read by the client, nothing more is read from it.
 HIGH_WATER = 2**18
+# Seconds that a client has to read why its connection ends, while what it still sends is thrown away.
+LINGER_SECONDS = 1.0
 # Seconds without a byte after which the client is asked for one, and after which it is gone.
 KEEPALIVE_SECONDS = 30.0
 
@@ -217,10 +220,11 @@ class Http2Stream:
         """Send what waits, as far as it may."""
         connection, waiting = self.connection, self.waiting
         assert waiting is not None
+        connection.renew(self.id)
         while waiting and connection.writable:
             data = waiting[0]
             size = min(len(data), self.window, connection.window, connection.frame_bytes)
-            if size <= 0 and data:
+            if size <= 0:
                 return
             self.window -= size
             connection.window -= size
@@ -337,6 +341,7 @@ class Http2Protocol(asyncio.Protocol):
         self._heard, self._asked = True, False
         self._keepalive: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._end_timer: asyncio.TimerHandle | None = None
         self.write: Any = None  # writes bytes
 
     # ------------------------------------------------------------------------------------------ connection
@@ -369,9 +374,12 @@ class Http2Protocol(asyncio.Protocol):
         """Tell the handlers."""
         self._over = True
         self._application.connections.discard(self)
-        for timer in (self._timer, self._keepalive, self._write_timer):
+        for timer in (self._timer, self._keepalive, self._write_timer, self._end_timer):
             if timer is not None:
                 timer.cancel()
+        self._lose_streams()
+
+    def _lose_streams(self) -> None:
         for stream in list(self.streams.values()):
             handler = stream.handler
             stream.close()
@@ -415,8 +423,8 @@ class Http2Protocol(asyncio.Protocol):
         self.streams.pop(id, None)
         self.blocked.pop(id, None)
         self._incomplete.pop(id, None)
-        if self._over or not self.streams and self._application.ending:
-            self._transport.close()
+        if not self.streams and self._application.ending and not self._over:
+            self._end()
 
     def note_cut(self, id: int) -> None:
         """Note that the client may send on for a while on a stream that has ended."""
@@ -429,7 +437,7 @@ class Http2Protocol(asyncio.Protocol):
         if not self._over:
             self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(NO_ERROR)))
             if not self.streams:
-                self._transport.close()
+                self._end()
 
     def abort(self) -> None:
         """Close at once."""
@@ -437,13 +445,27 @@ class Http2Protocol(asyncio.Protocol):
 
     def _fail(self, code: int, text: str) -> None:
         """End the connection with an error."""
-        if self._over:
-            return
+        if not self._over:
+            self._over = True
+            self._lose_streams()
+            self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(code) + text.encode()[:200]))
+            self._end()
+
+    def _end(self) -> None:
+        """Close after what was written, when the client has closed or had its time.
+
+        A connection that is closed with bytes of the client in it is reset, and the client may lose what it was sent.
+        """
         self._over = True
-        self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(code) + text.encode()[:200]))
-        self._transport.close()
-        # A client that does not read would keep the connection for ever.
-        self._write_timer = self._write_timer or self.loop.call_later(1.0, self._transport.abort)
+        self.write = lambda data: None
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._end_timer = self.loop.call_later(LINGER_SECONDS, self._transport.abort)
+            if self.writable and not self._transport.is_closing():
+                self._transport.resume_reading()
+        else:
+            self._transport.close()
+            self._end_timer = self.loop.call_later(LINGER_SECONDS, self._transport.abort)
 
     # ------------------------------------------------------------------------------------------ timers
     def _keep_alive(self) -> None:
@@ -466,6 +488,11 @@ class Http2Protocol(asyncio.Protocol):
         if id not in self._incomplete:
             self._incomplete[id] = self.loop.time()
 
+    def renew(self, id: int) -> None:
+        """Begin the time of a stream anew, if it has one."""
+        if self._incomplete.pop(id, None) is not None:
+            self._incomplete[id] = self.loop.time()
+
     def _sweep(self) -> None:
         """End requests that are not complete in time, and a connection whose beginning is not."""
         self._timer = None
@@ -483,9 +510,10 @@ class Http2Protocol(asyncio.Protocol):
             stream = self.streams.get(id)
             if stream is not None and stream.handler is not None:
                 stream.handler.late()
-        self._time_incomplete()
+        self.time_incomplete()
 
-    def _time_incomplete(self) -> None:
+    def time_incomplete(self) -> None:
+        """Look at what is not complete when the time of the oldest is over."""
         if self._incomplete and self._timer is None and not self._over:
             oldest = next(iter(self._incomplete.values()))
             wait = oldest + self._application.request_timeout - self.loop.time()
@@ -518,7 +546,7 @@ class Http2Protocol(asyncio.Protocol):
         except Http2Error as e:
             self._fail(e.code, str(e))
         if self._incomplete and self._timer is None:
-            self._time_incomplete()
+            self.time_incomplete()
 
     def _take(self, data: bytes) -> None:
         at, end = 0, len(data)
@@ -679,7 +707,7 @@ class Http2Protocol(asyncio.Protocol):
             known = self._application.understood(headers) if well_formed(headers) else None
             if self._table.changes != before or block[:1] >= b"\x20" and block[:1] < b"\x40":  # or a new size
                 self._known.clear()
-            elif known is not None:
+            elif known is not None and len(block) <= KNOWN_BLOCK_BYTES:
                 if len(self._known) >= MAX_KNOWN_BLOCKS:
                     self._known.clear()
                 self._known[block] = known
