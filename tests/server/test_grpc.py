@@ -429,6 +429,7 @@ def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_ans
     """A first request may have run in another process whose answer is on its way when the call is cancelled."""
     from rnnfast.errors import InputError
     from rnnfast.server.grpc import Stream as ServerStream
+    from rnnfast.server.grpc_transport import Calls
     from rnnfast.server.protocol import methods
 
     def message(id):
@@ -459,26 +460,76 @@ def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_ans
         def drop(self, model, id, why, owner):
             self.dropped.append((model, id, owner))
 
-    class Context:
-        def __init__(self):
-            self.messages, self.written = [message("wrong"), message("a")], []
-
-        async def read(self):
-            if not self.messages:
-                await asyncio.Event().wait()
-            return self.messages.pop(0)
-
-        async def write(self, data):
-            self.written.append(data)
-
     async def run():
-        service, context = Service(), Context()
-        call = asyncio.create_task(ServerStream(service, context).run())
+        service, written, loop = Service(), [], asyncio.get_running_loop()
+        stream = types.SimpleNamespace(
+            connection=types.SimpleNamespace(loop=loop),
+            send_headers=lambda block: None,
+            send=lambda data: written.append(data) or True,
+        )
+        calls = Calls({}, 10, 2**20, SECONDS)
+        call = stream.handler = ServerStream(calls, stream, None, service, set())
+        call.message(message("wrong"))
+        call.message(message("a"))
         await asyncio.wait_for(service.runs.wait(), SECONDS)
         await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert len(context.written) == 1 and service.dropped == [("denoiser", "a", (0, 7))]
+        stream.handler = None
+        call.lost()
+        while not service.dropped:
+            await asyncio.sleep(0)
+        assert len(written) == 1 and service.dropped == [("denoiser", "a", (0, 7))]
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+
+
+# ------------------------------------------------------------------------------------------ other clients
+@pytest.mark.parametrize("compression", ["NoCompression", "Gzip", "Deflate"])
+def test_an_asynchronous_client_with_many_streams_and_large_messages(server, compression):
+    import asyncio
+
+    import grpc.aio
+
+    from rnnfast.server.protocol import methods
+
+    method, path = methods()["ModelInfer"], "/inference.GRPCInferenceService/"
+    x = frames(9, 5)
+    expected = [y.tobytes() for y in alone(x)]
+    rng = np.random.default_rng(10)
+    large, state = rng.standard_normal((20_000, 22), dtype=np.float32), np.ones((1, 20_000, 32), np.float32)
+
+    def request(tensors, **parameters):
+        message = method.request(model_name="denoiser")
+        for name, value in tensors.items():
+            message.inputs.add(name=name, datatype="FP32", shape=value.shape)
+            message.raw_input_contents.append(value.tobytes())
+        for name, value in parameters.items():
+            setattr(message.parameters[name], "bool_param" if value is True else "int64_param", value)
+        return message.SerializeToString()
+
+    async def stream(channel, id):
+        rpc, found = channel.stream_stream(path + "ModelStreamInfer")(timeout=SECONDS), []
+        for t, frame in enumerate(x):
+            start = {"sequence_start": True} if t == 0 else {}
+            await rpc.write(request({"bands": frame}, sequence_id=id, **start))
+            answer = methods()["ModelStreamInfer"].response.FromString(await rpc.read())
+            found.append(answer.infer_response.raw_output_contents[0])
+        await rpc.done_writing()
+        assert await rpc.read() is grpc.aio.EOF
+        assert await rpc.code() is grpc.StatusCode.OK
+        return found
+
+    async def run():
+        kind = getattr(grpc.Compression, compression)
+        options = [("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(server.address("grpc"), options, compression=kind) as channel:
+            infer = channel.unary_unary(path + "ModelInfer")
+            data = request({"bands": large, "state": state})
+            calls = [infer(data, timeout=SECONDS) for _ in range(3)]
+            streams = [stream(channel, 5000 + n) for n in range(200)]
+            found, answers = await asyncio.gather(asyncio.gather(*streams), asyncio.gather(*calls))
+            assert found == [expected] * 200
+            right = rnnfast.load(MODELS / "denoiser.onnx")(bands=large, state=state).gains.tobytes()
+            for answer in answers:
+                assert method.response.FromString(answer).raw_output_contents[0] == right
 
     asyncio.run(run())
