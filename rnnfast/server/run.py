@@ -76,7 +76,11 @@ async def serve(service: Service, tell: Tell, ended: asyncio.Event) -> None:
     ws = functools.partial(WebSocketProtocol, service)
     http = uvicorn.Server(http_config(HttpApplication(service), ws, settings, tls, round(END_SECONDS)))
     http.lifespan = http.config.lifespan_class(http.config)
-    grpc = _grpc_front(service)
+    try:
+        grpc = _grpc_front(service)
+    except BaseException:
+        listener.close()
+        raise
     await http.startup([listener])  # without its main loop, which is a timer that waits for its own signals
     try:
         await _start(service, ended)
