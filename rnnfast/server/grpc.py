@@ -119,12 +119,12 @@ class GrpcFront:
             self._server.close()
         elif self._socket is not None:
             self._socket.close()
+        for connection in list(calls.connections):
+            connection.go_away()
         for stream in list(self._streams):
             stream.end_with_server()
         for watch in list(self._watches):
             watch.end_with_server()
-        for connection in list(calls.connections):
-            connection.go_away()
         deadline = loop.time() + seconds
         while calls.connections and loop.time() < deadline:
             await asyncio.sleep(END_LOOK_SECONDS)

@@ -697,7 +697,7 @@ class Http2Protocol(asyncio.Protocol):
         if known is None:
             before = self._table.changes
             try:
-                headers = self._decoder.decode(block, raw=True)
+                headers: Any = self._decoder.decode(block, raw=True)
             except hpack.OversizedHeaderListError:
                 raise Http2Error(
                     ENHANCE_YOUR_CALM, f"the headers of a request have more than {HEADER_LIST_BYTES} bytes"
