@@ -6,11 +6,13 @@ import ssl
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("orjson")
 
+import rnnfast
 from rnnfast.errors import InputError, ModelError
 from rnnfast.server import access
 from rnnfast.server.access import Access, exposure, is_loopback, tls_context
@@ -20,6 +22,7 @@ from tests.paths import MODELS
 from tests.server.processes import answer, ask, connected, request, started
 
 DENOISER = MODELS / "denoiser.onnx"
+LARGE = [("grpc.max_receive_message_length", -1)]
 TOKEN, OTHER = "correct-horse-battery-staple", "another-token-of-length"
 
 
@@ -181,9 +184,21 @@ def test_tls(certificate):
         with pytest.raises((ssl.SSLError, ConnectionError)):
             connected(port, old)
         grpc = pytest.importorskip("grpc")
+        from rnnfast.server.protocol import methods
+
         credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
-        with grpc.secure_channel(f"localhost:{server.port('grpc')}", credentials) as channel:
+        with grpc.secure_channel(f"localhost:{server.port('grpc')}", credentials, LARGE) as channel:
             assert called(channel, "ServerLive") == "OK"
+            x, state = np.ones((20_000, 22), np.float32), np.ones((1, 20_000, 32), np.float32)
+            message = methods()["ModelInfer"].request(model_name="denoiser")
+            for name, value in (("bands", x), ("state", state)):
+                message.inputs.add(name=name, datatype="FP32", shape=value.shape)
+                message.raw_input_contents.append(value.tobytes())
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            found = methods()["ModelInfer"].response.FromString(infer(message.SerializeToString(), timeout=20))
+            assert found.raw_output_contents[0] == rnnfast.load(DENOISER)(bands=x, state=state).gains.tobytes()
+        with connected(server.port("grpc"), context) as connection:  # TLS without the protocol h2
+            assert connection.recv(2**16) == b""
         with grpc.insecure_channel(f"localhost:{server.port('grpc')}") as channel:
             assert called(channel, "ServerLive") == "UNAVAILABLE"
 
