@@ -40,6 +40,8 @@ MAX_KNOWN_BLOCKS, KNOWN_BLOCK_BYTES, MAX_CUT = 16, 1024, 1024
 MAX_RESETS, MAX_IDLE_FRAMES = 2000, 2000
 # Where so many bytes wait to be read by the client, nothing more is read from it.
 HIGH_WATER = 2**18
+# Where more bytes of answers wait for windows, no new stream of the connection is taken.
+MAX_WAITING_BYTES = 2**26
 # Seconds that a client has to read why its connection ends, while what it still sends is thrown away.
 LINGER_SECONDS = 1.0
 # Seconds without a byte after which the client is asked for one, and after which it is gone.
@@ -212,6 +214,7 @@ class Http2Stream:
         if self.waiting is None:
             self.waiting = collections.deque()
             connection.blocked[self.id] = self
+        connection.waiting_bytes += size
         self.waiting.append(memoryview(data))  # of which parts are no copies
         self.pump()
         return self.waiting is None
@@ -228,6 +231,7 @@ class Http2Stream:
                 return
             self.window -= size
             connection.window -= size
+            connection.waiting_bytes -= size
             connection.write(frame(DATA, 0, self.id, data[:size]))
             if size == len(data):
                 waiting.popleft()
@@ -295,6 +299,8 @@ class Http2Stream:
 
     def close(self) -> None:
         """Forget the stream."""
+        if self.waiting is not None:
+            self.connection.waiting_bytes -= sum(map(len, self.waiting))
         self.handler, self.waiting = None, None
         self.connection.forget(self.id)
 
@@ -315,6 +321,7 @@ class Http2Protocol(asyncio.Protocol):
         writable: Whether the client reads what it is sent.
         window: What may be sent on the connection.
         frame_bytes: The largest frame that may be sent.
+        waiting_bytes: The bytes of answers that wait.
         loop: The event loop.
     """
 
@@ -324,6 +331,7 @@ class Http2Protocol(asyncio.Protocol):
         self.streams: dict[int, Http2Stream] = {}
         self.blocked: dict[int, Http2Stream] = {}
         self.writable, self.window, self.frame_bytes = True, FIRST_WINDOW, FRAME_BYTES
+        self.waiting_bytes = 0
         self._transport: Any = None
         self._first_window = FIRST_WINDOW  # of new streams
         self._rest = b""  # of a frame that is not complete
@@ -715,7 +723,9 @@ class Http2Protocol(asyncio.Protocol):
             self._take_trailers(id, flags)
             return
         self._last = id
-        if self._application.ending or len(self.streams) >= self._application.max_streams:
+        application = self._application
+        full = len(self.streams) >= application.max_streams or self.waiting_bytes > MAX_WAITING_BYTES
+        if application.ending or full:
             self._refuse(id, flags, REFUSED_STREAM)
         elif known is None:
             self._refuse(id, flags, PROTOCOL_ERROR)

@@ -420,6 +420,25 @@ def test_an_answer_that_is_not_read_in_time():
             assert client.answer(3)[1] == message(b"\x08\x01")
 
 
+def test_answers_that_wait_have_a_limit(server, monkeypatch):
+    from rnnfast.server import http2
+
+    monkeypatch.setattr(http2, "MAX_WAITING_BYTES", 10)
+    with Client(server, settings=struct.pack(">HI", 4, 0)) as client:
+        for n in (1, 3):  # 7 bytes each
+            client.send(client.head(n), frame(DATA, 1, n, message(b"")))
+            assert client.until(HEADERS)[2] == n
+        client.send(frame(PING, 0, 0, bytes(8)))  # answered after both calls
+        client.until(PING)
+        client.send(client.head(5), frame(DATA, 1, 5, message(b"")))
+        assert client.answer(5) == REFUSED_STREAM
+        client.send(frame(WINDOW_UPDATE, 0, 1, number(2)), frame(RST_STREAM, 0, 1, number(8)))
+        client.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 100)))
+        assert client.answer(3)[1] == message(b"\x08\x01")
+        for n in range(7, 27, 2):
+            assert client.alive(n)
+
+
 def test_a_server_that_ends_answers_what_runs():
     with running("denoiser") as server, Client(server) as client, Client(server) as silent:
         assert client.alive(1) and silent.alive(1)
