@@ -28,7 +28,7 @@ def test_a_call_whose_answer_cannot_be_sent_fails_and_a_line_that_comes_too_earl
         await asyncio.wait_for(asyncio.gather(*(peers.start() for peers in pair)), 20)
         one, other = pair[0], pair[1].number
         link = one._peers[other].link
-        with pytest.raises(Exception, match="pickle"):  # of another type in each version of Python
+        with pytest.raises(Exception, match="pickle|local object"):  # another one in each version of Python
             await asyncio.wait_for(one.call(other, "infer", "function"), 20)
         one.tell(other, "drop", "a model", "1", "id", "why", (0, 1))
         assert await asyncio.wait_for(one.call(other, "infer", "value"), 20) == 3
