@@ -159,12 +159,9 @@ class ModelSequences(Sequences):
         frames = _power(max(lengths))
         outputs = self.model(self.feed(states, padded(parts, rows, frames), lengths + [1] * (rows - len(parts))))
         results = [{} for _ in parts]
-        for name, (batch, time, shape) in self.outputs.items():
-            y, expected = outputs[name], list(shape)
-            expected[batch] = rows
-            if time is not None:
-                expected[time] = frames
-            self._check_shape(name, y, expected, rows, frames)
+        for name, (batch, time, _) in self.outputs.items():
+            y = outputs[name]
+            self._check_shape(name, y, rows, frames)
             for i, n in enumerate(lengths):
                 results[i][name] = y[_index(batch, i, time, n)].copy()
         self.keep(states, outputs)
@@ -188,12 +185,9 @@ class ModelSequences(Sequences):
         pad(xs, _rows_first(x, layout.batch, layout.time))
         outputs = dict(zip(self.output_names, self.model.run(self.whole_feed(x, lengths))))
         columns = []
-        for name, (batch, time, shape) in self.outputs.items():
-            y, expected = outputs[name], list(shape)
-            expected[batch] = rows
-            if time is not None:
-                expected[time] = frames
-            self._check_shape(name, y, expected, rows, frames)
+        for name, (batch, time, _) in self.outputs.items():
+            y = outputs[name]
+            self._check_shape(name, y, rows, frames)
             if time is not None and _behind(time, batch) == 0:
                 columns.append(cut(_rows_first(y, batch, time), lengths))
             else:
@@ -206,8 +200,13 @@ class ModelSequences(Sequences):
         """The feed of a call with whole sequences, which lie in x as the model takes it."""
         raise NotImplementedError
 
-    def _check_shape(self, name, y, expected, rows, frames):
-        """Raise InputError unless an output of so many sequences has the expected shape."""
+    def _check_shape(self, name, y, rows, frames):
+        """Raise InputError unless an output has the shape of so many sequences of so many frames."""
+        batch, time, shape = self.outputs[name]
+        expected = list(shape)
+        expected[batch] = rows
+        if time is not None:
+            expected[time] = frames
         if y.shape != tuple(expected):
             raise InputError(
                 f"{self.model.source.label}: output {name!r} of {rows} sequences of {frames} frames "
