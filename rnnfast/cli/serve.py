@@ -30,7 +30,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _metavar(setting: Setting) -> str:
-    """What stands for a setting's value in the help."""
+    """Return what stands for a setting's value in the help."""
     if setting.name in PATHS:
         return "FILE" if setting.name != "state_dir" else "FOLDER"
     kinds = {dict: "JSON", float: "SECONDS", int: "NUMBER", str: "TEXT"}

@@ -127,7 +127,7 @@ class Exchange:
         return left if state is None else state
 
     def _lives(self, replica):
-        """Whether a replica was heard of; the sequences of one that was not are nobody's."""
+        """Return whether a replica was heard of; the sequences of one that was not are nobody's."""
         member = self._members.get(replica)
         if member is not None and time.monotonic() - member.seen > SILENCE:
             del self._members[replica]

@@ -368,7 +368,7 @@ class Replica:
         self._answering = asyncio.get_running_loop().create_task(self._give_on_request())
 
     async def _claim(self, sequence, begin):
-        """What `Exchange.claim` answers."""
+        """Return what `Exchange.claim` answers."""
         claiming = self._claiming.setdefault(sequence, [])
         claiming.append(asyncio.get_running_loop().create_future())
         try:

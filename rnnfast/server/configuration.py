@@ -172,7 +172,7 @@ def _parsed(setting: Setting, text: str, where: str) -> Any:
 def _from_file(
     path: str, table: dict[str, Setting]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """What a TOML file sets: (of the server, of all models, of single models, the sources)."""
+    """Return what a TOML file sets: (of the server, of all models, of single models, the sources)."""
     content, folder = _read(path), os.path.dirname(path)
     values, of_models = dict[str, Any](), dict[str, Any]()
     models, sources = dict[str, Any](), tuple[str, ...]()

@@ -116,7 +116,7 @@ class Calls:
 
 
 def is_grpc(kind: bytes) -> bool:
-    """Whether a content-type is gRPC's."""
+    """Return whether a content-type is gRPC's."""
     return kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;"))
 
 

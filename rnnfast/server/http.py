@@ -197,7 +197,7 @@ class HttpApplication:
         return {}
 
     async def _numbers(self) -> dict[str, Any]:
-        """What `/metrics`, `/v2/statistics` and the page show."""
+        """Return what `/metrics`, `/v2/statistics` and the page show."""
         peers = self._service.peers
         here = metrics.numbers(self._service)
         return here if peers is None else metrics.total([here, *await peers.ask_all("numbers")])

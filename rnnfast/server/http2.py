@@ -125,7 +125,7 @@ class Application(Protocol):
     ending: bool
 
     def understood(self, headers: list[tuple[bytes, bytes]]) -> Any:
-        """What the headers of a request mean, for `open`; it may be used for many requests."""
+        """Return what the headers of a request mean, for `open`; it may be used for many requests."""
 
     def open(self, stream: Http2Stream, meaning: Any, /) -> None:
         """Give the stream of a new request its handler."""
@@ -815,7 +815,7 @@ _PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
 
 
 def well_formed(headers: Any) -> bool:
-    """Whether headers are those of a request."""
+    """Return whether headers are those of a request."""
     seen, rest = set[bytes](), False
     for name, value in headers:
         if name[:1] == b":":

@@ -148,7 +148,7 @@ def _elements(array: np.ndarray) -> Any:
 
 
 def loads(text: bytes) -> Any:
-    """What JSON says, with NaN, Infinity and -Infinity for the numbers that JSON has no words for.
+    """Return what JSON says, with NaN, Infinity and -Infinity for the numbers that JSON has no words for.
 
     Raises:
         InputError: It is no JSON.

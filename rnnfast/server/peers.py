@@ -319,9 +319,9 @@ class Peers:
             await self._changed.wait()
 
     def all_ready(self) -> bool:
-        """Whether all others are there and ready."""
+        """Return whether all others are there and ready."""
         return all(peer.phase == "ready" for peer in self._peers.values())
 
     def all_drained(self) -> bool:
-        """Whether no other process has live sequences any more, or is there."""
+        """Return whether no other process has live sequences any more, or is there."""
         return all(peer.link is None or peer.phase == "drained" for peer in self._peers.values())

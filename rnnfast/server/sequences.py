@@ -40,12 +40,12 @@ MAX_POOLS = 8
 
 
 def key_of(arrays: Arrays) -> tuple[Any, ...]:
-    """What tells fixed inputs from others."""
+    """Return what tells fixed inputs from others."""
     return tuple([(name, v.dtype, v.shape, v.tobytes()) for name, v in sorted(arrays.items())]) if arrays else ()
 
 
 def shapes_of(frame: Arrays) -> tuple[Any, ...]:
-    """What tells frames that a pool takes from others."""
+    """Return what tells frames that a pool takes from others."""
     return tuple(sorted([(name, value.shape) for name, value in frame.items()]))
 
 

@@ -66,15 +66,13 @@ class ServedModel:
                     raise UnsupportedError(f"model '{name}': {kind} {v.name!r} is {v.type}, which is no tensor")
                 datatype_of(v.type.dtype, f"model '{name}': {kind} {v.name!r}")
         self.states, self.why_no_sequences = self._find_states()
-        fixed = self._fixed_inputs()
-        self.fixed_inputs = frozenset(fixed)
+        self.fixed_inputs = self._find_fixed_inputs()
         self.inputs = [v for v in self.model.inputs if v.name not in self.states and v.name not in settings.fixed]
         self.outputs = [v for v in self.model.outputs if v.name not in self.states.values()]
         self._state_of_output = {output: input for input, output in self.states.items()}
         self._single = self.outputs[0].name if len(self.outputs) == 1 else None
         self._known_inputs = frozenset(v.name for v in self.model.inputs)
         self._all_outputs = [v.name for v in self.model.outputs]
-        self._output_names = [v.name for v in self.outputs]
         self._held = (-math.inf, 0)  # when it was looked up, and the bytes
         # Runs calls, and whole sequences of a model without states; without waiting for others.
         most = settings.max_batch if settings.batch else 1
@@ -115,14 +113,14 @@ class ServedModel:
                 raise
             return {}, str(e)
 
-    def _fixed_inputs(self) -> list[str]:
+    def _find_fixed_inputs(self) -> frozenset[str]:
         """The inputs that are the same in all requests of a sequence: those that leave no size open, beside others."""
 
         def is_open(value: Value) -> bool:
             return value.type.shape is None or any(type(n) is not int for n in value.type.shape)
 
         inputs = [v for v in self.model.inputs if v.name not in self.states]
-        return [v.name for v in inputs if not is_open(v)] if any(map(is_open, inputs)) else []
+        return frozenset(v.name for v in inputs if not is_open(v)) if any(map(is_open, inputs)) else frozenset()
 
     def _batch_problem(self) -> str | None:
         """Why sequences cannot share batches, None if they can or their first request will tell."""
@@ -325,7 +323,7 @@ class ServedModel:
         return self._held[1]
 
     def numbers(self) -> dict[str, Any]:
-        """What the server's metrics and its page show of the model, as plain data."""
+        """Return what the server's metrics and its page show of the model, as plain data."""
         numbers = self.statistics.numbers() | self.batch_counts()
         live = self.sequences
         numbers["sequences"] |= {

@@ -348,7 +348,7 @@ class Service:
             self._running -= 1
 
     def new_owner(self) -> tuple[int, int]:
-        """What tells a connection of the server from all others, as an owner of sequences."""
+        """Return what tells a connection of the server from all others, as an owner of sequences."""
         self._owners += 1
         return 0 if self.peers is None else self.peers.number, self._owners
 
@@ -362,7 +362,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether all models are loaded and warmed up, in all processes, and the server is not ending."""
+        """Return whether all models are loaded and warmed up, in all processes, and the server is not ending."""
         return self._warmed and not self.draining and (self.peers is None or self.peers.all_ready())
 
     def metadata(self) -> dict[str, Any]:
@@ -375,7 +375,7 @@ class Service:
         return model.metadata(list(self.served[name]))
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
-        """What the repository has, as Triton lists it: name, version, state and reason."""
+        """Return what the repository has, as Triton lists it: name, version, state and reason."""
         rows = [
             {"name": name, "version": version, "state": "READY", "reason": ""}
             for name, versions in self.served.items()

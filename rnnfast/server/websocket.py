@@ -221,7 +221,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._run_next()
 
     def _too_much(self, divisor: int) -> bool:
-        """Whether more messages wait than may, or more than a part of that."""
+        """Return whether more messages wait than may, or more than a part of that."""
         return (
             len(self._waiting) >= MAX_WAITING // divisor
             or self._waiting_bytes > self._service.settings.max_body // divisor

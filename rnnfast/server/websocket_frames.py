@@ -75,7 +75,7 @@ class Frames:
 
     @property
     def expected(self) -> str:
-        """What a message has to be, in words."""
+        """Return what a message has to be, in words."""
         size = self._dtype.itemsize
         each = math.prod(n for n in self._shape if n >= 0) * size
         if -1 in self._shape:

@@ -59,7 +59,7 @@ class Calls:
         return Call(*self.model.prepare(feed))
 
     def join(self, calls, other):
-        """Whether another Call may run together with these, which run together."""
+        """Return whether another Call may run together with these, which run together."""
         if other.kind is None or other.kind != calls[0].kind:
             return False
         for call in (calls[0], other):
@@ -111,7 +111,7 @@ class Calls:
         return pattern
 
     def _kept(self, key, find):
-        """What find() says, from an earlier call if there was one with this key."""
+        """Return what find() says, from an earlier call if there was one with this key."""
         if key not in self._proven:
             self._proven[key] = find()
             while len(self._proven) > MAX_PATTERNS:

@@ -192,7 +192,7 @@ class LayerStates:
         return self.programs[size]
 
     def has_blas(self):
-        """Whether BLAS multiplies by the layer's current weights; programs with older ones are forgotten."""
+        """Return whether BLAS multiplies by the layer's current weights; programs with older ones are forgotten."""
         weights = self.layer.current_weights()
         if weights is not self.weights:
             self.weights, self.programs = weights, {}
