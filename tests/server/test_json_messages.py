@@ -152,3 +152,29 @@ def test_an_empty_or_zero_sequence_id_is_none():
     assert parameters_of({"sequence_id": 2**64 - 1}).sequence == 2**64 - 1
     assert parameters_of({"timeout": 2_000_000}).timeout == 2.0
     assert parameters_of({"timeout": 0}).timeout is None and parameters_of({"timeout": 2**64 - 1}).timeout is None
+
+
+def test_json_that_came_before_means_the_same_again_with_other_bytes_behind_it():
+    message = {
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}},
+            {"name": "n", "datatype": "INT64", "shape": [2], "parameters": {"binary_data_size": 16}},
+        ],
+        "outputs": [{"name": "a"}],
+        "parameters": {"sequence_id": "again", "sequence_start": False},
+    }
+    for factor in (1, 2, 3):
+        body, length = body_of(message, (factor * X).tobytes() + (factor * N).tobytes())
+        read, binary = parse(body, length, f"m{factor}", "")
+        assert np.array_equal(read.inputs["x"], factor * X) and np.array_equal(read.inputs["n"], factor * N)
+        assert (read.model, read.outputs, binary) == (f"m{factor}", [Output("a", None)], False)
+        assert read.parameters == message["parameters"]
+        for tail in (b"", body[length:-1], body[length:] + b"\0"):
+            with pytest.raises(InputError, match="bytes"):
+                parse(body[:length] + tail, length, "m", "")
+    message["inputs"][1]["datatype"] = "BOOL"
+    message["inputs"][1]["shape"] = [16]
+    body, length = body_of(message, X.tobytes() + b"\1" * 16)
+    assert parse(body, length, "m", "")[0].inputs["n"].all()
+    with pytest.raises(InputError, match="neither 0 nor 1"):
+        parse(body[:-1] + b"\2", length, "m", "")
