@@ -1,18 +1,15 @@
-"""The HTTP front of a Service: the Open Inference Protocol's paths, as an ASGI application."""
+"""The HTTP front of a Service: the Open Inference Protocol's paths."""
 
 from __future__ import annotations
 
 import importlib.resources
-import time
 import zlib
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 
 from rnnfast.errors import Error, InputError
 from rnnfast.server import json_messages, metrics, page
-from rnnfast.server.access import log
 from rnnfast.server.faults import (
     ForbiddenError,
     MethodError,
@@ -22,20 +19,16 @@ from rnnfast.server.faults import (
     status_of,
     text_of,
 )
+from rnnfast.server.http_protocol import Answer, Disconnected, Request
 from rnnfast.server.requests import NO_LOG_SETTINGS, NO_SHARED_MEMORY, NO_TRACING, OWN_FILES
 from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-Answer = tuple[int, list[bytes], Headers]  # status, parts of the body, headers
-
-JSON = b"application/json"
+JSON = b"content-type: application/json\r\n"
+BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 HEADER_LENGTH = b"inference-header-content-length"
 # The seconds after which a client may try again where the server is ending or has no room.
-RETRY_AFTER = b"1"
+RETRY_AFTER = b"retry-after: 1\r\n"
 # Paths that need no token: probes have none, and the page asks its reader for one.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/"})
 # The OpenAPI document of all paths here.
@@ -50,49 +43,41 @@ MISSING = {
 
 
 class HttpApplication:
-    """The ASGI application of a server.
+    """Answers the requests of a server.
 
     Args:
         service: The Service.
     """
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self._max_body = service, service.settings.max_body
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return  # Lifespan events: there is nothing to do.
-        begun = time.perf_counter()
+    async def answer(self, request: Request) -> Answer:
+        """The answer to a request.
+
+        Raises:
+            Disconnected: The client went away.
+        """
+        path = request.path
         try:
-            if scope["path"] not in OPEN_PATHS:
-                self._service.access.check_token(scope["headers"])
-            status, parts, headers = await self._answer(scope, receive)
+            if path not in OPEN_PATHS:
+                self._service.access.check_token(request.headers)
+            parts = path.strip("/").split("/")
+            if parts[-1] == "infer" and len(parts) in (4, 6) and parts[0] == "v2" and parts[1] == "models":
+                if request.method != b"POST":
+                    check_method(request, "POST")
+                return await self._infer(*_model(parts[:-1]), request)
+            answer = await self._other(parts, request)
+            return answer if isinstance(answer, tuple) else (200, [orjson.dumps(answer)], JSON)
         except Disconnected:
-            return
+            raise
         except Exception as e:
             count_reason(self._service.errors, e)
-            status, parts, headers = error_answer(e)
-        size = sum(map(len, parts))
-        headers.append((b"content-length", str(size).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-        if self._service.settings.access_log:
-            path = scope["raw_path"].decode("ascii", "backslashreplace")
-            log(scope["method"], path, status, size, time.perf_counter() - begun)
+            return error_answer(e)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        path: str = scope["path"]
-        parts = path.strip("/").split("/")
-        if parts[-1] == "infer" and len(parts) in (4, 6) and parts[:2] == ["v2", "models"]:
-            check_method(scope, "POST")
-            return await self._infer(*_model(parts[:-1]), scope, receive)
-        answer = await self._other(parts, scope, receive)
-        return answer if isinstance(answer, tuple) else (200, [orjson.dumps(answer)], [_content(JSON)])
-
-    async def _infer(self, name: str, version: str, scope: Scope, receive: Receive) -> Answer:
+    async def _infer(self, name: str, version: str, request: Request) -> Answer:
         length, encoding, accepted = None, b"", b""
-        for header, value in scope["headers"]:
+        for header, value in request.headers:
             if header == HEADER_LENGTH:
                 length = _length(value)
             elif header == b"content-encoding":
@@ -101,63 +86,61 @@ class HttpApplication:
                 accepted = value
         statistics = self._service.find(name, version).statistics  # before the body is read
         try:
-            body = await read_body(receive, self._service.settings.max_body)
+            body = await request.read()
             if encoding:
-                body = decompressed(body, encoding, self._service.settings.max_body)
-            request, binary = json_messages.parse(body, length, name, version)
+                body = decompressed(body, encoding, self._max_body)
+            message, binary = json_messages.parse(body, length, name, version)
         except Error as e:
             statistics.failure(statistics.begin(), e)
             raise
-        response = await self._service.infer(request)
-        parts, json_length = json_messages.dump(response, request, binary)
-        headers = [_content(JSON if json_length is None else b"application/octet-stream")]
-        if json_length is not None:
-            headers.append((HEADER_LENGTH, str(json_length).encode()))
-        if b"gzip" in accepted or b"deflate" in accepted:
+        response = await self._service.infer(message)
+        parts, json_length = json_messages.dump(response, message, binary)
+        headers = JSON if json_length is None else BINARY % json_length
+        if accepted and (b"gzip" in accepted or b"deflate" in accepted):
             coding = b"gzip" if b"gzip" in accepted else b"deflate"
             parts = [compressed(b"".join(parts), coding)]
-            headers.append((b"content-encoding", coding))
+            headers += b"content-encoding: %b\r\n" % coding
         return 200, parts, headers
 
-    async def _other(self, parts: list[str], scope: Scope, receive: Receive) -> Any:
+    async def _other(self, parts: list[str], request: Request) -> Any:
         """The answer of every path but infer: an Answer, or what becomes JSON."""
         service = self._service
         match parts:
             case ["v2"]:
-                check_method(scope, "GET")
+                check_method(request, "GET")
                 return service.metadata()
             case [""]:
-                check_method(scope, "GET")
-                return 200, [page.HTML], list(page.HEADERS)
+                check_method(request, "GET")
+                return 200, [page.HTML], page.HEADERS
             case ["openapi.json"]:
-                check_method(scope, "GET")
-                return 200, [OPENAPI], [_content(JSON)]
+                check_method(request, "GET")
+                return 200, [OPENAPI], JSON
             case ["metrics"]:
-                check_method(scope, "GET")
-                accepted = next((value for header, value in scope["headers"] if header == b"accept"), b"")
+                check_method(request, "GET")
+                accepted = next((value for header, value in request.headers if header == b"accept"), b"")
                 text, kind = metrics.exposition(await self._numbers(), accepted.decode("latin-1"))
-                return 200, [text], [_content(kind.encode())]
+                return 200, [text], b"content-type: %b\r\n" % kind.encode()
             case ["v2", "statistics"]:
-                check_method(scope, "GET")
-                return 200, [orjson.dumps(await self._numbers())], [_content(JSON), (b"cache-control", b"no-store")]
+                check_method(request, "GET")
+                return 200, [orjson.dumps(await self._numbers())], JSON + b"cache-control: no-store\r\n"
             case ["v2", "health", "live"]:
-                check_method(scope, "GET")
+                check_method(request, "GET")
                 return {"live": True}
             case ["v2", "health", "ready"]:
-                check_method(scope, "GET")
+                check_method(request, "GET")
                 return _ready(service.ready)
             case ["v2", "models", "stats"]:
-                check_method(scope, "GET")
+                check_method(request, "GET")
                 return await service.statistics_of_all()
             case ["v2", "repository", "index"]:
-                check_method(scope, "POST")
-                ready = (await self._object(receive)).get("ready", False)
+                check_method(request, "POST")
+                ready = (await self._object(request)).get("ready", False)
                 if type(ready) is not bool:
                     raise InputError(f"ready is a {type(ready).__name__} of JSON, expected true or false")
                 return service.index(ready)
             case ["v2", "repository", "models", name, ("load" | "unload") as action]:
-                check_method(scope, "POST")
-                return await self._change(name, action, await self._object(receive))
+                check_method(request, "POST")
+                return await self._change(name, action, await self._object(request))
             case ["v2", first, *_] if first in MISSING:
                 raise MissingExtensionError(MISSING[first])
             case ["v2", "models", _, "trace", *_]:
@@ -166,9 +149,9 @@ class HttpApplication:
                 version = rest[1] if len(rest) > 1 and rest[0] == "versions" else ""
                 what = "/".join(rest[2:] if version else rest)
                 if what in ("", "ready", "config", "stats"):
-                    check_method(scope, "GET")
+                    check_method(request, "GET")
                     return await self._of_model(name, version, what)
-        raise NotFoundError(f"Not Found: {scope['path']}")
+        raise NotFoundError(f"Not Found: {request.path}")
 
     async def _of_model(self, name: str, version: str, what: str) -> Any:
         """The answer about a model."""
@@ -202,38 +185,13 @@ class HttpApplication:
         here = metrics.numbers(self._service)
         return here if peers is None else metrics.total([here, *await peers.ask_all("numbers")])
 
-    async def _object(self, receive: Receive) -> dict[str, Any]:
+    async def _object(self, request: Request) -> dict[str, Any]:
         """The JSON object of a body, {} where there is no body."""
-        body = await read_body(receive, self._service.settings.max_body)
+        body = await request.read()
         message = json_messages.loads(body) if body.strip() else {}
         if type(message) is not dict:
             raise InputError(f"the request is a {type(message).__name__} of JSON, expected an object")
         return message
-
-
-class Disconnected(Exception):
-    """The client went away before its request was complete."""
-
-
-async def read_body(receive: Receive, most: int) -> bytes:
-    """The body of a request.
-
-    Raises:
-        TooLargeError: It has more than `most` bytes.
-        Disconnected: The client went away.
-    """
-    parts, size = list[bytes](), 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        part = message.get("body", b"")
-        size += len(part)
-        if size > most:
-            raise TooLargeError(f"the request has more than {most} bytes")
-        if not message.get("more_body"):
-            return part if not parts else b"".join([*parts, part])
-        parts.append(part)
 
 
 def decompressed(body: bytes, encoding: bytes, most: int) -> bytes:
@@ -268,13 +226,13 @@ def compressed(body: bytes, coding: bytes) -> bytes:
 def error_answer(error: BaseException) -> Answer:
     """Status, body and headers of an error."""
     status = status_of(error)
-    headers = [_content(JSON)]
+    headers = JSON
     if status.http in (429, 503):
-        headers.append((b"retry-after", RETRY_AFTER))
+        headers += RETRY_AFTER
     if status.http == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers += b"www-authenticate: Bearer\r\n"
     if isinstance(error, MethodError):
-        headers.append((b"allow", error.allowed.encode()))
+        headers += b"allow: %b\r\n" % error.allowed.encode()
     return status.http, [_error_body(text_of(error))], headers
 
 
@@ -282,22 +240,19 @@ def _error_body(text: str) -> bytes:
     return orjson.dumps({"error": text.encode(errors="backslashreplace").decode()})
 
 
-def _content(kind: bytes) -> tuple[bytes, bytes]:
-    return b"content-type", kind
-
-
-def check_method(scope: Scope, method: str) -> None:
+def check_method(request: Request, method: str) -> None:
     """Raise MethodError if a request has another method than its path; HEAD is GET without the body."""
-    if scope["method"] != method and (scope["method"] != "HEAD" or method != "GET"):
+    came = request.method.decode()
+    if came != method and (came != "HEAD" or method != "GET"):
         allowed = "GET, HEAD" if method == "GET" else method
-        raise MethodError(f"Method Not Allowed: {scope['method']} {scope['path']}, expected {allowed}", allowed)
+        raise MethodError(f"Method Not Allowed: {came} {request.path}, expected {allowed}", allowed)
 
 
 def _ready(ready: bool) -> Any:
     """200 if the server is ready, else 503."""
     if ready:
         return {"ready": True}
-    return 503, [orjson.dumps({"ready": False})], [_content(JSON), (b"retry-after", RETRY_AFTER)]
+    return 503, [orjson.dumps({"ready": False})], JSON + RETRY_AFTER
 
 
 def _model(parts: list[str]) -> tuple[str, str]:

@@ -1,26 +1,29 @@
-"""HTTP/1.1 connections with limits against bad clients, on uvicorn's protocol class.
+"""HTTP/1.1 connections of a server, parsed by httptools, with limits against bad clients.
 
-uvicorn's own has no limit on the size of headers, on the time that half a request may take, on bodies and on pipelined
-requests, and lets a client that does not read its answer keep it for ever.
+The requests of a connection run one after the other. Whatever a client can let grow has a limit here: connections,
+headers, bodies, the time that half a request may take, requests that wait, and answers that are not read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import collections
+import math
+import socket
 import ssl
+import time
+import urllib.parse
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 import orjson
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rnnfast.server.access import log
 from rnnfast.server.settings import Settings
 
-# The most bytes of the first line and all headers of a request.
+# The most bytes of the first line and all headers of a request, of what follows its body, and between parts of it.
 HEADER_BYTES = 64 * 1024
 # The most requests that wait for the one before on their connection.
 MAX_PIPELINED = 32
@@ -30,274 +33,511 @@ BODIES = 16
 MAX_REFUSED = 64
 # Seconds that a refused client has to read why, while what it still sends is thrown away.
 LINGER_SECONDS = 1.0
+# Seconds between two looks whether the connections of a server that ends are closed.
+END_LOOK_SECONDS = 0.02
+# Connections that may wait to be accepted.
+BACKLOG = 2048
+# Headers that mean something to a connection, by their lengths as well: most others have another.
+_LENGTH, _EXPECT, _CONNECTION = b"content-length", b"expect", b"connection"
+_OWN_LENGTHS = frozenset({len(_LENGTH), len(_EXPECT), len(_CONNECTION)})
+_FIRST_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_CLOSE = b"connection: close\r\n"
+
+# Status, parts of the body, and headers in the form in which they are sent, without the length of the body.
+Answer = tuple[int, list[bytes], bytes]
 
 
-def http_config(
-    application: Any, ws: Any, settings: Settings, tls: ssl.SSLContext | None, end_seconds: int
-) -> uvicorn.Config:
-    """The configuration of uvicorn.
+class Application(Protocol):
+    """Answers requests."""
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer to a request; it raises nothing but Disconnected."""
+
+
+class Disconnected(Exception):
+    """The client went away, or was refused, before its request was complete."""
+
+
+class Request:
+    """One request.
 
     Args:
-        application: The ASGI application.
-        ws: The class of connections that become WebSockets.
-        settings: The Settings.
-        tls: The TLS; None for none.
-        end_seconds: The seconds that connections have when the server ends.
+        connection: The connection.
+        method: Its method.
+        raw_path: The path as it came.
+        headers: Names, in lower case, and values.
+        keep_alive: Whether the connection stays open after the answer.
+        expects: Whether the client waits to be told to send the body.
+
+    Attributes:
+        path: The path without its %-codes.
+        body: What has come of the body.
+        size: The bytes of it, also of those that nobody reads.
+        complete: Whether that is all.
+        over: Whether it is answered, or nobody wants the answer any more.
+        begun: When its headers were complete.
     """
-    config = uvicorn.Config(
-        application,
-        http=functools.partial(LimitedProtocol, Shared(settings)),  # type: ignore[arg-type]
-        ws=ws,
-        loop="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=end_seconds,
-    )
-    config.load()
-    config.ssl = tls
-    return config
+
+    __slots__ = (
+        "_connection", "_reader", "begun", "body", "complete", "expects", "headers", "keep_alive", "method", "over",
+        "path", "raw_path", "size",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: HttpProtocol,
+        method: bytes,
+        raw_path: bytes,
+        headers: list[tuple[bytes, bytes]],
+        keep_alive: bool,
+        expects: bool,
+    ) -> None:
+        self._connection, self.method, self.raw_path, self.headers = connection, method, raw_path, headers
+        self.keep_alive, self.expects = keep_alive, expects
+        path = raw_path.decode("ascii")
+        self.path = urllib.parse.unquote(path) if "%" in path else path
+        self.body: bytes | bytearray = b""
+        self.size = 0
+        self.complete, self.over, self.begun = False, False, time.perf_counter()
+        self._reader: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            Disconnected: It will not come.
+        """
+        if self.over:
+            raise Disconnected
+        if not self.complete:
+            if self.expects:
+                self.expects = False
+                self._connection.proceed()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self.body  # type: ignore[return-value]
+
+    def completed(self) -> None:
+        """Note that the body is complete."""
+        self.complete = True
+        if type(self.body) is bytearray:
+            self.body = bytes(self.body)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def end(self) -> int:
+        """Forget the body, which nobody waits for any more; return the bytes that it had."""
+        size, self.body, self.over = len(self.body), b"", True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_exception(Disconnected())
+        return size
 
 
-class Shared:
-    """What the connections of a server share.
+class HttpServer:
+    """The HTTP/1.1 of a server: its connections and what they share.
 
     Args:
+        application: Answers requests.
+        web_socket: Makes the protocol of a connection that becomes a WebSocket, of the set of open connections.
         settings: The Settings.
 
     Attributes:
+        connections: The open connections, WebSockets among them. Each has a method `shutdown`.
         held: Bytes of the bodies of requests that are not answered yet.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(
+        self, application: Application, web_socket: Callable[[set[Any]], asyncio.Protocol], settings: Settings
+    ) -> None:
+        self.application, self.web_socket, self.settings = application, web_socket, settings
+        self.connections = set[Any]()
         self.held, self.most_held = 0, BODIES * settings.max_body
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Take connections of a socket that listens, with TLS where there is one."""
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: HttpProtocol(self),
+            sock=listener,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self.settings.request_timeout,
+            backlog=BACKLOG,
+        )
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more connections, and close each after its answers, in so many seconds at the latest."""
+        loop = asyncio.get_running_loop()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.shutdown()
+        deadline = loop.time() + seconds
+        while self.connections and loop.time() < deadline:
+            await asyncio.sleep(END_LOOK_SECONDS)
+        for connection in list(self.connections):
+            connection.abort()
 
 
-class LimitedProtocol(HttpToolsProtocol):
+class HttpProtocol(asyncio.Protocol):
     """One connection.
 
     Args:
-        shared: What it shares with the others.
-        arguments: Those of uvicorn.
+        server: The HttpServer.
     """
 
-    def __init__(self, shared: Shared, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._shared, self._settings = shared, shared.settings
-        self._refused, self._is_over = False, False
+    def __init__(self, server: HttpServer) -> None:
+        self._server, self._settings, self._answer = server, server.settings, server.application.answer
+        self._loop = asyncio.get_running_loop()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: Any = None
+        self._refused, self._is_above = False, False  # nothing is read any more; one connection too many
         self._why: tuple[int, str] | None = None  # status and text of a refusal that a callback of the parser found
-        self._timer: asyncio.TimerHandle | None = None  # until the request is complete, or the refused client is gone
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._running: Request | None = None  # the one that is being answered
+        self._task: asyncio.Task[None] | None = None  # kept, for asyncio does not keep it
+        self._waiting = collections.deque[Request]()  # behind it
+        self._coming: Request | None = None  # the one whose body comes
+        self._reading, self._writable = True, True
+        # What is being parsed: the parts of the first line and the headers, and what the latter say of the connection.
+        self._url, self._headers = b"", list[tuple[bytes, bytes]]()
+        self._expects, self._says_connection, self._upgrades = False, False, False
         self._in_message, self._in_headers = False, False
-        self._older = list[Any]()  # what runs or waits before `cycle`, which uvicorn forgets
-        self._header_bytes, self._fed, self._body_bytes, self._held = 0, 0, 0, 0
+        # Bytes that came since the message or the last part of its body began, of what comes behind the body, and of
+        # what is being fed: as a whole, and 0 instead when a message has ended in it.
+        self._fed, self._behind, self._size, self._first = 0, 0, 0, 0
+        # When the client is late. The timer rings no later, and is not touched by requests that come and go.
+        self._deadline, self._rings = math.inf, math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------------------------------ connection
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request; refuse it where there are too many connections."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        self._transport, connections = transport, self._server.connections
+        connections.add(self)
         most = self._settings.max_connections
-        if len(self.connections) <= most:
-            self._timer = self.loop.call_later(self._settings.request_timeout, self.transport.close)
-            return
-        self._is_over = True
-        if len(self.connections) > most + MAX_REFUSED:
-            self.transport.abort()
+        self._is_above = len(connections) > most
+        if len(connections) > most + MAX_REFUSED:
+            self._transport.abort()
         else:
-            self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self._wait(LINGER_SECONDS if self._is_above else self._settings.request_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the timers, and tell the application that runs."""
-        self._unset_timer()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-        self._release()
-        for cycle in self._older:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self.pipeline.clear()
-        super().connection_lost(exc)
+        """Forget the requests; one that runs has nobody who wants its answer."""
+        self._server.connections.discard(self)
+        self._refused = True
+        self._cancel_timers()
+        while self._waiting:
+            self._forget(self._waiting.pop())
+        if self._running is not None:
+            self._forget(self._running)
+            self._running = None
+        self._coming = self._parser = None
 
-    def _unset_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def eof_received(self) -> bool:
+        """Close, as no more can come."""
+        return False
 
+    def shutdown(self) -> None:
+        """Close after the last answer, because the server ends."""
+        if not self._close_after_answers():
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _close(self) -> None:
+        """Close, once the client has read what it was sent."""
+        self._refused = True
+        self._transport.close()
+        self._wait(self._settings.request_timeout)
+
+    def _close_after_answers(self) -> bool:
+        """Let the answer to the newest request be the last one; return whether there is a request."""
+        newest = self._waiting[-1] if self._waiting else self._running
+        if newest is None:
+            return False
+        newest.keep_alive = False
+        return True
+
+    def _forget(self, request: Request) -> None:
+        self._server.held -= request.end()
+
+    # ------------------------------------------------------------------------------------------ time
+    def _wait(self, seconds: float) -> None:
+        """Give the client so many seconds from now."""
+        self._deadline = deadline = self._loop.time() + seconds
+        if deadline < self._rings:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._rings, self._timer = deadline, self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._rings = None, math.inf
+        if self._deadline == math.inf:
+            return
+        if (seconds := self._deadline - self._loop.time()) > 0:
+            self._wait(seconds)
+        elif self._refused or self._is_above:
+            self._transport.abort()
+        elif self._in_message:
+            self._refuse(408, f"the request was not complete after {self._settings.request_timeout:g} s")
+        else:
+            self._close()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+
+    # ------------------------------------------------------------------------------------------ what comes
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
         if self._refused:
             return
-        if self._is_over:
+        if self._is_above:
             self._refuse(503, f"{self._settings.max_connections} connections are open already")
             return
+        self._size = self._first = size = len(data)
+        self._fed += size
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as e:
-            if self._should_upgrade():
-                self._upgrade(data[e.args[0] :])
-            return
+            self._upgrade(data[e.args[0] :])
         except httptools.HttpParserError as e:
-            status, text = self._why or (400, f"the request is not HTTP/1.1: {e}")
-            self._refuse(status, text)
-            return
-        if not self._in_message:
-            return
-        if self._in_headers:
-            self._fed += len(data)
-            if self._fed > HEADER_BYTES:
-                self._refuse(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
-                return
-        if self._timer is None:
-            self._timer = self.loop.call_later(self._settings.request_timeout, self._late)
+            self._refuse(*(self._why or (400, f"the request is not HTTP/1.1: {e}")))
+        else:
+            if self._in_message:
+                if self._fed > HEADER_BYTES:
+                    self._refuse(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
+                elif self._deadline == math.inf:
+                    self._wait(self._settings.request_timeout)
 
-    def _upgrade(self, rest: bytes) -> None:
-        """Become a WebSocket, whose client has sent `rest` already; not before an answer that is still to come."""
-        self._unset_timer()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._refused, self.cycle.keep_alive = True, False
-            return
-        self.handle_websocket_upgrade()
-        if rest:
-            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
-
-    def _late(self) -> None:
-        """End a connection whose request is not complete in time."""
-        self._timer = None
-        self._refuse(408, f"the request was not complete after {self._settings.request_timeout:g} s")
-
-    # ------------------------------------------------------------------------------------------ parser
     def on_message_begin(self) -> None:
         """Begin a request."""
-        super().on_message_begin()
-        self._unset_timer()
-        self._unset_keepalive_if_required()
         self._in_message = self._in_headers = True
-        self._header_bytes = self._fed = self._body_bytes = 0
+        self._url, self._headers = b"", []
+        self._expects = self._says_connection = False
+        self._fed, self._behind = self._first, 0
+        self._deadline = math.inf
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the first line."""
-        self._count(len(url))
-        super().on_url(url)
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those behind the body are counted only."""
-        self._count(len(name) + len(value) + 4)
         if not self._in_headers:
+            self._behind += len(name) + len(value) + 4
+            if self._behind > HEADER_BYTES:
+                self._stop(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
             return
-        if len(name) == 14 and name.lower() == b"content-length" and int(value) > self._settings.max_body:
-            self._stop(413, f"the request has {int(value)} bytes, more than {self._settings.max_body}")
-        super().on_header(name, value)
+        name = name.lower()
+        self._headers.append((name, value))
+        if len(name) in _OWN_LENGTHS:
+            if name == _LENGTH:
+                if int(value) > self._settings.max_body:
+                    self._stop(413, f"the request has {int(value)} bytes, more than {self._settings.max_body}")
+            elif name == _EXPECT:
+                self._expects = value.lower() == b"100-continue"
+            elif name == _CONNECTION:
+                self._says_connection = True
 
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > HEADER_BYTES:
-            self._stop(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
+    def on_headers_complete(self) -> None:
+        """Start the request, or let it wait for those before."""
+        self._in_headers = False
+        parser, url, headers = self._parser, self._url, self._headers
+        if self._fed + self._size > HEADER_BYTES:
+            size = len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
+            if size > HEADER_BYTES:
+                self._stop(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
+        method = parser.get_method()
+        self._upgrades = parser.should_upgrade()
+        if self._upgrades:
+            if method == b"CONNECT":
+                self._stop(400, "the server is no proxy")
+            return
+        if len(self._waiting) >= MAX_PIPELINED:
+            self._stop(400, f"more than {MAX_PIPELINED} requests wait for the one before")
+        path = url.partition(b"?")[0] if url[:1] == b"/" else httptools.parse_url(url).path
+        keep_alive = parser.should_keep_alive()
+        if keep_alive and self._says_connection and parser.get_http_version() == "1.0":
+            keep_alive = False
+        request = self._coming = Request(self, method, path, headers, keep_alive, self._expects)
+        if self._running is None and self._writable:
+            self._start(request)
+        else:
+            self._waiting.append(request)
+            self._pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        request, server = self._coming, self._server
+        assert request is not None
+        self._fed = 0
+        request.size += len(body)
+        if request.size > self._settings.max_body:
+            self._stop(413, f"the request has more than {self._settings.max_body} bytes")
+        if request.over:
+            return  # It has its answer, so that nobody reads it.
+        server.held += len(body)
+        if not request.body:
+            request.body = body
+        else:
+            if type(request.body) is bytes:
+                request.body = bytearray(request.body)
+            request.body += body
+        if server.held > server.most_held:
+            self._stop(503, "the server holds too many bytes of requests at the moment")
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._in_message = False
+        self._fed = self._first = 0
+        self._deadline = math.inf
+        request, self._coming = self._coming, None
+        if request is None:
+            return  # an upgrade
+        request.completed()
+        if request.over:
+            self._wait(self._settings.keep_alive)
 
     def _stop(self, status: int, text: str) -> None:
         """Leave a callback of the parser: what it raises reaches data_received as an error of the parser."""
         self._why = status, text
         raise ValueError(text)
 
-    def on_headers_complete(self) -> None:
-        """Start the application, or queue the request behind those before."""
-        if len(self.pipeline) >= MAX_PIPELINED:
-            self._stop(400, f"more than {MAX_PIPELINED} requests wait for the one before")
-        before = self.cycle
-        super().on_headers_complete()
-        self._in_headers = False
-        if before is not None and before is not self.cycle and not before.response_complete:
-            self._older.append(before)
-        if self.parser.should_upgrade() and self.cycle is not None:
-            self.cycle.keep_alive = False  # An upgrade to what is not spoken here; no request can follow.
+    def _upgrade(self, rest: bytes) -> None:
+        """Become a WebSocket, whose client has sent `rest` already; not before an answer that is still to come.
 
-    def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
-        shared = self._shared
-        self._body_bytes += len(body)
-        if self._body_bytes > self._settings.max_body:
-            self._stop(413, f"the request has more than {self._settings.max_body} bytes")
-        if not self.cycle.response_complete:
-            self._held += len(body)
-            shared.held += len(body)
-            if shared.held > shared.most_held:
-                self._stop(503, "the server holds too many bytes of requests at the moment")
-        super().on_body(body)
+        A request for another protocol is one for HTTP/1.1, which may have a body.
+        """
+        headers, method, version = self._headers, self._parser.get_method(), self._parser.get_http_version()
+        wanted = [value.lower() for name, value in headers if name == b"upgrade"]
+        is_other = wanted[-1] != b"websocket"
+        lines = [b"%b %b HTTP/%b" % (method, self._url, version.encode())]
+        lines += [b"%b: %b" % header for header in headers if not (is_other and header[0] == b"upgrade")]
+        head = b"\r\n".join([*lines, b"\r\n"])
+        if is_other:
+            self._parser = httptools.HttpRequestParser(self)
+            self.data_received(head + rest)
+        elif self._running is not None or not self._writable:
+            self._refused = True
+            self.shutdown()
+        else:
+            self._refused, self._parser = True, None
+            self._cancel_timers()
+            self._server.connections.discard(self)
+            protocol = self._server.web_socket(self._server.connections)
+            self._transport.set_protocol(protocol)
+            protocol.connection_made(self._transport)
+            protocol.data_received(head)
+            if rest:
+                protocol.data_received(rest)
 
-    def on_message_complete(self) -> None:
-        """End a request."""
-        self._in_message = False
-        self._unset_timer()
-        super().on_message_complete()
-        if self.cycle is not None and self.cycle.response_complete and self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
 
     # ------------------------------------------------------------------------------------------ answers
-    def on_response_complete(self) -> None:
-        """Take the next request."""
-        self._release()
-        super().on_response_complete()
-        if self._older:
-            self._older = [cycle for cycle in self._older if not cycle.response_complete]
-        if self._in_message:
-            self._unset_keepalive_if_required()
-        if self.pipeline:
-            self.flow.pause_reading()
+    def _start(self, request: Request) -> None:
+        self._running = request
+        self._task = self._loop.create_task(self._run(request))
 
-    def _release(self) -> None:
-        """Note that the bytes of a body are gone."""
-        self._shared.held -= self._held
-        self._held = 0
+    async def _run(self, request: Request) -> None:
+        try:
+            status, parts, headers = await self._answer(request)
+        except Disconnected:
+            return
+        except BaseException:
+            self._transport.abort()
+            raise
+        size = sum(map(len, parts))
+        if not request.over:
+            self._send(request, status, parts, headers, size)
+        if self._settings.access_log:
+            path = request.raw_path.decode()
+            log(request.method.decode(), path, status, size, time.perf_counter() - request.begun)
+
+    def _send(self, request: Request, status: int, parts: list[bytes], headers: bytes, size: int) -> None:
+        """Send an answer, and take the next request."""
+        if request.expects and not request.complete:
+            request.keep_alive = False  # Nobody can tell whether the body comes.
+        self._server.held -= request.end()
+        keep_alive = request.keep_alive
+        head = b"%b%bcontent-length: %d\r\n%b\r\n" % (
+            _FIRST_LINES[status], headers, size, b"" if keep_alive else _CLOSE  # type: ignore[index]
+        )  # fmt: skip
+        self._transport.write(head if request.method == b"HEAD" else b"".join((head, *parts)))
+        self._running = self._task = None
+        if not keep_alive:
+            self._close()
+        elif self._waiting:
+            self._next()
+        elif not self._in_message:
+            self._wait(self._settings.keep_alive)
+
+    def _next(self) -> None:
+        """Take the next of the requests that wait, if the client reads its answers."""
+        if self._waiting and self._running is None and self._writable:
+            self._start(self._waiting.popleft())
+        if not self._waiting:
+            self._resume_reading()
+
+    def proceed(self) -> None:
+        """Tell a client that it may send the body."""
+        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, status: int, text: str) -> None:
-        """Answer a request that cannot go on, and end the connection after the client had time to read the answer."""
+        """Answer a request that cannot go on, and end the connection after the client had time to read the answer.
+
+        Answers to the requests before come first, and are the last ones.
+        """
         self._refused = True
-        self._unset_timer()
-        cycle = self.cycle
-        busy = cycle is not None and not cycle.response_complete
-        if self._in_message and not self._in_headers:  # in the body of the request of `cycle`
-            if not busy or cycle.response_started or self.pipeline:
-                self.transport.close()
+        self._deadline = math.inf
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            if coming.over:  # It has its answer.
+                self._close()
                 return
-            cycle.disconnected = True
-            cycle.message_event.set()
-        elif busy:  # The answer to the request before comes first, and is the last one.
-            cycle.keep_alive = False
-            return
-        if self.transport.is_closing():
+            if coming is self._running:
+                self._running = None
+            else:
+                self._waiting.pop()
+            self._forget(coming)
+        if self._close_after_answers() or self._transport.is_closing():
             return
         body = orjson.dumps({"error": text})
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json"]
-        lines += [f"content-length: {len(body)}", "connection: close"]
-        if status == 503:
-            lines.append("retry-after: 1")
-        self.transport.write("\r\n".join([*lines, "\r\n"]).encode() + body)
+        again = b"retry-after: 1\r\n" if status == 503 else b""
+        self._transport.write(
+            b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b"
+            % (_FIRST_LINES[status], len(body), again, _CLOSE, body)  # type: ignore[index]
+        )
         if self._settings.access_log:
             log("-", "-", status, len(body), 0.0)
-        self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what uvicorn refuses."""
-        self._refuse(400, msg)
+        self._resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._wait(LINGER_SECONDS)
 
     def pause_writing(self) -> None:
-        """Give a client that does not read its answer some time."""
-        super().pause_writing()
+        """Give a client that does not read its answer some time, and make no more answers."""
+        self._writable = False
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self._settings.request_timeout, self.transport.abort)
+            self._write_timer = self._loop.call_later(self._settings.request_timeout, self._transport.abort)
 
     def resume_writing(self) -> None:
         """Go on, as the client has read."""
+        self._writable = True
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-        super().resume_writing()
+        self._next()

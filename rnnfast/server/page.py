@@ -28,9 +28,9 @@ def _digest(text: str) -> str:
 _TEXT = (importlib.resources.files("rnnfast.server") / "page.html").read_text("utf-8")
 HTML = _TEXT.encode()
 HEADERS = (
-    (b"content-type", b"text/html; charset=utf-8"),
-    (b"content-security-policy", _policy(_TEXT).encode()),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-cache"),
-)
+    b"content-type: text/html; charset=utf-8\r\n"
+    b"content-security-policy: %b\r\n"
+    b"referrer-policy: no-referrer\r\n"
+    b"x-content-type-options: nosniff\r\n"
+    b"cache-control: no-cache\r\n"
+) % _policy(_TEXT).encode()

@@ -16,13 +16,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-import uvicorn
 import uvloop
 
 from rnnfast.server.access import tls_context
 from rnnfast.server.grpc import GrpcFront
 from rnnfast.server.http import HttpApplication
-from rnnfast.server.http_protocol import http_config
+from rnnfast.server.http_protocol import BACKLOG, HttpServer
 from rnnfast.server.service import Service
 from rnnfast.server.settings import Settings
 from rnnfast.server.websocket import WebSocketProtocol
@@ -30,8 +29,6 @@ from rnnfast.server.websocket import WebSocketProtocol
 # Seconds that requests which run when no more are taken have to be done, and their answers to reach the clients.
 FINISH_SECONDS, END_SECONDS = 10.0, 2.0
 SIGNALS = signal.SIGINT, signal.SIGTERM
-# Connections that may wait to be accepted.
-BACKLOG = 2048
 Tell = Callable[[str], None]
 
 
@@ -72,16 +69,14 @@ async def serve(service: Service, tell: Tell, ended: asyncio.Event) -> None:
     """
     settings = service.settings
     listener = listening_socket(settings.host, settings.http_port, shared=service.peers is not None)
-    tls = tls_context(settings)
-    ws = functools.partial(WebSocketProtocol, service)
-    http = uvicorn.Server(http_config(HttpApplication(service), ws, settings, tls, round(END_SECONDS)))
-    http.lifespan = http.config.lifespan_class(http.config)
     try:
+        tls = tls_context(settings)
         grpc = _grpc_front(service)
     except BaseException:
         listener.close()
         raise
-    await http.startup([listener])  # without its main loop, which is a timer that waits for its own signals
+    http = HttpServer(HttpApplication(service), functools.partial(WebSocketProtocol, service), settings)
+    await http.start(listener, tls)
     try:
         await _start(service, ended)
         gc.freeze()  # Loaded models stay; collections that visit them take milliseconds, while requests wait.
@@ -96,7 +91,7 @@ async def serve(service: Service, tell: Tell, ended: asyncio.Event) -> None:
     finally:
         if grpc is not None:
             await grpc.stop(END_SECONDS)
-        await http.shutdown([listener])
+        await http.stop(END_SECONDS)
         await service.stop()
 
 

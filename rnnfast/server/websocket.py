@@ -38,17 +38,15 @@ REASON_BYTES = 123
 
 
 class WebSocketProtocol(asyncio.Protocol):
-    """A connection, as uvicorn hands it over after reading its request.
+    """A connection, as HttpProtocol hands it over after reading its request.
 
     Args:
         service: The Service.
-        config: uvicorn's settings.
-        server_state: uvicorn's list of connections.
-        app_state: Not used.
+        connections: The open connections of the server.
     """
 
-    def __init__(self, service: Service, config: Any, server_state: Any, app_state: Any) -> None:
-        self._service, self._connections = service, server_state.connections
+    def __init__(self, service: Service, connections: set[Any]) -> None:
+        self._service, self._connections = service, connections
         self._loop = asyncio.get_running_loop()
         self._protocol = ServerProtocol(max_size=service.settings.max_body)
         self._transport: Any = None
@@ -100,6 +98,10 @@ class WebSocketProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close the connection, because the server ends."""
         self._close(OVER, "the server is ending")
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
 
     def _flush(self) -> None:
         """Send what the protocol wants to send."""

@@ -134,7 +134,7 @@ def test_table():
 @pytest.fixture
 def served():
     """Skip unless the server's packages are there."""
-    for package in ("uvicorn", "httptools", "uvloop", "orjson", "hpack", "prometheus_client", "onnx"):
+    for package in ("httptools", "uvloop", "orjson", "hpack", "prometheus_client", "onnx"):
         pytest.importorskip(package)
 
 

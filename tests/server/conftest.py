@@ -61,7 +61,7 @@ def running(*sources, **settings):
 
     Where a source is a name such as "denoiser", it is that of a file in models.
     """
-    for package in ("uvicorn", "httptools", "uvloop", "orjson", "hpack", "websockets"):
+    for package in ("httptools", "uvloop", "orjson", "hpack", "websockets"):
         pytest.importorskip(package)
     import uvloop
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.paths import ROOT
 
-PACKAGES = ("click", "rich", "uvicorn", "httptools", "uvloop", "orjson")
+PACKAGES = ("click", "rich", "httptools", "uvloop", "orjson")
 
 
 class Server:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
-pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
 if sys.version_info < (3, 11):
     pytest.importorskip("tomli")
 
@@ -251,9 +251,9 @@ def test_tokens_are_not_printed(repository, tmp_path):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "uvloop", None)
     monkeypatch.delitem(sys.modules, "rnnfast.server.run", raising=False)
-    assert refused(serve(DENOISER), "uvicorn", "pip install 'rnnfast[serve]'")
+    assert refused(serve(DENOISER), "uvloop", "pip install 'rnnfast[serve]'")
 
 
 def test_a_python_without_tomllib(monkeypatch, tmp_path):

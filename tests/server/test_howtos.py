@@ -38,7 +38,7 @@ def test_flags_in_the_text_are_flags_of_the_command(page):
     "command", [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
 )
 def test_commands_start_a_server(command, tmp_path, monkeypatch):
-    for package in ("uvicorn", "uvloop", "httptools", "orjson", "grpc"):
+    for package in ("uvloop", "httptools", "orjson", "grpc"):
         pytest.importorskip(package)
     from click.testing import CliRunner
 

@@ -10,7 +10,6 @@ import pytest
 
 import rnnfast
 
-pytest.importorskip("uvicorn")
 pytest.importorskip("httptools")
 pytest.importorskip("orjson")
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
 pytest.importorskip("grpc")
 pytest.importorskip("websockets")
 from websockets.sync.client import connect
