@@ -523,7 +523,6 @@ class HttpProtocol(asyncio.Protocol):
         )
         if self._settings.access_log:
             log("-", "-", status, len(body), 0.0)
-        self._resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._wait(LINGER_SECONDS)
