@@ -234,8 +234,11 @@ class HttpProtocol(asyncio.Protocol):
         self._coming = self._parser = None
 
     def eof_received(self) -> bool:
-        """Close, as no more can come."""
-        return False
+        """Close, as no more can come: after the answers, where the client may still read them."""
+        if self._in_message or not self._transport.can_write_eof():  # TLS has no half that is open.
+            return False
+        self._refused = True
+        return self._close_after_answers()
 
     def shutdown(self) -> None:
         """Close after the last answer, because the server ends."""

@@ -1,5 +1,6 @@
 """Tokens, TLS, the access log and what is said about open addresses."""
 
+import json
 import os
 import signal
 import ssl
@@ -19,7 +20,7 @@ from rnnfast.server.access import Access, exposure, is_loopback, tls_context
 from rnnfast.server.faults import UnauthorizedError
 from rnnfast.server.settings import Settings
 from tests.paths import MODELS
-from tests.server.processes import answer, ask, connected, request, started
+from tests.server.processes import answer, ask, connected, received, request, started
 
 DENOISER = MODELS / "denoiser.onnx"
 LARGE = [("grpc.max_receive_message_length", -1)]
@@ -201,6 +202,33 @@ def test_tls(certificate):
             assert connection.recv(2**16) == b""
         with grpc.insecure_channel(f"localhost:{server.port('grpc')}") as channel:
             assert called(channel, "ServerLive") == "UNAVAILABLE"
+
+
+def test_tls_carries_many_and_large_requests(certificate):
+    certificate, key = certificate
+    x = np.random.default_rng(5).standard_normal((20_000, 22)).astype(np.float32)
+    state = np.zeros((1, 20_000, 32), np.float32)
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": value.shape, "parameters": {"binary_data_size": value.nbytes}}
+        for name, value in (("bands", x), ("state", state))
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    large = request(
+        "POST", "/v2/models/denoiser/infer", head + x.tobytes() + state.tobytes(),
+        Inference_Header_Content_Length=len(head),
+    )  # fmt: skip
+    with started(DENOISER, f"--tls-certificate={certificate}", f"--tls-key={key}", scheme="https") as server:
+        with connected(server.port("https"), ssl.create_default_context(cafile=certificate)) as connection:
+            for _ in range(3):
+                connection.sendall(request("GET", "/v2"))
+                assert answer(connection)[0] == 200
+                connection.sendall(large)
+                status, headers, body = answer(connection)
+                assert status == 200
+                gains = body[int(headers["inference-header-content-length"]) :][: x.nbytes]
+                assert gains == rnnfast.load(DENOISER)(bands=x, state=state).gains.tobytes()
+            connection.sendall(request("GET", "/v2", connection="close") * 2)
+            assert received(connection).count(b"HTTP/1.1 200 OK") == 1
 
 
 def test_wrong_tls_files(certificate, tmp_path):

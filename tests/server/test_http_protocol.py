@@ -505,6 +505,21 @@ def test_a_request_whose_client_left_is_told():
     call(run)
 
 
+def test_a_client_that_sends_no_more_gets_its_answers():
+    async def run():
+        idle, half, whole = (Connection() for _ in range(3))
+        await half.send(REQUESTS[1][:-1])
+        await whole.send(b"GET /wait HTTP/1.1\r\n\r\n" + REQUESTS[0])
+        assert not idle.protocol.eof_received() and not half.protocol.eof_received()  # The transport closes.
+        assert whole.protocol.eof_received()
+        whole.echo.go.set()
+        await whole.settle()
+        assert [headers.get("connection") for _, headers, _ in whole.answers()] == [None, "close"]
+        assert whole.transport.closed
+
+    call(run)
+
+
 def test_an_answer_that_nobody_waits_for_is_not_written():
     async def run():
         connection = Connection()
