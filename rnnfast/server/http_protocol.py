@@ -7,7 +7,6 @@ headers, bodies, the time that half a request may take, requests that wait, and 
 from __future__ import annotations
 
 import asyncio
-import collections
 import math
 import socket
 import ssl
@@ -194,7 +193,7 @@ class HttpProtocol(asyncio.Protocol):
         self._why: tuple[int, str] | None = None  # status and text of a refusal that a callback of the parser found
         self._running: Request | None = None  # the one that is being answered
         self._task: asyncio.Task[None] | None = None  # kept, for asyncio does not keep it
-        self._waiting = collections.deque[Request]()  # behind it
+        self._waiting = list[Request]()  # behind it; few, so that no deque is worth its memory
         self._coming: Request | None = None  # the one whose body comes
         self._reading, self._writable = True, True
         # What is being parsed: the parts of the first line and the headers, and what the latter say of the connection.
@@ -491,7 +490,7 @@ class HttpProtocol(asyncio.Protocol):
     def _next(self) -> None:
         """Take the next of the requests that wait, if the client reads its answers."""
         if self._waiting and self._running is None and self._writable:
-            self._start(self._waiting.popleft())
+            self._start(self._waiting.pop(0))
         if not self._waiting:
             self._resume_reading()
 
