@@ -198,7 +198,7 @@ class HttpProtocol(asyncio.Protocol):
         self._reading, self._writable = True, True
         # What is being parsed: the parts of the first line and the headers, and what the latter say of the connection.
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
-        self._expects, self._says_connection, self._upgrades = False, False, False
+        self._expects, self._says_connection = False, False
         self._in_message, self._in_headers = False, False
         # Bytes that came since the message or the last part of its body began, of what comes behind the body, and of
         # what is being fed: as a whole, and 0 instead when a message has ended in it.
@@ -356,8 +356,7 @@ class HttpProtocol(asyncio.Protocol):
             if size > HEADER_BYTES:
                 self._stop(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
         method = parser.get_method()
-        self._upgrades = parser.should_upgrade()
-        if self._upgrades:
+        if parser.should_upgrade():
             if method == b"CONNECT":
                 self._stop(400, "the server is no proxy")
             return
