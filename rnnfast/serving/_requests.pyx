@@ -1,8 +1,9 @@
 """The requests of a Batcher: they go from callers, in any thread or event loop, to batches, and their answers go back.
 
 What callers and the thread share is used in critical sections of the queue, which are the GIL where there is one, or is
-atomic; the rest belongs to the thread. Callers may be finalizers in the midst of anything here, so nothing here waits
-but the thread for work, and `frames` for the batch that runs.
+atomic; the rest belongs to whoever has the `turn`: the thread while it is awake, or an event loop that runs short
+batches of its own while the thread sleeps. Callers may be finalizers in the midst of anything here, so nothing here
+waits but the thread for work and its turn, and `frames` for the batch that runs.
 """
 cimport cython
 from libc.math cimport INFINITY
@@ -13,7 +14,9 @@ import itertools
 import queue
 import threading
 from asyncio import get_running_loop
+from bisect import bisect_left
 from concurrent.futures import _base
+from threading import get_ident
 from time import monotonic
 
 from rnnfast.errors import ClosedError, DeadlineError, InputError, InputTypeError, Overloaded
@@ -131,6 +134,33 @@ def new_future():
     return future
 
 
+cdef class Histogram:
+    """How often values occurred, by upper bounds; `counts` has one more entry for values beyond the last bound.
+
+    Attributes:
+        bounds: The upper bounds, in order.
+    """
+    cdef readonly tuple bounds
+    cdef list counts
+    cdef double total
+
+    def __init__(self, tuple bounds):
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, double value):
+        """Count a value."""
+        cdef Py_ssize_t i = bisect_left(self.bounds, value)
+        with cython.critical_section(self):
+            self.counts[i] += 1
+            self.total += value
+
+    def numbers(self):
+        """Return the histogram as plain numbers, whose counts and sum fit."""
+        with cython.critical_section(self):
+            counts, total = list(self.counts), self.total
+        return {"bounds": list(self.bounds), "counts": counts, "sum": total, "count": sum(counts)}
+
+
 cdef class OpenStream:
     """An open stream of a Batcher.
 
@@ -214,7 +244,12 @@ cdef class Request:
 cdef class RequestQueue:
     """The waiting requests of a Batcher: callers put them in the inbox, and the Batcher's thread takes them out.
 
-    `_start` of a subclass starts the thread.
+    `_start` of a subclass starts the thread, `_run_short` runs what is short in an event loop, and `_break_off` answers
+    what was to run there when an exception ends it.
+
+    Attributes:
+        turn: A lock; whoever has it runs requests. The thread has it while it is awake.
+        here: The thread of the event loop that has the turn; 0 if none has it.
     """
     cdef readonly dict _streams         # id -> OpenStream
     cdef readonly object _sequences     # the deque of waiting Requests of whole sequences
@@ -230,12 +265,16 @@ cdef class RequestQueue:
     cdef Py_ssize_t held                # the number of requests that have left the inbox and are in no batch yet
     cdef Py_ssize_t limit               # the most requests that may wait
     cdef Py_ssize_t wake_at             # the length of the inbox that wakes the thread; 0 while it is awake
-    cdef double max_wait
+    cdef double max_wait, max_inline
+    cdef readonly object turn
+    cdef readonly unsigned long here
+    cdef object scheduled               # the event loop that will run `run_here` soon, None if none will
     cdef readonly object _pool
     cdef str label
 
-    def __init__(self, pool, Py_ssize_t max_queue, double max_wait):
+    def __init__(self, pool, Py_ssize_t max_queue, double max_wait, double max_inline):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
+        self.max_inline = max_inline
         self._streams, self._sequences, self._calls, self.batches = {}, collections.deque(), collections.deque(), 0
         self.computing = Lock(self.label, "batcher", True, True)
         self._empty()
@@ -282,6 +321,7 @@ cdef class RequestQueue:
             open_stream.waiting.clear()
             open_stream.due, open_stream.level = INFINITY, LEVELS
         self.wake, self.wake_at = queue.SimpleQueue(), 0
+        self.turn, self.here, self.scheduled = threading.Lock(), 0, None
         self.inbox, self.ready, self.held = [], [{} for _ in range(LEVELS)], 0
         self._sequences.clear()
         self._calls.clear()
@@ -418,7 +458,7 @@ cdef class RequestQueue:
             raise InputError(f"{self.label}: priority is {priority!r}, expected 0 to {LEVELS}")
         cdef int level = (priority or DEFAULT_PRIORITY) - 1
         cdef bint hurried = call or deadline <= due     # There is no time to wait for others.
-        cdef bint wakes = False
+        cdef bint wakes = False, inline = False
         cdef Py_ssize_t waiting
         self._check_open()
         request = Request(open_stream, value, future, loop, now, now if hurried else due, deadline,
@@ -430,12 +470,18 @@ cdef class RequestQueue:
                     store_time(&open_stream.came, now)
                 self.inbox.append(request)
                 wakes = 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried)
-                if wakes:
+                if wakes and self.max_inline and loop is not None and (call or open_stream is not None):
+                    inline = True       # The thread stays asleep, and others may still wake it.
+                elif wakes:
                     self.wake_at = 0    # Waking the thread once is enough.
         if waiting >= self.limit:
             self._count("overloaded")
             raise Overloaded(f"{self.label}: {waiting} frames wait already, no more than {self.limit} may")
-        if wakes:
+        if inline:
+            if self.scheduled is not loop:
+                loop.call_soon(self.run_here, loop)
+                self.scheduled = loop
+        elif wakes:
             self._wake_up()
         if load(&self.ended):   # The thread ended after the check above.
             self._sweep()
@@ -450,6 +496,43 @@ cdef class RequestQueue:
         """Return how many requests wait."""
         with cython.critical_section(self):
             return len(self.inbox) + self.held
+
+    # ------------------------------------------------------------------------------------------ in an event loop
+    def run_here(self, loop):
+        """Run the requests of an event loop in it, if they are short; else wake the thread. No signal parts this."""
+        cdef bint left
+        self.scheduled = None
+        turn = self.turn        # A fork in the midst of this makes another one.
+        if not turn.acquire(False):
+            self._wake_up()     # It may be about to sleep.
+            return
+        self.here = get_ident()
+        try:
+            if self.is_all_of(loop):
+                self._run_short()
+        except BaseException as e:
+            self._break_off(e)
+            raise
+        finally:
+            self.here = 0
+            with cython.critical_section(self):
+                left = len(self.inbox) + self.held > 0 or load(&self.draining)
+                if not left:
+                    self.wake_at = 1
+            turn.release()
+            if left:
+                self._wake_up()
+
+    cdef bint is_all_of(self, loop):
+        """Return whether all requests that wait are frames and calls of one event loop."""
+        cdef Request request
+        with cython.critical_section(self):
+            if self.held or load(&self.draining):
+                return False
+            for request in self.inbox:
+                if request.loop is not loop or request.open_stream is None and not request.call:
+                    return False
+        return True
 
     # ------------------------------------------------------------------------------------------ the thread
     def _sort(self):
@@ -495,10 +578,13 @@ cdef class RequestQueue:
             self.wake_at = count
             sleeps = len(self.inbox) < count and not load(&self.draining) and not self._hurried()
         if sleeps:
+            self.turn.release()
             try:
                 self.wake.get(True, None if seconds is None else min(seconds, MAX_SLEEP))
             except queue.Empty:
                 pass
+            finally:
+                self.turn.acquire()
         with cython.critical_section(self):
             self.wake_at = 0
 
@@ -568,6 +654,9 @@ cdef class RequestQueue:
         cdef Request request
         cdef Py_ssize_t i
         cdef dict of_loops = {}
+        if self.here:       # It is the loop of all of them.
+            settle([request.future for request in requests], results)
+            return
         for i, request in enumerate(requests):
             if request.loop is None:
                 settle([request.future], [results[i]])

@@ -5,6 +5,7 @@ It knows its Batcher by a weak reference alone, so that a Batcher that is droppe
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -12,11 +13,9 @@ import time
 import weakref
 from typing import Any
 
-import numpy as np
-
 from rnnfast.errors import ClosedError, LimitError
 from rnnfast.native._locks import Lock, is_inside
-from rnnfast.serving._requests import OpenStream, RequestQueue, settle, tell
+from rnnfast.serving._requests import Histogram, OpenStream, RequestQueue, settle, tell
 from rnnfast.serving.sequences import ActiveSequence
 
 # Seconds: the upper bounds of the histograms of times. Those of sizes are powers of two.
@@ -31,25 +30,6 @@ EXIT_SECONDS = 10.0
 FORKED = "the batcher ended in this process, as it was forked: nothing was taken here"
 
 
-class Histogram:
-    """How often values occurred, by upper bounds; `counts` has one more entry for values beyond the last bound."""
-
-    def __init__(self, bounds):
-        self.bounds = bounds
-        self._counted = np.zeros(len(bounds) + 1, np.int64), 0.0  # replaced as a whole: counts and their sum fit
-
-    def add(self, values):
-        """Count some values; one thread does."""
-        counts, total = self._counted
-        more = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.bounds) + 1)
-        self._counted = counts + more, total + float(np.sum(values))
-
-    def numbers(self):
-        """The histogram as plain numbers, from any thread."""
-        counts, total = self._counted
-        return {"bounds": list(self.bounds), "counts": counts.tolist(), "sum": total, "count": int(counts.sum())}
-
-
 class Worker(RequestQueue):
     """The queue of a Batcher and the thread that takes out of it; Batcher documents the arguments.
 
@@ -57,11 +37,13 @@ class Worker(RequestQueue):
         told: Called with the id of a stream that was closed for idleness, or None.
     """
 
-    def __init__(self, pool, runner, calls, max_batch, max_wait, max_queue, idle):
-        super().__init__(pool, max_queue, max_wait)
+    def __init__(self, pool, runner, calls, max_batch, max_wait, max_queue, idle, max_inline):
+        super().__init__(pool, max_queue, max_wait, max_inline)
         self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
-        self._max_batch, self._idle = max_batch, idle
+        self._max_batch, self._idle, self._max_inline = max_batch, idle, max_inline
+        # Kind and size of a batch -> the processor time that the last one took.
+        self._took: dict[tuple[bool, int], float] = {}
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
         self._call_sizes = Histogram(SIZES)
@@ -111,8 +93,12 @@ class Worker(RequestQueue):
         thread = self._thread
         if thread is None:
             self._end_all(None)
-        elif thread is not threading.current_thread() and not is_inside() and not sys.is_finalizing():
+        elif thread is not threading.current_thread() and not self._is_mine() and not sys.is_finalizing():
             thread.join()
+
+    def _is_mine(self):
+        """Whether this thread has what the batcher's thread may wait for."""
+        return is_inside() or self.here == threading.get_ident()
 
     def after_fork(self):
         """In the child of a fork, where there is no thread: refuse the parent's requests, and begin with none."""
@@ -148,6 +134,7 @@ class Worker(RequestQueue):
         if not self._claim(threading.current_thread()):
             return  # A signal's handler parted the start of this one, and another was started.
         error = None
+        self.turn.acquire()
         try:
             while not self._abandoned and (not self._draining or self.queued() or self._active):
                 self._sort()
@@ -160,7 +147,10 @@ class Worker(RequestQueue):
                     self._sleep(left)
         except BaseException as e:  # There is no memory, or a defect: let nobody wait for ever.
             error = e
-        self._end_all(error)
+        try:
+            self._end_all(error)
+        finally:
+            self.turn.release()
 
     def _end_all(self, error):
         """Refuse what waits, close all streams, and accept nothing any more."""
@@ -197,15 +187,16 @@ class Worker(RequestQueue):
 
     def _step(self):
         """Run a batch; if it fails, run its halves, until each frame has its result or its error."""
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.thread_time()
         parts = self.computing.call(self._run_batch, begun)
+        self._took[False, len(self._taken).bit_length()] = time.thread_time() - cpu
         self._tell()
         for part, results, error in parts:
             if error:
                 open_stream = part[0].open_stream
                 open_stream.lost = open_stream.lost or part[0].start is not None
                 error = self._closed(open_stream) if open_stream.closed else error
-            self._batch_sizes.add([len(part)])
+            self._batch_sizes.add(len(part))
             self._count("failed" if error else "frames", len(part))
             if error:
                 self._outcomes.append((part[0], None, error))
@@ -214,7 +205,7 @@ class Worker(RequestQueue):
                 self._answer(part, results)
         self._taken = []
         if parts:
-            self._compute_times.add([time.monotonic() - begun])
+            self._compute_times.add(time.monotonic() - begun)
 
     def _tell(self):
         """Tell callers what is to be told."""
@@ -227,7 +218,8 @@ class Worker(RequestQueue):
         self._take(self._max_batch, batch, self._outcomes)
         if not batch:
             return []
-        self._queue_times.add([begun - request.arrived for request in batch])
+        for request in batch:
+            self._queue_times.add(begun - request.arrived)
         return list(_in_halves([batch], self._run_frames))
 
     def _turn(self):
@@ -242,14 +234,14 @@ class Worker(RequestQueue):
         """Run the next call, with others that may run as one with it; return False if none waits."""
         if not self._calls:
             return False
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.thread_time()
         self._taken = part = []
         self._take_calls(part, begun)
         self._tell()
-        if part:
-            self._queue_times.add([begun - request.arrived for request in part])
+        for request in part:
+            self._queue_times.add(begun - request.arrived)
         for members, results, error in _in_halves([part] if part else [], self._run_call):
-            self._call_sizes.add([len(members)])
+            self._call_sizes.add(len(members))
             self._count("failed" if error else "calls", len(members))
             if error:
                 self._outcomes.append((members[0], None, error))
@@ -258,7 +250,8 @@ class Worker(RequestQueue):
                 self._answer(members, results)
         self._taken = []
         if part:
-            self._compute_times.add([time.monotonic() - begun])
+            self._compute_times.add(time.monotonic() - begun)
+            self._took[True, _size_of(part)] = time.thread_time() - cpu
         return True
 
     def _take_calls(self, part, now):
@@ -292,7 +285,7 @@ class Worker(RequestQueue):
                 self._count("failed")
                 self._finish(part[0], error)
             else:
-                self._batch_sizes.add([len(part)])
+                self._batch_sizes.add(len(part))
                 for s, result in zip(part, results):
                     frames = self.runner.frames(s)
                     self._count("frames", frames)
@@ -301,12 +294,11 @@ class Worker(RequestQueue):
                     if s.taken == len(s.x):
                         self._finish(s, None)
             self._tell()
-        self._compute_times.add([time.monotonic() - now])
+        self._compute_times.add(time.monotonic() - now)
         return True
 
     def _begin_sequences(self, now):
         """Let waiting sequences begin, in order, while there are streams for them."""
-        begun = []
         while self._sequences and len(self._active) < self._max_batch:
             state = self.runner.open()
             if state is None:
@@ -316,10 +308,8 @@ class Worker(RequestQueue):
                 self.runner.close(state)
             else:
                 self._active.append(ActiveSequence(request, request.arrived, request.value, state))
-                begun.append(now - request.arrived)
+                self._queue_times.add(now - request.arrived)
             self._next_sequence()
-        if begun:
-            self._queue_times.add(begun)
         refused = self._draining and not self._active
         if refused or now - self._looked_through >= PLACE_SECONDS:
             self._looked_through = now
@@ -366,6 +356,32 @@ class Worker(RequestQueue):
                 if self.told is not None:
                     self.told(open_stream.id)
 
+    # ------------------------------------------------------------------------------------------ in an event loop
+    def _run_short(self):
+        """Run batches and calls of an event loop in it, while they are short and the loop is not held up for longer."""
+        self._sort()
+        deadline = time.monotonic() + self._max_inline
+        while time.monotonic() < deadline:
+            ready = self._ready()
+            if ready and self._to_wait() == 0 and self._is_short(False, min(ready, self._max_batch).bit_length()):
+                self._step()
+            elif not ready and self._calls and self._is_short(True, _size_of(self._calls)):
+                self._run_calls()
+            else:
+                break
+
+    def _is_short(self, calls, size):
+        """Whether the last batch of this kind and size was; one that never ran may be long."""
+        return self._took.get((calls, size), math.inf) <= self._max_inline
+
+    def _break_off(self, error):
+        """Answer what was about to run in an event loop, as a signal's handler raised there."""
+        requests = [*self._taken, *(request for request, _, _ in self._outcomes)]
+        self._taken, self._outcomes = [], []
+        for request in requests:
+            why = f"{type(error).__name__} interrupted it; `frames` tells whether it was taken"
+            tell([(request, None, ClosedError(f"{self._pool.label}: {why}"))])
+
     # ------------------------------------------------------------------------------------------ the whole
     def stats(self):
         """The numbers that `Batcher.stats` documents."""
@@ -381,6 +397,11 @@ class Worker(RequestQueue):
             "queue_seconds": self._queue_times.numbers(),
             "compute_seconds": self._compute_times.numbers(),
         }
+
+
+def _size_of(calls):
+    """Return which calls take about as long as some others: the power of two of the bytes of their inputs."""
+    return sum(request.value.size for request in calls).bit_length()
 
 
 def _in_halves(parts, run):

@@ -1,0 +1,196 @@
+"""Short batches of asyncio run in its event loop, and all others in the Batcher's thread."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import rnnfast
+from rnnfast.errors import ClosedError, InputError
+from rnnfast.serving.worker import Worker
+from tests.serving.test_batcher import alone, frames, layer, same
+
+LONG = 0.05
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """Where batches ran: True for a thread of the test's, the event loop's."""
+    ran, run = [], Worker._run_frames
+
+    def recorded(self, requests):
+        ran.append(threading.current_thread() is not self._thread)
+        return run(self, requests)
+
+    monkeypatch.setattr(Worker, "_run_frames", recorded, raising=False)
+    return ran
+
+
+def test_the_first_batch_of_a_size_runs_in_the_thread_and_short_ones_in_the_loop(places):
+    async def main(batcher, x):
+        stream = batcher.open()
+        return [await batcher.step(stream, frame) for frame in x]
+
+    x = frames(0, 20)
+    with rnnfast.Batcher(layer().pool(4), max_inline=LONG) as batcher:
+        assert same(asyncio.run(main(batcher, x)), alone(x))
+        assert batcher.stats()["frames"] == batcher.stats()["batch_sizes"]["count"] == 20
+    assert places == [False] + [True] * 19
+
+
+def test_long_batches_run_in_the_thread(places, monkeypatch):
+    run = Worker._run_batch
+
+    def slow(self, begun):
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return run(self, begun)
+
+    async def main(batcher, x):
+        stream = batcher.open()
+        return [await batcher.step(stream, frame) for frame in x]
+
+    x = frames(1, 4)
+    monkeypatch.setattr(Worker, "_run_batch", slow)
+    with rnnfast.Batcher(layer().pool(4), max_inline=0.01) as batcher:
+        assert same(asyncio.run(main(batcher, x)), alone(x))
+    assert places == [False] * 4
+
+
+def test_frames_that_come_in_one_turn_of_the_loop_share_a_batch():
+    async def main(batcher, xs):
+        streams = [batcher.open() for _ in xs]
+        for _ in range(2):  # The first batch of a size runs in the thread.
+            await asyncio.gather(*[batcher.step(stream, xs[0][0]) for stream in streams])
+        before = batcher.stats()["batches"]
+
+        async def client(stream, x):
+            return [await batcher.step(stream, frame, begin=t == 0) for t, frame in enumerate(x)]
+
+        ys = await asyncio.gather(*map(client, streams, xs))
+        return ys, batcher.stats()["batches"] - before
+
+    xs = [frames(k, 12) for k in range(5)]
+    with rnnfast.Batcher(layer().pool(8), max_wait=0.0, max_inline=LONG) as batcher:
+        ys, batches = asyncio.run(main(batcher, xs))
+    assert all(same(y, alone(x)) for x, y in zip(xs, ys)) and batches == 12
+
+
+def test_frames_of_threads_beside_those_of_a_loop():
+    """Those of a stream stay in order, whoever runs them."""
+
+    async def main(batcher, x):
+        stream, ys = batcher.open(), []
+        for k in range(0, len(x), 4):
+            first = batcher.step(stream, x[k])
+            behind = [batcher.submit(stream, frame) for frame in x[k + 1 : k + 4]]
+            ys += [await first, *[await asyncio.wrap_future(future) for future in behind]]
+        return ys
+
+    with rnnfast.Batcher(layer().pool(8), max_inline=LONG) as batcher:
+        others, results = [batcher.open() for _ in range(2)], {}
+
+        def client(stream, x):
+            results[stream] = [batcher.submit(stream, frame).result(20) for frame in x]
+
+        threads = [threading.Thread(target=client, args=(stream, frames(stream, 200))) for stream in others]
+        for thread in threads:
+            thread.start()
+        x = frames(9, 400)
+        assert same(asyncio.run(main(batcher, x)), alone(x))
+        for thread in threads:
+            thread.join(20)
+        assert all(same(results[stream], alone(frames(stream, 200))) for stream in others)
+
+
+def test_a_loop_that_stops_holds_up_nobody():
+    """A frame whose loop never ran its batch runs with the next one of anybody."""
+    x = frames(2, 4)
+    with rnnfast.Batcher(layer().pool(4), max_inline=LONG) as batcher:
+        stream = batcher.open()
+
+        async def run(frame):
+            return await batcher.step(stream, frame)
+
+        async def leave(frame):
+            batcher.step(stream, frame)
+            asyncio.get_running_loop().stop()
+
+        ys = [asyncio.run(run(x[0]))]
+        loop = asyncio.new_event_loop()
+        loop.create_task(leave(x[1]))
+        loop.run_forever()
+        ys.append(batcher.submit(stream, x[2]).result(20))
+        ys.append(asyncio.run(run(x[3])))
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        assert same([ys[0], *ys[1:]], np.delete(alone(x), 1, 0))
+        assert batcher.frames(stream) == 4
+
+
+@pytest.mark.parametrize("where", ("_run_batch", "_tell"))
+def test_a_signal_that_raises_in_a_batch(where, monkeypatch):
+    """Its frame is refused, and the Batcher goes on."""
+    x = frames(3, 3)
+    with rnnfast.Batcher(layer().pool(4), max_inline=LONG) as batcher:
+        stream, raised = batcher.open(), []
+        function = getattr(Worker, where)
+
+        def interrupted(self, *args):
+            result = function(self, *args)
+            if threading.current_thread() is not self._thread and not raised:
+                raised.append(True)
+                raise KeyboardInterrupt
+            return result
+
+        async def main():
+            await batcher.step(stream, x[0])
+            monkeypatch.setattr(Worker, where, interrupted)
+            future = batcher.step(stream, x[1])
+            with pytest.raises(ClosedError, match="KeyboardInterrupt interrupted it"):
+                await asyncio.wait_for(asyncio.shield(future), 20)
+
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        loop.run_until_complete(task)
+        loop.close()
+        assert raised and batcher.frames(stream) == 2  # It was taken.
+
+        async def after():
+            return await asyncio.wait_for(batcher.step(stream, x[2]), 20)
+
+        assert same([asyncio.run(after())], alone(x)[2:])
+        assert same([batcher.submit(stream, x[0]).result(20)], alone(np.concatenate([x, x[:1]]))[3:])
+
+
+def test_a_finalizer_in_a_batch_of_the_loop_may_drain(monkeypatch):
+    """It cannot wait for the thread, which waits for the batch."""
+    run, x = Worker._run_frames, frames(4, 3)
+    batcher = rnnfast.Batcher(layer().pool(4), max_inline=LONG)
+
+    def draining(self, requests):
+        if threading.current_thread() is not self._thread:
+            batcher.drain()
+        return run(self, requests)
+
+    async def main():
+        stream = batcher.open()
+        ys = [await batcher.step(stream, x[0])]
+        monkeypatch.setattr(Worker, "_run_frames", draining, raising=False)
+        ys.append(await asyncio.wait_for(batcher.step(stream, x[1]), 20))
+        with pytest.raises(ClosedError):
+            batcher.step(stream, x[2])
+        return ys
+
+    assert same(asyncio.run(main()), alone(x[:2]))
+    batcher.drain()
+
+
+def test_the_setting():
+    with pytest.raises(InputError, match=r"max_inline is -1, expected seconds"):
+        rnnfast.Batcher(layer(), max_inline=-1)
