@@ -17,7 +17,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server.access import tls_context
 from rnnfast.server.faults import ForbiddenError, MissingExtensionError, NotFoundError, status_of, text_of
-from rnnfast.server.grpc_messages import decode, encode, encode_error_in_stream, encode_in_stream, parsed
+from rnnfast.server.grpc_messages import Decoder, encode, encode_error_in_stream, encode_in_stream, parsed
 from rnnfast.server.grpc_transport import Call, Calls, Request, UnaryCall
 from rnnfast.server.http2 import Http2Stream
 from rnnfast.server.protocol import SERVICE, methods
@@ -73,7 +73,7 @@ class GrpcFront:
         self._service, self._reuse_port = service, reuse_port
         settings = service.settings
         self._calls = Calls(self._makers(), settings.max_connections, settings.max_body, settings.request_timeout)
-        self._streams, self._watches = set[Stream](), set[Watch]()
+        self._streams, self._watches, self._decoder = set[Stream](), set[Watch](), Decoder()
         self._socket: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
@@ -166,7 +166,7 @@ class GrpcFront:
         except Exception as e:
             self._count(e)
             return Refused(self._calls, stream, request, e)
-        return Stream(self._calls, stream, request, self._service, self._streams)
+        return Stream(self._calls, stream, request, self._service, self._streams, self._decoder)
 
     def _watch(self, stream: Http2Stream, request: Request) -> Call:
         return Watch(self._calls, stream, request, self, self._watches)
@@ -180,7 +180,7 @@ class GrpcFront:
     async def _infer(self, data: bytes, headers: Any) -> bytes:
         if self._service.settings.token_file is not None:
             self._check_token(headers)
-        return encode(await self._service.infer(decode(data)))
+        return encode(await self._service.infer(self._decoder.decode(data)))
 
     def _answering(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """The handler of a method that answers with what `_answer` gives."""
@@ -317,17 +317,25 @@ class Stream(Call):
         request: What the headers said.
         service: The Service.
         streams: All such calls.
+        decoder: Decodes the requests of all of them.
     """
 
     def __init__(
-        self, calls: Calls, stream: Http2Stream, request: Request, service: Service, streams: set[Stream]
+        self,
+        calls: Calls,
+        stream: Http2Stream,
+        request: Request,
+        service: Service,
+        streams: set[Stream],
+        decoder: Decoder,
     ) -> None:
         super().__init__(calls, stream, request)
         self._service, self._streams, self._owner = service, streams, service.new_owner()
         streams.add(self)
         self._loop = stream.connection.loop
         self._queues: dict[tuple[str, Any], collections.deque[tuple[InferRequest, int]]] = {}
-        self._tasks = set[asyncio.Task[None]]()
+        self._decode = decoder.decode
+        self._tasks = set[asyncio.Future[Any]]()
         self._last: asyncio.Task[None] | None = None  # of the requests without a sequence
         # What was read and is not answered: the number of requests, and their bytes.
         self._requests, self._bytes = 0, 0
@@ -356,7 +364,7 @@ class Stream(Call):
         else:
             self._drop_sequences()
 
-    async def _finish(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _finish(self, tasks: list[asyncio.Future[Any]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -375,7 +383,7 @@ class Stream(Call):
         self._requests += 1
         self._bytes += size
         try:
-            self._take(decode(data), size)
+            self._take(self._decode(data), size)
         except Exception as e:
             count_reason(self._service.errors, e)
             self._respond(encode_error_in_stream(text_of(e), _id_of(data)), size)
@@ -390,10 +398,37 @@ class Stream(Call):
             return
         key = request.model, sequence
         queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = collections.deque()
-            self._start(self._run_sequence(key, queue))
-        queue.append((request, size))
+        if queue is not None:
+            queue.append((request, size))
+        elif not self._submit(key, request, size):
+            self._queues[key] = collections.deque([(request, size)])
+            self._start(self._run_sequence(key))
+
+    def _submit(self, key: tuple[str, Any], request: InferRequest, size: int) -> bool:
+        """Begin to run a further request of a live sequence without a task; return False where it needs one."""
+
+        def then(response: InferResponse | None, error: BaseException | None) -> None:
+            self._tasks.discard(future)  # type: ignore[arg-type]
+            if future.cancelled():  # type: ignore[union-attr]
+                return  # The call is over.
+            if response is not None:
+                answer = encode_in_stream(response)
+            else:
+                assert error is not None
+                count_reason(self._service.errors, error)
+                answer = encode_error_in_stream(text_of(error), request.id)
+            if self._queues[key]:
+                self._start(self._run_sequence(key))
+            else:
+                del self._queues[key]
+            self._respond(answer, size)
+
+        future = self._service.submit(request, then)
+        if future is None:
+            return False
+        self._tasks.add(future)
+        self._queues[key] = collections.deque()
+        return True
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -401,8 +436,9 @@ class Stream(Call):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run_sequence(self, key: tuple[str, Any], queue: collections.deque[tuple[InferRequest, int]]) -> None:
+    async def _run_sequence(self, key: tuple[str, Any]) -> None:
         """Answer the requests of a sequence that are there."""
+        queue = self._queues[key]
         while queue:
             request, size = queue.popleft()
             self._respond(await self._answer(request), size)

@@ -147,20 +147,6 @@ class Sequence:
         return self.state if self.streams is None else self.streams.batcher.state(self.stream)
 
 
-class Turns:
-    """The requests of one id, which run one after the other, whether they end its sequence or begin it anew.
-
-    Attributes:
-        lock: Held by the request that runs.
-        waiting: The number of requests that wait for the lock or hold it.
-    """
-
-    __slots__ = ("lock", "waiting")
-
-    def __init__(self) -> None:
-        self.lock, self.waiting = asyncio.Lock(), 0
-
-
 class Sequences:
     """The live sequences of one model.
 
@@ -191,7 +177,8 @@ class Sequences:
         self.name, self._signature, self._make_batcher, self._call = name, signature, make_batcher, call
         self._most, self._idle, self._statistics = most, idle, statistics
         self._live: dict[int | str, Sequence] = {}  # the one that was used last is last
-        self._turns: dict[int | str, Turns] = {}  # of the ids that have requests now
+        # Of each id whose sequence begins, runs or ends now: what its other requests wait for, in their order.
+        self._turns: dict[int | str, collections.deque[asyncio.Future[None]]] = {}
         self._closed: collections.OrderedDict[int | str, str] = collections.OrderedDict()
         self._pools: dict[tuple[Any, ...], Streams] = {}  # the shapes of a frame -> its Streams
         self.ending: dict[Batcher, asyncio.Task[None]] = {}
@@ -232,33 +219,49 @@ class Sequences:
         id: int | str = parameters.sequence  # type: ignore[assignment]
         turns = self._turns.get(id)
         if turns is None:
-            turns = self._turns[id] = Turns()
-        if turns.waiting >= MAX_WAITING:
+            self._turns[id] = collections.deque()
+        elif len(turns) >= MAX_WAITING:
             raise Overloaded(
                 f"model '{self.name}': {MAX_WAITING} requests of sequence {id!r} wait already: nothing was taken"
             )
-        turns.waiting += 1
+        else:
+            await self._turn(id, turns)
         try:
-            async with turns.lock:
-                sequence = self._live.get(id)
-                if sequence is None:
-                    sequence = self._begin(parameters)
-                sequence.used = time.monotonic()
-                self._live[id] = self._live.pop(id)
-                try:
-                    return await self._run(sequence, parameters, frame, fixed, state, wants_state)
-                finally:
-                    if not sequence.begun:
-                        del self._live[id]  # Its first request failed.
+            sequence = self._live.get(id)
+            if sequence is None:
+                sequence = self._begin(parameters)
+            sequence.used = time.monotonic()
+            self._live[id] = self._live.pop(id)
+            try:
+                return await self._run(sequence, parameters, frame, fixed, state, wants_state)
+            finally:
+                if not sequence.begun:
+                    del self._live[id]  # Its first request failed.
         finally:
             self._turn_ended(id)
 
+    async def _turn(self, id: int | str, turns: collections.deque[asyncio.Future[None]]) -> None:
+        """Wait until the requests of an id that came before have run. A submitted one of them has no task."""
+        future = asyncio.get_running_loop().create_future()
+        turns.append(future)
+        try:
+            await future
+        except BaseException:
+            if future.cancelled():
+                turns.remove(future)
+            else:
+                self._turn_ended(id)  # It was its turn already.
+            raise
+
     def _turn_ended(self, id: int | str) -> None:
-        """Forget the Turns of an id behind its last request."""
+        """Let the next request of an id run."""
         turns = self._turns[id]
-        turns.waiting -= 1
-        if not turns.waiting:
-            del self._turns[id]
+        for future in turns:
+            if not future.done():
+                future.set_result(None)
+                turns.remove(future)
+                return
+        del self._turns[id]
 
     def _begin(self, parameters: Parameters) -> Sequence:
         """A new live sequence without a state yet, for the first request of one."""
@@ -393,7 +396,12 @@ class Sequences:
             )
         for name, value in fixed.items():
             before = sequence.fixed.get(name)
-            if before is None or key_of({name: before}) != key_of({name: value}):
+            if (
+                before is None
+                or before.dtype != value.dtype
+                or before.shape != value.shape
+                or before.tobytes() != value.tobytes()
+            ):
                 raise InputError(f"{where}: input {name!r} is not what it was when the sequence began")
 
     def _end(self, sequence: Sequence, why: str) -> None:
@@ -440,25 +448,35 @@ class Sequences:
         if sequence is not None:
             sequence.owner, sequence.on_close = owner, on_close
 
-    def submit(self, id: int | str, owner: object, frame: Arrays) -> asyncio.Future[Any] | None:
-        """Run a further frame of a sequence of a connection, which is its only client and has no other one running.
+    def submit(
+        self, parameters: Parameters, frame: Arrays, fixed: Arrays, owner: object = None
+    ) -> asyncio.Future[Any] | None:
+        """Run a further frame of a live sequence without a task.
+
+        Args:
+            parameters: What the parameters of the request say.
+            frame: Its inputs that are neither fixed nor states.
+            fixed: Its inputs that are the same in all requests of a sequence.
+            owner: The connection with which the sequence has to end; None for any.
 
         Returns:
             A Future of the results as `step` returns them, behind which the caller calls `settled`; None where only
-            `step` can run the frame.
+            `step` can run the frame, because it begins or ends the sequence or waits for another one, say.
 
         Raises:
-            Error: As the Batcher's `step`.
+            Error: As `step`.
         """
+        id: int | str = parameters.sequence  # type: ignore[assignment]
         sequence = self._live.get(id)
-        if sequence is None or sequence.owner is not owner or id in self._turns or sequence.kept:
+        if sequence is None or parameters.start or parameters.end or id in self._turns or sequence.kept:
             return None
         streams = sequence.streams
-        if streams is None or streams is not self._streams(frame):
+        if streams is None or streams is not self._streams(frame) or owner is not None and sequence.owner is not owner:
             return None
-        future = streams.batcher.step(sequence.stream, frame)
-        turns = self._turns[id] = Turns()
-        turns.waiting, sequence.used = 1, time.monotonic()
+        if fixed:
+            self._check_followers(sequence, fixed, None)
+        future = streams.batcher.step(sequence.stream, frame, parameters.timeout, False, parameters.priority)
+        self._turns[id], sequence.used = collections.deque(), time.monotonic()
         self._live[id] = self._live.pop(id)
         return future  # type: ignore[return-value]
 

@@ -13,7 +13,7 @@ from rnnfast.server.access import Access
 from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, text_of
 from rnnfast.server.repository import Repository
 from rnnfast.server.requests import InferRequest, InferResponse
-from rnnfast.server.served_model import ServedModel
+from rnnfast.server.served_model import ServedModel, Then
 from rnnfast.server.settings import Settings
 from rnnfast.server.state_files import StateFiles, States, fingerprint, make_folder
 from rnnfast.server.sums import summed
@@ -336,6 +336,29 @@ class Service:
             return await model.infer(request)
         finally:
             self._running -= 1
+
+    def submit(self, request: InferRequest, then: Then) -> asyncio.Future[Any] | None:
+        """Run a further request of a live sequence of this process without a task, as `ServedModel.submit` does.
+
+        Returns:
+            As `ServedModel.submit`; None where only `infer` can run it.
+
+        Raises:
+            Error: As `infer`.
+        """
+        model = self.find(request.model, request.version)
+        if self.closing or not self._warmed:
+            return None
+        if self.peers is not None and self.peers.process_of(request.parameters.get("sequence_id")) is not None:
+            return None
+
+        def ended(response: InferResponse | None, error: BaseException | None) -> None:
+            self._running -= 1
+            then(response, error)
+
+        future = model.submit(request, ended)
+        self._running += future is not None
+        return future
 
     async def infer_here(self, request: InferRequest) -> InferResponse:
         """As `infer`, for a request that another process has handed on to this one."""

@@ -263,27 +263,27 @@ class WebSocketProtocol(asyncio.Protocol):
         try:
             frame = self._frames.frame(message)
             inputs, self._running = {self._frames.input: frame}, True
+            parameters = {"sequence_id": self._id, "sequence_start": not self._begun}
+            if not self._begun:
+                inputs |= self._frames.fixed
+            request = InferRequest(self._model.name, self._model.version, "", inputs, [], parameters)
 
-            def then(outputs: dict[str, np.ndarray] | None, error: BaseException | None) -> None:
-                self._answer(frame, outputs, error)
+            def then(response: InferResponse | None, error: BaseException | None) -> None:
+                self._answer(frame, response, error)
                 self._run_next()
 
             # The first frame, and one that the pool cannot run, are requests like those of HTTP.
-            if not self._begun or not self._model.submit(self._id, self, inputs, then):
-                self._task = self._loop.create_task(self._infer(frame, inputs))
+            if self._model.submit(request, then, self) is None:
+                self._task = self._loop.create_task(self._infer(frame, request))
         except Exception as e:
             self._running = False
             self._fail(e)
 
-    async def _infer(self, frame: np.ndarray, inputs: dict[str, np.ndarray]) -> None:
+    async def _infer(self, frame: np.ndarray, request: InferRequest) -> None:
         """Run a frame as a request."""
-        model, frames = self._model, self._frames
-        assert model is not None and frames is not None and model.sequences is not None
-        parameters = {"sequence_id": self._id, "sequence_start": not self._begun}
-        if not self._begun:
-            inputs |= frames.fixed
+        model = self._model
+        assert model is not None and model.sequences is not None
         try:
-            request = InferRequest(model.name, model.version, "", inputs, [], parameters)
             response = await self._service.infer_here(request)
         except Exception as e:
             self._answer(frame, None, e)
@@ -291,22 +291,22 @@ class WebSocketProtocol(asyncio.Protocol):
             if not self._begun:
                 self._begun = True
                 model.sequences.own(self._id, self, self._closed)
-            self._answer(frame, response.outputs, None)
+            self._answer(frame, response, None)
         self._run_next()
 
-    def _answer(self, frame: np.ndarray, outputs: dict[str, np.ndarray] | None, error: BaseException | None) -> None:
+    def _answer(self, frame: np.ndarray, response: InferResponse | None, error: BaseException | None) -> None:
         """Send the results of a frame that ran, or the reason why it did not."""
         assert self._model is not None and self._frames is not None
         self._running = False
         if self._ended is not None:
             self._end_sequence(*self._ended)
-        elif outputs is None:
+        elif response is None:
             assert error is not None
             self._fail(error)
         else:
             self._frames.took(frame)
             if self._protocol.state is State.OPEN:
-                data, text = reply(InferResponse(self._model.name, self._model.version, "", outputs))
+                data, text = reply(response)
                 (self._protocol.send_text if text else self._protocol.send_binary)(data)
                 self._flush()
 

@@ -429,6 +429,7 @@ def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_ans
     """A first request may have run in another process whose answer is on its way when the call is cancelled."""
     from rnnfast.errors import InputError
     from rnnfast.server.grpc import Stream as ServerStream
+    from rnnfast.server.grpc_messages import Decoder
     from rnnfast.server.grpc_transport import Calls
     from rnnfast.server.protocol import methods
 
@@ -450,6 +451,9 @@ def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_ans
         def find(self, name, version):
             return name
 
+        def submit(self, request, then):
+            return None
+
         async def infer(self, request):
             if request.parameters["sequence_id"] == "wrong":
                 raise InputError("wrong")
@@ -468,7 +472,7 @@ def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_ans
             send=lambda data: written.append(data) or True,
         )
         calls = Calls({}, 10, 2**20, SECONDS)
-        call = stream.handler = ServerStream(calls, stream, None, service, set())
+        call = stream.handler = ServerStream(calls, stream, None, service, set(), Decoder())
         call.message(message("wrong"))
         call.message(message("a"))
         await asyncio.wait_for(service.runs.wait(), SECONDS)

@@ -236,3 +236,71 @@ def test_errors_in_a_stream(text, id):
     read = IN_STREAM.FromString(grpc_messages.encode_error_in_stream(text, id))
     assert read.error_message == text.encode(errors="backslashreplace").decode()
     assert read.infer_response == RESPONSE(id=id) and read.HasField("infer_response")
+
+
+# ------------------------------------------------------------------------------------------ what is remembered
+def same_request(a, b):
+    assert (a.model, a.version, a.id, a.outputs, a.parameters) == (b.model, b.version, b.id, b.outputs, b.parameters)
+    assert list(a.inputs) == list(b.inputs)
+    for name, value in a.inputs.items():
+        other = b.inputs[name]
+        assert value.dtype == other.dtype and value.shape == other.shape and value.tobytes() == other.tobytes()
+
+
+def random_message(rng):
+    """A request with few different heads, so that many come again."""
+    inputs, raw = [], []
+    for k in range(rng.integers(1, 4)):
+        datatype = str(rng.choice(["FP32", "INT64", "UINT8", "BOOL"]))
+        shape = tuple(int(n) for n in rng.integers(0, 3, rng.integers(0, 3)))
+        inputs.append(tensor(f"x{k}", datatype, shape))
+        raw.append(rng.integers(0, 2, int(np.prod(shape))).astype(dtype_of(datatype, "")).tobytes())
+    parameters = {"sequence_id": ("int64_param", int(rng.integers(2)))} if rng.integers(2) else {}
+    return request(inputs, raw, ["y"] if rng.integers(2) else [], **parameters)
+
+
+def test_messages_that_come_again_mean_what_they_mean_alone():
+    rng, decoder = np.random.default_rng(3), grpc_messages.Decoder()
+    for _ in range(3000):
+        data = random_message(rng).SerializeToString()
+        same_request(decoder.decode(data), grpc_messages.decode(data))
+    known = [known for known in decoder._known.values() if known is not None]
+    assert len(known) > 20 and any(len(k.tensors) > 1 for k in known)
+
+
+def test_a_message_that_comes_again_is_parsed_no_more(monkeypatch):
+    decoder = grpc_messages.Decoder()
+    for _ in range(3):
+        decoder.decode(request().SerializeToString())
+    monkeypatch.setattr(grpc_messages, "parsed", None)
+    other = request(raw=[(X + 1).tobytes()])
+    assert np.array_equal(decoder.decode(other.SerializeToString()).inputs["x"], X + 1)
+    with pytest.raises(TypeError):
+        decoder.decode(request(outputs=["y"]).SerializeToString())
+
+
+def test_bytes_at_the_end_that_look_like_a_tensor_are_not_taken_for_it():
+    """Raw contents may stand anywhere in a message, and fields that nobody knows behind them."""
+    raw = b":" + bytes([X.nbytes])
+    head = request(raw=()).SerializeToString()
+    unknown = b"\xfa\x01" + bytes([len(raw) + X.nbytes])  # field 31, whose bytes are like those of a tensor
+    decoder = grpc_messages.Decoder()
+    for k in range(4):
+        hidden = head + raw + (X * 2).tobytes() + unknown + raw + (X * 2 if k < 3 else X * 3).tobytes()
+        assert np.array_equal(decoder.decode(hidden).inputs["x"], X * 2)
+    for k in range(4):
+        plain = head + raw + (X + k).tobytes()
+        assert np.array_equal(decoder.decode(plain).inputs["x"], X + k)
+
+
+def test_what_is_remembered_is_bounded():
+    decoder = grpc_messages.Decoder()
+    for k in range(2 * grpc_messages.MAX_KNOWN + 5):
+        data = request(sequence_id=("int64_param", k)).SerializeToString()
+        assert decoder.decode(data).parameters == {"sequence_id": k}
+        assert len(decoder._known) <= grpc_messages.MAX_KNOWN + 1
+    long = request(sequence_id=("string_param", "a" * grpc_messages.KNOWN_BYTES)).SerializeToString()
+    before = len(decoder._known)
+    for _ in range(3):
+        decoder.decode(long)
+    assert len(decoder._known) == before

@@ -52,17 +52,8 @@ def serve(test, name="denoiser", **settings):
 @contextlib.contextmanager
 def held(batcher):
     """Let no batch begin until the block ends."""
-    may_end, holds = threading.Event(), threading.Event()
-    thread = threading.Thread(
-        target=batcher._worker.computing.call, args=(lambda: holds.set() or may_end.wait(20),), daemon=True
-    )
-    thread.start()
-    assert holds.wait(20)
-    try:
+    with batcher._worker.turn:
         yield
-    finally:
-        may_end.set()
-        thread.join()
 
 
 def test_many_sequences_have_the_bits_of_streams_alone():
@@ -523,3 +514,57 @@ def test_fixed_inputs_of_sequences_that_ended_are_not_kept():
     assert len(set(taken)) == streams.taken == 3 and not streams._free
     with pytest.raises(Overloaded):
         streams.take({"rate": np.array(9)})
+
+
+def test_requests_that_wait_for_their_turn_may_be_cancelled_at_any_moment():
+    """Those that wait run in their order, whoever leaves, also one whose turn had just come."""
+
+    async def test(model):
+        c, rng, ran, run = Client(model, "a"), np.random.default_rng(7), [], model.sequences._run
+        await c.send(frames(0, 1)[0], start=True)
+
+        async def recorded(sequence, parameters, frame, *rest):
+            ran.append(float(frame["bands"][0, 0]))
+            return await run(sequence, parameters, frame, *rest)
+
+        model.sequences._run = recorded
+        cancelled = 0
+        for _ in range(60):
+            tasks = [asyncio.ensure_future(c.send(np.full((1, BANDS), k, np.float32))) for k in range(8)]
+            for task in tasks:
+                for _ in range(rng.integers(4)):
+                    await asyncio.sleep(0)
+                if rng.integers(3) == 0:
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert not model.sequences._turns
+            assert ran == sorted(ran) and {k for k, task in enumerate(tasks) if not task.cancelled()} <= set(ran)
+            cancelled += 8 - len(ran)
+            ran.clear()
+        assert cancelled > 20
+
+    serve(test)
+
+
+def test_a_request_of_another_client_waits_for_one_that_runs_without_a_task():
+    """It begins the sequence anew, asks for its state, or ends it, while a further frame of it waits for a batch."""
+
+    async def test(model):
+        c, x = Client(model, "a"), frames(1, 6)
+        got = [await c.send(x[0], start=True)]
+        request = InferRequest(model.name, "", "", {"bands": x[1]}, [], {"sequence_id": "a"})
+        results = []
+        with held(model.sequences.batchers[0]):
+            assert model.submit(request, lambda response, error: results.append((response, error))) is not None
+            assert model.submit(request, lambda *_: None) is None  # It waits for its turn, which needs a task.
+            other = asyncio.ensure_future(c.send(x[2], outputs=("gains", "new_state"), end=True))
+            await asyncio.sleep(0.02)
+            assert not results and not other.done()
+        got.append(await other)
+        ((response, error),) = results
+        assert error is None
+        got.insert(1, response.outputs)
+        assert all(np.array_equal(g["gains"], e) for g, e in zip(got, alone(x[:3])))
+        assert not len(model.sequences) and not model.sequences._turns
+
+    serve(test)
