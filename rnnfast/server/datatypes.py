@@ -19,6 +19,7 @@ ELEMENTS = {
 }  # fmt: skip
 # The largest product of the sizes but 0 of an empty tensor: as bytes of the largest elements it is below 2^63.
 MAX_EMPTY = 2**59
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _DTYPES: dict[str, np.dtype[Any]] = {}
 _NAMES: dict[np.dtype[Any], str] = {}
 
@@ -154,6 +155,8 @@ def _numbers(data: list[Any], dtype: np.dtype[Any], datatype: str, where: str) -
         raise InputError(f"{where} holds a value that {datatype} does not") from None
     if dtype.kind not in "fV" or dtype == np.float64:
         return array
+    if dtype == np.float32 and np.abs(array).max(initial=0) <= FLOAT32_MAX:
+        return array.astype(dtype)
     with np.errstate(all="ignore"):
         result = array.astype(dtype)
         if (~np.isfinite(result.astype(np.float64)) & np.isfinite(array)).any():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,22 +172,45 @@ def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[
         (the parts of the body, the bytes of its JSON if there are bytes behind it)
     """
     asked = {output.name: output.binary for output in request.outputs}
-    tensors, tails = [], []
+    forms, elements, tails = [], [], []
     for name, array in response.outputs.items():
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype, name), "shape": list(array.shape)}
         if asked.get(name) if asked else binary:
             data = to_bytes(array)
-            tensor["parameters"] = {"binary_data_size": len(data)}
             tails.append(data)
+            forms.append((name, array.dtype, array.shape, len(data)))
         else:
-            tensor["data"] = _elements(array)
-        tensors.append(tensor)
-    message: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
-    if response.id:
-        message["id"] = response.id
-    message["outputs"] = tensors
-    text = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+            elements.append(_elements(array))
+            forms.append((name, array.dtype, array.shape, None))
+    if elements or response.id:
+        text = _text(response.model, response.version, tuple(forms), response.id, elements)
+    else:
+        text = _known_text(response.model, response.version, tuple(forms))
     return ([text, *tails], len(text)) if tails else ([text], None)
+
+
+# Name, dtype, shape, and the number of bytes behind the JSON, of each output; None where its elements are in the JSON.
+Forms = tuple[tuple[str, np.dtype[Any], tuple[int, ...], int | None], ...]
+
+
+def _text(model: str, version: str, forms: Forms, id: str = "", elements: Sequence[Any] = ()) -> bytes:
+    """The JSON of a response; `elements` are those of the outputs that are in it."""
+    outputs, rest = [], iter(elements)
+    for name, dtype, shape, size in forms:
+        output: dict[str, Any] = {"name": name, "datatype": datatype_of(dtype, name), "shape": shape}
+        if size is None:
+            output["data"] = next(rest)
+        else:
+            output["parameters"] = {"binary_data_size": size}
+        outputs.append(output)
+    message: dict[str, Any] = {"model_name": model, "model_version": version}
+    if id:
+        message["id"] = id
+    message["outputs"] = outputs
+    return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+# Where all outputs are bytes, the JSON of many responses is the same.
+_known_text = functools.lru_cache(1024)(_text)
 
 
 def _elements(array: np.ndarray) -> Any:

@@ -114,11 +114,8 @@ def parameters_of(parameters: dict[str, Any]) -> Parameters:
         raise InputError(
             f"sequence_id is {_shown(sequence)}, expected an integer or a string of up to {MAX_ID_LENGTH} characters"
         )
-    start, end = (_flag(parameters, name) for name in ("sequence_start", "sequence_end"))
-    priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
-    for name, value in (("priority", priority), ("timeout", timeout)):
-        if type(value) is not int or not 0 <= value <= MAX_ID:
-            raise InputError(f"{name} is {_shown(value)}, expected an integer of at least 0")
+    start, end = _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end")
+    priority, timeout = _count(parameters, "priority"), _count(parameters, "timeout")
     seconds = timeout * MICROSECONDS
     return Parameters(
         sequence or None, start, end, min(priority, LOWEST), seconds if 0 < seconds <= MAX_SECONDS else None
@@ -131,6 +128,14 @@ def _flag(parameters: dict[str, Any], name: str) -> bool:
     if type(flag) is not bool:
         raise InputError(f"{name} is {_shown(flag)}, expected true or false")
     return flag
+
+
+def _count(parameters: dict[str, Any], name: str) -> int:
+    """A parameter that is a number, 0 where it is not given."""
+    count = parameters.get(name, 0)
+    if type(count) is not int or not 0 <= count <= MAX_ID:
+        raise InputError(f"{name} is {_shown(count)}, expected an integer of at least 0")
+    return count
 
 
 def _shown(value: Any) -> str:

@@ -46,6 +46,9 @@ def key_of(arrays: Arrays) -> tuple[Any, ...]:
 
 def shapes_of(frame: Arrays) -> tuple[Any, ...]:
     """Return what tells frames that a pool takes from others."""
+    if len(frame) == 1:
+        ((name, value),) = frame.items()
+        return ((name, value.shape),)
     return tuple(sorted([(name, value.shape) for name, value in frame.items()]))
 
 
@@ -153,6 +156,7 @@ class Sequences:
     Args:
         name: The model's name, for messages.
         signature: The names and types of the model's frames and states.
+        inputs: The names of the inputs of a frame.
         make_batcher: Makes a Batcher of a pool of the model; with a frame and its fixed inputs, of a pool that has all
             its plans.
         call: Calls the model with all inputs, states included, and returns its outputs by name.
@@ -168,6 +172,7 @@ class Sequences:
         self,
         name: str,
         signature: ModelSignature,
+        inputs: list[str],
         make_batcher: Callable[[Arrays | None, Arrays], Batcher],
         call: Callable[[Arrays, Parameters], Awaitable[Arrays]],
         most: int,
@@ -175,6 +180,7 @@ class Sequences:
         statistics: Statistics,
     ) -> None:
         self.name, self._signature, self._make_batcher, self._call = name, signature, make_batcher, call
+        self._single = inputs[0] if len(inputs) == 1 else None
         self._most, self._idle, self._statistics = most, idle, statistics
         self._live: dict[int | str, Sequence] = {}  # the one that was used last is last
         # Of each id whose sequence begins, runs or ends now: what its other requests wait for, in their order.
@@ -330,7 +336,9 @@ class Sequences:
         try:
             if stream is None:
                 stream = streams.take(fixed)
-            results = await streams.batcher.step(stream, frame, parameters.timeout, begin, parameters.priority)
+            results = await streams.batcher.step(
+                stream, self._packed(frame), parameters.timeout, begin, parameters.priority
+            )
             after = await asyncio.to_thread(streams.batcher.state, stream) if wants_state else None
         except BaseException as e:
             if stays:
@@ -373,6 +381,10 @@ class Sequences:
         if streams is None and len(self._pools) < MAX_POOLS:
             streams = self._pools[key] = Streams(self._make_batcher(None, {}))
         return streams
+
+    def _packed(self, frame: Arrays) -> Arrays | np.ndarray:
+        """A frame as the Batcher takes it soonest: as an array where it has one input."""
+        return frame[self._single] if self._single is not None and frame.keys() == {self._single} else frame
 
     def _forget(self, streams: Streams) -> None:
         """Close a pool whose shape was never computed, once no other request runs in it."""
@@ -475,7 +487,9 @@ class Sequences:
             return None
         if fixed:
             self._check_followers(sequence, fixed, None)
-        future = streams.batcher.step(sequence.stream, frame, parameters.timeout, False, parameters.priority)
+        future = streams.batcher.step(
+            sequence.stream, self._packed(frame), parameters.timeout, False, parameters.priority
+        )
         self._turns[id], sequence.used = collections.deque(), time.monotonic()
         self._live[id] = self._live.pop(id)
         return future  # type: ignore[return-value]

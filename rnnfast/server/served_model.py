@@ -93,6 +93,7 @@ class ServedModel:
             self.sequences = Sequences(
                 name,
                 ModelSignature(self.model, self.states, settings.fixed),
+                [v.name for v in self.inputs if v.name not in self.fixed_inputs],
                 self._make_batcher,
                 self._call,
                 settings.max_sequences,
@@ -146,7 +147,16 @@ class ServedModel:
         try:
             parameters = parameters_of(request.parameters)
             wanted = self._wanted(request)
-            if parameters.sequence is not None:
+            future = self._submitted(request, parameters, None)
+            if future is not None:
+                answered = False
+                try:
+                    results = await future
+                    answered = True
+                finally:
+                    self.sequences.settled(parameters.sequence, answered)  # type: ignore[union-attr, arg-type]
+                outputs = {self._single: results} if self._single is not None else results
+            elif parameters.sequence is not None:
                 outputs = await self._in_sequence(request, parameters, wanted)
             else:
                 outputs = await self._alone(request, parameters)
@@ -172,21 +182,10 @@ class ServedModel:
         Raises:
             Error: It was not taken.
         """
-        sequences = self.sequences
-        if sequences is None:
-            return None
-        frame, fixed = dict[str, np.ndarray](), dict[str, np.ndarray]()
-        for name, value in request.inputs.items():
-            if name not in self._known_inputs or name in self.states or name in self.settings.fixed:
-                return None
-            (fixed if name in self.fixed_inputs else frame)[name] = value
-        wanted = [output.name for output in request.outputs]
-        if wanted and not self._plain_outputs.issuperset(wanted):
-            return None
         begun = time.perf_counter_ns()
         try:
             parameters = parameters_of(request.parameters)
-            future = sequences.submit(parameters, frame, fixed, owner)
+            future = self._submitted(request, parameters, owner)
         except BaseException as e:
             self.statistics.failure(self.statistics.begin(), e)
             raise
@@ -196,20 +195,36 @@ class ServedModel:
 
         def settle(future: asyncio.Future[Any]) -> None:
             error = asyncio.CancelledError() if future.cancelled() else future.exception()
-            sequences.settled(parameters.sequence, error is None)  # type: ignore[arg-type]
+            self.sequences.settled(parameters.sequence, error is None)  # type: ignore[union-attr, arg-type]
             if error is not None:
                 self.statistics.failure(begun, error)
                 then(None, error)
                 return
             results = future.result()
             outputs = {self._single: results} if self._single is not None else results
-            if wanted:
+            if request.outputs:
+                wanted = [output.name for output in request.outputs]
                 outputs = {name: outputs[name] for name in self._all_outputs if name in wanted}
             self.statistics.success(begun)
             then(InferResponse(self.name, self.version, request.id, outputs), None)
 
         future.add_done_callback(settle)
         return future
+
+    def _submitted(
+        self, request: InferRequest, parameters: Parameters, owner: object
+    ) -> asyncio.Future[Any] | None:
+        """The results of a further request of a live sequence as `Sequences.submit` gives them; None for others."""
+        if self.sequences is None or parameters.start or parameters.sequence is None:
+            return None
+        frame, fixed = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        for name, value in request.inputs.items():
+            if name not in self._known_inputs or name in self.states or name in self.settings.fixed:
+                return None
+            (fixed if name in self.fixed_inputs else frame)[name] = value
+        if any(output.name not in self._plain_outputs for output in request.outputs):
+            return None
+        return self.sequences.submit(parameters, frame, fixed, owner)
 
     def _wanted(self, request: InferRequest) -> list[str]:
         """The names of the outputs that a request asks for; empty for all."""

@@ -530,7 +530,8 @@ def test_requests_that_wait_for_their_turn_may_be_cancelled_at_any_moment():
         model.sequences._run = recorded
         cancelled = 0
         for _ in range(60):
-            tasks = [asyncio.ensure_future(c.send(np.full((1, BANDS), k, np.float32))) for k in range(8)]
+            x = np.arange(8, dtype=np.float32)[:, None, None] + np.zeros((1, BANDS), np.float32)
+            tasks = [asyncio.ensure_future(c.send(f, outputs=("gains", "new_state"))) for f in x]
             for task in tasks:
                 for _ in range(rng.integers(4)):
                     await asyncio.sleep(0)
