@@ -40,6 +40,8 @@ cdef extern from *:
     bint load "LOAD"(bint *)
     void store "STORE"(bint *, bint)
     Py_ssize_t load_count "LOAD"(Py_ssize_t *)
+    unsigned long load_thread "LOAD"(unsigned long *)
+    void store_thread "STORE"(unsigned long *, unsigned long)
     void add "ADD"(Py_ssize_t *, Py_ssize_t)
     double load_time(double *)
     void store_time(double *, double)
@@ -249,7 +251,6 @@ cdef class RequestQueue:
 
     Attributes:
         turn: A lock; whoever has it runs requests. The thread has it while it is awake.
-        here: The thread of the event loop that has the turn; 0 if none has it.
     """
     cdef readonly dict _streams         # id -> OpenStream
     cdef readonly object _sequences     # the deque of waiting Requests of whole sequences
@@ -267,7 +268,7 @@ cdef class RequestQueue:
     cdef Py_ssize_t wake_at             # the length of the inbox that wakes the thread; 0 while it is awake
     cdef double max_wait, max_inline
     cdef readonly object turn
-    cdef readonly unsigned long here
+    cdef unsigned long here             # the thread of the event loop that has the turn; 0 if none has it
     cdef object scheduled               # the event loop that will run `run_here` soon, None if none will
     cdef readonly object _pool
     cdef str label
@@ -471,16 +472,16 @@ cdef class RequestQueue:
                 self.inbox.append(request)
                 wakes = 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried)
                 if wakes and self.max_inline and loop is not None and (call or open_stream is not None):
-                    inline = True       # The thread stays asleep, and others may still wake it.
+                    wakes = False       # The thread stays asleep, and others may still wake it.
+                    inline = self.scheduled is not loop
+                    self.scheduled = loop
                 elif wakes:
                     self.wake_at = 0    # Waking the thread once is enough.
         if waiting >= self.limit:
             self._count("overloaded")
             raise Overloaded(f"{self.label}: {waiting} frames wait already, no more than {self.limit} may")
         if inline:
-            if self.scheduled is not loop:
-                loop.call_soon(self.run_here, loop)
-                self.scheduled = loop
+            loop.call_soon(self.run_here, loop)
         elif wakes:
             self._wake_up()
         if load(&self.ended):   # The thread ended after the check above.
@@ -501,12 +502,13 @@ cdef class RequestQueue:
     def run_here(self, loop):
         """Run the requests of an event loop in it, if they are short; else wake the thread. No signal parts this."""
         cdef bint left
-        self.scheduled = None
+        with cython.critical_section(self):
+            self.scheduled = None
         turn = self.turn        # A fork in the midst of this makes another one.
         if not turn.acquire(False):
             self._wake_up()     # It may be about to sleep.
             return
-        self.here = get_ident()
+        store_thread(&self.here, get_ident())
         try:
             if self.is_all_of(loop):
                 self._run_short()
@@ -514,7 +516,7 @@ cdef class RequestQueue:
             self._break_off(e)
             raise
         finally:
-            self.here = 0
+            store_thread(&self.here, 0)
             with cython.critical_section(self):
                 left = len(self.inbox) + self.held > 0 or load(&self.draining)
                 if not left:
@@ -522,6 +524,10 @@ cdef class RequestQueue:
             turn.release()
             if left:
                 self._wake_up()
+
+    def _is_here(self):
+        """Return whether this thread runs requests of its event loop."""
+        return load_thread(&self.here) == <unsigned long>get_ident()
 
     cdef bint is_all_of(self, loop):
         """Return whether all requests that wait are frames and calls of one event loop."""
@@ -654,7 +660,7 @@ cdef class RequestQueue:
         cdef Request request
         cdef Py_ssize_t i
         cdef dict of_loops = {}
-        if self.here:       # It is the loop of all of them.
+        if load_thread(&self.here):     # It is the loop of all of them.
             settle([request.future for request in requests], results)
             return
         for i, request in enumerate(requests):

@@ -98,7 +98,7 @@ class Worker(RequestQueue):
 
     def _is_mine(self):
         """Whether this thread has what the batcher's thread may wait for."""
-        return is_inside() or self.here == threading.get_ident()
+        return is_inside() or self._is_here()
 
     def after_fork(self):
         """In the child of a fork, where there is no thread: refuse the parent's requests, and begin with none."""

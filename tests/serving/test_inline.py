@@ -15,6 +15,21 @@ from tests.serving.test_batcher import alone, frames, layer, same
 LONG = 0.05
 
 
+async def first(batcher, stream, frame, **arguments):
+    """The result of the first batch, which the thread runs, once the thread sleeps again."""
+    result = await batcher.step(stream, frame, **arguments)
+    await asleep(batcher)
+    return result
+
+
+async def asleep(batcher):
+    for _ in range(20_000):
+        if not batcher._worker.turn.locked():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError
+
+
 @pytest.fixture
 def places(monkeypatch):
     """Where batches ran: True for a thread of the test's, the event loop's."""
@@ -31,7 +46,8 @@ def places(monkeypatch):
 def test_the_first_batch_of_a_size_runs_in_the_thread_and_short_ones_in_the_loop(places):
     async def main(batcher, x):
         stream = batcher.open()
-        return [await batcher.step(stream, frame) for frame in x]
+        y = await first(batcher, stream, x[0])
+        return [y, *[await batcher.step(stream, frame) for frame in x[1:]]]
 
     x = frames(0, 20)
     with rnnfast.Batcher(layer().pool(4), max_inline=LONG) as batcher:
@@ -65,6 +81,7 @@ def test_frames_that_come_in_one_turn_of_the_loop_share_a_batch():
         streams = [batcher.open() for _ in xs]
         for _ in range(2):  # The first batch of a size runs in the thread.
             await asyncio.gather(*[batcher.step(stream, xs[0][0]) for stream in streams])
+            await asleep(batcher)
         before = batcher.stats()["batches"]
 
         async def client(stream, x):
@@ -147,7 +164,7 @@ def test_a_signal_that_raises_in_a_batch(where, monkeypatch):
             return result
 
         async def main():
-            await batcher.step(stream, x[0])
+            await first(batcher, stream, x[0])
             monkeypatch.setattr(Worker, where, interrupted)
             future = batcher.step(stream, x[1])
             with pytest.raises(ClosedError, match="KeyboardInterrupt interrupted it"):
@@ -180,7 +197,7 @@ def test_a_finalizer_in_a_batch_of_the_loop_may_drain(monkeypatch):
 
     async def main():
         stream = batcher.open()
-        ys = [await batcher.step(stream, x[0])]
+        ys = [await first(batcher, stream, x[0])]
         monkeypatch.setattr(Worker, "_run_frames", draining, raising=False)
         ys.append(await asyncio.wait_for(batcher.step(stream, x[1]), 20))
         with pytest.raises(ClosedError):
