@@ -211,9 +211,7 @@ class ServedModel:
         future.add_done_callback(settle)
         return future
 
-    def _submitted(
-        self, request: InferRequest, parameters: Parameters, owner: object
-    ) -> asyncio.Future[Any] | None:
+    def _submitted(self, request: InferRequest, parameters: Parameters, owner: object) -> asyncio.Future[Any] | None:
         """The results of a further request of a live sequence as `Sequences.submit` gives them; None for others."""
         if self.sequences is None or parameters.start or parameters.sequence is None:
             return None
