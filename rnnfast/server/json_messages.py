@@ -172,7 +172,7 @@ def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[
         (the parts of the body, the bytes of its JSON if there are bytes behind it)
     """
     asked = {output.name: output.binary for output in request.outputs}
-    forms, elements, tails = [], [], []
+    forms, elements, tails = list[Form](), list[Any](), list[bytes]()
     for name, array in response.outputs.items():
         if asked.get(name) if asked else binary:
             data = to_bytes(array)
@@ -188,11 +188,11 @@ def dump(response: InferResponse, request: InferRequest, binary: bool) -> tuple[
     return ([text, *tails], len(text)) if tails else ([text], None)
 
 
-# Name, dtype, shape, and the number of bytes behind the JSON, of each output; None where its elements are in the JSON.
-Forms = tuple[tuple[str, np.dtype[Any], tuple[int, ...], int | None], ...]
+# Name, dtype and shape of an output, and the number of its bytes behind the JSON; None where its elements are in it.
+Form = tuple[str, np.dtype[Any], tuple[int, ...], int | None]
 
 
-def _text(model: str, version: str, forms: Forms, id: str = "", elements: Sequence[Any] = ()) -> bytes:
+def _text(model: str, version: str, forms: tuple[Form, ...], id: str = "", elements: Sequence[Any] = ()) -> bytes:
     """The JSON of a response; `elements` are those of the outputs that are in it."""
     outputs, rest = [], iter(elements)
     for name, dtype, shape, size in forms:

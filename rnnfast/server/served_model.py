@@ -379,11 +379,30 @@ class ServedModel:
         for name, shape in self.settings.warm.items():
             if name not in self._known_inputs:
                 raise InputError(f"model '{self.name}': warm names input {name!r}, which it does not have")
-            feed[name] = np.zeros(shape, self._types[name].dtype)
+            feed[name] = self._warm_input(name, shape)
         try:
             self._warm(feed)
         except (InputError, InputTypeError, UnsupportedError) as e:
             raise type(e)(f"model '{self.name}': warming it up fails: {e}") from None
+
+    def _warm_input(self, name: str, shape: Any) -> np.ndarray:
+        """An input of zeros, by its shape, or one of the file's shape, by its elements."""
+        type_, element = self._types[name], 0
+        if not isinstance(shape, list):
+            shape, element = type_.shape, shape
+            if shape is None or any(type(n) is not int for n in shape):
+                raise InputError(
+                    f"model '{self.name}': warm gives input {name!r} the number {element}, but its shape is open in "
+                    "the file: give the shape"
+                )
+        assert type_.dtype is not None
+        try:
+            array = np.full(shape, element).astype(type_.dtype)
+        except (TypeError, ValueError, OverflowError):
+            array = None
+        if array is None or not (array == element).all():
+            raise InputError(f"model '{self.name}': warm gives input {name!r}, {type_}, the number {element}")
+        return array
 
     def _warm(self, feed: dict[str, np.ndarray]) -> None:
         if self.sequences is None:

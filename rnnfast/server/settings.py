@@ -27,7 +27,7 @@ CHECKS: dict[str, tuple[tuple[type, ...], Any, str]] = {
     "batch": _SWITCH,
     "states": ((dict, type(None)), lambda v: v is None or _texts(v), "an object of output names by input names"),
     "fixed": ((dict,), lambda v: True, "an object of values by input names"),
-    "warm": ((dict,), lambda v: all(map(_is_shape, v.values())), "an object of shapes by input names"),
+    "warm": ((dict,), lambda v: all(map(_warms, v.values())), "an object of shapes or numbers by input names"),
     "versions": _COUNT,
     "sources": ((tuple, list), lambda v: len(v) > 0 and all(map(_is_path, v)), "files and folders of models"),
     "models": ((dict,), lambda v: all(isinstance(m, dict) for m in v.values()), "an object of settings by model"),
@@ -55,6 +55,10 @@ def _is_path(value: Any) -> bool:
 
 def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**40 for n in value)
+
+
+def _warms(value: Any) -> bool:
+    return type(value) in (int, float, bool) or _is_shape(value)
 
 
 def _texts(values: dict[Any, Any]) -> bool:
@@ -99,7 +103,8 @@ class ModelSettings:
         batch: Whether requests share batches; false runs them one by one, which any graph allows.
         states: {state input: state output}, where the names in the file do not tell.
         fixed: {input: value} of inputs that are the same in all requests of sequences.
-        warm: {input: shape} of requests whose plans are made before the model is ready.
+        warm: {input: shape} of requests whose plans are made before the model is ready; in place of the shape a number
+            for an input whose shape the file says, and whose elements are that number in all requests.
         versions: How many of the newest versions are loaded.
     """
 

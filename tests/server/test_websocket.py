@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import rnnfast
+from rnnfast.errors import InputError
 from rnnfast.server.websocket import WebSocketProtocol
 from tests.graphs import parse, random
 from tests.server import client as of_server
@@ -304,6 +305,27 @@ def test_a_frame_that_is_not_taken_leaves_the_sequence_as_it_was(files):
         taken = np.concatenate([np.zeros(64, np.float32), *(f for f, r in zip(row, replies) if isinstance(r, bytes))])
         right = [stream.step(input=taken[None, i : i + 576]).tobytes() for i in range(0, len(taken) - 64, 512)]
         assert [reply for reply in replies if isinstance(reply, bytes)] == right
+
+
+def test_a_model_is_warm_for_fixed_inputs(files):
+    """Its plans are there before the first frame, with the value that the requests have."""
+    x = random(8, 3, 576)
+    with running(files / "vad.onnx", warm={"input": [1, 576], "sr": 16000}) as server:
+        (model,) = server.service.models()
+        before = model.model.planned.plans.count
+        with opened(server, "vad/stream?sr=16000") as client:
+            got = [ask(client, row) for row in x]
+        assert model.model.planned.plans.count == before > 0
+    stream = rnnfast.load(files / "vad.onnx").stream(sr=16000)
+    assert got == [stream.step(input=row[None]).tobytes() for row in x]
+
+
+@pytest.mark.parametrize(
+    "warm, text", [({"input": 1}, "input 'input' the number 1, but its shape is open"), ({"sr": 0.5}, "the number 0.5")]
+)
+def test_a_model_is_not_warm_for_wrong_numbers(files, warm, text):
+    with pytest.raises(InputError, match=text), running(files / "vad.onnx", warm=warm):
+        pass
 
 
 # ------------------------------------------------------------------------------------------ how connections end
