@@ -576,6 +576,11 @@ cdef class RequestQueue:
             n += len(<dict>streams)
         return n
 
+    def _next_streams(self, Py_ssize_t most):
+        """Return the ids of the streams whose frames the next batch takes, `most` of them at most."""
+        streams = itertools.chain.from_iterable(self.ready)
+        return [open_stream.id for open_stream in itertools.islice(streams, most)]
+
     def _sleep_until(self, Py_ssize_t count, seconds):
         """Sleep until so many requests are in the inbox, or for so many seconds if that is not None."""
         while not self.wake.empty():

@@ -26,17 +26,17 @@ class Call:
 
     Attributes:
         planned, args: What `Model.prepare` returned.
-        size: The bytes of its inputs, without what is in sequences.
+        shapes: The shapes of its inputs; None for those that are no arrays.
         kind: The types and ranks of the inputs, without which calls cannot run together; None where a call runs alone.
         rows: How many rows it has; 1 before `Calls` knows their axis.
         pattern: What calls that run together have in common; None for a call that runs alone, False if not known yet.
     """
 
-    __slots__ = ("planned", "args", "size", "kind", "rows", "pattern")
+    __slots__ = ("planned", "args", "shapes", "kind", "rows", "pattern")
 
     def __init__(self, planned, args):
         self.planned, self.args, self.rows, self.pattern = planned, args, 1, False
-        self.size = sum(value.nbytes for value in args if isinstance(value, np.ndarray))
+        self.shapes = (planned, *[getattr(value, "shape", None) for value in args])
         arrays = all(isinstance(value, np.ndarray) and not value.dtype.hasobject for value in args)
         self.kind = (planned, *((value.dtype, value.ndim) for value in args)) if arrays and args else None
 

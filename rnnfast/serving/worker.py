@@ -27,6 +27,8 @@ PLACE_SECONDS = 0.005
 LEAST_LOOK = 0.001
 # The most seconds that the end of the interpreter waits for a batch.
 EXIT_SECONDS = 10.0
+# The most shapes of calls of which the time is noted.
+MAX_NOTED = 1024
 FORKED = "the batcher ended in this process, as it was forked: nothing was taken here"
 
 
@@ -42,8 +44,8 @@ class Worker(RequestQueue):
         self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle, self._max_inline = max_batch, idle, max_inline
-        # Kind and size of a batch -> the processor time that the last one took.
-        self._took: dict[tuple[bool, int], float] = {}
+        # The power of two of the number of frames, or the shapes of calls -> the processor time that the last ones took.
+        self._took: dict[Any, float] = {}
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
         self._call_sizes = Histogram(SIZES)
@@ -189,7 +191,7 @@ class Worker(RequestQueue):
         """Run a batch; if it fails, run its halves, until each frame has its result or its error."""
         begun, cpu = time.monotonic(), time.thread_time()
         parts = self.computing.call(self._run_batch, begun)
-        self._took[False, len(self._taken).bit_length()] = time.thread_time() - cpu
+        self._took[len(self._taken).bit_length()] = time.thread_time() - cpu
         self._tell()
         for part, results, error in parts:
             if error:
@@ -251,7 +253,8 @@ class Worker(RequestQueue):
         self._taken = []
         if part:
             self._compute_times.add(time.monotonic() - begun)
-            self._took[True, _size_of(part)] = time.thread_time() - cpu
+            if self._max_inline:
+                self._note_calls(part, time.thread_time() - cpu)
         return True
 
     def _take_calls(self, part, now):
@@ -362,17 +365,27 @@ class Worker(RequestQueue):
         self._sort()
         deadline = time.monotonic() + self._max_inline
         while time.monotonic() < deadline:
-            ready = self._ready()
-            if ready and self._to_wait() == 0 and self._is_short(False, min(ready, self._max_batch).bit_length()):
+            streams = self._next_streams(self._max_batch)
+            if streams:
+                if self._to_wait() or not self._is_short(len(streams).bit_length()):
+                    break
+                if not self._pool.is_planned(streams):
+                    break
                 self._step()
-            elif not ready and self._calls and self._is_short(True, _size_of(self._calls)):
+            elif self._calls and self._is_short(_shapes_of(self._calls)):
                 self._run_calls()
             else:
                 break
 
-    def _is_short(self, calls, size):
-        """Whether the last batch of this kind and size was; one that never ran may be long."""
-        return self._took.get((calls, size), math.inf) <= self._max_inline
+    def _is_short(self, what):
+        """Whether the last frames or calls of this size took no longer than the loop may be held up."""
+        return self._took.get(what, math.inf) <= self._max_inline
+
+    def _note_calls(self, part, seconds):
+        """Note the processor time of calls that ran together."""
+        if len(self._took) > MAX_NOTED:
+            self._took.clear()
+        self._took[_shapes_of(part)] = seconds
 
     def _break_off(self, error):
         """Answer what was about to run in an event loop, as a signal's handler raised there."""
@@ -399,9 +412,9 @@ class Worker(RequestQueue):
         }
 
 
-def _size_of(calls):
-    """Return which calls take about as long as some others: the power of two of the bytes of their inputs."""
-    return sum(request.value.size for request in calls).bit_length()
+def _shapes_of(calls):
+    """The shapes of the inputs of some calls: if these ran before, their plans and proofs are there."""
+    return tuple([request.value.shapes for request in calls])
 
 
 def _in_halves(parts, run):

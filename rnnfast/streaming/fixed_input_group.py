@@ -257,10 +257,18 @@ class FixedInputGroup:
         self.advance(slots, arrays, results)
         return results
 
+    def _parts(self, count):
+        """(threads, parts) of a step of so many streams; `batch_sizes` says what parts are."""
+        threads = threads_for(self.model.threads, self.flops * count)
+        return threads, batch_sizes(count, self.largest_batch, threads)
+
+    def is_planned(self, count):
+        """Return whether a step of so many streams makes no plans."""
+        return self.table is not None and all(size in self.programs for size, _, _ in self._parts(count)[1])
+
     def advance(self, slots, arrays, results):
         """Advance the streams in these slots and write `results`. The states wait for a commit."""
-        threads = threads_for(self.model.threads, self.flops * len(slots))
-        parts = batch_sizes(len(slots), self.largest_batch, threads)
+        threads, parts = self._parts(len(slots))
         chunks = [(self.program(size), first, count) for size, first, count in parts]
         if all(chunk[0] is not None for chunk in chunks):
             self.table.step(slots, arrays, results, chunks, threads)

@@ -233,6 +233,12 @@ class ModelPool(Pool):
     def frame_pattern(self):
         return self._fixed_groups[0].frame_pattern if len(self._fixed_groups) == 1 else None
 
+    def is_planned(self, streams):
+        if len(self._fixed_groups) == 1:
+            return self._fixed_groups[0].is_planned(len(streams))
+        indices, counts = np.unique(self._group_of_slot[np.array(streams) % self.max_streams], return_counts=True)
+        return all(self._fixed_groups[i].is_planned(n) for i, n in zip(indices.tolist(), counts.tolist()))
+
     @unsettle_on_failure
     def _step_frames(self, slots, frames):
         results = [None] * len(frames)

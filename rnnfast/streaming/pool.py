@@ -372,6 +372,10 @@ class Pool:
         """Check a state as `open` takes it, and convert it for `step_validated`."""
         return self._validate_opening(state, {})[0]
 
+    def is_planned(self, streams: list[int]) -> bool:
+        """Return whether a step of these streams makes no plans: all of them are there already."""
+        return True
+
     @raises_limit_error
     def step_validated(self, streams: Any, frames: list[Any], starts: dict[int, Any] | None = None) -> list[Any]:
         """Take one frame of each of these streams, as `validate` returned them; return the list of their results.

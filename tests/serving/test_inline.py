@@ -10,6 +10,7 @@ import pytest
 import rnnfast
 from rnnfast.errors import ClosedError, InputError
 from rnnfast.serving.worker import Worker
+from tests.paths import MODELS
 from tests.serving.test_batcher import alone, frames, layer, same
 
 LONG = 0.05
@@ -211,3 +212,53 @@ def test_a_finalizer_in_a_batch_of_the_loop_may_drain(monkeypatch):
 def test_the_setting():
     with pytest.raises(InputError, match=r"max_inline is -1, expected seconds"):
         rnnfast.Batcher(layer(), max_inline=-1)
+
+
+def test_what_makes_plans_runs_in_the_thread(places):
+    """A batch of a size, or with a fixed input, or a call of shapes that were never run, though others are short."""
+    model = rnnfast.load(MODELS / "denoiser.onnx")
+    x = np.random.default_rng(5).standard_normal((8, 1, 22)).astype(np.float32)
+
+    async def main(batcher):
+        streams, ran = [batcher.open() for _ in x], []
+        for count in (
+            4,
+            4,
+            5,
+            5,
+            6,
+            7,
+            7,
+            8,
+            8,
+        ):  # Those of 5 and 6 run by the plan of 6, those of 7 and 8 by that of 8.
+            places.clear()
+            await asyncio.gather(*[batcher.step(stream, frame) for stream, frame in zip(streams[:count], x)])
+            await asleep(batcher)
+            ran += places
+        return ran
+
+    with rnnfast.Batcher(model.pool(8), max_wait=0.0, max_inline=LONG) as batcher:
+        assert asyncio.run(main(batcher)) == [False, True, False, True, True, False, True, False, True]
+
+
+def test_calls_run_in_the_loop_once_their_shapes_ran_in_the_thread(monkeypatch):
+    model = rnnfast.load(MODELS / "tagger.onnx")
+    ran, run = [], Worker._run_call
+
+    def recorded(self, part):
+        ran.append(threading.current_thread() is not self._thread)
+        return run(self, part)
+
+    monkeypatch.setattr(Worker, "_run_call", recorded)
+
+    async def main(batcher):
+        for length in (5, 5, 7, 7, 5):
+            feed = {"tokens": np.arange(length)[None], "lengths": np.array([length], np.int32)}
+            outputs = await batcher.call(feed)
+            await asleep(batcher)
+            assert all(np.array_equal(outputs[name], y) for name, y in model(feed).items())
+
+    with rnnfast.Batcher(model, max_inline=LONG) as batcher:
+        asyncio.run(main(batcher))
+    assert ran == [False, True, False, True, True]
