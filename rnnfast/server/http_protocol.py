@@ -114,6 +114,8 @@ class Request:
                 self._connection.proceed()
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
+            if self.over:  # The client left after the last byte and before this went on.
+                raise Disconnected
         return self.body  # type: ignore[return-value]
 
     def completed(self) -> None:

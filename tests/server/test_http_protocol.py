@@ -505,6 +505,18 @@ def test_a_request_whose_client_left_is_told():
     call(run)
 
 
+def test_a_client_that_leaves_with_the_last_byte_has_sent_no_empty_body():
+    async def run():
+        connection = Connection()
+        await connection.send(b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
+        connection.protocol.data_received(b"b")
+        connection.protocol.connection_lost(ConnectionResetError())
+        await connection.settle()
+        assert (connection.echo.lost, connection.server.held) == (1, 0)
+
+    call(run)
+
+
 def test_a_client_that_sends_no_more_gets_its_answers():
     async def run():
         idle, half, whole = (Connection() for _ in range(3))
