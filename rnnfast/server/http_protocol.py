@@ -368,7 +368,8 @@ class HttpProtocol(asyncio.Protocol):
         keep_alive = parser.should_keep_alive()
         if keep_alive and self._says_connection and parser.get_http_version() == "1.0":
             keep_alive = False
-        request = self._coming = Request(self, method, path, headers, keep_alive, self._expects)
+        expects = self._expects and parser.get_http_version() != "1.0"  # whose clients know no answer but the last
+        request = self._coming = Request(self, method, path, headers, keep_alive, expects)
         if self._running is None and self._writable:
             self._start(request)
         else:

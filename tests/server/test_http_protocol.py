@@ -190,6 +190,17 @@ def test_http_1_0_has_one_request_a_connection(headers):
     call(run)
 
 
+def test_http_1_0_asks_for_no_word_before_the_body():
+    async def run():
+        connection = Connection()
+        await connection.send(b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert connection.transport.writes == []
+        await connection.send(b"ab")
+        assert connection.answers()[0][2] == b"POST /a ab"
+
+    call(run)
+
+
 def test_a_client_that_asks_may_send_the_body():
     head = b"POST /a HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n"
 
