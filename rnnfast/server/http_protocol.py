@@ -227,8 +227,7 @@ class HttpProtocol(asyncio.Protocol):
         self._server.connections.discard(self)
         self._refused = True
         self._cancel_timers()
-        while self._waiting:
-            self._forget(self._waiting.pop())
+        self._forget_waiting()
         if self._running is not None:
             self._forget(self._running)
             self._running = None
@@ -268,6 +267,10 @@ class HttpProtocol(asyncio.Protocol):
 
     def _forget(self, request: Request) -> None:
         self._server.held -= request.end()
+
+    def _forget_waiting(self) -> None:
+        while self._waiting:
+            self._forget(self._waiting.pop())
 
     # ------------------------------------------------------------------------------------------ time
     def _wait(self, seconds: float) -> None:
@@ -483,6 +486,7 @@ class HttpProtocol(asyncio.Protocol):
         self._transport.write(head if request.method == b"HEAD" else b"".join((head, *parts)))
         self._running = self._task = None
         if not keep_alive:
+            self._forget_waiting()  # The client is told that they were not run.
             self._close()
         elif self._waiting:
             self._next()

@@ -388,6 +388,24 @@ def test_a_client_that_reads_again_changes_no_order():
     call(run)
 
 
+def test_no_request_runs_behind_the_last_answer():
+    """Not even when the client has read that answer, and the connection is about to close."""
+
+    async def run():
+        connection, paths = Connection(), []
+        answer = connection.protocol._answer
+        connection.protocol._answer = lambda request: (paths.append(request.path), answer(request))[1]
+        await connection.send(b"GET /wait HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + REQUESTS[1])
+        connection.protocol.pause_writing()
+        connection.echo.go.set()
+        await connection.settle()
+        connection.protocol.resume_writing()
+        await connection.settle()
+        assert paths == ["/wait"] and connection.transport.closed and connection.server.held == 0
+
+    call(run)
+
+
 def test_a_client_that_reads_nothing_is_cut():
     async def run():
         connection = Connection(request_timeout=0.05)
