@@ -30,7 +30,7 @@ MAX_PIPELINED = 32
 BODIES = 16
 # Connections above the limit that are told so; more are cut without a word.
 MAX_REFUSED = 64
-# Seconds that a refused client has to read why, while what it still sends is thrown away.
+# Seconds that a client which may still be sending has to read its last answer.
 LINGER_SECONDS = 1.0
 # Seconds between two looks whether the connections of a server that ends are closed.
 END_LOOK_SECONDS = 0.02
@@ -256,6 +256,16 @@ class HttpProtocol(asyncio.Protocol):
         self._refused = True
         self._transport.close()
         self._wait(self._settings.request_timeout)
+
+    def _linger(self) -> None:
+        """Close, once a client that may still be sending had time to read; what it sends is thrown away.
+
+        A socket that is closed with bytes that nobody read is reset, which may take the answer from the client.
+        """
+        self._refused = True
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+        self._wait(LINGER_SECONDS)
 
     def _close_after_answers(self) -> bool:
         """Let the answer to the newest request be the last one; return whether there is a request."""
@@ -487,7 +497,10 @@ class HttpProtocol(asyncio.Protocol):
         self._running = self._task = None
         if not keep_alive:
             self._forget_waiting()  # The client is told that they were not run.
-            self._close()
+            if request.complete:
+                self._close()
+            else:
+                self._linger()
         elif self._waiting:
             self._next()
         elif not self._in_message:
@@ -514,7 +527,7 @@ class HttpProtocol(asyncio.Protocol):
         coming, self._coming = self._coming, None
         if coming is not None:
             if coming.over:  # It has its answer.
-                self._close()
+                self._linger()
                 return
             if coming is self._running:
                 self._running = None
@@ -531,9 +544,7 @@ class HttpProtocol(asyncio.Protocol):
         )
         if self._settings.access_log:
             log("-", "-", status, len(body), 0.0)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._wait(LINGER_SECONDS)
+        self._linger()
 
     def pause_writing(self) -> None:
         """Give a client that does not read its answer some time, and make no more answers."""

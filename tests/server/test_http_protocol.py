@@ -222,7 +222,24 @@ def test_a_client_that_asks_and_gets_an_answer_has_its_last():
         connection = Connection()
         await connection.send(b"POST /early HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         ((_, headers, _),) = connection.answers()
-        assert headers["connection"] == "close" and connection.transport.closed
+        assert headers["connection"] == "close" and connection.transport.ended
+
+    call(run)
+
+
+def test_a_client_that_still_sends_can_read_its_last_answer(monkeypatch):
+    """Its connection is not closed under what it sends, which would reset it, but ended soon."""
+    monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 0.05)
+
+    async def run():
+        connection = Connection()
+        await connection.send(b"POST /early HTTP/1.1\r\nConnection: close\r\nContent-Length: 9\r\n\r\n")
+        assert connection.answers()[0][2] == b"POST /early "
+        assert connection.transport.ended and connection.transport.reading and not connection.transport.closed
+        await connection.send(b"123456789", REQUESTS[0])
+        assert len(connection.answers()) == 1 and not connection.transport.closed
+        await asyncio.sleep(0.1)
+        assert connection.transport.aborted
 
     call(run)
 
@@ -465,7 +482,7 @@ def test_the_rest_of_a_request_that_has_its_answer_has_the_time_of_a_request():
         await asyncio.sleep(0.1)
         assert whole.transport.closed and not half.transport.closed
         await asyncio.sleep(0.2)
-        assert half.transport.closed and len(half.transport.writes) == 1
+        assert half.transport.ended and len(half.transport.writes) == 1
 
     call(run)
 
