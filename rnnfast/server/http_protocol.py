@@ -72,14 +72,15 @@ class Request:
         path: The path without its %-codes.
         body: What has come of the body.
         size: The bytes of it, also of those that nobody reads.
+        held: Those that count as held by the server.
         complete: Whether that is all.
         over: Whether it is answered, or nobody wants the answer any more.
         begun: When its headers were complete.
     """
 
     __slots__ = (
-        "_connection", "_reader", "begun", "body", "complete", "expects", "headers", "keep_alive", "method", "over",
-        "path", "raw_path", "size",
+        "_connection", "_reader", "begun", "body", "complete", "expects", "headers", "held", "keep_alive", "method",
+        "over", "path", "raw_path", "size",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +97,7 @@ class Request:
         path = raw_path.decode("ascii")
         self.path = urllib.parse.unquote(path) if "%" in path else path
         self.body: bytes | bytearray = b""
-        self.size = 0
+        self.size = self.held = 0
         self.complete, self.over, self.begun = False, False, time.perf_counter()
         self._reader: asyncio.Future[None] | None = None
 
@@ -126,12 +127,11 @@ class Request:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def end(self) -> int:
-        """Forget the body, which nobody waits for any more; return the bytes that it had."""
-        size, self.body, self.over = len(self.body), b"", True
+    def end(self) -> None:
+        """Forget the body, which nobody waits for any more."""
+        self.body, self.over = b"", True
         if self._reader is not None and not self._reader.done():
             self._reader.set_exception(Disconnected())
-        return size
 
 
 class HttpServer:
@@ -144,7 +144,7 @@ class HttpServer:
 
     Attributes:
         connections: The open connections, WebSockets among them. Each has a method `shutdown`.
-        held: Bytes of the bodies of requests that are not answered yet.
+        held: Bytes of the bodies of requests that wait or run, even where their clients are gone.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class HttpProtocol(asyncio.Protocol):
         self._cancel_timers()
         self._forget_waiting()
         if self._running is not None:
-            self._forget(self._running)
+            self._running.end()  # What it may have read is held until it has run.
             self._running = None
         self._coming = self._parser = None
 
@@ -276,7 +276,12 @@ class HttpProtocol(asyncio.Protocol):
         return True
 
     def _forget(self, request: Request) -> None:
-        self._server.held -= request.end()
+        request.end()
+        self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self._server.held -= request.held
+        request.held = 0
 
     def _forget_waiting(self) -> None:
         while self._waiting:
@@ -400,6 +405,7 @@ class HttpProtocol(asyncio.Protocol):
         if request.over:
             return  # It has its answer, so that nobody reads it.
         server.held += len(body)
+        request.held += len(body)
         if not request.body:
             request.body = body
         else:
@@ -477,6 +483,8 @@ class HttpProtocol(asyncio.Protocol):
         except BaseException:
             self._transport.abort()
             raise
+        finally:
+            self._release(request)
         size = sum(map(len, parts))
         if not request.over:
             self._send(request, status, parts, headers, size)
@@ -488,7 +496,7 @@ class HttpProtocol(asyncio.Protocol):
         """Send an answer, and take the next request."""
         if request.expects and not request.complete:
             request.keep_alive = False  # Nobody can tell whether the body comes.
-        self._server.held -= request.end()
+        request.end()
         keep_alive = request.keep_alive
         head = b"%b%bcontent-length: %d\r\n%b\r\n" % (
             _FIRST_LINES[status], headers, size, b"" if keep_alive else _CLOSE  # type: ignore[index]

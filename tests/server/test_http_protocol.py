@@ -551,6 +551,24 @@ def test_a_request_whose_client_left_is_told():
     call(run)
 
 
+def test_a_body_is_held_while_its_request_runs_though_the_client_left():
+    """Else clients that leave could make the server hold any number of bodies."""
+
+    async def run():
+        connection = Connection()
+        request = b"POST /wait HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"
+        await connection.send(request * 2)
+        assert connection.server.held == 10
+        connection.protocol.connection_lost(None)
+        await connection.settle()
+        assert connection.server.held == 5
+        connection.echo.go.set()
+        await connection.settle()
+        assert connection.server.held == 0
+
+    call(run)
+
+
 def test_a_client_that_leaves_with_the_last_byte_has_sent_no_empty_body():
     async def run():
         connection = Connection()
