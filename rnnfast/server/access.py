@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -160,10 +161,16 @@ def exposure(settings: Settings) -> str | None:
 
 def warn(text: str) -> None:
     """Write a line about the server to stderr."""
-    print(f"rnnfast: {printable(text)}", file=sys.stderr, flush=True)
+    _print(f"rnnfast: {printable(text)}")
 
 
 def log(method: str, path: str, status: int, size: int, seconds: float) -> None:
     """Write a request to stderr: method, path, status, bytes of the answer, milliseconds."""
     path = path if len(path) <= PATH_LENGTH else f"{path[:PATH_LENGTH]}..."
-    print(f"{printable(method)} {printable(path)} {status} {size} {seconds * 1e3:.2f}", file=sys.stderr, flush=True)
+    _print(f"{printable(method)} {printable(path)} {status} {size} {seconds * 1e3:.2f}")
+
+
+def _print(line: str) -> None:
+    """Write a line to stderr; it is lost where nobody reads that any more, and the server goes on."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

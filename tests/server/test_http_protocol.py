@@ -5,6 +5,7 @@ import http.client
 import io
 import random
 import re
+import sys
 
 import pytest
 
@@ -510,6 +511,26 @@ def test_a_drip_of_bytes_does_not_extend_the_time_of_a_request():
             await asyncio.sleep(0.02)
             assert asyncio.get_running_loop().time() - begun < 1
         assert connection.answers()[0][0] == 408
+
+    call(run)
+
+
+@pytest.mark.parametrize("data", [b"GET /a HT", b"nonsense\r\n\r\n"], ids=["late", "bad"])
+def test_a_log_that_nobody_reads_keeps_no_connection_open(monkeypatch, data):
+    """Its reader may have ended, so that a line for it is an error."""
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(sys, "stderr", Broken())
+
+    async def run():
+        connection = Connection(request_timeout=0.05, access_log=True)
+        await connection.send(data)
+        await asyncio.sleep(0.2)
+        assert len(connection.answers()) == 1 and connection.transport.closed
 
     call(run)
 
