@@ -88,11 +88,14 @@ class WebSocketProtocol(asyncio.Protocol):
         self._flush()
 
     def pause_writing(self) -> None:
-        """Run no frames while their results cannot be sent."""
+        """Run and read no frames while results, and answers to pings, cannot be sent."""
         self._writable = False
+        self._pause_reading()
 
     def resume_writing(self) -> None:
         self._writable = True
+        if not self._too_much(1):
+            self._read_on()
         self._run_next()
 
     def shutdown(self) -> None:
@@ -217,9 +220,8 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._waiting.append(str(data, "utf-8", "replace") if self._text else data)
         self._waiting_bytes += len(data)
-        if self._reading and self._too_much(1):
-            self._transport.pause_reading()
-            self._reading = False
+        if self._too_much(1):
+            self._pause_reading()
         self._run_next()
 
     def _too_much(self, divisor: int) -> bool:
@@ -229,8 +231,13 @@ class WebSocketProtocol(asyncio.Protocol):
             or self._waiting_bytes > self._service.settings.max_body // divisor
         )
 
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
     def _read_on(self) -> None:
-        if not self._reading:
+        if not self._reading and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
 
