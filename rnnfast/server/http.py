@@ -63,7 +63,7 @@ class HttpApplication:
             if path not in OPEN_PATHS:
                 self._service.access.check_token(request.headers)
             parts = path.strip("/").split("/")
-            if parts[-1] == "infer" and len(parts) in (4, 6) and parts[0] == "v2" and parts[1] == "models":
+            if parts[-1] == "infer" and parts[:2] == ["v2", "models"] and _names_model(parts[2:-1]):
                 if request.method != b"POST":
                     check_method(request, "POST")
                 return await self._infer(*_model(parts[:-1]), request)
@@ -255,9 +255,14 @@ def _ready(ready: bool) -> Any:
     return 503, [orjson.dumps({"ready": False})], JSON + RETRY_AFTER
 
 
+def _names_model(parts: list[str]) -> bool:
+    """Return whether parts of a path are a model's name, alone or with a version."""
+    return len(parts) == 1 or len(parts) == 3 and parts[1] == "versions" and parts[2] != ""
+
+
 def _model(parts: list[str]) -> tuple[str, str]:
     """(name, version) in the parts of a path that begins with v2, models."""
-    return parts[2], parts[4] if len(parts) > 4 and parts[3] == "versions" else ""
+    return parts[2], parts[4] if len(parts) > 4 else ""
 
 
 def _length(value: bytes) -> int:

@@ -34,6 +34,8 @@ from tests.server.client import BANDS, ask, bands, frame, infer
         ("GET", "/v2/models/denoiser/infer", 405, "Method Not Allowed"),
         ("POST", "/v2/models/nope/infer", 404, "'nope' is not found"),
         ("POST", "/v2/models/denoiser/versions/9/infer", 404, "version 9 is not found"),
+        ("POST", "/v2/models/denoiser/nope/1/infer", 404, "Not Found"),
+        ("POST", "/v2/models/denoiser/versions//infer", 404, "Not Found"),
         ("GET", "/v2/systemsharedmemory/status", 501, "shared memory is not supported"),
         ("GET", "/v2/cudasharedmemory/status", 501, "shared memory is not supported"),
         ("GET", "/v2/trace/setting", 501, "tracing is not supported"),
