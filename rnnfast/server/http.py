@@ -96,8 +96,7 @@ class HttpApplication:
         response = await self._service.infer(message)
         parts, json_length = json_messages.dump(response, message, binary)
         headers = JSON if json_length is None else BINARY % json_length
-        if accepted and (b"gzip" in accepted or b"deflate" in accepted):
-            coding = b"gzip" if b"gzip" in accepted else b"deflate"
+        if accepted and (coding := accepted_coding(accepted)):
             parts = [compressed(b"".join(parts), coding)]
             headers += b"content-encoding: %b\r\n" % coding
         return 200, parts, headers
@@ -214,7 +213,18 @@ def decompressed(body: bytes, encoding: bytes, most: int) -> bytes:
         raise TooLargeError(f"the request becomes more than {most} bytes")
     if not stream.eof:
         raise InputError(f"the body is not in {encoding.decode()}: it ends too early")
+    if stream.unused_data:
+        raise InputError(f"{len(stream.unused_data)} bytes are left behind the body in {encoding.decode()}")
     return result
+
+
+def accepted_coding(accepted: bytes) -> bytes:
+    """The coding of an answer for an Accept-Encoding: gzip or deflate, b"" for none."""
+    codings = {}
+    for part in accepted.lower().split(b","):
+        coding, _, weight = part.replace(b" ", b"").partition(b";q=")
+        codings[coding] = weight.strip(b"0.") != b"" or weight == b""  # A weight of 0 refuses a coding.
+    return next((coding for coding in (b"gzip", b"deflate") if codings.get(coding)), b"")
 
 
 def compressed(body: bytes, coding: bytes) -> bytes:

@@ -119,6 +119,26 @@ def test_compressed_requests_and_answers(server):
         assert np.array_equal(np.array(data, np.float32).reshape(1, BANDS), expected)
 
 
+@pytest.mark.parametrize("more", [b"x", gzip.compress(b"{}")], ids=["bytes", "member"])
+def test_what_is_behind_a_compressed_body_is_not_ignored(server, more):
+    body = gzip.compress(json.dumps({"inputs": [bands(frame())]}).encode()) + more
+    status, _, answer = ask(server, "POST", "/v2/models/denoiser/infer", body, {"content-encoding": "gzip"})
+    assert status == 400 and f"{len(more)} bytes are left behind the body" in json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("br, deflate;q=0.5, GZIP ; q=0.1", "gzip"), ("deflate", "deflate"), ("gzip;q=1.0", "gzip"), ("*", None),
+        ("gzip;q=0, deflate", "deflate"), ("gzip; q=0.000", None), ("identity", None), ("xgzip", None),
+    ],
+)  # fmt: skip
+def test_answers_have_a_coding_that_the_client_takes(server, accepted, coding):
+    body = {"inputs": [bands(frame())], "parameters": {"sequence_id": 8, "sequence_start": True, "sequence_end": True}}
+    _, headers, _ = ask(server, "POST", "/v2/models/denoiser/infer", body, {"accept-encoding": accepted})
+    assert headers.get("content-encoding") == coding
+
+
 def test_a_body_that_becomes_too_large_is_refused(server):
     bomb = gzip.compress(b" " * (server.service.settings.max_body + 1), 9)
     status, _, answer = ask(server, "POST", "/v2/models/denoiser/infer", bomb, {"content-encoding": "gzip"})
