@@ -382,7 +382,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         if len(self._waiting) >= MAX_PIPELINED:
             self._stop(400, f"more than {MAX_PIPELINED} requests wait for the one before")
-        path = url.partition(b"?")[0] if url[:1] == b"/" else httptools.parse_url(url).path
+        path = url.partition(b"?")[0] if url[:1] == b"/" else httptools.parse_url(url).path or b"/"
         keep_alive = parser.should_keep_alive()
         if keep_alive and self._says_connection and parser.get_http_version() == "1.0":
             keep_alive = False

@@ -180,6 +180,19 @@ def test_a_head_says_how_long_the_body_would_be():
     call(run)
 
 
+@pytest.mark.parametrize(
+    "url, path",
+    [(b"http://a:1", b"/"), (b"http://a?b", b"/"), (b"http://a/b?c", b"/b"), (b"*", b"*"), (b"//a/b?c", b"//a/b")],
+)
+def test_whole_addresses_have_their_paths(url, path):
+    async def run():
+        connection = Connection()
+        await connection.send(b"GET " + url + b" HTTP/1.1\r\n\r\n")
+        assert [(status, body) for status, _, body in connection.answers()] == [(200, b"GET " + path + b" ")]
+
+    call(run)
+
+
 @pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"])
 def test_http_1_0_has_one_request_a_connection(headers):
     async def run():
