@@ -334,7 +334,7 @@ class HttpProtocol(asyncio.Protocol):
             if self._in_message:
                 if self._fed > HEADER_BYTES:
                     self._refuse(431, f"the headers of the request have more than {HEADER_BYTES} bytes")
-                elif self._deadline == math.inf:
+                elif self._deadline == math.inf and self._reading:
                     self._wait(self._settings.request_timeout)
 
     def on_message_begin(self) -> None:
@@ -463,12 +463,15 @@ class HttpProtocol(asyncio.Protocol):
     def _pause_reading(self) -> None:
         if self._reading:
             self._reading = False
+            self._deadline = math.inf  # The client cannot help it.
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
         if not self._reading and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
+            if self._in_message and not self._refused:
+                self._wait(self._settings.request_timeout)
 
     # ------------------------------------------------------------------------------------------ answers
     def _start(self, request: Request) -> None:

@@ -573,6 +573,23 @@ def test_half_a_request_behind_one_that_runs_ends_the_connection_in_time():
     call(run)
 
 
+def test_a_body_that_the_server_does_not_read_is_not_late():
+    """Its time goes on when the requests before it are answered, and ends then."""
+
+    async def run():
+        for more in b"b", b"":
+            connection = Connection(request_timeout=0.1)
+            await connection.send(b"GET /wait HTTP/1.1\r\n\r\nPOST /a HT", b"TP/1.1\r\nContent-Length: 2\r\n\r\na")
+            await asyncio.sleep(0.15)
+            connection.echo.go.set()
+            await connection.settle()
+            await connection.send(*[more] * bool(more))
+            await asyncio.sleep(0.15)
+            assert [status for status, _, _ in connection.answers()] == [200, 200 if more else 408]
+
+    call(run)
+
+
 def test_a_request_whose_client_left_is_told():
     async def run():
         connection = Connection()
