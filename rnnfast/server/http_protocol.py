@@ -26,7 +26,7 @@ from rnnfast.server.settings import Settings
 HEADER_BYTES = 64 * 1024
 # The most requests that wait for the one before on their connection.
 MAX_PIPELINED = 32
-# Bodies of all connections together may have this many times the bytes of the largest one.
+# Bodies and frames of all connections together may have this many times the bytes of the largest one.
 BODIES = 16
 # Connections above the limit that are told so; more are cut without a word.
 MAX_REFUSED = 64
@@ -139,16 +139,16 @@ class HttpServer:
 
     Args:
         application: Answers requests.
-        web_socket: Makes the protocol of a connection that becomes a WebSocket, of the set of open connections.
+        web_socket: Makes the protocol of a connection that becomes a WebSocket, of this HttpServer.
         settings: The Settings.
 
     Attributes:
         connections: The open connections, WebSockets among them. Each has a method `shutdown`.
-        held: Bytes of the bodies of requests that wait or run, even where their clients are gone.
+        held: Bytes of requests that wait or run, even where their clients are gone, and of frames that do not run yet.
     """
 
     def __init__(
-        self, application: Application, web_socket: Callable[[set[Any]], asyncio.Protocol], settings: Settings
+        self, application: Application, web_socket: Callable[[HttpServer], asyncio.Protocol], settings: Settings
     ) -> None:
         self.application, self.web_socket, self.settings = application, web_socket, settings
         self.connections = set[Any]()
@@ -453,7 +453,7 @@ class HttpProtocol(asyncio.Protocol):
             self._refused, self._parser = True, None
             self._cancel_timers()
             self._server.connections.discard(self)
-            protocol = self._server.web_socket(self._server.connections)
+            protocol = self._server.web_socket(self._server)
             self._transport.set_protocol(protocol)
             protocol.connection_made(self._transport)
             protocol.data_received(head)

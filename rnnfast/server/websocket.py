@@ -9,7 +9,7 @@ import asyncio
 import collections
 import secrets
 import urllib.parse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -27,6 +27,9 @@ from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
 from rnnfast.server.websocket_frames import Frames, reply
 
+if TYPE_CHECKING:
+    from rnnfast.server.http_protocol import HttpServer
+
 # Codes with which connections are closed.
 DONE, OVER, INVALID, NO_CODE, DEFECT, FULL = 1000, 1001, 1003, 1005, 1011, 1013
 # The most frames of a connection that wait; no more is read until there are half as many.
@@ -42,11 +45,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     Args:
         service: The Service.
-        connections: The open connections of the server.
+        server: The HttpServer, which has the connection among its own.
     """
 
-    def __init__(self, service: Service, connections: set[Any]) -> None:
-        self._service, self._connections = service, connections
+    def __init__(self, service: Service, server: HttpServer) -> None:
+        self._service, self._server = service, server
         self._loop = asyncio.get_running_loop()
         self._protocol = ServerProtocol(max_size=service.settings.max_body)
         self._transport: Any = None
@@ -56,6 +59,8 @@ class WebSocketProtocol(asyncio.Protocol):
         # Messages that wait, the bytes of them, and those that complete the one that is being received.
         self._waiting = collections.deque[Any]()
         self._waiting_bytes, self._parts, self._text = 0, bytearray(), False
+        self._held = 0  # what of these, and of the frame that is being received, counts as held by the server
+        self._dropping = False  # what still comes, as the server held too much
         self._task: asyncio.Task[None] | None = None  # kept, for asyncio does not keep it
         self._begun, self._running, self._reading, self._finishing = False, False, True, False
         self._ended: tuple[str, bool] | None = None  # why the sequence ended, and whether its client said so
@@ -65,26 +70,37 @@ class WebSocketProtocol(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ connection
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._connections.add(self)
+        self._server.connections.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._connections.discard(self)
+        self._server.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._protocol.receive_eof()
         self._end_sequence("was closed as its connection broke", False)
+        self._server.held -= self._held
+        self._held = 0
 
     def eof_received(self) -> None:
         self._protocol.receive_eof()
         self._flush()
 
     def data_received(self, data: bytes) -> None:
+        if self._dropping:
+            return
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
             if isinstance(event, Request):
                 self._accept(event)
             elif isinstance(event, Frame):
                 self._receive(event)
+        self._count_held()
+        if self._held and self._server.held > self._server.most_held:
+            self._close(FULL, "the server holds too many bytes of requests at the moment")
+            self._dropping = True
+            self._parts.clear()
+            self._protocol.reader.buffer.clear()
+            self._count_held()
         self._flush()
 
     def pause_writing(self) -> None:
@@ -175,7 +191,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if origins and _host_of(origins[0]) != "".join(hosts):
             raise ForbiddenError(f"pages of {origins[0][:80]!r} may not use this server")
         self._service.access.check_token((name.lower(), value) for name, value in request.headers.raw_items())
-        if len(self._connections) > self._service.settings.max_connections:
+        if len(self._server.connections) > self._service.settings.max_connections:
             raise Overloaded("too many connections")
         if self._service.draining:
             raise UnavailableError("the server is ending")
@@ -231,6 +247,12 @@ class WebSocketProtocol(asyncio.Protocol):
             or self._waiting_bytes > self._service.settings.max_body // divisor
         )
 
+    def _count_held(self) -> None:
+        """Let the bytes that came and were not run yet count as held by the server."""
+        held = len(self._protocol.reader.buffer) + len(self._parts) + self._waiting_bytes
+        self._server.held += held - self._held
+        self._held = held
+
     def _pause_reading(self) -> None:
         if self._reading:
             self._reading = False
@@ -246,6 +268,8 @@ class WebSocketProtocol(asyncio.Protocol):
         while self._waiting and not self._running and self._writable:
             message = self._waiting.popleft()
             self._waiting_bytes -= len(message)
+            if self._held:
+                self._count_held()
             if not self._too_much(2):
                 self._read_on()
             if isinstance(message, str):

@@ -76,8 +76,8 @@ class Echo:
 class WebSocket(asyncio.Protocol):
     """Remembers what it gets."""
 
-    def __init__(self, connections):
-        self.connections, self.data = connections, b""
+    def __init__(self, server):
+        self.connections, self.data = server.connections, b""
 
     def connection_made(self, transport):
         self.connections.add(self)

@@ -142,6 +142,23 @@ def connections():
     return [o for o in gc.get_objects() if issubclass(type(o), WebSocketProtocol) and o._parts]
 
 
+def test_messages_of_all_connections_together_are_bounded():
+    """Halves of messages that nobody completes count too, and those of connections that are gone do not."""
+    with running("denoiser", max_body=100_000) as server, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            clients = [stack.enter_context(opened(server)) for _ in range(17)]
+            for i, client in enumerate(clients):
+                size = 99_000
+                head = b"\x02\xff" if i % 2 else b"\x82\xff"  # a part of a message, or of a frame
+                client.socket.sendall(head + size.to_bytes(8, "big") + bytes(4) + bytes(size - (i % 2 == 0)))
+            eventually(lambda: any(client.protocol.close_rcvd for client in clients))
+            assert {client.protocol.close_rcvd.code for client in clients if client.protocol.close_rcvd} == {1013}
+            for client in clients:
+                client.socket.close()
+            with opened(server) as other:
+                assert ask(other, frames(1, 1)[0]) == alone(frames(1, 1))[0]
+
+
 def handshake(server, *more):
     """What a server answers to requests before a handshake, and to bytes right behind it, up to some last bytes."""
     before, behind, last = more
