@@ -89,6 +89,7 @@ class HttpApplication:
             body = await request.read()
             if encoding:
                 body = decompressed(body, encoding, self._max_body)
+                request.hold(len(body))
             message, binary = json_messages.parse(body, length, name, version)
         except Error as e:
             statistics.failure(statistics.begin(), e)

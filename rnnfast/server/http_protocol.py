@@ -20,6 +20,7 @@ import httptools
 import orjson
 
 from rnnfast.server.access import log
+from rnnfast.server.faults import UnavailableError
 from rnnfast.server.settings import Settings
 
 # The most bytes of the first line and all headers of a request, of what follows its body, and between parts of it.
@@ -40,6 +41,7 @@ BACKLOG = 2048
 _LENGTH, _EXPECT, _CONNECTION = b"content-length", b"expect", b"connection"
 _OWN_LENGTHS = frozenset({len(_LENGTH), len(_EXPECT), len(_CONNECTION)})
 _FIRST_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+FULL = "the server holds too many bytes of requests at the moment"
 _CLOSE = b"connection: close\r\n"
 
 # Status, parts of the body, and headers in the form in which they are sent, without the length of the body.
@@ -118,6 +120,15 @@ class Request:
             if self.over:  # The client left after the last byte and before this went on.
                 raise Disconnected
         return self.body  # type: ignore[return-value]
+
+    def hold(self, size: int) -> None:
+        """Let so many bytes more count as held by the server until the request has run: what its body becomes.
+
+        Raises:
+            UnavailableError: The server holds too many.
+        """
+        if not self._connection.hold(self, size):
+            raise UnavailableError(FULL)
 
     def completed(self) -> None:
         """Note that the body is complete."""
@@ -279,6 +290,12 @@ class HttpProtocol(asyncio.Protocol):
         request.end()
         self._release(request)
 
+    def hold(self, request: Request, size: int) -> bool:
+        """Let so many bytes of a request count as held; return whether there was room for them."""
+        request.held += size
+        self._server.held += size
+        return self._server.held <= self._server.most_held
+
     def _release(self, request: Request) -> None:
         self._server.held -= request.held
         request.held = 0
@@ -396,7 +413,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
-        request, server = self._coming, self._server
+        request = self._coming
         assert request is not None
         self._fed = 0
         request.size += len(body)
@@ -404,16 +421,15 @@ class HttpProtocol(asyncio.Protocol):
             self._stop(413, f"the request has more than {self._settings.max_body} bytes")
         if request.over:
             return  # It has its answer, so that nobody reads it.
-        server.held += len(body)
-        request.held += len(body)
+        has_room = self.hold(request, len(body))
         if not request.body:
             request.body = body
         else:
             if type(request.body) is bytes:
                 request.body = bytearray(request.body)
             request.body += body
-        if server.held > server.most_held:
-            self._stop(503, "the server holds too many bytes of requests at the moment")
+        if not has_room:
+            self._stop(503, FULL)
 
     def on_message_complete(self) -> None:
         """End a request."""

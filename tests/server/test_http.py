@@ -10,6 +10,7 @@ import pytest
 import rnnfast
 from tests.paths import MODELS
 from tests.server.client import BANDS, ask, bands, frame, infer
+from tests.server.conftest import running
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,29 @@ def test_a_body_that_becomes_too_large_is_refused(server):
     bomb = gzip.compress(b" " * (server.service.settings.max_body + 1), 9)
     status, _, answer = ask(server, "POST", "/v2/models/denoiser/infer", bomb, {"content-encoding": "gzip"})
     assert status == 413 and "becomes more than" in json.loads(answer)["error"]
+
+
+def test_what_compressed_bodies_become_is_bounded_together(monkeypatch):
+    """It counts as held while its request runs, and no longer."""
+    http_protocol = pytest.importorskip("rnnfast.server.http_protocol")
+    monkeypatch.setattr(http_protocol.HttpServer, "__init__", at_most(2000, http_protocol.HttpServer.__init__))
+    body = {"inputs": [bands(frame())], "parameters": {"sequence_id": 7, "sequence_start": True, "sequence_end": True}}
+    with running("denoiser") as small:
+        for spaces, expected in ((0, 200), (2000, 503), (500, 200), (500, 200), (500, 200)):
+            text = gzip.compress(json.dumps(body).encode() + b" " * spaces)
+            assert len(text) < 500
+            status, _, answer = ask(small, "POST", "/v2/models/denoiser/infer", text, {"content-encoding": "gzip"})
+            assert status == expected, answer
+
+
+def at_most(size, begin):
+    """A constructor of an HttpServer that holds so many bytes at most."""
+
+    def init(self, *args):
+        begin(self, *args)
+        self.most_held = size
+
+    return init
 
 
 def test_the_same_tensors_in_json_and_in_bytes(server):
