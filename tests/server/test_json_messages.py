@@ -7,6 +7,7 @@ pytest.importorskip("orjson")
 import orjson
 
 from rnnfast.errors import InputError
+from rnnfast.server import json_messages
 from rnnfast.server.faults import MissingExtensionError
 from rnnfast.server.json_messages import dump, parse
 from rnnfast.server.requests import InferResponse, Output, parameters_of
@@ -178,3 +179,30 @@ def test_json_that_came_before_means_the_same_again_with_other_bytes_behind_it()
     assert parse(body, length, "m", "")[0].inputs["n"].all()
     with pytest.raises(InputError, match="neither 0 nor 1"):
         parse(body[:-1] + b"\2", length, "m", "")
+
+
+def test_what_is_remembered_of_json_is_bounded(monkeypatch):
+    """In the number of texts, in their bytes, and in what a byte may become."""
+
+    class Known(dict):
+        def get(self, text):
+            assert len(text) <= json_messages.KNOWN_BYTES, "the hash of a long text takes its time"
+            return super().get(text)
+
+    known = Known()
+    monkeypatch.setattr(json_messages, "_known", known)
+    monkeypatch.setattr(json_messages, "MAX_KNOWN", 5)
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}}]
+    for i in range(12):
+        parse(*body_of({"id": str(i), "inputs": inputs}, X.tobytes()), "m", "")
+        assert len(known) == i % 5 + 1
+    known.clear()
+    for more in {"id": "x" * 1024}, {"parameters": {"p": [{}, {}]}}, {"parameters": {"p": {"q": []}}}:
+        parse(*body_of({"inputs": inputs, **more}, X.tobytes()), "m", "")
+        assert not known
+    parse(
+        orjson.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [900], "data": [0.5] * 900}]}),
+        None,
+        "m",
+        "",
+    )
