@@ -155,7 +155,8 @@ class HttpServer:
 
     Attributes:
         connections: The open connections, WebSockets among them. Each has a method `shutdown`.
-        held: Bytes of requests that wait or run, even where their clients are gone, and of frames that do not run yet.
+        held: Bytes of requests that wait or run, even where their clients are gone, of frames that do not run yet, and
+            of answers that their clients do not read.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class HttpProtocol(asyncio.Protocol):
         self._waiting = list[Request]()  # behind it; few, so that no deque is worth its memory
         self._coming: Request | None = None  # the one whose body comes
         self._reading, self._writable = True, True
+        self._unread = 0  # bytes of answers that wait for the client to read, where they are many
         # What is being parsed: the parts of the first line and the headers, and what the latter say of the connection.
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
         self._expects, self._says_connection = False, False
@@ -239,6 +241,7 @@ class HttpProtocol(asyncio.Protocol):
         self._refused = True
         self._cancel_timers()
         self._forget_waiting()
+        self._forget_unread()
         if self._running is not None:
             self._running.end()  # What it may have read is held until it has run.
             self._running = None
@@ -303,6 +306,10 @@ class HttpProtocol(asyncio.Protocol):
     def _forget_waiting(self) -> None:
         while self._waiting:
             self._forget(self._waiting.pop())
+
+    def _forget_unread(self) -> None:
+        self._server.held -= self._unread
+        self._unread = 0
 
     # ------------------------------------------------------------------------------------------ time
     def _wait(self, seconds: float) -> None:
@@ -576,12 +583,15 @@ class HttpProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Give a client that does not read its answer some time, and make no more answers."""
         self._writable = False
+        self._unread = self._transport.get_write_buffer_size()
+        self._server.held += self._unread
         if self._write_timer is None:
             self._write_timer = self._loop.call_later(self._settings.request_timeout, self._transport.abort)
 
     def resume_writing(self) -> None:
         """Go on, as the client has read."""
         self._writable = True
+        self._forget_unread()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None

@@ -29,6 +29,9 @@ class Transport:
         if not self.closed:
             self.writes.append(bytes(data))
 
+    def get_write_buffer_size(self):
+        return sum(map(len, self.writes))
+
     def can_write_eof(self):
         return True
 
@@ -400,6 +403,28 @@ def test_a_client_that_does_not_read_gets_no_more_answers():
         connection.protocol.resume_writing()
         await connection.settle()
         assert len(connection.answers()) == 3 and connection.transport.reading
+
+    call(run)
+
+
+def test_answers_that_nobody_reads_are_bounded_together():
+    """While there are too many, bodies are refused: what they bring could become answers too."""
+    request = b"POST /a HTTP/1.1\r\nContent-Length: 100\r\n\r\n" + bytes(100)
+
+    async def run():
+        connection, other = Connection(max_body=100), Connection()
+        other.protocol._server = connection.server
+        await connection.send(request)
+        connection.protocol.pause_writing()
+        assert connection.server.held == len(connection.transport.writes[0])
+        connection.server.most_held = 150
+        await other.send(request)
+        assert other.answers()[0][0] == 503
+        connection.protocol.resume_writing()
+        assert connection.server.held == 0
+        connection.protocol.pause_writing()
+        connection.protocol.connection_lost(None)
+        assert connection.server.held == 0
 
     call(run)
 
