@@ -44,7 +44,7 @@ class Worker(RequestQueue):
         self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle, self._max_inline = max_batch, idle, max_inline
-        # The power of two of the number of frames, or the shapes of calls -> the processor time that the last ones took.
+        # The power of two of the number of frames, or the shapes of calls -> the processor time of the last ones.
         self._took: dict[Any, float] = {}
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
