@@ -221,17 +221,8 @@ def test_what_makes_plans_runs_in_the_thread(places):
 
     async def main(batcher):
         streams, ran = [batcher.open() for _ in x], []
-        for count in (
-            4,
-            4,
-            5,
-            5,
-            6,
-            7,
-            7,
-            8,
-            8,
-        ):  # Those of 5 and 6 run by the plan of 6, those of 7 and 8 by that of 8.
+        # Those of 5 and 6 run by the plan of 6, those of 7 and 8 by that of 8.
+        for count in (4, 4, 5, 5, 6, 7, 7, 8, 8):
             places.clear()
             await asyncio.gather(*[batcher.step(stream, frame) for stream, frame in zip(streams[:count], x)])
             await asleep(batcher)
