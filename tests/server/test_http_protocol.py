@@ -765,3 +765,100 @@ def test_a_defect_of_the_application_ends_the_connection():
         assert re.search("a defect", str(connection.protocol._task.exception()))
 
     call(run)
+
+
+# ------------------------------------------------------------------------------------------ known heads
+# Whole requests, and bytes that look like them: the head of one, the body of another, two at once, what is no HTTP.
+PIECES = (
+    *REQUESTS,
+    b"POST /d HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+    b"hello",
+    b"POST /d HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST /d HTTP/1.1\r\nContent-Length: 5\r\n\r\nhellohello",
+    b"POST /d HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloPOST /d HTTP/1.1\r\nContent-Length: 5\r\n\r\nagain",
+    b"POST /d HTTP/1.1\r\nContent-Length: 24\r\n\r\nGET / HTTP/1.1\r\nA: b\r\n\r\n..",
+    b"POST /d HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello",
+    b"POST /d HTTP/1.1\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
+    b"POST /d HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST /d HTTP/1.0\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nhello",
+    b"GET /d HTTP/1.1\nHost: x\n\nGET /e HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /a HTTP/1.1\r\n\r\nPOST /d HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+    b"GET /a HTTP/1.1\r\n\r\n",
+    b"GET /a HTTP/1.1\r\n\r\nhello",
+    b"POST /x HTTP/1.1\r\nA: ",
+    b"GET /f HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    b"POST /g HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /early HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+    b"HEAD /h HTTP/1.1\r\n\r\n",
+    b"PUT /" + b"x" * 1100 + b" HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"{}",
+)
+
+
+def test_requests_with_a_known_head_are_answered_as_those_with_a_new_one(monkeypatch):
+    rng = random.Random(5)
+
+    heads = {}  # of all connections of a server
+
+    async def pieces_to(parts, knows):
+        connection = Connection()
+        if knows:
+            connection.server.heads = heads
+        else:
+            monkeypatch.setattr(HttpProtocol, "_learn", lambda *_: None)
+        known = 0
+        for part, waits in parts:
+            if connection.transport.closed or not connection.transport.reading:
+                break
+            known += b"\r\n\r\n" in part and part.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" in connection.server.heads
+            connection.protocol.data_received(part)
+            if waits:
+                await connection.settle()
+        await connection.settle()
+        monkeypatch.undo()
+        end = connection.transport.closed, connection.transport.ended, connection.server.held
+        connection.protocol.connection_lost(None)
+        return b"".join(connection.transport.writes), end, known
+
+    async def test():
+        known = 0
+        for _ in range(1500):
+            some = rng.sample(PIECES, 4)
+            parts = [(rng.choice(some), rng.random() < 0.8) for _ in range(rng.randint(3, 14))]
+            *found, came_again = await pieces_to(parts, True)
+            *right, _ = await pieces_to(parts, False)
+            assert found == right, parts
+            known += came_again
+        assert known > 300
+
+    call(test)
+
+
+def test_a_request_with_a_known_head_is_parsed_no_more():
+    async def test():
+        connection = Connection()
+        head = b"POST /d HTTP/1.1\r\nContent-Length: 5\r\nAuthorization: Bearer a\r\n\r\n"
+        await connection.send(head + b"hello")
+        connection.protocol._parser = None
+        await connection.send(head + b"again")
+        assert [body for _, _, body in connection.answers()] == [b"POST /d hello", b"POST /d again"]
+        assert connection.server.held == 0
+
+    call(test)
+
+
+def test_heads_that_are_known_are_bounded(monkeypatch):
+    monkeypatch.setattr(http_protocol, "MAX_KNOWN", 8)
+
+    async def test():
+        connection = Connection()
+        for k in range(50):
+            await connection.send(b"GET /%d HTTP/1.1\r\n\r\n" % k)
+            assert len(connection.server.heads) <= 8
+        before = len(connection.server.heads)
+        await connection.send(b"GET /" + b"x" * http_protocol.KNOWN_BYTES + b" HTTP/1.1\r\n\r\n")
+        assert len(connection.server.heads) == before and len(connection.answers()) == 51
+
+    call(test)
