@@ -290,7 +290,10 @@ class Call:
 
     def _end(self, block: bytes) -> None:
         self._release()
-        self.stream.end(block)
+        stream = self.stream
+        stream.end(block)
+        if stream.handler is self:  # The end waits behind responses.
+            stream.handler = Over(stream)
         self.closed()
 
     # ------------------------------------------------------------------------------------------ the end
@@ -325,6 +328,35 @@ class Call:
             self._timer = None
         if self._buffer:
             self._taken()
+
+
+class Over:
+    """Takes the place of a Call that has ended, while responses wait for the client to read; requests are thrown away.
+
+    Args:
+        stream: The stream of HTTP/2.
+    """
+
+    def __init__(self, stream: Http2Stream) -> None:
+        self._stream = stream
+        stream.connection.incomplete(stream.id)
+        stream.connection.time_incomplete()
+
+    def received(self, data: bytes) -> None:
+        """Throw bytes away."""
+
+    def ended(self) -> None:
+        """Note that no bytes come any more."""
+
+    def drained(self) -> None:
+        """Note that all responses have left."""
+
+    def lost(self) -> None:
+        """End, as the client is gone."""
+
+    def late(self) -> None:
+        """End the stream, as the responses are not read in time."""
+        self._stream.cut(CANCEL)
 
 
 class UnaryCall(Call):

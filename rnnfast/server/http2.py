@@ -661,6 +661,8 @@ class Http2Protocol(asyncio.Protocol):
             self._incomplete.pop(id, None)
         if size:
             stream._took(size)
+            if stream.handler is None:  # It was more than the window.
+                return
         if payload:
             handler.received(payload)
         elif not flags & END_STREAM:

@@ -507,16 +507,58 @@ def test_random_frames_break_nothing(server, recwarn):
     assert not problems, problems[:3]
 
 
+def calls_of(server):
+    """The Calls of a server, by a new connection: what a server has when it starts is hidden from `gc.get_objects`."""
+    import gc
+
+    from rnnfast.server.http2 import Http2Protocol
+
+    with Client(server) as client:
+        assert client.alive(1)
+        found = {id(x._application): x._application for x in gc.get_objects() if type(x) is Http2Protocol}
+    [calls] = [calls for calls in found.values() if not calls.ending]
+    return calls
+
+
+def test_what_comes_for_a_call_that_has_ended_is_not_kept(server):
+    """The end of a call waits for the client to read, while it still sends."""
+    calls = calls_of(server)
+    with Client(server, settings=struct.pack(">HI", 4, 0)) as client:
+        client.send(client.head(1, "ModelStreamInfer"), frame(DATA, 0, 1, message(b"\xff")))
+        assert client.until(HEADERS)[2] == 1
+        client.send(frame(DATA, 0, 1, b"\2" + bytes(4)))  # a wrong flag
+        client.send(frame(DATA, 0, 1, message(b"\xff") * 3), frame(DATA, 0, 1, message(bytes(10000))[:-1]))
+        client.send(frame(WINDOW_UPDATE, 0, 1, number(2**20)))
+        found, body = client.answer(1)
+        assert found["grpc-status"] == "13" and len(body) == 5 + int.from_bytes(body[1:5], "big")
+        client.send(frame(SETTINGS, payload=struct.pack(">HI", 4, 1000)))
+        assert client.alive(3)
+    assert calls.held == 0
+
+
+def test_nothing_is_kept_of_a_stream_that_sends_more_than_its_window(server):
+    calls = calls_of(server)
+    with Client(server, settings=struct.pack(">HI", 4, 0)) as client:
+        client.send(client.head(1, "ModelStreamInfer"))
+        try:
+            for _ in range(200):
+                client.send(frame(DATA, 0, 1, message(b"\xff" * 100) * 156))
+        except OSError:
+            pass
+        client.until(RST_STREAM, GOAWAY)
+    end = time.monotonic() + SECONDS
+    while calls.held or calls.connections:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_nothing_is_left_of_closed_connections(server):
+    calls = calls_of(server)
     with Client(server) as client:
         client.send(client.head(1, "ModelStreamInfer"), frame(DATA, 0, 1, message(bytes(100))[:50]))
         assert client.alive(3)
-    import gc
-
-    from rnnfast.server.grpc_transport import Calls
-
+        assert calls.held == 50 and calls.connections
     end = time.monotonic() + SECONDS
-    calls = [found for found in gc.get_objects() if type(found) is Calls and not found.ending]
-    while any(found.connections or found.held for found in calls):
+    while calls.connections or calls.held:
         assert time.monotonic() < end
         time.sleep(0.01)
