@@ -38,6 +38,8 @@ HEADER_LIST_BYTES, BLOCK_BYTES, BLOCK_FRAMES = 2**14, 2**15, 16
 MAX_KNOWN_BLOCKS, KNOWN_BLOCK_BYTES, MAX_CUT = 16, 1024, 1024
 # The most resets, and the most of other frames that bring nothing, that a client may send within a second.
 MAX_RESETS, MAX_IDLE_FRAMES = 2000, 2000
+# A change of the windows of so many streams counts as one more such frame.
+STREAMS_PER_FRAME = 64
 # Where so many bytes wait to be read by the client, nothing more is read from it.
 HIGH_WATER = 2**18
 # Where more bytes of answers wait for windows, no new stream of the connection is taken.
@@ -184,7 +186,7 @@ class Http2Stream:
         self.credit -= size
         if self.credit < STREAM_WINDOW // 2:
             if self.credit < 0:
-                self.cut(FLOW_CONTROL_ERROR)
+                self.connection.cut_bad(self, FLOW_CONTROL_ERROR)
             elif not self.paused and not self.half:
                 self._give_credit()
 
@@ -228,6 +230,8 @@ class Http2Stream:
             data = waiting[0]
             size = min(len(data), self.window, connection.window, connection.frame_bytes)
             if size <= 0:
+                if self.window <= 0:  # Only its own window lets it go on, and others need not look at it.
+                    connection.blocked.pop(self.id, None)
                 return
             self.window -= size
             connection.window -= size
@@ -317,7 +321,7 @@ class Http2Protocol(asyncio.Protocol):
 
     Attributes:
         streams: {number: stream} of those that are open.
-        blocked: {number: stream} of those with an answer that waits.
+        blocked: {number: stream} of those with an answer that waits for the connection, not for their own window.
         writable: Whether the client reads what it is sent.
         window: What may be sent on the connection.
         frame_bytes: The largest frame that may be sent.
@@ -423,7 +427,7 @@ class Http2Protocol(asyncio.Protocol):
                 stream.pump()
                 if stream.waiting is None and stream.handler is not None:
                     stream.handler.drained()
-                elif stream.waiting is not None:  # behind the others
+                elif stream.id in self.blocked:  # behind the others
                     self.blocked[stream.id] = self.blocked.pop(stream.id)
 
     def forget(self, id: int) -> None:
@@ -527,8 +531,8 @@ class Http2Protocol(asyncio.Protocol):
             wait = oldest + self._application.request_timeout - self.loop.time()
             self._timer = self.loop.call_later(max(wait, 0.001), self._sweep)
 
-    def _count(self, reset: bool) -> None:
-        """Count a frame that brings nothing.
+    def _count(self, reset: bool, more: int = 0) -> None:
+        """Count a frame that brings nothing, and the work of so many more.
 
         Raises:
             Http2Error: There were too many within a second.
@@ -539,9 +543,18 @@ class Http2Protocol(asyncio.Protocol):
         if reset:
             self._resets += 1
         else:
-            self._idle_frames += 1
+            self._idle_frames += 1 + more
         if self._resets > MAX_RESETS or self._idle_frames > MAX_IDLE_FRAMES:
             raise Http2Error(ENHANCE_YOUR_CALM, "too many frames that bring nothing")
+
+    def cut_bad(self, stream: Http2Stream, code: int) -> None:
+        """Cut a stream for a wrong frame of the client, which counts as a reset of the client's.
+
+        Raises:
+            Http2Error: There were too many within a second.
+        """
+        self._count(True)
+        stream.cut(code)
 
     # ------------------------------------------------------------------------------------------ frames
     def data_received(self, data: bytes) -> None:
@@ -645,7 +658,7 @@ class Http2Protocol(asyncio.Protocol):
             self._check(0 < id <= self._last and id & 1 == 1, PROTOCOL_ERROR, "DATA on a stream that is idle")
             self._count(False)
             if stream is not None:
-                stream.cut(STREAM_CLOSED)
+                self.cut_bad(stream, STREAM_CLOSED)
             elif id not in self._cut:
                 self.write(frame(RST_STREAM, 0, id, _NUMBER.pack(STREAM_CLOSED)))
             elif flags & END_STREAM:
@@ -752,9 +765,9 @@ class Http2Protocol(asyncio.Protocol):
             self._check(id in self._cut, STREAM_CLOSED, "HEADERS on a stream that is closed")
             self._count(False)
         elif stream.half:
-            stream.cut(STREAM_CLOSED)
+            self.cut_bad(stream, STREAM_CLOSED)
         elif not flags & END_STREAM:
-            stream.cut(PROTOCOL_ERROR)
+            self.cut_bad(stream, PROTOCOL_ERROR)
         else:
             stream.half = True
             self._incomplete.pop(id, None)
@@ -777,10 +790,11 @@ class Http2Protocol(asyncio.Protocol):
             return
         stream.window += size
         if size == 0:
-            stream.cut(PROTOCOL_ERROR)
+            self.cut_bad(stream, PROTOCOL_ERROR)
         elif stream.window > LARGEST:
-            stream.cut(FLOW_CONTROL_ERROR)
+            self.cut_bad(stream, FLOW_CONTROL_ERROR)
         elif stream.waiting is not None:
+            self.blocked[id] = stream
             self._pump()
 
     def _take_settings(self, id: int, flags: int, payload: bytes) -> None:
@@ -794,18 +808,23 @@ class Http2Protocol(asyncio.Protocol):
         if self._timer is not None and not self._incomplete:
             self._timer.cancel()
             self._timer = None
+        before = self._first_window
         for name, value in _SETTING.iter_unpack(payload):
             if name == ENABLE_PUSH:
                 self._check(value <= 1, PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
             elif name == INITIAL_WINDOW_SIZE:
                 self._check(value <= LARGEST, FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
-                change, self._first_window = value - self._first_window, value
-                for stream in self.streams.values():
-                    stream.window += change
-                    self._check(stream.window <= LARGEST, FLOW_CONTROL_ERROR, "the window of a stream is too large")
+                self._first_window = value
             elif name == MAX_FRAME_SIZE:
                 self._check(FRAME_BYTES <= value < 2**24, PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of its range")
                 self.frame_bytes = value
+        if change := self._first_window - before:
+            self._count(False, len(self.streams) // STREAMS_PER_FRAME)
+            for stream in self.streams.values():
+                stream.window += change
+                self._check(stream.window <= LARGEST, FLOW_CONTROL_ERROR, "the window of a stream is too large")
+                if stream.waiting is not None:
+                    self.blocked[stream.id] = stream
         self.write(frame(SETTINGS, ACK, 0))
         if self.blocked:
             self._pump()

@@ -345,6 +345,13 @@ OF_CONNECTIONS = {
         ],
         ENHANCE_YOUR_CALM,
     ),
+    "resets that the client brings about": (
+        [
+            frame(HEADERS, 4, 2 * n + 1, text_headers()) + frame(WINDOW_UPDATE, 0, 2 * n + 1, number(0))
+            for n in range(2100)
+        ],
+        ENHANCE_YOUR_CALM,
+    ),
     "empty data": ([frame(HEADERS, 4, 1, text_headers())] + 2100 * [frame(DATA, 0, 1)], ENHANCE_YOUR_CALM),
 }
 
@@ -418,6 +425,33 @@ def test_an_answer_that_is_not_read_in_time():
                 time.sleep(0.15)
                 client.send(frame(WINDOW_UPDATE, 0, 3, number(1)))
             assert client.answer(3)[1] == message(b"\x08\x01")
+
+
+def test_windows_of_many_streams_cost_little(monkeypatch):
+    """Frames of some bytes let the server look at no stream that they do not help."""
+    from rnnfast.server import http2
+
+    looks, pump = [], http2.Http2Stream.pump
+    with running("denoiser") as server, Client(server, settings=struct.pack(">HI", 4, 0)) as client:
+        numbers = range(1, 400, 2)
+        client.send(*(client.head(n) + frame(DATA, 1, n, message(b"")) for n in numbers))
+        for _ in numbers:
+            client.until(HEADERS)
+        client.send(frame(PING, 0, 0, bytes(8)))  # answered after all calls
+        client.until(PING)
+        monkeypatch.setattr(http2.Http2Stream, "pump", lambda stream: (looks.append(stream.id), pump(stream)))
+        client.send(
+            frame(WINDOW_UPDATE, 0, 0, number(1)) * 100, *(frame(WINDOW_UPDATE, 0, n, number(1)) for n in numbers)
+        )
+        for _ in numbers:
+            assert len(client.until(DATA)[3]) == 1
+        assert len(looks) <= 2 * len(numbers)
+        client.send(frame(SETTINGS, payload=b"".join(struct.pack(">HI", 4, 100 + n % 2) for n in range(2701))))
+        for _ in numbers:
+            assert client.until(HEADERS)[1] & 1
+        client.send(*(client.head(n + 400) for n in range(1, 200, 2)))
+        client.send(*(frame(SETTINGS, payload=struct.pack(">HI", 4, 100 + n % 2)) for n in range(1, 1200)))
+        assert client.gone() == ENHANCE_YOUR_CALM
 
 
 def test_answers_that_wait_have_a_limit(server, monkeypatch):
