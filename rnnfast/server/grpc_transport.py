@@ -108,7 +108,10 @@ class Calls:
             stream.handler = Call(self, stream, request)
             stream.end(request.refusal or b"")
             return
-        call = stream.handler = request.make(stream, request)
+        call = request.make(stream, request)
+        if stream.id not in stream.connection.streams:  # It was refused.
+            return
+        stream.handler = call
         if not call.many and not stream.half:
             stream.connection.incomplete(stream.id)
         if request.timeout is not None:

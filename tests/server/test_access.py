@@ -141,6 +141,24 @@ def test_tokens_over_grpc_and_websockets(tokens):
             pass
 
 
+def test_a_stream_without_a_token_is_answered_once(tokens):
+    """The time of the call, which is over, changes nothing."""
+    pytest.importorskip("hpack")
+    from tests.server.conftest import running
+    from tests.server.test_http2 import HEADERS, PING, RST_STREAM, Client, frame
+
+    with running("denoiser", token_file=str(tokens)) as server, Client(server) as client:
+        for n, end in ((1, False), (3, True)):
+            client.send(client.head(n, "ModelStreamInfer", end=end, grpc_timeout="20m"))
+            assert client.answer(n)[0]["grpc-status"] == "16"
+        time.sleep(0.1)
+        client.send(frame(PING, 0, 0, bytes(8)))
+        client.until(PING)
+        assert [found[::2] for found in client.log if found[0] in (HEADERS, RST_STREAM)] == [
+            (HEADERS, 1), (RST_STREAM, 1), (HEADERS, 3),
+        ]  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------- TLS
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
