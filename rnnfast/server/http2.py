@@ -260,7 +260,7 @@ class Http2Stream:
         end = frame(HEADERS, END_HEADERS | END_STREAM, self.id, block)
         if not self.half:
             end += frame(RST_STREAM, 0, self.id, _NUMBER.pack(NO_ERROR))
-            self.connection.note_cut(self.id)
+            self.connection.note_cut(self.id, self.credit)
         self.connection.write(end)
         self.close()
 
@@ -297,7 +297,7 @@ class Http2Stream:
             return
         self.connection.write(frame(RST_STREAM, 0, self.id, _NUMBER.pack(code)))
         if not self.half:
-            self.connection.note_cut(self.id)
+            self.connection.note_cut(self.id, self.credit)
         self.close()
         handler.lost()
 
@@ -346,10 +346,11 @@ class Http2Protocol(asyncio.Protocol):
         self._decoder = hpack.Decoder(HEADER_LIST_BYTES)
         self._table = self._decoder.header_table = _Table()
         self._known: dict[bytes, Any] = {}  # what header blocks mean, as long as the dynamic table is as it is
-        self._cut: dict[int, None] = {}  # streams on which the client may send on for a while, as it does not know
+        self._cut: dict[int, int] = {}  # the windows of streams on which the client may send on, as it does not know
         self._incomplete: dict[int, float] = {}  # streams whose request is not complete, and when they began
         self._timer: asyncio.TimerHandle | None = None
         self._second, self._resets, self._idle_frames = 0.0, 0, 0
+        self._before = 0  # the largest stream number of the second before
         self._heard, self._asked = True, False
         self._keepalive: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -438,9 +439,9 @@ class Http2Protocol(asyncio.Protocol):
         if not self.streams and self._application.ending and not self._over:
             self._end()
 
-    def note_cut(self, id: int) -> None:
-        """Note that the client may send on for a while on a stream that has ended."""
-        self._cut[id] = None
+    def note_cut(self, id: int, credit: int) -> None:
+        """Note that the client may send so many bytes more on a stream that has ended, as it does not know."""
+        self._cut[id] = credit
         if len(self._cut) > MAX_CUT:
             del self._cut[next(iter(self._cut))]
 
@@ -531,17 +532,17 @@ class Http2Protocol(asyncio.Protocol):
             wait = oldest + self._application.request_timeout - self.loop.time()
             self._timer = self.loop.call_later(max(wait, 0.001), self._sweep)
 
-    def _count(self, reset: bool, more: int = 0) -> None:
-        """Count a frame that brings nothing, and the work of so many more.
+    def _count(self, reset: bool, more: int = 0, of: int = LARGEST) -> None:
+        """Count a frame that brings nothing, and the work of so many more; a reset of a stream from before is free.
 
         Raises:
             Http2Error: There were too many within a second.
         """
         now = self.loop.time()
         if now - self._second >= 1.0:
-            self._second, self._resets, self._idle_frames = now, 0, 0
+            self._second, self._resets, self._idle_frames, self._before = now, 0, 0, self._last
         if reset:
-            self._resets += 1
+            self._resets += of > self._before
         else:
             self._idle_frames += 1 + more
         if self._resets > MAX_RESETS or self._idle_frames > MAX_IDLE_FRAMES:
@@ -618,9 +619,9 @@ class Http2Protocol(asyncio.Protocol):
         elif kind == RST_STREAM:
             self._check(0 < id <= self._last, PROTOCOL_ERROR, "RST_STREAM on a stream that is idle")
             self._check(len(payload) == 4, FRAME_SIZE_ERROR, "RST_STREAM of a wrong size")
-            self._count(True)
             self._cut.pop(id, None)
             stream = self.streams.get(id)
+            self._count(True, of=LARGEST if stream is None else id)
             if stream is not None:
                 handler = stream.handler
                 stream.close()
@@ -656,13 +657,18 @@ class Http2Protocol(asyncio.Protocol):
         stream = self.streams.get(id)
         if stream is None or stream.half:
             self._check(0 < id <= self._last and id & 1 == 1, PROTOCOL_ERROR, "DATA on a stream that is idle")
-            self._count(False)
+            credit = self._cut.get(id)
+            if credit is None or not size:
+                self._count(False)
             if stream is not None:
                 self.cut_bad(stream, STREAM_CLOSED)
-            elif id not in self._cut:
+            elif credit is None:
                 self.write(frame(RST_STREAM, 0, id, _NUMBER.pack(STREAM_CLOSED)))
             elif flags & END_STREAM:
                 del self._cut[id]
+            else:
+                self._cut[id] = credit - size
+                self._check(size <= credit, FLOW_CONTROL_ERROR, "more came than the window of a stream allowed")
             return
         if flags & PADDED:
             self._check(size > 0 and payload[0] < size, PROTOCOL_ERROR, "DATA with more padding than bytes")
@@ -756,7 +762,7 @@ class Http2Protocol(asyncio.Protocol):
         """Refuse a stream."""
         self._count(True)
         if not flags & END_STREAM:
-            self.note_cut(id)
+            self.note_cut(id, STREAM_WINDOW)
         self.write(frame(RST_STREAM, 0, id, _NUMBER.pack(code)))
 
     def _take_trailers(self, id: int, flags: int) -> None:

@@ -427,6 +427,30 @@ def test_an_answer_that_is_not_read_in_time():
             assert client.answer(3)[1] == message(b"\x08\x01")
 
 
+def test_a_client_may_send_the_rest_of_a_window_when_a_stream_has_ended(server):
+    """What it sent in many small frames before it knew ends no connection, and more than the window does."""
+    with Client(server) as client:
+        wrong = frame(DATA, 0, 1, b"\2" + bytes(4))
+        client.send(client.head(1, "ModelStreamInfer"), wrong, frame(DATA, 0, 1, bytes(100)) * 3000)
+        assert client.answer(1)[0]["grpc-status"] == "13"
+        assert client.alive(3)
+        try:
+            client.send(frame(DATA, 0, 1, bytes(16000)) * 65)
+        except OSError:
+            pass
+        assert client.gone() == FLOW_CONTROL_ERROR
+
+
+@pytest.mark.slow
+def test_a_client_may_cancel_all_its_calls_at_once(server):
+    with Client(server) as client:
+        numbers = range(1, 5001, 2)
+        client.send(*(client.head(n, "ModelStreamInfer") for n in numbers))
+        time.sleep(1.1)  # they are not of the same second
+        client.send(*(frame(RST_STREAM, 0, n, number(8)) for n in numbers))
+        assert client.alive(5001)
+
+
 def test_windows_of_many_streams_cost_little(monkeypatch):
     """Frames of some bytes let the server look at no stream that they do not help."""
     from rnnfast.server import http2
