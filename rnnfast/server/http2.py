@@ -42,7 +42,7 @@ MAX_RESETS, MAX_IDLE_FRAMES = 2000, 2000
 STREAMS_PER_FRAME = 64
 # Where so many bytes wait to be read by the client, nothing more is read from it.
 HIGH_WATER = 2**18
-# Where more bytes of answers wait for windows, no new stream of the connection is taken.
+# Where more bytes of answers wait for windows, no new stream of the connection is taken, and its window stays as it is.
 MAX_WAITING_BYTES = 2**26
 # Seconds that a client has to read why its connection ends, while what it still sends is thrown away.
 LINGER_SECONDS = 1.0
@@ -430,12 +430,16 @@ class Http2Protocol(asyncio.Protocol):
                     stream.handler.drained()
                 elif stream.id in self.blocked:  # behind the others
                     self.blocked[stream.id] = self.blocked.pop(stream.id)
+        if self._credit < CONNECTION_WINDOW // 2:
+            self._give_credit()
 
     def forget(self, id: int) -> None:
         """Forget a stream."""
         self.streams.pop(id, None)
         self.blocked.pop(id, None)
         self._incomplete.pop(id, None)
+        if self._credit < CONNECTION_WINDOW // 2:
+            self._give_credit()
         if not self.streams and self._application.ending and not self._over:
             self._end()
 
@@ -652,8 +656,7 @@ class Http2Protocol(asyncio.Protocol):
         self._credit -= size
         if self._credit < CONNECTION_WINDOW // 2:
             self._check(self._credit >= 0, FLOW_CONTROL_ERROR, "more came than the window of the connection allows")
-            self.write(_window_update(0, CONNECTION_WINDOW - self._credit))
-            self._credit = CONNECTION_WINDOW
+            self._give_credit()
         stream = self.streams.get(id)
         if stream is None or stream.half:
             self._check(0 < id <= self._last and id & 1 == 1, PROTOCOL_ERROR, "DATA on a stream that is idle")
@@ -688,6 +691,12 @@ class Http2Protocol(asyncio.Protocol):
             self._count(False)
         if flags & END_STREAM and stream.handler is not None:
             handler.ended()
+
+    def _give_credit(self) -> None:
+        """Let the client send on, unless it does not read what it has asked for."""
+        if self.waiting_bytes <= MAX_WAITING_BYTES and not self._over:
+            self.write(_window_update(0, CONNECTION_WINDOW - self._credit))
+            self._credit = CONNECTION_WINDOW
 
     def _take_headers(self, id: int, flags: int, payload: bytes) -> None:
         self._check(id & 1 == 1, PROTOCOL_ERROR, "HEADERS on a stream that clients do not open")

@@ -497,6 +497,28 @@ def test_answers_that_wait_have_a_limit(server, monkeypatch):
             assert client.alive(n)
 
 
+def test_a_client_that_does_not_read_may_not_send_on(server, monkeypatch):
+    from rnnfast.server import http2
+
+    monkeypatch.setattr(http2, "MAX_WAITING_BYTES", 10)
+    monkeypatch.setattr(http2, "CONNECTION_WINDOW", 2**17)
+    with Client(server, settings=struct.pack(">HI", 4, 0)) as client:
+        client.send(client.head(1, "ModelStreamInfer"), *[frame(DATA, 0, 1, message(b"\xff" * 15995))] * 8)
+        client.send(frame(PING, 0, 0, bytes(8)))
+        client.until(PING)
+        assert [found[2] for found in client.log if found[0] == WINDOW_UPDATE] == [0]  # which is from the beginning
+        client.send(frame(WINDOW_UPDATE, 0, 1, number(2**20)))
+        assert client.until(WINDOW_UPDATE)[2:] == (0, number(8 * 16000))
+        client.send(frame(DATA, 1, 1))
+        assert client.answer(1)[0]["grpc-status"] == "0"
+        client.send(frame(SETTINGS, payload=struct.pack(">HI", 4, 1000)))
+        assert client.alive(3)
+        client.send(client.head(5, "ModelStreamInfer"))
+        client.send(frame(SETTINGS, payload=struct.pack(">HI", 4, 0)), client.head(7, "ModelStreamInfer"))
+        client.send(*[frame(DATA, 0, 7, message(b"\xff" * 15995))] * 7, frame(RST_STREAM, 0, 7, number(8)))
+        assert client.until(WINDOW_UPDATE)[2] == 0
+
+
 def test_a_server_that_ends_answers_what_runs():
     with running("denoiser") as server, Client(server) as client, Client(server) as silent:
         assert client.alive(1) and silent.alive(1)
