@@ -29,6 +29,8 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX
 LARGEST = 2**31 - 1
 # What a side may send before it has heard of the other's windows, and the largest frame until settings say otherwise.
 FIRST_WINDOW, FRAME_BYTES = 2**16 - 1, 2**14
+# The size of a dynamic table until settings say otherwise.
+TABLE_BYTES = 2**12
 # What a client may send on a stream and on its connection before more is allowed.
 STREAM_WINDOW, CONNECTION_WINDOW = 2**20, 2**24
 # The most bytes of a request's headers, decoded, and of the block that they come in, and the most frames of a block.
@@ -194,7 +196,7 @@ class Http2Stream:
     def send_headers(self, block: bytes) -> None:
         """Begin the answer."""
         if self.handler is not None:
-            self.connection.write(frame(HEADERS, END_HEADERS, self.id, block))
+            self.connection.write(frame(HEADERS, END_HEADERS, self.id, self.connection.headed(block)))
 
     def send(self, data: bytes) -> bool:
         """Send a part of the body; return whether it is gone, else the handler's `drained` will be called."""
@@ -257,7 +259,7 @@ class Http2Stream:
             self.trailers = block
 
     def _finish(self, block: bytes) -> None:
-        end = frame(HEADERS, END_HEADERS | END_STREAM, self.id, block)
+        end = frame(HEADERS, END_HEADERS | END_STREAM, self.id, self.connection.headed(block))
         if not self.half:
             end += frame(RST_STREAM, 0, self.id, _NUMBER.pack(NO_ERROR))
             self.connection.note_cut(self.id, self.credit)
@@ -281,6 +283,7 @@ class Http2Stream:
             self.end(trailers)
             return
         connection.window -= size
+        headers = connection.headed(headers)
         connection.write(
             b"".join((
                 _pack_head(0, len(headers), HEADERS, END_HEADERS, id), headers,
@@ -338,6 +341,7 @@ class Http2Protocol(asyncio.Protocol):
         self.waiting_bytes = 0
         self._transport: Any = None
         self._first_window = FIRST_WINDOW  # of new streams
+        self._shrunk = False  # whether the client's dynamic table became smaller since the last header block
         self._rest = b""  # of a frame that is not complete
         self._begun, self._settled, self._over = False, False, False
         self._credit = CONNECTION_WINDOW
@@ -442,6 +446,13 @@ class Http2Protocol(asyncio.Protocol):
             self._give_credit()
         if not self.streams and self._application.ending and not self._over:
             self._end()
+
+    def headed(self, block: bytes) -> bytes:
+        """A header block to be sent next; the first one after the client's dynamic table shrank says that it did."""
+        if self._shrunk:
+            self._shrunk = False
+            return b"\x20" + block  # A size of 0, as no entries are made.
+        return block
 
     def note_cut(self, id: int, credit: int) -> None:
         """Note that the client may send so many bytes more on a stream that has ended, as it does not know."""
@@ -825,7 +836,9 @@ class Http2Protocol(asyncio.Protocol):
             self._timer = None
         before = self._first_window
         for name, value in _SETTING.iter_unpack(payload):
-            if name == ENABLE_PUSH:
+            if name == HEADER_TABLE_SIZE:
+                self._shrunk |= value < TABLE_BYTES
+            elif name == ENABLE_PUSH:
                 self._check(value <= 1, PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
             elif name == INITIAL_WINDOW_SIZE:
                 self._check(value <= LARGEST, FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")

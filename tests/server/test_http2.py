@@ -174,6 +174,19 @@ def test_blocks_that_are_remembered_change_with_the_dynamic_table(server):
                 assert client.answer(8 * n + m)[1] == message(body)
 
 
+@pytest.mark.parametrize("method", ["ServerLive", "ServerDead", "ModelStreamInfer"])
+def test_a_client_with_a_smaller_dynamic_table(server, method):
+    """The first header block after it shrank has to say so, whichever it is."""
+    with Client(server) as client:
+        assert client.alive(1)
+        for n, size in ((3, 100), (7, 0)):
+            client.send(frame(SETTINGS, payload=struct.pack(">HI", 1, size)))
+            client.decoder.max_allowed_table_size = size
+            client.send(client.head(n, method), frame(DATA, 1, n, message(b"")))
+            assert client.answer(n)[0][":status"] == "200"
+            assert client.alive(n + 2)
+
+
 def test_answers_wait_for_windows(server):
     with Client(server, settings=struct.pack(">HI", 4, 3)) as client:
         client.send(client.head(1), frame(DATA, 1, 1, message(b"")))
