@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import signal
 import socket
 import time
@@ -30,6 +31,9 @@ from rnnfast.server.websocket import WebSocketProtocol
 FINISH_SECONDS, END_SECONDS = 10.0, 2.0
 SIGNALS = signal.SIGINT, signal.SIGTERM
 Tell = Callable[[str], None]
+# What uvloop warns of at each write after a client has left. A client with many requests may so fill a log, and let the
+# server wait for whoever reads it.
+LOST_WRITES = frozenset({"SSL connection is closed", "socket.send() raised exception."})
 
 
 def run(settings: Settings, tell: Tell, warn: Tell | None = None) -> None:
@@ -77,6 +81,8 @@ async def serve(service: Service, tell: Tell, ended: asyncio.Event) -> None:
         raise
     http = HttpServer(HttpApplication(service), functools.partial(WebSocketProtocol, service), settings)
     await http.start(listener, tls)
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(is_no_lost_write)
     try:
         await _start(service, ended)
         gc.freeze()  # Loaded models stay; collections that visit them take milliseconds, while requests wait.
@@ -93,6 +99,12 @@ async def serve(service: Service, tell: Tell, ended: asyncio.Event) -> None:
             await grpc.stop(END_SECONDS)
         await http.stop(END_SECONDS)
         await service.stop()
+        logger.removeFilter(is_no_lost_write)
+
+
+def is_no_lost_write(record: logging.LogRecord) -> bool:
+    """Return whether a record of the log says more than that a client has left."""
+    return record.getMessage() not in LOST_WRITES
 
 
 async def _start(service: Service, ended: asyncio.Event) -> None:

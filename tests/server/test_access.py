@@ -1,5 +1,6 @@
 """Tokens, TLS, the access log and what is said about open addresses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -247,6 +248,42 @@ def test_tls_carries_many_and_large_requests(certificate):
                 assert gains == rnnfast.load(DENOISER)(bands=x, state=state).gains.tobytes()
             connection.sendall(request("GET", "/v2", connection="close") * 2)
             assert received(connection).count(b"HTTP/1.1 200 OK") == 1
+
+
+def test_clients_of_tls_that_leave_before_their_answers_fill_no_log(certificate):
+    """`started` finds that nothing is said on stderr."""
+    pytest.importorskip("hpack")
+    from tests.server.client import frames
+    from tests.server.test_grpc_messages import request as grpc_request
+    from tests.server.test_grpc_messages import tensor
+    from tests.server.test_http2 import DATA, PREFACE, SETTINGS, Client, frame
+
+    certificate, key = certificate
+    context = ssl.create_default_context(cafile=certificate)
+    context.set_alpn_protocols(["h2"])
+    message = grpc_request(
+        [tensor("bands", "FP32", (1, 22)), tensor("state", "FP32", (1, 1, 32))],
+        [frames(0, 1)[0].tobytes(), bytes(4 * 32)],
+    )
+    message.model_name, message.model_version = "denoiser", ""
+    data = message.SerializeToString()
+    data = b"\0" + len(data).to_bytes(4, "big") + data
+    with started(DENOISER, f"--tls-certificate={certificate}", f"--tls-key={key}", scheme="https") as server:
+        server.address = lambda scheme: f"127.0.0.1:{server.port(scheme)}"
+        for _ in range(4):
+            client = Client(server, preface=False)
+            plain = client.socket.dup()
+            client.socket = context.wrap_socket(client.socket, server_hostname="localhost")
+            client.send(PREFACE + frame(SETTINGS))
+            for stream in range(1, 301, 2):
+                client.send(client.head(stream, "ModelStreamInfer"), frame(DATA, 0, stream, data * 30))
+            client.socket.settimeout(0.05)
+            with contextlib.suppress(OSError):
+                client.socket.unwrap()
+            time.sleep(0.2)
+            client.socket.close()
+            plain.close()
+        assert ask(server.port("https"), "GET", "/v2/health/live", context=context)[0] == 200
 
 
 def test_wrong_tls_files(certificate, tmp_path):
