@@ -44,7 +44,7 @@ BACKLOG = 2048
 _LENGTH, _EXPECT, _CONNECTION = b"content-length", b"expect", b"connection"
 _OWN_LENGTHS = frozenset({len(_LENGTH), len(_EXPECT), len(_CONNECTION)})
 _FIRST_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-FULL = "the server holds too many bytes of requests at the moment"
+TOO_MANY_BYTES = "the server holds too many bytes of requests at the moment"
 _CLOSE = b"connection: close\r\n"
 
 # Status, parts of the body, and headers in the form in which they are sent, without the length of the body.
@@ -131,7 +131,7 @@ class Request:
             UnavailableError: The server holds too many.
         """
         if not self._connection.hold(self, size):
-            raise UnavailableError(FULL)
+            raise UnavailableError(TOO_MANY_BYTES)
 
     def completed(self) -> None:
         """Note that the body is complete."""
@@ -209,7 +209,7 @@ class HttpProtocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: Any = None
-        self._refused, self._is_above = False, False  # nothing is read any more; one connection too many
+        self._ignores_input, self._is_above = False, False  # nothing is read any more; one connection too many
         self._why: tuple[int, str] | None = None  # status and text of a refusal that a callback of the parser found
         self._running: Request | None = None  # the one that is being answered
         self._task: asyncio.Task[None] | None = None  # kept, for asyncio does not keep it
@@ -244,7 +244,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the requests; one that runs has nobody who wants its answer."""
         self._server.connections.discard(self)
-        self._refused = True
+        self._ignores_input = True
         self._cancel_timers()
         self._forget_waiting()
         self._forget_unread()
@@ -257,7 +257,7 @@ class HttpProtocol(asyncio.Protocol):
         """Close, as no more can come: after the answers, where the client may still read them."""
         if self._in_message or not self._transport.can_write_eof():  # TLS has no half that is open.
             return False
-        self._refused = True
+        self._ignores_input = True
         return self._close_after_answers()
 
     def shutdown(self) -> None:
@@ -273,7 +273,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close, once the client has read what it was sent."""
-        self._refused = True
+        self._ignores_input = True
         self._transport.close()
         self._wait(self._settings.request_timeout)
 
@@ -282,7 +282,7 @@ class HttpProtocol(asyncio.Protocol):
 
         A socket that is closed with bytes that nobody read is reset, which may take the answer from the client.
         """
-        self._refused = True
+        self._ignores_input = True
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
         self._wait(LINGER_SECONDS)
@@ -332,7 +332,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         if (seconds := self._deadline - self._loop.time()) > 0:
             self._wait(seconds)
-        elif self._refused or self._is_above:
+        elif self._ignores_input or self._is_above:
             self._transport.abort()
         elif self._in_message:
             self._refuse(408, f"the request was not complete after {self._settings.request_timeout:g} s")
@@ -347,7 +347,7 @@ class HttpProtocol(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ what comes
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
-        if self._refused:
+        if self._ignores_input:
             return
         if self._is_above:
             self._refuse(503, f"{self._settings.max_connections} connections are open already")
@@ -476,7 +476,7 @@ class HttpProtocol(asyncio.Protocol):
                 request.body = bytearray(request.body)
             request.body += body
         if not has_room:
-            self._stop(503, FULL)
+            self._stop(503, TOO_MANY_BYTES)
 
     def on_message_complete(self) -> None:
         """End a request."""
@@ -510,10 +510,10 @@ class HttpProtocol(asyncio.Protocol):
             self._parser = httptools.HttpRequestParser(self)
             self.data_received(head + rest)
         elif self._running is not None or not self._writable:
-            self._refused = True
+            self._ignores_input = True
             self.shutdown()
         else:
-            self._refused, self._parser = True, None
+            self._ignores_input, self._parser = True, None
             self._cancel_timers()
             self._server.connections.discard(self)
             protocol = self._server.web_socket(self._server)
@@ -533,7 +533,7 @@ class HttpProtocol(asyncio.Protocol):
         if not self._reading and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
-            if self._in_message and not self._refused:
+            if self._in_message and not self._ignores_input:
                 self._wait(self._settings.request_timeout)
 
     # ------------------------------------------------------------------------------------------ answers
@@ -596,7 +596,7 @@ class HttpProtocol(asyncio.Protocol):
 
         Answers to the requests before come first, and are the last ones.
         """
-        self._refused = True
+        self._ignores_input = True
         self._deadline = math.inf
         coming, self._coming = self._coming, None
         if coming is not None:

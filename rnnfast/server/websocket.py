@@ -9,7 +9,7 @@ import asyncio
 import collections
 import secrets
 import urllib.parse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -21,14 +21,12 @@ from websockets.server import ServerProtocol
 
 from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError, Overloaded
 from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, status_of, text_of
+from rnnfast.server.http_protocol import TOO_MANY_BYTES, HttpServer
 from rnnfast.server.requests import InferRequest, InferResponse
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
 from rnnfast.server.statistics import count_reason
 from rnnfast.server.websocket_frames import Frames, reply
-
-if TYPE_CHECKING:
-    from rnnfast.server.http_protocol import HttpServer
 
 # Codes with which connections are closed.
 DONE, OVER, INVALID, NO_CODE, DEFECT, FULL = 1000, 1001, 1003, 1005, 1011, 1013
@@ -96,7 +94,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._receive(event)
         self._count_held()
         if self._held and self._server.held > self._server.most_held:
-            self._close(FULL, "the server holds too many bytes of requests at the moment")
+            self._close(FULL, TOO_MANY_BYTES)
             self._dropping = True
             self._parts.clear()
             self._protocol.reader.buffer.clear()

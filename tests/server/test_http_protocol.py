@@ -102,7 +102,7 @@ class Connection:
     async def send(self, *parts):
         """Let the protocol take bytes, and requests run as far as they can."""
         for part in parts:
-            assert self.transport.reading or self.protocol._refused, "the transport reads no more"
+            assert self.transport.reading or self.protocol._ignores_input, "the transport reads no more"
             self.protocol.data_received(part)
             await self.settle()
 
@@ -344,7 +344,7 @@ def test_the_limit_of_headers_is_exact(before):
             statuses = [status for status, _, _ in connection.answers()]
             expected = [200] if before else []  # behind which a refusal is not written
             assert statuses == ([*expected, 200] if not more else expected or [431])
-            assert connection.protocol._refused == bool(more)
+            assert connection.protocol._ignores_input == bool(more)
 
     call(run)
 
