@@ -54,8 +54,8 @@ class Batcher:
             timeout is no longer than `max_wait` does not wait for others.
         max_queue: The most frames that may wait; by default 8 batches, or 2 frames of each stream if that is more.
         idle: Seconds after which a stream without frames is closed; None for never.
-        max_inline: The most seconds for which asyncio's frames and calls may hold up their event loop: those whose
-            batch took less processor time when one of its size ran last run in the loop, if the thread sleeps and has
+        max_inline: The most seconds for which asyncio's frames and calls may hold up their event loop. They run in the
+            loop if their plans are there, the last batch of their size took no longer, and the thread sleeps and has
             nothing else to run. That saves two hand-overs between threads, which take longer than a small model. 0
             runs all in the thread.
 

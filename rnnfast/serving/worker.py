@@ -44,7 +44,7 @@ class Worker(RequestQueue):
         self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle, self._max_inline = max_batch, idle, max_inline
-        # The power of two of the number of frames, or the shapes of calls -> the processor time of the last ones.
+        # The power of two of the number of frames, or the shapes of calls -> the time of the last ones.
         self._took: dict[Any, float] = {}
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
@@ -189,9 +189,10 @@ class Worker(RequestQueue):
 
     def _step(self):
         """Run a batch; if it fails, run its halves, until each frame has its result or its error."""
-        begun, cpu = time.monotonic(), time.thread_time()
+        begun, clock = time.monotonic(), self._clock()
+        ran = clock()
         parts = self.computing.call(self._run_batch, begun)
-        self._took[len(self._taken).bit_length()] = time.thread_time() - cpu
+        self._took[len(self._taken).bit_length()] = clock() - ran
         self._tell()
         for part, results, error in parts:
             if error:
@@ -236,7 +237,8 @@ class Worker(RequestQueue):
         """Run the next call, with others that may run as one with it; return False if none waits."""
         if not self._calls:
             return False
-        begun, cpu = time.monotonic(), time.thread_time()
+        begun, clock = time.monotonic(), self._clock()
+        ran = clock()
         self._taken = part = []
         self._take_calls(part, begun)
         self._tell()
@@ -254,7 +256,7 @@ class Worker(RequestQueue):
         if part:
             self._compute_times.add(time.monotonic() - begun)
             if self._max_inline:
-                self._note_calls(part, time.thread_time() - cpu)
+                self._note_calls(part, clock() - ran)
         return True
 
     def _take_calls(self, part, now):
@@ -376,6 +378,14 @@ class Worker(RequestQueue):
                 self._run_calls()
             else:
                 break
+
+    def _clock(self):
+        """The clock for the time of a batch. In the thread, which may wait for the GIL, it is that of the processor.
+
+        In a loop, where a batch that is interrupted only lets the next one run in the thread, that clock would cost more
+        than it tells: it is a call of the system.
+        """
+        return time.monotonic if self._is_here() else time.thread_time
 
     def _is_short(self, what):
         """Whether the last frames or calls of this size took no longer than the loop may be held up."""
