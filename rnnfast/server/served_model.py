@@ -400,7 +400,7 @@ class ServedModel:
             array = np.full(shape, element).astype(type_.dtype)
         except (TypeError, ValueError, OverflowError):
             array = None
-        if array is None or not (array == element).all():
+        if array is None or type_.dtype.kind not in "fV" and not (array == element).all():
             raise InputError(f"model '{self.name}': warm gives input {name!r}, {type_}, the number {element}")
         return array
 

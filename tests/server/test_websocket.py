@@ -337,8 +337,32 @@ def test_a_model_is_warm_for_fixed_inputs(files):
     assert got == [stream.step(input=row[None]).tobytes() for row in x]
 
 
+def test_a_model_is_warm_for_a_fraction(tmp_path):
+    """A number that float32 rounds is the input that it becomes."""
+    (tmp_path / "scaled.onnx").write_bytes(
+        parse("""agraph (float[batch, 3] x, float[1] scale, float[batch, 3] h)
+            => (float[batch, 3] y, float[batch, 3] h_out)
+        {
+            scaled = Mul (x, scale)
+            h_out = Add (scaled, h)
+            y = Identity (h_out)
+        }""")
+    )
+    with running(tmp_path / "scaled.onnx", warm={"x": [1, 3], "scale": 0.1}) as server:
+        (model,) = server.service.models()
+        before = model.model.planned.plans.count
+        with opened(server, "scaled/stream?scale=0.1") as client:
+            assert ask(client, np.ones(3, np.float32)) == np.full(3, 0.1, np.float32).tobytes()
+        assert model.model.planned.plans.count == before > 0
+
+
 @pytest.mark.parametrize(
-    "warm, text", [({"input": 1}, "input 'input' the number 1, but its shape is open"), ({"sr": 0.5}, "the number 0.5")]
+    "warm, text",
+    [
+        ({"input": 1}, "input 'input' the number 1, but its shape is open"),
+        ({"sr": 0.5}, "the number 0.5"),
+        ({"sr": 2**70}, "the number 1180591620717411303424"),
+    ],
 )
 def test_a_model_is_not_warm_for_wrong_numbers(files, warm, text):
     with pytest.raises(InputError, match=text), running(files / "vad.onnx", warm=warm):
