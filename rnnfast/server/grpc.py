@@ -409,7 +409,7 @@ class Stream(Call):
 
         def then(response: InferResponse | None, error: BaseException | None) -> None:
             self._tasks.discard(future)  # type: ignore[arg-type]
-            if future.cancelled():  # type: ignore[union-attr]
+            if self.stream.handler is not self or future.cancelled():  # type: ignore[union-attr]
                 return  # The call is over.
             if response is not None:
                 answer = encode_in_stream(response)

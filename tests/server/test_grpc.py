@@ -486,6 +486,42 @@ def test_a_sequence_ends_with_its_stream_though_that_breaks_before_its_first_ans
     asyncio.run(asyncio.wait_for(run(), SECONDS))
 
 
+def test_nothing_further_of_a_sequence_runs_when_its_stream_ends_as_a_frame_has_its_result():
+    """The answer of a frame without a task comes behind the end of the call."""
+    from rnnfast.server.grpc import Stream as ServerStream
+    from rnnfast.server.grpc_transport import Calls
+    from rnnfast.server.requests import InferRequest, InferResponse
+
+    async def run():
+        loop, ran = asyncio.get_running_loop(), []
+        futures = []
+
+        def submit(request, then):
+            future = loop.create_future()
+            future.add_done_callback(lambda _: then(InferResponse("denoiser", "1", "", {}), None))
+            futures.append(future)
+            return future
+
+        async def infer(request):
+            ran.append(request)
+
+        service = types.SimpleNamespace(new_owner=lambda: 0, find=lambda *names: names, submit=submit, infer=infer)
+        stream = types.SimpleNamespace(connection=types.SimpleNamespace(loop=loop))
+        request = InferRequest("denoiser", "", "", {}, [], {"sequence_id": 1})
+        decoder = types.SimpleNamespace(decode=lambda _: request)
+        call = stream.handler = ServerStream(Calls({}, 10, 2**20, SECONDS), stream, None, service, set(), decoder)
+        call.message(b"first")
+        call.message(b"second")
+        futures[0].set_result(None)
+        stream.handler = None
+        call.lost()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(futures) == 1 and not ran
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+
+
 # ------------------------------------------------------------------------------------------ other clients
 @pytest.mark.parametrize("compression", ["NoCompression", "Gzip", "Deflate"])
 def test_an_asynchronous_client_with_many_streams_and_large_messages(server, compression):
