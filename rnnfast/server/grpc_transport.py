@@ -26,8 +26,10 @@ ACCEPTED = literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
 # The most bytes of an error's text, which is in a header of the response, and what of ASCII it holds as it is.
 MAX_TEXT = 2000
 PLAIN = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
-# Requests that are not complete may have this many times the bytes of the largest one together.
-BODIES = 16
+# Requests that are not complete, or not answered, may have this many times the bytes of the largest one together. Those
+# of a stream that are smaller than COUNTED_BYTES do not count: counting costs them more than it brings.
+BODIES, COUNTED_BYTES = 16, 4096
+TOO_MUCH = "the server holds too many bytes of requests at the moment"
 # The most calls of a connection at a time.
 MAX_STREAMS = 4096
 # Seconds of the units of grpc-timeout.
@@ -62,7 +64,7 @@ class Calls:
         request_timeout: The seconds that a message may take to be complete.
 
     Attributes:
-        held: Bytes of messages that are not complete.
+        held: Bytes of messages that are not complete, or not answered.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Call:
         self.calls, self.stream, self.request = calls, stream, request
         self._buffer = bytearray()
         self._needed = 0  # bytes of the buffer with which a message is complete
+        self._held = 0  # bytes of complete messages that count as held
         self._paused, self._half, self._begun = False, False, False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -184,7 +187,7 @@ class Call:
             self.calls.held += len(data)
             if self._paused or len(buffer) < self._needed:
                 if self.calls.held > self.calls.most_held:
-                    self.fail("RESOURCE_EXHAUSTED", "the server holds too many bytes of requests at the moment")
+                    self.fail("RESOURCE_EXHAUSTED", TOO_MUCH)
                 return
             data = self._taken()
         at, end, needed, stream = 0, len(data), 5, self.stream
@@ -222,6 +225,15 @@ class Call:
         self.calls.held -= len(data)
         self._buffer.clear()
         return data
+
+    def _hold(self, size: int) -> bool:
+        """Let a message of so many bytes count as held; return False where the call fails, as there is no room."""
+        self._held += size
+        self.calls.held += size
+        if self.calls.held <= self.calls.most_held:
+            return True
+        self.fail("RESOURCE_EXHAUSTED", TOO_MUCH)
+        return False
 
     def _expanded(self, flag: int, data: bytes) -> bytes | None:
         """A message that is compressed, None where the call fails."""
@@ -331,6 +343,8 @@ class Call:
             self._timer = None
         if self._buffer:
             self._taken()
+        self.calls.held -= self._held
+        self._held = 0
 
 
 class Over:
@@ -392,7 +406,8 @@ class UnaryCall(Call):
         """Keep the message."""
         if self._message is not None:
             self.fail("INTERNAL", "the method takes one message")
-        self._message = data
+        elif self._hold(len(data)):
+            self._message = data
 
     def finished(self) -> None:
         """Run the method."""
@@ -416,8 +431,7 @@ class UnaryCall(Call):
             raise
         else:
             self._task = None
-            if self._timer is not None:
-                self._release()
+            self._release()
             self.stream.answer(HEADERS, b"\0" + len(data).to_bytes(4, "big") + data, OK_TRAILERS)
             if self.stream.handler is self:  # It waits for a window.
                 self.stream.connection.incomplete(self.stream.id)

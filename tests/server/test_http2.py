@@ -645,6 +645,40 @@ def test_nothing_is_kept_of_a_stream_that_sends_more_than_its_window(server):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_messages_that_wait_have_a_limit_together_by_what_they_become(method, monkeypatch):
+    """Those of streams wait in them, and those of other calls for the end of the request."""
+    import asyncio
+
+    from rnnfast.server.protocol import methods
+    from rnnfast.server.service import Service
+
+    async def never(self, request):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Service, "infer", never)
+    request = methods()["ModelInfer"].request(model_name="denoiser")
+    for name, size in (("bands", 22), ("state", 32)):
+        request.inputs.add(name=name, datatype="FP32", shape=[1, size])
+        request.raw_input_contents.append(bytes(4 * size))
+    request.id = "x" * 9000
+    data = gzip.compress(request.SerializeToString())
+    with running("denoiser", max_body=10_000) as server, Client(server) as client:
+        calls = calls_of(server)
+        call = [client.head(n, method, grpc_encoding="gzip") for n in range(1, 61, 2)]
+        client.send(*(
+            head + frame(DATA, 0, n, b"\1" + number(len(data)) + data) for head, n in zip(call, range(1, 61, 2))
+        ))  # fmt: skip
+        for n in range(35, 61, 2):
+            assert client.answer(n)[0]["grpc-status"] == "8"
+        client.send(frame(PING, 0, 0, bytes(8)))
+        client.until(PING)
+        assert 9000 * 15 < calls.held <= calls.most_held == 160_000
+        client.send(*(frame(RST_STREAM, 0, n, number(8)) for n in range(1, 35, 2)))
+        assert client.alive(61)
+        assert calls.held == 0
+
+
 def test_nothing_is_left_of_closed_connections(server):
     calls = calls_of(server)
     with Client(server) as client:
