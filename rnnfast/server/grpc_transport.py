@@ -252,7 +252,7 @@ class Call:
                 return None
             if len(expanded) > most:
                 self.fail("RESOURCE_EXHAUSTED", f"a message is larger than max_body, {most}, when decompressed")
-            elif not inflator.eof:
+            elif not inflator.eof or inflator.unused_data:
                 self.fail("INTERNAL", "a message cannot be decompressed")
             else:
                 return expanded

@@ -242,6 +242,14 @@ def test_compression(server, encoding):
             assert found["grpc-accept-encoding"] == "identity,deflate,gzip"
 
 
+@pytest.mark.parametrize("change", [lambda data: data + data, lambda data: data + b"\0", lambda data: data[:-1]])
+def test_what_is_not_one_compressed_message(server, change):
+    data = change(gzip.compress(b""))
+    with Client(server) as client:
+        client.send(client.head(1, grpc_encoding="gzip"), frame(DATA, 1, 1, b"\1" + number(len(data)) + data))
+        assert client.answer(1)[0]["grpc-status"] == "13"
+
+
 def test_what_decompresses_to_too_much():
     data = gzip.compress(bytes(10**6))
     with running("denoiser", max_body=10_000) as server, Client(server) as client:
