@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import re
 import struct
 from typing import Any, Protocol
 
@@ -743,10 +744,11 @@ class Http2Protocol(asyncio.Protocol):
     def _take_block(self, id: int, flags: int, block: bytes) -> None:
         """Take a whole header block, which opens a stream or is the trailers of one."""
         known = self._known.get(block)
+        headers: Any = None
         if known is None:
             before = self._table.changes
             try:
-                headers: Any = self._decoder.decode(block, raw=True)
+                headers = self._decoder.decode(block, raw=True)
             except hpack.OversizedHeaderListError:
                 raise Http2Error(
                     ENHANCE_YOUR_CALM, f"the headers of a request have more than {HEADER_LIST_BYTES} bytes"
@@ -761,7 +763,7 @@ class Http2Protocol(asyncio.Protocol):
                     self._known.clear()
                 self._known[block] = known
         if id <= self._last:
-            self._take_trailers(id, flags)
+            self._take_trailers(id, flags, headers)
             return
         self._last = id
         application = self._application
@@ -785,14 +787,15 @@ class Http2Protocol(asyncio.Protocol):
             self.note_cut(id, STREAM_WINDOW)
         self.write(frame(RST_STREAM, 0, id, _NUMBER.pack(code)))
 
-    def _take_trailers(self, id: int, flags: int) -> None:
+    def _take_trailers(self, id: int, flags: int, headers: Any) -> None:
+        """Take headers of a stream that is known; None are those of a request, which came before."""
         stream = self.streams.get(id)
         if stream is None:
             self._check(id in self._cut, STREAM_CLOSED, "HEADERS on a stream that is closed")
             self._count(False)
         elif stream.half:
             self.cut_bad(stream, STREAM_CLOSED)
-        elif not flags & END_STREAM:
+        elif not flags & END_STREAM or headers is None or not well_formed(headers, _NO_PSEUDO):
             self.cut_bad(stream, PROTOCOL_ERROR)
         else:
             stream.half = True
@@ -860,21 +863,22 @@ class Http2Protocol(asyncio.Protocol):
 
 # Headers of HTTP/1.1 that mean something of the connection.
 _OF_CONNECTIONS = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
-_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
+_PSEUDO, _NO_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority")), frozenset[bytes]()
+_NAME = re.compile(rb"[^\x00-\x20A-Z:\x7f-\xff]+")
 
 
-def well_formed(headers: Any) -> bool:
-    """Return whether headers are those of a request."""
+def well_formed(headers: Any, pseudo: frozenset[bytes] = _PSEUDO) -> bool:
+    """Return whether headers are those of a request, or trailers, which have no pseudo-headers."""
     seen, rest = set[bytes](), False
     for name, value in headers:
         if name[:1] == b":":
-            if rest or name in seen or name not in _PSEUDO:
+            if rest or name in seen or name not in pseudo:
                 return False
             seen.add(name)
         else:
             rest = True
-            if not name or name in _OF_CONNECTIONS or name != name.lower() or name == b"te" and value != b"trailers":
+            if name in _OF_CONNECTIONS or not _NAME.fullmatch(name) or name == b"te" and value != b"trailers":
                 return False
         if b"\r" in value or b"\n" in value or b"\0" in value:
             return False
-    return b":method" in seen and b":scheme" in seen and b":path" in seen
+    return not pseudo or b":method" in seen and b":scheme" in seen and b":path" in seen

@@ -296,10 +296,18 @@ def text_headers(method="ServerLive", **changes):
     return hpack.Encoder().encode([pair for pair in fields(method, **changes) if pair[1] is not None])
 
 
+# The headers of a call whose block is remembered, as it changes no table.
+LITERALS = [
+    b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
+    for name, value in ((name.encode(), value.encode()) for name, value in fields())
+]
 # name: frames after the settings, and the error of stream 1
 OF_STREAMS = {
     "no path": ([frame(HEADERS, 5, 1, text_headers(**{":path": None}))], PROTOCOL_ERROR),
     "upper case": ([frame(HEADERS, 5, 1, text_headers() + b"\0\1A\1b")], PROTOCOL_ERROR),
+    "space in a name": ([frame(HEADERS, 5, 1, text_headers() + b"\0\3a b\1b")], PROTOCOL_ERROR),
+    "colon in a name": ([frame(HEADERS, 5, 1, text_headers() + b"\0\3a:b\1b")], PROTOCOL_ERROR),
+    "no name": ([frame(HEADERS, 5, 1, text_headers() + b"\0\0\1b")], PROTOCOL_ERROR),
     "connection": ([frame(HEADERS, 5, 1, text_headers(connection="close"))], PROTOCOL_ERROR),
     "te": ([frame(HEADERS, 5, 1, text_headers(te="gzip"))], PROTOCOL_ERROR),
     "pseudo behind others": ([frame(HEADERS, 5, 1, text_headers() + b"\x83")], PROTOCOL_ERROR),
@@ -312,6 +320,18 @@ OF_STREAMS = {
     ),
     "trailers that do not end": (
         [frame(HEADERS, 4, 1, text_headers()), frame(HEADERS, 4, 1, b"\0\1a\1b")],
+        PROTOCOL_ERROR,
+    ),
+    "trailers with a pseudo-header": (
+        [frame(HEADERS, 4, 1, text_headers()), frame(DATA, 0, 1, message(b"")), frame(HEADERS, 5, 1, b"\x83")],
+        PROTOCOL_ERROR,
+    ),
+    "trailers that are those of a request": (
+        [frame(HEADERS, 4, 1, b"".join(LITERALS)), frame(HEADERS, 5, 1, b"".join(LITERALS))],
+        PROTOCOL_ERROR,
+    ),
+    "trailers with upper case": (
+        [frame(HEADERS, 4, 1, text_headers()), frame(HEADERS, 5, 1, b"\0\1A\1b")],
         PROTOCOL_ERROR,
     ),
     "data after the end": (
