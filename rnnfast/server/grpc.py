@@ -280,6 +280,9 @@ class Watch(Call):
 
     def message(self, data: bytes) -> None:
         """Begin to tell."""
+        if self._name is not None:
+            self.fail("INTERNAL", "the method takes one message")
+            return
         try:
             self._name = _name_of(data)
         except InputError as e:
@@ -287,6 +290,11 @@ class Watch(Call):
             return
         self._watches.add(self)
         self.tell()
+
+    def finished(self) -> None:
+        """End if there was no message; else the call goes on."""
+        if self._name is None:
+            self.fail("INTERNAL", "the method takes a message")
 
     def tell(self) -> None:
         """Send the status if it is another than before."""

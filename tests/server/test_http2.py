@@ -282,6 +282,14 @@ def test_calls_that_fail(server, headers, body, expected):
         assert client.alive(3)
 
 
+@pytest.mark.parametrize("body", [b"", message(b"") * 2])
+def test_a_watch_takes_one_message(server, body):
+    with Client(server) as client:
+        client.send(client.head(1, **{":path": "/grpc.health.v1.Health/Watch"}), frame(DATA, 1, 1, body))
+        assert client.answer(1)[0]["grpc-status"] == "13"
+        assert client.alive(3)
+
+
 def test_a_call_whose_time_is_over(server):
     with Client(server) as client:
         client.send(client.head(1, "ModelStreamInfer", grpc_timeout="30m"))
