@@ -356,8 +356,6 @@ class Over:
 
     def __init__(self, stream: Http2Stream) -> None:
         self._stream = stream
-        stream.connection.incomplete(stream.id)
-        stream.connection.time_incomplete()
 
     def received(self, data: bytes) -> None:
         """Throw bytes away."""
@@ -433,9 +431,6 @@ class UnaryCall(Call):
             self._task = None
             self._release()
             self.stream.answer(HEADERS, b"\0" + len(data).to_bytes(4, "big") + data, OK_TRAILERS)
-            if self.stream.handler is self:  # It waits for a window.
-                self.stream.connection.incomplete(self.stream.id)
-                self.stream.connection.time_incomplete()
 
     def closed(self) -> None:
         """Cancel what runs."""

@@ -103,7 +103,7 @@ class Handler(Protocol):
         """Note that the body is complete."""
 
     def late(self) -> None:
-        """End the call, as its request is not complete in time."""
+        """End the call, as its request is not complete in time, or its answer not read."""
 
     def drained(self) -> None:
         """Note that everything that was sent has left the stream's queue."""
@@ -222,13 +222,16 @@ class Http2Stream:
         connection.waiting_bytes += size
         self.waiting.append(memoryview(data))  # of which parts are no copies
         self.pump()
-        return self.waiting is None
+        if self.waiting is None:
+            return True
+        connection.incomplete(-self.id)
+        connection.time_incomplete()
+        return False
 
     def pump(self) -> None:
         """Send what waits, as far as it may."""
         connection, waiting = self.connection, self.waiting
         assert waiting is not None
-        connection.renew(self.id)
         while waiting and connection.writable:
             data = waiting[0]
             size = min(len(data), self.window, connection.window, connection.frame_bytes)
@@ -239,6 +242,7 @@ class Http2Stream:
             self.window -= size
             connection.window -= size
             connection.waiting_bytes -= size
+            connection.renew(-self.id)
             connection.write(frame(DATA, 0, self.id, data[:size]))
             if size == len(data):
                 waiting.popleft()
@@ -247,6 +251,7 @@ class Http2Stream:
         if not waiting:
             self.waiting = None
             connection.blocked.pop(self.id, None)
+            connection.complete(-self.id)
             if self.trailers is not None:
                 self._finish(self.trailers)
 
@@ -352,7 +357,8 @@ class Http2Protocol(asyncio.Protocol):
         self._table = self._decoder.header_table = _Table()
         self._known: dict[bytes, Any] = {}  # what header blocks mean, as long as the dynamic table is as it is
         self._cut: dict[int, int] = {}  # the windows of streams on which the client may send on, as it does not know
-        self._incomplete: dict[int, float] = {}  # streams whose request is not complete, and when they began
+        # When the incomplete part of the request of a stream began; with a minus, when its answer began to wait.
+        self._incomplete: dict[int, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._second, self._resets, self._idle_frames = 0.0, 0, 0
         self._before = 0  # the largest stream number of the second before
@@ -443,6 +449,7 @@ class Http2Protocol(asyncio.Protocol):
         self.streams.pop(id, None)
         self.blocked.pop(id, None)
         self._incomplete.pop(id, None)
+        self._incomplete.pop(-id, None)
         if self._credit < CONNECTION_WINDOW // 2:
             self._give_credit()
         if not self.streams and self._application.ending and not self._over:
@@ -523,7 +530,7 @@ class Http2Protocol(asyncio.Protocol):
             self._incomplete[id] = self.loop.time()
 
     def _sweep(self) -> None:
-        """End requests that are not complete in time, and a connection whose beginning is not."""
+        """End requests that are not complete in time, answers that are not read, and connections that do not begin."""
         self._timer = None
         most, now = self._application.request_timeout, self.loop.time()
         if not self._settled:
@@ -532,11 +539,12 @@ class Http2Protocol(asyncio.Protocol):
         for id, began in list(self._incomplete.items()):
             if now - began < most - 0.001:
                 break
-            del self._incomplete[id]
+            if self._incomplete.pop(id, None) is None:
+                continue  # The stream was cut for its other side.
             if id == 0:  # a header block
                 self._fail(PROTOCOL_ERROR, "a header block was not complete in time")
                 return
-            stream = self.streams.get(id)
+            stream = self.streams.get(abs(id))
             if stream is not None and stream.handler is not None:
                 stream.handler.late()
         self.time_incomplete()

@@ -474,6 +474,18 @@ def test_an_answer_that_is_not_read_in_time():
                 time.sleep(0.15)
                 client.send(frame(WINDOW_UPDATE, 0, 3, number(1)))
             assert client.answer(3)[1] == message(b"\x08\x01")
+            wrong = frame(DATA, 0, 5, message(b"\xff"))
+            client.send(client.head(5, "ModelStreamInfer"), wrong, frame(WINDOW_UPDATE, 0, 5, number(1)))
+            for _ in range(4):
+                time.sleep(0.15)
+                client.send(wrong)  # which changes nothing
+            assert client.answer(5) == 8
+            client.send(client.head(7, "ModelStreamInfer"), frame(DATA, 0, 7, message(b"\xff")))
+            client.send(frame(WINDOW_UPDATE, 0, 7, number(2**20)))
+            assert client.until(DATA, stream=7)
+            time.sleep(0.6)
+            client.send(frame(DATA, 1, 7))
+            assert client.answer(7)[0]["grpc-status"] == "0"
 
 
 def test_a_client_may_send_the_rest_of_a_window_when_a_stream_has_ended(server):
