@@ -24,6 +24,11 @@ CONTENTS = {
 # Parameters of requests whose names begin so are Triton's own. Of them only the one that follows changes nothing here.
 RESERVED = "triton_"
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+# A message of more bytes than the first is parsed only if it and its tensors have at most so many fields: a field of
+# two bytes can become an object of a hundred.
+COUNTED_BYTES, MAX_FIELDS = 2**16, 16 * MAX_TENSORS
+# The fields inputs and outputs of a ModelInferRequest.
+TENSORS = (5, 6)
 # What stands in front of the elements of tensors is remembered for so many messages, if it has no more bytes: a frame
 # of a sequence is decoded in 1.2 us in place of 6.6.
 MAX_KNOWN, KNOWN_BYTES = 4096, 1024
@@ -150,10 +155,47 @@ def parsed(method: str, data: bytes) -> Any:
         InputError: The bytes are no such message.
     """
     kind = methods()[method].request
+    if len(data) > COUNTED_BYTES and _has_many_fields(data):
+        raise InputError(f"unable to parse the request: it has more than {MAX_FIELDS} fields")
     try:
         return kind.FromString(data)
     except DecodeError:
         raise InputError(f"unable to parse the request: its bytes are no {kind.DESCRIPTOR.name}") from None
+
+
+def _has_many_fields(data: bytes) -> bool:
+    """Return whether a message and its tensors have more than MAX_FIELDS fields; other bytes may seem to have them."""
+    count = 0
+    spans: list[tuple[int, int, tuple[int, ...]]] = [(0, len(data), TENSORS)]
+    for begin, end, tensors in spans:
+        at = begin
+        while at < end:
+            count += 1
+            if count > MAX_FIELDS:
+                return True
+            tag, at = _read_number(data, at)
+            kind, size = tag & 7, 0
+            if kind in (0, 2):
+                size, at = _read_number(data, at)
+            if kind == 2:
+                if tag >> 3 in tensors:
+                    spans.append((at, min(at + size, end), ()))
+                at += size
+            else:
+                at += {1: 8, 5: 4}.get(kind, 0)
+    return False
+
+
+def _read_number(data: bytes, at: int) -> tuple[int, int]:
+    """A varint and where it ends."""
+    value = shift = 0
+    for byte in data[at : at + 10]:
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    return value, at
 
 
 def _parameters(parameters: Any, where: str) -> dict[str, Any]:

@@ -304,3 +304,22 @@ def test_what_is_remembered_is_bounded():
     for _ in range(3):
         decoder.decode(long)
     assert len(decoder._known) == before
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_message_of_very_many_fields_is_not_parsed(inside):
+    """Each of two bytes would become an object; those of parameters, elements and large tensors do not count."""
+    fields = b"\x2a\x00" * 40_000  # inputs, or contents of one
+    data = b"\x2a" + grpc_messages._number(len(fields)) + fields if inside else fields
+    with pytest.raises(InputError, match=f"more than {grpc_messages.MAX_FIELDS} fields"):
+        grpc_messages.decode(data)
+    x = np.random.default_rng(0).standard_normal((50, 1000)).astype(np.float32)
+    message = REQUEST(model_name="m")
+    for i in range(grpc_messages.MAX_TENSORS):
+        message.inputs.add(name=f"i{i}", datatype="FP32", shape=[50]).contents.fp32_contents.extend(x[:, i % 1000])
+        message.outputs.add(name=f"o{i}")
+        message.parameters[f"p{i}"].int64_param = -i
+    data = message.SerializeToString()
+    found = grpc_messages.decode(data)
+    assert len(found.inputs) == len(found.outputs) == grpc_messages.MAX_TENSORS and len(data) > 2**16
+    assert found.inputs["i7"].tobytes() == x[:, 7].tobytes()
