@@ -64,7 +64,8 @@ class Calls:
         request_timeout: The seconds that a message may take to be complete.
 
     Attributes:
-        held: Bytes of messages that are not complete, or not answered.
+        held: Bytes of messages that are not complete or not answered, and of responses that wait for their clients.
+        most_held: The most of them.
     """
 
     def __init__(

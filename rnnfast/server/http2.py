@@ -121,6 +121,8 @@ class Application(Protocol):
         max_streams: The most open streams of a connection.
         request_timeout: The seconds that a request may take to be complete.
         ending: Whether no new request is taken.
+        held: The bytes that are held for clients, among them those of answers that wait.
+        most_held: The most of them, beyond which answers that would have to wait are given up.
     """
 
     connections: set[Http2Protocol]
@@ -128,6 +130,8 @@ class Application(Protocol):
     max_streams: int
     request_timeout: float
     ending: bool
+    held: int
+    most_held: int
 
     def understood(self, headers: list[tuple[bytes, bytes]]) -> Any:
         """Return what the headers of a request mean, for `open`; it may be used for many requests."""
@@ -219,10 +223,13 @@ class Http2Stream:
         if self.waiting is None:
             self.waiting = collections.deque()
             connection.blocked[self.id] = self
-        connection.waiting_bytes += size
+        connection.count_waiting(size)
         self.waiting.append(memoryview(data))  # of which parts are no copies
         self.pump()
         if self.waiting is None:
+            return True
+        if connection.holds_too_much:
+            self.cut(ENHANCE_YOUR_CALM)
             return True
         connection.incomplete(-self.id)
         connection.time_incomplete()
@@ -241,7 +248,7 @@ class Http2Stream:
                 return
             self.window -= size
             connection.window -= size
-            connection.waiting_bytes -= size
+            connection.count_waiting(-size)
             connection.renew(-self.id)
             connection.write(frame(DATA, 0, self.id, data[:size]))
             if size == len(data):
@@ -313,7 +320,7 @@ class Http2Stream:
     def close(self) -> None:
         """Forget the stream."""
         if self.waiting is not None:
-            self.connection.waiting_bytes -= sum(map(len, self.waiting))
+            self.connection.count_waiting(-sum(map(len, self.waiting)))
         self.handler, self.waiting = None, None
         self.connection.forget(self.id)
 
@@ -461,6 +468,16 @@ class Http2Protocol(asyncio.Protocol):
             self._shrunk = False
             return b"\x20" + block  # A size of 0, as no entries are made.
         return block
+
+    def count_waiting(self, size: int) -> None:
+        """Count bytes of answers that wait from now on, or with a minus do not any more."""
+        self.waiting_bytes += size
+        self._application.held += size
+
+    @property
+    def holds_too_much(self) -> bool:
+        """Whether more is held for the clients of all connections than there may be."""
+        return self._application.held > self._application.most_held
 
     def note_cut(self, id: int, credit: int) -> None:
         """Note that the client may send so many bytes more on a stream that has ended, as it does not know."""

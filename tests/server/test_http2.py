@@ -558,6 +558,29 @@ def test_answers_that_wait_have_a_limit(server, monkeypatch):
             assert client.alive(n)
 
 
+def test_answers_that_wait_have_a_limit_for_all_connections_together():
+    with running("denoiser", max_body=100) as server:  # and so 1600 bytes may be held
+        calls = calls_of(server)
+        with Client(server, settings=struct.pack(">HI", 4, 0)) as first, Client(server) as other:
+            with Client(server, settings=struct.pack(">HI", 4, 0)) as second:
+                for client in (first, second):
+                    client.send(*(client.head(n, "ModelStreamInfer") for n in range(1, 41, 2)))
+                    client.send(*(frame(DATA, 0, n, message(b"\xff")) for n in range(1, 41, 2)))
+                    client.send(frame(PING, 0, 0, bytes(8)))
+                    client.until(PING)
+                assert not [found for found in first.log if found[0] == RST_STREAM]
+                cut = [found[2:] for found in second.log if found[0] == RST_STREAM]
+                assert 10 < len(cut) < 20 and set(dict(cut).values()) == {number(ENHANCE_YOUR_CALM)}
+                assert calls.held <= calls.most_held == 1600 and other.alive(1)
+            first.send(frame(SETTINGS, payload=struct.pack(">HI", 4, 1000)))
+            for _ in range(20):
+                assert first.until(DATA)
+        end = time.monotonic() + SECONDS
+        while calls.held:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
 def test_a_client_that_does_not_read_may_not_send_on(server, monkeypatch):
     from rnnfast.server import http2
 
