@@ -359,6 +359,7 @@ class Http2Protocol(asyncio.Protocol):
         self._begun, self._settled, self._over = False, False, False
         self._credit = CONNECTION_WINDOW
         self._last = 0  # the largest stream number that came
+        self._last_told = LARGEST  # that of which the client was told that no later one is taken
         self._block: tuple[int, int, bytearray, int] | None = None  # stream, flags, bytes, frames of an open block
         self._decoder = hpack.Decoder(HEADER_LIST_BYTES)
         self._table = self._decoder.header_table = _Table()
@@ -488,6 +489,7 @@ class Http2Protocol(asyncio.Protocol):
     def go_away(self) -> None:
         """Tell the client that no new request is taken, and close when the last one is answered."""
         if not self._over:
+            self._last_told = self._last
             self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(NO_ERROR)))
             if not self.streams:
                 self._end()
@@ -501,7 +503,8 @@ class Http2Protocol(asyncio.Protocol):
         if not self._over:
             self._over = True
             self._lose_streams()
-            self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self._last) + _NUMBER.pack(code) + text.encode()[:200]))
+            last = _NUMBER.pack(min(self._last, self._last_told))
+            self.write(frame(GOAWAY, 0, 0, last + _NUMBER.pack(code) + text.encode()[:200]))
             self._end()
 
     def _end(self) -> None:

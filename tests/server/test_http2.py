@@ -617,6 +617,20 @@ def test_a_server_that_ends_answers_what_runs():
         assert silent.gone() == NO_ERROR
 
 
+def test_a_server_that_ends_takes_no_stream_of_which_it_said_that_it_does_not():
+    with running("denoiser") as server, Client(server) as client:
+        client.send(client.head(1), client.head(3))
+        client.send(frame(PING, 0, 0, bytes(8)))
+        client.until(PING)
+        server.loop.call_soon_threadsafe(server.ended.set)
+        assert client.until(GOAWAY)[3] == number(3) + number(NO_ERROR)
+        client.send(client.head(5), frame(DATA, 1, 1, message(b"")))
+        assert client.until(RST_STREAM)[2:] == (5, number(REFUSED_STREAM))
+        assert client.answer(1)[1] == message(b"\x08\x01")
+        client.send(frame(PING, 0, 0, bytes(7)))
+        assert client.until(GOAWAY)[3][:8] == number(3) + number(FRAME_SIZE_ERROR)
+
+
 def test_more_streams_than_there_may_be():
     with running("denoiser", max_connections=3) as server, Client(server) as client:
         client.send(*(client.head(n, "ModelStreamInfer") for n in (1, 3, 5)))
