@@ -51,6 +51,7 @@ class Link(asyncio.Protocol):
         self._rest = bytearray()
         self._transport: asyncio.WriteTransport | None = None
         self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.ending = set[asyncio.Task[None]]()  # those of them that were cancelled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -247,16 +248,25 @@ class Peers:
     def _receive(self, link: Link, message: Any) -> None:
         number, name, arguments = message
         if number is None:
-            # The model was unloaded, and its sequences with it, or is not loaded yet.
-            with contextlib.suppress(NotFoundError, UnavailableError):
-                FUNCTIONS[name](self._service, *arguments)
+            if link.ending:  # A sequence is not dropped while a request of it runs, which was cancelled just now.
+                ended = asyncio.ensure_future(asyncio.wait(set(link.ending)))
+                ended.add_done_callback(lambda _: self._take_told(name, arguments))
+            else:
+                self._take_told(name, arguments)
         elif name == "cancel":
             task = link.tasks.get(number)
             if task is not None:
                 task.cancel()
+                link.ending.add(task)
+                task.add_done_callback(link.ending.discard)
         else:
             task = link.tasks[number] = asyncio.create_task(self._answer(link, number, name, arguments))
             task.add_done_callback(lambda _: link.tasks.pop(number, None))
+
+    def _take_told(self, name: str, arguments: tuple[Any, ...]) -> None:
+        # The model was unloaded, and its sequences with it, or is not loaded yet.
+        with contextlib.suppress(NotFoundError, UnavailableError):
+            FUNCTIONS[name](self._service, *arguments)
 
     async def _answer(self, link: Link, number: int, name: str, arguments: tuple[Any, ...]) -> None:
         try:

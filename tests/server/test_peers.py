@@ -1,6 +1,7 @@
 """Processes of a server that speak with each other, here in one process and one event loop."""
 
 import asyncio
+import collections
 
 import numpy as np
 import pytest
@@ -92,6 +93,45 @@ def test_the_others_know_when_a_process_is_gone_and_when_it_is_back(tmp_path):
         await ended([first, again])
 
     asyncio.run(play())
+
+
+def test_a_sequence_ends_with_its_connection_while_a_request_of_it_runs_in_another_process(tmp_path):
+    """The connection's process cancels the request and drops the sequence at once."""
+
+    async def play():
+        made = services(tmp_path, 2)
+        await asyncio.gather(*(service.start() for service in made))
+        id = next(n for n in range(1, 100) if process_of(n, 2) == 1)
+        first = request(id, frames_of(id, 1)[0], True)
+        first.owner = made[0].new_owner()
+        await made[0].infer(first)
+        model = made[1].find("denoiser")
+        running = asyncio.Event()
+
+        async def infer(_):
+            model.sequences._turns[id] = collections.deque()
+            running.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                model.sequences._turn_ended(id)
+
+        model.infer = infer
+
+        async def call():
+            try:
+                await made[0].infer(request(id, frames_of(id, 1)[0]))
+            finally:
+                made[0].drop(made[0].find("denoiser"), id, "was dropped", first.owner)
+
+        task = asyncio.create_task(call())
+        await running.wait()
+        task.cancel()
+        while model.sequences._turns or made[1].live_sequences():
+            await asyncio.sleep(0.01)
+        await ended(made)
+
+    asyncio.run(asyncio.wait_for(play(), 30))
 
 
 def test_no_request_is_taken_before_the_states_are_with_their_processes(tmp_path):
