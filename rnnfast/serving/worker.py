@@ -382,8 +382,8 @@ class Worker(RequestQueue):
     def _clock(self):
         """The clock for the time of a batch. In the thread, which may wait for the GIL, it is that of the processor.
 
-        In a loop, where a batch that is interrupted only lets the next one run in the thread, that clock would cost more
-        than it tells: it is a call of the system.
+        In a loop that clock, a call of the system, would cost more than it tells: a batch that is interrupted only lets
+        the next one run in the thread.
         """
         return time.monotonic if self._is_here() else time.thread_time
 
