@@ -252,9 +252,10 @@ def test_a_client_that_does_not_read_costs_no_memory(server):
         connection.settimeout(20)
         connection.connect(("127.0.0.1", server.port()))
         before = resident(server.process.pid)
-        for _ in range(200):
-            connection.sendall(request("GET", "/openapi.json"))
-            time.sleep(0.002)
+        with contextlib.suppress(ConnectionError):  # if the machine is so slow that it is cut meanwhile
+            for _ in range(200):
+                connection.sendall(request("GET", "/openapi.json"))
+                time.sleep(0.002)
         assert resident(server.process.pid) - before < 4 * len(document) + 2**22
         time.sleep(2 * TIMEOUT)
         assert len(received(connection)) < 20 * len(document)
