@@ -28,6 +28,9 @@ SPARE_STREAMS = 64
 # Seconds for which the requests of a model may hold up the event loop. With a small model the processor time of a
 # request of a lone client is 0.6, and of one of 8 clients 0.8 of that with the hand-overs to the Batcher's thread.
 MAX_INLINE = 0.0005
+# Where so many sequences have streams, frames wait so many seconds for each other, unless the settings say otherwise.
+# 500 streams of Silero VAD: a frame takes 44 us of CPU in place of 64.
+WAIT_FROM, MAX_WAIT = 128, 0.001
 # Called with the response of a request and None, or with None and its error.
 Then = Callable[[InferResponse | None, BaseException | None], None]
 # Seconds without a request after which metrics call a live sequence idle.
@@ -109,7 +112,10 @@ class ServedModel:
         )
         if frame is not None:
             pool.warm(frame, **fixed)
-        return Batcher(pool, settings.max_batch, settings.max_wait, max_queue=settings.max_queue, max_inline=MAX_INLINE)
+        wait, wait_from = (MAX_WAIT, WAIT_FROM) if settings.max_wait is None else (settings.max_wait, 0)
+        return Batcher(
+            pool, settings.max_batch, wait, max_queue=settings.max_queue, wait_from=wait_from, max_inline=MAX_INLINE
+        )
 
     def _find_states(self) -> tuple[dict[str, str], str]:
         """The state pairs, and why there are none."""

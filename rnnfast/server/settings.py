@@ -20,7 +20,7 @@ CHECKS: dict[str, tuple[tuple[type, ...], Any, str]] = {
     "activations": ((int,), lambda v: v in (15, 8), "15 or 8"),
     "threads": ((int, type(None)), lambda v: v is None or v >= 1, "an integer of at least 1, or none for all cores"),
     "max_batch": _COUNT,
-    "max_wait": _SECONDS,
+    "max_wait": ((int, float, type(None)), lambda v: v is None or 0 <= v <= 1e6, "seconds, at least 0, or none"),
     "max_queue": _COUNT,
     "max_sequences": ((int,), lambda v: 1 <= v <= 2**20, "an integer of 1 to 2^20"),
     "idle": _SOME_SECONDS,
@@ -96,7 +96,8 @@ class ModelSettings:
         activations: The bits of activations with weights of int8, 15 or 8.
         threads: The most threads of one call.
         max_batch: The most frames, or calls, in a batch.
-        max_wait: The most seconds that a frame waits for those of other active sequences.
+        max_wait: The most seconds that a frame waits for those of other active sequences; None for 0.001 where 128
+            sequences or more have streams, and 0 where fewer do.
         max_queue: The most frames and calls that may wait.
         max_sequences: The most live sequences.
         idle: Seconds without a request after which a sequence is closed.
@@ -112,7 +113,7 @@ class ModelSettings:
     activations: Literal[15, 8] = 15
     threads: int | None = 1
     max_batch: int = 256
-    max_wait: float = 0.0
+    max_wait: float | None = None
     max_queue: int = 4096
     max_sequences: int = 1024
     idle: float = 60.0

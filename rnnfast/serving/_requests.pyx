@@ -52,6 +52,9 @@ cdef enum:
     DEFAULT_PRIORITY = 2
     KEPT = 3                    # The next so many batches wait for a stream that is opened or sends a frame.
 
+# A loop whose clock counts milliseconds may be so much too early.
+cdef double EARLY = 0.0005
+
 cdef Py_ssize_t NEVER = -KEPT, GONE = -KEPT - 1     # for `seen` of a stream: before all batches, and closed
 
 # What a RequestQueue counts.
@@ -269,13 +272,15 @@ cdef class RequestQueue:
     cdef double max_wait, max_inline
     cdef readonly object turn
     cdef unsigned long here             # the thread of the event loop that has the turn; 0 if none has it
-    cdef object scheduled               # the event loop that will run `run_here` soon, None if none will
+    cdef object scheduled               # the event loop that will run `run_here`, None if none will
+    cdef Py_ssize_t full_here           # the length of the inbox with which it is to run at once; 0 if it will anyway
+    cdef Py_ssize_t wait_from           # the least number of open streams with which frames wait for others
     cdef readonly object _pool
     cdef str label
 
-    def __init__(self, pool, Py_ssize_t max_queue, double max_wait, double max_inline):
+    def __init__(self, pool, Py_ssize_t max_queue, double max_wait, double max_inline, Py_ssize_t wait_from):
         self._pool, self.label, self.limit, self.max_wait = pool, pool.label, max_queue, max_wait
-        self.max_inline = max_inline
+        self.max_inline, self.wait_from = max_inline, wait_from
         self._streams, self._sequences, self._calls, self.batches = {}, collections.deque(), collections.deque(), 0
         self.computing = Lock(self.label, "batcher", True, True)
         self._empty()
@@ -322,7 +327,7 @@ cdef class RequestQueue:
             open_stream.waiting.clear()
             open_stream.due, open_stream.level = INFINITY, LEVELS
         self.wake, self.wake_at = queue.SimpleQueue(), 0
-        self.turn, self.here, self.scheduled = threading.Lock(), 0, None
+        self.turn, self.here, self.scheduled, self.full_here = threading.Lock(), 0, None, 0
         self.inbox, self.ready, self.held = [], [{} for _ in range(LEVELS)], 0
         self._sequences.clear()
         self._calls.clear()
@@ -450,7 +455,9 @@ cdef class RequestQueue:
 
     cpdef _post(self, OpenStream open_stream, value, future, loop, timeout, priority, tuple start=None,
                 bint call=False):
-        cdef double now = monotonic(), due = now + self.max_wait, deadline = INFINITY
+        cdef double now = monotonic(), due = now, deadline = INFINITY
+        if len(self._streams) >= self.wait_from:
+            due += self.max_wait
         if timeout is not None:
             if not isinstance(timeout, (int, float)) or not 0 <= timeout <= MAX_SECONDS:
                 raise InputError(f"{self.label}: timeout is {timeout!r}, expected seconds")
@@ -473,8 +480,10 @@ cdef class RequestQueue:
                 wakes = 0 < self.wake_at and (self.wake_at <= len(self.inbox) or hurried)
                 if wakes and self.max_inline and loop is not None and (call or open_stream is not None):
                     wakes = False       # The thread stays asleep, and others may still wake it.
-                    inline = self.scheduled is not loop
-                    self.scheduled = loop
+                    inline = self.scheduled is not loop or 0 < self.full_here <= len(self.inbox) or (
+                        hurried and self.full_here > 0)
+                    if inline:
+                        self.scheduled, self.full_here = loop, 0
                 elif wakes:
                     self.wake_at = 0    # Waking the thread once is enough.
         if waiting >= self.limit:
@@ -502,8 +511,18 @@ cdef class RequestQueue:
     def run_here(self, loop):
         """Run the requests of an event loop in it, if they are short; else wake the thread. No signal parts this."""
         cdef bint left
+        cdef double wait = 0.0
+        cdef Py_ssize_t full = self._full()
         with cython.critical_section(self):
-            self.scheduled = None
+            if 0 < len(self.inbox) < full and not self._hurried():
+                wait = (<Request>self.inbox[0]).due - monotonic()
+            if wait > EARLY:
+                self.scheduled, self.full_here = loop, full
+            else:
+                self.scheduled, self.full_here = None, 0
+        if wait > EARLY:
+            loop.call_later(wait, self.run_here, loop)
+            return
         turn = self.turn        # A fork in the midst of this makes another one.
         if not turn.acquire(False):
             self._wake_up()     # It may be about to sleep.

@@ -54,6 +54,7 @@ class Batcher:
             timeout is no longer than `max_wait` does not wait for others.
         max_queue: The most frames that may wait; by default 8 batches, or 2 frames of each stream if that is more.
         idle: Seconds after which a stream without frames is closed; None for never.
+        wait_from: The least number of open streams with which frames wait for others.
         max_inline: The most seconds for which asyncio's frames and calls may hold up their event loop. They run in the
             loop if their plans are there, the last batch of their size took no longer, and the thread sleeps and has
             nothing else to run. That saves two hand-overs between threads, which take longer than a small model. 0
@@ -72,6 +73,7 @@ class Batcher:
         *,
         max_queue: int | None = None,
         idle: float | None = None,
+        wait_from: int = 0,
         max_inline: float = 0.0,
     ) -> None:
         for name, count in (("max_batch", max_batch), ("max_queue", max_queue)):
@@ -81,9 +83,13 @@ class Batcher:
         for name, value in seconds.items():
             if not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS or name == "idle" and not value:
                 raise InputError(f"Batcher: {name} is {value!r}, expected seconds, {MAX_SECONDS:.0f} at most")
+        if type(wait_from) is not int or not 0 <= wait_from <= sys.maxsize:
+            raise InputError(f"Batcher: wait_from is {wait_from!r}, expected an int of at least 0")
         its_pool, self._sequence_runner, self._calls = _parts(pool, max_batch)
         most = max(8 * max_batch, 2 * its_pool.max_streams) if max_queue is None else max_queue
-        self._worker = Worker(its_pool, self._sequence_runner, self._calls, max_batch, max_wait, most, idle, max_inline)
+        self._worker = Worker(
+            its_pool, self._sequence_runner, self._calls, max_batch, max_wait, most, idle, max_inline, wait_from
+        )
         # stream -> (function, event loop or None). The worker, which outlives a Batcher that is dropped, has none of
         # them, because they may refer to the Batcher.
         self._on_close: dict[int, tuple[Callable[[int], object], asyncio.AbstractEventLoop | None]] = {}

@@ -29,6 +29,8 @@ LEAST_LOOK = 0.001
 EXIT_SECONDS = 10.0
 # The most shapes of calls of which the time is noted.
 MAX_NOTED = 1024
+# A loop whose clock counts milliseconds may run a batch so many seconds too early.
+EARLY = 0.0005
 FORKED = "the batcher ended in this process, as it was forked: nothing was taken here"
 
 
@@ -39,8 +41,8 @@ class Worker(RequestQueue):
         told: Called with the id of a stream that was closed for idleness, or None.
     """
 
-    def __init__(self, pool, runner, calls, max_batch, max_wait, max_queue, idle, max_inline):
-        super().__init__(pool, max_queue, max_wait, max_inline)
+    def __init__(self, pool, runner, calls, max_batch, max_wait, max_queue, idle, max_inline, wait_from):
+        super().__init__(pool, max_queue, max_wait, max_inline, wait_from)
         self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle, self._max_inline = max_batch, idle, max_inline
@@ -369,7 +371,7 @@ class Worker(RequestQueue):
         while time.monotonic() < deadline:
             streams = self._next_streams(self._max_batch)
             if streams:
-                if self._to_wait() or not self._is_short(len(streams).bit_length()):
+                if self._to_wait() > EARLY or not self._is_short(len(streams).bit_length()):
                     break
                 if not self._pool.is_planned(streams):
                     break

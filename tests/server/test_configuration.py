@@ -189,7 +189,7 @@ def test_check_prints_models_and_settings(repository, tmp_path):
     assert ["max_queue", "5", "--max-queue"] in lines
     assert ["max_body", "77", "RNNFAST_SERVE_MAX_BODY"] in lines
     assert ["idle", "5.0", str(file)] in lines
-    assert ["max_wait", "0.0", "default"] in lines
+    assert ["max_wait", "none", "default"] in lines
     assert "of model denoiser: max_batch = 2" in result.stdout
     assert any(line[:2] == ["denoiser", "1"] and "11" in line for line in lines)  # config.json's goes before [model]
 

@@ -93,3 +93,35 @@ def test_streams_are_counted_once():
         for future in futures:
             future.exception(20)
         assert batcher._worker._active_streams() == 0
+
+
+def test_frames_wait_for_others_where_enough_streams_are_open():
+    """Here the other active stream sends nothing; a frame that has no time does not wait for it."""
+
+    async def main(batcher, streams):
+        await asyncio.gather(*[batcher.step(stream, frames(0, 1)[0]) for stream in streams[:2]])
+        begun = time.monotonic()
+        await batcher.step(streams[0], frames(1, 1)[0])
+        waited, begun = time.monotonic() - begun, time.monotonic()
+        await batcher.step(streams[0], frames(2, 1)[0], timeout=0.2)
+        return waited, time.monotonic() - begun
+
+    for open_streams, wait_from, waits in ((2, 3, False), (3, 3, True), (3, 0, True)):
+        with rnnfast.Batcher(net().pool(4), max_wait=0.3, wait_from=wait_from) as batcher:
+            streams = [batcher.open() for _ in range(open_streams)]
+            waited, hurried = asyncio.run(main(batcher, streams))
+            assert (waited > 0.25) == waits and hurried < 0.25
+
+
+def test_a_frame_without_time_runs_with_those_that_wait():
+    async def main(batcher, streams):
+        for _ in range(2):
+            await asyncio.gather(*[batcher.step(stream, frames(0, 1)[0]) for stream in streams])
+        begun = time.monotonic()
+        waiting = batcher.step(streams[0], frames(1, 1)[0])
+        await asyncio.sleep(0.05)
+        await asyncio.gather(waiting, batcher.step(streams[1], frames(2, 1)[0], timeout=0.1))
+        return time.monotonic() - begun
+
+    with rnnfast.Batcher(net().pool(4), max_wait=2.0) as batcher:
+        assert asyncio.run(main(batcher, [batcher.open() for _ in range(3)])) < 1.5
