@@ -617,6 +617,7 @@ cdef class RequestQueue:
                 self.turn.acquire()
         with cython.critical_section(self):
             self.wake_at = 0
+            self.scheduled = None       # A signal's handler that raised may have parted it from its loop.
 
     cdef int _hold(self, Py_ssize_t n) except -1:
         """Count requests that have left the inbox, or that left the queue (a negative number)."""

@@ -25,6 +25,9 @@ SIZES = tuple(2**i for i in range(17))
 PLACE_SECONDS = 0.005
 # The least seconds between two looks for idle streams.
 LEAST_LOOK = 0.001
+# Seconds between two looks for requests that their event loop did not run: it may have stopped, or a signal's handler
+# that raised may have ended the call.
+LOST_SECONDS = 0.5
 # The most seconds that the end of the interpreter waits for a batch.
 EXIT_SECONDS = 10.0
 # The most shapes of calls of which the time is noted.
@@ -187,6 +190,8 @@ class Worker(RequestQueue):
             limits.append(max(self._idle / 4, LEAST_LOOK))
         if self._sequences:  # They wait for a free stream, which nothing announces.
             limits.append(PLACE_SECONDS)
+        if self._max_inline:
+            limits.append(LOST_SECONDS)
         self._sleep_until(self._full() - self._ready() if self._ready() else 1, min(limits, default=None))
 
     def _step(self):

@@ -149,6 +149,42 @@ def test_a_loop_that_stops_holds_up_nobody():
         assert batcher.frames(stream) == 4
 
 
+@pytest.mark.parametrize("raises", (True, False))
+def test_a_signal_that_raises_before_the_batch(raises):
+    """It may part a Batcher and the loop that is to run its requests, in Python's own code there; they run all the same."""
+    x, parted = frames(3, 4), []
+
+    class Raised(BaseException):
+        pass
+
+    class Loop(asyncio.SelectorEventLoop):
+        def call_soon(self, callback, *args, **context):
+            if getattr(callback, "__name__", "") != "run_here" or parted != [False]:
+                return super().call_soon(callback, *args, **context)
+            parted[0] = True
+            if raises:
+                raise Raised
+            return None
+
+    async def main(batcher):
+        stream = batcher.open()
+        ys = [await first(batcher, stream, x[0])]
+        parted.append(False)
+        if raises:
+            with pytest.raises(Raised):
+                batcher.step(stream, x[1])
+        else:
+            ys.append(await asyncio.wait_for(batcher.step(stream, x[1]), 20))
+        return ys + [await asyncio.wait_for(batcher.step(stream, frame), 20) for frame in x[2:]]
+
+    loop = Loop()
+    with rnnfast.Batcher(layer().pool(4), max_inline=LONG) as batcher:
+        ys = loop.run_until_complete(main(batcher))
+    loop.close()
+    expected = alone(x)
+    assert parted == [True] and same(ys, [*expected[: 1 if raises else 2], *expected[2:]])
+
+
 @pytest.mark.parametrize("where", ("_run_batch", "_tell"))
 def test_a_signal_that_raises_in_a_batch(where, monkeypatch):
     """Its frame is refused, and the Batcher goes on."""
