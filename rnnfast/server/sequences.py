@@ -482,8 +482,10 @@ class Sequences:
         sequence = self._live.get(id)
         if sequence is None or parameters.start or parameters.end or id in self._turns or sequence.kept:
             return None
-        streams = sequence.streams
-        if streams is None or streams is not self._streams(frame) or owner is not None and sequence.owner is not owner:
+        streams = sequence.streams  # No pool is made here: only a request that runs in one knows when to end it.
+        if streams is None or streams is not self._pools.get(shapes_of(frame)):
+            return None
+        if owner is not None and sequence.owner is not owner:
             return None
         if fixed:
             self._check_followers(sequence, fixed, None)

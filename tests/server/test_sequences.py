@@ -458,7 +458,7 @@ def test_a_request_that_fails_ends_no_pool_in_which_another_one_runs():
     serve(test)
 
 
-def test_a_first_request_with_a_wrong_fixed_input_leaves_no_pool_behind(tmp_path):
+def test_a_request_with_a_wrong_fixed_input_leaves_no_pool_behind(tmp_path):
     text = """agraph (float[1, n] x, float[1] h, int64 rate) => (float[1, n] y, float[1] h_out)
     {
         r = Cast <to = 1> (rate)
@@ -468,19 +468,20 @@ def test_a_first_request_with_a_wrong_fixed_input_leaves_no_pool_behind(tmp_path
     (tmp_path / "rated.onnx").write_bytes(parse(text))
 
     async def test(model):
+        async def send(n, rate, start):
+            inputs = {"x": np.zeros((1, n), np.float32), "rate": np.array(rate)}
+            parameters = {"sequence_id": 1, "sequence_start": start}
+            return await model.infer(InferRequest("rated", "", "", inputs, [], parameters))
+
         for n in range(1, 12):
             with pytest.raises((InputError, UnsupportedError)):
-                await model.infer(
-                    InferRequest(
-                        "rated",
-                        "",
-                        "",
-                        {"x": np.zeros((1, n), np.float32), "rate": np.zeros(2, np.int64)},
-                        [],
-                        {"sequence_id": 1, "sequence_start": True},
-                    )
-                )
+                await send(n, [0, 0], True)
         assert model.sequences is not None and not model.sequences._pools and not model.sequences._live
+        await send(1, 7, True)
+        for n in range(2, 12):
+            with pytest.raises(InputError):
+                await send(n, 8, False)
+        assert len(model.sequences._pools) == 1
 
     async def run():
         model = ServedModel("rated", "1", str(tmp_path / "rated.onnx"), ModelSettings())
