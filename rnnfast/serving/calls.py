@@ -70,6 +70,18 @@ class Calls:
         rows = sum(call.rows for call in calls) + other.rows
         return other.pattern is not None and other.pattern == calls[0].pattern and rows <= self.most
 
+    def key(self, calls):
+        """Return what tells calls that may run together from those that need other plans or proofs.
+
+        That is their shapes and, of several, the values of inputs that all of them must have.
+        """
+        shapes = tuple([call.shapes for call in calls])
+        return shapes if len(calls) == 1 else (shapes, *{self._shared(call) for call in calls})
+
+    def is_planned(self, calls):
+        """Return whether calls whose `key` ran before make no plan: that of one call may depend on its values."""
+        return len(calls) > 1 or calls[0].planned.plans.find(calls[0].args) is not None
+
     @raises_limit_error
     def run(self, calls):
         """The Outputs of each of some Calls that run together."""
@@ -95,9 +107,9 @@ class Calls:
         """The `pattern` of a Call, whose `rows` are set; the first of its kind finds the axes."""
         sample = dict(zip(call.planned.names, call.args))
         closed = [name for name in sample if not self._open_axes(name, sample[name])]
-        if sum(sample[name].nbytes for name in closed) > MAX_SHARED:
+        shared = self._shared(call)
+        if shared is None:
             return None
-        shared = tuple(sample[name].tobytes() for name in closed)
         if call.kind not in self._axes:
             shapes = call.kind, tuple(value.shape for value in call.args), shared
             if not self._kept(shapes, lambda: self._search(call.kind, sample, closed)):
@@ -111,6 +123,13 @@ class Calls:
             return None
         call.rows = _rows(sample, axes)
         return pattern
+
+    def _shared(self, call):
+        """The values of the inputs that have no axis of rows; None for a call that runs alone."""
+        if call.kind is None:
+            return None
+        closed = [value for name, value in zip(call.planned.names, call.args) if not self._open_axes(name, value)]
+        return tuple([value.tobytes() for value in closed]) if sum(v.nbytes for v in closed) <= MAX_SHARED else None
 
     def _kept(self, key, find):
         """Return what find() says, from an earlier call if there was one with this key."""

@@ -49,7 +49,7 @@ class Worker(RequestQueue):
         self.runner, self.calls, self.told = runner, calls, None
         self._thread: threading.Thread | None = None  # None where it is to be started, as after a fork
         self._max_batch, self._idle, self._max_inline = max_batch, idle, max_inline
-        # The power of two of the number of frames, or the shapes of calls -> the time of the last ones.
+        # The power of two of the number of frames, or the `key` of calls -> the time of the last ones.
         self._took: dict[Any, float] = {}
         self._abandoned = False
         self._starting = Lock(pool.label, "batcher", True)
@@ -381,7 +381,7 @@ class Worker(RequestQueue):
                 if not self._pool.is_planned(streams):
                     break
                 self._step()
-            elif self._calls and self._is_short(_shapes_of(self._calls)):
+            elif self._calls and self._are_short([request.value for request in self._calls]):
                 self._run_calls()
             else:
                 break
@@ -398,11 +398,15 @@ class Worker(RequestQueue):
         """Whether the last frames or calls of this size took no longer than the loop may be held up."""
         return self._took.get(what, math.inf) <= self._max_inline
 
+    def _are_short(self, calls):
+        """Whether calls like these ran before in so short a time, and need no plans and proofs."""
+        return self._is_short(self.calls.key(calls)) and self.calls.is_planned(calls)
+
     def _note_calls(self, part, seconds):
         """Note the processor time of calls that ran together."""
         if len(self._took) > MAX_NOTED:
             self._took.clear()
-        self._took[_shapes_of(part)] = seconds
+        self._took[self.calls.key([request.value for request in part])] = seconds
 
     def _break_off(self, error):
         """Answer what was about to run in an event loop, as a signal's handler raised there."""
@@ -427,11 +431,6 @@ class Worker(RequestQueue):
             "queue_seconds": self._queue_times.numbers(),
             "compute_seconds": self._compute_times.numbers(),
         }
-
-
-def _shapes_of(calls):
-    """The shapes of the inputs of some calls: if these ran before, their plans and proofs are there."""
-    return tuple([request.value.shapes for request in calls])
 
 
 def _in_halves(parts, run):

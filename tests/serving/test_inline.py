@@ -10,6 +10,7 @@ import pytest
 import rnnfast
 from rnnfast.errors import ClosedError, InputError
 from rnnfast.serving.worker import Worker
+from tests.graphs import parse
 from tests.paths import MODELS
 from tests.serving.test_batcher import alone, frames, layer, same
 
@@ -269,8 +270,9 @@ def test_what_makes_plans_runs_in_the_thread(places):
         assert asyncio.run(main(batcher)) == [False, True, False, True, True, False, True, False, True]
 
 
-def test_calls_run_in_the_loop_once_their_shapes_ran_in_the_thread(monkeypatch):
-    model = rnnfast.load(MODELS / "tagger.onnx")
+@pytest.fixture
+def calls(monkeypatch):
+    """Where calls ran: True for a thread of the test's, the event loop's."""
     ran, run = [], Worker._run_call
 
     def recorded(self, part):
@@ -278,6 +280,11 @@ def test_calls_run_in_the_loop_once_their_shapes_ran_in_the_thread(monkeypatch):
         return run(self, part)
 
     monkeypatch.setattr(Worker, "_run_call", recorded)
+    return ran
+
+
+def test_calls_run_in_the_loop_once_their_shapes_ran_in_the_thread(calls):
+    model = rnnfast.load(MODELS / "tagger.onnx")
 
     async def main(batcher):
         for length in (5, 5, 7, 7, 5):
@@ -288,4 +295,39 @@ def test_calls_run_in_the_loop_once_their_shapes_ran_in_the_thread(monkeypatch):
 
     with rnnfast.Batcher(model, max_inline=LONG) as batcher:
         asyncio.run(main(batcher))
-    assert ran == [False, True, False, True, True]
+    assert calls == [False, True, False, True, True]
+
+
+def test_calls_whose_values_need_other_plans_run_in_the_thread(calls, tmp_path):
+    text = "agraph (float[n, m] x, int64[2] shape) => (float[p, q] y) { y = Reshape (x, shape) }"
+    (tmp_path / "reshape.onnx").write_bytes(parse(text))
+    x = frames(0, 12)
+
+    async def main(batcher):
+        for shape in ([66, 2], [66, 2], [33, 4], [66, 2], [33, 4]):
+            outputs = await batcher.call({"x": x, "shape": np.array(shape)})
+            await asleep(batcher)
+            assert np.array_equal(outputs["y"], x.reshape(shape))
+
+    with rnnfast.Batcher(rnnfast.load(tmp_path / "reshape.onnx"), max_inline=LONG) as batcher:
+        asyncio.run(main(batcher))
+    assert calls == [False, True, False, True, True]
+
+
+def test_calls_that_share_other_values_are_proven_in_the_thread(calls, tmp_path):
+    text = "agraph (float[n, 11] x, float[1] gain) => (float[n, 11] y) { y = Mul (x, gain) }"
+    (tmp_path / "gain.onnx").write_bytes(parse(text))
+    x, ran = frames(0, 2), []
+
+    async def main(batcher):
+        for gain in (1, 1, 2, 2, 1):
+            calls.clear()
+            feeds = [{"x": row[None], "gain": np.array([gain], np.float32)} for row in x]
+            outputs = await asyncio.gather(*map(batcher.call, feeds))
+            await asleep(batcher)
+            assert same([y["y"] for y in outputs], x[:, None] * np.float32(gain))
+            ran.append(list(calls))
+
+    with rnnfast.Batcher(rnnfast.load(tmp_path / "gain.onnx"), max_inline=LONG) as batcher:
+        asyncio.run(main(batcher))
+    assert ran == [[False], [True], [False], [True], [True]]
