@@ -671,14 +671,22 @@ cdef class RequestQueue:
     def _run_frames(self, list requests):
         """Step the pool with these requests' frames and count them; return their results."""
         cdef Request request
+        cdef Py_ssize_t steps = self._pool._slots.steps
         ids = [request.open_stream.id for request in requests]
         starts = {i: request.start[0] for i, request in enumerate(requests) if request.start is not None}
-        results = self._pool.step_validated(ids, [request.value for request in requests], starts)
+        try:
+            return self._pool.step_validated(ids, [request.value for request in requests], starts)
+        finally:
+            if self._pool._slots.steps != steps:    # Also where a signal's handler raised behind the step.
+                self._count_taken(requests)
+
+    cdef _count_taken(self, list requests):
+        """Count these requests' frames, which the states of their streams have taken."""
+        cdef Request request
         for request in requests:
             if request.start is not None:
                 request.open_stream.frames, request.open_stream.lost = 0, False
             request.open_stream.frames += 1
-        return results
 
     def _answer(self, list requests, list results):
         """Give each request its result."""

@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import Any
 
-from rnnfast.errors import ClosedError, LimitError
+from rnnfast.errors import ClosedError, LimitError, raise_if_from_handler
 from rnnfast.native._locks import Lock, is_inside
 from rnnfast.serving._requests import Histogram, OpenStream, RequestQueue, settle, tell
 from rnnfast.serving.sequences import ActiveSequence
@@ -443,6 +443,8 @@ def _in_halves(parts, run):
         try:
             results = run(part)
         except Exception as e:
+            if threading.current_thread() is threading.main_thread():  # It may be a signal's, in an event loop.
+                raise_if_from_handler(e)
             if len(part) == 1:
                 yield part, None, e
             else:

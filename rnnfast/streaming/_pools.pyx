@@ -26,8 +26,11 @@ cdef class Slots:
     keeps its slot until the pool calls `free`, between two steps.
 
     All of it is within critical sections, which are not nested.
+
+    Attributes:
+        steps: How many steps of `Pool.step_validated` were committed: whether one that was interrupted is among them.
     """
-    cdef readonly Py_ssize_t capacity
+    cdef readonly Py_ssize_t capacity, steps
     cdef Py_ssize_t n_open, n_closed, stamp, n_free
     cdef str label
     cdef Py_ssize_t[::1] ids            # slot -> the id of its stream, or of the next stream that takes it
@@ -38,7 +41,7 @@ cdef class Slots:
 
     def __init__(self, Py_ssize_t capacity, label):
         self.capacity, self.n_open, self.stamp, self.label = capacity, 0, 0, label
-        self.n_free, self.n_closed = capacity, 0
+        self.n_free, self.n_closed, self.steps = capacity, 0, 0
         self.ids = np.arange(capacity)
         self.free_slots, self.closed_slots = np.arange(capacity - 1, -1, -1), np.empty(capacity, np.intp)
         self.stamps, self.taken = np.zeros(capacity, np.intp), np.zeros(capacity, np.uint8)
@@ -516,11 +519,16 @@ cdef class StateTable:
             arenas.give_back(memory)
 
 
-def commit(list parts):
-    """Commit the states of streams in several tables: (StateTable, slots) of each. No signal parts them."""
+def commit(list parts, Slots counting=None):
+    """Commit the states of streams in several tables: (StateTable, slots) of each. No signal parts them.
+
+    Where `counting` is given, its `steps` count this one.
+    """
     cdef tuple part
     for part in parts:
         (<StateTable>part[0]).commit(<cnp.ndarray>part[1])
+    if counting is not None:
+        counting.steps += 1
 
 
 def threads_for(int threads, flops):

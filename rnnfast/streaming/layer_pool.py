@@ -62,9 +62,9 @@ class LayerPool(Pool):
             part.table.load(slot, state)
         self._commit(np.array([slot]))
 
-    def _commit(self, slots):
+    def _commit(self, slots, counting=None):
         """Let the states of a step or run take effect. All that may fail is done before, for want of memory too."""
-        commit([(part.table, slots) for part in self._states])
+        commit([(part.table, slots) for part in self._states], counting)
 
     def _state(self, slot):
         states = [part.signature.as_call(part.table.get(slot)) for part in self._states]
@@ -160,7 +160,7 @@ class LayerPool(Pool):
             raise InputError(f"{self.label}: frames are {' and '.join(sorted(forms))}, expected them alike")
         y = self._advanced(slots, x, None)
         results = unstacked(y, y.shape[1:])
-        self._commit(slots)
+        self._commit(slots, self._slots)
         return results
 
     def __repr__(self):

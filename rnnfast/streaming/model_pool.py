@@ -259,7 +259,7 @@ class ModelPool(Pool):
             rows = rows[0] if len(rows) == 1 else [Outputs(zip(self.outputs, values)) for values in zip(*rows)]
             for member, result in zip(members, rows):
                 results[member] = result
-        commit([(group.table, group_slots) for group, _, group_slots, _ in parts])
+        commit([(group.table, group_slots) for group, _, group_slots, _ in parts], self._slots)
         return results
 
     def __repr__(self):

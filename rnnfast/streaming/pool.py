@@ -394,7 +394,7 @@ class Pool:
     def _start(self, ids, frames, starts):
         """Give some of the streams other states, and take a frame of each; if that fails, they have the old ones."""
         self._tidy()
-        slots, before = self._slots.find(ids).tolist(), []
+        slots, before, steps = self._slots.find(ids).tolist(), [], self._slots.steps
         try:
             for i, state in starts.items():
                 slot = slots[i]
@@ -407,6 +407,8 @@ class Pool:
                 self._forked.discard(slot)
             return self._step_ids_validated(ids, frames)
         except BaseException:
+            if self._slots.steps != steps:
+                raise  # A signal's handler did, behind the step.
             for slot, initial, states, forked in before:
                 self._set_initial(slot, initial)
                 for table, values in states:

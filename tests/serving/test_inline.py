@@ -1,6 +1,7 @@
 """Short batches of asyncio run in its event loop, and all others in the Batcher's thread."""
 
 import asyncio
+import signal
 import threading
 import time
 
@@ -221,6 +222,54 @@ def test_a_signal_that_raises_in_a_batch(where, monkeypatch):
 
         assert same([asyncio.run(after())], alone(x)[2:])
         assert same([batcher.submit(stream, x[0]).result(20)], alone(np.concatenate([x, x[:1]]))[3:])
+
+
+@pytest.mark.parametrize("begin", (False, True))
+@pytest.mark.parametrize("when", ("before", "behind"))
+def test_an_alarm_in_a_batch(when, begin, monkeypatch):
+    """Its error is not that of a frame, and no frame is taken twice; `frames` tells which were taken."""
+
+    class Alarm(Exception):
+        pass
+
+    def raises(signum, frame):
+        raise Alarm
+
+    x, errors, pool = frames(3, 3), [], layer().pool(4)
+    step = pool._step_ids_validated
+
+    def interrupted(*args):
+        if threading.current_thread() is not threading.main_thread() or errors:
+            return step(*args)
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        results = step(*args)
+        signal.raise_signal(signal.SIGINT)
+        return results
+
+    async def main(batcher):
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+        streams = [batcher.open() for _ in range(2)]
+        await asyncio.gather(*[batcher.step(stream, x[0]) for stream in streams])
+        await asleep(batcher)
+        pool._step_ids_validated = interrupted
+        futures = [batcher.step(streams[0], x[1], begin=begin), batcher.step(streams[1], x[1])]
+        for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            assert isinstance(outcome, ClosedError) and "Alarm interrupted it" in str(outcome)
+        assert [type(error) for error in errors] == [Alarm]
+        taken = when == "behind"
+        count = 1 + taken
+        assert [batcher.frames(stream) for stream in streams] == [1 if begin and taken else count, count]
+        ys = await asyncio.gather(*[batcher.step(stream, x[2]) for stream in streams])
+        sent = x if taken else x[[0, 2]]
+        assert same(ys, [alone(sent[1:] if begin and taken else sent)[-1], alone(sent)[-1]])
+
+    before = signal.signal(signal.SIGINT, raises)
+    try:
+        with rnnfast.Batcher(pool, max_wait=0.0, max_inline=LONG) as batcher:
+            asyncio.run(main(batcher))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finalizer_in_a_batch_of_the_loop_may_drain(monkeypatch):
