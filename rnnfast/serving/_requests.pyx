@@ -649,8 +649,8 @@ cdef class RequestQueue:
                 request = open_stream.waiting[0]
                 if not self._is_over(request, now, outcomes) and (request.loop is not None or request.begin()):
                     batch.append(request)
-                elif request.start is not None:
-                    open_stream.lost = True
+                if request.start is not None:
+                    open_stream.lost = True     # until its state has taken the frame
                 open_stream.waiting.popleft()
                 self._hold(-1)
                 if batch and batch[len(batch) - 1] is request:

@@ -204,7 +204,6 @@ class Worker(RequestQueue):
         for part, results, error in parts:
             if error:
                 open_stream = part[0].open_stream
-                open_stream.lost = open_stream.lost or part[0].start is not None
                 error = self._closed(open_stream) if open_stream.closed else error
             self._batch_sizes.add(len(part))
             self._count("failed" if error else "frames", len(part))
