@@ -153,7 +153,7 @@ def test_a_loop_that_stops_holds_up_nobody():
 
 @pytest.mark.parametrize("raises", (True, False))
 def test_a_signal_that_raises_before_the_batch(raises):
-    """It may part a Batcher and the loop that is to run its requests, in Python's own code there; they run all the same."""
+    """It may part a Batcher and the loop that is to run its requests, in Python's own code; they run all the same."""
     x, parted = frames(3, 4), []
 
     class Raised(BaseException):
