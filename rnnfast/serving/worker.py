@@ -26,8 +26,8 @@ PLACE_SECONDS = 0.005
 # The least seconds between two looks for idle streams.
 LEAST_LOOK = 0.001
 # Seconds between two looks for requests that their event loop did not run: it may have stopped, or a signal's handler
-# that raised may have ended the call.
-LOST_SECONDS = 0.5
+# that raised may have ended the call. Each look of an idle server takes some 0.1 ms.
+LOST_SECONDS = 5.0
 # The most seconds that the end of the interpreter waits for a batch.
 EXIT_SECONDS = 10.0
 # The most shapes of calls of which the time is noted.

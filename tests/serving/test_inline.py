@@ -10,6 +10,7 @@ import pytest
 
 import rnnfast
 from rnnfast.errors import ClosedError, InputError
+from rnnfast.serving import worker
 from rnnfast.serving.worker import Worker
 from tests.graphs import parse
 from tests.paths import MODELS
@@ -152,8 +153,9 @@ def test_a_loop_that_stops_holds_up_nobody():
 
 
 @pytest.mark.parametrize("raises", (True, False))
-def test_a_signal_that_raises_before_the_batch(raises):
+def test_a_signal_that_raises_before_the_batch(raises, monkeypatch):
     """It may part a Batcher and the loop that is to run its requests, in Python's own code; they run all the same."""
+    monkeypatch.setattr(worker, "LOST_SECONDS", 0.2)
     x, parted = frames(3, 4), []
 
     class Raised(BaseException):
