@@ -16,6 +16,9 @@ from rnnfast.errors import (
     UnsupportedError,
 )
 
+# Why requests are refused while those of all connections hold too much.
+TOO_MANY_BYTES = "the server holds too many bytes of requests at the moment"
+
 
 class Status(NamedTuple):
     """How an error is reported.

@@ -18,7 +18,7 @@ from rnnfast.errors import InputError, UnsupportedError
 from rnnfast.server.access import tls_context
 from rnnfast.server.faults import ForbiddenError, MissingExtensionError, NotFoundError, status_of, text_of
 from rnnfast.server.grpc_messages import Decoder, encode, encode_error_in_stream, encode_in_stream, parsed
-from rnnfast.server.grpc_transport import COUNTED_BYTES, Call, Calls, Request, UnaryCall
+from rnnfast.server.grpc_transport import HELD_BYTES, Call, Calls, Request, UnaryCall
 from rnnfast.server.http2 import Http2Stream
 from rnnfast.server.protocol import SERVICE, methods
 from rnnfast.server.requests import (
@@ -390,7 +390,7 @@ class Stream(Call):
         size = len(data)
         self._requests += 1
         self._bytes += size
-        if size >= COUNTED_BYTES and not self._hold(size):
+        if size >= HELD_BYTES and not self._hold(size):
             return
         try:
             self._take(self._decode(data), size)
@@ -494,7 +494,7 @@ class Stream(Call):
 
     # ------------------------------------------------------------------------------------------ responses
     def _respond(self, data: bytes, size: int) -> None:
-        if size >= COUNTED_BYTES and self._held:  # Nothing is held for a call that is over.
+        if size >= HELD_BYTES and self._held:  # Nothing is held for a call that is over.
             self._held -= size
             self.calls.held -= size
         if self.send(data):

@@ -26,7 +26,7 @@ RESERVED = "triton_"
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 # A message of more bytes than the first is parsed only if it and its tensors have at most so many fields: a field of
 # two bytes can become an object of a hundred.
-COUNTED_BYTES, MAX_FIELDS = 2**16, 16 * MAX_TENSORS
+LARGE_BYTES, MAX_FIELDS = 2**16, 16 * MAX_TENSORS
 # The fields inputs and outputs of a ModelInferRequest.
 TENSORS = (5, 6)
 # What stands in front of the elements of tensors is remembered for so many messages, if it has no more bytes: a frame
@@ -155,7 +155,7 @@ def parsed(method: str, data: bytes) -> Any:
         InputError: The bytes are no such message.
     """
     kind = methods()[method].request
-    if len(data) > COUNTED_BYTES and _has_many_fields(data):
+    if len(data) > LARGE_BYTES and _has_many_fields(data):
         raise InputError(f"unable to parse the request: it has more than {MAX_FIELDS} fields")
     try:
         return kind.FromString(data)

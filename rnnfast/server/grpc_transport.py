@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from rnnfast.server.faults import status_of, text_of
+from rnnfast.server.faults import TOO_MANY_BYTES, status_of, text_of
 from rnnfast.server.http2 import CANCEL, Http2Protocol, Http2Stream, literal
 
 CODES = {
@@ -27,9 +27,8 @@ ACCEPTED = literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
 MAX_TEXT = 2000
 PLAIN = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 # Requests that are not complete, or not answered, may have this many times the bytes of the largest one together. Those
-# of a stream that are smaller than COUNTED_BYTES do not count: counting costs them more than it brings.
-BODIES, COUNTED_BYTES = 16, 4096
-TOO_MUCH = "the server holds too many bytes of requests at the moment"
+# of a stream that are smaller than HELD_BYTES do not count: counting costs them more than it brings.
+BODIES, HELD_BYTES = 16, 4096
 # The most calls of a connection at a time.
 MAX_STREAMS = 4096
 # Seconds of the units of grpc-timeout.
@@ -188,7 +187,7 @@ class Call:
             self.calls.held += len(data)
             if self._paused or len(buffer) < self._needed:
                 if self.calls.held > self.calls.most_held:
-                    self.fail("RESOURCE_EXHAUSTED", TOO_MUCH)
+                    self.fail("RESOURCE_EXHAUSTED", TOO_MANY_BYTES)
                 return
             data = self._taken()
         at, end, needed, stream = 0, len(data), 5, self.stream
@@ -233,7 +232,7 @@ class Call:
         self.calls.held += size
         if self.calls.held <= self.calls.most_held:
             return True
-        self.fail("RESOURCE_EXHAUSTED", TOO_MUCH)
+        self.fail("RESOURCE_EXHAUSTED", TOO_MANY_BYTES)
         return False
 
     def _expanded(self, flag: int, data: bytes) -> bytes | None:

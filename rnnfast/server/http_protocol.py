@@ -20,7 +20,7 @@ import httptools
 import orjson
 
 from rnnfast.server.access import log
-from rnnfast.server.faults import UnavailableError
+from rnnfast.server.faults import TOO_MANY_BYTES, UnavailableError
 from rnnfast.server.settings import Settings
 
 # The most bytes of the first line and all headers of a request, of what follows its body, and between parts of it.
@@ -44,7 +44,6 @@ BACKLOG = 2048
 _LENGTH, _EXPECT, _CONNECTION = b"content-length", b"expect", b"connection"
 _OWN_LENGTHS = frozenset({len(_LENGTH), len(_EXPECT), len(_CONNECTION)})
 _FIRST_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-TOO_MANY_BYTES = "the server holds too many bytes of requests at the moment"
 _CLOSE = b"connection: close\r\n"
 
 # Status, parts of the body, and headers in the form in which they are sent, without the length of the body.

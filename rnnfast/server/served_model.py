@@ -161,13 +161,12 @@ class ServedModel:
                     answered = True
                 finally:
                     self.sequences.settled(parameters.sequence, answered)  # type: ignore[union-attr, arg-type]
-                outputs = {self._single: results} if self._single is not None else results
+                outputs = self._named(results)
             elif parameters.sequence is not None:
                 outputs = await self._in_sequence(request, parameters, wanted)
             else:
                 outputs = await self._alone(request, parameters)
-            if wanted:
-                outputs = {name: outputs[name] for name in self._all_outputs if name in wanted}
+            outputs = self._chosen(outputs, wanted)
         except BaseException as e:
             self.statistics.failure(begun, e)
             raise
@@ -207,10 +206,7 @@ class ServedModel:
                 then(None, error)
                 return
             results = future.result()
-            outputs = {self._single: results} if self._single is not None else results
-            if request.outputs:
-                wanted = [output.name for output in request.outputs]
-                outputs = {name: outputs[name] for name in self._all_outputs if name in wanted}
+            outputs = self._chosen(self._named(results), [output.name for output in request.outputs])
             self.statistics.success(begun)
             then(InferResponse(self.name, self.version, request.id, outputs), None)
 
@@ -229,6 +225,14 @@ class ServedModel:
         if any(output.name not in self._plain_outputs for output in request.outputs):
             return None
         return self.sequences.submit(parameters, frame, fixed, owner)
+
+    def _named(self, results: Any) -> dict[str, np.ndarray]:
+        """The results of a stream's `step` by the names of outputs."""
+        return {self._single: results} if self._single is not None else results
+
+    def _chosen(self, outputs: dict[str, np.ndarray], wanted: list[str]) -> dict[str, np.ndarray]:
+        """The wanted outputs, in the order of the file; all if none is named."""
+        return {name: outputs[name] for name in self._all_outputs if name in wanted} if wanted else outputs
 
     def _wanted(self, request: InferRequest) -> list[str]:
         """The names of the outputs that a request asks for; empty for all."""
@@ -262,7 +266,7 @@ class ServedModel:
         if request.owner is not None and parameters.start:
             assert parameters.sequence is not None
             self.sequences.own(parameters.sequence, request.owner)
-        outputs = {self._single: results} if self._single is not None else results
+        outputs = self._named(results)
         if after is not None:
             outputs = dict(outputs) | {output: after[name] for name, output in self.states.items()}
         return outputs

@@ -20,8 +20,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from rnnfast.errors import ClosedError, InputError, InputTypeError, LimitError, Overloaded
-from rnnfast.server.faults import ForbiddenError, NotFoundError, UnavailableError, status_of, text_of
-from rnnfast.server.http_protocol import TOO_MANY_BYTES, HttpServer
+from rnnfast.server.faults import TOO_MANY_BYTES, ForbiddenError, NotFoundError, UnavailableError, status_of, text_of
+from rnnfast.server.http_protocol import HttpServer
 from rnnfast.server.requests import InferRequest, InferResponse
 from rnnfast.server.served_model import ServedModel
 from rnnfast.server.service import Service
